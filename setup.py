@@ -1,0 +1,97 @@
+"""Build script, for pip and for colcon (ament_python).
+
+Ranges of what the package works with stand here; the exact versions that `make` installs and the tests ran with
+stand in constraints.txt.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = "dinov3_seg_ros"
+ROOT = Path(__file__).parent
+
+
+def interpreter() -> str:
+    """The Python that console scripts start.
+
+    colcon runs under the system's Python even when a virtual environment is active, and would write that one into the
+    scripts, which then do not find torch. The environment that the package is installed from is the right one.
+    """
+    environment = os.environ.get("VIRTUAL_ENV")
+    python = Path(environment, "bin", "python") if environment else Path(sys.executable)
+    return str(python if python.exists() else sys.executable)
+
+
+def shared(folder: str) -> list[tuple[str, list[str]]]:
+    """All files below a folder, for share/dinov3_seg_ros."""
+    files = [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    by_parent: dict[str, list[str]] = {}
+    for path in files:
+        parent = path.parent.relative_to(ROOT).as_posix()
+        by_parent.setdefault(f"share/{PACKAGE}/{parent}", []).append(path.relative_to(ROOT).as_posix())
+    return list(by_parent.items())
+
+
+ROS_KILTED = {"sensor_msgs": "5.5.1", "std_msgs": "5.5.1", "std_srvs": "5.5.1", "diagnostic_msgs": "5.5.1",
+              "geometry_msgs": "5.5.1", "lifecycle_msgs": "2.3.0", "rclpy[fastrtps]": "9.1.2"}  # fmt: skip
+ROS_JAZZY = {"sensor_msgs": "5.3.6", "std_msgs": "5.3.6", "std_srvs": "5.3.6", "diagnostic_msgs": "5.3.6",
+             "geometry_msgs": "5.3.6", "lifecycle_msgs": "2.0.3", "rclpy[fastrtps]": "7.1.6"}  # fmt: skip
+
+
+def ros_wheels(versions: dict[str, str]) -> list[str]:
+    """Requirements on PyPI's builds of a ROS distribution, for machines without one."""
+    return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
+
+
+TORCH = ["torch>=2.4", "transformers>=5; python_version >= '3.11'", "safetensors>=0.4"]
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Semantic segmentation for ROS 2 from one frozen DINOv3 backbone",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    maintainer="dinov3_seg_ros maintainers",
+    maintainer_email="maintainers@dinov3-seg-ros.org",
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    python_requires=">=3.10",
+    install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.59"],
+    extras_require={
+        # Two builds of one module: install one of them.
+        "cv": ["opencv-python>=4.8,<5"],
+        "cv-headless": ["opencv-python-headless>=4.8,<5"],
+        # Two builds of one module again: together they overwrite each other.
+        "cpu": ["onnxruntime>=1.18"],
+        "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10"],
+        "torch": TORCH,
+        "train": [
+            *TORCH,
+            "accelerate>=1",
+            "matplotlib>=3.8",
+            "pyyaml>=6",
+            "rich>=13",
+            "tensorboard>=2.16",
+            "tyro>=0.9",
+        ],
+        "ros-kilted": ros_wheels(ROS_KILTED),
+        "ros-jazzy": ros_wheels(ROS_JAZZY),
+        "test": ["hypothesis", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "ruff", "torchmetrics"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        *(entry for folder in ("launch", "config", "weights") for entry in shared(folder)),
+    ],
+    zip_safe=True,
+    entry_points={
+        "console_scripts": [
+            f"segmentation_node = {PACKAGE}.node:main",
+            f"demo_camera = {PACKAGE}.demo.player:main",
+        ]
+    },
+    options={"build_scripts": {"executable": interpreter()}},
+)

@@ -1,0 +1,47 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dinov3_seg_ros.files import replacing_file, replacing_folder, sha256_of_file, write_json
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), replacing_file(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_while_writing_leaves_the_old_folder_and_no_other(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    with pytest.raises(OSError, match="disk full"), replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("half")
+        raise OSError("disk full")
+    assert (folder / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    folder = tmp_path / "bundle"
+    for content in ("first", "second"):
+        with replacing_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+    assert [file.name for file in folder.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_json_is_readable_and_its_digest_follows_its_content(tmp_path):
+    write_json(tmp_path / "a.json", {"größe": 1})
+    first = sha256_of_file(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1}
+    write_json(tmp_path / "a.json", {"größe": 2})
+    assert sha256_of_file(tmp_path / "a.json") != first

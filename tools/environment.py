@@ -1,0 +1,64 @@
+"""Make a virtual environment of this project, or complete one whose pins have changed. Standard library only.
+
+    python3 tools/environment.py .venv train test cpu cv-headless ros-kilted
+
+With a ROS distribution sourced, its own rclpy is used in place of the wheels named by a ``ros-`` extra.
+``TORCH_INDEX=URL`` takes torch from that package index, for example PyTorch's own index of CPU builds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+NEEDS_TORCH = {"torch", "train", "test"}
+
+
+def main() -> None:
+    """Bring the environment named by the first argument to the extras named by the others."""
+    folder, extras = ROOT / sys.argv[1], sorted(sys.argv[2:])
+    ros_is_sourced = bool(os.environ.get("ROS_DISTRO")) and _imports_rclpy()
+    if ros_is_sourced:
+        extras = [extra for extra in extras if not extra.startswith("ros-")]
+    stamp, wanted = folder / "stamp", _stamp(extras, ros_is_sourced)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
+    if not (folder / "bin" / "python").exists() or (stamp.exists() and stamp.read_text()[:1] != wanted[:1]):
+        venv.create(folder, with_pip=True, system_site_packages=ros_is_sourced, clear=True)
+    if NEEDS_TORCH & set(extras):
+        index = os.environ.get("TORCH_INDEX")
+        _pip(folder, _pinned("torch"), *(("--index-url", index) if index else ()))
+    _pip(folder, "-c", str(CONSTRAINTS), "-e", f"{ROOT}[{','.join(extras)}]")
+    stamp.write_text(wanted)
+
+
+def _stamp(extras: list[str], ros_is_sourced: bool) -> str:
+    """Changes with everything that the environment's content depends on; its first letter with the kind of it."""
+    content = [(ROOT / name).read_bytes() for name in ("setup.py", "constraints.txt")]
+    content += [",".join(extras).encode(), sys.version.encode(), os.environ.get("TORCH_INDEX", "").encode()]
+    return ("s" if ros_is_sourced else "w") + hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+def _pinned(name: str) -> str:
+    return next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(f"{name}=="))
+
+
+def _pip(folder: Path, *arguments: str) -> None:
+    command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    if subprocess.run(command).returncode:
+        sys.exit(f"{folder.name}: pip install failed; see its message above, then run the same command again")
+
+
+def _imports_rclpy() -> bool:
+    return subprocess.run([sys.executable, "-c", "import rclpy"], capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    main()
