@@ -1,0 +1,97 @@
+"""Pictures of a segmentation: palette, blending, class names."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+#: Names are placed on a mask reduced to about this many pixels in height: finding a region needs no more.
+_PLACEMENT_HEIGHT = 120
+#: A region smaller than this share of the picture gets no name: the text would cover more than the region.
+_LEAST_NAMED_SHARE = 0.004
+
+
+def default_palette(count: int) -> list[tuple[int, int, int]]:
+    """``count`` RGB colours (0..255) that neighbours in the list tell apart: hues one golden section apart."""
+    colours = []
+    for index in range(count):
+        hue = (index * 0.618034) % 1.0
+        saturation, value = (0.75, 0.55, 0.9)[index % 3], (0.95, 0.8, 0.65)[(index // 3) % 3]
+        colours.append(tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return colours
+
+
+def colour_mask(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Labels (H, W) uint8 or uint16 -> RGB (H, W, 3) uint8; labels beyond the palette are black."""
+    table = np.zeros((65536 if labels.dtype == np.uint16 else 256, 3), np.uint8)
+    table[: len(palette)] = palette
+    if labels.dtype == np.uint16:
+        return table[labels]
+    return cv2.applyColorMap(np.ascontiguousarray(labels), table[:, None, :])
+
+
+def blend_overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    palette: Sequence[tuple[int, int, int]],
+    alpha: float = 0.5,
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Blend the palette's colours over an image; its cost does not depend on the number of classes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (h, w) uint8 or uint16; enlarged to the image (nearest neighbour) if of another size.
+        palette: RGB colour of each class id. Where a label lies beyond it (unlabelled), the image shows unchanged.
+        alpha: weight of the colours, 0..1.
+        names: class names; when given, each is written inside the largest region of its class.
+
+    Returns:
+        (H, W, 3) uint8 RGB, a new array.
+    """
+    height, width = image.shape[:2]
+    if labels.shape != (height, width):
+        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    blended = cv2.addWeighted(colour_mask(labels, palette), alpha, image, 1.0 - alpha, 0.0)
+    unlabelled = cv2.compare(labels, len(palette) - 1, cv2.CMP_GT)
+    if cv2.hasNonZero(unlabelled):
+        cv2.copyTo(image, unlabelled, blended)
+    if names:
+        _write_names(blended, labels, names)
+    return blended
+
+
+def to_bgr(picture: np.ndarray) -> np.ndarray:
+    """RGB -> BGR, (H, W, 3) uint8."""
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+
+
+def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    step = max(labels.shape[0] // _PLACEMENT_HEIGHT, 1)
+    small = np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
+    counts = np.bincount(small.reshape(-1), minlength=len(names))[: len(names)]
+    scale = max(picture.shape[0] / 960.0, 0.35)
+    for label in np.flatnonzero(counts >= _LEAST_NAMED_SHARE * small.size):
+        x, y = _innermost_point_of_largest_region(small == label)
+        _write_centred(picture, names[label], (x * step + step // 2, y * step + step // 2), scale)
+
+
+def _innermost_point_of_largest_region(mask: np.ndarray) -> tuple[int, int]:
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    # The border counts as outside, so that names keep away from the picture's edge.
+    region = cv2.copyMakeBorder((components == largest).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    y, x = np.unravel_index(int(np.argmax(cv2.distanceTransform(region, cv2.DIST_L2, 3))), region.shape)
+    return int(x) - 1, int(y) - 1
+
+
+def _write_centred(picture: np.ndarray, text: str, centre: tuple[int, int], scale: float) -> None:
+    thickness = max(round(scale * 1.6), 1)
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    x = min(max(centre[0] - width // 2, 1), max(picture.shape[1] - width - 1, 1))
+    y = min(max(centre[1] + height // 2, height + 1), picture.shape[0] - 2)
+    for colour, extra in (((0, 0, 0), 2), ((255, 255, 255), 0)):
+        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness + extra, cv2.LINE_AA)

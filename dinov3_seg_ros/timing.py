@@ -1,0 +1,44 @@
+"""Durations of the steps that a frame goes through."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+#: Every step of a frame, in the order of the data.
+STAGES = ("message_in", "preprocess", "backbone", "heads", "decode", "overlay", "message_out")
+
+
+class StageTimes:
+    """The last durations of each stage, over a bounded window. One thread records, any thread may read."""
+
+    def __init__(self, window: int = 300) -> None:
+        self._window = window
+        self._seconds: dict[str, deque[float]] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record how long the body takes under ``name``."""
+        start = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Record one duration in seconds."""
+        if name not in self._seconds:
+            self._seconds[name] = deque(maxlen=self._window)
+        self._seconds[name].append(seconds)
+
+    def summary_ms(self) -> dict[str, dict[str, float]]:
+        """``{stage: {"median": ms, "p95": ms}}`` over the window, for the stages recorded so far."""
+        return {name: summarise_ms(list(seconds)) for name, seconds in list(self._seconds.items())}
+
+
+def summarise_ms(seconds: list[float]) -> dict[str, float]:
+    """Median and 95th percentile, in milliseconds, of a non-empty list of seconds."""
+    median, p95 = np.percentile(np.asarray(seconds) * 1000.0, (50, 95))
+    return {"median": round(float(median), 3), "p95": round(float(p95), 3)}
