@@ -1,0 +1,264 @@
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.demo.scenes.geometry import Geometry
+from dinov3_seg_ros.demo.scenes.labels import Label
+from dinov3_seg_ros.demo.scenes.materials import Painter
+from dinov3_seg_ros.demo.scenes.rendering import Model, QuadLight, render_view
+from dinov3_seg_ros.demo.scenes.textures import texture_bank
+from dinov3_seg_ros.errors import DatasetError
+
+SMALL = (90, 120)
+CLASSES = len(scenes.CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def train_samples():
+    return [scenes.sample("train", index * scenes.VIEWS_PER_SCENE, SMALL) for index in range(120)]
+
+
+@pytest.fixture(scope="module")
+def val_samples():
+    return [scenes.sample("val", index * scenes.VIEWS_PER_SCENE, SMALL) for index in range(40)]
+
+
+def digest(arrays):
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def test_there_is_one_distinct_colour_for_each_class():
+    assert len(scenes.PALETTE) == CLASSES
+    distances = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(scenes.PALETTE, 2)]
+    assert min(distances) >= 60
+
+
+def test_picture_and_mask_have_the_size_and_type_asked_for():
+    for size in ((48, 64), (77, 33), (240, 320)):
+        rgb, mask = scenes.sample("train", 5, size)
+        assert rgb.shape == (*size, 3) and rgb.dtype == np.uint8
+        assert mask.shape == size and mask.dtype == np.uint8
+
+
+def test_mask_values_are_class_ids(train_samples):
+    assert max(int(mask.max()) for _, mask in train_samples) < CLASSES
+
+
+def test_every_class_is_seen_often_and_covers_its_share(train_samples):
+    masks = np.stack([mask for _, mask in train_samples])
+    share = np.bincount(masks.ravel(), minlength=CLASSES) / masks.size
+    seen = np.array([np.mean([(mask == label).mean() > 0.002 for mask in masks]) for label in range(CLASSES)])
+    assert share.min() > 0.01, dict(zip(scenes.CLASS_NAMES, share, strict=True))
+    assert share.max() < 0.5
+    assert seen.min() > 0.25, dict(zip(scenes.CLASS_NAMES, seen, strict=True))
+
+
+def test_pictures_are_neither_dark_nor_washed_out(train_samples):
+    means = np.array([rgb.mean() for rgb, _ in train_samples])
+    assert 60 < np.median(means) < 190
+    assert ((means > 20) & (means < 235)).all()
+
+
+def test_colour_alone_does_not_tell_the_class(train_samples, val_samples):
+    def bins(rgb):
+        coarse = rgb.astype(np.int64) >> 4
+        return (coarse[..., 0] * 256 + coarse[..., 1] * 16 + coarse[..., 2]).ravel()
+
+    counts = np.zeros((4096, CLASSES), np.int64)
+    for rgb, mask in train_samples:
+        np.add.at(counts, (bins(rgb), mask.ravel()), 1)
+    confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    for rgb, mask in val_samples:
+        np.add.at(confusion, (mask.ravel(), counts.argmax(axis=1)[bins(rgb)]), 1)
+    hits = np.diag(confusion)
+    iou = hits / (confusion.sum(axis=0) + confusion.sum(axis=1) - hits)
+    assert iou.mean() <= 0.40
+
+
+def test_splits_share_neither_textures_nor_pictures(train_samples, val_samples):
+    textures = {split: {row.tobytes() for row in texture_bank(split).pyramids} for split in scenes.SPLITS}
+    assert not textures["train"] & textures["val"]
+    assert len(textures["train"]) == len(texture_bank("train").kinds)
+    masks = [{mask.tobytes() for _, mask in samples} for samples in (train_samples, val_samples)]
+    assert not masks[0] & masks[1]
+
+
+def test_same_arguments_give_the_same_bytes_in_any_order_thread_and_process():
+    def draw(indices):
+        return {index: digest(scenes.sample("val", index, SMALL)) for index in indices}
+
+    expected = draw((0, 1, 50))
+    np.random.seed(1)
+    assert draw((50, 1, 0)) == expected
+
+    from_threads = []
+    threads = [threading.Thread(target=lambda: from_threads.append(draw((1, 50, 0)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert from_threads == [expected] * 3
+
+    program = (
+        "import hashlib; from dinov3_seg_ros.demo import scenes;"
+        f"print(hashlib.sha256(b''.join(a.tobytes() for a in scenes.sample('val', 50, {SMALL}))).hexdigest())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert other.stdout.strip() == expected[50]
+
+
+def test_views_of_one_room_differ_and_rooms_differ():
+    digests = {digest(scenes.sample("train", index, SMALL)) for index in range(3 * scenes.VIEWS_PER_SCENE)}
+    assert len(digests) == 3 * scenes.VIEWS_PER_SCENE
+
+
+def test_labels_do_not_depend_on_the_camera_effects():
+    scene = scenes.Scene("val", 1)
+    pose = scene.camera_at(2.0)
+    clean = scene.render(pose, SMALL, scenes.CameraEffects(noise=0.0, blur=0.0))
+    flawed = scene.render(pose, SMALL, scenes.CameraEffects(exposure=0.5, noise=6.0, blur=2.0, motion=(20.0, 0.0)))
+    assert (clean[1] == flawed[1]).all()
+    assert flawed[0].mean() < 0.9 * clean[0].mean()
+
+
+def test_the_drive_is_smooth_closed_and_clear_of_obstacles():
+    for index in range(4):
+        scene = scenes.Scene("val", index)
+        times = np.arange(0.0, scene.lap_seconds, 0.1)
+        poses = np.array([scene.camera_at(time) for time in times])
+        steps = np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)
+        turns = (np.diff(poses[:, 3]) + np.pi) % (2 * np.pi) - np.pi
+        assert steps.max() < 0.1
+        assert np.abs(turns).max() < 0.2
+        assert np.allclose(scene.camera_at(0.0)[:2], scene.camera_at(scene.lap_seconds)[:2], atol=1e-6)
+        nearest = min(scene.depth(scenes.CameraPose(*pose), (24, 32)).min() for pose in poses[::5])
+        assert nearest > 0.15
+
+
+def test_consecutive_frames_of_a_walk_are_alike_and_rooms_change():
+    frames = list(itertools.islice(scenes.walk("val", 3, SMALL, rate_hz=2.0), 14))
+    per_scene = round(scenes.SECONDS_PER_SCENE * 2.0)
+    quick = list(itertools.islice(scenes.walk("val", 3, SMALL, rate_hz=20.0), 5))
+    agreement = [(before[1] == after[1]).mean() for before, after in itertools.pairwise(quick)]
+    assert min(agreement) > 0.9
+    assert (frames[0][1] == quick[0][1]).all()
+    next_room = scenes.Scene("val", 4)
+    assert (frames[per_scene][1] == next_room.render(next_room.camera_at(0.0), SMALL)[1]).all()
+
+
+def toy_model(build):
+    """A closed room of 6 x 6 x 3 m with dark walls, in which ``build(geometry, bright material)`` puts things."""
+    bank = texture_bank("val")
+    painter = Painter(np.random.default_rng(0), bank)
+    plain = painter.plain()
+    bright, dark = (plain._replace(ramp=painter.darker(plain, factor).ramp) for factor in (1e6, 1e-6))
+    geometry = Geometry()
+    geometry.room(3.0, 3.0, 3.0, (Label.WALL,) * 4 + (Label.FLOOR, Label.CEILING), (dark,) * 6)
+    build(geometry, bright)
+    quads, solids = geometry.quads(painter.rng), geometry.round_bodies()
+    count = len(quads.label)
+    two = np.full(count, 2)
+    light = QuadLight(np.arange(count) * 4, two, two, np.ones(4 * count, np.float32))
+    solid_light = np.ones((len(solids.label), 6), np.float32)
+    return Model(quads, solids, light, solid_light, bank.pyramids, painter.ramps, np.ones(3, np.float32))
+
+
+def view(build, pose=None):
+    pose = pose or scenes.CameraPose(-2.0, 0.0, 1.5, 0.0)
+    return render_view(toy_model(build), pose, (120, 160), 1.0, 0.0)
+
+
+def test_a_box_before_a_wall_covers_exactly_its_projection():
+    def build(geometry, bright):
+        geometry.part(Label.BOX).box((0.0, 0.0, 1.5), (1.0, 1.0, 1.0), bright)
+
+    rgb, mask, depth = view(build)
+    focal = 80.0 / np.tan(scenes.FIELD_OF_VIEW / 2)
+    y, x = np.mgrid[0:120, 0:160] + 0.5
+    inside = (np.abs(x - 80) / focal * 1.5 < 0.5) & (np.abs(y - 60) / focal * 1.5 < 0.5)
+    assert ((mask == Label.BOX) == inside).all()
+    assert ((rgb[..., 0] > 128) == inside).all()
+    assert np.allclose(depth[inside], 1.5, atol=1e-4)
+    assert np.allclose(depth[mask == Label.WALL].max(), 5.0, atol=1e-4)
+
+
+def test_the_nearer_of_two_things_is_seen_whatever_the_order_they_were_made_in():
+    def build(geometry, bright, order):
+        things = {
+            "near": lambda: geometry.part(Label.PLANT).ellipsoid((-0.5, 0.0, 1.5), (0.2, 0.2, 0.2), bright),
+            "middle": lambda: geometry.part(Label.CHAIR).box((0.5, 0.0, 1.5), (0.2, 1.0, 1.0), bright),
+            "far": lambda: geometry.part(Label.TABLE).frustum((1.5, 0.0, 1.2), (1.5, 0.0, 1.8), 0.2, 0.2, bright),
+        }
+        for name in order:
+            things[name]()
+
+    views = [
+        view(lambda *args, order=order: build(*args, order))
+        for order in itertools.permutations(("near", "middle", "far"))
+    ]
+    for _, mask, _ in views:
+        assert mask[60, 80] == Label.PLANT
+        assert mask[60, 80 + 20] == Label.CHAIR
+        assert not (mask == Label.TABLE).any()
+        assert (mask == views[0][1]).all()
+
+
+def test_a_ball_is_round_and_at_its_true_distance():
+    def build(geometry, bright):
+        geometry.part(Label.PLANT).ellipsoid((0.0, 0.0, 1.5), (0.5, 0.5, 0.5), bright)
+
+    _, mask, depth = view(build)
+    focal = 80.0 / np.tan(scenes.FIELD_OF_VIEW / 2)
+    y, x = np.mgrid[0:120, 0:160] + 0.5
+    tangent = np.hypot(x - 80, y - 60) / focal
+    assert ((mask == Label.PLANT) == (tangent < np.tan(np.arcsin(0.5 / 2.0)))).all()
+    assert depth[60, 80] == pytest.approx(1.5, abs=1e-3)
+
+
+def test_no_pixel_is_left_open_even_when_faces_pass_behind_the_camera():
+    def build(geometry, bright):
+        geometry.part(Label.FLOOR).box((-2.0, 0.0, 0.0), (3.0, 3.0, 0.02), bright)
+
+    for yaw in np.linspace(0.0, 6.0, 13):
+        rgb, mask, depth = view(build, scenes.CameraPose(-2.0, 0.3, 0.4, yaw, -0.4, 0.05))
+        assert np.isfinite(depth).all() and depth.max() < 8.0
+        assert ((rgb[..., 0] > 128) <= (mask == Label.FLOOR)).all()
+
+
+@pytest.mark.parametrize("split", ["test", "", None])
+def test_an_unknown_split_is_refused_with_the_known_ones(split):
+    for call in (
+        lambda: scenes.sample(split, 0, SMALL),
+        lambda: scenes.Scene(split, 0),
+        lambda: scenes.walk(split, 0, SMALL, 10.0),
+    ):
+        with pytest.raises(DatasetError, match="train, val"):
+            call()
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64,), (64.5, 64), "ab", None, (100000, 64)])
+def test_an_impossible_size_is_refused(size):
+    for call in (lambda: scenes.sample("val", 0, size), lambda: scenes.walk("val", 0, size, 10.0)):
+        with pytest.raises(DatasetError, match="height and width"):
+            call()
+
+
+@pytest.mark.parametrize("index", [-1, 1.5, "0", True])
+def test_an_impossible_index_is_refused(index):
+    with pytest.raises(DatasetError, match="whole number"):
+        scenes.sample("val", index, SMALL)
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, -1.0, float("nan")])
+def test_an_impossible_rate_is_refused(rate_hz):
+    with pytest.raises(DatasetError, match="rate_hz"):
+        scenes.walk("val", 0, SMALL, rate_hz)
