@@ -1,0 +1,645 @@
+"""Backbones: every family passes the same checks (`TestEveryFamily`); what only some do follows after them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dinov3_seg_ros.backbone import Backbone, backbone_identity, build_backbone, load_backbone, save_backbone
+from dinov3_seg_ros.errors import BackboneError, ImageError
+
+HEIGHT, WIDTH = 64, 96
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny member of an architecture family, and what its layers must look like."""
+
+    config: dict
+    channels: list[int]
+    strides: list[int]
+
+    def build(self, layers: list[int] | None = None, **options: str) -> Backbone:
+        """A frozen backbone in evaluation mode in which no weight is a constant such as 0, 1 or 1e-6."""
+        torch.manual_seed(0)
+        backbone = build_backbone(self.config, layers, **options)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        backbone.freeze()
+        return backbone.eval()
+
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 16, "drop_path_rate": 0.3}
+FAMILIES = {
+    "dinov3_vit": Family(
+        {**VIT, "model_type": "dinov3_vit", "intermediate_size": 64, "num_register_tokens": 4}, [32] * 4, [16] * 4
+    ),
+    "dinov3_vit_gated": Family(
+        {
+            **VIT,
+            "model_type": "dinov3_vit",
+            "intermediate_size": 48,
+            "num_register_tokens": 4,
+            "use_gated_mlp": True,
+            "hidden_act": "silu",
+        },
+        [32] * 4,
+        [16] * 4,
+    ),
+    "dinov3_convnext": Family(
+        {
+            "model_type": "dinov3_convnext",
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 2, 1],
+            "drop_path_rate": 0.3,
+        },
+        [8, 16, 24, 32],
+        [4, 8, 16, 32],
+    ),
+    "dinov2": Family({**VIT, "model_type": "dinov2", "image_size": 64}, [32] * 4, [16] * 4),
+    "dinov2_gated": Family(
+        {**VIT, "model_type": "dinov2", "image_size": 64, "use_swiglu_ffn": True}, [32] * 4, [16] * 4
+    ),
+    "resnet": Family(
+        {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]},
+        [8, 16, 24, 32],
+        [4, 8, 16, 32],
+    ),
+    "resnet_basic": Family(
+        {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "downsample_in_first_stage": True,
+        },
+        [8, 16],
+        [8, 16],
+    ),
+}
+ALL_LAYERS = {name: list(range(len(family.strides))) for name, family in FAMILIES.items()}
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same_maps(maps: list[torch.Tensor], expected: list[torch.Tensor], atol: float = 0.0) -> None:
+    torch.testing.assert_close(list(maps), list(expected), atol=atol, rtol=0.0)
+
+
+def last_part(key: str) -> str:
+    """The end of a tensor's name, which transformers has in common between its files and its modules."""
+    return key.rsplit(".", 1)[1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+class TestEveryFamily:
+    """A check added here holds for each architecture."""
+
+    def test_maps_have_the_announced_shapes_at_a_rectangular_size(self, name):
+        family = FAMILIES[name]
+        backbone = family.build(ALL_LAYERS[name])
+
+        maps = backbone(images())
+
+        assert backbone.channels == family.channels
+        assert backbone.strides == family.strides
+        assert backbone.patch_multiple == max(family.strides)
+        assert [tuple(feature.shape) for feature in maps] == [
+            (2, channels, HEIGHT // stride, WIDTH // stride)
+            for channels, stride in zip(family.channels, family.strides, strict=True)
+        ]
+
+    def test_the_last_layer_is_the_default(self, name):
+        backbone = FAMILIES[name].build()
+
+        assert backbone.layers == [len(FAMILIES[name].strides) - 1]
+        assert backbone.channels == FAMILIES[name].channels[-1:]
+
+    def test_maps_come_in_the_order_of_layers_and_negatives_count_from_the_end(self, name):
+        everything = FAMILIES[name].build(ALL_LAYERS[name])(images())
+
+        backbone = FAMILIES[name].build([-1, 0, -2] if len(everything) > 2 else [-1, 0])
+
+        assert_same_maps(backbone(images()), [everything[layer] for layer in backbone.layers])
+        assert backbone.channels == [feature.shape[1] for feature in backbone(images())]
+
+    def test_a_block_behind_the_deepest_layer_is_not_computed(self, name):
+        backbone = FAMILIES[name].build([0])
+        expected = backbone(images())
+
+        with torch.no_grad():
+            for parameter in backbone._blocks[1].parameters():
+                parameter.fill_(torch.nan)
+
+        assert_same_maps(backbone(images()), expected)
+
+    def test_a_size_that_is_no_multiple_is_refused(self, name):
+        backbone = FAMILIES[name].build()
+
+        with pytest.raises(ImageError, match=rf"64x97.*multiples of {backbone.patch_multiple}"):
+            backbone(torch.zeros(1, 3, 64, 97))
+
+    def test_a_frozen_backbone_builds_no_graph(self, name):
+        backbone = FAMILIES[name].build([0])
+
+        maps = backbone(images().requires_grad_())
+
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
+        assert not any(feature.requires_grad for feature in maps)
+
+    def test_a_frozen_backbone_in_training_mode_stays_deterministic(self, name):
+        backbone = FAMILIES[name].build(ALL_LAYERS[name])
+        expected = backbone(images())
+        before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+
+        backbone.train()
+
+        assert backbone.training
+        for _ in range(2):
+            assert_same_maps(backbone(images()), expected)
+        torch.testing.assert_close(backbone.state_dict(), before, atol=0.0, rtol=0.0)
+
+    def test_with_one_block_unfrozen_only_it_and_the_final_norm_train(self, name):
+        backbone = FAMILIES[name].build([0, 1])
+        first, last = backbone._blocks
+        backbone.freeze(1)
+        backbone.train()
+
+        sum(feature.square().sum() for feature in backbone(images())).backward()
+
+        expected = set(last.parameters())
+        if backbone.feature_norm == "final":
+            expected.update(
+                *(norm.parameters() for norm in backbone.model.children() if isinstance(norm, nn.LayerNorm))
+            )
+        assert {parameter for parameter in backbone.parameters() if parameter.grad is not None} == expected
+        assert {parameter for parameter in backbone.parameters() if parameter.requires_grad} == expected
+        assert last.training and not first.training
+
+    def test_unfrozen_as_a_whole_every_parameter_that_asks_for_a_gradient_gets_one(self, name):
+        backbone = FAMILIES[name].build([1])
+        backbone.freeze("all")
+
+        sum(feature.square().sum() for feature in backbone(images())).backward()
+
+        waiting = [key for key, parameter in backbone.named_parameters() if parameter.requires_grad]
+        assert len(waiting) > 10
+        assert [key for key in waiting if backbone.get_parameter(key).grad is None] == []
+
+    def test_freezing_again_stops_training(self, name):
+        backbone = FAMILIES[name].build()
+        backbone.freeze("all")
+        backbone.train()
+
+        backbone.freeze()
+
+        assert not any(module.training for module in backbone.model.modules())
+        assert not backbone(images())[0].requires_grad
+
+    @pytest.mark.parametrize("count", [-1, 3, 1.5, "some"])
+    def test_a_senseless_number_of_trainable_blocks_is_refused(self, name, count):
+        with pytest.raises(BackboneError, match="number from 0 to 2"):
+            FAMILIES[name].build([1]).freeze(count)
+
+    def test_saved_with_few_layers_and_loaded_with_all_it_is_the_same_network(self, name, tmp_path):
+        whole = FAMILIES[name].build(ALL_LAYERS[name])
+        save_backbone(FAMILIES[name].build([0]), tmp_path / "saved")
+
+        loaded = load_backbone(tmp_path / "saved", ALL_LAYERS[name])
+
+        assert not loaded.training and loaded.trainable_blocks == 0
+        assert_same_maps(loaded(images()), whole(images()))
+        assert backbone_identity(loaded) == backbone_identity(whole)
+
+    def test_saved_in_half_precision_it_agrees_to_rounding_and_keeps_its_identity(self, name, tmp_path):
+        backbone = FAMILIES[name].build(ALL_LAYERS[name])
+        save_backbone(backbone, tmp_path / "once", torch.float16)
+        once = load_backbone(tmp_path / "once", ALL_LAYERS[name])
+        save_backbone(once, tmp_path / "twice", torch.float16)
+
+        assert {t.dtype for t in load_file(tmp_path / "once" / "model.safetensors").values()} <= {
+            torch.float16,
+            torch.int64,
+        }
+        assert_same_maps(once(images()), backbone(images()), atol=0.05)
+        assert backbone_identity(load_backbone(tmp_path / "twice")) == backbone_identity(once)
+        assert backbone_identity(once) != backbone_identity(backbone)
+
+    def test_a_saved_folder_is_one_that_hugging_face_reads_without_complaint(self, name, tmp_path):
+        backbone = FAMILIES[name].build()
+        save_backbone(backbone, tmp_path / "saved")
+
+        # AutoBackbone.from_pretrained asks the hub about local folders too, so its class is looked up by hand.
+        kind = type(transformers.AutoBackbone.from_config(transformers.AutoConfig.from_pretrained(tmp_path / "saved")))
+        model, report = kind.from_pretrained(tmp_path / "saved", output_loading_info=True)
+
+        assert not report["missing_keys"] and not report["mismatched_keys"]
+        assert report["unexpected_keys"] <= {"layer_norm.weight", "layer_norm.bias"}
+        assert_same_maps(model(images()).feature_maps, backbone(images()))
+
+    def test_loading_says_nothing(self, name, tmp_path, capfd, caplog):
+        save_backbone(FAMILIES[name].build(), tmp_path / "saved")
+        capfd.readouterr()
+
+        load_backbone(tmp_path / "saved", [0])
+
+        assert capfd.readouterr() == ("", "")
+        assert caplog.records == []
+
+    def test_changed_tensors_take_the_place_of_the_saved_ones(self, name, tmp_path):
+        backbone = FAMILIES[name].build()
+        save_backbone(backbone, tmp_path / "saved")
+        key, tensor = next((k, t) for k, t in backbone.checkpoint_tensors().items() if t.ndim == 4)
+
+        changed = load_backbone(tmp_path / "saved", changed={key: tensor + 1})
+
+        torch.testing.assert_close(changed.checkpoint_tensors()[key], tensor + 1)
+        with pytest.raises(BackboneError, match="unexpected: nonsense"):
+            load_backbone(tmp_path / "saved", changed={"nonsense": tensor})
+
+    def test_weights_that_do_not_fit_are_refused_by_name(self, name, tmp_path):
+        save_backbone(FAMILIES[name].build(), tmp_path / "saved")
+        tensors = load_file(tmp_path / "saved" / "model.safetensors")
+        absent, misshapen = sorted(key for key, tensor in tensors.items() if tensor.ndim == 2 or tensor.ndim == 4)[:2]
+        del tensors[absent]
+        tensors[misshapen] = tensors[misshapen][:1]
+        save_file({**tensors, "nonsense": torch.zeros(1)}, tmp_path / "saved" / "model.safetensors")
+
+        with pytest.raises(BackboneError) as refusal:
+            load_backbone(tmp_path / "saved")
+
+        complaints = str(refusal.value)
+        assert "1 missing" in complaints and last_part(absent) in complaints
+        assert "1 unexpected: nonsense" in complaints
+        assert "1 of a wrong shape" in complaints and "instead of" in complaints
+
+    def test_onnx_export_with_a_dynamic_batch_gives_the_same_maps(self, name, tmp_path):
+        layers = [1, 0]
+        backbone = FAMILIES[name].build(layers)
+        batch = torch.export.Dim("batch", min=1, max=8)
+        torch.onnx.export(
+            backbone,
+            (images(),),
+            tmp_path / "backbone.onnx",
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx", providers=["CPUExecutionProvider"])
+
+        maps = session.run(None, {session.get_inputs()[0].name: images(3).numpy()})
+
+        for ours, expected in zip(maps, backbone(images(3)), strict=True):
+            np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4, rtol=0)
+
+
+def save_as_hugging_face_model(kind: type, config: dict, folder: Path) -> nn.Module:
+    """A whole model (not only a backbone) with made-up weights, written by transformers itself."""
+    torch.manual_seed(0)
+    model = kind(kind.config_class.from_dict(config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+class TestHuggingFaceModels:
+    @pytest.mark.parametrize(
+        ("kind", "name", "prefix_tokens"),
+        [
+            (transformers.DINOv3ViTModel, "dinov3_vit", 5),
+            (transformers.DINOv3ConvNextModel, "dinov3_convnext", 1),
+            (transformers.Dinov2Model, "dinov2", 1),
+        ],
+    )
+    def test_the_last_map_with_final_norm_is_the_models_own_output(self, kind, name, prefix_tokens, tmp_path):
+        model = save_as_hugging_face_model(kind, FAMILIES[name].config, tmp_path)
+
+        (feature,) = load_backbone(tmp_path, feature_norm="final")(images())
+
+        with torch.no_grad():
+            tokens = model(images()).last_hidden_state[:, prefix_tokens:]
+        torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens, atol=1e-6, rtol=0)
+
+    def test_block_n_is_transformers_stage_n_plus_one(self, tmp_path):
+        config = {**FAMILIES["dinov3_vit"].config, "out_indices": [2]}
+        model = save_as_hugging_face_model(transformers.DINOv3ViTBackbone, config, tmp_path)
+
+        with torch.no_grad():
+            assert_same_maps(load_backbone(tmp_path, [1])(images()), model(images()).feature_maps)
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            (transformers.ResNetForImageClassification, "resnet"),
+            (transformers.Dinov2ForImageClassification, "dinov2"),
+        ],
+    )
+    def test_a_published_classifier_serves_as_backbone(self, kind, name, tmp_path):
+        model = save_as_hugging_face_model(kind, FAMILIES[name].config, tmp_path / "classifier")
+        base = getattr(model, model.base_model_prefix)
+        base.save_pretrained(tmp_path / "base")
+
+        backbone = load_backbone(tmp_path / "classifier")
+
+        assert backbone_identity(backbone) == backbone_identity(load_backbone(tmp_path / "base"))
+
+
+class TestConvNextFeatureNorm:
+    def test_final_norms_the_channels_of_the_last_stage_only(self):
+        plain = FAMILIES["dinov3_convnext"].build([3, 2])
+        normed = FAMILIES["dinov3_convnext"].build([3, 2], feature_norm="final")
+        norm = normed.model.layer_norm
+
+        last, middle = plain(images())
+        expected = nn.functional.layer_norm(last.permute(0, 2, 3, 1), (32,), norm.weight, norm.bias, norm.eps)
+
+        assert (plain.feature_norm, normed.feature_norm) == ("none", "final")
+        assert_same_maps(normed(images()), [expected.permute(0, 3, 1, 2), middle], atol=1e-6)
+
+    @pytest.mark.parametrize("layers", [[3], [1]])
+    def test_final_trains_where_it_is_applied_and_nowhere_else(self, layers):
+        backbone = FAMILIES["dinov3_convnext"].build(layers, feature_norm="final")
+        backbone.freeze("all")
+
+        backbone(images())[0].square().sum().backward()
+
+        assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
+        assert backbone.model.layer_norm.weight.requires_grad == (layers == [3])
+
+    def test_the_identity_does_not_depend_on_it(self):
+        build = FAMILIES["dinov3_convnext"].build
+
+        assert backbone_identity(build(feature_norm="final")) == backbone_identity(build())
+
+    def test_a_checkpoint_without_the_norm_serves_all_but_final(self, tmp_path):
+        config = FAMILIES["dinov3_convnext"].config
+        model = save_as_hugging_face_model(transformers.DINOv3ConvNextBackbone, config, tmp_path / "bare")
+
+        backbone = load_backbone(tmp_path / "bare")
+
+        with torch.no_grad():
+            assert_same_maps(backbone(images()), model(images()).feature_maps)
+        save_backbone(backbone, tmp_path / "again")
+        assert backbone_identity(load_backbone(tmp_path / "again")) == backbone_identity(backbone)
+        with pytest.raises(BackboneError, match="no final norm"):
+            load_backbone(tmp_path / "bare", feature_norm="final")
+
+    @pytest.mark.parametrize(("name", "norm"), [("dinov3_vit", "none"), ("resnet", "final"), ("dinov2", "first")])
+    def test_a_norm_that_the_family_does_not_offer_is_refused(self, name, norm):
+        with pytest.raises(BackboneError, match=f"feature_norm is '{norm}'"):
+            FAMILIES[name].build(feature_norm=norm)
+
+
+class TestTrainingMode:
+    """What must not happen to a frozen backbone does happen to one that trains."""
+
+    def test_an_unfrozen_vit_jitters_its_positions(self):
+        backbone = FAMILIES["dinov3_vit"].build()
+        backbone.freeze("all")
+        backbone.train()
+
+        first, second = backbone(images())[0], backbone(images())[0]
+
+        assert not torch.equal(first, second)
+
+    def test_an_unfrozen_resnet_stage_updates_its_statistics_and_the_frozen_ones_do_not(self):
+        backbone = FAMILIES["resnet"].build()
+        before = {key: tensor.clone() for key, tensor in backbone.state_dict().items() if "running" in key}
+        backbone.freeze(1)
+        backbone.train()
+
+        backbone(images())
+
+        moved = {key for key, tensor in before.items() if not torch.equal(backbone.state_dict()[key], tensor)}
+        assert moved == {key for key in before if "stages.3" in key}
+
+    def test_a_backbone_built_from_scratch_is_ready_to_train(self):
+        backbone = build_backbone(FAMILIES["resnet"].config)
+
+        assert backbone.training and backbone.trainable_blocks == "all"
+
+
+class TestIdentity:
+    def test_it_is_a_sha256_that_layers_do_not_change(self):
+        build = FAMILIES["dinov3_vit"].build
+
+        assert len(backbone_identity(build())) == 64
+        assert backbone_identity(build([0])) == backbone_identity(build([1, 2]))
+
+    def test_the_smallest_change_of_a_weight_changes_it(self):
+        backbone = FAMILIES["dinov3_vit"].build()
+        before = backbone_identity(backbone)
+
+        with torch.no_grad():
+            backbone._blocks[3].norm1.bias[0] += 1e-6
+
+        assert backbone_identity(backbone) != before
+
+    @pytest.mark.parametrize("option", [{"num_attention_heads": 4}, {"layer_norm_eps": 1e-6}, {"rope_theta": 50.0}])
+    def test_configuration_that_the_weights_do_not_tell_changes_it(self, option):
+        family = FAMILIES["dinov3_vit"]
+        other = Family({**family.config, **option}, family.channels, family.strides)
+
+        assert backbone_identity(other.build()) != backbone_identity(family.build())
+
+    @pytest.mark.parametrize("option", [{"image_size": 512}, {"drop_path_rate": 0.0}, {"out_indices": [1]}])
+    def test_configuration_that_features_do_not_depend_on_leaves_it(self, option):
+        family = FAMILIES["dinov3_vit"]
+        other = family.build()
+        for key, value in option.items():
+            setattr(other.model.config, key, value)
+
+        assert backbone_identity(other) == backbone_identity(family.build())
+
+
+class TestMistakes:
+    def test_a_backbone_made_from_the_model_of_another_still_has_all_its_blocks(self):
+        whole = FAMILIES["dinov3_vit"].build([0, 3])
+        few = FAMILIES["dinov3_vit"].build([0])
+
+        assert_same_maps(Backbone(few.model, [0, 3])(images()), whole(images()))
+
+    @pytest.mark.parametrize("layers", [[], [4], [-5], [0, 4]])
+    def test_layers_out_of_range_are_refused(self, layers):
+        with pytest.raises(BackboneError, match="layers 0 to 3"):
+            FAMILIES["dinov3_vit"].build(layers)
+
+    @pytest.mark.parametrize("layers", [[1, 1], [3, -1]])
+    def test_a_layer_named_twice_is_refused(self, layers):
+        with pytest.raises(BackboneError, match="twice"):
+            FAMILIES["dinov3_vit"].build(layers)
+
+    def test_an_unknown_architecture_is_refused_with_those_known(self):
+        with pytest.raises(BackboneError, match="'vit'; supported are dinov3_vit, dinov3_convnext"):
+            build_backbone({"model_type": "vit"})
+
+    def test_a_configuration_value_of_a_wrong_type_is_refused(self):
+        with pytest.raises(BackboneError, match="hidden_size"):
+            build_backbone({"model_type": "dinov3_vit", "hidden_size": "wide"})
+
+    @pytest.mark.parametrize("absent", ["config.json", "model.safetensors"])
+    def test_a_folder_that_lacks_a_file_is_refused(self, absent, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        (tmp_path / "saved" / absent).unlink()
+
+        with pytest.raises(BackboneError, match=rf"saved has no {absent};.*weights/README.md"):
+            load_backbone(tmp_path / "saved")
+
+    def test_truncated_weights_are_refused(self, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        weights = tmp_path / "saved" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+
+        with pytest.raises(BackboneError, match=r"model.safetensors are damaged or incomplete"):
+            load_backbone(tmp_path / "saved")
+
+    @pytest.mark.parametrize("text", ["{", "[1]"])
+    def test_a_configuration_that_is_no_json_object_is_refused(self, text, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        (tmp_path / "saved" / "config.json").write_text(text)
+
+        with pytest.raises(BackboneError, match=r"config.json (cannot be read as JSON|is not a JSON object)"):
+            load_backbone(tmp_path / "saved")
+
+    @pytest.mark.parametrize("source", ["/nowhere/at/all", "one/two/three", "not an id"])
+    def test_what_is_neither_path_nor_id_is_refused(self, source):
+        with pytest.raises(BackboneError, match="is no folder, no file and no Hugging Face id"):
+            load_backbone(source)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of huggingface.co as a download needs. Repositories whose name is an error code answer with it."""
+
+    files: Path
+    requests: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        self.requests.append(self.path)
+        repository, name = self.path.removeprefix("/lab/").split("/resolve/main/")
+        if repository in ("GatedRepo", "RepoNotFound"):
+            return self._send(401, {"X-Error-Code": repository})
+        if repository == "EntryNotFound" and name != "config.json":
+            return self._send(404, {"X-Error-Code": repository})
+        if repository == "Broken":
+            return self._send(500, {})
+        content = (self.files / name).read_bytes()
+        headers = {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": "0" * 40, "Content-Length": str(len(content))}
+        return self._send(200, headers, content if with_body else b"")
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": "0", **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler: type) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def point_the_hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment variable HF_ENDPOINT does, for a huggingface_hub that is already imported."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    @pytest.fixture
+    def hub(self, tmp_path, monkeypatch):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "served")
+        handler = type("ThisHub", (Hub,), {"files": tmp_path / "served", "requests": []})
+        with serving(handler) as address:
+            point_the_hub_at(address, monkeypatch)
+            yield handler
+
+    def test_an_id_is_fetched_once_and_then_taken_from_the_cache_unasked(self, hub):
+        fetched = load_backbone("lab/resnet-tiny")
+        asked = len(hub.requests)
+
+        again = load_backbone("lab/resnet-tiny")
+
+        assert backbone_identity(fetched) == backbone_identity(FAMILIES["resnet"].build())
+        assert backbone_identity(again) == backbone_identity(fetched)
+        assert asked > 0 and len(hub.requests) == asked
+
+    @pytest.mark.parametrize(
+        ("repository", "reason"),
+        [
+            ("GatedRepo", "is gated and this machine has no access"),
+            ("RepoNotFound", "does not exist on Hugging Face"),
+            ("EntryNotFound", "has no model.safetensors on Hugging Face"),
+            ("Broken", "was refused by Hugging Face"),
+        ],
+    )
+    def test_a_refusal_says_why_and_how_to_get_the_weights(self, hub, repository, reason):
+        with pytest.raises(BackboneError, match=rf"'lab/{repository}' {reason}.*hf auth login.*weights/README.md"):
+            load_backbone(f"lab/{repository}")
+
+    def test_without_a_network_it_fails_at_once(self, monkeypatch, caplog):
+        point_the_hub_at("http://127.0.0.1:9", monkeypatch)
+
+        with pytest.raises(BackboneError, match=r"cannot be reached.*hf auth login"):
+            load_backbone("facebook/dinov3-vits16-pretrain-lvd1689m")
+
+        assert "Retrying" not in caplog.text
+
+    def test_offline_mode_is_respected(self, hub, monkeypatch):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+        with pytest.raises(BackboneError, match="HF_HUB_OFFLINE"):
+            load_backbone("lab/resnet-tiny")
+
+        assert hub.requests == []
+
+
+def test_the_configuration_on_disk_names_no_layers_and_no_library_version(tmp_path):
+    save_backbone(FAMILIES["dinov3_vit"].build([1]), tmp_path)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    assert config["model_type"] == "dinov3_vit" and config["dtype"] == "float32"
+    assert not {"out_indices", "out_features", "transformers_version"} & config.keys()
