@@ -1,0 +1,75 @@
+"""Small real bundles for the tests: made-up weights, real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dinov3_seg_ros.backbone import Backbone, backbone_identity, build_backbone, save_backbone
+from dinov3_seg_ros.bundle import (
+    BACKBONE_FOLDER,
+    BackboneSection,
+    Bundle,
+    ClassesSection,
+    HeadSection,
+    InputSection,
+    Manifest,
+    save_bundle,
+)
+from dinov3_seg_ros.heads import build_head
+from dinov3_seg_ros.overlay import default_palette
+
+TINY_CONVNEXT = {
+    "model_type": "dinov3_convnext",
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+}
+
+
+def tiny_backbone(layers: list[int] | None = None) -> Backbone:
+    """A DINOv3 ConvNeXt of a few thousand parameters with reproducible made-up weights."""
+    torch.manual_seed(0)
+    return build_backbone(TINY_CONVNEXT, layers=layers or [1, 2, 3])
+
+
+def write_tiny_bundle(
+    path: Path,
+    *,
+    name: str = "tiny",
+    num_classes: int = 5,
+    backbone: Backbone | None = None,
+    network_size: tuple[int, int] = (64, 96),
+    geometry: str = "letterbox",
+    seed: int = 1,
+) -> Bundle:
+    """Write a bundle with made-up weights whose labels vary over the picture."""
+    backbone = backbone or tiny_backbone()
+    torch.manual_seed(seed)
+    head = build_head("aspp", backbone.channels, backbone.strides, num_classes, width=16).eval()
+    # Made-up weights alone give almost one class everywhere.
+    torch.nn.init.normal_(head.classifier.weight, std=3.0)
+
+    def write_backbone(folder: Path) -> None:
+        save_backbone(backbone, folder / BACKBONE_FOLDER)
+
+    manifest = Manifest(
+        name=name,
+        backbone=BackboneSection(
+            storage="embedded",
+            source="made up",
+            identity=backbone_identity(backbone),
+            model_type="dinov3_convnext",
+            layers=backbone.layers,
+            feature_norm=backbone.feature_norm,
+            channels=backbone.channels,
+            strides=backbone.strides,
+            multiple=backbone.patch_multiple,
+        ),
+        input=InputSection(
+            network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        classes=ClassesSection(names=[f"class_{i}" for i in range(num_classes)], palette=default_palette(num_classes)),
+        head=HeadSection(name="aspp", options={"width": 16}),
+    )
+    return save_bundle(path, manifest, head.state_dict(), write_backbone)

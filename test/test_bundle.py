@@ -1,0 +1,154 @@
+"""A bundle is whole or is refused, with the file and the reason named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from bundles import tiny_backbone, write_tiny_bundle
+from safetensors.torch import save_file
+
+from dinov3_seg_ros.backbone import backbone_identity, save_backbone
+from dinov3_seg_ros.bundle import DELTA_FILE, HEAD_FILE, check_shared_backbone, load_bundle, save_bundle
+from dinov3_seg_ros.errors import BackboneError, BundleError
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_tiny_bundle(tmp_path / "bundle")
+
+
+def change_manifest(bundle, change):
+    path = bundle.path / "bundle.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_saved_bundle_loads_with_the_same_weights(bundle):
+    loaded = load_bundle(bundle.path)
+    assert loaded.manifest == bundle.manifest
+    backbone, head = loaded.load_backbone(), loaded.load_head()
+    assert backbone_identity(backbone) == bundle.manifest.backbone.identity
+    assert not any(p.requires_grad for p in backbone.parameters())
+    with torch.inference_mode():
+        assert head(backbone(torch.zeros(1, 3, 64, 96))).shape == (1, 5, 8, 12)
+
+
+def test_saving_over_a_bundle_keeps_the_old_one_when_it_fails(bundle):
+    with pytest.raises(OSError, match="no space"):
+
+        def fail(folder):
+            raise OSError("no space left on device")
+
+        save_bundle(bundle.path, bundle.manifest, {}, fail)
+    load_bundle(bundle.path).load_head()
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "backbone/model.safetensors", "backbone/config.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_file_is_named(bundle, name, damage):
+    file = bundle.path / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} is (missing|damaged)"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), "schema_version is 99"),
+        (lambda m: m.pop("head"), "head: Field required"),
+        (lambda m: m["classes"]["names"].pop(), "4 names but 5 colours"),
+        (lambda m: m["classes"]["palette"].__setitem__(0, [0, 0, 256]), "classes.palette.0.2"),
+        (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
+        (lambda m: m["input"].update(network_size=[63, 96]), "multiples of 32"),
+        (lambda m: m.update(nmae="x"), "nmae: Extra inputs"),
+        (lambda m: m.update(name="Tiny Bundle"), "name: String should match"),
+        (lambda m: m["files"].pop("head.safetensors"), "does not list head.safetensors"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_with_the_field_named(bundle, change, message):
+    change_manifest(bundle, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_bundle(bundle.path)
+    assert "bundle.json" in str(caught.value)
+
+
+def test_a_manifest_that_is_no_json_is_refused(bundle):
+    (bundle.path / "bundle.json").write_text("{")
+    with pytest.raises(BundleError, match=r"bundle.json cannot be read as JSON"):
+        load_bundle(bundle.path)
+
+
+def test_a_path_that_is_no_bundle_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"holds no bundle.json"):
+        load_bundle(tmp_path)
+
+
+def test_a_head_that_does_not_fit_its_description_is_refused(bundle):
+    change_manifest(bundle, lambda m: m["head"]["options"].update(width=32))
+    with pytest.raises(BundleError, match=r"head.safetensors does not fit"):
+        load_bundle(bundle.path).load_head()
+
+
+def test_another_backbone_than_the_heads_is_refused(bundle):
+    change_manifest(bundle, lambda m: m["backbone"].update(identity="0" * 64))
+    with pytest.raises(BundleError, match="not the one this head was trained on"):
+        load_bundle(bundle.path).load_backbone()
+
+
+def test_a_missing_referenced_backbone_says_how_to_get_it(bundle, tmp_path):
+    change_manifest(bundle, lambda m: m["backbone"].update(storage="reference", source=str(tmp_path / "none.pth")))
+    with pytest.raises(BackboneError, match=r"none\.pth"):
+        load_bundle(bundle.path).load_backbone()
+
+
+def test_a_delta_restores_the_backbone_that_was_fine_tuned(bundle, tmp_path):
+    base = tiny_backbone()
+    save_backbone(base, tmp_path / "base")
+    tuned = tiny_backbone()
+    with torch.no_grad():
+        changed_name, tensor = next((n, t) for n, t in tuned.checkpoint_tensors().items() if t.ndim == 4)
+        tensor += 0.1
+    section = bundle.manifest.backbone.model_copy(
+        update={
+            "storage": "delta",
+            "source": str(tmp_path / "base"),
+            "base_identity": backbone_identity(base),
+            "identity": backbone_identity(tuned),
+        }
+    )
+    manifest = bundle.manifest.model_copy(update={"backbone": section})
+    changed = {changed_name: tuned.checkpoint_tensors()[changed_name]}
+    saved = save_bundle(
+        tmp_path / "delta", manifest, bundle.load_head().state_dict(), lambda f: save_file(changed, f / DELTA_FILE)
+    )
+    assert sorted(saved.manifest.files) == [DELTA_FILE, HEAD_FILE]
+    assert backbone_identity(load_bundle(saved.path).load_backbone()) == backbone_identity(tuned)
+    shutil.rmtree(tmp_path / "base")
+    save_backbone(tuned, tmp_path / "base")
+    with pytest.raises(BundleError, match="not the one this head was trained on"):
+        load_bundle(saved.path).load_backbone()
+
+
+def test_bundles_that_cannot_share_a_pass_are_refused_with_the_field_named(bundle, tmp_path):
+    alike = write_tiny_bundle(tmp_path / "alike", name="alike", num_classes=3, seed=5)
+    check_shared_backbone([bundle, alike])
+    larger = write_tiny_bundle(tmp_path / "larger", name="larger", network_size=(96, 96))
+    with pytest.raises(BundleError, match=r"input.network_size is \(64, 96\) in one and \(96, 96\)"):
+        check_shared_backbone([bundle, larger])
+    twin = write_tiny_bundle(tmp_path / "twin")
+    with pytest.raises(BundleError, match="named 'tiny'"):
+        check_shared_backbone([bundle, twin])
