@@ -1,0 +1,173 @@
+"""sensor_msgs/Image and CompressedImage to and from arrays.
+
+The pixels of a message are read in place, with its own step, so that padded rows come out right; the one copy is the
+conversion to RGB. cv_bridge is not used: it reads padded rows wrongly, and its compiled part breaks under NumPy 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.errors import ImageError
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How an encoding lies in memory, and how it becomes RGB."""
+
+    dtype: type[np.generic]
+    channels: int
+    to_rgb: Callable[[np.ndarray], np.ndarray]
+    # Rows of the buffer for each row of the picture: planar YUV 4:2:0 has one and a half, 4:4:4 three.
+    buffer_rows: float = 1.0
+
+
+def _cvt(code: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda pixels: cv2.cvtColor(pixels, code)
+
+
+def _high_byte(pixels: np.ndarray) -> np.ndarray:
+    return (pixels >> 8).astype(np.uint8)
+
+
+def _cvt_high_byte(code: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda pixels: cv2.cvtColor(_high_byte(pixels), code)
+
+
+# OpenCV has no conversion for 4:4:4 in the video range (ITU-R BT.601, Y 16..235) that it uses for NV12 and NV21.
+_YUV_TO_RGB = np.array(
+    [
+        [1.164, 0.0, 1.596, -16 * 1.164 - 128 * 1.596],
+        [1.164, -0.392, -0.813, -16 * 1.164 + 128 * (0.392 + 0.813)],
+        [1.164, 2.017, 0.0, -16 * 1.164 - 128 * 2.017],
+    ]
+)
+
+
+def _nv24_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    height, width = pixels.shape[0] // 3, pixels.shape[1]
+    chroma = pixels[height:].reshape(height, width, 2)
+    return cv2.transform(np.dstack((pixels[:height], chroma)), _YUV_TO_RGB)
+
+
+# These aliases name a pattern as ROS does, by its first two rows; OpenCV's older two-letter ones do not.
+_BAYER = {
+    "bayer_rggb": cv2.COLOR_BayerRGGB2RGB,
+    "bayer_bggr": cv2.COLOR_BayerBGGR2RGB,
+    "bayer_gbrg": cv2.COLOR_BayerGBRG2RGB,
+    "bayer_grbg": cv2.COLOR_BayerGRBG2RGB,
+}
+
+_ENCODINGS: dict[str, _Encoding] = {
+    "rgb8": _Encoding(np.uint8, 3, np.ascontiguousarray),
+    "8UC3": _Encoding(np.uint8, 3, _cvt(cv2.COLOR_BGR2RGB)),
+    "bgr8": _Encoding(np.uint8, 3, _cvt(cv2.COLOR_BGR2RGB)),
+    "rgba8": _Encoding(np.uint8, 4, _cvt(cv2.COLOR_RGBA2RGB)),
+    "8UC4": _Encoding(np.uint8, 4, _cvt(cv2.COLOR_BGRA2RGB)),
+    "bgra8": _Encoding(np.uint8, 4, _cvt(cv2.COLOR_BGRA2RGB)),
+    "mono8": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
+    "8UC1": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
+    "mono16": _Encoding(np.uint16, 1, _cvt_high_byte(cv2.COLOR_GRAY2RGB)),
+    "16UC1": _Encoding(np.uint16, 1, _cvt_high_byte(cv2.COLOR_GRAY2RGB)),
+    "rgb16": _Encoding(np.uint16, 3, _high_byte),
+    "bgr16": _Encoding(np.uint16, 3, _cvt_high_byte(cv2.COLOR_BGR2RGB)),
+    "rgba16": _Encoding(np.uint16, 4, _cvt_high_byte(cv2.COLOR_RGBA2RGB)),
+    "bgra16": _Encoding(np.uint16, 4, _cvt_high_byte(cv2.COLOR_BGRA2RGB)),
+    "uyvy": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
+    "yuv422": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
+    "yuyv": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_YUYV)),
+    "yuv422_yuy2": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_YUYV)),
+    "nv21": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_YUV2RGB_NV21), buffer_rows=1.5),
+    "nv12": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_YUV2RGB_NV12), buffer_rows=1.5),
+    "nv24": _Encoding(np.uint8, 1, _nv24_to_rgb, buffer_rows=3.0),
+    **{f"{name}8": _Encoding(np.uint8, 1, _cvt(code)) for name, code in _BAYER.items()},
+    **{f"{name}16": _Encoding(np.uint16, 1, _cvt_high_byte(code)) for name, code in _BAYER.items()},
+}
+
+#: Encodings of sensor_msgs/Image that `image_to_rgb` reads.
+INPUT_ENCODINGS = tuple(_ENCODINGS)
+
+
+def image_to_rgb(message: Any) -> np.ndarray:
+    """Pixels of a sensor_msgs/Image as (H, W, 3) uint8 RGB.
+
+    Padded rows and big-endian data are honoured; 16-bit values keep their high byte. For ``rgb8`` the result may be
+    a view of the message.
+
+    Raises:
+        ImageError: unknown encoding, no pixels, or a step or length of data that does not fit the size.
+    """
+    if message.encoding not in _ENCODINGS:
+        raise ImageError(
+            f"image encoding '{message.encoding}' is not supported; the camera driver must publish one of: "
+            f"{', '.join(INPUT_ENCODINGS)}"
+        )
+    encoding = _ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    if height < 1 or width < 1:
+        raise ImageError(f"the image is empty: {width}x{height}")
+    if (encoding.channels == 2 and width % 2) or (encoding.buffer_rows == 1.5 and (width % 2 or height % 2)):
+        raise ImageError(f"an image of encoding '{message.encoding}' must have even sides; got {width}x{height}")
+    itemsize = np.dtype(encoding.dtype).itemsize
+    row_bytes = width * encoding.channels * itemsize
+    rows = int(height * encoding.buffer_rows)
+    if step < row_bytes:
+        raise ImageError(f"step is {step} bytes, but a row of {width} '{message.encoding}' pixels takes {row_bytes}")
+    if len(message.data) != step * rows:
+        raise ImageError(
+            f"data holds {len(message.data)} bytes, but {rows} rows of {step} bytes are {step * rows} "
+            f"({width}x{height} '{message.encoding}')"
+        )
+    dtype = np.dtype(encoding.dtype).newbyteorder(">" if message.is_bigendian else "<")
+    shape, strides = (rows, width), (step, encoding.channels * itemsize)
+    if encoding.channels > 1:
+        shape, strides = (*shape, encoding.channels), (*strides, itemsize)
+    return encoding.to_rgb(np.ndarray(shape, dtype, message.data, 0, strides))
+
+
+def compressed_to_rgb(message: Any) -> np.ndarray:
+    """Pixels of a sensor_msgs/CompressedImage (JPEG, PNG and what else OpenCV reads) as (H, W, 3) uint8 RGB.
+
+    An orientation tag is not applied: masks must line up with the picture as the camera's calibration knows it.
+
+    Raises:
+        ImageError: the data cannot be decoded.
+    """
+    data = np.frombuffer(message.data, np.uint8)
+    try:
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+    except cv2.error as error:
+        raise ImageError(f"compressed image ({data.size} bytes, '{message.format}') is refused: {error.err}") from error
+    if picture is None:
+        raise ImageError(f"compressed image ({data.size} bytes, '{message.format}') is damaged or of an unknown format")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> Any:
+    """Fill a freshly made sensor_msgs/Image with a tight-packed array and a header, taken as it is; return it.
+
+    Args:
+        message: a new sensor_msgs.msg.Image.
+        array: (H, W) or (H, W, C), uint8 or uint16.
+        encoding: the name of its layout.
+        header: std_msgs/Header.
+    """
+    message.header = header
+    message.height, message.width = array.shape[:2]
+    message.encoding = encoding
+    message.is_bigendian = sys.byteorder == "big"
+    message.step = array.strides[0] if array.flags.c_contiguous else array[0].size * array.itemsize
+    # frombytes on the message's own array is the one way past rclpy's check of each single byte.
+    message.data.frombytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return message
+
+
+def mask_encoding(labels: np.ndarray) -> str:
+    """The encoding of a mask: ``mono8``, or ``mono16`` for uint16 labels."""
+    return "mono16" if labels.dtype == np.uint16 else "mono8"

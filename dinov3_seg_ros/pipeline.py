@@ -1,0 +1,231 @@
+"""From frames to segmentations: the one place where the steps meet. Knows no ROS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov3_seg_ros import decode
+from dinov3_seg_ros.bundle import Bundle, Manifest, check_shared_backbone, load_bundle
+from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
+from dinov3_seg_ros.runtimes import Runtime, open_runtime
+from dinov3_seg_ros.timing import StageTimes
+
+
+class HeadSegmentation:
+    """One head's answer for one frame."""
+
+    def __init__(self, logits: Any, size: tuple[int, int], window: tuple[float, float, float, float]) -> None:
+        self._logits, self._size, self._window = logits, size, window
+        self._labels: np.ndarray | None = None
+        self._confidence: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) class ids, uint8 up to 255 classes, else uint16."""
+        if self._labels is None:
+            self._labels = _to_numpy(decode.upsample_argmax(self._logits, self._size, self._window))[0]
+        return self._labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(H, W) uint8, round(255 * the largest softmax probability). Computed when asked for."""
+        if self._confidence is None:
+            labels, confidence = decode.upsample_argmax_confidence(self._logits, self._size, self._window)
+            self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
+        return self._confidence
+
+
+class Segmentation:
+    """What every head says of one frame.
+
+    Attributes:
+        heads: bundle name -> `HeadSegmentation`, in the order of the bundles.
+    """
+
+    def __init__(self, heads: dict[str, HeadSegmentation]) -> None:
+        self.heads = heads
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The first head's labels, (H, W)."""
+        return next(iter(self.heads.values())).labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The first head's confidence, (H, W) uint8."""
+        return next(iter(self.heads.values())).confidence
+
+
+class Segmenter:
+    """Frames in, segmentations out; one backbone pass for each batch, however many heads.
+
+    Not for use from several threads at once.
+
+    Attributes:
+        manifests: bundle name -> manifest, in order.
+        runtime: what computes the network.
+        times: duration of the stages preprocess, backbone, heads and decode.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        runtime: Runtime,
+        network_size: tuple[int, int] | None = None,
+        geometry: str | None = None,
+        max_batch: int = 1,
+    ) -> None:
+        first = bundles[0].manifest
+        self.manifests: dict[str, Manifest] = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        self.runtime = runtime
+        self.times = StageTimes()
+        self._geometry = geometry or first.input.geometry
+        self._network_size = tuple(network_size or first.input.network_size)
+        self._multiple, self._mean = first.backbone.multiple, first.input.mean
+        check_geometry(self._geometry, self._network_size, self._multiple)
+        if max_batch < 1:
+            raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
+        self._max_batch = max_batch
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        runtime: str = "auto",
+        *,
+        network_size: tuple[int, int] | None = None,
+        geometry: str | None = None,
+        max_batch: int = 1,
+        device: str = "auto",
+    ) -> Segmenter:
+        """Load one bundle, or several that share a backbone.
+
+        Args:
+            bundles: path or paths.
+            runtime: ``auto``, ``torch``, ``onnx`` or ``tensorrt``.
+            network_size: (height, width) of the network's input, pixels; default from the bundle.
+            geometry: one of `preprocessing.GEOMETRIES`; default from the bundle.
+            max_batch: the most frames in one backbone pass.
+            device: ``auto``, ``cpu`` or ``cuda``.
+
+        Raises:
+            BundleError, BackboneError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
+        """
+        paths = [bundles] if isinstance(bundles, str | os.PathLike) else list(bundles)
+        if not paths:
+            raise ParameterError("no bundle was given; name the folder of at least one")
+        loaded = [load_bundle(path) for path in paths]
+        check_shared_backbone(loaded)
+        return cls(loaded, open_runtime(runtime, loaded, device), network_size, geometry, max_batch)
+
+    def segment(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        heads: Sequence[str] | None = None,
+        confidence: bool = False,
+        size: str | tuple[int, int] = "source",
+    ) -> list[Segmentation]:
+        """Segment frames; frames of equal canvas size go through the backbone together.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            heads: names of the bundles whose heads are wanted; None for all.
+            confidence: compute the confidence in the same pass as the labels. (Otherwise it is computed when read.)
+            size: of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution, without
+                padding) or (height, width) in pixels.
+
+        Returns:
+            One `Segmentation` for each image, in order.
+
+        Raises:
+            ImageError: an image is not (H, W, 3) uint8.
+            ParameterError: unknown head or size.
+        """
+        names = list(self.manifests) if heads is None else list(heads)
+        for name in names:
+            if name not in self.manifests:
+                raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
+        for image in images:
+            check_image(image)
+        placements = [place(im.shape[:2], self._geometry, self._network_size, self._multiple) for im in images]
+        results: list[Segmentation | None] = [None] * len(images)
+        for batch in self._batches(placements):
+            segmentations = self._segment_batch(
+                [images[i] for i in batch], [placements[i] for i in batch], names, confidence, size
+            )
+            for index, segmentation in zip(batch, segmentations, strict=True):
+                results[index] = segmentation
+        return results
+
+    def warm_up(self) -> None:
+        """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
+        decode.warm_up()
+        self.segment([np.zeros((*self._network_size, 3), np.uint8)], confidence=True)
+
+    def close(self) -> None:
+        """Release the models."""
+        self.runtime.close()
+
+    def _batches(self, placements: Sequence[Placement]) -> list[list[int]]:
+        by_canvas: dict[tuple[int, int], list[int]] = {}
+        for index, placement in enumerate(placements):
+            by_canvas.setdefault(placement.canvas_size, []).append(index)
+        return [
+            indices[start : start + self._max_batch]
+            for indices in by_canvas.values()
+            for start in range(0, len(indices), self._max_batch)
+        ]
+
+    def _segment_batch(
+        self,
+        images: list[np.ndarray],
+        placements: list[Placement],
+        names: list[str],
+        confidence: bool,
+        size: str | tuple[int, int],
+    ) -> list[Segmentation]:
+        with self.times.stage("preprocess"):
+            canvases = np.empty((len(images), *placements[0].canvas_size, 3), np.uint8)
+            for canvas, image, placement in zip(canvases, images, placements, strict=True):
+                fill_canvas(image, placement, self._mean, canvas)
+        with self.times.stage("backbone"):
+            features = self.runtime.features(canvases)
+        with self.times.stage("heads"):
+            logits = {name: self.runtime.logits(name, features) for name in names}
+        with self.times.stage("decode"):
+            return [
+                self._decode({name: logits[name][i : i + 1] for name in names}, placement, confidence, size)
+                for i, placement in enumerate(placements)
+            ]
+
+    def _decode(
+        self, logits: dict[str, Any], placement: Placement, confidence: bool, size: str | tuple[int, int]
+    ) -> Segmentation:
+        heads = {
+            name: HeadSegmentation(head, mask_size(size, placement), placement.window(tuple(head.shape[-2:])))
+            for name, head in logits.items()
+        }
+        for head in heads.values():
+            _ = head.confidence if confidence else head.labels
+        return Segmentation(heads)
+
+
+def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:
+    """(height, width) in pixels of the labels of a frame; see `Segmenter.segment`."""
+    if size == "source":
+        return placement.frame_size
+    if size == "network":
+        return placement.height, placement.width
+    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+        raise ParameterError(f"unknown mask size {size!r}; use 'source', 'network' or (height, width)")
+    return int(size[0]), int(size[1])
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()

@@ -1,0 +1,60 @@
+"""Overlays show the palette over the image, and names inside their regions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dinov3_seg_ros.overlay import blend_overlay, colour_mask, default_palette
+
+PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_colours_are_blended_by_alpha():
+    image = np.full((4, 6, 3), 100, np.uint8)
+    labels = np.tile(np.arange(3, dtype=np.uint8), (4, 2))
+    overlay = blend_overlay(image, labels, PALETTE, alpha=0.4)
+    expected = np.rint(0.4 * np.array(PALETTE)[labels] + 0.6 * image)
+    assert np.abs(overlay.astype(int) - expected).max() <= 1
+    assert (image == 100).all(), "the image itself is not touched"
+
+
+@pytest.mark.parametrize(("dtype", "unlabelled"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_unlabelled_pixels_show_the_image(dtype, unlabelled):
+    image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8)
+    labels = np.full((5, 5), unlabelled, dtype)
+    labels[0, 0] = 1
+    overlay = blend_overlay(image, labels, PALETTE, alpha=1.0)
+    assert tuple(overlay[0, 0]) == PALETTE[1]
+    assert np.array_equal(overlay[1:], image[1:])
+
+
+def test_smaller_labels_are_enlarged_to_the_image():
+    labels = np.array([[0, 1], [2, 0]], np.uint8)
+    overlay = blend_overlay(np.zeros((40, 60, 3), np.uint8), labels, PALETTE, alpha=1.0)
+    assert tuple(overlay[5, 50]) == PALETTE[1]
+    assert tuple(overlay[35, 5]) == PALETTE[2]
+
+
+def test_a_name_is_written_inside_the_largest_region_of_its_class():
+    labels = np.zeros((240, 320), np.uint8)
+    # Two regions whose common centroid lies between them, in another class.
+    labels[20:220, 10:110] = 1
+    labels[90:130, 270:310] = 1
+    image = np.zeros((240, 320, 3), np.uint8)
+    plain = blend_overlay(image, labels, PALETTE)
+    named = blend_overlay(image, labels, PALETTE, names=["", "cup", ""])
+    rows, columns = np.nonzero((plain != named).any(axis=2))
+    assert rows.size
+    assert (rows >= 20).all() and (rows < 220).all()
+    assert (columns >= 10).all() and (columns < 110).all()
+
+
+def test_palettes_are_distinct_for_many_classes():
+    assert len(set(default_palette(150))) == 150
+
+
+def test_a_mask_of_sixteen_bits_is_coloured():
+    palette = default_palette(300)
+    labels = np.array([[299, 0]], np.uint16)
+    assert [tuple(c) for c in colour_mask(labels, palette)[0]] == [palette[299], palette[0]]

@@ -1,0 +1,132 @@
+"""Frames in, segmentations out: on real bundles, with PyTorch underneath."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from bundles import write_tiny_bundle
+
+from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.preprocessing import GEOMETRIES
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "further", name="further", num_classes=300, seed=4)
+
+
+def picture(height=120, width=200, seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return np.repeat(np.repeat(small, -(-height // 5), axis=0), -(-width // 6), axis=1)[:height, :width].copy()
+
+
+def textbook(bundle, rgb):
+    """The same answer by the plain way: float canvas, whole volume of probabilities, argmax."""
+    size = bundle.manifest.input.network_size
+    canvas = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.manifest.input.mean, bundle.manifest.input.std))
+    assert canvas.shape[-2:] == size
+    with torch.inference_mode():
+        logits = bundle.load_head()(bundle.load_backbone()((canvas - mean) / std))
+        volume = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        confidence, labels = volume.softmax(1).max(1)
+    return labels[0].numpy(), np.rint(255 * confidence[0].numpy())
+
+
+def test_labels_and_confidence_equal_the_textbook_pipelines(bundle):
+    rgb = picture(64, 96)
+    result = Segmenter.from_bundle(bundle.path).segment([rgb])[0]
+    labels, confidence = textbook(bundle, rgb)
+    assert len(np.unique(labels)) > 1
+    assert (result.labels == labels).mean() > 0.9995
+    assert np.abs(result.confidence.astype(int) - confidence).max() <= 1
+    assert (result.labels.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_labels_line_up_with_the_frame_in_every_geometry(bundle, geometry):
+    segmenter = Segmenter.from_bundle(bundle.path, geometry=geometry)
+    result = segmenter.segment([picture(130, 70)], confidence=True)[0]
+    assert result.labels.shape == result.confidence.shape == (130, 70)
+
+
+def test_letterbox_never_shows_the_padding(bundle):
+    rgb = picture(64, 40)
+    letterboxed = Segmenter.from_bundle(bundle.path, geometry="letterbox").segment([rgb])[0].labels
+    canvas = np.empty((64, 96, 3), np.uint8)
+    canvas[:] = np.rint(255 * np.array(bundle.manifest.input.mean))
+    canvas[:, 28:68] = rgb
+    whole = Segmenter.from_bundle(bundle.path, geometry="stretch").segment([canvas])[0].labels
+    assert np.array_equal(letterboxed, whole[:, 28:68])
+
+
+def test_frames_of_mixed_sizes_come_back_in_order_whatever_the_batch(bundle):
+    frames = [picture(64, 96, 0), picture(50, 50, 1), picture(64, 96, 2), picture(200, 100, 3)]
+    alone = [Segmenter.from_bundle(bundle.path, geometry="native").segment([frame])[0].labels for frame in frames]
+    together = Segmenter.from_bundle(bundle.path, geometry="native", max_batch=4).segment(frames)
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == other.labels.shape
+        assert (one == other.labels).mean() > 0.999
+
+
+def test_several_heads_share_one_backbone_pass(bundle, further):
+    segmenter = Segmenter.from_bundle([bundle.path, further.path])
+    calls = []
+    run = segmenter.runtime.features
+    segmenter.runtime.features = lambda canvases: calls.append(len(canvases)) or run(canvases)
+    result = segmenter.segment([picture()])[0]
+    assert calls == [1]
+    assert list(result.heads) == ["tiny", "further"]
+    for single in (bundle, further):
+        expected = Segmenter.from_bundle(single.path).segment([picture()])[0].labels
+        assert np.array_equal(result.heads[single.manifest.name].labels, expected)
+    assert result.heads["further"].labels.dtype == np.uint16
+    assert list(segmenter.segment([picture()], heads=["further"])[0].heads) == ["further"]
+
+
+@pytest.mark.parametrize(("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), ((30, 40), (30, 40))])
+def test_labels_have_the_size_asked_for(bundle, size, expected):
+    assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
+
+
+def test_every_stage_is_timed(bundle):
+    segmenter = Segmenter.from_bundle(bundle.path)
+    segmenter.segment([picture()])
+    summary = segmenter.times.summary_ms()
+    assert list(summary) == ["preprocess", "backbone", "heads", "decode"]
+    assert all(0 < stage["median"] <= stage["p95"] for stage in summary.values())
+
+
+def test_what_cannot_be_used_is_refused(bundle):
+    segmenter = Segmenter.from_bundle(bundle.path)
+    with pytest.raises(ImageError, match="uint8 RGB"):
+        segmenter.segment([np.zeros((4, 4, 3))])
+    with pytest.raises(ParameterError, match="no head 'depth'"):
+        segmenter.segment([picture()], heads=["depth"])
+    with pytest.raises(ParameterError, match="mask size"):
+        segmenter.segment([picture()], size="large")
+    with pytest.raises(ParameterError, match="multiples of 32"):
+        Segmenter.from_bundle(bundle.path, network_size=(100, 100))
+    with pytest.raises(ParameterError, match="unknown runtime"):
+        Segmenter.from_bundle(bundle.path, runtime="tensorflow")
+    with pytest.raises(RuntimeUnavailableError, match="tensorrt"):
+        Segmenter.from_bundle(bundle.path, runtime="tensorrt")
+
+
+def test_importing_the_robots_side_imports_neither_torch_nor_training():
+    modules = ["pipeline", "bundle", "decode", "overlay", "messages", "worker", "transport", "runtimes", "doctor"]
+    code = f"import sys, {', '.join(f'dinov3_seg_ros.{m}' for m in modules)}; " + (
+        "print([m for m in ('torch', 'transformers', 'training', 'matplotlib', 'rclpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,97 @@
+"""The worker takes the newest item of each slot, fairly, and survives what goes wrong."""
+
+from __future__ import annotations
+
+import threading
+
+from dinov3_seg_ros.worker import LatestFrameWorker
+
+
+class Gate:
+    """A process function that waits in its first call until it is opened, so that items pile up."""
+
+    def __init__(self):
+        self.calls = []
+        self.entered, self.open = threading.Event(), threading.Event()
+        self.finished = threading.Semaphore(0)
+
+    def __call__(self, items):
+        self.entered.set()
+        assert self.open.wait(5)
+        self.calls.append(list(items))
+        self.finished.release()
+
+    def wait(self, calls):
+        for _ in range(calls):
+            assert self.finished.acquire(timeout=5)
+
+
+def run(gate, puts, calls, max_items=1):
+    """Put one item, and ``puts`` while it is in work; return the worker after ``calls`` more calls."""
+    worker = LatestFrameWorker(gate, on_error=lambda error: None, max_items=max_items)
+    worker.start()
+    worker.put("first", 0)
+    assert gate.entered.wait(5)
+    for slot, item in puts:
+        worker.put(slot, item)
+    gate.open.set()
+    gate.wait(1 + calls)
+    worker.stop()
+    return worker
+
+
+def test_only_the_newest_item_is_taken_and_the_others_are_counted():
+    gate = Gate()
+    worker = run(gate, [("a", 1), ("a", 2), ("a", 3)], calls=1)
+    assert gate.calls[1:] == [[("a", 3)]]
+    assert worker.dropped("a") == 2
+    assert worker.dropped("first") == 0
+
+
+def test_a_fast_slot_does_not_starve_a_slow_one():
+    gate = Gate()
+    run(gate, [("fast", 1), ("slow", 1), ("fast", 2), ("fast", 3)], calls=2)
+    assert gate.calls[1:] == [[("fast", 3)], [("slow", 1)]]
+
+
+def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
+    gate = Gate()
+    run(gate, [("a", 1), ("b", 2), ("c", 3)], calls=2, max_items=2)
+    assert gate.calls[1:] == [[("a", 1), ("b", 2)], [("c", 3)]]
+
+
+def test_an_error_is_reported_and_the_next_item_is_taken():
+    errors, failed, done = [], threading.Event(), threading.Event()
+
+    def process(items):
+        if items[0][1] == "bad":
+            raise ValueError("bad item")
+        done.set()
+
+    def note(error):
+        errors.append(error)
+        failed.set()
+
+    worker = LatestFrameWorker(process, note)
+    worker.start()
+    worker.put("a", "bad")
+    assert failed.wait(5)
+    worker.put("a", "good")
+    assert done.wait(5)
+    worker.stop()
+    assert str(errors[0]) == "bad item"
+
+
+def test_stopping_lets_the_item_in_work_finish():
+    gate = Gate()
+    worker = LatestFrameWorker(gate, on_error=lambda error: None)
+    worker.start()
+    worker.put("a", 1)
+    assert gate.entered.wait(5)
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    worker.put("a", 2)
+    gate.open.set()
+    stopper.join(5)
+    assert not stopper.is_alive()
+    assert gate.calls == [[("a", 1)]]
