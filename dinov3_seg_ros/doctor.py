@@ -1,0 +1,235 @@
+"""Looks for what usually stands between an installation and its first mask; one remedy for each finding.
+
+``python -m dinov3_seg_ros.doctor [BUNDLE ...]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinov3_seg_ros.errors import SegmentationError
+
+if TYPE_CHECKING:
+    from dinov3_seg_ros.bundle import Bundle
+
+OK, WARNING, FAULT = "ok", "warning", "fault"
+_SHARED_MEMORY = Path("/dev/shm")
+# The profile asks for 32 MB in each process; a camera, the node and a viewer make three.
+_LEAST_SHARED_MEMORY_MB = 128
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``remedy`` is empty when there is nothing to do."""
+
+    level: str
+    subject: str
+    detail: str
+    remedy: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print all findings; 1 when one of them is a fault."""
+    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="bundles to check (default: the demo)")
+    options = parser.parse_args(arguments)
+    findings = list(examine(options.bundles))
+    for finding in findings:
+        print(f"{finding.level:<8} {finding.subject:<24} {finding.detail}")
+        if finding.remedy:
+            print(f"{'':<8} {'':<24} -> {finding.remedy}")
+    faults = sum(finding.level == FAULT for finding in findings)
+    print(f"\n{faults or 'no'} fault{'' if faults == 1 else 's'}")
+    return 1 if faults else 0
+
+
+def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
+    """Look at everything; ``bundles`` default to the demo's."""
+    yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
+    yield from _packages()
+    yield from _conflicts()
+    yield from _ros()
+    yield _transport()
+    yield _shared_memory()
+    yield from _runtimes()
+    yield _decode()
+    yield from _bundles(bundles)
+
+
+def _packages() -> Iterator[Finding]:
+    for module, distributions, remedy in (
+        ("numpy", ("numpy",), "pip install numpy"),
+        ("cv2", ("opencv-python", "opencv-python-headless"), "pip install 'dinov3_seg_ros[cv-headless]'"),
+        ("pydantic", ("pydantic",), "pip install 'pydantic>=2'"),
+        ("safetensors", ("safetensors",), "pip install safetensors"),
+    ):
+        version = _version(*distributions)
+        error = _import_error(module)
+        if error:
+            yield Finding(FAULT, module, f"cannot be imported: {error}", remedy)
+        else:
+            yield Finding(OK, module, version or "installed by the system")
+    transformers = _version("transformers")
+    if transformers and int(transformers.split(".")[0]) < 5:
+        yield Finding(FAULT, "transformers", f"{transformers}: too old for DINOv3", "pip install 'transformers>=5'")
+
+
+def _conflicts() -> Iterator[Finding]:
+    for one, other, remedy in (
+        ("opencv-python", "opencv-python-headless", "pip uninstall both, then install the one you want"),
+        ("onnxruntime", "onnxruntime-gpu", "pip uninstall both, then install the one you want"),
+    ):
+        if _version(one) and _version(other):
+            yield Finding(FAULT, f"{one}, {other}", "both are installed and overwrite each other's module", remedy)
+    opencv = _version("opencv-python", "opencv-python-headless") or "0"
+    if int(opencv.split(".")[0]) >= 5:
+        yield Finding(
+            WARNING, "opencv", f"{opencv}: cv_bridge does not work with OpenCV 5", "pip install 'opencv-python<5'"
+        )
+
+
+def _ros() -> Iterator[Finding]:
+    error = _import_error("rclpy")
+    if error:
+        yield Finding(
+            FAULT,
+            "rclpy",
+            f"cannot be imported: {error}",
+            "source /opt/ros/<distribution>/setup.bash, or pip install 'dinov3_seg_ros[ros-kilted]'",
+        )
+        return
+    yield Finding(OK, "rclpy", f"{_version('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
+    if _import_error("vision_msgs.msg"):
+        yield Finding(
+            WARNING,
+            "vision_msgs",
+            "not installed: segmentation/label_info is not published (class names remain a parameter)",
+            "sudo apt install ros-$ROS_DISTRO-vision-msgs",
+        )
+    else:
+        yield Finding(OK, "vision_msgs", "installed")
+
+
+def _transport() -> Finding:
+    from dinov3_seg_ros.transport import PROFILE_VARIABLES, configure_transport
+
+    middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    if "fastrtps" not in middleware:
+        return Finding(OK, "DDS", f"{middleware}: set its own buffers for images (see its documentation)")
+    already_set = next((name for name in PROFILE_VARIABLES if os.environ.get(name)), None)
+    environment = dict(os.environ)
+    profile = configure_transport(environment)
+    if not Path(profile).is_file():
+        return Finding(
+            FAULT, "DDS profile", f"{already_set} names {profile}, which does not exist", f"unset {already_set}"
+        )
+    if already_set:
+        return Finding(OK, "DDS profile", f"{profile} (from {already_set})")
+    variable = next(name for name in PROFILE_VARIABLES if name in environment)
+    return Finding(
+        WARNING,
+        "DDS profile",
+        "the node sets its own; your camera driver and viewers use the default, which loses images",
+        f"export {variable}={profile}",
+    )
+
+
+def _shared_memory() -> Finding:
+    if not _SHARED_MEMORY.is_dir() or not os.access(_SHARED_MEMORY, os.W_OK):
+        return Finding(
+            WARNING,
+            str(_SHARED_MEMORY),
+            "absent or not writable: images travel over UDP, more slowly",
+            "in a container, start it with --ipc=host or --shm-size=512m",
+        )
+    free_mb = shutil.disk_usage(_SHARED_MEMORY).free >> 20
+    if free_mb < _LEAST_SHARED_MEMORY_MB:
+        return Finding(
+            WARNING,
+            str(_SHARED_MEMORY),
+            f"only {free_mb} MB free, and each process takes 32 MB",
+            "remove stale /dev/shm/fastrtps_* files while no node runs; in a container, --shm-size=512m",
+        )
+    return Finding(OK, str(_SHARED_MEMORY), f"{free_mb} MB free")
+
+
+def _runtimes() -> Iterator[Finding]:
+    from dinov3_seg_ros.runtimes import RUNTIMES, available_runtimes
+
+    reasons = available_runtimes()
+    usable = [name for name in RUNTIMES if reasons[name] is None]
+    for name, reason in reasons.items():
+        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or "can be used")
+    if not usable:
+        yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
+
+
+def _decode() -> Finding:
+    from dinov3_seg_ros import decode
+
+    if decode.backend() == "numba":
+        return Finding(OK, "decode", "compiled (numba)")
+    return Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")
+
+
+def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
+    from dinov3_seg_ros.bundle import load_bundle
+    from dinov3_seg_ros.resources import resource_path
+
+    for path in paths or [resource_path("weights/demo")]:
+        try:
+            bundle = load_bundle(path)
+        except SegmentationError as error:
+            yield Finding(FAULT, "bundle", str(error), "see weights/README.md")
+            continue
+        manifest = bundle.manifest
+        yield Finding(
+            OK,
+            f"bundle {manifest.name}",
+            f"{manifest.head.name} head, {len(manifest.classes.names)} classes, on {manifest.backbone.model_type} "
+            f"({manifest.backbone.storage}); files are whole",
+        )
+        if manifest.backbone.storage != "embedded":
+            yield _external_backbone(bundle)
+
+
+def _external_backbone(bundle: Bundle) -> Finding:
+    subject = f"backbone of {bundle.manifest.name}"
+    if _import_error("torch") or _import_error("transformers"):
+        return Finding(OK, subject, f"{bundle.manifest.backbone.source} (not checked: PyTorch is not installed)")
+    try:
+        bundle.load_backbone()
+    except SegmentationError as error:
+        return Finding(FAULT, subject, str(error), "weights/README.md says how to get it")
+    return Finding(OK, subject, f"{bundle.manifest.backbone.source} is the one the head was trained on")
+
+
+def _import_error(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

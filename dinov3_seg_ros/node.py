@@ -1,0 +1,348 @@
+"""The lifecycle node: parameters, transitions, and the path of a frame from subscription to publishers.
+
+It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmenter` with the network.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+
+from dinov3_seg_ros.errors import ImageError, ParameterError, SegmentationError
+from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.ports import CameraInput, HeadOutput, camera_names
+from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.worker import LatestFrameWorker
+
+_LOG_PERIOD_S = 5.0
+
+# Name -> default and description. Read when the node is configured, unless the description says otherwise.
+_PARAMETERS: dict[str, tuple[Any, ParameterDescriptor]] = {
+    "bundle": ("", ParameterDescriptor(description="Folder of the trained bundle.")),
+    "bundles": (
+        [""],
+        ParameterDescriptor(description="Folders of several bundles that share a backbone; in place of 'bundle'."),
+    ),
+    "runtime": (
+        "auto",
+        ParameterDescriptor(
+            description="What computes the network.", additional_constraints="auto, torch, onnx or tensorrt"
+        ),
+    ),
+    "device": ("auto", ParameterDescriptor(description="auto, cpu or cuda.")),
+    "cameras": (
+        [""],
+        ParameterDescriptor(
+            description="Prefixes of the cameras' topics: 'front' reads front/image and publishes "
+            "front/segmentation/mask. Empty for one camera without prefix."
+        ),
+    ),
+    "image_transport": ("raw", ParameterDescriptor(description="raw (image) or compressed (image/compressed).")),
+    "mask_size": (
+        "source",
+        ParameterDescriptor(
+            description="Size of mask and confidence: source (the frame's), network (the frame at the network's "
+            "resolution) or WIDTHxHEIGHT in pixels."
+        ),
+    ),
+    "network_size": (
+        [0, 0],
+        ParameterDescriptor(description="[height, width] of the network's input, pixels; [0, 0]: the bundle's."),
+    ),
+    "geometry": (
+        "",
+        ParameterDescriptor(description="stretch, letterbox, pad or native; empty: the bundle's."),
+    ),
+    "max_batch": (
+        1,
+        ParameterDescriptor(
+            description="The most frames of several cameras in one backbone pass; 1 is best on a CPU.",
+            integer_range=[IntegerRange(from_value=1, to_value=64, step=1)],
+        ),
+    ),
+    "overlay_alpha": (
+        0.5,
+        ParameterDescriptor(
+            description="Weight of the colours in the overlay. May be changed at any time.",
+            floating_point_range=[FloatingPointRange(from_value=0.0, to_value=1.0)],
+        ),
+    ),
+    "overlay_names": (
+        False,
+        ParameterDescriptor(description="Write the class names into the overlay. May be changed at any time."),
+    ),
+    "autostart": (True, ParameterDescriptor(description="Configure and activate when the process starts.")),
+    "class_names": ([""], ParameterDescriptor(description="Names of the classes, by class id. Read-only.")),
+}
+
+
+def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
+    """Log what a transition callback raises and return FAILURE; rclpy would swallow it without a word."""
+
+    @functools.wraps(transition)
+    def wrapper(self: SegmentationNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except SegmentationError as error:
+            self.get_logger().error(f"{transition.__name__} failed: {error}")
+        except Exception:
+            self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+        return TransitionCallbackReturn.FAILURE
+
+    return wrapper
+
+
+class SegmentationNode(LifecycleNode):
+    """Publishes a segmentation of the newest frame of each camera.
+
+    What each state holds: *unconfigured*, nothing but parameters; *inactive*, the models and publishers; *active*, also
+    the subscriptions and the worker's thread.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("segmentation", **options)
+        for name, (default, descriptor) in _PARAMETERS.items():
+            self.declare_parameter(name, default, descriptor)
+        self._segmenter: Segmenter | None = None
+        self._outputs: dict[str, dict[str, HeadOutput]] = {}
+        self._inputs: dict[str, CameraInput] = {}
+        self._worker: LatestFrameWorker | None = None
+        self._mask_size: str | tuple[int, int] = "source"
+        self._drops: Counter[str] = Counter()
+        self._publishing_class_names = False
+        self.add_on_set_parameters_callback(self._refuse_class_names)
+
+    @_reported
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the models and create the publishers."""
+        try:
+            self._mask_size = parse_mask_size(self._value("mask_size"))
+            self._segmenter = self._load_segmenter()
+            self._segmenter.warm_up()
+            self._create_outputs()
+            self._publish_class_names(next(iter(self._segmenter.manifests.values())).classes.names)
+        except BaseException:
+            self._release()
+            raise
+        self.get_logger().info(
+            f"loaded {', '.join(self._segmenter.manifests)}; runtime: {self._segmenter.runtime.description}"
+        )
+        return super().on_configure(state)
+
+    @_reported
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Enable the publishers, start the worker, subscribe."""
+        result = super().on_activate(state)
+        try:
+            for output in self._each_output():
+                output.publish_label_info()
+            self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._value("max_batch"))
+            self._worker.start()
+            transport = self._value("image_transport")
+            for camera in self._outputs:
+                self._inputs[camera] = CameraInput(self, camera, transport, self._worker.put)
+        except BaseException:
+            self._stop()
+            super().on_deactivate(state)
+            raise
+        return result
+
+    @_reported
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe, let the frame in work finish, disable the publishers."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    @_reported
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release the models and remove the publishers."""
+        self._release()
+        return super().on_cleanup(state)
+
+    @_reported
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, from whatever state."""
+        self.close()
+        return super().on_shutdown(state)
+
+    @_reported
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything; the node is unconfigured afterwards and can be configured again."""
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """Stop the worker and release the models. Safe in any state."""
+        self._stop()
+        self._release()
+
+    def _load_segmenter(self) -> Segmenter:
+        bundles = [path for path in self._value("bundles") if path] or [self._value("bundle")]
+        if not bundles[0]:
+            raise ParameterError(
+                "parameter 'bundle' is empty; set it to the folder of a bundle, for example: "
+                "--ros-args -p bundle:=weights/demo"
+            )
+        network_size = tuple(self._value("network_size"))
+        return Segmenter.from_bundle(
+            bundles,
+            self._value("runtime"),
+            network_size=network_size if any(network_size) else None,
+            geometry=self._value("geometry") or None,
+            max_batch=self._value("max_batch"),
+            device=self._value("device"),
+        )
+
+    def _create_outputs(self) -> None:
+        for camera in camera_names(self._value("cameras")):
+            self._outputs[camera] = {
+                name: HeadOutput(self, camera, "" if index == 0 else name, manifest.classes)
+                for index, (name, manifest) in enumerate(self._segmenter.manifests.items())
+            }
+
+    def _process(self, items: Sequence[tuple[str, Any]]) -> None:
+        """Segment and publish the newest frames; runs in the worker's thread."""
+        times = self._segmenter.times
+        frames: list[tuple[str, Any, Any]] = []
+        for camera, message in items:
+            if not any(output.wanted for output in self._outputs[camera].values()):
+                self._drops["no subscriber"] += 1
+                continue
+            try:
+                with times.stage("message_in"):
+                    frames.append((camera, message.header, self._inputs[camera].to_rgb(message)))
+            except ImageError as error:
+                self._drops["bad image"] += 1
+                self.get_logger().warning(
+                    f"a frame{_of(camera)} was dropped: {error}", throttle_duration_sec=_LOG_PERIOD_S
+                )
+        if not frames:
+            return
+        outputs = [output for camera, _, _ in frames for output in self._outputs[camera].items()]
+        results = self._segmenter.segment(
+            [rgb for _, _, rgb in frames],
+            heads=list(dict.fromkeys(name for name, output in outputs if output.wanted)),
+            confidence=any(output.confidence_wanted for _, output in outputs),
+            size=self._mask_size,
+        )
+        for (camera, header, rgb), result in zip(frames, results, strict=True):
+            for name, head in result.heads.items():
+                self._publish(self._outputs[camera][name], head, header, rgb)
+
+    def _publish(self, output: HeadOutput, head: Any, header: Any, rgb: Any) -> None:
+        times = self._segmenter.times
+        with times.stage("message_out"):
+            output.publish_labels(head, header)
+        if output.overlay_wanted:
+            with times.stage("overlay"):
+                picture = output.make_overlay(head, rgb, self._value("overlay_alpha"), self._value("overlay_names"))
+            output.publish_overlay(picture, header)
+
+    def _on_worker_error(self, error: Exception) -> None:
+        self._drops["inference error"] += 1
+        details = str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error))
+        self.get_logger().error(f"a frame was dropped: {details}", throttle_duration_sec=_LOG_PERIOD_S)
+
+    def _stop(self) -> None:
+        for camera_input in self._inputs.values():
+            camera_input.close()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+        # Cleared only now: the frame in work still reads from it.
+        self._inputs.clear()
+
+    def _release(self) -> None:
+        for output in self._each_output():
+            output.close()
+        self._outputs.clear()
+        if self._segmenter is not None:
+            self._segmenter.close()
+            self._segmenter = None
+
+    def _each_output(self) -> list[HeadOutput]:
+        return [output for heads in self._outputs.values() for output in heads.values()]
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    def _publish_class_names(self, names: Sequence[str]) -> None:
+        self._publishing_class_names = True
+        try:
+            self.set_parameters([Parameter("class_names", Parameter.Type.STRING_ARRAY, list(names))])
+        finally:
+            self._publishing_class_names = False
+
+    def _refuse_class_names(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        """A parameter declared read-only could not be set by the node itself when another bundle is configured."""
+        if any(parameter.name == "class_names" for parameter in parameters) and not self._publishing_class_names:
+            return SetParametersResult(successful=False, reason="class_names is read-only: it comes from the bundle")
+        return SetParametersResult(successful=True)
+
+
+def parse_mask_size(text: str) -> str | tuple[int, int]:
+    """The parameter ``mask_size``: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
+
+    Raises:
+        ParameterError: none of these.
+    """
+    if text in ("source", "network"):
+        return text
+    width, _, height = text.partition("x")
+    if width.isdecimal() and height.isdecimal() and int(width) and int(height):
+        return int(height), int(width)
+    raise ParameterError(f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT, for example 640x480")
+
+
+def _of(camera: str) -> str:
+    return f" of camera '{camera}'" if camera else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the node until it is interrupted or terminated."""
+    configure_transport()
+    keep_freed_memory()
+    rclpy.init(args=arguments)
+    node = SegmentationNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.get_parameter("autostart").value:
+            _start(node)
+        while rclpy.ok():
+            try:
+                executor.spin()
+            except RCLError as error:
+                # On Jazzy an invalid transition request is raised out of spin; it must not end the process.
+                node.get_logger().warning(f"a request was refused: {error}")
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.close()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _start(node: SegmentationNode) -> None:
+    for transition in (node.trigger_configure, node.trigger_activate):
+        if transition() is not TransitionCallbackReturn.SUCCESS:
+            node.get_logger().error(
+                "the node waits: set right what is wrong, then configure and activate it "
+                "(ros2 lifecycle set NODE configure)"
+            )
+            return
+
+
+if __name__ == "__main__":
+    main()

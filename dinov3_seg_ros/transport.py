@@ -1,0 +1,57 @@
+"""The process's environment for sending images over ROS 2. Call before ``rclpy.init``.
+
+Fast DDS gives shared memory 512 KB by default: less than one 640x480 colour image, so that best-effort images get lost
+between processes. `configure_transport` points it to the profile in ``config/``, unless the user has set one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+from collections.abc import MutableMapping
+
+from dinov3_seg_ros.resources import resource_path
+
+PROFILE = "config/fastdds.xml"
+#: Kilted and later read the first, and warn of the second; earlier distributions read only the second.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Make this process, and those it starts, send images through large enough shared memory.
+
+    Returns:
+        The path of the profile in use: the user's own where one is set.
+    """
+    for variable in PROFILE_VARIABLES:
+        if environment.get(variable):
+            return environment[variable]
+    profile = str(resource_path(PROFILE))
+    environment[PROFILE_VARIABLES[_reads_old_variable()]] = profile
+    return profile
+
+
+def _reads_old_variable() -> bool:
+    """Whether the installed rclpy is of Jazzy (7) or earlier."""
+    try:
+        return int(importlib.metadata.version("rclpy").split(".")[0]) < 8
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc not to give image-sized buffers back to the kernel after each frame.
+
+    Without it every multi-megabyte buffer is mapped, zeroed and unmapped again for each image.
+
+    Returns:
+        Whether it was done; False where the C library has no ``mallopt``.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 256 << 20))

@@ -1,0 +1,186 @@
+"""A ROS 2 graph of a test's own: real nodes in separate processes, and a peer in this one to talk to them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+import numpy as np
+import rclpy
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from dinov3_seg_ros.messages import fill_image
+from dinov3_seg_ros.transport import configure_transport
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 40.0
+# Domains 1..100, other ones in each test process, so that tests do not hear each other.
+_domains = itertools.cycle(1 + (os.getpid() * 7 + i) % 100 for i in range(100))
+
+
+class Graph:
+    """One DDS domain with a peer node in this process, and the processes started in it."""
+
+    def __init__(self, log_folder: Path) -> None:
+        self.domain = next(_domains)
+        self._log_folder = log_folder
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        configure_transport()
+        self.context = rclpy.Context()
+        rclpy.init(args=[], context=self.context, domain_id=self.domain)
+        self.peer = rclpy.create_node("peer", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.peer)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        self._executor.shutdown()
+        self.peer.destroy_node()
+        rclpy.try_shutdown(context=self.context)
+
+    def start_node(self, namespace: str = "", **parameters: Any) -> NodeProcess:
+        """Start the segmentation node in a process of its own."""
+        log = self._log_folder / f"node_{len(self._processes)}.log"
+        command = [sys.executable, "-m", "dinov3_seg_ros.node", "--ros-args"]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+        command += ["-r", f"__ns:=/{namespace}"] if namespace else []
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "PYTHONPATH": str(ROOT)}
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        self._processes.append(process)
+        return NodeProcess(self, process, log, namespace)
+
+    def spin_until(self, condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """Handle events until ``condition`` is true, and return it; fail after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while not (result := condition()):
+            if time.monotonic() > deadline:
+                logs = "\n".join(log.read_text() for log in sorted(self._log_folder.glob("node_*.log")))
+                pytest.fail(f"{what} did not happen within {timeout_s} s; the node said:\n{logs}")
+            self._executor.spin_once(timeout_sec=0.02)
+        return result
+
+    def spin_for(self, seconds: float) -> None:
+        """Handle events for a while; for showing that something does not happen."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def call(self, service_type: type, name: str, request: Any) -> Any:
+        """Call a service and return its response."""
+        client = self.peer.create_client(service_type, name)
+        self.spin_until(client.service_is_ready, f"service {name}")
+        future = client.call_async(request)
+        self.spin_until(future.done, f"an answer of {name}")
+        self.peer.destroy_client(client)
+        return future.result()
+
+    def camera(self, topic: str = "image") -> Camera:
+        """A publisher of images."""
+        return Camera(self, topic)
+
+    def listen(self, topic: str, reliable: bool = False, message_type: type = Image) -> list[Any]:
+        """Subscribe; the list returned grows as messages arrive."""
+        received: list[Any] = []
+        qos = QoSProfile(depth=20) if reliable else qos_profile_sensor_data
+        if reliable:
+            qos.reliability = ReliabilityPolicy.RELIABLE
+        self.peer.create_subscription(message_type, topic, received.append, qos)
+        return received
+
+
+class Camera:
+    """Publishes images best effort, as camera drivers do."""
+
+    def __init__(self, graph: Graph, topic: str) -> None:
+        self._graph = graph
+        self._publisher = graph.peer.create_publisher(Image, topic, qos_profile_sensor_data)
+        self._sent = 0
+
+    def wait_for_subscriber(self) -> None:
+        self._graph.spin_until(self._publisher.get_subscription_count, "a subscription to the image")
+
+    def message(self, pixels: np.ndarray, encoding: str = "rgb8") -> Image:
+        """An image with a header that no other image has."""
+        self._sent += 1
+        header = Header(frame_id=f"camera_{self._sent}")
+        header.stamp.sec, header.stamp.nanosec = 1_700_000_000 + self._sent, 123_456_789
+        return fill_image(Image(), pixels, encoding, header)
+
+    def send(self, message: Image) -> Image:
+        self._publisher.publish(message)
+        return message
+
+    def send_until_answered(self, message: Image, answers: list[Any], count: int = 1) -> Any:
+        """Publish one image and wait for ``count`` more answers; return the last."""
+        expected = len(answers) + count
+        self.send(message)
+        self._graph.spin_until(lambda: len(answers) >= expected, f"an answer to {message.header.frame_id}")
+        return answers[-1]
+
+
+class NodeProcess:
+    """A segmentation node in a process of its own."""
+
+    def __init__(self, graph: Graph, process: subprocess.Popen[bytes], log: Path, namespace: str) -> None:
+        self._graph, self.process, self._log = graph, process, log
+        self._name = f"/{namespace}/segmentation" if namespace else "/segmentation"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def state(self) -> str:
+        return self._graph.call(GetState, f"{self._name}/get_state", GetState.Request()).current_state.label
+
+    def wait_for_state(self, label: str) -> None:
+        self._graph.spin_until(lambda: self.state() == label, f"state {label}")
+
+    def change_state(self, transition: str) -> bool:
+        request = ChangeState.Request()
+        request.transition.label = transition
+        request.transition.id = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}[transition]
+        return self._graph.call(ChangeState, f"{self._name}/change_state", request).success
+
+    def set_parameter(self, name: str, value: Any) -> Any:
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        return self._graph.call(SetParameters, f"{self._name}/set_parameters", request).results[0]
+
+    def get_parameter(self, name: str) -> Any:
+        request = GetParameters.Request(names=[name])
+        return self._graph.call(GetParameters, f"{self._name}/get_parameters", request).values[0]
+
+    def end(self, signal_number: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(timeout=20)
+
+
+def image_of(message: Image) -> np.ndarray:
+    """Pixels of a tight-packed 8-bit image message."""
+    pixels = np.frombuffer(message.data, np.uint8)
+    channels = pixels.size // (message.height * message.width)
+    shape = (message.height, message.width) + ((channels,) if channels > 1 else ())
+    return pixels.reshape(shape)

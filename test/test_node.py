@@ -1,0 +1,232 @@
+"""The node in a process of its own, spoken to over real ROS 2."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from lifecycle_msgs.srv import ChangeState
+from ros_graph import Graph, image_of
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from dinov3_seg_ros.pipeline import Segmenter
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def graph(tmp_path):
+    graph = Graph(tmp_path)
+    yield graph
+    graph.close()
+
+
+@pytest.fixture(scope="module")
+def running(bundle, tmp_path_factory):
+    """One active node that several tests share, with its graph and a camera."""
+    graph = Graph(tmp_path_factory.mktemp("running"))
+    node = graph.start_node(bundle=bundle.path)
+    camera = graph.camera()
+    camera.wait_for_subscriber()
+    yield graph, node, camera
+    graph.close()
+
+
+@pytest.fixture(scope="module")
+def segmenter(bundle):
+    return Segmenter.from_bundle(bundle.path)
+
+
+def picture(height=480, width=640, seed=0):
+    """Smooth blobs of colour: the made-up weights give several classes on them."""
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 256, (6, 8, 3), np.uint8)
+    return np.repeat(np.repeat(small, -(-height // 6), axis=0), -(-width // 8), axis=1)[:height, :width].copy()
+
+
+def test_every_best_effort_frame_gets_the_mask_of_the_pipeline_with_its_own_header(running, segmenter):
+    graph, _, camera = running
+    masks = graph.listen("segmentation/mask")
+    for seed in range(5):
+        sent = camera.message(picture(seed=seed))
+        mask = camera.send_until_answered(sent, masks)
+        assert mask.header == sent.header
+        assert (mask.encoding, mask.step) == ("mono8", 640)
+        expected = segmenter.segment([picture(seed=seed)])[0].labels
+        assert len(np.unique(expected)) > 1
+        assert np.array_equal(image_of(mask), expected)
+
+
+def test_confidence_and_overlay_have_the_frames_header_and_size(running, segmenter):
+    graph, _, camera = running
+    masks = graph.listen("segmentation/mask", reliable=True)
+    confidences = graph.listen("segmentation/confidence")
+    overlays = graph.listen("segmentation/overlay", reliable=True)
+    sent = camera.message(picture())
+    camera.send_until_answered(sent, masks)
+    graph.spin_until(lambda: confidences and overlays, "confidence and overlay")
+    assert confidences[-1].header == overlays[-1].header == sent.header
+    assert confidences[-1].encoding == "mono8"
+    assert np.array_equal(image_of(confidences[-1]), segmenter.segment([picture()])[0].confidence)
+    assert overlays[-1].encoding == "bgr8"
+    assert image_of(overlays[-1]).shape == (480, 640, 3)
+
+
+def test_frames_of_changing_size_encoding_and_padding_are_all_read_rightly(running, segmenter):
+    graph, _, camera = running
+    masks = graph.listen("segmentation/mask")
+    for height, width in ((120, 200), (333, 77), (64, 96)):
+        rgb = picture(height, width)
+        expected = segmenter.segment([rgb])[0].labels
+        padded = camera.message(rgb[:, :, ::-1].copy(), "bgr8")
+        rows = np.full((height, width * 3 + 13), 99, np.uint8)
+        rows[:, : width * 3] = image_of(padded).reshape(height, -1)
+        padded.step = rows.shape[1]
+        del padded.data[:]
+        padded.data.frombytes(rows)
+        for message in (camera.message(rgb), padded):
+            assert np.array_equal(image_of(camera.send_until_answered(message, masks)), expected)
+
+
+def test_bad_frames_are_logged_and_the_next_good_one_is_answered(running):
+    graph, node, camera = running
+    masks = graph.listen("segmentation/mask")
+    unknown, short, narrow = (camera.message(picture(60, 80)) for _ in range(3))
+    unknown.encoding = "64FC7"
+    short.data = short.data[:100]
+    narrow.step = 10
+    empty = Image(header=Header(frame_id="empty"))
+    for message in (unknown, short, narrow, empty):
+        camera.send(message)
+        good = camera.message(picture(60, 80))
+        assert camera.send_until_answered(good, masks).header == good.header
+    assert "64FC7" in node.log
+
+
+def test_class_names_can_be_read_and_not_be_set(running, bundle):
+    _, node, _ = running
+    assert list(node.get_parameter("class_names").string_array_value) == bundle.manifest.classes.names
+    result = node.set_parameter("class_names", ["other"])
+    assert not result.successful
+    assert "read-only" in result.reason
+
+
+def test_overlay_alpha_can_be_changed_while_running_within_its_range(running):
+    graph, node, camera = running
+    overlays = graph.listen("segmentation/overlay")
+    assert node.set_parameter("overlay_alpha", 0.0).successful
+    overlay = camera.send_until_answered(camera.message(picture()), overlays)
+    assert np.array_equal(image_of(overlay)[:, :, ::-1], picture())
+    assert not node.set_parameter("overlay_alpha", 1.5).successful
+
+
+def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
+    vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
+    from dinov3_seg_ros.ports import LATCHED_QOS
+
+    graph, _, _ = running
+    received = []
+    graph.peer.create_subscription(vision_msgs.LabelInfo, "segmentation/label_info", received.append, LATCHED_QOS)
+    graph.spin_until(lambda: received, "the label info")
+    found = {entry.class_id: entry.class_name for entry in received[0].class_map}
+    assert found == dict(enumerate(bundle.manifest.classes.names))
+
+
+def test_a_failed_configuration_says_why_and_can_be_tried_again(graph, bundle, tmp_path):
+    node = graph.start_node(bundle=tmp_path / "nowhere")
+    graph.spin_until(lambda: "the node waits" in node.log, "the message")
+    assert "there is no such folder" in node.log
+    assert node.state() == "unconfigured"
+    assert node.set_parameter("bundle", str(bundle.path)).successful
+    assert node.change_state("configure")
+    assert node.change_state("activate")
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.wait_for_subscriber()
+    camera.send_until_answered(camera.message(picture()), masks)
+
+
+def test_each_state_holds_what_it_should(graph, bundle):
+    node = graph.start_node(bundle=bundle.path, autostart=False)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    assert node.state() == "unconfigured"
+    assert not node.change_state("activate"), "an invalid request is refused"
+    assert node.state() == "unconfigured", "and does not end the process"
+    for _ in range(2):
+        assert node.change_state("configure")
+        assert camera._publisher.get_subscription_count() == 0
+        assert node.change_state("activate")
+        camera.wait_for_subscriber()
+        camera.send_until_answered(camera.message(picture()), masks)
+        assert node.change_state("deactivate")
+        graph.spin_until(lambda: not camera._publisher.get_subscription_count(), "the end of the subscription")
+        assert node.change_state("cleanup")
+    assert node.state() == "unconfigured"
+    assert graph.peer.count_publishers("/segmentation/mask") == 0
+    assert node.process.poll() is None
+
+
+def test_an_unknown_transition_does_not_end_the_process(graph, bundle):
+    node = graph.start_node(bundle=bundle.path)
+    node.wait_for_state("active")
+    request = ChangeState.Request()
+    request.transition.id = 77
+    assert not graph.call(ChangeState, "/segmentation/change_state", request).success
+    assert node.state() == "active"
+
+
+def test_cameras_and_heads_have_topics_of_their_own_in_one_process(graph, bundle, tmp_path):
+    further = write_tiny_bundle(tmp_path / "further", name="further", num_classes=3, seed=9)
+    graph.start_node(
+        namespace="robot",
+        bundles=f"['{bundle.path}', '{further.path}']",
+        cameras="[front, rear]",
+        mask_size="80x60",
+    )
+    front, rear = graph.camera("/robot/front/image"), graph.camera("/robot/rear/image")
+    outputs = {
+        topic: graph.listen(f"/robot/{topic}")
+        for topic in ("front/segmentation/mask", "rear/segmentation/mask", "rear/segmentation/further/mask")
+    }
+    front.wait_for_subscriber()
+    rear.wait_for_subscriber()
+    sent = front.message(picture(seed=1))
+    assert front.send_until_answered(sent, outputs["front/segmentation/mask"]).header == sent.header
+    assert outputs["rear/segmentation/mask"] == []
+    rgb = picture(100, 90, seed=2)
+    mask = rear.send_until_answered(rear.message(rgb), outputs["rear/segmentation/mask"])
+    graph.spin_until(lambda: outputs["rear/segmentation/further/mask"], "the further head's mask")
+    expected = Segmenter.from_bundle([bundle.path, further.path]).segment([rgb], size=(60, 80))[0].heads
+    assert np.array_equal(image_of(mask), expected["tiny"].labels)
+    assert np.array_equal(image_of(outputs["rear/segmentation/further/mask"][0]), expected["further"].labels)
+
+
+def test_compressed_images_are_read(graph, bundle, segmenter):
+    cv2 = pytest.importorskip("cv2")
+    graph.start_node(bundle=bundle.path, image_transport="compressed")
+    masks = graph.listen("segmentation/mask")
+    publisher = graph.peer.create_publisher(CompressedImage, "image/compressed", 1)
+    graph.spin_until(publisher.get_subscription_count, "a subscription")
+    rgb = picture()
+    for data in (b"no picture", cv2.imencode(".png", rgb[:, :, ::-1])[1].tobytes()):
+        publisher.publish(CompressedImage(format="png", data=data))
+    graph.spin_until(lambda: masks, "a mask")
+    assert np.array_equal(image_of(masks[0]), segmenter.segment([rgb])[0].labels)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_with_code_zero(graph, bundle, signal_number):
+    node = graph.start_node(bundle=bundle.path)
+    node.wait_for_state("active")
+    assert node.end(signal_number) == 0, node.log
+    assert "Traceback" not in node.log

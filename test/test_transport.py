@@ -1,0 +1,45 @@
+"""The environment for sending images, and what the doctor says of it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+from bundles import write_tiny_bundle
+
+from dinov3_seg_ros.doctor import FAULT, examine, main
+from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.transport import PROFILE, PROFILE_VARIABLES, configure_transport, keep_freed_memory
+
+
+def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():
+    environment = {}
+    assert configure_transport(environment) == str(resource_path(PROFILE))
+    assert list(environment.values()) == [str(resource_path(PROFILE))]
+    assert set(environment) < set(PROFILE_VARIABLES)
+    for variable in PROFILE_VARIABLES:
+        own = {variable: "/own/profile.xml"}
+        assert configure_transport(own) == "/own/profile.xml"
+        assert own == {variable: "/own/profile.xml"}
+
+
+def test_the_profile_gives_images_32_mb_of_shared_memory_and_keeps_the_network():
+    root = ElementTree.parse(resource_path(PROFILE)).getroot()
+    namespace = {"p": root.tag[1:].partition("}")[0]}
+    assert root.find(".//p:segment_size", namespace).text == str(32 << 20)
+    assert {t.text for t in root.findall(".//p:transport_descriptor/p:type", namespace)} == {"SHM", "UDPv4"}
+
+
+def test_the_allocator_is_told_to_keep_memory():
+    assert keep_freed_memory() in (True, False)
+
+
+def test_the_doctor_finds_a_sound_bundle_sound_and_a_damaged_one_damaged(tmp_path, capsys):
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    assert not [f for f in examine([bundle.path]) if f.level == FAULT and "bundle" in f.subject]
+    (bundle.path / "head.safetensors").write_bytes(b"cut")
+    assert main([str(bundle.path)]) == 1
+    assert "head.safetensors is damaged" in capsys.readouterr().out
+
+
+def test_every_finding_that_is_not_fine_has_a_remedy(tmp_path):
+    assert [f for f in examine([tmp_path]) if f.level != "ok" and not f.remedy and "runtime" not in f.subject] == []
