@@ -1,0 +1,173 @@
+"""The whole path on one machine: a camera, the segmentation node and a consumer, three processes on ROS 2.
+
+``python -m dinov3_seg_ros.demo --help``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+
+from dinov3_seg_ros.bundle import Bundle, load_bundle
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.demo.player import add_source_arguments
+from dinov3_seg_ros.demo.recorder import Recorder
+from dinov3_seg_ros.errors import SegmentationError, TransportError
+from dinov3_seg_ros.files import write_json
+from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
+
+_NAMESPACE = "demo"
+_START_TIMEOUT_S = 90.0
+# How long masks may still arrive after the last frame was sent.
+_DRAIN_S = 2.0
+_COLOUR_TRAINING_SCENES = 300
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 when masks arrived."""
+    options = _parse(arguments)
+    try:
+        summary = _run(options)
+    except SegmentationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    _print_summary(summary, options.output)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.demo", description=__doc__.splitlines()[0])
+    add_source_arguments(parser)
+    parser.add_argument("--bundle", type=Path, default=None, help="default: weights/demo")
+    parser.add_argument("--runtime", default="auto", help="auto, torch, onnx or tensorrt")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and summary.json")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    bundle = load_bundle(options.bundle or resource_path("weights/demo"))
+    options.output.mkdir(parents=True, exist_ok=True)
+    # The demo's graph stays on this machine.
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    configure_transport()
+    keep_freed_memory()
+    colours = _fit_colour_classifier() if options.source == "scenes" else None
+    rclpy.init(args=[])
+    recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
+    recorder_executor = SingleThreadedExecutor()
+    recorder_executor.add_node(recorder)
+    try:
+        with (
+            _process("segmentation", _node_command(bundle, options), options.output) as node,
+            _process("camera", _player_command(options), options.output) as player,
+        ):
+            started = time.monotonic()
+            while player.poll() is None:
+                recorder_executor.spin_once(timeout_sec=0.1)
+                if node.poll() is not None:
+                    raise TransportError(f"the segmentation node ended; see {options.output / 'segmentation.log'}")
+                if not recorder.received and time.monotonic() - started > _START_TIMEOUT_S:
+                    raise TransportError(
+                        f"no mask arrived within {_START_TIMEOUT_S:.0f} s; see the logs in {options.output}"
+                    )
+            if player.returncode:
+                raise TransportError(f"the camera ended with an error; see {options.output / 'camera.log'}")
+            _spin_for(recorder_executor, _DRAIN_S)
+        summary = {
+            "bundle": bundle.manifest.name,
+            "source": options.source,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            **recorder.finish(),
+        }
+    finally:
+        recorder_executor.shutdown()
+        recorder.destroy_node()
+        rclpy.try_shutdown()
+    write_json(options.output / "summary.json", summary)
+    return summary
+
+
+def _fit_colour_classifier() -> ColourClassifier:
+    colours = ColourClassifier(len(scenes.CLASS_NAMES))
+    for index in range(_COLOUR_TRAINING_SCENES):
+        colours.fit(*scenes.sample("train", index * scenes.VIEWS_PER_SCENE, (120, 160)))
+    return colours
+
+
+def _node_command(bundle: Bundle, options: argparse.Namespace) -> list[str]:
+    parameters = {"bundle": bundle.path.resolve(), "runtime": options.runtime, "overlay_names": "true"}
+    settings = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    return [sys.executable, "-m", "dinov3_seg_ros.node", *_ros_arguments(*settings)]
+
+
+def _player_command(options: argparse.Namespace) -> list[str]:
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--subscribers", "2"]
+    command += ["--source", options.source, "--rate", str(options.rate), "--seconds", str(options.seconds)]
+    command += ["--size", *map(str, options.size)]
+    command += ["--masks", str(options.masks)] if options.masks else []
+    command += ["--loop"] if options.loop else []
+    return command + _ros_arguments()
+
+
+def _ros_arguments(*settings: str) -> list[str]:
+    return ["--ros-args", "-r", f"__ns:=/{_NAMESPACE}", *settings]
+
+
+@contextlib.contextmanager
+def _process(name: str, command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process with its output in a file; interrupt it at the end, as Ctrl-C would."""
+    with (output / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _spin_for(executor: SingleThreadedExecutor, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.1)
+
+
+def _print_summary(summary: dict[str, Any], output: Path) -> None:
+    latency = summary["latency_ms"]
+    rows = {
+        "frames sent / segmented / dropped": f"{summary['images']} / {summary['masks']} / {summary['dropped']}",
+        "frames per second": summary["fps"],
+        "end-to-end latency": f"median {latency['median']:.1f} ms, 95th percentile {latency['p95']:.1f} ms",
+        "headers altered": summary["headers_altered"],
+    }
+    if summary["miou"] is not None:
+        rows["mIoU of the received masks"] = f"{summary['miou']:.3f} ({summary['scored']} frames)"
+    if summary["colour_classifier_miou"] is not None:
+        rows["mIoU of a colour classifier"] = f"{summary['colour_classifier_miou']:.3f}"
+    rows["pictures, video, figures"] = f"{output}/overlay_*.png, {output}/overlay.mp4, {output}/summary.json"
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""A consumer of the node's topics: measures what arrives, and keeps pictures of it."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+
+from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.files import replacing_file
+from dinov3_seg_ros.messages import image_to_rgb
+from dinov3_seg_ros.metrics import ConfusionMatrix
+from dinov3_seg_ros.ports import OUTPUT_QOS
+from dinov3_seg_ros.timing import summarise_ms
+
+_FRAMES_REMEMBERED = 64
+_PICTURE_EVERY = 40
+# The colour classifier is no part of what is shown, and slow: every few frames give its score as well.
+_COLOUR_EVERY = 8
+
+
+class Recorder(Node):
+    """Subscribes to a camera, its true masks and the node's outputs, and compares them frame by frame.
+
+    Args:
+        namespace: of the topics.
+        class_names: names of the classes.
+        colours: a fitted colour classifier to score beside the node; None for none.
+        output: folder for overlay pictures and the video.
+        rate_hz: the camera's rate, that of the video.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        class_names: list[str],
+        colours: ColourClassifier | None,
+        output: Path,
+        rate_hz: float,
+    ) -> None:
+        super().__init__("recorder", namespace=namespace)
+        self._names, self._colours, self._output, self._rate_hz = class_names, colours, output, rate_hz
+        self._frames: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._truths: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._scores = ConfusionMatrix(len(class_names))
+        self._colour_scores = ConfusionMatrix(len(class_names))
+        self._latencies_s: list[float] = []
+        self._arrivals_s: list[float] = []
+        self._counts = dict.fromkeys(("images", "masks", "confidences", "overlays", "scored", "headers_altered"), 0)
+        self._video: cv2.VideoWriter | None = None
+        self._video_file = output / "overlay.mp4"
+        # Every frame must be seen here for the count of drops to mean anything.
+        deep = 20
+        image_qos = qos_profile_sensor_data
+        image_qos.depth = deep
+        self.create_subscription(Image, "image", self._on_image, image_qos)
+        self.create_subscription(Image, "ground_truth", self._on_truth, deep)
+        self.create_subscription(Image, "segmentation/mask", self._on_mask, OUTPUT_QOS)
+        self.create_subscription(Image, "segmentation/confidence", self._on_confidence, OUTPUT_QOS)
+        self.create_subscription(Image, "segmentation/overlay", self._on_overlay, OUTPUT_QOS)
+
+    @property
+    def received(self) -> bool:
+        """Whether any mask has arrived."""
+        return self._counts["masks"] > 0
+
+    def finish(self) -> dict[str, Any]:
+        """Close the video and return what was measured.
+
+        ``miou`` is over the received masks whose true mask is known, ``latency_ms`` from the stamp of a frame to the
+        arrival of its mask in this process.
+        """
+        if self._video is not None:
+            self._video.release()
+        seconds = self._arrivals_s[-1] - self._arrivals_s[0] if len(self._arrivals_s) > 1 else 0.0
+        return {
+            **self._counts,
+            "dropped": self._counts["images"] - self._counts["masks"],
+            "fps": round((len(self._arrivals_s) - 1) / seconds, 2) if seconds else None,
+            "latency_ms": summarise_ms(self._latencies_s) if self._latencies_s else None,
+            **self._scores.summary(self._names),
+            "colour_classifier_miou": self._colour_scores.summary(self._names)["miou"],
+        }
+
+    def _on_image(self, message: Image) -> None:
+        self._counts["images"] += 1
+        _remember(self._frames, _stamp(message), message)
+
+    def _on_truth(self, message: Image) -> None:
+        truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
+        _remember(self._truths, _stamp(message), truth)
+        self._score(_stamp(message))
+
+    def _on_mask(self, message: Image) -> None:
+        now = time.time()
+        self._counts["masks"] += 1
+        self._arrivals_s.append(now)
+        self._latencies_s.append(now - message.header.stamp.sec - 1e-9 * message.header.stamp.nanosec)
+        self._check_header(message)
+        mask = np.frombuffer(message.data, np.uint8 if message.encoding == "mono8" else np.uint16)
+        _remember(self._masks, _stamp(message), mask.reshape(message.height, message.width))
+        self._score(_stamp(message))
+
+    def _on_confidence(self, message: Image) -> None:
+        self._counts["confidences"] += 1
+        self._check_header(message)
+
+    def _on_overlay(self, message: Image) -> None:
+        self._counts["overlays"] += 1
+        self._check_header(message)
+        picture = cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2BGR)
+        self._write_video(picture)
+        if self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
+            with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
+                cv2.imwrite(str(file), picture)
+
+    def _check_header(self, message: Image) -> None:
+        frame = self._frames.get(_stamp(message))
+        if frame is None or frame.header != message.header:
+            self._counts["headers_altered"] += 1
+
+    def _score(self, stamp: tuple[int, int]) -> None:
+        """Count a frame once both its masks have arrived, in either order."""
+        if stamp not in self._truths or stamp not in self._masks:
+            return
+        truth, mask = self._truths.pop(stamp), self._masks.pop(stamp)
+        self._scores.update(truth, mask)
+        self._counts["scored"] += 1
+        if self._colours is not None and stamp in self._frames and self._counts["scored"] % _COLOUR_EVERY == 1:
+            self._colour_scores.update(truth, self._colours.predict(image_to_rgb(self._frames[stamp])))
+
+    def _write_video(self, picture: np.ndarray) -> None:
+        height, width = picture.shape[:2]
+        if self._video is None:
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._video = cv2.VideoWriter(str(self._video_file), codec, self._rate_hz, (width, height))
+        self._video.write(picture)
+
+
+def _stamp(message: Image) -> tuple[int, int]:
+    return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+def _remember(frames: OrderedDict[tuple[int, int], Any], stamp: tuple[int, int], value: Any) -> None:
+    frames[stamp] = value
+    while len(frames) > _FRAMES_REMEMBERED:
+        frames.popitem(last=False)

@@ -1,0 +1,69 @@
+"""Where the demo's camera takes its frames from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.errors import DatasetError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+Frame = tuple[np.ndarray, np.ndarray | None]
+
+
+def open_source(source: str, size: tuple[int, int], rate_hz: float, masks: Path | None = None) -> Iterator[Frame]:
+    """Frames of a source: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 where it is known.
+
+    Args:
+        source: ``scenes`` (the held-out procedural rooms), the path of a folder of images or of a video file, or the
+            number of a webcam.
+        size: (height, width) of the procedural scenes, pixels; other sources keep theirs.
+        rate_hz: frames per second; how far the procedural robot moves between frames.
+        masks: folder of index masks (PNG, by the images' names) for a folder of images.
+
+    Raises:
+        DatasetError: the source cannot be opened.
+    """
+    if source == "scenes":
+        return scenes.walk("val", 0, size, rate_hz)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, masks)
+    if source.isdecimal():
+        return _capture(cv2.VideoCapture(int(source)), f"webcam {source}")
+    if path.is_file():
+        return _capture(cv2.VideoCapture(str(path)), source)
+    raise DatasetError(f"'{source}' is no folder, video file or webcam number; use one of these, or 'scenes'")
+
+
+def _folder(folder: Path, masks: Path | None) -> Iterator[Frame]:
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DatasetError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    for path in images:
+        mask = None if masks is None else _read(masks / f"{path.stem}.png", cv2.IMREAD_UNCHANGED)
+        yield cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), mask
+
+
+def _read(path: Path, flags: int) -> np.ndarray:
+    picture = cv2.imread(str(path), flags)
+    if picture is None:
+        raise DatasetError(f"{path} is missing or cannot be read as an image")
+    return picture
+
+
+def _capture(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
+    if not capture.isOpened():
+        raise DatasetError(f"{name} cannot be opened")
+    try:
+        while True:
+            arrived, picture = capture.read()
+            if not arrived:
+                return
+            yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), None
+    finally:
+        capture.release()
