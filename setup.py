@@ -59,7 +59,7 @@ setup(
     maintainer_email="maintainers@dinov3-seg-ros.org",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     python_requires=">=3.10",
-    install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.59"],
+    install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.60"],
     extras_require={
         # Two builds of one module: install one of them.
         "cv": ["opencv-python>=4.8,<5"],

@@ -165,7 +165,7 @@ class Segmenter:
 
     def warm_up(self) -> None:
         """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
-        decode.warm_up()
+        decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))
         self.segment([np.zeros((*self._network_size, 3), np.uint8)], confidence=True)
 
     def close(self) -> None:

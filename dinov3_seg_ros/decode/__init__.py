@@ -1,0 +1,153 @@
+"""Low-resolution logits -> labels and confidence at full resolution, exactly, without the (C, H, W) volume between.
+
+A bilinear sample is a convex combination of the four logits around it. So where the four corners of a cell agree on
+the best class, that class wins in the whole cell; elsewhere only a class can win whose largest corner reaches the
+largest, over all classes, of the smallest corner. Few classes are left to be interpolated, and only in few cells.
+
+The result is that of ``torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)`` followed
+by ``argmax(1)``, but for leads within rounding (1e-5 * max(1, |logit|)); an exact tie goes to the lowest class. A cell
+with a corner that is not finite is interpolated plainly, for every class, so that it gives what torch gives: NaN
+counts as the largest value, and the first NaN wins.
+
+NumPy arrays and CPU tensors are decoded by numba kernels, or by NumPy where numba is not installed; tensors on another
+device are decoded there, by torch. Importing this module loads neither numba nor torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from dinov3_seg_ros.decode import numpy_form
+from dinov3_seg_ros.decode.geometry import Grid, plan_grid
+from dinov3_seg_ros.errors import ParameterError
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+__all__ = ["backend", "upsample_argmax", "upsample_argmax_confidence", "warm_up"]
+
+_logger = logging.getLogger(__name__)
+
+
+def upsample_argmax(logits: Array, size: Sequence[int], window: Sequence[float] | None = None) -> Array:
+    """Class of every output pixel.
+
+    Args:
+        logits: (B, C, h, w) of any floating type, a NumPy array or a torch tensor; computed in float32.
+        size: (H, W) of the output.
+        window: the part of the map that the output covers, as (top, left, height, width) in logit cells; by default
+            all of it. Output row y samples the map at (y + 0.5) * height / H + top - 0.5, clamped to the map.
+
+    Returns:
+        (B, H, W) class ids, of the kind and on the device of ``logits``: uint8 up to 255 classes, else uint16.
+
+    Raises:
+        ParameterError: ``logits`` are empty, not floating or not of four axes, ``size`` is not two positive whole
+            numbers, or ``window`` is empty or reaches outside the map.
+    """
+    return _decode(logits, size, window, with_confidence=False)[0]
+
+
+def upsample_argmax_confidence(
+    logits: Array, size: Sequence[int], window: Sequence[float] | None = None
+) -> tuple[Array, Array]:
+    """Class of every output pixel, and how sure the logits are of it.
+
+    Takes what ``upsample_argmax`` takes and raises what it raises. Returns its labels and the confidence, (B, H, W)
+    uint8: round(255 * the largest softmax of the interpolated logits), right to one level; 0 where the softmax is
+    not finite.
+    """
+    return _decode(logits, size, window, with_confidence=True)
+
+
+def backend() -> str:
+    """What decodes NumPy arrays and CPU tensors: "numba" or "numpy"."""
+    return "numpy" if _host_decoder() is numpy_form.decode else "numba"
+
+
+def warm_up(classes: int = 255) -> None:
+    """Load the compiled kernel for that many classes, or compile it where numba's cache does not hold it.
+
+    Takes a second, or up to some twenty the first time; without it, the first decode does.
+    """
+    one_cell = np.zeros((1, classes, 1, 1), np.float32)
+    upsample_argmax(one_cell, (1, 1))
+
+
+def _decode(
+    logits: Array, size: Sequence[int], window: Sequence[float] | None, with_confidence: bool
+) -> tuple[Array, Array | None]:
+    if isinstance(logits, np.ndarray):
+        return _decode_array(logits, size, window, with_confidence)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(logits, torch.Tensor):
+        return _decode_tensor(logits, size, window, with_confidence)
+    raise ParameterError(f"logits are of type {type(logits).__name__}; pass a NumPy array or a torch tensor")
+
+
+def _decode_tensor(
+    logits: torch.Tensor, size: Sequence[int], window: Sequence[float] | None, with_confidence: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    import torch
+
+    if not logits.is_floating_point():
+        raise _not_floating(logits.dtype)
+    if logits.device.type != "cpu":
+        from dinov3_seg_ros.decode import torch_form
+
+        return torch_form.decode(logits, _grid(logits.shape, size, window), with_confidence)
+    labels, confidence = _decode_array(logits.detach().float().numpy(), size, window, with_confidence)
+    return torch.from_numpy(labels), None if confidence is None else torch.from_numpy(confidence)
+
+
+def _decode_array(
+    logits: np.ndarray, size: Sequence[int], window: Sequence[float] | None, with_confidence: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    if logits.dtype.kind != "f":
+        raise _not_floating(logits.dtype)
+    grid = _grid(logits.shape, size, window)
+    logits = np.ascontiguousarray(logits, np.float32)
+    if not logits.flags.aligned:
+        logits = logits.copy()
+    labels = np.empty((len(logits), *grid.size), grid.label_type)
+    confidence = np.empty(labels.shape, np.uint8) if with_confidence else None
+    _host_decoder()(logits, grid, labels, confidence, _confidence_reach(logits.shape[1]))
+    return labels, confidence
+
+
+@lru_cache(maxsize=1)
+def _host_decoder() -> Callable[[np.ndarray, Grid, np.ndarray, np.ndarray | None, float], None]:
+    try:
+        from dinov3_seg_ros.decode import numba_form
+    except Exception as error:  # a numba that does not fit the installed NumPy fails with several types
+        _logger.warning("decoding with NumPy, several times slower, since numba cannot be imported: %s", error)
+        return numpy_form.decode
+    return numba_form.decode
+
+
+def _grid(shape: Sequence[int], size: Sequence[int], window: Sequence[float] | None) -> Grid:
+    try:
+        return plan_grid(tuple(shape), tuple(size), None if window is None else tuple(window))
+    except TypeError as error:
+        raise ParameterError(f"size is {size!r} and window {window!r}; pass (H, W) and four numbers or None") from error
+
+
+def _confidence_reach(classes: int) -> float:
+    """How far below the best logit a class can be left out of the softmax.
+
+    All classes left out together then weigh less than 1/512 of the best one: half a level in 255.
+    """
+    return math.log(512.0 * classes)
+
+
+def _not_floating(dtype: object) -> ParameterError:
+    return ParameterError(f"logits are of type {dtype}; pass floating-point logits, before any argmax")

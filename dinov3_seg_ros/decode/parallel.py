@@ -1,0 +1,46 @@
+"""A few threads for work that releases the interpreter's lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+
+_MOST_THREADS = 8
+
+
+def run_parts(work: Callable[[int, int], None], parts: int) -> None:
+    """Call ``work(part, parts)`` for every part at once, one of them in the calling thread; return when all are done.
+
+    Safe to call from several threads: they share the pool, and no part waits for another.
+    """
+    if parts == 1:
+        work(0, 1)
+        return
+    others = [_pool().submit(work, part, parts) for part in range(1, parts)]
+    try:
+        work(0, parts)
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def thread_count() -> int:
+    """Threads that can run at once in this process."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, _MOST_THREADS)
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, thread_count() - 1), thread_name_prefix="decode")
+
+
+def _forget_pool() -> None:
+    _pool.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # a forked child has the pool, but none of its threads
