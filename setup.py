@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.develop import develop
 
 PACKAGE = "dinov3_seg_ros"
 ROOT = Path(__file__).parent
@@ -25,9 +26,18 @@ def interpreter() -> str:
     return str(python if python.exists() else sys.executable)
 
 
+class Develop(develop):
+    """`colcon build --symlink-install` takes this way, which reads no option for the interpreter."""
+
+    def run(self) -> None:
+        # The one handle that setuptools offers for the first line of the scripts it writes here.
+        os.environ["__PYVENV_LAUNCHER__"] = interpreter()
+        super().run()
+
+
 def shared(folder: str) -> list[tuple[str, list[str]]]:
     """All files below a folder, for share/dinov3_seg_ros."""
-    files = [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    files = [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     by_parent: dict[str, list[str]] = {}
     for path in files:
         parent = path.parent.relative_to(ROOT).as_posix()
@@ -56,7 +66,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     maintainer="dinov3_seg_ros maintainers",
-    maintainer_email="maintainers@dinov3-seg-ros.org",
+    maintainer_email="maintainers@example.org",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     python_requires=">=3.10",
     install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.60"],
@@ -79,12 +89,14 @@ setup(
         ],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
-        "test": ["hypothesis", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "ruff", "torchmetrics"],
+        # The tests run ONNX graphs too: add cpu or gpu.
+        "test": ["onnx", "onnxscript", "pytest", "ruff", "torchmetrics"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
-        *(entry for folder in ("launch", "config", "weights") for entry in shared(folder)),
+        # Of weights/ nothing but the demo: users keep gigabytes of others there.
+        *(entry for folder in ("launch", "config", "weights/demo") for entry in shared(folder)),
     ],
     zip_safe=True,
     entry_points={
@@ -93,5 +105,6 @@ setup(
             f"demo_camera = {PACKAGE}.demo.player:main",
         ]
     },
+    cmdclass={"develop": Develop},
     options={"build_scripts": {"executable": interpreter()}},
 )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from dinov3_seg_ros.errors import BundleError, HeadError, ParameterError
 from dinov3_seg_ros.files import replacing_folder, sha256_of_file, write_json
@@ -79,7 +79,7 @@ class InputSection(_Section):
     network_size: tuple[int, int]
     geometry: str
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class ClassesSection(_Section):
@@ -221,7 +221,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: names the file and the reason.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     manifest_path = path / MANIFEST_FILE
     if not path.is_dir():
         raise BundleError(

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="bundles to check (default: the demo)")
     options = parser.parse_args(arguments)
-    findings = list(examine(options.bundles))
-    for finding in findings:
+    faults = 0
+    for finding in examine(options.bundles):
         print(f"{finding.level:<8} {finding.subject:<24} {finding.detail}")
         if finding.remedy:
             print(f"{'':<8} {'':<24} -> {finding.remedy}")
-    faults = sum(finding.level == FAULT for finding in findings)
+        faults += finding.level == FAULT
     print(f"\n{faults or 'no'} fault{'' if faults == 1 else 's'}")
     return 1 if faults else 0
 
@@ -56,14 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
     """Look at everything; ``bundles`` default to the demo's."""
     yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
-    yield from _packages()
-    yield from _conflicts()
-    yield from _ros()
-    yield _transport()
-    yield _shared_memory()
-    yield from _runtimes()
-    yield _decode()
-    yield from _bundles(bundles)
+    for look in (_packages, _conflicts, _ros, _transport, _shared_memory, _runtimes, _decode):
+        yield from _surviving(look)
+    yield from _surviving(lambda: _bundles(bundles))
+
+
+def _surviving(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What an examination finds; what breaks it is a finding as well, and does not end the others."""
+    try:
+        yield from look()
+    except Exception as error:
+        yield Finding(FAULT, "doctor", f"{type(error).__name__}: {error}", "set right the faults above, then try again")
 
 
 def _packages() -> Iterator[Finding]:
@@ -71,7 +74,6 @@ def _packages() -> Iterator[Finding]:
         ("numpy", ("numpy",), "pip install numpy"),
         ("cv2", ("opencv-python", "opencv-python-headless"), "pip install 'dinov3_seg_ros[cv-headless]'"),
         ("pydantic", ("pydantic",), "pip install 'pydantic>=2'"),
-        ("safetensors", ("safetensors",), "pip install safetensors"),
     ):
         version = _version(*distributions)
         error = _import_error(module)
@@ -109,58 +111,60 @@ def _ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{_version('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
-    if _import_error("vision_msgs.msg"):
+    from dinov3_seg_ros.ports import LabelInfo
+
+    if LabelInfo is None:
         yield Finding(
             WARNING,
             "vision_msgs",
-            "not installed: segmentation/label_info is not published (class names remain a parameter)",
+            "not usable: segmentation/label_info is not published (class names remain a parameter)",
             "sudo apt install ros-$ROS_DISTRO-vision-msgs",
         )
     else:
         yield Finding(OK, "vision_msgs", "installed")
 
 
-def _transport() -> Finding:
-    from dinov3_seg_ros.transport import PROFILE_VARIABLES, configure_transport
+def _transport() -> Iterator[Finding]:
+    from dinov3_seg_ros.transport import configure_transport, profile_variable
 
     middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     if "fastrtps" not in middleware:
-        return Finding(OK, "DDS", f"{middleware}: set its own buffers for images (see its documentation)")
-    already_set = next((name for name in PROFILE_VARIABLES if os.environ.get(name)), None)
-    environment = dict(os.environ)
-    profile = configure_transport(environment)
+        yield Finding(OK, "DDS", f"{middleware}: set its own buffers for images (see its documentation)")
+        return
+    variable = profile_variable()
+    profile = configure_transport(dict(os.environ))
     if not Path(profile).is_file():
-        return Finding(
-            FAULT, "DDS profile", f"{already_set} names {profile}, which does not exist", f"unset {already_set}"
+        yield Finding(FAULT, "DDS profile", f"{profile} does not exist", f"correct or unset {variable}")
+    elif os.environ.get(variable):
+        yield Finding(OK, "DDS profile", f"{profile} (from {variable})")
+    else:
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            "the node sets its own; your camera driver and viewers use the default, which loses images",
+            f"export {variable}={profile}",
         )
-    if already_set:
-        return Finding(OK, "DDS profile", f"{profile} (from {already_set})")
-    variable = next(name for name in PROFILE_VARIABLES if name in environment)
-    return Finding(
-        WARNING,
-        "DDS profile",
-        "the node sets its own; your camera driver and viewers use the default, which loses images",
-        f"export {variable}={profile}",
-    )
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> Iterator[Finding]:
     if not _SHARED_MEMORY.is_dir() or not os.access(_SHARED_MEMORY, os.W_OK):
-        return Finding(
+        yield Finding(
             WARNING,
             str(_SHARED_MEMORY),
             "absent or not writable: images travel over UDP, more slowly",
             "in a container, start it with --ipc=host or --shm-size=512m",
         )
+        return
     free_mb = shutil.disk_usage(_SHARED_MEMORY).free >> 20
     if free_mb < _LEAST_SHARED_MEMORY_MB:
-        return Finding(
+        yield Finding(
             WARNING,
             str(_SHARED_MEMORY),
             f"only {free_mb} MB free, and each process takes 32 MB",
             "remove stale /dev/shm/fastrtps_* files while no node runs; in a container, --shm-size=512m",
         )
-    return Finding(OK, str(_SHARED_MEMORY), f"{free_mb} MB free")
+    else:
+        yield Finding(OK, str(_SHARED_MEMORY), f"{free_mb} MB free")
 
 
 def _runtimes() -> Iterator[Finding]:
@@ -174,12 +178,13 @@ def _runtimes() -> Iterator[Finding]:
         yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
 
 
-def _decode() -> Finding:
+def _decode() -> Iterator[Finding]:
     from dinov3_seg_ros import decode
 
     if decode.backend() == "numba":
-        return Finding(OK, "decode", "compiled (numba)")
-    return Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")
+        yield Finding(OK, "decode", "compiled (numba)")
+    else:
+        yield Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")
 
 
 def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
@@ -217,7 +222,7 @@ def _external_backbone(bundle: Bundle) -> Finding:
 def _import_error(module: str) -> str:
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a broken build fails to load its shared objects
         return str(error)
     return ""
 

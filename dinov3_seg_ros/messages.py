@@ -162,7 +162,7 @@ def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> A
     message.height, message.width = array.shape[:2]
     message.encoding = encoding
     message.is_bigendian = sys.byteorder == "big"
-    message.step = array.strides[0] if array.flags.c_contiguous else array[0].size * array.itemsize
+    message.step = array[0].nbytes
     # frombytes on the message's own array is the one way past rclpy's check of each single byte.
     message.data.frombytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return message

@@ -6,21 +6,24 @@ It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmen
 from __future__ import annotations
 
 import functools
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from dinov3_seg_ros.errors import ImageError, ParameterError, SegmentationError
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.ports import CameraInput, HeadOutput, camera_names
+from dinov3_seg_ros.errors import ParameterError, SegmentationError
+from dinov3_seg_ros.pipeline import HeadSegmentation, Segmenter
+from dinov3_seg_ros.ports import TRANSPORTS, CameraInput, HeadOutput, camera_names
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
 from dinov3_seg_ros.worker import LatestFrameWorker
 
@@ -102,6 +105,14 @@ def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[.
     return wrapper
 
 
+class _Frame(NamedTuple):
+    """A frame on its way: its camera, its header as it came, and its pixels, (H, W, 3) uint8 RGB."""
+
+    camera: str
+    header: Any
+    rgb: np.ndarray
+
+
 class SegmentationNode(LifecycleNode):
     """Publishes a segmentation of the newest frame of each camera.
 
@@ -118,15 +129,20 @@ class SegmentationNode(LifecycleNode):
         self._inputs: dict[str, CameraInput] = {}
         self._worker: LatestFrameWorker | None = None
         self._mask_size: str | tuple[int, int] = "source"
-        self._drops: Counter[str] = Counter()
+        self._frames: Counter[str] = Counter()
         self._publishing_class_names = False
         self.add_on_set_parameters_callback(self._refuse_class_names)
+        self._service_change_state.callback = self._answer_invalid_requests(self._service_change_state.callback)
 
     @_reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the models and create the publishers."""
         try:
             self._mask_size = parse_mask_size(self._value("mask_size"))
+            if self._value("image_transport") not in TRANSPORTS:
+                raise ParameterError(
+                    f"image_transport is '{self._value('image_transport')}'; use one of: {', '.join(TRANSPORTS)}"
+                )
             self._segmenter = self._load_segmenter()
             self._segmenter.warm_up()
             self._create_outputs()
@@ -144,6 +160,7 @@ class SegmentationNode(LifecycleNode):
         """Enable the publishers, start the worker, subscribe."""
         result = super().on_activate(state)
         try:
+            self._frames.clear()
             for output in self._each_output():
                 output.publish_label_info()
             self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._value("max_batch"))
@@ -161,6 +178,8 @@ class SegmentationNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, let the frame in work finish, disable the publishers."""
         self._stop()
+        counts = ", ".join(f"{number} {what}" for what, number in self._frames.items())
+        self.get_logger().info(f"frames since activation: {counts or 'none'}")
         return super().on_deactivate(state)
 
     @_reported
@@ -186,6 +205,19 @@ class SegmentationNode(LifecycleNode):
         self._stop()
         self._release()
 
+    def _answer_invalid_requests(self, change_state: Callable[..., Any]) -> Callable[..., Any]:
+        """On Jazzy an invalid transition is raised out of spin, and would end the process without an answer."""
+
+        def guarded(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change_state(request, response)
+            except RCLError as error:
+                self.get_logger().warning(f"a transition request was refused: {error}")
+                response.success = False
+                return response
+
+        return guarded
+
     def _load_segmenter(self) -> Segmenter:
         bundles = [path for path in self._value("bundles") if path] or [self._value("bundle")]
         if not bundles[0]:
@@ -205,59 +237,69 @@ class SegmentationNode(LifecycleNode):
 
     def _create_outputs(self) -> None:
         for camera in camera_names(self._value("cameras")):
-            self._outputs[camera] = {
-                name: HeadOutput(self, camera, "" if index == 0 else name, manifest.classes)
-                for index, (name, manifest) in enumerate(self._segmenter.manifests.items())
-            }
+            heads = self._outputs[camera] = {}
+            for index, (name, manifest) in enumerate(self._segmenter.manifests.items()):
+                heads[name] = HeadOutput(self, camera, "" if index == 0 else name, manifest.classes)
 
     def _process(self, items: Sequence[tuple[str, Any]]) -> None:
         """Segment and publish the newest frames; runs in the worker's thread."""
-        times = self._segmenter.times
-        frames: list[tuple[str, Any, Any]] = []
-        for camera, message in items:
-            if not any(output.wanted for output in self._outputs[camera].values()):
-                self._drops["no subscriber"] += 1
-                continue
-            try:
-                with times.stage("message_in"):
-                    frames.append((camera, message.header, self._inputs[camera].to_rgb(message)))
-            except ImageError as error:
-                self._drops["bad image"] += 1
-                self.get_logger().warning(
-                    f"a frame{_of(camera)} was dropped: {error}", throttle_duration_sec=_LOG_PERIOD_S
-                )
+        frames = [frame for frame in (self._read(camera, message) for camera, message in items) if frame]
         if not frames:
             return
-        outputs = [output for camera, _, _ in frames for output in self._outputs[camera].items()]
+        wanted = [name for frame in frames for name, output in self._outputs[frame.camera].items() if output.wanted]
         results = self._segmenter.segment(
-            [rgb for _, _, rgb in frames],
-            heads=list(dict.fromkeys(name for name, output in outputs if output.wanted)),
-            confidence=any(output.confidence_wanted for _, output in outputs),
-            size=self._mask_size,
+            [frame.rgb for frame in frames], heads=list(dict.fromkeys(wanted)), size=self._mask_size
         )
-        for (camera, header, rgb), result in zip(frames, results, strict=True):
+        for frame, result in zip(frames, results, strict=True):
             for name, head in result.heads.items():
-                self._publish(self._outputs[camera][name], head, header, rgb)
+                self._publish(self._outputs[frame.camera][name], head, frame)
+            self._frames["segmented"] += 1
 
-    def _publish(self, output: HeadOutput, head: Any, header: Any, rgb: Any) -> None:
+    def _read(self, camera: str, message: Any) -> _Frame | None:
+        """The frame of a message; None when nobody wants it or it cannot be read, which is counted."""
+        if not any(output.wanted for output in self._outputs[camera].values()):
+            self._frames["not wanted by any subscriber"] += 1
+            return None
+        try:
+            with self._segmenter.times.stage("message_in"):
+                return _Frame(camera, message.header, self._inputs[camera].to_rgb(message))
+        except Exception as error:
+            # One camera's bad frame must not cost another camera's good one.
+            self._frames["unreadable"] += 1
+            self._log_drop(error, f" of camera '{camera}'" if camera else "")
+            return None
+
+    def _publish(self, output: HeadOutput, head: HeadSegmentation, frame: _Frame) -> None:
         times = self._segmenter.times
+        # The confidence first: it gives the labels too.
+        confidence = head.confidence if output.confidence_wanted else None
+        mask = head.labels if output.mask_wanted else None
         with times.stage("message_out"):
-            output.publish_labels(head, header)
+            output.publish_labels(mask, confidence, frame.header)
         if output.overlay_wanted:
             with times.stage("overlay"):
-                picture = output.make_overlay(head, rgb, self._value("overlay_alpha"), self._value("overlay_names"))
-            output.publish_overlay(picture, header)
+                alpha, with_names = self._value("overlay_alpha"), self._value("overlay_names")
+                picture = output.make_overlay(head.labels, frame.rgb, alpha, with_names)
+            with times.stage("message_out"):
+                output.publish_overlay(picture, frame.header)
 
     def _on_worker_error(self, error: Exception) -> None:
-        self._drops["inference error"] += 1
+        if not self.context.ok():
+            return  # the process is ending, and the frame in work finds its publishers gone
+        self._frames["failed"] += 1
+        self._log_drop(error)
+
+    def _log_drop(self, error: Exception, of: str = "") -> None:
         details = str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error))
-        self.get_logger().error(f"a frame was dropped: {details}", throttle_duration_sec=_LOG_PERIOD_S)
+        self.get_logger().error(f"a frame{of} was dropped: {details}", throttle_duration_sec=_LOG_PERIOD_S)
 
     def _stop(self) -> None:
         for camera_input in self._inputs.values():
             camera_input.close()
         if self._worker is not None:
             self._worker.stop()
+            for camera in self._inputs:
+                self._frames["replaced by a newer one"] += self._worker.dropped(camera)
             self._worker = None
         # Cleared only now: the frame in work still reads from it.
         self._inputs.clear()
@@ -304,10 +346,6 @@ def parse_mask_size(text: str) -> str | tuple[int, int]:
     raise ParameterError(f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT, for example 640x480")
 
 
-def _of(camera: str) -> str:
-    return f" of camera '{camera}'" if camera else ""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the node until it is interrupted or terminated."""
     configure_transport()
@@ -323,11 +361,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             try:
                 executor.spin()
             except RCLError as error:
-                # On Jazzy an invalid transition request is raised out of spin; it must not end the process.
-                node.get_logger().warning(f"a request was refused: {error}")
+                node.get_logger().error(f"a message or request could not be taken: {error}")
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # A launch file's Ctrl-C arrives twice; the second must not cut the first one's work short.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         node.close()
         executor.shutdown()
         node.destroy_node()
@@ -335,11 +375,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _start(node: SegmentationNode) -> None:
-    for transition in (node.trigger_configure, node.trigger_activate):
-        if transition() is not TransitionCallbackReturn.SUCCESS:
+    for name, transition in (("configure", node.trigger_configure), ("activate", node.trigger_activate)):
+        if transition() != TransitionCallbackReturn.SUCCESS:
             node.get_logger().error(
-                "the node waits: set right what is wrong, then configure and activate it "
-                "(ros2 lifecycle set NODE configure)"
+                f"the node waits: set right what is wrong, then: ros2 lifecycle set {node.get_fully_qualified_name()} "
+                f"{name}"
             )
             return
 

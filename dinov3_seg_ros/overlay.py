@@ -57,7 +57,7 @@ def blend_overlay(
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     blended = cv2.addWeighted(colour_mask(labels, palette), alpha, image, 1.0 - alpha, 0.0)
     unlabelled = cv2.compare(labels, len(palette) - 1, cv2.CMP_GT)
-    if cv2.hasNonZero(unlabelled):
+    if cv2.countNonZero(unlabelled):
         cv2.copyTo(image, unlabelled, blended)
     if names:
         _write_names(blended, labels, names)

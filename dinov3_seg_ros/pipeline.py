@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,23 @@ from dinov3_seg_ros.timing import StageTimes
 
 
 class HeadSegmentation:
-    """One head's answer for one frame."""
+    """One head's answer for one frame; what nobody reads is not decoded.
 
-    def __init__(self, logits: Any, size: tuple[int, int], window: tuple[float, float, float, float]) -> None:
-        self._logits, self._size, self._window = logits, size, window
+    Args:
+        logits: (1, C, h, w), an array or a tensor on any device.
+        size: (height, width) of labels and confidence.
+        window: the part of the map that the frame covers; see `decode.upsample_argmax`.
+        times: where the decode's time is recorded.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        size: tuple[int, int],
+        window: tuple[float, float, float, float],
+        times: StageTimes,
+    ) -> None:
+        self._logits, self._size, self._window, self._times = logits, size, window, times
         self._labels: np.ndarray | None = None
         self._confidence: np.ndarray | None = None
 
@@ -28,15 +42,17 @@ class HeadSegmentation:
     def labels(self) -> np.ndarray:
         """(H, W) class ids, uint8 up to 255 classes, else uint16."""
         if self._labels is None:
-            self._labels = _to_numpy(decode.upsample_argmax(self._logits, self._size, self._window))[0]
+            with self._times.stage("decode"):
+                self._labels = _to_numpy(decode.upsample_argmax(self._logits, self._size, self._window))[0]
         return self._labels
 
     @property
     def confidence(self) -> np.ndarray:
-        """(H, W) uint8, round(255 * the largest softmax probability). Computed when asked for."""
+        """(H, W) uint8, round(255 * the largest softmax probability). Read first, it gives the labels as well."""
         if self._confidence is None:
-            labels, confidence = decode.upsample_argmax_confidence(self._logits, self._size, self._window)
-            self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
+            with self._times.stage("decode"):
+                labels, confidence = decode.upsample_argmax_confidence(self._logits, self._size, self._window)
+                self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
         return self._confidence
 
 
@@ -86,7 +102,9 @@ class Segmenter:
         self.times = StageTimes()
         self._geometry = geometry or first.input.geometry
         self._network_size = tuple(network_size or first.input.network_size)
-        self._multiple, self._mean = first.backbone.multiple, first.input.mean
+        # Heads may read different layers of one backbone, and coarser ones need a larger multiple.
+        self._multiple = math.lcm(*(bundle.manifest.backbone.multiple for bundle in bundles))
+        self._mean = first.input.mean
         check_geometry(self._geometry, self._network_size, self._multiple)
         if max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
@@ -128,7 +146,6 @@ class Segmenter:
         images: Sequence[np.ndarray],
         *,
         heads: Sequence[str] | None = None,
-        confidence: bool = False,
         size: str | tuple[int, int] = "source",
     ) -> list[Segmentation]:
         """Segment frames; frames of equal canvas size go through the backbone together.
@@ -136,12 +153,11 @@ class Segmenter:
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
             heads: names of the bundles whose heads are wanted; None for all.
-            confidence: compute the confidence in the same pass as the labels. (Otherwise it is computed when read.)
             size: of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution, without
                 padding) or (height, width) in pixels.
 
         Returns:
-            One `Segmentation` for each image, in order.
+            One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
 
         Raises:
             ImageError: an image is not (H, W, 3) uint8.
@@ -156,9 +172,7 @@ class Segmenter:
         placements = [place(im.shape[:2], self._geometry, self._network_size, self._multiple) for im in images]
         results: list[Segmentation | None] = [None] * len(images)
         for batch in self._batches(placements):
-            segmentations = self._segment_batch(
-                [images[i] for i in batch], [placements[i] for i in batch], names, confidence, size
-            )
+            segmentations = self._segment_batch([images[i] for i in batch], [placements[i] for i in batch], names, size)
             for index, segmentation in zip(batch, segmentations, strict=True):
                 results[index] = segmentation
         return results
@@ -166,7 +180,8 @@ class Segmenter:
     def warm_up(self) -> None:
         """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
         decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))
-        self.segment([np.zeros((*self._network_size, 3), np.uint8)], confidence=True)
+        self.segment([np.zeros((*self._network_size, 3), np.uint8)])
+        self.times.clear()
 
     def close(self) -> None:
         """Release the models."""
@@ -187,7 +202,6 @@ class Segmenter:
         images: list[np.ndarray],
         placements: list[Placement],
         names: list[str],
-        confidence: bool,
         size: str | tuple[int, int],
     ) -> list[Segmentation]:
         with self.times.stage("preprocess"):
@@ -198,22 +212,20 @@ class Segmenter:
             features = self.runtime.features(canvases)
         with self.times.stage("heads"):
             logits = {name: self.runtime.logits(name, features) for name in names}
-        with self.times.stage("decode"):
-            return [
-                self._decode({name: logits[name][i : i + 1] for name in names}, placement, confidence, size)
-                for i, placement in enumerate(placements)
-            ]
-
-    def _decode(
-        self, logits: dict[str, Any], placement: Placement, confidence: bool, size: str | tuple[int, int]
-    ) -> Segmentation:
-        heads = {
-            name: HeadSegmentation(head, mask_size(size, placement), placement.window(tuple(head.shape[-2:])))
-            for name, head in logits.items()
-        }
-        for head in heads.values():
-            _ = head.confidence if confidence else head.labels
-        return Segmentation(heads)
+        return [
+            Segmentation(
+                {
+                    name: HeadSegmentation(
+                        logits[name][i : i + 1],
+                        mask_size(size, placement),
+                        placement.window(tuple(logits[name].shape[-2:])),
+                        self.times,
+                    )
+                    for name in names
+                }
+            )
+            for i, placement in enumerate(placements)
+        ]
 
 
 def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:

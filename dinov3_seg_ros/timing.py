@@ -33,6 +33,10 @@ class StageTimes:
             self._seconds[name] = deque(maxlen=self._window)
         self._seconds[name].append(seconds)
 
+    def clear(self) -> None:
+        """Forget what was recorded, such as the first, slower frame."""
+        self._seconds.clear()
+
     def summary_ms(self) -> dict[str, dict[str, float]]:
         """``{stage: {"median": ms, "p95": ms}}`` over the window, for the stages recorded so far."""
         return {name: summarise_ms(list(seconds)) for name, seconds in list(self._seconds.items())}

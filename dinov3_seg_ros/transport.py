@@ -26,20 +26,20 @@ def configure_transport(environment: MutableMapping[str, str] = os.environ) -> s
     Returns:
         The path of the profile in use: the user's own where one is set.
     """
-    for variable in PROFILE_VARIABLES:
-        if environment.get(variable):
-            return environment[variable]
-    profile = str(resource_path(PROFILE))
-    environment[PROFILE_VARIABLES[_reads_old_variable()]] = profile
-    return profile
+    variable = profile_variable()
+    # A profile set only under the name that another distribution reads is the user's wish all the same.
+    others = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
+    environment[variable] = environment.get(variable) or next(iter(others), str(resource_path(PROFILE)))
+    return environment[variable]
 
 
-def _reads_old_variable() -> bool:
-    """Whether the installed rclpy is of Jazzy (7) or earlier."""
+def profile_variable() -> str:
+    """The environment variable that the installed distribution reads the profile's path from."""
     try:
-        return int(importlib.metadata.version("rclpy").split(".")[0]) < 8
+        is_old = int(importlib.metadata.version("rclpy").split(".")[0]) <= 7  # Jazzy's
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        return os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+        is_old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+    return PROFILE_VARIABLES[is_old]
 
 
 def keep_freed_memory() -> bool:

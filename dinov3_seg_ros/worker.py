@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,4 +71,5 @@ class LatestFrameWorker:
             try:
                 self._process(items)
             except Exception as error:
-                self._on_error(error)
+                with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
+                    self._on_error(error)

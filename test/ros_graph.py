@@ -66,7 +66,8 @@ class Graph:
         for name, value in parameters.items():
             command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
         command += ["-r", f"__ns:=/{namespace}"] if namespace else []
-        environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "PYTHONPATH": str(ROOT)}
+        python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "PYTHONPATH": python_path}
         with log.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         self._processes.append(process)

@@ -227,8 +227,21 @@ def test_compressed_images_are_read(graph, bundle, segmenter):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_with_code_zero(graph, bundle, signal_number):
+def test_a_signal_in_mid_stream_ends_the_process_with_code_zero_though_it_comes_twice(graph, bundle, signal_number):
     node = graph.start_node(bundle=bundle.path)
-    node.wait_for_state("active")
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.wait_for_subscriber()
+    camera.send_until_answered(camera.message(picture()), masks)
+    for _ in range(10):
+        camera.send(camera.message(picture()))
+    node.process.send_signal(signal_number)
     assert node.end(signal_number) == 0, node.log
     assert "Traceback" not in node.log
+    assert "dropped" not in node.log
+
+
+def test_camera_names_that_cannot_be_topics_are_refused(graph, bundle):
+    node = graph.start_node(bundle=bundle.path, cameras="[front, front]")
+    graph.spin_until(lambda: "the node waits" in node.log, "the message")
+    assert "cameras holds 'front'" in node.log
+    assert node.state() == "unconfigured"

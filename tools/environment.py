@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -23,6 +24,9 @@ NEEDS_TORCH = {"torch", "train", "test"}
 def main() -> None:
     """Bring the environment named by the first argument to the extras named by the others."""
     folder, extras = ROOT / sys.argv[1], sorted(sys.argv[2:])
+    if NEEDS_TORCH & set(extras) and sys.version_info < (3, 11):
+        sys.exit(f"{folder.name}: DINOv3 in PyTorch needs Python 3.11 or newer (transformers 5); this is "
+                 f"{sys.version.split()[0]}. Name another: make PYTHON=python3.11 ...")  # fmt: skip
     ros_is_sourced = bool(os.environ.get("ROS_DISTRO")) and _imports_rclpy()
     if ros_is_sourced:
         extras = [extra for extra in extras if not extra.startswith("ros-")]
@@ -31,7 +35,7 @@ def main() -> None:
         return
     print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
     if not (folder / "bin" / "python").exists() or (stamp.exists() and stamp.read_text()[:1] != wanted[:1]):
-        venv.create(folder, with_pip=True, system_site_packages=ros_is_sourced, clear=True)
+        _create(folder, ros_is_sourced)
     if NEEDS_TORCH & set(extras):
         index = os.environ.get("TORCH_INDEX")
         _pip(folder, _pinned("torch"), *(("--index-url", index) if index else ()))
@@ -44,6 +48,16 @@ def _stamp(extras: list[str], ros_is_sourced: bool) -> str:
     content = [(ROOT / name).read_bytes() for name in ("setup.py", "constraints.txt")]
     content += [",".join(extras).encode(), sys.version.encode(), os.environ.get("TORCH_INDEX", "").encode()]
     return ("s" if ros_is_sourced else "w") + hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+def _create(folder: Path, with_system_packages: bool) -> None:
+    try:
+        venv.create(folder, with_pip=True, system_site_packages=with_system_packages, clear=True)
+    except subprocess.CalledProcessError:
+        shutil.rmtree(folder, ignore_errors=True)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        sys.exit(f"{folder.name}: Python's venv module is incomplete; on Debian and Ubuntu: "
+                 f"sudo apt install python{version}-venv")  # fmt: skip
 
 
 def _pinned(name: str) -> str:

@@ -89,6 +89,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             if player.returncode:
                 raise TransportError(f"the camera ended with an error; see {options.output / 'camera.log'}")
             _spin_for(recorder_executor, _DRAIN_S)
+            if not recorder.received:
+                raise TransportError(f"the camera ended before a mask arrived; see the logs in {options.output}")
         summary = {
             "bundle": bundle.manifest.name,
             "source": options.source,

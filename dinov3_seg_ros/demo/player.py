@@ -46,16 +46,18 @@ class Player(Node):
         while self._image.get_subscription_count() < count:
             if time.monotonic() > deadline:
                 raise TransportError(
-                    f"{self._image.get_subscription_count()} of {count} subscribers to {self._image.topic_name} appeared "
-                    f"within {timeout_s:.0f} s; is the node active?"
+                    f"{self._image.get_subscription_count()} of {count} subscribers to {self._image.topic_name} "
+                    f"appeared within {timeout_s:.0f} s; is the node active?"
                 )
             time.sleep(0.05)
 
     def play(self, frames: Iterable[Frame], seconds: float) -> int:
         """Publish frames at the rate until they or the time run out; return how many were sent."""
+        frames = iter(frames)
+        first = next(frames, None)  # drawing or decoding it may take seconds; the clock starts when it is there
         start = time.monotonic()
         sent = 0
-        for rgb, mask in frames:
+        for rgb, mask in itertools.chain([] if first is None else [first], frames):
             wait = start + sent * self._period_s - time.monotonic()
             time.sleep(max(wait, 0.0))
             if time.monotonic() - start > seconds:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
@@ -58,11 +58,9 @@ class Recorder(Node):
         self._video: cv2.VideoWriter | None = None
         self._video_file = output / "overlay.mp4"
         # Every frame must be seen here for the count of drops to mean anything.
-        deep = 20
-        image_qos = qos_profile_sensor_data
-        image_qos.depth = deep
-        self.create_subscription(Image, "image", self._on_image, image_qos)
-        self.create_subscription(Image, "ground_truth", self._on_truth, deep)
+        deep = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(Image, "image", self._on_image, deep)
+        self.create_subscription(Image, "ground_truth", self._on_truth, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/mask", self._on_mask, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/confidence", self._on_confidence, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/overlay", self._on_overlay, OUTPUT_QOS)

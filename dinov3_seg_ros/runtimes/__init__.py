@@ -15,9 +15,9 @@ import numpy as np
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 
-# Name -> module and class, in the order in which "auto" tries them.
+# Name -> module, class, and the extra that installs it, in the order in which "auto" tries them.
 RUNTIMES = {
-    "torch": ("dinov3_seg_ros.runtimes.pytorch", "PyTorchRuntime"),
+    "torch": ("dinov3_seg_ros.runtimes.pytorch", "PyTorchRuntime", "torch"),
 }
 #: What the node's parameter and the Segmenter accept.
 RUNTIME_NAMES = ("auto", "torch", "onnx", "tensorrt")
@@ -74,11 +74,9 @@ def open_runtime(name: str, bundles: Sequence[Bundle], device: str = "auto") -> 
     reasons = []
     for candidate in RUNTIMES:
         try:
-            runtime_class = _runtime_class(candidate)
+            return _runtime_class(candidate)(bundles, device)
         except RuntimeUnavailableError as error:
             reasons.append(str(error))
-            continue
-        return runtime_class(bundles, device)
     raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons))
 
 
@@ -99,11 +97,11 @@ def _runtime_class(name: str) -> type[Runtime]:
         raise RuntimeUnavailableError(
             f"runtime '{name}' is not part of this release; set runtime to one of: {', '.join(RUNTIMES)}, auto"
         )
-    module, attribute = RUNTIMES[name]
+    module, attribute, extra = RUNTIMES[name]
     try:
         return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a broken build of a library fails to load its shared objects
         raise RuntimeUnavailableError(
             f"runtime '{name}' is not installed ({error}); install it into the environment that runs the node: "
-            f"pip install 'dinov3_seg_ros[{name}]'"
+            f"pip install 'dinov3_seg_ros[{extra}]'"
         ) from error

@@ -54,7 +54,7 @@ class PyTorchRuntime:
 
     def close(self) -> None:
         """Drop the modules and give a GPU's cached memory back."""
-        del self._backbone
+        self._backbone = None
         self._heads.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

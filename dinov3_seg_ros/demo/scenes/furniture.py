@@ -28,7 +28,8 @@ def door(painter: Painter) -> Piece:
     """A closed door with frame, panels and lever; the wall is its plane y = 0."""
     rng = painter.rng
     width, height = rng.uniform(0.85, 1.1), rng.uniform(2.0, 2.2)
-    frame, leaf, metal = painter.any(), painter.any(plain=0.5), painter.plain()
+    frame, metal = painter.any(usual_for=Label.DOOR), painter.plain()
+    leaf = painter.any(plain=0.5, usual_for=Label.DOOR)
     panel = painter.darker(leaf, rng.uniform(0.5, 0.8))
     border = rng.uniform(0.08, 0.14)
     rows, columns = int(rng.integers(1, 4)), int(rng.integers(1, 3))
@@ -55,7 +56,7 @@ def window(painter: Painter) -> Piece:
     """A window with frame, sill, mullions and a view; the wall is its plane y = 0."""
     rng = painter.rng
     width, height, sill = rng.uniform(1.1, 2.2), rng.uniform(1.1, 1.5), rng.uniform(0.7, 1.0)
-    frame, view = painter.any(plain=0.7), painter.view()
+    frame, view = painter.any(plain=0.7, usual_for=Label.WINDOW), painter.view()
     columns, rows = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     border = rng.uniform(0.06, 0.1)
     middle = sill + 0.5 * height
@@ -80,8 +81,8 @@ def table(painter: Painter) -> Piece:
     """A table on four legs, or a round one on a pedestal."""
     rng = painter.rng
     height, thickness = rng.uniform(0.68, 0.78), rng.uniform(0.03, 0.07)
-    top = painter.any()
-    legs = top if rng.random() < 0.5 else painter.any(plain=0.6)
+    top = painter.any(usual_for=Label.TABLE)
+    legs = top if rng.random() < 0.5 else painter.any(plain=0.6, usual_for=Label.TABLE)
     under = height - thickness
 
     if rng.random() < 0.3:
@@ -114,8 +115,8 @@ def chair(painter: Painter) -> Piece:
     """A chair with a panelled or slatted back, on four legs or on a swivel column."""
     rng = painter.rng
     size, seat_height, height = rng.uniform(0.42, 0.52), rng.uniform(0.42, 0.48), rng.uniform(0.85, 1.08)
-    seat = painter.any()
-    frame = seat if rng.random() < 0.4 else painter.any(plain=0.6)
+    seat = painter.any(usual_for=Label.CHAIR)
+    frame = seat if rng.random() < 0.4 else painter.any(plain=0.6, usual_for=Label.CHAIR)
     swivels, slatted, has_arms = rng.random() < 0.3, rng.random() < 0.35, rng.random() < 0.3
     leg = rng.uniform(0.035, 0.055)
 
@@ -154,7 +155,7 @@ def cabinet(painter: Painter) -> Piece:
     """A chest of drawers, a cupboard with doors, or shelves with books."""
     rng = painter.rng
     width, depth, height = rng.uniform(0.7, 1.4), rng.uniform(0.36, 0.5), rng.uniform(0.8, 1.95)
-    body = painter.any()
+    body = painter.any(usual_for=Label.CABINET)
     if rng.random() < 0.35:
         books = [painter.any(plain=0.8) for _ in range(4)]
         build = _bookcase(painter, width, depth, height, body, books)
@@ -165,7 +166,7 @@ def cabinet(painter: Painter) -> Piece:
 
 def _cupboard(painter: Painter, width: float, depth: float, height: float, body: Material) -> Callable[[Part], None]:
     rng = painter.rng
-    front = painter.darker(body, rng.uniform(0.7, 1.3)) if rng.random() < 0.6 else painter.any()
+    front = painter.darker(body, rng.uniform(0.7, 1.3)) if rng.random() < 0.6 else painter.any(usual_for=Label.CABINET)
     metal, plinth = painter.plain(), painter.darker(body, 0.4)
     has_drawers = rng.random() < 0.55
     columns = int(rng.integers(1, 3)) if has_drawers else max(2, round(width / 0.5))
@@ -272,7 +273,7 @@ def plant(painter: Painter) -> Piece:
     """A pot with a bush of leaves, or with a stem and a crown of long leaves."""
     rng = painter.rng
     height, pot_radius, pot_height = rng.uniform(0.9, 1.6), rng.uniform(0.16, 0.24), rng.uniform(0.25, 0.42)
-    pot, soil, leaf = painter.any(tile=(0.2, 0.6)), painter.plain(), painter.foliage()
+    pot, soil, leaf = painter.any(tile=(0.2, 0.6), usual_for=Label.PLANT), painter.plain(), painter.foliage()
     shades = (leaf, painter.darker(leaf, 0.75), painter.darker(leaf, 0.55))
     spread = rng.uniform(0.3, 0.45)
     is_palm = rng.random() < 0.4
@@ -304,7 +305,11 @@ def box(painter: Painter) -> Piece:
     """A taped box with a sticker, closed or with its flaps open."""
     rng = painter.rng
     width, depth, height = rng.uniform(0.38, 0.7), rng.uniform(0.36, 0.6), rng.uniform(0.3, 0.6)
-    board, tape, sticker = painter.any(plain=0.6), painter.plain(), painter.any(tile=(0.1, 0.2), plain=0.2)
+    board, tape, sticker = (
+        painter.any(plain=0.6, usual_for=Label.BOX),
+        painter.plain(),
+        painter.any(tile=(0.1, 0.2), plain=0.2),
+    )
     inside = painter.darker(board, 0.35)
     is_open, angle = rng.random() < 0.4, rng.uniform(0.5, 1.1)
     sticker_x = rng.uniform(-0.2, 0.2) * width

@@ -45,6 +45,8 @@ class FloorPlan(NamedTuple):
 
     def read(self, values: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Values of a map under the points (N, 2), interpolated; float32 (N,)."""
+        if not len(points):  # a bare room; OpenCV refuses to read nothing
+            return np.zeros(0, np.float32)
         cells = self.cells(points).astype(np.float32).reshape(-1, 1, 2)
         return cv2.remap(values, cells, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel()
 

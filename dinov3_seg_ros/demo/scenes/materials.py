@@ -1,4 +1,8 @@
-"""Colours: each object of a scene draws its own, whatever its class."""
+"""Colours: most objects of a scene draw one that is usual for their kind indoors, the others any.
+
+As in real rooms colours hint at the class and do not tell it: wood is floor, door, table and cabinet, white is wall,
+ceiling, door and window frame.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,43 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.demo.scenes.labels import Label
 from dinov3_seg_ros.demo.scenes.textures import TextureBank
 
 RAMP_STEPS = 256
+
+_USUAL_SHARE = 0.95
+
+
+class _Colours(NamedTuple):
+    """A range of colours: hue in degrees, saturation and value 0..1."""
+
+    hue: tuple[float, float]
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+
+
+_WHITE = _Colours((20, 60), (0.0, 0.1), (0.85, 0.98))
+_PASTEL = _Colours((20, 260), (0.04, 0.22), (0.7, 0.95))
+_GREY = _Colours((190, 240), (0.0, 0.12), (0.3, 0.65))
+_BLACK = _Colours((200, 260), (0.0, 0.3), (0.05, 0.2))
+_LIGHT_WOOD = _Colours((26, 40), (0.3, 0.55), (0.65, 0.9))
+_DARK_WOOD = _Colours((14, 30), (0.45, 0.75), (0.2, 0.5))
+_CARDBOARD = _Colours((28, 36), (0.35, 0.5), (0.55, 0.78))
+_FABRIC = _Colours((195, 375), (0.5, 0.9), (0.25, 0.75))
+
+_USUAL: dict[Label, tuple[_Colours, ...]] = {
+    Label.FLOOR: (_DARK_WOOD, _DARK_WOOD, _GREY, _LIGHT_WOOD),
+    Label.WALL: (_WHITE, _PASTEL, _PASTEL),
+    Label.CEILING: (_WHITE,),
+    Label.DOOR: (_DARK_WOOD, _LIGHT_WOOD, _WHITE),
+    Label.WINDOW: (_WHITE, _WHITE, _GREY),
+    Label.TABLE: (_LIGHT_WOOD, _LIGHT_WOOD, _DARK_WOOD, _WHITE),
+    Label.CHAIR: (_FABRIC, _FABRIC, _BLACK),
+    Label.CABINET: (_WHITE, _GREY, _LIGHT_WOOD, _DARK_WOOD),
+    Label.PLANT: (_Colours((8, 24), (0.5, 0.75), (0.45, 0.75)), _WHITE),
+    Label.BOX: (_CARDBOARD,),
+}
 
 
 class Material(NamedTuple):
@@ -47,15 +85,22 @@ class Painter:
         """float32 (ramps, RAMP_STEPS, 3): every ramp drawn so far."""
         return np.stack(self._ramps)
 
-    def any(self, tile: tuple[float, float] = (0.4, 1.4), plain: float = 0.4, muted: bool = False) -> Material:
-        """A material of any colour, or any ``muted`` one; a patterned one with probability ``1 - plain``."""
+    def any(
+        self, tile: tuple[float, float] = (0.4, 1.4), plain: float = 0.4, usual_for: Label | None = None
+    ) -> Material:
+        """A material of any colour, or mostly one ``usual_for`` a class; patterned with probability ``1 - plain``."""
         kind = "plain" if self.rng.random() < plain else str(self.rng.choice(self._everyday))
-        base = self._any_colour() * (1.0, 0.55 if muted else 1.0, 1.0)
-        return Material(self._texture(kind), self._add_ramp(base, self._companion(base)), self.rng.uniform(*tile), 0.0)
+        if usual_for is not None and self.rng.random() < _USUAL_SHARE:
+            base = self._usual_colour(usual_for)
+            companion = base * (1.0, 1.0, self.rng.uniform(0.6, 0.9))
+        else:
+            base = self._any_colour()
+            companion = self._companion(base)
+        return Material(self._texture(kind), self._add_ramp(base, companion), self.rng.uniform(*tile), 0.0)
 
     def foliage(self) -> Material:
         """Leaves: any hue now and then, mostly yellow-green to blue-green."""
-        hue = self.rng.uniform(50, 170) if self.rng.random() < 0.75 else self.rng.uniform(0, 360)
+        hue = self.rng.uniform(75, 150) if self.rng.random() < _USUAL_SHARE else self.rng.uniform(0, 360)
         base = np.array((hue, self.rng.uniform(0.25, 0.8), self.rng.uniform(0.25, 0.8)))
         kind = str(self.rng.choice(("cloudy", "stripes", "plain")))
         return Material(self._texture(kind), self._add_ramp(base, base * (1.0, 1.0, 0.7)), 0.3, 0.0)
@@ -82,7 +127,7 @@ class Painter:
     def view(self) -> Material:
         """What is seen through a window: by day, at dusk or by night."""
         sky = np.array((self.rng.uniform(180, 240), self.rng.uniform(0.0, 0.6), self.rng.uniform(0.5, 1.0)))
-        if self.rng.random() < 0.3:
+        if self.rng.random() > _USUAL_SHARE:
             sky[0] = self.rng.uniform(0, 360)
         far, near, ground = (self._any_colour() * (1.0, 0.7, 0.8) for _ in range(3))
         steps = np.array((0.0, 0.28, 0.36, 0.44, 0.5, 0.58, 0.66, 1.0))
@@ -104,6 +149,12 @@ class Painter:
         """Hue in degrees, saturation and value; half of the colours are muted, as indoors."""
         saturation = self.rng.beta(1.2, 2.2) if self.rng.random() < 0.7 else self.rng.uniform(0.3, 0.95)
         return np.array((self.rng.uniform(0, 360), saturation, self.rng.uniform(0.18, 0.97)))
+
+    def _usual_colour(self, label: Label) -> np.ndarray:
+        """Hue in degrees, saturation and value of a colour that is usual for a class."""
+        choices = _USUAL[label]
+        ranges = choices[int(self.rng.integers(len(choices)))]
+        return np.array([self.rng.uniform(*limits) for limits in ranges]) % (360.0, 2.0, 2.0)
 
     def _companion(self, base: np.ndarray) -> np.ndarray:
         """A second colour to go with ``base``: a tone of it, a neighbour, or any other."""

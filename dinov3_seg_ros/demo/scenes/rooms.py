@@ -99,12 +99,12 @@ class _Builder:
 
     def _add_shell(self) -> None:
         rng, painter = self.rng, self.painter
-        wall = painter.any(tile=(0.8, 2.0), plain=0.5, muted=True)
+        wall = painter.any(tile=(0.8, 2.0), plain=0.5, usual_for=Label.WALL)
         walls = [wall] * 4
         if rng.random() < 0.4:
-            walls[int(rng.integers(4))] = painter.any(tile=(0.8, 2.0), muted=True)
-        floor = painter.any(tile=(0.8, 2.2), plain=0.2, muted=True)
-        ceiling = painter.any(tile=(0.8, 2.4), plain=0.6, muted=True)
+            walls[int(rng.integers(4))] = painter.any(tile=(0.8, 2.0), usual_for=Label.WALL)
+        floor = painter.any(tile=(0.8, 2.2), plain=0.2, usual_for=Label.FLOOR)
+        ceiling = painter.any(tile=(0.8, 2.4), plain=0.6, usual_for=Label.CEILING)
         labels = (Label.WALL,) * 4 + (Label.FLOOR, Label.CEILING)
         self.geometry.room(self.half_x, self.half_y, self.height, labels, (*walls, floor, ceiling))
         if rng.random() < 0.8:

@@ -1,0 +1,96 @@
+"""The demo: its sources, its yardstick, and the whole of it as three processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.demo.sources import open_source
+from dinov3_seg_ros.errors import DatasetError
+
+
+def test_a_colour_classifier_learns_colours_and_ignores_void():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:2] = (200, 30, 30)
+    mask = np.array([[1] * 4] * 2 + [[0] * 4] * 2, np.uint8)
+    mask[0, 0] = 255
+    colours = ColourClassifier(2)
+    colours.fit(image, mask)
+    assert np.array_equal(colours.predict(image), [[1] * 4] * 2 + [[0] * 4] * 2)
+    assert colours.predict(np.full((1, 1, 3), 120, np.uint8))[0, 0] == 0, "an unseen colour gives the commonest class"
+
+
+def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for value in (7, 3):
+        cv2.imwrite(str(tmp_path / "images" / f"{value}.png"), np.full((6, 8, 3), (value, 0, 0), np.uint8))
+        cv2.imwrite(str(tmp_path / "masks" / f"{value}.png"), np.full((6, 8), value, np.uint8))
+    frames = list(open_source(str(tmp_path / "images"), (0, 0), 1.0, tmp_path / "masks"))
+    assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [3, 7]
+    assert [int(mask[0, 0]) for _, mask in frames] == [3, 7]
+
+
+def test_a_video_is_played_to_its_end(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "video.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(5):
+        writer.write(np.full((48, 64, 3), 100, np.uint8))
+    writer.release()
+    assert len(list(open_source(str(tmp_path / "video.mp4"), (0, 0), 1.0))) == 5
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere.mp4"])
+def test_a_source_that_is_not_there_is_named(source):
+    with pytest.raises(DatasetError, match=source):
+        next(open_source(source, (48, 64), 1.0))
+
+
+def test_a_missing_mask_is_named(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"masks/a\.png is missing"):
+        list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
+
+
+@pytest.mark.ros
+def test_the_whole_demo_measures_a_stream_and_keeps_pictures_of_it(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    bundle = write_tiny_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path), "--output", str(output)]
+    command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(1 + os.getpid() % 100)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["images"] >= 55
+    assert summary["images"] == summary["masks"] + summary["dropped"]
+    assert summary["masks"] >= 40
+    assert summary["headers_altered"] == 0
+    assert summary["scored"] == summary["masks"]
+    assert 0 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]
+    # Made-up weights know nothing, and colours tell nothing: the scores are real ones.
+    assert 0 <= summary["miou"] < 0.3
+    assert 0 < summary["colour_classifier_miou"] < 0.45
+    assert "mIoU of the received masks" in run.stdout
+    assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 128, 3)
+    video = cv2.VideoCapture(str(output / "overlay.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
+
+
+@pytest.mark.ros
+def test_a_demo_that_cannot_run_says_why(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(tmp_path), "--output", str(tmp_path / "o")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "holds no bundle.json" in run.stderr
+    assert "Traceback" not in run.stderr
