@@ -12,7 +12,7 @@ from setuptools import find_packages, setup
 from setuptools.command.develop import develop
 
 PACKAGE = "dinov3_seg_ros"
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # colcon --symlink-install links this file into its build folder
 
 
 def interpreter() -> str:
