@@ -81,7 +81,7 @@ def test_the_whole_demo_measures_a_stream_and_keeps_pictures_of_it(tmp_path):
     assert 0 <= summary["miou"] < 0.3
     assert 0 < summary["colour_classifier_miou"] < 0.45
     assert "mIoU of the received masks" in run.stdout
-    assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 128, 3)
+    assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 2 * 128, 3)
     video = cv2.VideoCapture(str(output / "overlay.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
 

@@ -8,7 +8,13 @@ from bundles import write_tiny_bundle
 
 from dinov3_seg_ros.doctor import FAULT, examine, main
 from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.transport import PROFILE, PROFILE_VARIABLES, configure_transport, keep_freed_memory, profile_variable
+from dinov3_seg_ros.transport import (
+    PROFILE,
+    PROFILE_VARIABLES,
+    configure_transport,
+    keep_freed_memory,
+    profile_variable,
+)
 
 
 def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():

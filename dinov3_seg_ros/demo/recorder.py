@@ -17,6 +17,7 @@ from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.files import replacing_file
 from dinov3_seg_ros.messages import image_to_rgb
 from dinov3_seg_ros.metrics import ConfusionMatrix
+from dinov3_seg_ros.overlay import to_bgr
 from dinov3_seg_ros.ports import OUTPUT_QOS
 from dinov3_seg_ros.timing import summarise_ms
 
@@ -33,7 +34,7 @@ class Recorder(Node):
         namespace: of the topics.
         class_names: names of the classes.
         colours: a fitted colour classifier to score beside the node; None for none.
-        output: folder for overlay pictures and the video.
+        output: folder for pictures (frame and overlay side by side) and the video.
         rate_hz: the camera's rate, that of the video.
     """
 
@@ -114,11 +115,12 @@ class Recorder(Node):
     def _on_overlay(self, message: Image) -> None:
         self._counts["overlays"] += 1
         self._check_header(message)
-        picture = cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2BGR)
-        self._write_video(picture)
-        if self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
+        overlay = to_bgr(image_to_rgb(message))
+        self._write_video(overlay)
+        frame = self._frames.get(_stamp(message))
+        if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
-                cv2.imwrite(str(file), picture)
+                cv2.imwrite(str(file), np.hstack((to_bgr(image_to_rgb(frame)), overlay)))
 
     def _check_header(self, message: Image) -> None:
         frame = self._frames.get(_stamp(message))

@@ -1,0 +1,335 @@
+"""Whole trainings on a few tiny scenes: what is written, what changes and what must not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from dinov3_seg_ros.backbone import build_backbone, save_backbone
+from dinov3_seg_ros.bundle import DELTA_FILE, load_bundle
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.errors import BundleError, OutputError, RecipeError
+from dinov3_seg_ros.pipeline import Segmenter
+from training import bundles, evaluate, train
+from training.ema import MovingAverage
+from training.engine import Trainer
+from training.recipe import RECIPES_FOLDER, Recipe, load_recipe
+
+CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+WEIGHTS = "backbone/model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _independent_accelerators():
+    """accelerate keeps the first precision that a process asks for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Make a recipe that trains in a second, with sections changed by keyword."""
+
+    def make(**changes: object) -> Recipe:
+        content = {
+            "name": "tiny",
+            "output": str(tmp_path / "run"),
+            "data": {"name": "scenes", "count": 8, "val_count": 3, "size": [64, 96], "cache": str(tmp_path / "cache")},
+            "input": {"network_size": [64, 96], "geometry": "stretch"},
+            "backbone": {"config": CONVNEXT, "layers": [1, 2, 3]},
+            "head": {"options": {"width": 16}},
+            "epochs": 2,
+            "batch_size": 4,
+            "workers": 0,
+            "precision": "fp32",
+        }
+        return Recipe.model_validate({**content, **changes})
+
+    return make
+
+
+@pytest.fixture
+def run():
+    """Train by a recipe; gives the trainer afterwards."""
+
+    def train_it(recipe: Recipe) -> Trainer:
+        trainer = Trainer(recipe, Console(quiet=True))
+        trainer.run()
+        return trainer
+
+    return train_it
+
+
+def saved_backbone(folder: Path, config: dict) -> str:
+    torch.manual_seed(3)
+    save_backbone(build_backbone(config), folder)
+    return str(folder)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_training_leaves_two_bundles_a_history_and_pictures(recipe, run):
+    folder = run(recipe(description="what it is", licences=["free"])).output
+    history = records(folder)
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert [record["step"] for record in history] == [2, 4]
+    assert all(set(record["per_class_iou"]) == set(scenes.CLASS_NAMES) for record in history)
+    best, last = load_bundle(folder / "best").manifest, load_bundle(folder / "last").manifest
+    assert best.training.metrics["miou"] == max(record["miou"] for record in history)
+    assert last.training.metrics["epoch"] == 2
+    assert (best.description, best.licences, best.classes.names) == ("what it is", ["free"], list(scenes.CLASS_NAMES))
+    for picture in ("predictions.png", "curves.png"):
+        with Image.open(folder / picture) as image:
+            assert min(image.size) > 100
+    assert list((folder / "tensorboard").iterdir())
+    image = scenes.sample("val", 0, (50, 70))[0]
+    assert Segmenter.from_bundle(folder / "best", runtime="torch").segment([image])[0].labels.shape == (50, 70)
+
+
+def test_the_written_recipe_is_resolved_and_trains_to_the_same_weights(recipe, run, tmp_path):
+    first = run(recipe()).output
+    written = load_recipe(first / "recipe.yaml", ["--output", str(tmp_path / "again")])
+    assert "auto" not in yaml.safe_dump(written.model_dump(mode="json"))
+    second = run(written).output
+    for file in ("head.safetensors", WEIGHTS):
+        assert not changed(load_file(first / "last" / file), load_file(second / "last" / file))
+
+
+def test_training_lowers_the_loss(recipe, run):
+    optimizer = {"name": "adamw", "lr": 0.01}
+    folder = run(recipe(epochs=12, evaluate_every=4, optimizer=optimizer, schedule={"name": "constant"})).output
+    losses = [record["loss"] for record in records(folder)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_iterations_end_the_training_at_the_very_step(recipe, run):
+    folder = run(recipe(epochs=None, iterations=5)).output
+    assert [record["step"] for record in records(folder)] == [2, 4, 5]
+
+
+def test_an_output_folder_that_holds_something_is_refused_and_untouched(recipe, run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep")
+    with pytest.raises(OutputError, match="--output"):
+        run(recipe())
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("config", [CONVNEXT, RESNET], ids=lambda config: config["model_type"])
+def test_a_frozen_backbone_stays_as_it_was_to_the_bit(recipe, run, tmp_path, config):
+    source = saved_backbone(tmp_path / "source", config)
+    folder = run(recipe(backbone={"source": source, "layers": [2, 3], "storage": "embedded"})).output
+    assert load_bundle(folder / "last").manifest.backbone.storage == "embedded"
+    assert not changed(load_file(Path(source, "model.safetensors")), load_file(folder / "last" / WEIGHTS))
+
+
+def test_the_last_stage_trains_alone_and_batch_statistics_before_it_do_not_move(recipe, run, tmp_path):
+    source = saved_backbone(tmp_path / "source", RESNET)
+    backbone = {"source": source, "layers": [2, 3], "trainable": 1, "storage": "embedded"}
+    folder = run(recipe(backbone=backbone)).output
+    names = changed(load_file(Path(source, "model.safetensors")), load_file(folder / "last" / WEIGHTS))
+    assert names
+    assert all("stages.3." in name for name in names)
+    assert any("running_mean" in name for name in names)
+
+
+def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run, tmp_path):
+    source = saved_backbone(tmp_path / "source", CONVNEXT)
+    backbone = {"source": source, "layers": [2, 3], "trainable": 1, "storage": "delta"}
+    trainer = run(recipe(backbone=backbone))
+    bundle = load_bundle(trainer.output / "last")
+    delta = load_file(bundle.path / DELTA_FILE)
+    assert delta and all("stages.3." in name for name in delta)
+    trained = trainer.model.backbone.checkpoint_tensors()
+    assert not changed(trained, bundle.load_backbone().checkpoint_tensors())
+    save_backbone(build_backbone(CONVNEXT), source)
+    with pytest.raises(BundleError, match="not the one"):
+        bundle.load_backbone()
+
+
+def test_a_reference_holds_no_backbone(recipe, run, tmp_path):
+    source = saved_backbone(tmp_path / "source", CONVNEXT)
+    folder = run(recipe(backbone={"source": source, "storage": "reference"})).output
+    assert sorted(file.name for file in (folder / "best").iterdir()) == ["bundle.json", "head.safetensors"]
+    load_bundle(folder / "best").load_backbone()
+
+
+def test_a_trained_backbone_cannot_be_stored_as_a_reference(recipe, tmp_path):
+    source = saved_backbone(tmp_path / "source", CONVNEXT)
+    with pytest.raises(RecipeError, match="storage"):
+        Trainer(recipe(backbone={"source": source, "trainable": "all", "storage": "reference"}), Console(quiet=True))
+
+
+@pytest.mark.parametrize("trainable", ["none", "all"])
+def test_half_precision_storage_is_what_the_bundle_identifies(recipe, run, tmp_path, trainable):
+    source = saved_backbone(tmp_path / "source", CONVNEXT)
+    backbone = {"source": source, "trainable": trainable, "storage": "embedded", "storage_dtype": "float16"}
+    folder = run(recipe(backbone=backbone)).output
+    assert load_file(folder / "last" / WEIGHTS).popitem()[1].dtype == torch.float16
+    load_bundle(folder / "last").load_backbone()
+
+
+def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
+    original = Trainer._train_step
+
+    def interrupted(self, *batch):
+        if self._step == 3:
+            raise KeyboardInterrupt
+        original(self, *batch)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    made = recipe()
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    bundle = load_bundle(Path(made.output) / "last")
+    assert bundle.manifest.training.metrics == {"step": 3, "interrupted": True}
+    bundle.load_head()
+
+
+def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, run, monkeypatch):
+    original, saved = bundles.save_backbone, []
+
+    def disk_full(*arguments):
+        saved.append(arguments)
+        if len(saved) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(*arguments)
+
+    monkeypatch.setattr(bundles, "save_backbone", disk_full)
+    made = recipe()
+    with pytest.raises(OutputError, match=r"No space left.*unchanged"):
+        run(made)
+    assert load_bundle(Path(made.output) / "last").manifest.training.metrics["epoch"] == 1
+    assert not [file for file in Path(made.output).iterdir() if file.name.startswith(".")]
+
+
+def test_a_diverged_training_says_so(recipe, run):
+    with pytest.raises(RecipeError, match=r"diverged.*optimizer\.lr"):
+        run(recipe(optimizer={"name": "sgd", "lr": 1e20}, schedule={"name": "constant"}))
+
+
+def test_the_average_is_what_is_saved_and_training_goes_on_with_the_weights(recipe, run):
+    trainer = run(recipe(ema=0.5))
+    saved = load_file(trainer.output / "last" / "head.safetensors")
+    present = dict(trainer.model.head.state_dict())
+    assert changed(present, saved)
+    with trainer.average.applied():
+        assert not changed(dict(trainer.model.head.state_dict()), saved)
+
+
+def test_the_moving_average_follows_weights_and_statistics_but_nothing_frozen():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    average = MovingAverage(module, decay=0.9)
+    frozen, weight, mean = (tensor.clone() for tensor in (module[0].weight, module[2].weight, module[1].running_mean))
+    with torch.no_grad():
+        for tensor in (module[0].weight, module[2].weight, module[1].running_mean):
+            tensor += 1.0
+    average.update()
+    share = 10 / 11  # of the new weights, after one update
+    with average.applied():
+        torch.testing.assert_close(module[2].weight.data, weight + share)
+        torch.testing.assert_close(module[1].running_mean, mean + share)
+        torch.testing.assert_close(module[0].weight.data, frozen + 1.0)
+    torch.testing.assert_close(module[2].weight.data, weight + 1.0)
+
+
+def test_evaluation_of_the_bundle_gives_the_score_of_the_training(recipe, run, tmp_path):
+    folder = run(recipe()).output
+    output = tmp_path / "scores.json"
+    assert evaluate.main([str(folder / "best"), "--dataset", "scenes", "--json", str(output)]) == 0
+    scores = json.loads(output.read_text())
+    recorded = load_bundle(folder / "best").manifest.training.metrics
+    assert scores["miou"] == pytest.approx(recorded["miou"], abs=1e-4)
+    assert set(scores) >= {"miou", "macc", "aacc", "per_class_iou"}
+    assert all(iou is None or 0 <= iou <= 1 for iou in scores["per_class_iou"].values())
+    assert scores["images"] == 3
+
+
+def test_evaluation_takes_any_folder_with_the_bundles_classes(recipe, run, tmp_path):
+    folder = run(recipe(epochs=1)).output
+    write_folder(tmp_path / "data", len(scenes.CLASS_NAMES), "val")
+    output = tmp_path / "scores.json"
+    arguments = ["--dataset", "folder", "--data.root", str(tmp_path / "data"), "--json", str(output)]
+    assert evaluate.main([str(folder / "best"), *arguments]) == 0
+    assert json.loads(output.read_text())["images"] == 2
+
+
+def test_a_mistake_ends_the_command_with_one_line(recipe, tmp_path, capfd):
+    path = tmp_path / "typo.yaml"
+    path.write_text(yaml.safe_dump({**recipe().model_dump(mode="json"), "epoch": 3}))
+    assert train.main([str(path)]) == 1
+    assert "did you mean 'epochs'" in capfd.readouterr().err
+    assert evaluate.main([str(tmp_path / "absent")]) == 1
+    assert "no such folder" in capfd.readouterr().err
+
+
+def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):
+    folder = run(recipe(epochs=1)).output
+    write_folder(tmp_path / "data", 2, "val")
+    (tmp_path / "data" / "classes.yaml").write_text("[a, b]")
+    other = load_recipe(folder / "recipe.yaml").model_dump(mode="json")
+    other["data"] = {"name": "folder", "root": str(tmp_path / "data")}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    arguments = ["--dataset", str(tmp_path / "other.yaml"), "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main([str(folder / "best"), *arguments]) == 1
+    assert "classes" in capfd.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.skipif("CAMVID" not in os.environ, reason="set CAMVID to the folder of the data set")
+def test_the_camvid_recipe_dry_runs_on_the_data_itself(tmp_path, capsys):
+    options = ["--data.root", os.environ["CAMVID"], "--workers", "0", "--batch-size", "2"]
+    options += ["--backbone.source", saved_backbone(tmp_path / "source", CONVNEXT)]
+    assert train.main(["camvid_quick", "--dry-run", *options]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+
+
+def write_folder(root: Path, classes: int, split: str) -> None:
+    random = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / split / folder).mkdir(parents=True)
+    for index in range(2):
+        Image.fromarray(random.integers(0, 256, (64, 96, 3), np.uint8)).save(root / split / "images" / f"{index}.png")
+        Image.fromarray(random.integers(0, classes, (64, 96), np.uint8)).save(root / split / "masks" / f"{index}.png")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_dry_runs_at_reduced_size(path, tmp_path, capsys):
+    recipe = load_recipe(path)
+    options = ["--input.network-size", "64", "96", "--batch-size", "2", "--workers", "0"]
+    options += ["--output", str(tmp_path / "run")]
+    if recipe.augmentation.crop is not None:
+        options += ["--augmentation.crop", "64", "64"]
+    if recipe.data.name == "scenes":
+        options += ["--data.count", "2", "--data.val-count", "1", "--data.size", "64", "96"]
+        options += ["--data.cache", str(tmp_path / "cache")]
+    else:
+        for split in ("train", "val"):
+            write_folder(tmp_path / "data", 3, split)
+        options += ["--data.root", str(tmp_path / "data")]
+        if recipe.data.val_fraction is not None:
+            options += ["--data.val-fraction", "None"]
+    if recipe.backbone.source is not None:
+        options += ["--backbone.source", saved_backbone(tmp_path / "source", CONVNEXT), "--backbone.layers", "1", "3"]
+    assert train.main([str(path), "--dry-run", *options]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

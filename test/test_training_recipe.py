@@ -1,0 +1,118 @@
+"""Recipes: what is refused, and in which words; overrides; schedules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dinov3_seg_ros.errors import RecipeError
+from training.recipe import RECIPES_FOLDER, load_recipe
+from training.schedules import Constant, Cosine, OneCycle, Poly
+
+MINIMAL = {
+    "name": "minimal",
+    "data": {"name": "scenes", "count": 8},
+    "input": {"network_size": [64, 96]},
+    "backbone": {"source": "somewhere"},
+    "epochs": 1,
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "minimal.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong", "right"),
+    [
+        ({"batchsize": 4}, "batchsize", "batch_size"),
+        ({"optimizer": {"name": "adamw", "learning": 1, "wieght_decay": 1}}, "learning", "optimizer"),
+        ({"optimizer": {"name": "sgd", "momentun": 0.5}}, "momentun", "momentum"),
+        ({"data": {"name": "scenes", "cuont": 4}}, "cuont", "count"),
+        ({"losses": [{"name": "cross_entropy", "label_smothing": 0.1}]}, "label_smothing", "label_smoothing"),
+        ({"augmentation": {"flipp": 0.5}}, "flipp", "flip"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_file_and_the_nearest_key(tmp_path, changes, wrong, right):
+    path = write(tmp_path, **changes)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+    assert wrong in str(error.value)
+    assert right in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": None}, "epochs or iterations"),
+        ({"iterations": 5}, "epochs or iterations"),
+        ({"backbone": {}}, "source or config"),
+        ({"schedule": {"name": "sawtooth"}}, "schedule"),
+        ({"name": "With Spaces"}, "name"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(tmp_path, changes, part):
+    with pytest.raises(RecipeError, match=part):
+        load_recipe(write(tmp_path, **changes))
+
+
+def test_overrides_reach_every_depth(tmp_path):
+    path = write(tmp_path, head={"options": {"width": 8}}, losses=[{"name": "cross_entropy"}])
+    overrides = "--optimizer.lr 0.5 --input.network-size 32 64 --losses.0.label-smoothing 0.2 --seed 7"
+    free = "--head.options.width 24 --head.options.rates 1 2"
+    recipe = load_recipe(path, [*overrides.split(), *free.split()])
+    assert recipe.optimizer.lr == 0.5
+    assert recipe.input.network_size == (32, 64)
+    assert recipe.losses[0].label_smoothing == 0.2
+    assert recipe.seed == 7
+    assert recipe.head.options == {"width": 24, "rates": [1, 2]}
+    assert recipe.batch_size == load_recipe(path).batch_size
+
+
+@pytest.mark.parametrize("override", ["--optimizer.lrr 1", "--epochs 0", "--optimizer.lr fast"])
+def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
+    with pytest.raises(RecipeError, match=override.split()[0]):
+        load_recipe(write(tmp_path), override.split())
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_name():
+    with pytest.raises(RecipeError, match="'camvid_quick'"):
+        load_recipe("camvid_quik")
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [")
+    with pytest.raises(RecipeError, match=str(path)):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(path):
+    assert load_recipe(path.stem).name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Constant(), {0: 1.0, 99: 1.0}),
+        (Poly(power=1.0), {0: 1.0, 50: 0.5, 99: 0.01}),
+        (Cosine(), {0: 1.0, 50: 0.5}),
+        (Cosine(warmup=0.1, final=0.2), {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.6}),
+        (OneCycle(warmup=0.5, initial=0.1), {0: 0.1, 25: 0.55, 50: 1.0, 75: 0.5}),
+    ],
+)
+def test_schedules_pass_through_their_known_points(schedule, expected):
+    for step, factor in expected.items():
+        assert schedule.factor(step, 100) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("schedule", [Poly(), Cosine(warmup=1.0), OneCycle(warmup=0.0), OneCycle(warmup=1.0)])
+def test_schedules_stay_between_zero_and_one(schedule):
+    assert all(0.0 <= schedule.factor(step, 7) <= 1.0 for step in range(7))

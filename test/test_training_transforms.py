@@ -1,0 +1,137 @@
+"""Paired transforms: determinism, masks that stay labels, and agreement with the robot's preprocessing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dinov3_seg_ros.preprocessing import fill_canvas, place
+from training.loader import AugmentedDataset, EpochSampler, make_loader
+from training.randomness import Purpose, generator
+from training.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
+
+MEAN = (0.485, 0.456, 0.406)
+STRONG = Augmentation(
+    scale=(0.4, 2.5), flip=0.5, brightness=0.2, contrast=(0.5, 1.5), saturation=(0.0, 2.0), hue=0.5, grey=0.2
+)
+
+
+def settings(geometry: str = "letterbox", size: tuple[int, int] = (64, 96)) -> CanvasSettings:
+    return CanvasSettings(size, size, geometry, 32, MEAN, 255)
+
+
+def labelled_image(height: int = 60, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """A mask of classes 0, 100 and 200 in blocks, and an image whose channels are the mask."""
+    random = np.random.default_rng(0)
+    mask = random.choice(np.array([0, 100, 200], np.uint8), (-(-height // 5), -(-width // 5))).repeat(5, 0).repeat(5, 1)
+    mask = np.ascontiguousarray(mask[:height, :width])
+    return np.dstack([mask] * 3), mask
+
+
+class Blocks:
+    """A data set of one picture in several sizes."""
+
+    class_names, palette, ignore_value = ["a", "b", "c"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)], 255
+
+    def __len__(self) -> int:
+        return 5
+
+    def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return labelled_image(60 + index, 80)
+
+    def describe(self, index: int) -> str:
+        return str(index)
+
+
+@pytest.mark.parametrize("geometry", ["stretch", "letterbox", "pad", "native"])
+@pytest.mark.parametrize("key", range(20))
+def test_masks_are_never_interpolated_and_padded_with_the_ignore_value(geometry, key):
+    canvas, mask = training_canvas(*labelled_image(), settings(geometry), STRONG, np.random.default_rng(key))
+    assert canvas.shape == (64, 96, 3) and canvas.dtype == np.uint8
+    assert mask.shape == (64, 96) and mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {0, 100, 200, 255}
+
+
+@pytest.mark.parametrize("key", range(20))
+def test_image_and_mask_move_together(key):
+    moving = Augmentation(scale=(0.4, 2.5), flip=0.5)
+    canvas, mask = training_canvas(*labelled_image(), settings(), moving, np.random.default_rng(key))
+    padding = mask == 255
+    assert (canvas[padding] == np.rint(255 * np.array(MEAN))).all()
+    close = np.abs(canvas[..., 0].astype(int) - mask) <= 50
+    assert close[~padding].mean() > 0.85  # all but pixels at the edges of blocks, which the image blends
+
+
+@pytest.mark.parametrize("geometry", ["stretch", "letterbox"])
+def test_without_augmentation_the_canvas_is_the_robots(geometry):
+    image, mask = labelled_image()
+    canvas, canvas_mask = training_canvas(image, mask, settings(geometry), Augmentation(), np.random.default_rng(0))
+    placement = place(image.shape[:2], geometry, (64, 96), 32)
+    expected = np.empty((64, 96, 3), np.uint8)
+    fill_canvas(image, placement, MEAN, expected)
+    assert np.array_equal(canvas, expected)
+    assert (canvas_mask != 255).sum() == placement.height * placement.width
+
+
+def test_a_flip_mirrors_image_and_mask():
+    image, mask = labelled_image()
+    plain = training_canvas(image, mask, settings(), Augmentation(), np.random.default_rng(0))
+    flipped = training_canvas(image, mask, settings(), Augmentation(flip=1.0), np.random.default_rng(0))
+    for one, other in zip(plain, flipped, strict=True):
+        assert np.array_equal(one[:, ::-1], other)
+
+
+def test_a_16_bit_mask_keeps_its_values():
+    image, mask = labelled_image()
+    wide = CanvasSettings((64, 96), (64, 96), "letterbox", 32, MEAN, 65535)
+    _, canvas_mask = training_canvas(image, mask.astype(np.uint16) + 300, wide, STRONG, np.random.default_rng(1))
+    assert canvas_mask.dtype == np.uint16
+    assert set(np.unique(canvas_mask)) <= {300, 400, 500, 65535}
+
+
+def test_grey_takes_all_colour_away_and_no_change_changes_nothing():
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    grey = change_colours(image, Augmentation(grey=1.0), np.random.default_rng(0))
+    assert np.ptp(grey, axis=2).max() == 0
+    assert np.array_equal(change_colours(image, Augmentation(), np.random.default_rng(0)), image)
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    def sample(seed: int, key: tuple[int, int]) -> torch.Tensor:
+        return AugmentedDataset(Blocks(), settings(), STRONG, seed)[key][0]
+
+    first = sample(0, (3, 1))
+    np.random.seed(1), torch.manual_seed(1)
+    sample(0, (0, 0))
+    assert torch.equal(sample(0, (3, 1)), first)
+    for seed, key in ((1, (3, 1)), (0, (4, 1)), (0, (3, 2))):
+        assert not torch.equal(sample(seed, key), first)
+
+
+def test_worker_processes_load_the_same_batches_as_the_process_itself():
+    def batches(workers: int) -> list[torch.Tensor]:
+        sampler = EpochSampler(5, seed=0)
+        loader = make_loader(AugmentedDataset(Blocks(), settings(), STRONG, 0), sampler, 2, workers)
+        loaded = []
+        for sampler.epoch in range(2):
+            loaded += [canvases for canvases, _ in loader]
+        return loaded
+
+    alone, shared = batches(0), batches(2)
+    assert len(alone) == len(shared) == 4  # two full batches in each epoch
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_the_order_differs_between_epochs_and_covers_every_sample():
+    sampler = EpochSampler(50, seed=0)
+    orders = []
+    for sampler.epoch in range(2):
+        orders.append([index for _, index in sampler])
+        assert sorted(orders[-1]) == list(range(50))
+    assert orders[0] != orders[1]
+
+
+def test_purposes_do_not_share_random_numbers():
+    drawn = {generator(purpose, 0, 5).integers(2**62) for purpose in Purpose}
+    assert len(drawn) == len(Purpose)

@@ -1,0 +1,43 @@
+"""What a data set is to the rest of training."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+Colour: TypeAlias = tuple[int, int, int]
+Split: TypeAlias = Literal["train", "val"]
+
+
+class SegmentationDataset(Protocol):
+    """Images with a class id for every pixel; one split of a data set.
+
+    Attributes:
+        class_names: name of each class; its position is the class id.
+        palette: RGB colour (0..255) of each class.
+        ignore_value: the mask value of pixels that belong to no class, `unlabelled_value` of the class count.
+    """
+
+    class_names: list[str]
+    palette: list[Colour]
+    ignore_value: int
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 RGB, and mask (H, W) uint8 (uint16 above 255 classes).
+
+        Every mask value is a class id or ``ignore_value``.
+
+        Raises:
+            DatasetError: it cannot be read, or contradicts the data set's description.
+        """
+
+    def describe(self, index: int) -> str:
+        """What a person would call this item, such as its file name."""
+
+
+def unlabelled_value(class_count: int) -> int:
+    """The mask value that stands for no class, as in a bundle: 255, or 65535 above 255 classes."""
+    return 255 if class_count <= 255 else 65535

@@ -1,0 +1,87 @@
+"""The procedural indoor scenes of the demo."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.files import replacing_file
+from training.datasets.base import Split, unlabelled_value
+from training.section import Section
+
+
+class ScenesData(Section):
+    """Rendered indoor scenes; validation has seeds and textures of its own."""
+
+    name: Literal["scenes"] = "scenes"
+    count: Annotated[int, Field(ge=1)] = 2000
+    """Number of training scenes."""
+    val_count: Annotated[int, Field(ge=1)] = 100
+    """Number of validation scenes."""
+    size: tuple[int, int] = (480, 640)
+    """Height and width of the scenes, pixels."""
+    cache: str | None = "runs/.scenes"
+    """Folder in which rendered scenes are kept for the next epoch and the next run; null renders them each time."""
+
+    def open(self, split: Split) -> ScenesDataset:
+        """One split; a scene is rendered when it is first asked for."""
+        return ScenesDataset(split, self.count if split == "train" else self.val_count, self.size, self.cache)
+
+
+class ScenesDataset:
+    """See `training.datasets.base.SegmentationDataset`."""
+
+    def __init__(self, split: Split, count: int, size: tuple[int, int], cache: str | None) -> None:
+        self.class_names = list(scenes.CLASS_NAMES)
+        self.palette = list(scenes.PALETTE)
+        self.ignore_value = unlabelled_value(len(self.class_names))
+        self._split, self._count, self._size = split, count, tuple(size)
+        self._folder = None
+        if cache is not None:
+            height, width = size
+            self._folder = Path(cache) / f"{renderer_fingerprint()[:12]}-{height}x{width}" / split
+
+    def __len__(self) -> int:
+        return self._count
+
+    def describe(self, index: int) -> str:
+        """Split and number of the scene."""
+        return f"{self._split} scene {index}"
+
+    def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `SegmentationDataset.item`."""
+        if self._folder is None:
+            return scenes.sample(self._split, index, self._size)
+        path = self._folder / f"{index:06d}.npy"
+        stacked = _read_cached(path, (*self._size, 4))
+        if stacked is None:
+            stacked = np.dstack(scenes.sample(self._split, index, self._size))
+            with replacing_file(path) as temporary:
+                np.save(temporary, stacked)
+        return np.ascontiguousarray(stacked[..., :3]), np.ascontiguousarray(stacked[..., 3])
+
+
+def _read_cached(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The cached scene, or None where there is none that can be read."""
+    try:
+        stacked = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return stacked if stacked.shape == shape and stacked.dtype == np.uint8 else None
+
+
+@functools.cache
+def renderer_fingerprint() -> str:
+    """SHA-256 of the renderer's source: scenes cached by another version of it are not used."""
+    digest = hashlib.sha256()
+    folder = Path(scenes.__file__).parent
+    for source in sorted(folder.rglob("*.py")):
+        digest.update(source.relative_to(folder).as_posix().encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()

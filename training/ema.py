@@ -1,0 +1,57 @@
+"""A moving average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """Exponential moving average of everything in a module that training changes, BatchNorm statistics included.
+
+    Args:
+        module: the module that trains.
+        decay: of the average, reached gradually, since the first weights are random.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._module, self._decay, self._updates = module, decay, 0
+        self._average = {name: tensor.detach().clone() for name, tensor in self._changing().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the module's present weights."""
+        self._updates += 1
+        decay = min(self._decay, self._updates / (self._updates + 10))
+        for name, tensor in self._changing().items():
+            self._average[name].lerp_(tensor, 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the module has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, tensor in self._changing().items():
+            present = tensor.clone()
+            tensor.copy_(self._average[name])
+            self._average[name].copy_(present)
+
+    def _changing(self) -> dict[str, Tensor]:
+        weights = {name: weight for name, weight in self._module.named_parameters() if weight.requires_grad}
+        statistics = {
+            f"{name}.{key}": buffer
+            for name, part in self._module.named_modules()
+            if any(weight.requires_grad for weight in part.parameters(recurse=False))
+            for key, buffer in part.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        }
+        return {**weights, **statistics}

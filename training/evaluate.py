@@ -1,0 +1,146 @@
+"""Evaluate a bundle on a data set: ``python -m training.evaluate BUNDLE [--dataset NAME] [--key value ...]``.
+
+Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot; labels are compared at the size of the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dinov3_seg_ros.bundle import Manifest, load_bundle
+from dinov3_seg_ros.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.files import write_json
+from dinov3_seg_ros.metrics import ConfusionMatrix
+from dinov3_seg_ros.pipeline import Segmenter
+from training.datasets import DATASETS, DataSection, SegmentationDataset, Split
+from training.output import writing
+from training.recipe import apply_overrides, load_recipe
+from training.report import percent
+from training.section import Section
+
+OnPrediction = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+class EvaluationSettings(Section):
+    """What can be changed on the command line."""
+
+    data: DataSection
+    split: Split = "val"
+    """Which part of the data set."""
+    runtime: str = "auto"
+    """auto, torch, onnx or tensorrt."""
+
+
+def evaluate(
+    segmenter: Segmenter,
+    data: SegmentationDataset,
+    indices: Iterable[int],
+    on_prediction: OnPrediction | None = None,
+) -> ConfusionMatrix:
+    """Compare the segmenter's labels with the truth, pixel by pixel at the truth's size.
+
+    Args:
+        segmenter: with a bundle that has the classes of ``data``, in the same order.
+        data: the data set.
+        indices: which of its items.
+        on_prediction: called with index, image, truth and labels of each.
+
+    Raises:
+        DatasetError: an item cannot be read.
+    """
+    matrix = ConfusionMatrix(len(data.class_names))
+    for index in indices:
+        image, truth = data.item(index)
+        labels = segmenter.segment([image])[0].labels
+        matrix.update(truth, labels)
+        if on_prediction is not None:
+            on_prediction(index, image, truth, labels)
+    return matrix
+
+
+def scores_table(scores: dict[str, Any]) -> Table:
+    """What `ConfusionMatrix.summary` gives, for a terminal; undefined for classes that occur nowhere."""
+    table = Table("class", "IoU")
+    for name, iou in scores["per_class_iou"].items():
+        table.add_row(name, percent(iou))
+    table.add_section()
+    for name in ("miou", "macc", "aacc"):
+        table.add_row(name, percent(scores[name]))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        usage="python -m training.evaluate BUNDLE [--dataset NAME] [--json FILE] [--key value ...]",
+        description="Evaluate a bundle. 'python -m training.evaluate BUNDLE --help' lists the keys.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--dataset", help="a data set's name, or a recipe that names one; default: the bundle's own")
+    parser.add_argument("--json", type=Path, default=Path("evaluation.json"), help="file to write the scores to")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) in ([], ["--help"]):
+        parser.print_help()
+        return 0
+    parsed, overrides = parser.parse_known_args(arguments)
+    console = Console()
+    try:
+        report = _evaluate_bundle(Path(parsed.bundle), parsed.dataset, overrides, console)
+        with writing(parsed.json):
+            write_json(parsed.json, report)
+    except SegmentationError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    console.print(scores_table(report))
+    console.print(f"written to {parsed.json}", soft_wrap=True)
+    return 0
+
+
+def _evaluate_bundle(path: Path, dataset: str | None, overrides: Sequence[str], console: Console) -> dict[str, Any]:
+    """What is written as JSON: the scores, and what they are of."""
+    manifest = load_bundle(path).manifest
+    settings = apply_overrides(EvaluationSettings(data=_data_section(dataset, manifest, overrides)), overrides)
+    data = settings.data.open(settings.split)
+    if data.class_names != manifest.classes.names:
+        raise DatasetError(
+            f"the data set's classes are not those of {path}: {data.class_names} and {manifest.classes.names}; "
+            "evaluate on a data set with the same classes in the same order"
+        )
+    segmenter = Segmenter.from_bundle(path, runtime=settings.runtime)
+    indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
+    scores = evaluate(segmenter, data, indices).summary(data.class_names)
+    described = {"bundle": str(path), "images": len(data), **settings.model_dump(mode="json")}
+    return {**scores, **described}
+
+
+def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
+    """The data set to start from, before overrides."""
+    own = manifest.training.recipe.get("data", {})
+    if dataset is None or dataset == own.get("name"):
+        if own.get("name") not in DATASETS:
+            raise DatasetError(f"bundle '{manifest.name}' does not say what it was trained on; name a --dataset")
+        return DATASETS[own["name"]].model_validate(own)
+    if dataset == "scenes":
+        return DATASETS[dataset]()
+    if dataset == "folder":
+        root = next((overrides[i + 1] for i, o in enumerate(overrides[:-1]) if o == "--data.root"), None)
+        if root is None:
+            raise DatasetError("data set 'folder' needs --data.root FOLDER")
+        colours = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
+        return DATASETS[dataset](root=root, classes=colours)
+    return load_recipe(dataset).data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The network that trains: backbone and head as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dinov3_seg_ros.backbone import Backbone, build_backbone, load_backbone
+from dinov3_seg_ros.heads import Head, build_head
+from dinov3_seg_ros.runtimes.pytorch import normalise
+from training.recipe import BackboneChoice, HeadChoice
+
+
+class SegmentationModel(nn.Module):
+    """From canvases to low-resolution logits.
+
+    Args:
+        backbone, head: the two parts.
+        mean, std: normalisation of each channel, for values 0..1.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self._mean, self._std = tuple(mean), tuple(std)
+
+    def features(self, canvases: Tensor) -> list[Tensor]:
+        """The feature maps of canvases (B, H, W, 3) uint8 RGB."""
+        return self.backbone(normalise(canvases, self._mean, self._std))
+
+    def forward(self, canvases: Tensor) -> Tensor:
+        """Canvases (B, H, W, 3) uint8 RGB -> logits (B, C, h, w)."""
+        maps = self.features(canvases)
+        if canvases.is_cuda:
+            return self.head(maps)
+        # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
+        with torch.autocast(canvases.device.type, enabled=False):
+            return self.head([feature_map.float() for feature_map in maps])
+
+
+def make_backbone(choice: BackboneChoice) -> Backbone:
+    """The backbone of a recipe, frozen but for what the recipe trains.
+
+    Raises:
+        BackboneError: see `dinov3_seg_ros.backbone`.
+    """
+    layers = None if choice.layers == "auto" else choice.layers
+    feature_norm = None if choice.feature_norm == "auto" else choice.feature_norm
+    if choice.config is not None:
+        backbone = build_backbone(choice.config, layers, feature_norm)
+    else:
+        backbone = load_backbone(choice.source, layers, feature_norm)
+    trainable = choice.trainable
+    if trainable == "auto":
+        trainable = "none" if choice.config is None else "all"
+    backbone.freeze(0 if trainable == "none" else trainable)
+    return backbone
+
+
+def make_head(choice: HeadChoice, backbone: Backbone, num_classes: int) -> Head:
+    """The head of a recipe, with random weights, for the maps that ``backbone`` gives.
+
+    Raises:
+        HeadError: see `dinov3_seg_ros.heads.build_head`.
+    """
+    return build_head(
+        choice.name, backbone.channels, backbone.strides, num_classes, variant=choice.variant, **choice.options
+    )

@@ -1,0 +1,258 @@
+"""Recipes: one YAML file describes one training, from data to bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import operator
+import os
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from dinov3_seg_ros.errors import RecipeError
+from training.datasets import DataSection
+from training.losses import CrossEntropySection, LossSection
+from training.optimizers import AdamWSection, OptimizerSection
+from training.schedules import Cosine, ScheduleSection
+from training.section import Section
+from training.transforms import Augmentation
+
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+
+# Mappings whose keys are those of another module's function or class.
+_FREE_KEY = re.compile(r"--(head\.options|backbone\.config)\.(\w+)")
+
+Channels = tuple[float, float, float]
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class NetworkInput(Section):
+    """How an image becomes the network's input; see `dinov3_seg_ros.preprocessing`."""
+
+    network_size: tuple[int, int]
+    """Height and width of the canvas, pixels; multiples of the backbone's patch size or coarsest stride."""
+    geometry: Literal["stretch", "letterbox", "pad", "native"] = "letterbox"
+    """How a frame is laid on it. With pad and native, network_size only sizes the training canvas."""
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+
+
+class BackboneChoice(Section):
+    """Which backbone, what of it is read, and what of it trains."""
+
+    source: str | None = None
+    """Hugging Face id, local folder, or Meta's .pth file."""
+    config: Annotated[dict[str, Any] | None, tyro.conf.Fixed] = None
+    """Instead of source: a Hugging Face configuration, built with random weights."""
+    layers: list[int] | Literal["auto"] = "auto"
+    """0-based blocks or stages that the head reads, negatives counting from the end; auto: the last."""
+    feature_norm: Literal["auto", "final", "none"] = "auto"
+    """Whether the final norm is applied; auto: as the architecture is meant."""
+    trainable: int | Literal["auto", "none", "all"] = "auto"
+    """What trains: none, the last n blocks, or all; auto: all with config, none with source."""
+    storage: Literal["auto", "embedded", "reference", "delta"] = "auto"
+    """How the bundle holds the backbone; auto: embedded with config; with source, delta where something trains and
+    reference where nothing does."""
+    storage_dtype: Literal["float32", "float16"] = "float32"
+    """Type of an embedded backbone's weights on disk."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> BackboneChoice:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give either source or config")
+        if self.config is not None and self.storage in ("reference", "delta"):
+            raise ValueError(f"storage {self.storage} needs a source that others can load; use embedded")
+        if isinstance(self.trainable, int) and self.trainable < 0:
+            raise ValueError("trainable must be none, all, or a number of blocks of at least 0")
+        return self
+
+
+class HeadChoice(Section):
+    """Arguments of `dinov3_seg_ros.heads.build_head`."""
+
+    name: str = "aspp"
+    variant: str | None = None
+    """None: the head's default."""
+    options: Annotated[dict[str, Any], tyro.conf.Fixed] = Field(default_factory=dict)
+    """Keyword options of the head's class."""
+
+
+class Recipe(Section):
+    """One training."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the bundle and, by default, of the output folder."""
+    description: str = ""
+    licences: tuple[str, ...] = ()
+    """Licence notes that the bundle carries."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    output: str = "auto"
+    """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
+    data: DataSection
+    input: NetworkInput
+    backbone: BackboneChoice
+    head: HeadChoice = HeadChoice()
+    losses: Annotated[tuple[LossSection, ...], Field(min_length=1)] = (CrossEntropySection(),)
+    optimizer: OptimizerSection = AdamWSection()
+    schedule: ScheduleSection = Cosine()
+    augmentation: Augmentation = Augmentation()
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training images; give this or iterations."""
+    iterations: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Images per step and process."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and saved."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two validations; the last epoch is always validated."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that load data; 0: the training process itself."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Recipe:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError("give either epochs or iterations")
+        return self
+
+
+def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name: path of a YAML file, or the name of one in training/recipes.
+        overrides: as on the command line, such as ``["--optimizer.lr", "1e-3"]``.
+
+    Raises:
+        RecipeError: names the file, the key and, for a typo, the nearest key.
+    """
+    path = find_recipe(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} must hold a mapping of settings; see training/recipe.py")
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_problem(error, Recipe)}") from error
+    return apply_overrides(recipe, _apply_free_overrides(recipe, overrides))
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """Path of a recipe given by path or by name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    by_name = RECIPES_FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
+    if by_name.is_file() and path.name == str(path):
+        return by_name
+    known = sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.yaml"))
+    raise RecipeError(f"there is no recipe {name}{nearest(path.stem, known)}; the recipes are: {', '.join(known)}")
+
+
+def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection:
+    """A copy of a section with command-line overrides applied; ``--help`` among them prints the keys and exits.
+
+    Args:
+        section: a `Recipe` or any other section.
+        overrides: such as ``["--optimizer.lr", "1e-3"]``.
+
+    Raises:
+        RecipeError: unknown key or wrong value.
+    """
+    if not overrides:
+        return section
+    if "--help" in overrides:
+        return _parse(section, overrides)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+            return _parse(section, overrides)
+    except SystemExit:
+        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}") from None
+    except ValidationError as error:
+        raise RecipeError(f"cannot use {' '.join(overrides)}: {_problem(error, type(section))}") from error
+
+
+def _apply_free_overrides(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
+    """Write overrides of keys that no schema knows, such as a head's options, into the recipe; return the others."""
+    others, words = [], list(overrides)
+    while words:
+        word = words.pop(0)
+        match = _FREE_KEY.fullmatch(word)
+        if match is None:
+            others.append(word)
+            continue
+        values = []
+        while words and not words[0].startswith("--"):
+            values.append(yaml.safe_load(words.pop(0)))
+        path, key = match.groups()
+        settings = operator.attrgetter(path)(recipe)
+        if settings is None:
+            raise RecipeError(f"cannot use {word}: the recipe has no {path}")
+        settings[key] = values[0] if len(values) == 1 else values
+    return others
+
+
+def _parse(section: AnySection, overrides: Sequence[str]) -> AnySection:
+    # Every option is "--key value": no subcommands where a recipe chooses between sections, no flags.
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return tyro.cli(type(section), default=section, args=list(overrides), config=config)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """A hint at the most similar of ``words``, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _problem(error: ValidationError, section: type[Section]) -> str:
+    """The first of pydantic's complaints in the words of a recipe; for a typo, with the nearest key."""
+    problem = error.errors()[0]
+    if problem["type"] == "extra_forbidden":
+        path, owner = _follow(problem["loc"][:-1], section)
+        if owner is not None:
+            key, known = str(problem["loc"][-1]), list(owner.model_fields)
+            inside = f" in {'.'.join(path)}" if path else ""
+            return f"unknown key '{key}'{inside}{nearest(key, known)}; the keys are: {', '.join(known)}"
+    path, _ = _follow(problem["loc"], section)
+    # A key that may be of several types has one complaint for each.
+    said = " or ".join(other["msg"] for other in error.errors() if _follow(other["loc"], section)[0] == path)
+    return f"{'.'.join(path)}: {said}" if path else said
+
+
+def _follow(location: Sequence[int | str], section: type[Section]) -> tuple[list[str], type[Section] | None]:
+    """Follow pydantic's location of a problem: the keys a user would name, and the section they lead to."""
+    path, candidates = [], [section]
+    for part in location:
+        fields = [kind.model_fields[part] for kind in candidates if part in kind.model_fields]
+        if fields:
+            path.append(str(part))
+            candidates = _sections_in(fields[0].annotation)
+        elif isinstance(part, int):
+            path.append(str(part))
+        else:  # pydantic names the member of a union by its discriminator
+            candidates = [kind for kind in candidates if kind.model_fields["name"].default == part]
+    return path, candidates[0] if len(candidates) == 1 else None
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [kind for argument in typing.get_args(annotation) for kind in _sections_in(argument)]

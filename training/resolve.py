@@ -1,0 +1,67 @@
+"""What every "auto" of a recipe stands for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from dinov3_seg_ros.backbone import Backbone
+from dinov3_seg_ros.errors import RecipeError
+from training.recipe import Recipe
+
+
+def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
+    """The recipe with every "auto" replaced by what it stands for here.
+
+    Args:
+        recipe: as it was written.
+        backbone: made by `training.model.make_backbone` from it.
+
+    Raises:
+        RecipeError: a trained backbone would be stored as a mere reference.
+    """
+    choice = recipe.backbone
+    trainable = backbone.trainable_blocks or "none"
+    storage = choice.storage
+    if storage == "auto":
+        # A local folder may hold Meta's weights, which must not travel without their licence.
+        storage = "embedded" if choice.config is not None else "reference" if trainable == "none" else "delta"
+    if storage == "reference" and trainable != "none":
+        raise RecipeError("backbone.storage is reference, but the backbone trains; use delta, embedded or auto")
+    resolved = choice.model_copy(
+        update={
+            "layers": backbone.layers,
+            "feature_norm": backbone.feature_norm,
+            "trainable": trainable,
+            "storage": storage,
+            "source": choice.source if storage == "embedded" else _lasting(choice.source),
+        }
+    )
+    return recipe.model_copy(
+        update={
+            "backbone": resolved,
+            "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
+            "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
+            "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
+        }
+    )
+
+
+def _lasting(source: str | None) -> str | None:
+    """A local path as the robot finds it, whatever folder its node starts in."""
+    if source is None or not Path(source).exists():
+        return source
+    return str(Path(source).resolve())
+
+
+def _best_precision() -> str:
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+
+
+def _best_workers() -> int:
+    """On a CPU one process keeps up; with a GPU, as many as there are cores to feed it."""
+    return min(os.cpu_count() or 1, 8) if torch.cuda.is_available() else 1

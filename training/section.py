@@ -1,0 +1,11 @@
+"""The base of every section of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """Settings of one part of training. A section lives in the module that reads it; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
