@@ -1,8 +1,8 @@
 """Indoor scenes as a moving robot's camera sees them, drawn on the fly, with perfect ground truth.
 
 A scene is a furnished room and a way through it. Everything is a pure function of its arguments: the same split, index
-and size give the same bytes in every run, process and thread. Classes cannot be told by colour: each object draws its
-own colours and patterns, whatever its class.
+and size give the same bytes in every run, process and thread. Colours hint at the class, as in real rooms, and do not
+tell it: objects draw from the colours that are usual for their kind, and kinds share most of them.
 
     scene = Scene("val", 3)
     rgb, mask = scene.render(scene.camera_at(2.5), size=(480, 640))

@@ -1,4 +1,4 @@
-"""Colours: most objects of a scene draw one that is usual for their kind indoors, the others any.
+"""Colours: objects of a scene draw one that is usual for their kind indoors, now and then any.
 
 As in real rooms colours hint at the class and do not tell it: wood is floor, door, table and cabinet, white is wall,
 ceiling, door and window frame.
@@ -15,8 +15,6 @@ from dinov3_seg_ros.demo.scenes.labels import Label
 from dinov3_seg_ros.demo.scenes.textures import TextureBank
 
 RAMP_STEPS = 256
-
-_USUAL_SHARE = 0.95
 
 
 class _Colours(NamedTuple):
@@ -69,11 +67,14 @@ class Material(NamedTuple):
 class Painter:
     """Draws the materials of one scene, and keeps their colour ramps.
 
+    ``odd_colours`` is the share of objects that draw any colour, 0..1.
+
     A ramp is float32 (RAMP_STEPS, 3): linear-light RGB reflectance 0..1 for each value of a texture.
     """
 
-    def __init__(self, rng: np.random.Generator, bank: TextureBank) -> None:
+    def __init__(self, rng: np.random.Generator, bank: TextureBank, odd_colours: float) -> None:
         self.rng = rng
+        self._usual_share = 1.0 - odd_colours
         self._rows_of_kind = {
             kind: [row for row, name in enumerate(bank.kinds) if name == kind] for kind in dict.fromkeys(bank.kinds)
         }
@@ -90,7 +91,7 @@ class Painter:
     ) -> Material:
         """A material of any colour, or mostly one ``usual_for`` a class; patterned with probability ``1 - plain``."""
         kind = "plain" if self.rng.random() < plain else str(self.rng.choice(self._everyday))
-        if usual_for is not None and self.rng.random() < _USUAL_SHARE:
+        if usual_for is not None and self.rng.random() < self._usual_share:
             base = self._usual_colour(usual_for)
             companion = base * (1.0, 1.0, self.rng.uniform(0.6, 0.9))
         else:
@@ -100,7 +101,7 @@ class Painter:
 
     def foliage(self) -> Material:
         """Leaves: any hue now and then, mostly yellow-green to blue-green."""
-        hue = self.rng.uniform(75, 150) if self.rng.random() < _USUAL_SHARE else self.rng.uniform(0, 360)
+        hue = self.rng.uniform(75, 150) if self.rng.random() < self._usual_share else self.rng.uniform(0, 360)
         base = np.array((hue, self.rng.uniform(0.25, 0.8), self.rng.uniform(0.25, 0.8)))
         kind = str(self.rng.choice(("cloudy", "stripes", "plain")))
         return Material(self._texture(kind), self._add_ramp(base, base * (1.0, 1.0, 0.7)), 0.3, 0.0)
@@ -127,7 +128,7 @@ class Painter:
     def view(self) -> Material:
         """What is seen through a window: by day, at dusk or by night."""
         sky = np.array((self.rng.uniform(180, 240), self.rng.uniform(0.0, 0.6), self.rng.uniform(0.5, 1.0)))
-        if self.rng.random() > _USUAL_SHARE:
+        if self.rng.random() > self._usual_share:
             sky[0] = self.rng.uniform(0, 360)
         far, near, ground = (self._any_colour() * (1.0, 0.7, 0.8) for _ in range(3))
         steps = np.array((0.0, 0.28, 0.36, 0.44, 0.5, 0.58, 0.66, 1.0))

@@ -26,6 +26,10 @@ _TRIES = 25
 _SCENE_SEED_OF_SPLIT = {"train": 101, "val": 202}
 
 
+# Some objects to train on have any colour, so that shapes are learnt too (domain randomisation).
+_ODD_COLOURS = {"train": 0.05, "val": 0.0}
+
+
 class Room(NamedTuple):
     """A furnished room."""
 
@@ -46,7 +50,7 @@ def furnish(split: str, index: int) -> Room:
     """Make room ``index`` of ``split``; the same room for the same arguments."""
     rng = np.random.default_rng((_SCENE_SEED_OF_SPLIT[split], index))
     bank = texture_bank(split)
-    return _Builder(rng, Painter(rng, bank)).build(bank.pyramids)
+    return _Builder(rng, Painter(rng, bank, _ODD_COLOURS[split])).build(bank.pyramids)
 
 
 class _Builder:
