@@ -48,7 +48,9 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        # Some writers keep their files to the owner; what is installed must be readable by whoever runs the robot.
+        for entry in (temporary, *temporary.rglob("*")):
+            os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
         aside = None
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent)) / path.name

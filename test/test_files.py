@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (temporary / content).write_text(content)
     assert [file.name for file in folder.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_folder_holds_is_readable_by_others(tmp_path):
+    with replacing_folder(tmp_path / "bundle") as temporary:
+        (temporary / "weights").mkdir()
+        (temporary / "weights" / "a").touch(mode=0o600)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "bundle" / "weights" / "a").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_json_is_readable_and_its_digest_follows_its_content(tmp_path):
