@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
 from dinov3_seg_ros.bundle import DELTA_FILE, load_bundle
 from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import BundleError, OutputError, RecipeError
+from dinov3_seg_ros.errors import BundleError, HeadError, OutputError, RecipeError
 from dinov3_seg_ros.pipeline import Segmenter
 from training import bundles, evaluate, train
 from training.ema import MovingAverage
@@ -163,6 +163,18 @@ def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run
     save_backbone(build_backbone(CONVNEXT), source)
     with pytest.raises(BundleError, match="not the one"):
         bundle.load_backbone()
+
+
+def test_a_head_starts_from_a_bundles_weights_and_only_from_its_own_shape(recipe, run, tmp_path):
+    folder = run(recipe()).output / "best"
+    trained = load_bundle(folder).load_head().state_dict()
+    backbone = {"source": str(folder / "backbone"), "layers": [1, 2, 3], "storage": "embedded"}
+    head = {"start_from": str(folder), "options": {"width": 16}}
+    started = Trainer(recipe(backbone=backbone, head=head), Console(quiet=True))
+    assert not changed(trained, started.model.head.state_dict())
+    with pytest.raises(HeadError, match="start_from"):
+        other = {"start_from": str(folder), "options": {"width": 12}}
+        Trainer(recipe(backbone=backbone, head=other), Console(quiet=True))
 
 
 def test_a_reference_holds_no_backbone(recipe, run, tmp_path):
@@ -330,6 +342,8 @@ def test_every_recipe_dry_runs_at_reduced_size(path, tmp_path, capsys):
             options += ["--data.val-fraction", "None"]
     if recipe.backbone.source is not None:
         options += ["--backbone.source", saved_backbone(tmp_path / "source", CONVNEXT), "--backbone.layers", "1", "3"]
+    if recipe.head.start_from is not None:
+        options += ["--head.start-from", "None"]
     assert train.main([str(path), "--dry-run", *options]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dinov3_seg_ros.backbone import Backbone, build_backbone, load_backbone
+from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.errors import HeadError
 from dinov3_seg_ros.heads import Head, build_head
 from dinov3_seg_ros.runtimes.pytorch import normalise
 from training.recipe import BackboneChoice, HeadChoice
@@ -60,11 +62,20 @@ def make_backbone(choice: BackboneChoice) -> Backbone:
 
 
 def make_head(choice: HeadChoice, backbone: Backbone, num_classes: int) -> Head:
-    """The head of a recipe, with random weights, for the maps that ``backbone`` gives.
+    """The head of a recipe for the maps that ``backbone`` gives, with random weights or those to start from.
 
     Raises:
-        HeadError: see `dinov3_seg_ros.heads.build_head`.
+        HeadError: see `dinov3_seg_ros.heads.build_head`; or the weights to start from are of another shape.
+        BundleError: the bundle to start from cannot be read.
     """
-    return build_head(
+    head = build_head(
         choice.name, backbone.channels, backbone.strides, num_classes, variant=choice.variant, **choice.options
     )
+    if choice.start_from is not None:
+        try:
+            head.load_state_dict(load_bundle(choice.start_from).load_head().state_dict())
+        except RuntimeError as error:
+            raise HeadError(
+                f"head.start_from is {choice.start_from}, whose head does not have the shape of this recipe's: {error}"
+            ) from error
+    return head

@@ -83,6 +83,8 @@ class HeadChoice(Section):
     """None: the head's default."""
     options: Annotated[dict[str, Any], tyro.conf.Fixed] = Field(default_factory=dict)
     """Keyword options of the head's class."""
+    start_from: str | None = None
+    """Bundle whose head's weights training starts from, of the same shape; null: random ones."""
 
 
 class Recipe(Section):
