@@ -92,7 +92,7 @@ class BundleWriter:
             ),
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
-            head=HeadSection(**recipe.head.model_dump()),
+            head=HeadSection(**recipe.head.model_dump(exclude={"start_from"})),
             training=TrainingSection(
                 recipe=recipe.model_dump(mode="json"), metrics=metrics, git_revision=git_revision()
             ),
