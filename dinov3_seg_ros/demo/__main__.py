@@ -160,7 +160,7 @@ def _print_summary(summary: dict[str, Any], output: Path) -> None:
         "frames sent / segmented / dropped": f"{summary['images']} / {summary['masks']} / {summary['dropped']}",
         "frames per second": summary["fps"],
         "end-to-end latency": f"median {latency['median']:.1f} ms, 95th percentile {latency['p95']:.1f} ms",
-        "headers altered": summary["headers_altered"],
+        "headers altered / outputs without a frame": f"{summary['headers_altered']} / {summary['unmatched']}",
     }
     if summary["miou"] is not None:
         rows["mIoU of the received masks"] = f"{summary['miou']:.3f} ({summary['scored']} frames)"

@@ -26,6 +26,8 @@ from dinov3_seg_ros.messages import fill_image
 from dinov3_seg_ros.ports import OUTPUT_QOS
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
 
+_MATCHING_S = 1.0
+
 
 class Player(Node):
     """Publishes ``image`` (rgb8, best effort, as camera drivers do) and ``ground_truth`` (mono8) with equal headers."""
@@ -50,6 +52,8 @@ class Player(Node):
                     f"appeared within {timeout_s:.0f} s; is the node active?"
                 )
             time.sleep(0.05)
+        # A publisher knows of a subscriber a moment before the subscriber knows of it; what is sent between is lost.
+        time.sleep(_MATCHING_S)
 
     def play(self, frames: Iterable[Frame], seconds: float) -> int:
         """Publish frames at the rate until they or the time run out; return how many were sent."""

@@ -55,7 +55,9 @@ class Recorder(Node):
         self._colour_scores = ConfusionMatrix(len(class_names))
         self._latencies_s: list[float] = []
         self._arrivals_s: list[float] = []
-        self._counts = dict.fromkeys(("images", "masks", "confidences", "overlays", "scored", "headers_altered"), 0)
+        self._counts = dict.fromkeys(
+            ("images", "masks", "confidences", "overlays", "scored", "headers_altered", "unmatched"), 0
+        )
         self._video: cv2.VideoWriter | None = None
         self._video_file = output / "overlay.mp4"
         # Every frame must be seen here for the count of drops to mean anything.
@@ -74,8 +76,8 @@ class Recorder(Node):
     def finish(self) -> dict[str, Any]:
         """Close the video and return what was measured.
 
-        ``miou`` is over the received masks whose true mask is known, ``latency_ms`` from the stamp of a frame to the
-        arrival of its mask in this process.
+        ``unmatched`` counts outputs whose frame was not seen here, ``miou`` is over the received masks whose true mask
+        is known, ``latency_ms`` is from the stamp of a frame to the arrival of its mask in this process.
         """
         if self._video is not None:
             self._video.release()
@@ -124,7 +126,10 @@ class Recorder(Node):
 
     def _check_header(self, message: Image) -> None:
         frame = self._frames.get(_stamp(message))
-        if frame is None or frame.header != message.header:
+        if frame is None:
+            # Its stamp was altered, or the frame itself did not arrive here.
+            self._counts["unmatched"] += 1
+        elif frame.header != message.header:
             self._counts["headers_altered"] += 1
 
     def _score(self, stamp: tuple[int, int]) -> None:
