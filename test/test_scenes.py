@@ -158,7 +158,7 @@ def test_consecutive_frames_of_a_walk_are_alike_and_rooms_change():
 def toy_model(build):
     """A closed room of 6 x 6 x 3 m with dark walls, in which ``build(geometry, bright material)`` puts things."""
     bank = texture_bank("val")
-    painter = Painter(np.random.default_rng(0), bank)
+    painter = Painter(np.random.default_rng(0), bank, odd_colours=0.0)
     plain = painter.plain()
     bright, dark = (plain._replace(ramp=painter.darker(plain, factor).ramp) for factor in (1e6, 1e-6))
     geometry = Geometry()
