@@ -29,7 +29,7 @@ test: setup ## Lint, and run all tests (on ROS 2 Kilted, or the distribution tha
 	.venv/bin/python -m pytest $(ARGS)
 
 test-all: test ## The same, and the ROS tests on Jazzy too
-	@$(PYTHON) tools/environment.py .venv-jazzy torch cpu test cv-headless ros-jazzy
+	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test cv-headless ros-jazzy
 	.venv-jazzy/bin/python -m pytest $(ROS_TESTS) $(ARGS)
 
 lint: setup ## Check style

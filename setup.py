@@ -82,6 +82,7 @@ setup(
             *TORCH,
             "accelerate>=1",
             "matplotlib>=3.8",
+            "pillow>=9",
             "pyyaml>=6",
             "rich>=13",
             "tensorboard>=2.16",
