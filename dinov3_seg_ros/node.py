@@ -129,6 +129,7 @@ class SegmentationNode(LifecycleNode):
         self._inputs: dict[str, CameraInput] = {}
         self._worker: LatestFrameWorker | None = None
         self._mask_size: str | tuple[int, int] = "source"
+        self._transport = "raw"
         self._frames: Counter[str] = Counter()
         self._publishing_class_names = False
         self.add_on_set_parameters_callback(self._refuse_class_names)
@@ -139,10 +140,9 @@ class SegmentationNode(LifecycleNode):
         """Load the models and create the publishers."""
         try:
             self._mask_size = parse_mask_size(self._value("mask_size"))
-            if self._value("image_transport") not in TRANSPORTS:
-                raise ParameterError(
-                    f"image_transport is '{self._value('image_transport')}'; use one of: {', '.join(TRANSPORTS)}"
-                )
+            self._transport = self._value("image_transport")
+            if self._transport not in TRANSPORTS:
+                raise ParameterError(f"image_transport is '{self._transport}'; use one of: {', '.join(TRANSPORTS)}")
             self._segmenter = self._load_segmenter()
             self._segmenter.warm_up()
             self._create_outputs()
@@ -163,11 +163,10 @@ class SegmentationNode(LifecycleNode):
             self._frames.clear()
             for output in self._each_output():
                 output.publish_label_info()
-            self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._value("max_batch"))
+            self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._segmenter.max_batch)
             self._worker.start()
-            transport = self._value("image_transport")
             for camera in self._outputs:
-                self._inputs[camera] = CameraInput(self, camera, transport, self._worker.put)
+                self._inputs[camera] = CameraInput(self, camera, self._transport, self._worker.put)
         except BaseException:
             self._stop()
             super().on_deactivate(state)

@@ -85,6 +85,7 @@ class Segmenter:
     Attributes:
         manifests: bundle name -> manifest, in order.
         runtime: what computes the network.
+        max_batch: the most frames in one backbone pass.
         times: duration of the stages preprocess, backbone, heads and decode.
     """
 
@@ -108,7 +109,7 @@ class Segmenter:
         check_geometry(self._geometry, self._network_size, self._multiple)
         if max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
-        self._max_batch = max_batch
+        self.max_batch = max_batch
 
     @classmethod
     def from_bundle(
@@ -192,9 +193,9 @@ class Segmenter:
         for index, placement in enumerate(placements):
             by_canvas.setdefault(placement.canvas_size, []).append(index)
         return [
-            indices[start : start + self._max_batch]
+            indices[start : start + self.max_batch]
             for indices in by_canvas.values()
-            for start in range(0, len(indices), self._max_batch)
+            for start in range(0, len(indices), self.max_batch)
         ]
 
     def _segment_batch(
