@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dinov3_seg_ros.errors import HeadError
 from dinov3_seg_ros.heads import HEADS, build_head
+from dinov3_seg_ros.heads.blocks import adaptive_mean, resize
 
 NUM_CLASSES = 7
 SINGLE = ([24], [16])
 PYRAMID = ([8, 16, 24], [8, 16, 32])
+STAGES = ([8, 12, 16, 24], [4, 8, 16, 32])
+BLOCKS = ([12] * 3, [16] * 3)
+PATCH_14 = ([12], [14])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head, the maps it is given, and the stride of its logits; without one, that of the finest map."""
+
+    name: str
+    variant: str
+    channels: list[int]
+    strides: list[int]
+    options: dict = field(default_factory=dict)
+    stride: int | None = None
+    size: tuple[int, int] = (64, 96)
+
+    def build(self):
+        return build_head(
+            self.name, self.channels, self.strides, NUM_CLASSES, variant=self.variant, **self.options
+        ).eval()
+
+    def maps(self, batch=2):
+        return make_maps(self.channels, self.strides, batch, *self.size)
+
+
+THIN = {"width": 16, "hidden": 16}
+NARROW = {"widths": (16, 12, 8, 6)}
+
+# What every runtime computes at static sizes; no control flow and no pooling over uneven bins.
+PLAIN_OPERATORS = {
+    "Add", "BatchNormalization", "Concat", "Conv", "Identity", "MatMul", "ReduceMean", "Relu", "Resize", "Shape",
+}  # fmt: skip
 
 # Every head and variant with every kind of input it takes; add a line for a new one.
 CASES = {
-    "aspp-atrous-single": ("aspp", "atrous", *SINGLE),
-    "aspp-atrous-pyramid": ("aspp", "atrous", *PYRAMID),
-    "aspp-plain-single": ("aspp", "plain", *SINGLE),
+    "aspp-atrous-single": Case("aspp", "atrous", *SINGLE),
+    "aspp-atrous-pyramid": Case("aspp", "atrous", *PYRAMID),
+    "aspp-plain-single": Case("aspp", "plain", *SINGLE),
+    "linear-pyramid": Case("linear", "default", *PYRAMID),
+    "linear-factors": Case("linear", "default", *BLOCKS, {"dropout": 0, "resize_factors": [0.4, 2, 1]}, stride=8),
+    "pyramid-fpn-ppm": Case("pyramid", "default", *STAGES, THIN, stride=8),
+    "pyramid-fpn": Case("pyramid", "default", *PYRAMID, {**THIN, "ppm": False}),
+    "pyramid-ppm": Case("pyramid", "default", *PYRAMID, {**THIN, "fpn": False}, stride=32),
+    "pyramid-neither": Case("pyramid", "default", *SINGLE, {**THIN, "fpn": False, "ppm": False}),
+    "unet-patch-14": Case("unet", "default", *PATCH_14, NARROW, stride=1, size=(56, 84)),
+    "unet-skips": Case("unet", "default", *STAGES, NARROW, stride=1),
+    "unet-without-skips": Case("unet", "default", *PYRAMID, {**NARROW, "skips": False}, stride=1),
 }
 
 
@@ -31,43 +78,41 @@ def make_maps(channels, strides, batch=2, height=64, width=96):
     ]
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
+@pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request):
-    name, variant, channels, strides = CASES[request.param]
     torch.manual_seed(0)
-    return build_head(name, channels, strides, NUM_CLASSES, variant=variant), make_maps(channels, strides), strides
+    return request.param
 
 
 def test_every_registered_variant_has_a_case():
-    tested = {(name, variant) for name, variant, _, _ in CASES.values()}
+    tested = {(case.name, case.variant) for case in CASES.values()}
     assert tested == {(name, variant) for name, variants in HEADS.items() for variant in variants}
 
 
-def test_forward_gives_logits_at_the_finest_stride(case):
-    head, maps, strides = case
-    assert head(maps).shape == (2, NUM_CLASSES, 64 // min(strides), 96 // min(strides))
+def test_forward_gives_logits_at_the_announced_stride(case):
+    stride = case.stride or min(case.strides)
+    assert case.build()(case.maps()).shape == (2, NUM_CLASSES, case.size[0] // stride, case.size[1] // stride)
 
 
 def test_every_parameter_takes_a_gradient(case):
-    head, maps, _ = case
-    head.train()(maps).square().mean().backward()
+    head = case.build()
+    head.train()(case.maps()).square().mean().backward()
     untouched = [name for name, p in head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert untouched == []
 
 
 def test_a_frame_does_not_depend_on_the_others_of_its_batch(case):
-    head, maps, _ = case
-    head.eval()
+    head, maps = case.build(), case.maps()
     with torch.inference_mode():
         torch.testing.assert_close(head(maps)[1:], head([m[1:] for m in maps]), atol=1e-5, rtol=1e-5)
 
 
 def test_export_to_onnx_keeps_the_logits_for_any_batch(case, tmp_path):
-    head, maps, _ = case
-    head.eval()
+    head, maps = case.build(), case.maps()
     path = tmp_path / "head.onnx"
     batch = torch.export.Dim("batch", min=1, max=16)
     torch.onnx.export(head, (maps,), path, dynamo=True, dynamic_shapes=([{0: batch}] * len(maps),), verbose=False)
+    assert {node.op_type for node in onnx.load(path).graph.node} <= PLAIN_OPERATORS
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for size in (1, 3):
         inputs = [torch.cat([m, m])[:size] for m in maps]
@@ -78,25 +123,23 @@ def test_export_to_onnx_keeps_the_logits_for_any_batch(case, tmp_path):
 
 
 def test_saved_and_loaded_weights_give_the_same_logits(case, tmp_path):
-    head, maps, strides = case
-    name = "plain" if "initial.0.weight" in head.state_dict() else "atrous"
+    head = case.build()
     save_file(head.state_dict(), tmp_path / "head.safetensors")
     torch.manual_seed(1)
-    other = build_head("aspp", head.in_channels, strides, NUM_CLASSES, variant=name)
+    other = case.build()
     other.load_state_dict(load_file(tmp_path / "head.safetensors"))
     with torch.inference_mode():
-        assert torch.equal(head.eval()(maps), other.eval()(maps))
+        assert torch.equal(head(case.maps()), other(case.maps()))
 
 
 def test_maps_of_other_channels_are_refused_with_both_named(case):
-    head, maps, _ = case
     with pytest.raises(HeadError, match="was built for"):
-        head([torch.zeros(1, 3, 4, 4) for _ in maps])
+        case.build()([torch.zeros(1, 3, 4, 4) for _ in case.channels])
 
 
 def test_the_default_aspp_is_small_and_sees_far():
     head = build_head("aspp", [384], [16], 134).eval()
-    assert sum(p.numel() for p in head.parameters()) <= 700_000
+    assert parameters(head) <= 700_000
     maps = [torch.zeros(1, 384, 40, 40, requires_grad=True)]
     head.pool = torch.nn.Conv2d(192, 192, 1).requires_grad_(False)
     torch.nn.init.zeros_(head.pool.weight)
@@ -109,7 +152,7 @@ def test_the_default_aspp_is_small_and_sees_far():
 
 def test_the_plain_aspp_is_the_predecessors():
     head = build_head("aspp", [384], [16], 134, variant="plain")
-    assert round(sum(p.numel() for p in head.parameters()) / 1e6, 2) == 4.46
+    assert round(parameters(head) / 1e6, 2) == 4.46
     shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     assert shapes["initial.0.weight"] == (576, 384, 1, 1)
     assert shapes["project.0.weight"] == (288, 576, 1, 1)
@@ -125,6 +168,136 @@ def test_the_plain_aspp_is_the_predecessors():
     }  # fmt: skip
 
 
+def parameters(head):
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+def gradient(head, maps, row, column):
+    """Where each map moves the logits of one cell: (h, w) of sums over channels."""
+    maps = [m.requires_grad_() for m in maps]
+    head(maps)[0, :, row, column].sum().backward()
+    return [m.grad[0].abs().sum(0) for m in maps]
+
+
+class TestAdaptiveMean:
+    @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (6, 6), (5, 3), (30, 41)])
+    def test_it_equals_torchs_adaptive_pooling_for_any_bins(self, size):
+        feature_map = torch.randn(2, 3, 28, 37, dtype=torch.float64)
+        expected = torch.nn.functional.adaptive_avg_pool2d(feature_map, size)
+        torch.testing.assert_close(adaptive_mean(feature_map, size), expected, atol=1e-14, rtol=0)
+
+    def test_resizing_averages_where_it_shrinks_and_interpolates_where_it_grows(self):
+        feature_map = torch.randn(1, 2, 4, 6)
+        blocks = feature_map.reshape(1, 2, 2, 2, 3, 2).mean(dim=(3, 5))
+        torch.testing.assert_close(resize(feature_map, (2, 3)), blocks)
+        assert resize(feature_map, (4, 6)) is feature_map
+        grown = torch.nn.functional.interpolate(feature_map, size=(7, 9), mode="bilinear", align_corners=False)
+        assert torch.equal(resize(feature_map, (7, 9)), grown)
+
+
+class TestLinear:
+    @pytest.mark.parametrize(("num_classes", "count"), [(21, 35_349), (2, 6_146)])
+    def test_without_dropout_on_four_blocks_it_is_the_dinov2_articles(self, num_classes, count):
+        head = build_head("linear", [384] * 4, [14] * 4, num_classes, dropout=0)
+        assert parameters(head) == count
+
+    def test_it_starts_as_metas_probe_does(self):
+        torch.manual_seed(0)
+        head = build_head("linear", [384], [16], 150)
+        assert [type(module) for module in head.children()] == [nn.Dropout2d, nn.BatchNorm2d, nn.Conv2d]
+        assert head.dropout.p == 0.1
+        assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.02)
+        assert not head.classifier.bias.any()
+
+    def test_the_norm_sees_what_dropout_left(self):
+        head = build_head("linear", [8], [16], 3, dropout=0.5).train()
+        torch.manual_seed(0)
+        expected = nn.functional.dropout2d(torch.ones(4, 8, 2, 2), 0.5).mean(dim=(0, 2, 3))
+        torch.manual_seed(0)
+        head([torch.ones(4, 8, 2, 2)])
+        torch.testing.assert_close(head.norm.running_mean, 0.1 * expected)
+
+    def test_a_cell_reads_itself_alone(self):
+        head = build_head("linear", *BLOCKS, 3).eval()
+        for reached in gradient(head, make_maps(*BLOCKS, batch=1), 2, 3):
+            assert reached.nonzero().tolist() == [[2, 3]]
+
+
+class TestPyramid:
+    @pytest.mark.parametrize(
+        ("channels", "strides"),
+        [([8], [4]), ([8, 8], [4, 8]), ([8, 8], [16, 32]), ([8, 8, 8], [8, 8, 8]), ([8], [16])],
+    )
+    def test_whatever_it_is_given_fpn_ends_at_stride_8(self, channels, strides):
+        head = build_head("pyramid", channels, strides, 3, **THIN).eval()
+        assert head(make_maps(channels, strides)).shape == (2, 3, 8, 12)
+
+    def test_on_the_patches_of_14_pixels_stride_8_is_met_to_rounding(self):
+        head = build_head("pyramid", [8], [14], 3, **THIN).eval()
+        assert head([torch.zeros(1, 8, 37, 37)]).shape == (1, 3, 65, 65)
+
+    @pytest.mark.parametrize("width", [512, 768, 1024, 2048])
+    def test_it_is_as_wide_as_the_seed_asks(self, width):
+        with torch.device("meta"):
+            head = build_head("pyramid", [192, 384, 768], [8, 16, 32], 21, width=width)
+        shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        assert shapes["fpn.lateral.2.weight"] == (width, 768, 1, 1)
+        assert shapes["ppm.branches.3.0.weight"] == (width // 4, width, 1, 1)
+        assert shapes["hidden.0.weight"] == (512, 2 * width, 3, 3)
+        assert shapes["classifier.weight"] == (21, 512, 1, 1)
+
+    def test_every_map_reaches_the_logits_near_its_place_and_pooling_reaches_everywhere(self):
+        maps = [m[:1] for m in make_maps(*STAGES)]
+        near = gradient(build_head("pyramid", *STAGES, 3, **THIN, ppm=False).eval(), maps, 0, 0)
+        assert all(reached[0, 0] > 0 and reached[-1, -1] == 0 for reached in near[:3])
+        everywhere = gradient(build_head("pyramid", *STAGES, 3, **THIN).eval(), maps, 0, 0)
+        assert all((reached > 0).all() for reached in everywhere)
+
+    def test_without_fpn_only_the_last_map_counts(self):
+        head = build_head("pyramid", *PYRAMID, 3, fpn=False, hidden=16).eval()
+        *others, last = make_maps(*PYRAMID)
+        torch.testing.assert_close(head([*others, last]), head([*(m + 1 for m in others), last]), atol=0, rtol=0)
+
+    def test_training_on_one_image_is_refused_where_a_bin_holds_one_value(self):
+        maps = [m[:1] for m in make_maps(*PYRAMID)]
+        with pytest.raises(HeadError, match="batch_size >= 2"):
+            build_head("pyramid", *PYRAMID, 3, **THIN).train()(maps)
+        build_head("pyramid", *PYRAMID, 3, **THIN, bins=(2, 3)).train()(maps)
+
+
+class TestUNet:
+    def test_it_climbs_as_the_seed_does(self):
+        with torch.device("meta"):
+            head = build_head("unet", [768], [14], 21)
+            sizes = []
+            for step in head.steps:
+                step.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+            logits = head([torch.zeros(2, 768, 37, 37)])
+        assert sizes == [(512, 74, 74), (256, 148, 148), (128, 296, 296), (64, 518, 518)]
+        assert logits.shape == (2, 21, 518, 518)
+
+    @pytest.mark.parametrize("stride", [1, 4, 8, 14, 16, 32])
+    @pytest.mark.parametrize("steps", [1, 2, 4])
+    def test_from_any_stride_and_in_any_number_of_steps_it_ends_at_the_images_size(self, stride, steps):
+        head = build_head("unet", [8], [stride], 3, widths=[8] * steps).eval()
+        heights = []
+        for step in head.steps:
+            step.register_forward_hook(lambda module, inputs, output: heights.append(output.shape[-2]))
+        assert head([torch.zeros(1, 8, 2, 3)]).shape == (1, 3, 2 * stride, 3 * stride)
+        assert heights == sorted(heights) and heights[-1] == 2 * stride
+
+    def test_shallower_maps_join_deepest_first(self):
+        head = build_head("unet", *STAGES, 3, **NARROW)
+        assert [step.skip[0].in_channels if step.skip else None for step in head.steps] == [16, 12, 8, None]
+
+    @pytest.mark.parametrize("skips", [True, False])
+    def test_skips_count_when_they_are_asked_for(self, skips):
+        head = build_head("unet", *STAGES, 3, **NARROW, skips=skips).eval()
+        maps = [m[:1].requires_grad_() for m in make_maps(*STAGES)]
+        head(maps).square().sum().backward()
+        assert [m.grad is not None for m in maps] == [skips, skips, skips, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -136,6 +309,14 @@ def test_the_plain_aspp_is_the_predecessors():
         (("aspp", [8], [16, 32], 3), {}, "one stride for each"),
         (("aspp", [8], [16], 0), {}, "at least one class"),
         (("aspp", [8], [16], 3), {"rates": (0,)}, "rates >= 1"),
+        (("aspp", [8], [16], 3), {"dropout": 2}, "cannot be built with the options .* between 0 and 1"),
+        (("aspp", [8], [16], 3), {"width": "wide"}, "cannot be built with the options"),
+        (("linear", [8, 8], [16, 16], 3), {"resize_factors": [1]}, "one resize factor above 0 for each of its 2 maps"),
+        (("linear", [8], [16], 3), {"resize_factors": [0]}, "one resize factor above 0"),
+        (("pyramid", [8], [16], 3), {"bins": (0, 2)}, "bins of at least 1"),
+        (("pyramid", [8], [16], 3), {"width": 0}, "width, hidden and bins"),
+        (("unet", [8], [16], 3), {"widths": ()}, "at least one width"),
+        (("unet", [8] * 3, [16] * 3, 3), {"widths": (8,)}, "with 1 steps takes up to 1 skip connections; got 3 maps"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, options, message):

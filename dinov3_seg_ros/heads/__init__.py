@@ -13,10 +13,16 @@ from typing import Any
 from dinov3_seg_ros.errors import HeadError
 from dinov3_seg_ros.heads.aspp import ASPPHead, PlainASPPHead
 from dinov3_seg_ros.heads.base import Head
+from dinov3_seg_ros.heads.linear import LinearHead
+from dinov3_seg_ros.heads.pyramid import PyramidHead
+from dinov3_seg_ros.heads.unet import UNetHead
 
 # Name -> its variants; the first variant is the default.
 HEADS: dict[str, dict[str, type[Head]]] = {
     "aspp": {"atrous": ASPPHead, "plain": PlainASPPHead},
+    "linear": {"default": LinearHead},
+    "pyramid": {"default": PyramidHead},
+    "unet": {"default": UNetHead},
 }
 
 
@@ -57,7 +63,10 @@ def build_head(
                 f"head '{name}' ({variant}) has no option '{option}'{_nearest(option, known)}; its options are: "
                 f"{', '.join(known) or 'none'}"
             )
-    return head_class(in_channels, strides, num_classes, **options)
+    try:
+        return head_class(in_channels, strides, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise HeadError(f"head '{name}' ({variant}) cannot be built with the options {options}: {error}") from error
 
 
 def _nearest(word: str, words: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,14 +33,41 @@ class SeparableConvNormAct(nn.Sequential):
         )
 
 
+def resize(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bring a map (B, C, h, w) to ``size``: upsampled bilinearly, or averaged where that is smaller."""
+    height, width = feature_map.shape[-2:]
+    if (height, width) == tuple(size):
+        return feature_map
+    if size[0] <= height and size[1] <= width:
+        return adaptive_mean(feature_map, size)
+    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+def adaptive_mean(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Mean of a map (B, C, h, w) in each of ``size`` (rows, columns) bins: (B, C, rows, columns).
+
+    It equals `torch.nn.functional.adaptive_avg_pool2d`, which neither ONNX nor TensorRT has when the bins do not divide
+    the map; two products with constant matrices are the same sums.
+    """
+    rows, columns = (
+        feature_map.new_tensor(_averaging_matrix(cells, bins))
+        for cells, bins in zip(feature_map.shape[-2:], size, strict=True)
+    )
+    return rows @ (feature_map @ columns.T)
+
+
+def _averaging_matrix(cells: int, bins: int) -> list[list[float]]:
+    """Weights (bins, cells) of means over ``bins`` equal parts of a line; a cell on a border counts in both parts."""
+    parts = [(i * cells // bins, -(-(i + 1) * cells // bins)) for i in range(bins)]
+    return [[1 / (end - start) if start <= cell < end else 0.0 for cell in range(cells)] for start, end in parts]
+
+
+def finest_size(maps: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """Height and width of the largest of several maps."""
+    return tuple(max((m.shape[-2:] for m in maps), key=math.prod))
+
+
 def sum_at_finest(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum maps of equal channels (B, C, h_i, w_i) at the largest of their sizes, the others upsampled bilinearly."""
-    finest = max(maps, key=lambda m: m.shape[-2] * m.shape[-1])
-    total = finest
-    for feature_map in maps:
-        if feature_map is finest:
-            continue
-        if feature_map.shape[-2:] != finest.shape[-2:]:
-            feature_map = F.interpolate(feature_map, size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        total = total + feature_map
-    return total
+    size = finest_size(maps)
+    return functools.reduce(torch.add, (resize(m, size) for m in maps))
