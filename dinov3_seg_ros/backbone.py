@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,30 +75,68 @@ class _NormedConvNextBackbone(DINOv3ConvNextBackbone):
         return output
 
 
+class _DilatableResNetBackbone(ResNetBackbone):
+    """Hugging Face's backbone whose last stages can be dilated."""
+
+    @property
+    def strides(self) -> list[int]:
+        """Input pixels per cell after each stage; the stem's are 4."""
+        first_blocks = [stage.layers[0].layer for stage in self._stages]
+        factors = [math.prod(conv.stride[0] for conv in _convolutions(block)) for block in first_blocks]
+        return [4 * factor for factor in itertools.accumulate(factors, operator.mul)]
+
+    def limit_stride(self, output_stride: int) -> None:
+        """Replace what strides beyond ``output_stride`` by dilation; the weights stay as they are.
+
+        Behind a stride that is left out, neighbours lie twice as far apart, so every later convolution dilates twice as
+        much: of the cells computed now, the original network's are those on its coarser grid. The rule is that of Yu et
+        al., "Dilated Residual Networks" (2017, arXiv:1705.09472), and of Chen et al., "DeepLab" (2016,
+        arXiv:1606.00915).
+        """
+        dilation = 1
+        for stage, stride in zip(self._stages, self.strides, strict=True):
+            if stride <= output_stride:
+                continue
+            for block in stage.layers:
+                for conv in _convolutions(block.layer):
+                    conv.dilation = (dilation, dilation)
+                    conv.padding = tuple(dilation * (size // 2) for size in conv.kernel_size)
+                    dilation *= conv.stride[0]
+                    conv.stride = (1, 1)
+                for conv in _convolutions(block.shortcut):
+                    conv.stride = (1, 1)
+
+    @property
+    def _stages(self) -> list[nn.Module]:
+        # Iterating the list itself may stop early: see _LeadingBlocks.
+        return list(self.encoder.stages.children())
+
+
+def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
+    return (child for child in module.modules() if isinstance(child, nn.Conv2d))
+
+
 @dataclass(frozen=True)
 class _Family:
     """What differs between the architectures."""
 
     model_class: type
-    strides: Callable[[PreTrainedConfig], list[int]]
+    strides: Callable[[nn.Module], list[int]]
     """One stride per block or stage, in pixels per cell."""
     feature_norms: tuple[FeatureNorm, ...]
     """What can be asked for; the first is the default."""
     identity_fields: tuple[str, ...]
     """Configuration that changes the features and that names and shapes of the weights do not already tell."""
+    has_class_token: bool = False
+    """Whether the tokens of a block begin with one for the whole image."""
 
 
-def _vit_strides(config: PreTrainedConfig) -> list[int]:
-    return [config.patch_size] * config.num_hidden_layers
+def _vit_strides(model: nn.Module) -> list[int]:
+    return [model.config.patch_size] * model.config.num_hidden_layers
 
 
-def _convnext_strides(config: PreTrainedConfig) -> list[int]:
-    return [4 * 2**stage for stage in range(len(config.depths))]
-
-
-def _resnet_strides(config: PreTrainedConfig) -> list[int]:
-    first = 8 if config.downsample_in_first_stage else 4
-    return [first * 2**stage for stage in range(len(config.depths))]
+def _convnext_strides(model: nn.Module) -> list[int]:
+    return [4 * 2**stage for stage in range(len(model.config.depths))]
 
 
 _FAMILIES = {
@@ -105,16 +145,21 @@ _FAMILIES = {
         _vit_strides,
         ("final",),
         ("num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta"),
+        has_class_token=True,
     ),
     "dinov3_convnext": _Family(
         _NormedConvNextBackbone, _convnext_strides, ("none", "final"), ("hidden_act", "layer_norm_eps")
     ),
     "dinov2": _Family(
-        Dinov2Backbone, _vit_strides, ("final",), ("num_attention_heads", "hidden_act", "layer_norm_eps")
+        Dinov2Backbone,
+        _vit_strides,
+        ("final",),
+        ("num_attention_heads", "hidden_act", "layer_norm_eps"),
+        has_class_token=True,
     ),
     "resnet": _Family(
-        ResNetBackbone,
-        _resnet_strides,
+        _DilatableResNetBackbone,
+        operator.attrgetter("strides"),
         ("none",),
         ("hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck"),
     ),
@@ -146,23 +191,35 @@ class Backbone(nn.Module):
         patch_multiple: height and width of the input must be multiples of this.
         feature_norm: "final" when the model's final LayerNorm is applied (to every map of a ViT, to the last stage
             of a ConvNeXt), else "none".
+        class_token: whether each map is followed, as further channels, by the class token of its block.
+        output_stride: the largest stride allowed, None for the architecture's own.
         trainable_blocks: what `freeze` was last told.
         model: the transformers model underneath.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[int] | None = None, feature_norm: FeatureNorm | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None = None,
+        feature_norm: FeatureNorm | None = None,
+        class_token: bool = False,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         config = model.config
         family = _FAMILIES[config.model_type]
-        strides = family.strides(config)
+        if class_token and not family.has_class_token:
+            raise BackboneError(f"class_token is true, but a {config.model_type} has no class token; a ViT has one.")
+        if output_stride is not None:
+            _limit_stride(model, output_stride)
+        self.class_token, self.output_stride = class_token, output_stride
+        strides = family.strides(model)
         self.layers = _resolve_layers(layers, len(strides))
         self.strides = [strides[layer] for layer in self.layers]
         self.patch_multiple = max(self.strides)
         # transformers counts the stem as stage 0 and returns maps in order of depth.
-        self.channels = [model.num_features[layer + 1] for layer in self.layers]
+        self.channels = [model.num_features[layer + 1] * (2 if class_token else 1) for layer in self.layers]
         config.out_indices = [layer + 1 for layer in sorted(self.layers)]
         self._depth_rank = [sorted(self.layers).index(layer) for layer in self.layers]
         self._blocks_path = _run_leading_blocks(model, total=len(strides), run=max(self.layers) + 1)
@@ -187,8 +244,14 @@ class Backbone(nn.Module):
             )
         if self.trainable_blocks == 0:
             images = images.detach()
-        maps = self.model(images).feature_maps
-        return [maps[rank] for rank in self._depth_rank]
+        if not self.class_token:
+            maps = self.model(images).feature_maps
+            return [maps[rank] for rank in self._depth_rank]
+        output = self.model(images, output_hidden_states=True)
+        return [
+            self._with_class_token(output.feature_maps[rank], output.hidden_states[layer + 1])
+            for rank, layer in zip(self._depth_rank, self.layers, strict=True)
+        ]
 
     def freeze(self, trainable_blocks: TrainableBlocks = 0) -> None:
         """Choose what trains; everything else takes no gradient and stays in evaluation mode, even after train().
@@ -231,6 +294,11 @@ class Backbone(nn.Module):
     def _blocks(self) -> _LeadingBlocks:
         return self.model.get_submodule(self._blocks_path)
 
+    def _with_class_token(self, feature_map: Tensor, tokens: Tensor) -> Tensor:
+        """A map and the normalised class token of the same block's tokens (B, N, C): (B, 2 C, h, w)."""
+        token = _final_norm(self.model)(tokens[:, 0])[:, :, None, None]
+        return torch.cat([feature_map, token.expand_as(feature_map)], dim=1)
+
     def _modules_to_train(self, trainable_blocks: TrainableBlocks) -> list[nn.Module]:
         if trainable_blocks == "all":
             return [self.model]
@@ -264,6 +332,8 @@ def load_backbone(
     source: str | os.PathLike[str],
     layers: Sequence[int] | None = None,
     feature_norm: FeatureNorm | None = None,
+    class_token: bool = False,
+    output_stride: int | None = None,
     changed: Mapping[str, Tensor] | None = None,
 ) -> Backbone:
     """Load a backbone, frozen, in evaluation mode, as float32 on the CPU.
@@ -274,33 +344,41 @@ def load_backbone(
         layers: 0-based blocks (ViT) or stages (ConvNeXt, ResNet), negatives counting from the end; default the last.
         feature_norm: "final" applies the model's final LayerNorm, to all maps of a ViT or to the last stage of a
             ConvNeXt (as Meta's ``norm=True`` does); "none" does not. Default "final" for a ViT, "none" otherwise.
+        class_token: give each map of a ViT twice the channels: behind its own, in every cell alike, the class token of
+            the same block, normalised as the map is.
+        output_stride: the largest stride of a ResNet's stages, 8 or 16 for instance: later stages are dilated instead,
+            with the same weights. None: the architecture's own, 32.
         changed: tensors that take the place of the source's, named as in `Backbone.checkpoint_tensors`.
 
     Raises:
         BackboneError: the weights are absent, gated or damaged, do not fit their architecture, or the architecture,
-            the layers or the norm are not supported.
+            the layers, the norm, the class token or the stride are not supported.
     """
     config, tensors, where = _read_source(source)
     if changed:
         tensors = {**tensors, **changed}
     model = _model_with_weights(config, tensors, where)
-    return Backbone(model, layers, feature_norm).eval()
+    return Backbone(model, layers, feature_norm, class_token, output_stride).eval()
 
 
 def build_backbone(
-    config: Mapping[str, Any], layers: Sequence[int] | None = None, feature_norm: FeatureNorm | None = None
+    config: Mapping[str, Any],
+    layers: Sequence[int] | None = None,
+    feature_norm: FeatureNorm | None = None,
+    class_token: bool = False,
+    output_stride: int | None = None,
 ) -> Backbone:
     """A backbone with new random weights, all of it trainable, in training mode.
 
     Args:
         config: a Hugging Face configuration, e.g. ``{"model_type": "dinov3_convnext", "depths": [...], ...}``.
-        layers, feature_norm: as for `load_backbone`.
+        layers, feature_norm, class_token, output_stride: as for `load_backbone`.
 
     Raises:
-        BackboneError: the configuration, the layers or the norm are not supported.
+        BackboneError: the configuration or one of the other arguments is not supported.
     """
     model_class, model_config = _parse_config(config, "the given configuration")
-    backbone = Backbone(model_class(model_config), layers, feature_norm)
+    backbone = Backbone(model_class(model_config), layers, feature_norm, class_token, output_stride)
     backbone.freeze("all")
     return backbone
 
@@ -326,11 +404,12 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], dtype: tor
 
 
 def backbone_identity(backbone: Backbone) -> str:
-    """Hexadecimal SHA-256 of what the backbone computes, whatever it was loaded from and whatever its `layers`.
+    """Hexadecimal SHA-256 of the network, whatever it was loaded from and whichever of its features are asked for.
 
     It covers the architecture, the configuration fields that weights do not tell, and every floating-point weight:
     name as Hugging Face publishes it, shape, and values as float32. So fp16 weights and the same values in fp32 are
-    equal, and a copy rounded to fp16 is another backbone. The mask token, which only pretraining uses, is left out.
+    equal, and a copy rounded to fp16 is another backbone. The mask token, which only pretraining uses, is left out, and
+    so is how the network is read: layers, feature norm, class token and output stride.
     """
     config = backbone.model.config
     fields = {name: getattr(config, name) for name in _FAMILIES[config.model_type].identity_fields}
@@ -378,6 +457,19 @@ def _apply_feature_norm(model: nn.Module, family: _Family, wanted: FeatureNorm |
     if isinstance(model, _NormedConvNextBackbone):
         model.norm_last_stage = norm == "final"
     return norm
+
+
+def _limit_stride(model: nn.Module, output_stride: int) -> None:
+    """Dilate a ResNet's last stages so that no stride is above ``output_stride``."""
+    if not isinstance(model, _DilatableResNetBackbone):
+        raise BackboneError(
+            f"output_stride is {output_stride}, but only a resnet can be dilated; this is a {model.config.model_type}."
+        )
+    if output_stride not in model.strides:
+        raise BackboneError(
+            f"output_stride is {output_stride}; this resnet offers {', '.join(map(str, sorted(set(model.strides))))}."
+        )
+    model.limit_stride(output_stride)
 
 
 def _read_source(source: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:

@@ -56,7 +56,7 @@ class BackboneSection(_Section):
         base_identity: the same for ``source`` before the delta is applied; None without a delta.
         model_type: Hugging Face's name of the architecture, such as ``dinov3_vit``.
         layers: 0-based blocks (ViT) or stages, in the order the head reads them.
-        feature_norm: see `dinov3_seg_ros.backbone.load_backbone`.
+        feature_norm, class_token, output_stride: see `dinov3_seg_ros.backbone.load_backbone`.
         channels, strides: of each of these maps.
         multiple: what the network's height and width must be multiples of.
     """
@@ -68,6 +68,8 @@ class BackboneSection(_Section):
     model_type: str
     layers: list[int]
     feature_norm: str
+    class_token: bool = False
+    output_stride: int | None = None
     channels: list[int]
     strides: list[int]
     multiple: Annotated[int, Field(ge=1)]
@@ -164,12 +166,18 @@ class Bundle:
 
         section = self.manifest.backbone
         source = str(self.path / BACKBONE_FOLDER) if section.storage == "embedded" else section.source
-        layers, norm = layers or section.layers, section.feature_norm
         changed = None
         if section.storage == "delta":
             self._require_identity(backbone_identity(load_backbone(source)), section.base_identity, source)
             changed = self._read_tensors(DELTA_FILE)
-        backbone = load_backbone(source, layers=layers, feature_norm=norm, changed=changed)
+        backbone = load_backbone(
+            source,
+            layers=layers or section.layers,
+            feature_norm=section.feature_norm,
+            class_token=section.class_token,
+            output_stride=section.output_stride,
+            changed=changed,
+        )
         self._require_identity(backbone_identity(backbone), section.identity, source)
         return backbone
 
@@ -315,6 +323,8 @@ def check_shared_backbone(bundles: list[Bundle]) -> None:
         for section, field in (
             ("backbone", "identity"),
             ("backbone", "feature_norm"),
+            ("backbone", "class_token"),
+            ("backbone", "output_stride"),
             ("input", "network_size"),
             ("input", "geometry"),
             ("input", "mean"),

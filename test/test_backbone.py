@@ -7,7 +7,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -32,16 +32,21 @@ class Family:
     config: dict
     channels: list[int]
     strides: list[int]
+    options: dict = field(default_factory=dict)
+    """Of `build_backbone` and `load_backbone`."""
 
-    def build(self, layers: list[int] | None = None, **options: str) -> Backbone:
+    def build(self, layers: list[int] | None = None, **options: object) -> Backbone:
         """A frozen backbone in evaluation mode in which no weight is a constant such as 0, 1 or 1e-6."""
         torch.manual_seed(0)
-        backbone = build_backbone(self.config, layers, **options)
+        backbone = build_backbone(self.config, layers, **{**self.options, **options})
         with torch.no_grad():
             for parameter in backbone.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         backbone.freeze()
         return backbone.eval()
+
+    def load(self, folder: Path, layers: list[int] | None = None, **options: object) -> Backbone:
+        return load_backbone(folder, layers, **self.options, **options)
 
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 16, "drop_path_rate": 0.3}
@@ -92,6 +97,11 @@ FAMILIES = {
         [8, 16],
         [8, 16],
     ),
+}
+FAMILIES |= {
+    "dinov3_vit_class_token": replace(FAMILIES["dinov3_vit"], channels=[64] * 4, options={"class_token": True}),
+    "dinov2_class_token": replace(FAMILIES["dinov2"], channels=[64] * 4, options={"class_token": True}),
+    "resnet_dilated": replace(FAMILIES["resnet"], strides=[4, 8, 8, 8], options={"output_stride": 8}),
 }
 ALL_LAYERS = {name: list(range(len(family.strides))) for name, family in FAMILIES.items()}
 
@@ -223,7 +233,7 @@ class TestEveryFamily:
         whole = FAMILIES[name].build(ALL_LAYERS[name])
         save_backbone(FAMILIES[name].build([0]), tmp_path / "saved")
 
-        loaded = load_backbone(tmp_path / "saved", ALL_LAYERS[name])
+        loaded = FAMILIES[name].load(tmp_path / "saved", ALL_LAYERS[name])
 
         assert not loaded.training and loaded.trainable_blocks == 0
         assert_same_maps(loaded(images()), whole(images()))
@@ -232,7 +242,7 @@ class TestEveryFamily:
     def test_saved_in_half_precision_it_agrees_to_rounding_and_keeps_its_identity(self, name, tmp_path):
         backbone = FAMILIES[name].build(ALL_LAYERS[name])
         save_backbone(backbone, tmp_path / "once", torch.float16)
-        once = load_backbone(tmp_path / "once", ALL_LAYERS[name])
+        once = FAMILIES[name].load(tmp_path / "once", ALL_LAYERS[name])
         save_backbone(once, tmp_path / "twice", torch.float16)
 
         assert {t.dtype for t in load_file(tmp_path / "once" / "model.safetensors").values()} <= {
@@ -244,8 +254,7 @@ class TestEveryFamily:
         assert backbone_identity(once) != backbone_identity(backbone)
 
     def test_a_saved_folder_is_one_that_hugging_face_reads_without_complaint(self, name, tmp_path):
-        backbone = FAMILIES[name].build()
-        save_backbone(backbone, tmp_path / "saved")
+        save_backbone(FAMILIES[name].build(), tmp_path / "saved")
 
         # AutoBackbone.from_pretrained asks the hub about local folders too, so its class is looked up by hand.
         kind = type(transformers.AutoBackbone.from_config(transformers.AutoConfig.from_pretrained(tmp_path / "saved")))
@@ -253,7 +262,7 @@ class TestEveryFamily:
 
         assert not report["missing_keys"] and not report["mismatched_keys"]
         assert report["unexpected_keys"] <= {"layer_norm.weight", "layer_norm.bias"}
-        assert_same_maps(model(images()).feature_maps, backbone(images()))
+        assert_same_maps(model(images()).feature_maps, load_backbone(tmp_path / "saved")(images()))
 
     def test_loading_says_nothing(self, name, tmp_path, capfd, caplog):
         save_backbone(FAMILIES[name].build(), tmp_path / "saved")
@@ -408,6 +417,136 @@ class TestConvNextFeatureNorm:
     def test_a_norm_that_the_family_does_not_offer_is_refused(self, name, norm):
         with pytest.raises(BackboneError, match=f"feature_norm is '{norm}'"):
             FAMILIES[name].build(feature_norm=norm)
+
+
+class TestClassToken:
+    @pytest.mark.parametrize(
+        ("kind", "name"), [(transformers.DINOv3ViTModel, "dinov3_vit"), (transformers.Dinov2Model, "dinov2")]
+    )
+    def test_it_follows_the_map_in_every_cell_and_is_the_models_own(self, kind, name, tmp_path):
+        model = save_as_hugging_face_model(kind, FAMILIES[name].config, tmp_path)
+
+        (feature,) = load_backbone(tmp_path, class_token=True)(images())
+
+        with torch.no_grad():
+            token = model(images()).last_hidden_state[:, 0, :, None, None]
+        assert_same_maps([feature[:, :32]], load_backbone(tmp_path)(images()))
+        torch.testing.assert_close(feature[:, 32:], token.expand(-1, -1, 4, 6), atol=1e-6, rtol=0)
+
+    def test_each_map_has_the_token_of_its_own_block(self):
+        build = FAMILIES["dinov3_vit_class_token"].build
+        first, last = build([0])(images())[0], build([3])(images())[0]
+
+        assert not torch.equal(first[:, 32:], last[:, 32:])
+        assert_same_maps(build([3, 0])(images()), [last, first])
+
+    @pytest.mark.parametrize("name", ["dinov3_convnext", "resnet"])
+    def test_a_network_without_one_says_so(self, name):
+        with pytest.raises(BackboneError, match=f"a {name} has no class token; a ViT has one"):
+            FAMILIES[name].build(class_token=True)
+
+
+class TestOutputStride:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"depths": [1, 2, 2, 3]},
+            {"depths": [1, 2, 2, 2], "downsample_in_bottleneck": True},
+            {"depths": [1, 2, 2, 2], "layer_type": "basic"},
+            {"depths": [1, 2, 2], "hidden_sizes": [8, 16, 24], "downsample_in_first_stage": True},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("output_stride", [8, 16])
+    def test_the_dilated_network_has_the_original_one_on_the_coarse_grid(self, changes, output_stride):
+        family = replace(FAMILIES["resnet"], config={**FAMILIES["resnet"].config, **changes})
+        layers = range(len(changes["depths"]))
+        coarse = family.build(layers)
+        fine = family.build(layers, output_stride=output_stride)
+
+        assert fine.strides == [min(stride, output_stride) for stride in coarse.strides]
+        assert fine.patch_multiple == output_stride
+        for coarse_map, fine_map, stride in zip(coarse(images()), fine(images()), coarse.strides, strict=True):
+            step = max(1, stride // output_stride)
+            torch.testing.assert_close(fine_map[..., ::step, ::step], coarse_map, atol=1e-4, rtol=1e-4)
+
+    def test_resnet_50_has_stride_32_or_dilated_8_with_the_same_weights(self):
+        with torch.device("meta"):
+            plain, dilated = (
+                build_backbone({"model_type": "resnet"}, range(4), output_stride=stride) for stride in (None, 8)
+            )
+            maps = dilated(torch.zeros(1, 3, 224, 224))
+
+        assert (plain.strides, plain.output_stride) == ([4, 8, 16, 32], None)
+        assert (dilated.strides, dilated.output_stride) == ([4, 8, 8, 8], 8)
+        assert [tuple(m.shape[1:]) for m in maps] == [(256, 56, 56), (512, 28, 28), (1024, 28, 28), (2048, 28, 28)]
+        shapes = [{name: t.shape for name, t in network.state_dict().items()} for network in (plain, dilated)]
+        assert shapes[0] == shapes[1]
+
+    def test_sizes_between_the_original_multiples_are_welcome(self):
+        (feature,) = FAMILIES["resnet_dilated"].build()(torch.zeros(1, 3, 40, 56))
+
+        assert feature.shape == (1, 32, 5, 7)
+
+    def test_neither_the_identity_nor_what_is_saved_depends_on_it(self, tmp_path):
+        dilated, plain = FAMILIES["resnet_dilated"].build(), FAMILIES["resnet"].build()
+        save_backbone(dilated, tmp_path)
+
+        assert backbone_identity(dilated) == backbone_identity(plain)
+        assert load_backbone(tmp_path).strides == [32]
+        assert_same_maps(load_backbone(tmp_path)(images()), plain(images()))
+
+    def test_a_backbone_made_from_a_dilated_model_announces_what_it_gives(self):
+        model = FAMILIES["resnet_dilated"].build([1]).model
+
+        assert Backbone(model, [3]).strides == [8]
+
+    @pytest.mark.parametrize("stride", [0, 2, 12, 64])
+    def test_a_stride_the_network_does_not_pass_through_is_refused(self, stride):
+        with pytest.raises(BackboneError, match=f"output_stride is {stride}; this resnet offers 4, 8, 16, 32"):
+            FAMILIES["resnet"].build(output_stride=stride)
+
+    @pytest.mark.parametrize("name", ["dinov3_convnext", "dinov2"])
+    def test_only_a_resnet_can_be_dilated(self, name):
+        with pytest.raises(BackboneError, match=f"only a resnet can be dilated; this is a {name}"):
+            FAMILIES[name].build(output_stride=8)
+
+
+class TestDinov2Sizes:
+    """The four that Oquab et al., "DINOv2" (2023, arXiv:2304.07193) published, at patch 14 and 518 pixels."""
+
+    @pytest.mark.parametrize(
+        ("hidden_size", "depth", "heads", "swiglu", "parameters"),
+        [
+            (384, 12, 6, False, 22_056_576),
+            (768, 12, 12, False, 86_580_480),
+            (1024, 24, 16, False, 304_368_640),
+            (1536, 40, 24, True, 1_136_480_768),
+        ],
+        ids=["small", "base", "large", "giant"],
+    )
+    def test_it_has_the_published_number_of_parameters(self, hidden_size, depth, heads, swiglu, parameters):
+        config = {
+            "model_type": "dinov2",
+            "hidden_size": hidden_size,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "use_swiglu_ffn": swiglu,
+            "image_size": 518,
+            "patch_size": 14,
+        }
+        with torch.device("meta"):
+            backbone = build_backbone(config, range(depth - 4, depth))
+
+        assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
+        assert (backbone.channels, backbone.strides) == ([hidden_size] * 4, [14] * 4)
+
+    def test_at_patch_14_maps_have_a_cell_for_each_patch_at_sizes_of_several_shapes(self):
+        family = replace(FAMILIES["dinov2"], config={**FAMILIES["dinov2"].config, "patch_size": 14, "image_size": 56})
+        backbone = family.build()
+
+        for height, width in [(4, 4), (3, 5), (6, 4)]:
+            assert backbone(torch.zeros(1, 3, 14 * height, 14 * width))[0].shape == (1, 32, height, width)
 
 
 class TestTrainingMode:

@@ -86,6 +86,8 @@ class BundleWriter:
                 model_type=backbone.model.config.model_type,
                 layers=backbone.layers,
                 feature_norm=backbone.feature_norm,
+                class_token=backbone.class_token,
+                output_stride=backbone.output_stride,
                 channels=backbone.channels,
                 strides=backbone.strides,
                 multiple=backbone.patch_multiple,

@@ -48,12 +48,16 @@ def make_backbone(choice: BackboneChoice) -> Backbone:
     Raises:
         BackboneError: see `dinov3_seg_ros.backbone`.
     """
-    layers = None if choice.layers == "auto" else choice.layers
-    feature_norm = None if choice.feature_norm == "auto" else choice.feature_norm
+    read = {
+        "layers": None if choice.layers == "auto" else choice.layers,
+        "feature_norm": None if choice.feature_norm == "auto" else choice.feature_norm,
+        "class_token": choice.class_token,
+        "output_stride": choice.output_stride,
+    }
     if choice.config is not None:
-        backbone = build_backbone(choice.config, layers, feature_norm)
+        backbone = build_backbone(choice.config, **read)
     else:
-        backbone = load_backbone(choice.source, layers, feature_norm)
+        backbone = load_backbone(choice.source, **read)
     trainable = choice.trainable
     if trainable == "auto":
         trainable = "none" if choice.config is None else "all"

@@ -56,6 +56,10 @@ class BackboneChoice(Section):
     """0-based blocks or stages that the head reads, negatives counting from the end; auto: the last."""
     feature_norm: Literal["auto", "final", "none"] = "auto"
     """Whether the final norm is applied; auto: as the architecture is meant."""
+    class_token: bool = False
+    """Whether each map of a ViT is followed, as further channels, by the class token of its block."""
+    output_stride: int | None = None
+    """The largest stride of a ResNet's stages; later ones are dilated instead. null: the architecture's own."""
     trainable: int | Literal["auto", "none", "all"] = "auto"
     """What trains: none, the last n blocks, or all; auto: all with config, none with source."""
     storage: Literal["auto", "embedded", "reference", "delta"] = "auto"
