@@ -10,7 +10,7 @@ import torch
 from bundles import tiny_backbone, write_tiny_bundle
 from safetensors.torch import save_file
 
-from dinov3_seg_ros.backbone import backbone_identity, save_backbone
+from dinov3_seg_ros.backbone import backbone_identity, build_backbone, save_backbone
 from dinov3_seg_ros.bundle import DELTA_FILE, HEAD_FILE, check_shared_backbone, load_bundle, save_bundle
 from dinov3_seg_ros.errors import BackboneError, BundleError
 
@@ -141,6 +141,48 @@ def test_a_delta_restores_the_backbone_that_was_fine_tuned(bundle, tmp_path):
     save_backbone(tuned, tmp_path / "base")
     with pytest.raises(BundleError, match="not the one this head was trained on"):
         load_bundle(saved.path).load_backbone()
+
+
+TINY_VIT = {
+    "model_type": "dinov3_vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+TINY_RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "channels", "strides"),
+    [(TINY_VIT, {"class_token": True}, [32], [16]), (TINY_RESNET, {"output_stride": 8}, [32], [8])],
+    ids=["class token", "output stride"],
+)
+def test_how_the_backbone_is_read_is_part_of_the_bundle(tmp_path, config, option, channels, strides):
+    def made(**options):
+        torch.manual_seed(0)
+        return build_backbone(config, **options).eval()
+
+    backbone = made(**option)
+    bundle = write_tiny_bundle(tmp_path / "read", backbone=backbone)
+    loaded = load_bundle(bundle.path)
+    assert (loaded.manifest.backbone.channels, loaded.manifest.backbone.strides) == (channels, strides)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.load_backbone()(images), backbone(images))
+        loaded.load_head()(backbone(images))
+    plain = write_tiny_bundle(tmp_path / "plain", name="plain", backbone=made())
+    assert plain.manifest.backbone.identity == bundle.manifest.backbone.identity
+    with pytest.raises(BundleError, match=rf"backbone\.{next(iter(option))} is "):
+        check_shared_backbone([bundle, plain])
+
+
+def test_a_manifest_that_does_not_tell_how_the_backbone_is_read_means_the_usual(bundle):
+    def forget(manifest):
+        del manifest["backbone"]["class_token"], manifest["backbone"]["output_stride"]
+
+    change_manifest(bundle, forget)
+    assert load_bundle(bundle.path).manifest == bundle.manifest
 
 
 def test_bundles_that_cannot_share_a_pass_are_refused_with_the_field_named(bundle, tmp_path):

@@ -28,6 +28,14 @@ from training.recipe import RECIPES_FOLDER, Recipe, load_recipe
 
 CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+DINOV2 = {
+    "model_type": "dinov2",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "image_size": 56,
+}
 WEIGHTS = "backbone/model.safetensors"
 
 
@@ -163,6 +171,45 @@ def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run
     save_backbone(build_backbone(CONVNEXT), source)
     with pytest.raises(BundleError, match="not the one"):
         bundle.load_backbone()
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "trainable", "asked", "head"),
+    [
+        (
+            RESNET,
+            (64, 96),
+            0,
+            {"output_stride": 8},
+            {"name": "pyramid", "options": {"fpn": False, "hidden": 8}},
+        ),
+        (
+            DINOV2,
+            (56, 84),
+            0,
+            {"layers": [0, 1], "class_token": True},
+            {"name": "linear", "options": {"dropout": 0}},
+        ),
+        (
+            DINOV2,
+            (56, 84),
+            1,
+            {"storage": "delta"},
+            {"name": "unet", "options": {"widths": [8, 8, 4, 4]}},
+        ),
+    ],
+    ids=["PSPNet on a dilated ResNet", "DINOv2's linear head with class tokens", "U-Net and the last block"],
+)
+def test_a_bundle_gives_back_what_was_trained(recipe, run, tmp_path, config, size, trainable, asked, head):
+    source = saved_backbone(tmp_path / "source", config)
+    sized = {"network_size": size, "geometry": "stretch"}
+    trainer = run(recipe(backbone={"source": source, "trainable": trainable, **asked}, head=head, input=sized))
+    bundle = load_bundle(trainer.output / "last")
+    assert bundle.manifest.backbone.model_dump(include=asked.keys()) == asked
+    images = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        expected = trainer.model.head(trainer.model.backbone(images))
+        torch.testing.assert_close(bundle.load_head()(bundle.load_backbone()(images)), expected)
 
 
 def test_a_head_starts_from_a_bundles_weights_and_only_from_its_own_shape(recipe, run, tmp_path):

@@ -65,12 +65,14 @@ def test_a_value_that_cannot_be_used_is_named(tmp_path, changes, part):
 def test_overrides_reach_every_depth(tmp_path):
     path = write(tmp_path, head={"options": {"width": 8}}, losses=[{"name": "cross_entropy"}])
     overrides = "--optimizer.lr 0.5 --input.network-size 32 64 --losses.0.label-smoothing 0.2 --seed 7"
+    read = "--backbone.class-token True --backbone.output-stride 8"
     free = "--head.options.width 24 --head.options.rates 1 2"
-    recipe = load_recipe(path, [*overrides.split(), *free.split()])
+    recipe = load_recipe(path, [*overrides.split(), *read.split(), *free.split()])
     assert recipe.optimizer.lr == 0.5
     assert recipe.input.network_size == (32, 64)
     assert recipe.losses[0].label_smoothing == 0.2
     assert recipe.seed == 7
+    assert (recipe.backbone.class_token, recipe.backbone.output_stride) == (True, 8)
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
     assert recipe.batch_size == load_recipe(path).batch_size
 
