@@ -34,6 +34,7 @@ def write(folder: Path, **changes: object) -> Path:
         ({"optimizer": {"name": "sgd", "momentun": 0.5}}, "momentun", "momentum"),
         ({"data": {"name": "scenes", "cuont": 4}}, "cuont", "count"),
         ({"losses": [{"name": "cross_entropy", "label_smothing": 0.1}]}, "label_smothing", "label_smoothing"),
+        ({"losses": [{"name": "dice"}, {"name": "focal", "gama": 1}]}, "gama", "gamma"),
         ({"augmentation": {"flipp": 0.5}}, "flipp", "flip"),
     ],
 )
@@ -73,6 +74,13 @@ def test_overrides_reach_every_depth(tmp_path):
     assert recipe.seed == 7
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
     assert recipe.batch_size == load_recipe(path).batch_size
+
+
+def test_overrides_reach_each_of_several_losses(tmp_path):
+    path = write(tmp_path, losses=[{"name": "focal"}, {"name": "dice", "weight": 0.5}, {"name": "lovasz"}])
+    overrides = "--losses.0.gamma 1.5 --losses.1.smooth 1 --losses.2.per-image True"
+    focal, dice, lovasz = load_recipe(path, overrides.split()).losses
+    assert (focal.gamma, dice.smooth, dice.weight, lovasz.per_image) == (1.5, 1.0, 0.5, True)
 
 
 @pytest.mark.parametrize("override", ["--optimizer.lrr 1", "--epochs 0", "--optimizer.lr fast"])
