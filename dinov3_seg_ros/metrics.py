@@ -46,32 +46,39 @@ class ConfusionMatrix:
         """(num_classes,) float64 intersection over union, 0..1; NaN where a class occurs in neither."""
         correct = self._correct()
         union = self.counts.sum(axis=1) + self.counts[:, : self.num_classes].sum(axis=0) - correct
-        return _ratio(correct, union)
+        return ratio(correct, union)
 
     def accuracy(self) -> np.ndarray:
         """(num_classes,) float64 share of each true class found, 0..1; NaN where a class does not occur."""
-        return _ratio(self._correct(), self.counts.sum(axis=1))
+        return ratio(self._correct(), self.counts.sum(axis=1))
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
         """``miou``, ``macc``, ``aacc`` as fractions 0..1 and ``per_class_iou`` by name; None where undefined."""
         per_class = self.iou()
         return {
-            "miou": _mean(per_class),
-            "macc": _mean(self.accuracy()),
-            "aacc": _mean(_ratio(self._correct().sum(keepdims=True), self.counts.sum(keepdims=True).reshape(1))),
-            "per_class_iou": {
-                name: None if np.isnan(value) else float(value) for name, value in zip(names, per_class, strict=True)
-            },
+            "miou": mean_of_defined(per_class),
+            "macc": mean_of_defined(self.accuracy()),
+            "aacc": mean_of_defined(
+                ratio(self._correct().sum(keepdims=True), self.counts.sum(keepdims=True).reshape(1))
+            ),
+            "per_class_iou": by_name(names, per_class),
         }
 
     def _correct(self) -> np.ndarray:
         return np.diagonal(self.counts)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Quotient of two arrays of counts, float64; NaN where ``whole`` is 0."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of_defined(values: np.ndarray) -> float | None:
+    """Mean of what is not NaN; None where nothing is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else None
+
+
+def by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    """A value for each name, None for NaN."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}

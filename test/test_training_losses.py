@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dinov3_seg_ros.errors import RecipeError
-from training.losses import CrossEntropySection, WeightedSum, balanced_weights
+from training.losses import (
+    CrossEntropySection,
+    DiceSection,
+    FocalSection,
+    LossSection,
+    LovaszSection,
+    WeightedSum,
+    balanced_weights,
+)
 
 IGNORE = 255
+WEIGHTS = [0.5, 1.0, 2.0]
 SECTIONS = [
     CrossEntropySection(),
     CrossEntropySection(label_smoothing=0.1),
-    CrossEntropySection(class_weights=[0.5, 1.0, 2.0]),
-    CrossEntropySection(class_weights=[0.5, 1.0, 2.0], label_smoothing=0.1),
+    CrossEntropySection(class_weights=WEIGHTS),
+    CrossEntropySection(class_weights=WEIGHTS, label_smoothing=0.1),
     CrossEntropySection(class_weights="balanced"),
+    FocalSection(),
+    FocalSection(gamma=0.5, class_weights=WEIGHTS),
+    *(
+        kind(classes=classes, per_image=per_image)
+        for kind in (DiceSection, LovaszSection)
+        for classes in ("present", "all")
+        for per_image in (False, True)
+    ),
 ]
+PER_IMAGE_OR_PIXEL = [section for section in SECTIONS if getattr(section, "per_image", True)]
 
 
-def build(section: CrossEntropySection) -> WeightedSum:
+def identity(section: LossSection) -> str:
+    return f"{section.name}-" + "-".join(str(value) for value in section.model_dump(exclude={"name"}).values())
+
+
+def of_sections(sections: list[LossSection]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("section", sections, ids=identity)
+
+
+def build(section: LossSection) -> WeightedSum:
     return WeightedSum([section.build(3, lambda: torch.tensor([10, 20, 30]))], [section.weight])
 
 
@@ -38,19 +66,33 @@ def value_and_gradient(loss, logits, target):
     return value.detach(), logits.grad
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@of_sections(SECTIONS)
 def test_ignored_pixels_change_neither_value_nor_gradient(section):
     logits, target = sample()
     ignored = (target == IGNORE).unsqueeze(1)
     value, gradient = value_and_gradient(build(section), logits, target)
-    other_value, other_gradient = value_and_gradient(build(section), logits + 100 * torch.randn(1) * ignored, target)
-    assert value == other_value
-    assert torch.equal(gradient, other_gradient)
     assert gradient[ignored.expand_as(gradient)].eq(0).all()
     assert gradient.ne(0).any()
+    for noise in (100 * torch.randn_like(logits), torch.full_like(logits, 1e30)):
+        other_value, other_gradient = value_and_gradient(build(section), torch.where(ignored, noise, logits), target)
+        assert value == other_value
+        assert torch.equal(gradient, other_gradient)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@of_sections(SECTIONS)
+def test_which_number_stands_for_ignored_does_not_matter(section):
+    logits, target = sample()
+    value, gradient = value_and_gradient(build(section), logits, target)
+    for ignore_value in (-1, 3):
+        same = logits.clone().requires_grad_()
+        relabelled = target.masked_fill(target == IGNORE, ignore_value)
+        other = build(section)(same, relabelled, ignore_value)
+        other.backward()
+        assert other == value
+        assert torch.equal(same.grad, gradient)
+
+
+@of_sections(SECTIONS)
 def test_ignored_pixels_do_not_dilute_the_mean(section):
     logits, target = sample()
     columns = [0, 1, 5]
@@ -61,7 +103,7 @@ def test_ignored_pixels_do_not_dilute_the_mean(section):
     torch.testing.assert_close(build(section)(logits, masked, IGNORE), expected)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@of_sections(SECTIONS)
 def test_a_batch_without_labelled_pixels_has_loss_and_gradient_zero(section):
     logits, target = sample()
     value, gradient = value_and_gradient(build(section), logits, torch.full_like(target, IGNORE))
@@ -69,7 +111,37 @@ def test_a_batch_without_labelled_pixels_has_loss_and_gradient_zero(section):
     assert gradient.eq(0).all()
 
 
-@pytest.mark.parametrize("section", SECTIONS[:4])
+@of_sections(SECTIONS)
+def test_an_image_without_labelled_pixels_leaves_the_loss_of_the_others(section):
+    logits, target = sample()
+    value, gradient = value_and_gradient(build(section), logits[:1], target[:1])
+    target[1] = IGNORE
+    both, of_both = value_and_gradient(build(section), logits, target)
+    torch.testing.assert_close(both, value)
+    torch.testing.assert_close(of_both[:1], gradient)
+    assert of_both[1].eq(0).all()
+
+
+@of_sections(SECTIONS)
+def test_gradients_are_those_of_the_value(section):
+    logits, target = sample()
+    loss = build(section).losses[0].double()
+    logits = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: loss(logits, target, IGNORE), [logits])
+
+
+@of_sections(PER_IMAGE_OR_PIXEL)
+def test_parts_of_a_batch_divided_by_their_average_count_have_the_batchs_loss_as_average(section):
+    logits, target = sample()
+    target[0, :, :3] = IGNORE  # the parts have different counts
+    loss = build(section)
+    parts = list(zip(logits.split(1), target.split(1), strict=True))
+    counts = torch.stack([loss.counts(part, IGNORE) for _, part in parts]).mean(0)
+    values = [loss(part_logits, part, IGNORE, counts) for part_logits, part in parts]
+    torch.testing.assert_close(torch.stack(values).mean(), loss(logits, target, IGNORE))
+
+
+@of_sections(SECTIONS[:4])
 def test_cross_entropy_equals_torch(section):
     logits, target = sample()
     weights = None if section.class_weights is None else torch.tensor(section.class_weights)
@@ -77,6 +149,106 @@ def test_cross_entropy_equals_torch(section):
         logits, target, weight=weights, ignore_index=IGNORE, label_smoothing=section.label_smoothing
     )
     torch.testing.assert_close(build(section)(logits, target, IGNORE), expected)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+def test_focal_loss_without_focus_is_cross_entropy(class_weights):
+    logits, target = sample()
+    focal = build(FocalSection(gamma=0.0, class_weights=class_weights))(logits, target, IGNORE)
+    plain = build(CrossEntropySection(class_weights=class_weights))(logits, target, IGNORE)
+    torch.testing.assert_close(focal, plain)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_of_two_classes_is_its_closed_form(gamma):
+    margin = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
+    logits = torch.stack([margin, torch.zeros(5)])[None, :, None]
+    probability = margin.sigmoid()
+    expected = ((1 - probability) ** gamma * -probability.log()).mean()
+    loss = WeightedSum([FocalSection(gamma=gamma).build(2, list)], [1.0])
+    torch.testing.assert_close(loss(logits, torch.zeros(1, 1, 5, dtype=torch.long), IGNORE), expected)
+
+
+def test_focal_loss_stays_finite_where_the_answer_is_certain():
+    logits, target = torch.tensor([200.0, -200.0]).reshape(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)
+    loss = WeightedSum([FocalSection(gamma=0.5).build(2, list)], [1.0])
+    for sign, expected in ((1, 0.0), (-1, 400.0)):
+        value, gradient = value_and_gradient(loss, sign * logits, target)
+        assert value == expected
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 2.0])
+@pytest.mark.parametrize("squared", [True, False])
+def test_dice_loss_is_its_closed_form(squared, smooth):
+    # Three pixels of classes 0, 0, 1 and an absent class 2.
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3]])
+    logits, target = probabilities.log().T.reshape(1, 3, 1, 3), torch.tensor([[[0, 0, 1]]])
+    if squared:
+        sums = [0.49 + 0.09 + 0.04 + 2, 0.04 + 0.36 + 0.25 + 1, 0.01 + 0.01 + 0.09]
+    else:
+        sums = [0.7 + 0.3 + 0.2 + 2, 0.2 + 0.6 + 0.5 + 1, 0.1 + 0.1 + 0.3]
+    overlaps = [2 * (0.7 + 0.3), 2 * 0.5, 0.0]
+    dice = [1 - (overlap + smooth) / (total + smooth) for overlap, total in zip(overlaps, sums, strict=True)]
+    for classes, expected in (("present", sum(dice[:2]) / 2), ("all", sum(dice) / 3)):
+        loss = build(DiceSection(classes=classes, squared=squared, smooth=smooth))
+        assert loss(logits, target, IGNORE).item() == pytest.approx(expected)
+
+
+def lovasz_by_definition(errors: list[float], foreground: set[int]) -> float:
+    """The Lovász extension as the set function's integral: errors above each level form the set of wrong pixels."""
+
+    def jaccard_loss(wrong: set[int]) -> float:
+        missed, false = wrong & foreground, wrong - foreground
+        union = len(foreground | false)
+        return 1 - (len(foreground) - len(missed)) / union if union else 0.0
+
+    levels = sorted({0.0, *errors})
+    return sum(
+        (upper - lower) * jaccard_loss({pixel for pixel, error in enumerate(errors) if error >= upper})
+        for lower, upper in itertools.pairwise(levels)
+    )
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("classes", ["present", "all"])
+def test_lovasz_loss_is_the_extension_of_the_jaccard_set_function(classes, per_image):
+    logits, target = sample()
+    target[0][target[0] == 2] = IGNORE  # absent from one image
+    probabilities = logits.softmax(1)
+    values = []
+    for images in [[0], [1]] if per_image else [[0, 1]]:
+        truth = target[images]
+        pixels = truth[truth != IGNORE].tolist()
+        of_classes = []
+        for index in range(3):
+            foreground = {pixel for pixel, label in enumerate(pixels) if label == index}
+            if not foreground and classes == "present":
+                continue
+            predicted = probabilities[images, index][truth != IGNORE].tolist()
+            errors = [1 - p if pixel in foreground else p for pixel, p in enumerate(predicted)]
+            of_classes.append(lovasz_by_definition(errors, foreground))
+        values.append(sum(of_classes) / len(of_classes))
+    loss = build(LovaszSection(classes=classes, per_image=per_image))(logits, target, IGNORE)
+    assert loss.item() == pytest.approx(sum(values) / len(values))
+
+
+def test_lovasz_loss_of_certain_answers_is_one_minus_their_mean_iou():
+    target = torch.tensor([[[0, 0, 0, 1, 1, 2]]])
+    predicted = torch.tensor([[[0, 0, 1, 1, 1, 0]]])
+    logits = 200.0 * F.one_hot(predicted, 3).movedim(-1, 1)
+    assert build(LovaszSection())(logits, target, IGNORE).item() == pytest.approx(1 - (2 / 4 + 2 / 3 + 0) / 3)
+
+
+def test_lovasz_loss_keeps_its_precision_over_many_pixels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 300, 400, generator=generator)
+    target = torch.randint(0, 2, (1, 300, 400), generator=generator)
+    loss = LovaszSection().build(2, list)
+    single, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    for version in (single, exact):
+        loss(version, target, IGNORE).backward()
+    torch.testing.assert_close(single.grad.double(), exact.grad, rtol=1e-4, atol=0)
 
 
 def test_losses_are_computed_in_float32_at_the_target_size_and_weighted():
@@ -98,6 +270,7 @@ def test_balanced_weights_favour_the_rare_and_have_mean_one_over_the_present():
     assert weights.sum() == pytest.approx(2.0)
 
 
-def test_class_weights_of_a_wrong_number_are_refused():
+@pytest.mark.parametrize("kind", [CrossEntropySection, FocalSection])
+def test_class_weights_of_a_wrong_number_are_refused(kind):
     with pytest.raises(RecipeError, match=r"2 values.*3 classes"):
-        CrossEntropySection(class_weights=[1.0, 2.0]).build(3, list)
+        kind(class_weights=[1.0, 2.0]).build(3, list)

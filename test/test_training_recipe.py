@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dinov3_seg_ros.errors import RecipeError
+from training.optimizers import AdamSection, AdamWSection, SGDSection
 from training.recipe import RECIPES_FOLDER, load_recipe
-from training.schedules import Constant, Cosine, OneCycle, Poly
+from training.schedules import Constant, Cosine, OneCycle, Poly, Step
 
 MINIMAL = {
     "name": "minimal",
@@ -34,6 +36,7 @@ def write(folder: Path, **changes: object) -> Path:
         ({"optimizer": {"name": "sgd", "momentun": 0.5}}, "momentun", "momentum"),
         ({"data": {"name": "scenes", "cuont": 4}}, "cuont", "count"),
         ({"losses": [{"name": "cross_entropy", "label_smothing": 0.1}]}, "label_smothing", "label_smoothing"),
+        ({"losses": [{"name": "dice"}, {"name": "focal", "gama": 1}]}, "gama", "gamma"),
         ({"augmentation": {"flipp": 0.5}}, "flipp", "flip"),
     ],
 )
@@ -77,6 +80,13 @@ def test_overrides_reach_every_depth(tmp_path):
     assert recipe.batch_size == load_recipe(path).batch_size
 
 
+def test_overrides_reach_each_of_several_losses(tmp_path):
+    path = write(tmp_path, losses=[{"name": "focal"}, {"name": "dice", "weight": 0.5}, {"name": "lovasz"}])
+    overrides = "--losses.0.gamma 1.5 --losses.1.smooth 1 --losses.2.per-image True"
+    focal, dice, lovasz = load_recipe(path, overrides.split()).losses
+    assert (focal.gamma, dice.smooth, dice.weight, lovasz.per_image) == (1.5, 1.0, 0.5, True)
+
+
 @pytest.mark.parametrize("override", ["--optimizer.lrr 1", "--epochs 0", "--optimizer.lr fast"])
 def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
     with pytest.raises(RecipeError, match=override.split()[0]):
@@ -104,7 +114,12 @@ def test_every_recipe_of_the_repository_is_valid(path):
     ("schedule", "expected"),
     [
         (Constant(), {0: 1.0, 99: 1.0}),
+        (Constant(warmup=0.1), {0: 1 / 11, 9: 10 / 11, 10: 1.0, 99: 1.0}),
+        (Poly(), {0: 1.0, 50: 0.5**0.9, 99: 0.01**0.9}),
         (Poly(power=1.0), {0: 1.0, 50: 0.5, 99: 0.01}),
+        (Poly(power=1.0, warmup=0.2), {0: 1 / 21, 20: 1.0, 60: 0.5}),
+        (Step(milestones=(0.6, 0.9)), {0: 1.0, 59: 1.0, 60: 0.1, 89: 0.1, 90: 0.01}),
+        (Step(milestones=(0.5,), gamma=0.5, warmup=0.2), {0: 1 / 21, 20: 1.0, 59: 1.0, 60: 0.5}),
         (Cosine(), {0: 1.0, 50: 0.5}),
         (Cosine(warmup=0.1, final=0.2), {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.6}),
         (OneCycle(warmup=0.5, initial=0.1), {0: 0.1, 25: 0.55, 50: 1.0, 75: 0.5}),
@@ -115,6 +130,52 @@ def test_schedules_pass_through_their_known_points(schedule, expected):
         assert schedule.factor(step, 100) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("schedule", [Poly(), Cosine(warmup=1.0), OneCycle(warmup=0.0), OneCycle(warmup=1.0)])
+@pytest.mark.parametrize("schedule", [Poly(), Step(), Cosine(warmup=1.0), OneCycle(warmup=0.0), OneCycle(warmup=1.0)])
 def test_schedules_stay_between_zero_and_one(schedule):
     assert all(0.0 <= schedule.factor(step, 7) <= 1.0 for step in range(7))
+
+
+def modules() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A backbone whose first part is frozen, and a head."""
+    backbone = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Conv2d(3, 4, 1))
+    backbone[0].requires_grad_(False)
+    return backbone, torch.nn.Sequential(torch.nn.Conv2d(4, 5, 1), torch.nn.BatchNorm2d(5))
+
+
+@pytest.mark.parametrize("decay_vectors", [False, True])
+@pytest.mark.parametrize("kind", [AdamSection, AdamWSection, SGDSection])
+def test_head_and_backbone_learn_at_their_own_rates_and_vectors_decay_only_when_told(kind, decay_vectors):
+    backbone, head = modules()
+    section = kind(lr=0.1, backbone_lr_factor=0.25, weight_decay=0.5, decay_vectors=decay_vectors)
+    optimizer = section.build(backbone, head)
+    settings = {
+        parameter: (group["lr"], group["peak_lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert settings.keys() == {*backbone[1].parameters(), *head.parameters()}
+    vectors = 0.5 if decay_vectors else 0.0
+    assert settings[head[0].weight] == (0.1, 0.1, 0.5)
+    assert settings[head[0].bias] == settings[head[1].weight] == (0.1, 0.1, vectors)
+    assert settings[backbone[1].weight] == (0.025, 0.025, 0.5)
+    assert settings[backbone[1].bias] == (0.025, 0.025, vectors)
+
+
+def test_sgd_with_poly_decay_is_torchs():
+    (_, head), (_, other) = modules(), modules()
+    other.load_state_dict(head.state_dict())
+    section, schedule = SGDSection(lr=0.1, momentum=0.9, weight_decay=0.01, decay_vectors=True), Poly()
+    ours = section.build(torch.nn.Identity(), head)
+    theirs = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(theirs, total_iters=10, power=0.9)
+    images = torch.randn(2, 4, 3, 3)
+    for step in range(10):
+        for group in ours.param_groups:
+            group["lr"] = group["peak_lr"] * schedule.factor(step, 10)
+        for module, optimizer in ((head, ours), (other, theirs)):
+            optimizer.zero_grad()
+            module(images).square().sum().backward()
+            optimizer.step()
+        scheduler.step()
+    for one, another in zip(head.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, another)

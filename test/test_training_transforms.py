@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,19 @@ from training.transforms import Augmentation, CanvasSettings, change_colours, tr
 
 MEAN = (0.485, 0.456, 0.406)
 STRONG = Augmentation(
-    scale=(0.4, 2.5), flip=0.5, brightness=0.2, contrast=(0.5, 1.5), saturation=(0.0, 2.0), hue=0.5, grey=0.2
+    rotate=30.0,
+    rotate_probability=0.8,
+    scale=(0.4, 2.5),
+    crop_class_limit=0.6,
+    flip=0.5,
+    colour_probability=0.8,
+    brightness=0.2,
+    contrast=(0.5, 1.5),
+    saturation=(0.0, 2.0),
+    hue=0.5,
+    grey=0.2,
+    blur=1.5,
+    noise=0.1,
 )
 
 
@@ -53,6 +66,21 @@ def test_masks_are_never_interpolated_and_padded_with_the_ignore_value(geometry,
     assert set(np.unique(mask)) <= {0, 100, 200, 255}
 
 
+def test_changes_that_are_off_draw_nothing_and_the_others_draw_in_their_first_order():
+    early = Augmentation(
+        scale=(0.4, 2.5), flip=0.5, brightness=0.2, contrast=(0.5, 1.5), saturation=(0.0, 2.0), hue=0.5, grey=0.2
+    )
+    random, replayed = np.random.default_rng(3), np.random.default_rng(3)
+    training_canvas(*labelled_image(), settings(), early, random)
+    scale = np.exp(replayed.uniform(*np.log(early.scale)))
+    for frame, canvas in ((64, 64), (85, 96)):  # 60x80 in its letterbox
+        replayed.integers(abs(canvas - max(round(frame * scale), 1)) + 1)
+    replayed.random()  # flip
+    for _ in ("brightness", "contrast", "saturation", "grey", "hue"):
+        replayed.random()
+    assert random.random() == replayed.random()
+
+
 @pytest.mark.parametrize("key", range(20))
 def test_image_and_mask_move_together(key):
     moving = Augmentation(scale=(0.4, 2.5), flip=0.5)
@@ -61,6 +89,92 @@ def test_image_and_mask_move_together(key):
     assert (canvas[padding] == np.rint(255 * np.array(MEAN))).all()
     close = np.abs(canvas[..., 0].astype(int) - mask) <= 50
     assert close[~padding].mean() > 0.85  # all but pixels at the edges of blocks, which the image blends
+
+
+@pytest.mark.parametrize("key", range(10))
+def test_image_and_mask_turn_together_and_corners_are_padded(key):
+    image, mask = (np.kron(a, np.ones((20, 20, 1)[: a.ndim], np.uint8)) for a in labelled_image(6, 9))
+    turning = Augmentation(rotate=180.0)
+    canvas_settings = CanvasSettings((120, 180), (120, 180), "stretch", 1, MEAN, 255)
+    canvas, turned = training_canvas(image, mask, canvas_settings, turning, np.random.default_rng(key))
+    assert not np.array_equal(turned, mask)
+    assert set(np.unique(turned)) <= {*np.unique(mask), 255}
+    inside = turned != 255
+    assert 0.4 < inside.mean() < 1.0
+    close = np.abs(canvas[..., 0].astype(int) - turned) <= 50
+    assert close[inside].mean() > 0.95
+    outside = cv2.erode((~inside).astype(np.uint8), np.ones((5, 5))) > 0
+    assert (canvas[outside] == np.rint(255 * np.array(MEAN))).all()
+
+
+def test_a_crop_keeps_to_the_class_limit_and_counts_labelled_pixels_alone():
+    mask = np.zeros((64, 256), np.uint8)
+    mask[:, 192:] = 255
+    mask[:, 192:256:4] = np.array([1, 2], np.uint8).repeat(8)
+    image = np.dstack([mask] * 3)
+    canvas_settings = CanvasSettings((64, 256), (64, 64), "stretch", 1, MEAN, 255)
+
+    def largest_shares(limit: float | None) -> np.ndarray:
+        shares = []
+        for key in range(40):
+            augmentation = Augmentation(crop_class_limit=limit)
+            _, crop = training_canvas(image, mask, canvas_settings, augmentation, np.random.default_rng(key))
+            counts = np.bincount(crop[crop != 255])
+            shares.append(counts.max() / counts.sum())
+        return np.array(shares)
+
+    # One crop in seven keeps to this limit: of ten, at least one does in four cases of five.
+    assert (largest_shares(None) < 0.75).mean() < 0.3
+    assert 0.7 < (largest_shares(0.75) < 0.75).mean() < 0.95
+
+
+def test_an_image_of_one_class_is_cropped_though_it_cannot_keep_to_a_limit():
+    mask = np.zeros((64, 256), np.uint8)
+    canvas_settings = CanvasSettings((64, 256), (64, 64), "stretch", 1, MEAN, 255)
+    limited = Augmentation(crop_class_limit=0.5)
+    _, crop = training_canvas(np.dstack([mask] * 3), mask, canvas_settings, limited, np.random.default_rng(0))
+    assert crop.shape == (64, 64) and not crop.any()
+
+
+def test_turning_and_colours_happen_as_often_as_their_probability_says():
+    image, mask = labelled_image()
+    image = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
+    plain = training_canvas(image, mask, settings(), Augmentation(), np.random.default_rng(0))
+    turned = recoloured = 0
+    for key in range(60):
+        sometimes = Augmentation(rotate=30.0, rotate_probability=0.3, colour_probability=0.6, brightness=0.5)
+        canvas, canvas_mask = training_canvas(image, mask, settings(), sometimes, np.random.default_rng(key))
+        turned += not np.array_equal(canvas_mask, plain[1])
+        never_turned = sometimes.model_copy(update={"rotate_probability": 0.0})
+        canvas, canvas_mask = training_canvas(image, mask, settings(), never_turned, np.random.default_rng(key))
+        assert np.array_equal(canvas_mask, plain[1])
+        recoloured += not np.array_equal(canvas, plain[0])
+    assert 8 <= turned <= 28
+    assert 26 <= recoloured <= 46
+
+
+def test_blur_and_noise_change_the_image_within_their_strength_and_no_padding():
+    image = np.random.default_rng(0).integers(64, 192, (60, 80, 3), np.uint8)
+    mask = np.zeros((60, 80), np.uint8)
+
+    def canvas(key: int, **options: float) -> tuple[np.ndarray, np.ndarray]:
+        result, result_mask = training_canvas(
+            image, mask, settings("pad"), Augmentation(**options), np.random.default_rng(key)
+        )
+        assert (result[result_mask == 255] == np.rint(255 * np.array(MEAN))).all()
+        return result[result_mask != 255].astype(float), result_mask
+
+    plain, plain_mask = canvas(0)
+    deviations, sharpness = [], []
+    for key in range(20):
+        noisy, noisy_mask = canvas(key, noise=0.1)
+        blurred, _ = canvas(key, blur=2.0)
+        assert np.array_equal(noisy_mask, plain_mask)
+        assert blurred.mean() == pytest.approx(plain.mean(), abs=2)
+        deviations.append((noisy - plain).std())
+        sharpness.append(blurred.std() / plain.std())
+    assert max(deviations) < 0.1 * 255 * 1.05 and np.ptp(deviations) > 10
+    assert max(sharpness) <= 1.0 and min(sharpness) < 0.3
 
 
 @pytest.mark.parametrize("geometry", ["stretch", "letterbox"])

@@ -1,6 +1,8 @@
 """Evaluate a bundle on a data set: ``python -m training.evaluate BUNDLE [--dataset NAME] [--key value ...]``.
 
-Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot; labels are compared at the size of the truth.
+Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot, unless other views are asked for
+(``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``). Labels are compared at
+the size of the truth.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,8 +24,12 @@ from dinov3_seg_ros.errors import DatasetError, SegmentationError
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import open_runtime
 from training.datasets import DATASETS, DataSection, SegmentationDataset, Split
-from training.output import writing
+from training.evaluation_folder import Examples, write_evaluation
+from training.inference import AveragingSegmenter, Inference
+from training.metrics import BoundaryIoU
+from training.output import check_free, writing
 from training.recipe import apply_overrides, load_recipe
 from training.report import percent
 from training.section import Section
@@ -38,10 +45,14 @@ class EvaluationSettings(Section):
     """Which part of the data set."""
     runtime: str = "auto"
     """auto, torch, onnx or tensorrt."""
+    inference: Inference = Inference()
+    """Which views of each image are averaged."""
+    boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Width of the bands that boundary IoU compares, as a part of the image's diagonal."""
 
 
 def evaluate(
-    segmenter: Segmenter,
+    segmenter: Segmenter | AveragingSegmenter,
     data: SegmentationDataset,
     indices: Iterable[int],
     on_prediction: OnPrediction | None = None,
@@ -68,12 +79,13 @@ def evaluate(
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """What `ConfusionMatrix.summary` gives, for a terminal; undefined for classes that occur nowhere."""
-    table = Table("class", "IoU")
+    """What `ConfusionMatrix` and `BoundaryIoU` give, for a terminal; undefined for classes that occur nowhere."""
+    table = Table("class", "IoU", "boundary IoU")
     for name, iou in scores["per_class_iou"].items():
-        table.add_row(name, percent(iou))
+        table.add_row(name, percent(iou), percent(scores["per_class_boundary_iou"][name]))
     table.add_section()
-    for name in ("miou", "macc", "aacc"):
+    table.add_row("mean", percent(scores["miou"]), percent(scores["boundary_miou"]))
+    for name in ("macc", "aacc"):
         table.add_row(name, percent(scores[name]))
     return table
 
@@ -81,7 +93,7 @@ def scores_table(scores: dict[str, Any]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        usage="python -m training.evaluate BUNDLE [--dataset NAME] [--json FILE] [--key value ...]",
+        usage="python -m training.evaluate BUNDLE [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
         description="Evaluate a bundle. 'python -m training.evaluate BUNDLE --help' lists the keys.",
         add_help=False,
         allow_abbrev=False,
@@ -89,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--dataset", help="a data set's name, or a recipe that names one; default: the bundle's own")
     parser.add_argument("--json", type=Path, default=Path("evaluation.json"), help="file to write the scores to")
+    parser.add_argument(
+        "--report", type=Path, help="folder for tables, pictures and examples; must not exist or be empty"
+    )
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) in ([], ["--help"]):
         parser.print_help()
@@ -96,19 +111,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed, overrides = parser.parse_known_args(arguments)
     console = Console()
     try:
-        report = _evaluate_bundle(Path(parsed.bundle), parsed.dataset, overrides, console)
+        if parsed.report is not None:
+            check_free(parsed.report, "--report")
+        scores = _evaluate_bundle(Path(parsed.bundle), parsed.dataset, overrides, parsed.report, console)
         with writing(parsed.json):
-            write_json(parsed.json, report)
+            write_json(parsed.json, scores)
     except SegmentationError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
-    console.print(scores_table(report))
-    console.print(f"written to {parsed.json}", soft_wrap=True)
+    console.print(scores_table(scores))
+    written = f"{parsed.json}" if parsed.report is None else f"{parsed.json} and {parsed.report}"
+    console.print(f"written to {written}", soft_wrap=True)
     return 0
 
 
-def _evaluate_bundle(path: Path, dataset: str | None, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """What is written as JSON: the scores, and what they are of."""
+def _evaluate_bundle(
+    path: Path, dataset: str | None, overrides: Sequence[str], report: Path | None, console: Console
+) -> dict[str, Any]:
+    """What is written as JSON: the scores, and what they are of. Writes the folder ``report``, if one is wanted."""
     manifest = load_bundle(path).manifest
     settings = apply_overrides(EvaluationSettings(data=_data_section(dataset, manifest, overrides)), overrides)
     data = settings.data.open(settings.split)
@@ -117,11 +137,33 @@ def _evaluate_bundle(path: Path, dataset: str | None, overrides: Sequence[str], 
             f"the data set's classes are not those of {path}: {data.class_names} and {manifest.classes.names}; "
             "evaluate on a data set with the same classes in the same order"
         )
-    segmenter = Segmenter.from_bundle(path, runtime=settings.runtime)
+    boundary, examples = BoundaryIoU(len(data.class_names), settings.boundary_width), Examples(data)
+
+    def compare(index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
+        boundary.update(truth, labels)
+        if report is not None:
+            examples.add(index, image, truth, labels)
+
     indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    scores = evaluate(segmenter, data, indices).summary(data.class_names)
-    described = {"bundle": str(path), "images": len(data), **settings.model_dump(mode="json")}
-    return {**scores, **described}
+    matrix = evaluate(_open_segmenter(path, settings), data, indices, compare)
+    scores = {
+        **matrix.summary(data.class_names),
+        **boundary.summary(data.class_names),
+        "bundle": str(path),
+        "images": len(data),
+        **settings.model_dump(mode="json"),
+    }
+    if report is not None:
+        write_evaluation(report, scores, matrix, examples)
+    return scores
+
+
+def _open_segmenter(path: Path, settings: EvaluationSettings) -> Segmenter | AveragingSegmenter:
+    """The robot's own segmenter, where its one view is all that is wanted."""
+    if settings.inference == Inference():
+        return Segmenter.from_bundle(path, runtime=settings.runtime)
+    bundle = load_bundle(path)
+    return AveragingSegmenter(bundle, open_runtime(settings.runtime, [bundle]), settings.inference)
 
 
 def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:

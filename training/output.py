@@ -1,4 +1,4 @@
-"""One clear message when results cannot be written."""
+"""Where results may be written, and one clear message when they cannot be."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dinov3_seg_ros.errors import OutputError
+
+
+def check_free(folder: Path, option: str) -> None:
+    """Raise OutputError unless ``folder`` does not exist or is empty; ``option`` is where the user chooses another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} exists already and is not an empty folder; nothing in it was touched. Choose another with "
+            f"{option}, or remove it"
+        )
 
 
 @contextlib.contextmanager

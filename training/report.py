@@ -1,4 +1,4 @@
-"""Pictures for people: predictions beside the truth, and curves."""
+"""Pictures for people: predictions beside the truth, curves, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from training.datasets import Colour
 
 _ROW_HEIGHT = 180
 _GAP = 4
+_CAPTION_HEIGHT = 20
+# In a larger confusion matrix the numbers could not be read.
+_MOST_NUMBERED_CLASSES = 20
 
 
 def prediction_row(
@@ -36,6 +39,13 @@ def prediction_row(
         *(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks),
     )
     return np.hstack([image, gap, masks[0], gap, masks[1]])
+
+
+def captioned(row: np.ndarray, caption: str) -> np.ndarray:
+    """A row of `prediction_row` with a line of text above."""
+    strip = np.full((_CAPTION_HEIGHT, row.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, caption, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([strip, row])
 
 
 def write_predictions(
@@ -69,6 +79,32 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     right.set(title="validation mIoU", xlabel="epoch", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary)
+
+
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """A confusion matrix as a PNG file: which share of each true class was predicted as which.
+
+    Args:
+        counts: (C, C + 1), see `ConfusionMatrix`; the column of the unlabelled is shown where it holds something.
+    """
+    if not counts[:, -1].any():
+        counts = counts[:, :-1]
+    columns = [*class_names, "unlabelled"][: counts.shape[1]]
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = min(max(0.3 * len(class_names) + 2.5, 5.0), 40.0)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="share of each true class")
+    if len(class_names) <= _MOST_NUMBERED_CLASSES:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(picture, shrink=0.7)
     with replacing_file(path) as temporary:
         figure.savefig(temporary)
 

@@ -11,10 +11,9 @@ import numpy as np
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from dinov3_seg_ros.errors import OutputError
 from dinov3_seg_ros.files import replacing_file
 from training.datasets import SegmentationDataset
-from training.output import writing
+from training.output import check_free, writing
 from training.recipe import Recipe
 from training.report import draw_curves, write_predictions
 
@@ -44,11 +43,7 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputError(
-                f"{path} exists already and is not an empty folder; nothing in it was touched. Choose another with "
-                "--output, or remove it"
-            )
+        check_free(path, "--output")
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             with replacing_file(path / RECIPE_FILE) as temporary:

@@ -1,0 +1,213 @@
+"""Evaluation: averages over views against the plain way, and the folder that is left."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from bundles import write_tiny_bundle
+from PIL import Image
+
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.metrics import ConfusionMatrix
+from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.preprocessing import GEOMETRIES
+from dinov3_seg_ros.runtimes import open_runtime
+from training import evaluate
+from training.inference import AveragingSegmenter, Inference
+
+NETWORK_SIZE = (64, 128)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", network_size=NETWORK_SIZE, geometry="stretch")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, bundle) -> Path:
+    """A folder with three images: what the bundle says of them, with one image's labels spoilt and one wholly so."""
+    root = tmp_path_factory.mktemp("data")
+    segmenter = Segmenter.from_bundle(bundle.path)
+    for folder in ("images", "masks"):
+        (root / "val" / folder).mkdir(parents=True)
+    for index in range(3):
+        image = picture(48, 64, seed=index)
+        labels = segmenter.segment([image])[0].labels.copy()
+        labels[: 24 * index] = (labels[: 24 * index] + 1) % 5
+        labels[:, :4] = 255
+        Image.fromarray(image).save(root / "val" / "images" / f"{index}.png")
+        Image.fromarray(labels).save(root / "val" / "masks" / f"{index}.png")
+    return root
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def averaging(bundle: Bundle, **inference: object) -> AveragingSegmenter:
+    return AveragingSegmenter(bundle, open_runtime("torch", [bundle]), Inference(**inference))
+
+
+def network(bundle: Bundle):
+    """Pictures of the network's size or another multiple -> logits, with nothing of ours between."""
+    backbone, head = bundle.load_backbone(), bundle.load_head()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.manifest.input.mean, bundle.manifest.input.std))
+
+    @torch.inference_mode()
+    def logits(rgb: np.ndarray) -> torch.Tensor:
+        canvas = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255
+        return head(backbone((canvas - mean) / std))
+
+    return logits
+
+
+def enlarged(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def assert_agree(labels: np.ndarray, expected: torch.Tensor) -> None:
+    """Up to pixels at which two classes tie within rounding."""
+    assert len(np.unique(labels)) > 1
+    assert (labels == expected.argmax(1)[0].numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_one_view_is_the_robots_to_the_bit(tmp_path, geometry):
+    bundle = write_tiny_bundle(tmp_path / "bundle", geometry=geometry)
+    images = [picture(90, 70), picture(64, 96)]
+    robot = Segmenter.from_bundle(bundle.path, runtime="torch").segment(images)
+    for one, other in zip(averaging(bundle).segment(images), robot, strict=True):
+        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.confidence, other.confidence)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "stride"),
+    [((50, 130), 1.0, (40, 90)), ((100, 90), 1.0, "auto"), ((64, 128), 1.7, (64, 128)), ((200, 100), 1.5, (30, 50))],
+)
+def test_windows_are_averaged_where_they_overlap(bundle, size, scale, stride):
+    image = picture(*size)
+    cover = max(NETWORK_SIZE[0] / size[0], NETWORK_SIZE[1] / size[1]) * scale
+    resized_size = tuple(round(side * cover) for side in size)
+    shrinks = resized_size[0] <= size[0]
+    resized = cv2.resize(image, resized_size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    rows, columns = (43, 85) if stride == "auto" else stride
+    total, looks, logits = torch.zeros(1, 5, *resized_size), torch.zeros(resized_size), network(bundle)
+    for top in range(0, resized_size[0], rows):
+        for left in range(0, resized_size[1], columns):
+            bottom, right = min(top + NETWORK_SIZE[0], resized_size[0]), min(left + NETWORK_SIZE[1], resized_size[1])
+            window = slice(bottom - NETWORK_SIZE[0], bottom), slice(right - NETWORK_SIZE[1], right)
+            if top and top - rows + NETWORK_SIZE[0] >= resized_size[0]:
+                continue  # the windows above reached the bottom already
+            if left and left - columns + NETWORK_SIZE[1] >= resized_size[1]:
+                continue
+            total[:, :, window[0], window[1]] += enlarged(logits(resized[window]), NETWORK_SIZE)
+            looks[window] += 1
+    labels = averaging(bundle, mode="slide", stride=stride, scales=[scale]).segment([image])[0].labels
+    assert labels.shape == size
+    assert_agree(labels, enlarged(total / looks, size))
+
+
+def test_scales_and_mirror_images_are_averaged_as_probabilities(bundle):
+    image, logits = picture(*NETWORK_SIZE), network(bundle)
+    scales, expected = (0.5, 1.0, 1.5), 0
+    for scale in scales:
+        size = tuple(int(side * scale) for side in NETWORK_SIZE)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        for mirrored in (False, True):
+            seen = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+            seen = cv2.resize(seen, size[::-1], interpolation=interpolation)
+            probabilities = enlarged(logits(seen), NETWORK_SIZE).softmax(1)
+            expected = expected + (probabilities.flip(-1) if mirrored else probabilities)
+    result = averaging(bundle, scales=scales, flip=True).segment([image])[0]
+    assert_agree(result.labels, expected)
+    confidence = 255 * expected.amax(1)[0].numpy() / 6
+    assert np.abs(result.confidence - confidence).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_mirrored_image_has_the_mirrored_labels_when_both_are_looked_at(tmp_path, geometry, mode):
+    bundle = write_tiny_bundle(tmp_path / "bundle", geometry=geometry)
+    segmenter = averaging(bundle, mode=mode, scales=[0.6, 1.0], flip=True)
+    image = picture(75, 91)
+    labels, mirrored = (s.labels for s in segmenter.segment([image, np.ascontiguousarray(image[:, ::-1])]))
+    assert labels.shape == (75, 91)
+    assert (labels == mirrored[:, ::-1]).mean() > 0.99
+
+
+def test_a_stride_that_leaves_gaps_is_refused(bundle):
+    with pytest.raises(ParameterError, match="gaps"):
+        averaging(bundle, mode="slide", stride=(64, 129))
+
+
+def run(bundle: Bundle, data: Path, output: Path, *options: str) -> dict:
+    arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(output / "scores.json"), *options]
+    assert evaluate.main([str(bundle.path), *arguments]) == 0
+    return json.loads((output / "scores.json").read_text())
+
+
+def test_by_default_the_whole_image_is_evaluated_as_the_robot_sees_it(bundle, data, tmp_path):
+    matrix, segmenter = ConfusionMatrix(5), Segmenter.from_bundle(bundle.path)
+    for index in range(3):
+        truth, image = (np.array(Image.open(data / "val" / kind / f"{index}.png")) for kind in ("masks", "images"))
+        matrix.update(truth, segmenter.segment([image])[0].labels)
+    scores = run(bundle, data, tmp_path)
+    assert scores | matrix.summary(bundle.manifest.classes.names) == scores
+    assert 0 < scores["boundary_miou"] < 1
+    assert scores["per_class_boundary_iou"].keys() == scores["per_class_iou"].keys()
+
+
+def test_other_views_are_chosen_on_the_command_line_and_recorded(bundle, data, tmp_path):
+    options = "--inference.mode slide --inference.stride 32 64 --inference.scales 1.0 1.5 --inference.flip True"
+    scores = run(bundle, data, tmp_path, *options.split())
+    assert scores["inference"] == {"mode": "slide", "stride": [32, 64], "scales": [1.0, 1.5], "flip": True}
+    assert scores["miou"] != run(bundle, data, tmp_path)["miou"]
+
+
+def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(bundle, data, tmp_path):
+    report = tmp_path / "report"
+    scores = run(bundle, data, tmp_path, "--report", str(report))
+    assert json.loads((report / "scores.json").read_text()) == scores
+    table = (report / "scores.md").read_text()
+    assert all(f"| {name} |" in table for name in bundle.manifest.classes.names)
+    worst, best = table.split("worst images")[1].split("best images")
+    for part, names in ((worst, "210"), (best, "012")):
+        positions = [part.index(f"{name}.png") for name in names]
+        assert positions == sorted(positions)
+    assert "| 0.png | 100.00 % |" in best
+    rows = list(csv.reader((report / "confusion.csv").open()))
+    counts = np.array([row[1:] for row in rows[1:]], int)
+    assert counts.sum() == 3 * 48 * 60
+    assert np.trace(counts) / counts.sum() == pytest.approx(scores["aacc"])
+    for file in ("confusion.png", "worst.png", "best.png"):
+        with Image.open(report / file) as image:
+            assert min(image.size) > 100
+
+
+def test_a_report_folder_that_holds_something_is_refused_before_anything_is_evaluated(bundle, data, tmp_path, capfd):
+    (tmp_path / "precious.txt").write_text("keep")
+    arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main([str(bundle.path), *arguments, "--report", str(tmp_path)]) == 1
+    assert "--report" in capfd.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_an_image_without_labelled_pixels_is_no_example(bundle, data, tmp_path):
+    root = tmp_path / "data"
+    for folder in ("images", "masks"):
+        (root / "val" / folder).mkdir(parents=True)
+    Image.fromarray(picture(48, 64)).save(root / "val" / "images" / "a.png")
+    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(root / "val" / "masks" / "a.png")
+    scores = run(bundle, root, tmp_path, "--report", str(tmp_path / "report"))
+    assert scores["miou"] is scores["boundary_miou"] is None
+    assert "a.png" not in (tmp_path / "report" / "scores.md").read_text()

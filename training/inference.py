@@ -1,0 +1,169 @@
+"""Segmenting by the average of several views of an image: sliding windows, scales, mirror images.
+
+For evaluation and for pictures that need not be quick; the robot looks once (`dinov3_seg_ros.pipeline`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.pipeline import HeadSegmentation, Segmentation
+from dinov3_seg_ros.preprocessing import Placement, check_image, fill_canvas, place
+from dinov3_seg_ros.runtimes import Runtime
+from dinov3_seg_ros.timing import StageTimes
+from training.section import Section
+
+Size: TypeAlias = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Window: TypeAlias = tuple[float, float, float, float]
+
+
+class Inference(Section):
+    """Which views of an image are averaged; by default there is one, the robot's."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    """whole: the image as the robot sees it. slide: windows of the network size over the image, which keeps its aspect
+    ratio and is as small as covers one window; their logits are averaged where they overlap."""
+    stride: Size | Literal["auto"] = "auto"
+    """Rows and columns from one window to the next; auto: two thirds of the network size."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Sizes of the image, as factors of the one that mode gives it; the probabilities are averaged."""
+    flip: bool = False
+    """Whether each view is looked at in the mirror too; the probabilities are averaged."""
+
+
+class AveragingSegmenter:
+    """Segments by the average of several views, as `pipeline.Segmenter` does by one.
+
+    Args:
+        bundle: whose head and input are used.
+        runtime: with that bundle loaded.
+        inference: which views.
+
+    Raises:
+        ParameterError: the stride leaves gaps between windows.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
+        manifest = bundle.manifest
+        self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
+        self._runtime, self._inference = runtime, inference
+        self._window = tuple(manifest.input.network_size)
+        self._stride = inference.stride
+        if self._stride == "auto":
+            self._stride = tuple(max(round(side * 2 / 3), 1) for side in self._window)
+        if any(step > side for step, side in zip(self._stride, self._window, strict=True)):
+            raise ParameterError(
+                f"a stride of {self._stride} leaves gaps between windows of {self._window} pixels; set "
+                "inference.stride to at most that"
+            )
+
+    @torch.inference_mode()
+    def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
+        """Segment frames, one after the other.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+
+        Raises:
+            ImageError: an image is not (H, W, 3) uint8.
+        """
+        return [self._segment(image) for image in images]
+
+    def _segment(self, image: np.ndarray) -> Segmentation:
+        check_image(image)
+        mirrors = (False, True) if self._inference.flip else (False,)
+        views = [(scale, mirrored) for scale in self._inference.scales for mirrored in mirrors]
+        if len(views) == 1:
+            logits, window = self._look(image, views[0][0])
+        else:
+            logits, window = self._average(image, views)
+        head = HeadSegmentation(logits, image.shape[:2], window, StageTimes())
+        return Segmentation({self._name: head})
+
+    def _average(self, image: np.ndarray, views: Sequence[tuple[float, bool]]) -> tuple[Tensor, Window]:
+        """Logarithms of the mean probabilities, at the size that the frame has at scale 1."""
+        placement = self._place(image.shape[:2], 1.0)
+        size, total = (placement.height, placement.width), None
+        for scale, mirrored in views:
+            seen = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+            probabilities = sample(*self._look(seen, scale), size).softmax(1)
+            if mirrored:
+                probabilities = probabilities.flip(-1)
+            total = probabilities if total is None else total.add_(probabilities)
+        tiny = torch.finfo(total.dtype).tiny  # an infinite logarithm would be decoded slowly
+        return (total / len(views)).clamp(min=tiny).log(), (0.0, 0.0, *map(float, size))
+
+    def _look(self, image: np.ndarray, scale: float) -> tuple[Tensor, Window]:
+        """Logits (1, C, h, w) of one view, and the part of them that the frame covers."""
+        placement = self._place(image.shape[:2], scale)
+        canvas = np.empty((*placement.canvas_size, 3), np.uint8)
+        fill_canvas(image, placement, self._input.mean, canvas)
+        logits = self._logits(canvas) if self._inference.mode == "whole" else self._slide(canvas)
+        return logits, placement.window(tuple(logits.shape[-2:]))
+
+    def _place(self, frame_size: tuple[int, int], scale: float) -> Placement:
+        """Where the frame lies on its canvas; in the middle, where the canvas is larger."""
+        if self._inference.mode == "slide":
+            cover = max(side / frame for side, frame in zip(self._window, frame_size, strict=True))
+            size = tuple(max(round(side * cover * scale), 1) for side in frame_size)
+            return _centred(frame_size, size, tuple(map(max, size, self._window)))
+        placement = place(frame_size, self._input.geometry, self._window, self._multiple)
+        if scale == 1.0:
+            return placement
+        size = tuple(max(round(side * scale), 1) for side in (placement.height, placement.width))
+        padded = place(size, "pad", self._window, self._multiple)
+        return dataclasses.replace(padded, frame_size=frame_size)
+
+    def _slide(self, canvas: np.ndarray) -> Tensor:
+        """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show it."""
+        height, width = self._window
+        total, looks = None, torch.zeros(canvas.shape[:2])
+        for top in _starts(canvas.shape[0], height, self._stride[0]):
+            for left in _starts(canvas.shape[1], width, self._stride[1]):
+                rows, columns = slice(top, top + height), slice(left, left + width)
+                logits = self._logits(np.ascontiguousarray(canvas[rows, columns]))
+                if total is None:
+                    total = logits.new_zeros(*logits.shape[:2], *canvas.shape[:2])
+                total[..., rows, columns] += F.interpolate(logits, (height, width), mode="bilinear")
+                looks[rows, columns] += 1
+        return total.div_(looks.to(total.device))
+
+    def _logits(self, canvas: np.ndarray) -> Tensor:
+        return torch.as_tensor(self._runtime.logits(self._name, self._runtime.features(canvas[None]))).float()
+
+
+def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+    """Bilinear samples of a part of a map, as `decode.upsample_argmax` takes them.
+
+    Args:
+        logits: (B, C, h, w) floating.
+        window: (top, left, height, width) in cells of the map.
+        size: (H, W) of the result.
+    """
+    top, left, height, width = window
+    rows = (torch.arange(size[0], device=logits.device) + 0.5) * (height / size[0]) + top
+    columns = (torch.arange(size[1], device=logits.device) + 0.5) * (width / size[1]) + left
+    # grid_sample takes the map's edges as -1 and 1.
+    y, x = (2 * cells / side - 1 for cells, side in zip((rows, columns), logits.shape[-2:], strict=True))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _centred(frame_size: tuple[int, int], size: tuple[int, int], canvas_size: tuple[int, int]) -> Placement:
+    top, left = ((canvas - side) // 2 for canvas, side in zip(canvas_size, size, strict=True))
+    return Placement(frame_size, canvas_size, top, left, *size)
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover a length of at least one window; the last ends where the length ends."""
+    return [*range(0, length - window, stride), length - window]

@@ -1,0 +1,75 @@
+"""What every loss is, and the weighted sum that training minimises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.section import Section
+
+#: Smallest count a sum is divided by: a batch without labelled pixels has the loss 0, not NaN.
+_TINY = 1e-6
+
+
+class LossSettings(Section):
+    """What every loss of a recipe has."""
+
+    weight: float = 1.0
+    """Factor of this loss in the sum."""
+
+
+class Loss(nn.Module, ABC):
+    """A mean, given as a sum and the count to divide it by.
+
+    The count depends on the masks alone. So batches that are spread over processes, or over steps whose gradients
+    are accumulated, can be divided by the count of them all.
+    """
+
+    @abstractmethod
+    def count(self, target: Tensor, ignore_value: int) -> Tensor:
+        """How much there is to average over in target (B, H, W) int64: a scalar, 0 where no pixel is labelled."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+        """The sum, a scalar, of logits (B, C, H, W) floating and target (B, H, W) int64; 0 where none is labelled."""
+
+
+class WeightedSum(nn.Module):
+    """The losses of a recipe, each times its weight.
+
+    Args:
+        losses: what is summed.
+        weights: one for each.
+    """
+
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = list(weights)
+
+    def counts(self, target: Tensor, ignore_value: int) -> Tensor:
+        """What each loss divides its sum by for these masks: (number of losses,) float32."""
+        target = target.long()
+        return torch.stack([loss.count(target, ignore_value).float() for loss in self.losses])
+
+    def forward(self, logits: Tensor, target: Tensor, ignore_value: int, counts: Tensor | None = None) -> Tensor:
+        """Bring logits to the target's size and add up the losses, in float32 whatever the precision outside.
+
+        Args:
+            logits: (B, C, h, w) of any floating type.
+            target: (B, H, W) class ids or ``ignore_value``, any integer type.
+            counts: what to divide by instead of the batch's own `counts`. Where gradients are averaged over processes
+                or accumulated steps, the average of theirs makes it the mean over all of them.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            full = F.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+            target = target.long()
+            counts = self.counts(target, ignore_value) if counts is None else counts
+            return sum(
+                weight * (loss(full, target, ignore_value) / count)
+                for weight, loss, count in zip(self.weights, self.losses, counts.clamp(min=_TINY), strict=True)
+            )

@@ -1,0 +1,144 @@
+"""Losses of whole regions: the overlap of what is predicted and what is true, class by class."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from training.losses.base import Loss, LossSettings
+
+Classes = Literal["present", "all"]
+
+
+class _RegionSettings(LossSettings):
+    classes: Classes = "present"
+    """Which classes the loss is the mean of: those that occur in the masks, or all."""
+    per_image: bool = False
+    """Whether each image is a picture of its own, and the loss their mean; otherwise the batch is one picture. Over
+    several processes or accumulated steps only the former is the loss of the whole batch."""
+
+
+class DiceSection(_RegionSettings):
+    """1 - Dice coefficient of the probabilities and the truth.
+
+    Fausto Milletari, Nassir Navab, Seyed-Ahmad Ahmadi: V-Net: Fully Convolutional Neural Networks for Volumetric
+    Medical Image Segmentation, 2016, arXiv:1606.04797; here over the softmax, the mean over classes.
+    """
+
+    name: Literal["dice"] = "dice"
+    squared: bool = True
+    """Whether the denominator sums squares, as in the article, or plain probabilities."""
+    smooth: Annotated[float, Field(ge=0)] = 0.0
+    """Pixels added to numerator and denominator, so that a class of a few pixels matters less."""
+
+    def build(self, num_classes: int, count_pixels: Callable[[], Tensor]) -> Dice:
+        """See `CrossEntropySection.build`; never raises."""
+        return Dice(self.classes, self.per_image, self.squared, self.smooth)
+
+
+class LovaszSection(_RegionSettings):
+    """The Lovász extension of 1 - IoU, a convex surrogate of what mIoU measures.
+
+    Maxim Berman, Amal Rannen Triki, Matthew B. Blaschko: The Lovász-Softmax loss: A tractable surrogate for the
+    optimization of the intersection-over-union measure in neural networks, 2018, arXiv:1705.08790.
+    """
+
+    name: Literal["lovasz"] = "lovasz"
+
+    def build(self, num_classes: int, count_pixels: Callable[[], Tensor]) -> Lovasz:
+        """See `CrossEntropySection.build`; never raises."""
+        return Lovasz(self.classes, self.per_image)
+
+
+class _RegionLoss(Loss):
+    """A loss of probabilities and truth as two sets of labelled pixels; ignored ones are left out beforehand."""
+
+    def __init__(self, classes: Classes, per_image: bool) -> None:
+        super().__init__()
+        self.classes, self.per_image = classes, per_image
+
+    def count(self, target: Tensor, ignore_value: int) -> Tensor:
+        labelled = target != ignore_value
+        return labelled.flatten(1).any(1).sum() if self.per_image else labelled.any()
+
+    def forward(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+        pictures = zip(logits.split(1), target.split(1), strict=True) if self.per_image else [(logits, target)]
+        total = logits[:0].sum()  # a zero that gradients can flow through, where nothing is labelled
+        for picture, truth in pictures:
+            labelled = truth != ignore_value
+            if labelled.any():
+                total = total + self._loss(picture.movedim(1, 0)[:, labelled].softmax(0), truth[labelled])
+        return total
+
+    @abstractmethod
+    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        """The loss of probabilities (C, N) and truth (N,) int64, with N > 0."""
+
+    def _considered(self, truth: Tensor, num_classes: int) -> Tensor:
+        """(C,) bool: which classes the loss is the mean of."""
+        if self.classes == "all":
+            return torch.ones(num_classes, dtype=torch.bool, device=truth.device)
+        return torch.bincount(truth, minlength=num_classes) > 0
+
+
+class Dice(_RegionLoss):
+    """See `DiceSection`."""
+
+    def __init__(self, classes: Classes, per_image: bool, squared: bool, smooth: float) -> None:
+        super().__init__(classes, per_image)
+        self.squared, self.smooth = squared, smooth
+
+    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        num_classes = len(probabilities)
+        of_truth = probabilities.gather(0, truth[None])[0]
+        intersection = probabilities.new_zeros(num_classes).index_add(0, truth, of_truth)
+        predicted = (probabilities.square() if self.squared else probabilities).sum(1)
+        total = predicted + torch.bincount(truth, minlength=num_classes)
+        tiny = torch.finfo(total.dtype).tiny
+        dice = (2 * intersection + self.smooth) / (total + self.smooth).clamp(min=tiny)
+        return (1 - dice)[self._considered(truth, num_classes)].mean()
+
+
+class Lovasz(_RegionLoss):
+    """See `LovaszSection`."""
+
+    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
+        considered = self._considered(truth, len(probabilities)).tolist()
+        # One class at a time: sorting needs several times the memory of what is sorted.
+        losses = [
+            _lovasz_extension(probability, truth == index)
+            for index, probability in enumerate(probabilities.unbind())
+            if considered[index]
+        ]
+        return torch.stack(losses).mean()
+
+
+def _lovasz_extension(probability: Tensor, foreground: Tensor) -> Tensor:
+    """The Lovász extension of 1 - IoU at the errors of one class; both arguments (N,).
+
+    The extension is linear as long as the order of the errors stays, so that its gradient is constant there: kept
+    without the history of how it came to be, it is all that the backward pass needs.
+    """
+    errors = torch.where(foreground, 1 - probability, probability)
+    return errors @ _steps_of_jaccard(errors.detach(), foreground)
+
+
+def _steps_of_jaccard(errors: Tensor, foreground: Tensor) -> Tensor:
+    """By how much 1 - IoU grows with each pixel, (N,), when pixels become wrong in the order of falling errors.
+
+    A missed pixel shrinks the intersection by one; a false one enlarges the union by one. The differences are written
+    out, since subtracting one IoU from the next would leave little of them in float32.
+    """
+    order = errors.argsort(descending=True)
+    missed = foreground[order]
+    pixels = missed.sum()
+    intersection = (pixels - missed.cumsum(0)).to(errors.dtype)
+    union = (pixels + (~missed).cumsum(0)).to(errors.dtype)
+    steps = torch.where(missed, 1 / union, intersection / (union * (union - 1).clamp(min=1)))
+    steps[0] += pixels == 0  # without foreground, the IoU falls from 1 to 0 with the first false pixel
+    return torch.empty_like(steps).scatter_(0, order, steps)
