@@ -59,7 +59,7 @@ def write_tiny_bundle(
             storage="embedded",
             source="made up",
             identity=backbone_identity(backbone),
-            model_type="dinov3_convnext",
+            model_type=backbone.model.config.model_type,
             layers=backbone.layers,
             feature_norm=backbone.feature_norm,
             channels=backbone.channels,
