@@ -56,6 +56,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
     return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
 
 
+EXPORT = ["onnx>=1.16", "onnxscript>=0.5"]  # and cpu or gpu, to compare the graphs with the model
 TORCH = ["torch>=2.4", "transformers>=5; python_version >= '3.11'", "safetensors>=0.4"]
 
 setup(
@@ -78,8 +79,10 @@ setup(
         "cpu": ["onnxruntime>=1.18"],
         "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10"],
         "torch": TORCH,
+        "export": [*TORCH, *EXPORT],
         "train": [
             *TORCH,
+            *EXPORT,
             "accelerate>=1",
             "matplotlib>=3.8",
             "pillow>=9",
@@ -91,7 +94,7 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["onnx", "onnxscript", "pytest", "ruff", "torchmetrics"],
+        "test": ["pytest", "ruff", "torchmetrics"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

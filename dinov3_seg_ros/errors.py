@@ -28,6 +28,10 @@ class RuntimeUnavailableError(SegmentationError):
     """The requested inference runtime is not installed, or the bundle holds no artefact for it."""
 
 
+class ExportError(SegmentationError):
+    """An exported graph is absent, damaged or stale, cannot be made, or does not compute what the model computes."""
+
+
 class ParameterError(SegmentationError):
     """A parameter of the node or an option of the Segmenter has a value that cannot be used."""
 

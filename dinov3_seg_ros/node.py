@@ -43,6 +43,20 @@ _PARAMETERS: dict[str, tuple[Any, ParameterDescriptor]] = {
         ),
     ),
     "device": ("auto", ParameterDescriptor(description="auto, cpu or cuda.")),
+    "precision": (
+        "auto",
+        ParameterDescriptor(
+            description="Number format of the network; auto: the fastest that has been verified.",
+            additional_constraints="auto, fp32, fp16, bf16, int8 or int8_qdq",
+        ),
+    ),
+    "threads": (
+        0,
+        ParameterDescriptor(
+            description="CPU threads of the network; 0: one for each core.",
+            integer_range=[IntegerRange(from_value=0, to_value=1024, step=1)],
+        ),
+    ),
     "cameras": (
         [""],
         ParameterDescriptor(
@@ -151,7 +165,8 @@ class SegmentationNode(LifecycleNode):
             self._release()
             raise
         self.get_logger().info(
-            f"loaded {', '.join(self._segmenter.manifests)}; runtime: {self._segmenter.runtime.description}"
+            f"loaded {', '.join(self._segmenter.manifests)}; runtime: {self._segmenter.runtime.description} "
+            f"({self._segmenter.runtime_reason})"
         )
         return super().on_configure(state)
 
@@ -232,6 +247,8 @@ class SegmentationNode(LifecycleNode):
             geometry=self._value("geometry") or None,
             max_batch=self._value("max_batch"),
             device=self._value("device"),
+            precision=self._value("precision"),
+            threads=self._value("threads"),
         )
 
     def _create_outputs(self) -> None:

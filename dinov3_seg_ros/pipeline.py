@@ -12,8 +12,16 @@ import numpy as np
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.bundle import Bundle, Manifest, check_shared_backbone, load_bundle
 from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
-from dinov3_seg_ros.runtimes import Runtime, open_runtime
+from dinov3_seg_ros.preprocessing import (
+    FRAME_SIZED,
+    Placement,
+    check_geometry,
+    check_image,
+    fill_canvas,
+    nearest_in_aspect,
+    place,
+)
+from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, choose_runtime, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 
 
@@ -85,6 +93,7 @@ class Segmenter:
     Attributes:
         manifests: bundle name -> manifest, in order.
         runtime: what computes the network.
+        runtime_reason: why this runtime was chosen, for people.
         max_batch: the most frames in one backbone pass.
         times: duration of the stages preprocess, backbone, heads and decode.
     """
@@ -100,6 +109,7 @@ class Segmenter:
         first = bundles[0].manifest
         self.manifests: dict[str, Manifest] = {bundle.manifest.name: bundle.manifest for bundle in bundles}
         self.runtime = runtime
+        self.runtime_reason = ""
         self.times = StageTimes()
         self._geometry = geometry or first.input.geometry
         self._network_size = tuple(network_size or first.input.network_size)
@@ -107,6 +117,9 @@ class Segmenter:
         self._multiple = math.lcm(*(bundle.manifest.backbone.multiple for bundle in bundles))
         self._mean = first.input.mean
         check_geometry(self._geometry, self._network_size, self._multiple)
+        if runtime.sizes is not None and self._geometry not in FRAME_SIZED and self._network_size not in runtime.sizes:
+            sizes = ", ".join(f"{height}x{width}" for height, width in runtime.sizes)
+            raise ParameterError(f"the runtime has no graph for network size {self._network_size}; it has: {sizes}")
         if max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
         self.max_batch = max_batch
@@ -120,27 +133,35 @@ class Segmenter:
         network_size: tuple[int, int] | None = None,
         geometry: str | None = None,
         max_batch: int = 1,
-        device: str = "auto",
+        **options: Any,
     ) -> Segmenter:
         """Load one bundle, or several that share a backbone.
 
         Args:
             bundles: path or paths.
-            runtime: ``auto``, ``torch``, ``onnx`` or ``tensorrt``.
+            runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
             network_size: (height, width) of the network's input, pixels; default from the bundle.
             geometry: one of `preprocessing.GEOMETRIES`; default from the bundle.
             max_batch: the most frames in one backbone pass.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            options: fields of `runtimes.RuntimeOptions`, such as ``device`` and ``precision``.
 
         Raises:
-            BundleError, BackboneError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
+            BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
         """
         paths = [bundles] if isinstance(bundles, str | os.PathLike) else list(bundles)
         if not paths:
             raise ParameterError("no bundle was given; name the folder of at least one")
         loaded = [load_bundle(path) for path in paths]
         check_shared_backbone(loaded)
-        return cls(loaded, open_runtime(runtime, loaded, device), network_size, geometry, max_batch)
+        own = loaded[0].manifest.input
+        one_size = (geometry or own.geometry) not in FRAME_SIZED
+        wanted = RuntimeOptions(network_size=tuple(network_size or own.network_size) if one_size else None, **options)
+        reason = "asked for"
+        if runtime == "auto":
+            runtime, reason = choose_runtime(loaded, wanted)
+        segmenter = cls(loaded, open_runtime(runtime, loaded, wanted), network_size, geometry, max_batch)
+        segmenter.runtime_reason = reason
+        return segmenter
 
     def segment(
         self,
@@ -170,7 +191,7 @@ class Segmenter:
                 raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
         for image in images:
             check_image(image)
-        placements = [place(im.shape[:2], self._geometry, self._network_size, self._multiple) for im in images]
+        placements = [self._place(image.shape[:2]) for image in images]
         results: list[Segmentation | None] = [None] * len(images)
         for batch in self._batches(placements):
             segmentations = self._segment_batch([images[i] for i in batch], [placements[i] for i in batch], names, size)
@@ -181,12 +202,19 @@ class Segmenter:
     def warm_up(self) -> None:
         """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
         decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))
-        self.segment([np.zeros((*self._network_size, 3), np.uint8)])
+        for size in self.runtime.sizes or [self._network_size]:
+            self.segment([np.zeros((*size, 3), np.uint8)])
         self.times.clear()
 
     def close(self) -> None:
         """Release the models."""
         self.runtime.close()
+
+    def _place(self, frame_size: tuple[int, int]) -> Placement:
+        if self.runtime.sizes is None or self._geometry not in FRAME_SIZED:
+            return place(frame_size, self._geometry, self._network_size, self._multiple)
+        # The runtime's graphs have fixed sizes, so the frame cannot choose its own.
+        return place(frame_size, "letterbox", nearest_in_aspect(frame_size, self.runtime.sizes), self._multiple)
 
     def _batches(self, placements: Sequence[Placement]) -> list[list[int]]:
         by_canvas: dict[tuple[int, int], list[int]] = {}

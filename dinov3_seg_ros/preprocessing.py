@@ -5,6 +5,7 @@ Normalising is the runtime's work. `training` uses this same module, so that the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from dinov3_seg_ros.errors import ImageError, ParameterError
 #: ``pad``: not resized; padded evenly to the next multiple.
 #: ``native``: the frame's own size, rounded to the nearest multiple.
 GEOMETRIES = ("stretch", "letterbox", "pad", "native")
+#: Those whose canvas follows the frame instead of having the network size.
+FRAME_SIZED = ("pad", "native")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,19 @@ def place(frame_size: tuple[int, int], geometry: str, network_size: tuple[int, i
         width = min(max(round(frame_width * scale), 1), canvas_width)
     top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
     return Placement(frame_size, (canvas_height, canvas_width), top, left, height, width)
+
+
+def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of the canvas sizes (height, width), the one whose aspect ratio is nearest the frame's; of several, the one of
+    the nearest area."""
+    frame_height, frame_width = frame_size
+
+    def distance(size: tuple[int, int]) -> tuple[float, float]:
+        height, width = size
+        aspect = abs(math.log(height * frame_width / (width * frame_height)))
+        return round(aspect, 6), abs(math.log(height * width / (frame_height * frame_width)))
+
+    return min(sizes, key=distance)
 
 
 def check_geometry(geometry: str, network_size: tuple[int, int], multiple: int) -> None:

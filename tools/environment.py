@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-NEEDS_TORCH = {"torch", "train", "test"}
+NEEDS_TORCH = {"torch", "export", "train", "test"}
 
 
 def main() -> None:

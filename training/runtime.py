@@ -13,6 +13,7 @@ class ModelRuntime:
 
     name = "training"
     description = "the model in training, float32"
+    sizes = None
 
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self._model, self._device = model, device

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,41 @@ import numpy as np
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 
-# Name -> module, class, and the extra that installs it, in the order in which "auto" tries them.
+# Name -> module, class, and the extra that installs it; of two that use the same kind of device, the faster first.
 RUNTIMES = {
+    "onnx": ("dinov3_seg_ros.runtimes.onnx", "OnnxRuntime", "cpu"),
     "torch": ("dinov3_seg_ros.runtimes.pytorch", "PyTorchRuntime", "torch"),
 }
 #: What the node's parameter and the Segmenter accept.
 RUNTIME_NAMES = ("auto", "torch", "onnx", "tensorrt")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a runtime computes.
+
+    Attributes:
+        device: one of `DEVICES`.
+        precision: ``auto`` (the fastest that has been verified), or one of `artefacts.PRECISIONS`.
+        network_size: (height, width) of the canvases, pixels; None: of every size there are graphs for.
+        threads: CPU threads for one operator; 0: one for each core.
+        providers: ONNX Runtime's execution providers, best first; empty: by ``device``.
+        compile: let torch.compile fuse the PyTorch runtime's operators; the first frames take minutes.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    network_size: tuple[int, int] | None = None
+    threads: int = 0
+    providers: tuple[str, ...] = ()
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ParameterError(f"unknown device '{self.device}'; use one of: {', '.join(DEVICES)}")
+        if self.threads < 0:
+            raise ParameterError(f"threads is {self.threads}; use 0 for one thread per core, or a positive number")
 
 
 class Runtime(Protocol):
@@ -29,13 +59,23 @@ class Runtime(Protocol):
     Attributes:
         name: the runtime's name, a key of `RUNTIMES`.
         description: runtime, device and precision, for people.
+        sizes: (height, width) of the canvases it can take; None for any.
     """
 
     name: str
     description: str
+    sizes: tuple[tuple[int, int], ...] | None
 
-    def __init__(self, bundles: Sequence[Bundle], device: str) -> None:
+    def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
         """Load backbone and heads of bundles that can share a pass (`bundle.check_shared_backbone`)."""
+
+    @classmethod
+    def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
+        """The device that it would use, ``cpu`` or ``cuda``; nothing is loaded.
+
+        Raises:
+            RuntimeUnavailableError: it cannot serve these bundles here; says why.
+        """
 
     def features(self, canvases: np.ndarray) -> Any:
         """Run the backbone, and wait for it.
@@ -54,30 +94,43 @@ class Runtime(Protocol):
         """Release the memory held, the device's too. The runtime cannot be used afterwards."""
 
 
-def open_runtime(name: str, bundles: Sequence[Bundle], device: str = "auto") -> Runtime:
-    """Load bundles into the named runtime; ``auto`` takes the first that is installed.
+def open_runtime(name: str, bundles: Sequence[Bundle], options: RuntimeOptions | None = None) -> Runtime:
+    """Load bundles into the named runtime; ``auto`` takes the one that `choose_runtime` names.
 
     Args:
         name: one of `RUNTIME_NAMES`.
         bundles: at least one; they must be able to share a backbone pass.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        options: how to compute.
 
     Raises:
-        ParameterError: unknown name.
-        RuntimeUnavailableError: it is not installed, or not part of this release.
-        BackboneError, BundleError: the weights cannot be loaded.
+        ParameterError: unknown name, or an option that the runtime does not know.
+        RuntimeUnavailableError: it is not installed, is not part of this release, or has no graphs to run.
+        BackboneError, BundleError, ExportError: the weights or graphs cannot be loaded.
     """
-    if name not in RUNTIME_NAMES:
-        raise ParameterError(f"unknown runtime '{name}'; use one of: {', '.join(RUNTIME_NAMES)}")
-    if name != "auto":
-        return _runtime_class(name)(bundles, device)
-    reasons = []
-    for candidate in RUNTIMES:
+    options = options or RuntimeOptions()
+    if name == "auto":
+        name, _ = choose_runtime(bundles, options)
+    return _runtime_class(name)(bundles, options)
+
+
+def choose_runtime(bundles: Sequence[Bundle], options: RuntimeOptions) -> tuple[str, str]:
+    """The runtime that is probably the fastest here, and why: one that uses a GPU, else the first of `RUNTIMES`.
+
+    Raises:
+        RuntimeUnavailableError: none can serve these bundles; says why, for each.
+    """
+    devices, reasons = {}, {}
+    for name in RUNTIMES:
         try:
-            return _runtime_class(candidate)(bundles, device)
+            devices[name] = _runtime_class(name).find_device(bundles, options)
         except RuntimeUnavailableError as error:
-            reasons.append(str(error))
-    raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons))
+            reasons[name] = str(error)
+    if not devices:
+        raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
+    best = next((name for name, device in devices.items() if device == "cuda"), next(iter(devices)))
+    others = [f"{name}: {reason}" for name, reason in reasons.items()]
+    others += [f"{name} would run on the {device.upper()}" for name, device in devices.items() if name != best]
+    return best, f"{best} is the fastest that can run here on the {devices[best].upper()} ({'; '.join(others)})"
 
 
 def available_runtimes() -> dict[str, str | None]:
@@ -93,6 +146,8 @@ def available_runtimes() -> dict[str, str | None]:
 
 
 def _runtime_class(name: str) -> type[Runtime]:
+    if name not in RUNTIME_NAMES:
+        raise ParameterError(f"unknown runtime '{name}'; use one of: {', '.join(RUNTIME_NAMES)}")
     if name not in RUNTIMES:
         raise RuntimeUnavailableError(
             f"runtime '{name}' is not part of this release; set runtime to one of: {', '.join(RUNTIMES)}, auto"

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.runtimes import RuntimeOptions
+
+_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def normalise(canvases: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -19,28 +22,50 @@ def normalise(canvases: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 class PyTorchRuntime:
-    """Eager float32 inference; see `dinov3_seg_ros.runtimes.Runtime`."""
+    """The modules themselves; see `dinov3_seg_ros.runtimes.Runtime`.
+
+    Precisions: fp32 (the default), fp16 and bf16. PyTorch's own norms and attention add up in fp32 in any of them.
+    """
 
     name = "torch"
+    sizes: tuple[tuple[int, int], ...] | None = None
 
-    def __init__(self, bundles: Sequence[Bundle], device: str = "auto") -> None:
-        self._device = _resolve_device(device)
-        self.description = f"PyTorch {torch.__version__} on {self._device}, float32"
+    def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
+        if options.precision not in _DTYPES:
+            raise ParameterError(
+                f"the torch runtime has no precision '{options.precision}'; use one of: {', '.join(_DTYPES)}"
+            )
+        self._device, self._dtype = _resolve_device(options.device), _DTYPES[options.precision]
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        compiled = ", compiled" if options.compile else ""
+        number_format = str(self._dtype).removeprefix("torch.")
+        self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
         first = bundles[0].manifest
         self._mean, self._std = first.input.mean, first.input.std
         wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
         union = sorted({layer for layers in wanted.values() for layer in layers})
         self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
         # In this layout depthwise convolutions are many times faster on a CPU, and tensor cores serve convolutions.
-        placed = {"device": self._device, "memory_format": torch.channels_last}
+        placed = {"device": self._device, "dtype": self._dtype, "memory_format": torch.channels_last}
         self._backbone = bundles[0].load_backbone(layers=union).to(**placed)
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
+        if options.compile:
+            # On a GPU this mode replays the whole network as one CUDA graph.
+            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
+            for module in (self._backbone, *self._heads.values()):
+                module.compile(mode=mode, dynamic=False)
+
+    @classmethod
+    def find_device(cls, _bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
+        """See `Runtime.find_device`."""
+        return _resolve_device(options.device).type
 
     @torch.inference_mode()
     def features(self, canvases: np.ndarray) -> list[torch.Tensor]:
         """(N, H, W, 3) uint8 -> the union of the maps that the heads read, on the device."""
         images = torch.from_numpy(np.ascontiguousarray(canvases)).to(self._device)
-        maps = self._backbone(normalise(images, self._mean, self._std))
+        maps = self._backbone(normalise(images, self._mean, self._std).to(self._dtype))
         self._wait()
         return maps
 
@@ -67,10 +92,6 @@ class PyTorchRuntime:
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ParameterError(f"unknown device '{device}'; use auto, cpu or cuda") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ParameterError(f"device '{device}' was asked for, but PyTorch finds no CUDA GPU; use device 'cpu'")
-    return resolved
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeUnavailableError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU; use device 'cpu'")
+    return torch.device(device)

@@ -1,0 +1,201 @@
+"""Exported graphs of a bundle on disk: what lies in its ``onnx`` folder, and whether it may be used.
+
+Each export is one folder of the bundle::
+
+    onnx/480x640-fp32/
+        export.json       `ExportManifest`
+        backbone.onnx     canvases -> the feature maps of one or more heads
+        head.onnx         feature maps -> logits
+        fused.onnx        both in one, where it was asked for
+        report.md         how far the graphs are from the PyTorch model
+        LICENCES.txt      what the weights inside are subject to
+
+An export is bound by SHA-256 to the backbone and the head it was made from: after another training it is stale and
+is refused. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dinov3_seg_ros.bundle import HEAD_FILE, Bundle
+from dinov3_seg_ros.errors import ExportError, RuntimeUnavailableError
+from dinov3_seg_ros.files import sha256_of_file
+
+EXPORTS_FOLDER = "onnx"
+EXPORT_FILE = "export.json"
+BACKBONE_GRAPH = "backbone.onnx"
+HEAD_GRAPH = "head.onnx"
+FUSED_GRAPH = "fused.onnx"
+REPORT_FILE = "report.md"
+LICENCES_FILE = "LICENCES.txt"
+
+#: Number format of weights and activations.
+#: ``int8``: weights ahead of time, activations as they come; for CPUs.
+#: ``int8_qdq``: both ahead of time, by calibration, as QuantizeLinear and DequantizeLinear; what TensorRT reads.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_qdq")
+
+#: Names in the graphs.
+CANVASES, LOGITS = "canvases", "logits"
+
+
+def map_name(layer: int) -> str:
+    """Name, in the graphs, of the feature map of a layer."""
+    return f"layer_{layer}"
+
+
+class ExportManifest(BaseModel):
+    """The content of ``export.json``.
+
+    Attributes:
+        precision: one of `PRECISIONS`.
+        network_size: (height, width) of the canvases, fixed in the graphs; the batch is not.
+        layers: those whose maps the backbone graph gives.
+        backbone_identity, head_weights: SHA-256 of what was exported; see `bundle.BackboneSection` and
+            `bundle.Manifest.files`.
+        mean, std: the normalisation inside the backbone graph.
+        verified: the graphs were run and agree with the PyTorch model.
+        parity: how far they are from it; see `dinov3_seg_ros.export.parity`.
+        versions: of the libraries that made it.
+        files: SHA-256 of the graphs, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8_qdq"]
+    network_size: tuple[int, int]
+    layers: list[int]
+    backbone_identity: str
+    head_weights: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    verified: bool
+    parity: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One folder of graphs that belongs to a bundle as it is now.
+
+    Attributes:
+        folder: where the graphs lie.
+        bundle_name: of the bundle it belongs to.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    bundle_name: str
+    manifest: ExportManifest
+
+    def graph(self, name: str) -> Path:
+        """Path of a graph, once its content has been compared with the manifest.
+
+        Raises:
+            ExportError: it is missing or damaged.
+        """
+        path = self.folder / name
+        for file in sorted(file for file in self.manifest.files if file.split(".")[0] == path.stem):
+            if not (self.folder / file).is_file():
+                raise ExportError(f"{self.folder / file} is missing; export the bundle again")
+            if sha256_of_file(self.folder / file) != self.manifest.files[file]:
+                raise ExportError(
+                    f"{self.folder / file} is damaged or was changed: its SHA-256 differs from the one in "
+                    f"{EXPORT_FILE}; export the bundle again"
+                )
+        if name not in self.manifest.files:
+            raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
+        return path
+
+
+def export_folder(bundle: Bundle, network_size: tuple[int, int], precision: str) -> Path:
+    """Where the graphs of a bundle for a network size (height, width) and precision lie."""
+    return bundle.path / EXPORTS_FOLDER / f"{network_size[0]}x{network_size[1]}-{precision}"
+
+
+def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
+    """The exports that belong to a bundle as it is now, and one sentence on each that does not."""
+    usable, refused = [], []
+    for path in sorted(bundle.path.glob(f"{EXPORTS_FOLDER}/*/{EXPORT_FILE}")):
+        try:
+            usable.append(_read(path, bundle))
+        except ExportError as error:
+            refused.append(str(error))
+    return usable, refused
+
+
+def choose_exports(
+    bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None
+) -> tuple[dict[tuple[int, int], list[Export]], str]:
+    """Exports that together serve bundles which share a backbone.
+
+    Args:
+        bundles: at least one.
+        precisions: what will do, best first. With several, only what was verified counts: it is not the user who
+            chose it.
+        network_size: (height, width), or None for every size that all bundles were exported for.
+
+    Returns:
+        Network size -> one export of each bundle, in their order; and the precision.
+
+    Raises:
+        RuntimeUnavailableError: there are none; says what there is, and the command that makes them.
+    """
+    found = [find_exports(bundle) for bundle in bundles]
+    union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    for precision in precisions:
+        by_size = [
+            {
+                export.manifest.network_size: export
+                for export in exports
+                if export.manifest.precision == precision and (export.manifest.verified or len(precisions) == 1)
+            }
+            for exports, _ in found
+        ]
+        sizes = set.intersection(*(set(exports) for exports in by_size))
+        served = {
+            size: [exports[size] for exports in by_size]
+            for size in sorted(sizes)
+            if network_size in (None, size) and any(union <= set(exports[size].manifest.layers) for exports in by_size)
+        }
+        if served:
+            return served, precision
+    paths = " ".join(str(bundle.path) for bundle in bundles)
+    height, width = network_size or bundles[0].manifest.input.network_size
+    present = [f"{e.manifest.network_size[0]}x{e.manifest.network_size[1]}-{e.manifest.precision}" for e in found[0][0]]
+    raise RuntimeUnavailableError(
+        f"{paths} has no exported graphs of {' or '.join(precisions)} for the network size {height}x{width}"
+        f"{' (there are: ' + ', '.join(present) + ')' if present else ''}"
+        f"{'; ' + '; '.join(text for _, refused in found for text in refused) if any(r for _, r in found) else ''}; "
+        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}"
+    )
+
+
+def backbone_export(exports: Sequence[Export], layers: Sequence[int]) -> Export:
+    """The first of the exports whose backbone graph gives all of the layers' maps."""
+    return next(export for export in exports if set(layers) <= set(export.manifest.layers))
+
+
+def _read(path: Path, bundle: Bundle) -> Export:
+    try:
+        manifest = ExportManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise ExportError(f"{path} cannot be read: {' '.join(str(error).split())}; export the bundle again") from error
+    wanted = bundle.manifest
+    for what, made_from, now in (
+        ("backbone", manifest.backbone_identity, wanted.backbone.identity),
+        ("head", manifest.head_weights, wanted.files.get(HEAD_FILE)),
+        ("mean", manifest.mean, wanted.input.mean),
+        ("standard deviation", manifest.std, wanted.input.std),
+    ):
+        if made_from != now:
+            raise ExportError(f"{path.parent} was exported with another {what} than the bundle's; export it again")
+    return Export(path.parent, wanted.name, manifest)

@@ -1,0 +1,287 @@
+"""The steps of an export, in order: graphs, comparison, and only then the bundle's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import transformers
+
+from dinov3_seg_ros.artefacts import (
+    BACKBONE_GRAPH,
+    EXPORT_FILE,
+    FUSED_GRAPH,
+    HEAD_GRAPH,
+    LICENCES_FILE,
+    REPORT_FILE,
+    Export,
+    ExportManifest,
+    export_folder,
+)
+from dinov3_seg_ros.bundle import HEAD_FILE, Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.errors import ExportError, ParameterError
+from dinov3_seg_ros.export import parity, quantisation
+from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
+from dinov3_seg_ros.files import locked, replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.preprocessing import check_geometry, fill_canvas, place
+from dinov3_seg_ros.runtimes import RuntimeOptions
+from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+
+# The float type of a precision's graphs, of which the integer ones are then made.
+_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+    "int8_qdq": torch.float32,
+}
+_SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
+_CALIBRATION_IMAGES = 32
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_DINOV3_NOTICE = (
+    "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are subject to the "
+    "DINOv3 License, https://ai.meta.com/resources/models-and-libraries/dinov3-license/, whose text must go along "
+    "when the graph is passed on. The head graph contains none of them."
+)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and what to compare it on.
+
+    Attributes:
+        size: (height, width) of the network's input, pixels; None: the bundle's.
+        precision: one of `artefacts.PRECISIONS`.
+        fuse: also write backbone and head as one graph.
+        images: folder of images to compare and calibrate with; None: made ones.
+        masks: folder of their index masks, PNG of the same names.
+        least_labels: share of equal labels to ask for, 0..1; None: the precision's.
+    """
+
+    size: tuple[int, int] | None = None
+    precision: str = "fp32"
+    fuse: bool = False
+    images: Path | None = None
+    masks: Path | None = None
+    least_labels: float | None = None
+
+
+def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> dict[Path, str]:
+    """Export bundles that share a backbone into their own folders; all of them or none.
+
+    Each gets the same backbone graph, which gives the maps of all the heads, so that any of them can be run alone or
+    together with the others.
+
+    Returns:
+        Folder of each export -> its report in Markdown.
+
+    Raises:
+        ExportError: the graphs do not compute what the model computes; nothing was written.
+        BundleError, BackboneError, ParameterError: what cannot be exported, and why.
+        OSError: the disk is full or not writable; what was there before is still there.
+    """
+    bundles = [load_bundle(path) for path in paths]
+    check_shared_backbone(bundles)
+    size = tuple(options.size or bundles[0].manifest.input.network_size)
+    for bundle in bundles:
+        check_geometry("stretch", size, bundle.manifest.backbone.multiple)
+    job = _Job(bundles, size, options)
+    targets = [export_folder(bundle, size, options.precision) for bundle in bundles]
+    with contextlib.ExitStack() as stack:
+        for parent in sorted({target.parent.resolve() for target in targets}):
+            stack.enter_context(locked(parent / ".lock"))
+        # On the bundle's own disk, where the graphs will stay.
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".work.", dir=targets[0].parent)))
+        exports = job.run(work)
+        for export, target in zip(exports, targets, strict=True):
+            with replacing_folder(target) as folder:
+                shutil.copytree(export.folder, folder, dirs_exist_ok=True)
+    return {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
+
+
+class _Job:
+    """One export; its methods are its steps."""
+
+    def __init__(self, bundles: Sequence[Bundle], size: tuple[int, int], options: ExportOptions) -> None:
+        self._bundles, self._size, self._options = bundles, size, options
+        self._input = bundles[0].manifest.input
+        self._layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        self._samples = _samples(options)
+
+    def run(self, work: Path) -> list[Export]:
+        """Make one folder in ``work`` for each bundle, complete and compared.
+
+        Raises:
+            ExportError: the graphs do not compute what the model computes.
+        """
+        folders = [work / bundle.manifest.name for bundle in self._bundles]
+        for folder in folders:
+            folder.mkdir()
+        float_nodes = self._write_backbone(folders, work)
+        self._write_heads(folders)
+        record = {"machine": platform.processor() or platform.machine(), **self._compare(folders)}
+        if float_nodes:
+            record["float_nodes"] = float_nodes
+        exports = [self._describe(*pair, record) for pair in zip(self._bundles, folders, strict=True)]
+        for bundle, export in zip(self._bundles, exports, strict=True):
+            self._write_descriptions(bundle, export)
+        return exports
+
+    def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
+        """One graph, in every folder; returns the names of the nodes that an integer precision leaves in float."""
+        backbone = self._bundles[0].load_backbone(layers=self._layers)
+        graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype).eval()
+        properties = {
+            **self._properties,
+            "backbone_identity": self._bundles[0].manifest.backbone.identity,
+            "model_type": self._bundles[0].manifest.backbone.model_type,
+            "layers": self._layers,
+            "mean": self._input.mean,
+            "std": self._input.std,
+            "licence": _licences(self._bundles[0]),
+        }
+        with torch.no_grad():
+            self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
+        path, float_nodes = folders[0] / BACKBONE_GRAPH, []
+        if self._options.precision.startswith("int8"):
+            export_backbone(graph, self._size, work / BACKBONE_GRAPH, properties)
+            float_nodes = self._quantise(work / BACKBONE_GRAPH, path)
+        else:
+            export_backbone(graph, self._size, path, properties)
+            store_compactly(path)
+        for folder in folders[1:]:
+            for file in path.parent.iterdir():
+                os.link(file, folder / file.name)
+        return float_nodes
+
+    def _quantise(self, source: Path, target: Path) -> list[str]:
+        """Leave more and more of the most sensitive nodes in float until the features are near enough."""
+        canvases = [self._canvas(image) for image, _ in self._samples()]
+        method = quantisation.dynamic
+        if self._options.precision == "int8_qdq":
+            method = quantisation.static_for(canvases[:_CALIBRATION_IMAGES])
+        least, ranked = parity.THRESHOLDS[self._options.precision].cosine, None
+        for share in _SHARES_IN_FLOAT:
+            if share and ranked is None:
+                ranked = quantisation.rank_by_sensitivity(source, method, canvases[:1], target.parent)
+            kept = ranked[: round(share * len(ranked))] if share else []
+            method(source, target, kept)
+            if quantisation.cosine(source, target, canvases) >= least:
+                break
+        return kept
+
+    def _write_heads(self, folders: Sequence[Path]) -> None:
+        for bundle, folder in zip(self._bundles, folders, strict=True):
+            manifest = bundle.manifest
+            layers = manifest.backbone.layers
+            maps = [self._example_maps[self._layers.index(layer)] for layer in layers]
+            properties = {
+                **self._properties,
+                "name": manifest.name,
+                "class_names": manifest.classes.names,
+                "geometry": manifest.input.geometry,
+                "backbone_identity": manifest.backbone.identity,
+                "layers": layers,
+                "licence": "; ".join(manifest.licences),
+            }
+            export_head(HeadGraph(bundle.load_head(), self._dtype), maps, layers, folder / HEAD_GRAPH, properties)
+            if self._options.fuse:
+                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH)
+
+    def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
+        exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
+        try:
+            found = OnnxRuntime(self._bundles, RuntimeOptions(precision=self._options.precision), {self._size: exports})
+        except ExportError as error:
+            if self._options.precision != "bf16":
+                raise
+            return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
+        reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
+        record = parity.compare(self._bundles, reference, found, self._size, self._samples())
+        parity.check(record, self._options.precision, self._options.least_labels)
+        return record
+
+    def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
+        manifest = ExportManifest(
+            precision=self._options.precision,
+            network_size=self._size,
+            layers=self._layers,
+            backbone_identity=bundle.manifest.backbone.identity,
+            head_weights=bundle.manifest.files[HEAD_FILE],
+            mean=self._input.mean,
+            std=self._input.std,
+            verified="heads" in record,
+            parity=dict(record),
+            versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
+            files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
+        )
+        return Export(folder, bundle.manifest.name, manifest)
+
+    def _write_descriptions(self, bundle: Bundle, export: Export) -> None:
+        write_json(export.folder / EXPORT_FILE, export.manifest.model_dump(mode="json"))
+        (export.folder / LICENCES_FILE).write_text(_licences(bundle) + "\n", encoding="utf-8")
+        title = f"{bundle.manifest.name}, {self._size[0]}x{self._size[1]}, {self._options.precision}"
+        (export.folder / REPORT_FILE).write_text(parity.report(export.manifest.parity, title), encoding="utf-8")
+
+    def _canvas(self, image: np.ndarray) -> np.ndarray:
+        canvas = np.empty((1, *self._size, 3), np.uint8)
+        placement = place(image.shape[:2], "letterbox", self._size, self._bundles[0].manifest.backbone.multiple)
+        fill_canvas(image, placement, self._input.mean, canvas[0])
+        return canvas
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return _DTYPES[self._options.precision]
+
+    @property
+    def _properties(self) -> dict[str, Any]:
+        return {"precision": self._options.precision, "network_size": self._size}
+
+
+def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:
+    """The images to compare on, read anew at each call: there may be more than memory holds."""
+    if options.images is None:
+        if options.masks is not None:
+            raise ParameterError("masks were given without images; name their images with --images")
+        return lambda: ((image, None) for image in parity.made_samples())
+    files = sorted(file for file in options.images.glob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise ParameterError(f"{options.images} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+
+    def read() -> Iterator[parity.Sample]:
+        for file in files:
+            mask = None
+            if options.masks is not None:
+                mask = _read_image(options.masks / f"{file.stem}.png", cv2.IMREAD_UNCHANGED)
+            yield cv2.cvtColor(_read_image(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), mask
+
+    return read
+
+
+def _read_image(path: Path, flags: int) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise ParameterError(f"{path} is missing or no image")
+    return image
+
+
+def _licences(bundle: Bundle) -> str:
+    """What the graphs of a bundle are subject to, one sentence a line."""
+    lines = list(bundle.manifest.licences)
+    backbone = bundle.manifest.backbone
+    if backbone.model_type.startswith("dinov3") and backbone.storage != "embedded":
+        lines.append(_DINOV3_NOTICE)
+    return "\n".join(lines)

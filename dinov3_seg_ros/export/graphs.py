@@ -1,0 +1,239 @@
+"""PyTorch modules -> ONNX graphs: one for the backbone, one for each head.
+
+The precision is in the graph (TensorRT 11 knows no other way): weights and activations of the wanted type, but
+normalisation and attention scores in float32, which DINOv3 needs on more than one inference library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.compose import merge_models
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from dinov3_seg_ros.artefacts import CANVASES, LOGITS, map_name
+from dinov3_seg_ros.backbone import Backbone
+from dinov3_seg_ros.heads import Head
+from dinov3_seg_ros.runtimes.pytorch import normalise
+
+#: The newest that TensorRT 10 and 11 and every ONNX Runtime of the last years read.
+OPSET = 18
+_ATTENTION = "dinov3_seg_ros_float32_scores"
+_WORTH_COMPACTING = 256
+_EXAMPLE_BATCH = 2  # torch.export would take a batch of 1 for a constant
+
+
+class BackboneGraph(nn.Module):
+    """Canvases (N, H, W, 3) uint8 RGB -> feature maps, as exported.
+
+    Changes the backbone that it is given: its types, norms and attention.
+
+    Args:
+        backbone: frozen.
+        size: (height, width) of the canvases, pixels.
+        mean, std: normalisation of each channel, for values 0..1.
+        dtype: of weights and activations.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self._mean, self._std, self._dtype = tuple(mean), tuple(std), dtype
+        if hasattr(backbone.model, "set_attn_implementation"):
+            AttentionInterface.register(_ATTENTION, _attention_with_float32_scores)
+            backbone.model.set_attn_implementation(_ATTENTION)
+        _make_positions_constant(backbone.model, size)
+        self.backbone = backbone.to(dtype)
+        if dtype != torch.float32:
+            _keep_norms_in_float32(self.backbone)
+
+    def forward(self, canvases: Tensor) -> tuple[Tensor, ...]:
+        """Maps (N, C_i, h_i, w_i) of the dtype, in the order of the backbone's layers."""
+        return tuple(self.backbone(normalise(canvases, self._mean, self._std).to(self._dtype)))
+
+
+class HeadGraph(nn.Module):
+    """Feature maps -> logits (N, C, h, w) float32, as exported."""
+
+    def __init__(self, head: Head, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.head = head.eval().to(dtype)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Maps (N, C_i, h_i, w_i) in the order of the head's layers."""
+        return self.head(list(maps)).float()
+
+
+class _Float32Norm(nn.Module):
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm.float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(features.float()).to(features.dtype)
+
+
+def export_backbone(graph: BackboneGraph, size: tuple[int, int], path: Path, properties: Mapping[str, Any]) -> None:
+    """Write the backbone's graph: fixed height and width, any batch.
+
+    Args:
+        graph: what to export.
+        size: (height, width) of the canvases, pixels.
+        path: of the file; weights of 2 GB and more go into a file beside it.
+        properties: what the file says of itself, by name; values as JSON.
+    """
+    canvases = torch.zeros(_EXAMPLE_BATCH, *size, 3, dtype=torch.uint8)
+    outputs = [map_name(layer) for layer in graph.backbone.layers]
+    _export(graph, (canvases,), path, [CANVASES], outputs, properties)
+
+
+def export_head(
+    graph: HeadGraph, maps: Sequence[Tensor], layers: Sequence[int], path: Path, properties: Mapping[str, Any]
+) -> None:
+    """Write a head's graph for maps of these shapes (but for the batch) and types; see `export_backbone`."""
+    _export(graph, tuple(maps), path, [map_name(layer) for layer in layers], [LOGITS], properties)
+
+
+def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path) -> None:
+    """Write one graph, canvases -> logits, out of a backbone's and a head's that reads the maps of ``layers``."""
+    first, second = onnx.load(backbone), onnx.load(head)
+    names = [map_name(layer) for layer in layers]
+    # The two were exported apart, so that their inner names may collide.
+    onnx.compose.add_prefix(first, "backbone/", rename_inputs=False, rename_outputs=False, inplace=True)
+    fused = merge_models(
+        first,
+        second,
+        io_map=[(name, name) for name in names],
+        outputs=[LOGITS],
+    )
+    _save(fused, path)
+
+
+def store_compactly(path: Path) -> None:
+    """Store float32 weights as float16 where that loses nothing, as in bundles stored in float16.
+
+    A Cast in the graph makes them float32 again; inference libraries do that once, when they load.
+    """
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if values.size >= _WORTH_COMPACTING and np.array_equal(halves, values):
+            name = f"{tensor.name}.float16"
+            casts.append(onnx.helper.make_node("Cast", [name], [tensor.name], name, to=onnx.TensorProto.FLOAT))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halves, name))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _save(model, path)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it."""
+    large = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
+    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def operators(path: Path) -> set[str]:
+    """Every operator in a graph; those outside the ONNX standard with their domain before them."""
+    model = onnx.load(path, load_external_data=False)
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes}
+
+
+def _export(
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    properties: Mapping[str, Any],
+) -> None:
+    batch = {0: torch.export.Dim("batch", min=1, max=1024)}
+    varargs = isinstance(graph, HeadGraph)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=((batch,) * len(inputs),) if varargs else (batch,),
+            verbose=False,
+        )
+        program.save(path)
+    model = onnx.load(path, load_external_data=False)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)
+
+
+def _attention_with_float32_scores(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    scaling: float | None = None,
+    **_options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in plain operators: (B, heads, tokens, channels) each -> (B, tokens, heads, channels)."""
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3)).softmax(dim=-1)
+    return torch.matmul(scores.to(value.dtype), value).transpose(1, 2), None
+
+
+def _make_positions_constant(model: nn.Module, size: tuple[int, int]) -> None:
+    """DINOv2 interpolates learnt position embeddings to the input's size, which is fixed here."""
+    embeddings = getattr(model, "embeddings", None)
+    if hasattr(embeddings, "interpolate_pos_encoding"):
+        patch = model.config.patch_size
+        tokens = 1 + (size[0] // patch) * (size[1] // patch)
+        with torch.no_grad():
+            positions = embeddings.interpolate_pos_encoding(torch.zeros(1, tokens, model.config.hidden_size), *size)
+        embeddings.register_buffer("positions_of_size", positions, persistent=False)
+        embeddings.interpolate_pos_encoding = lambda *_: embeddings.positions_of_size
+
+
+def _keep_norms_in_float32(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.LayerNorm):
+            setattr(module, name, _Float32Norm(child))
+        else:
+            _keep_norms_in_float32(child)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on itself and on the torchvision that nobody needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,200 @@
+"""The gate: what an exported graph computes beside what the PyTorch model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinov3_seg_ros.artefacts import map_name
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.decode import upsample_argmax
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.errors import ExportError
+from dinov3_seg_ros.metrics import ConfusionMatrix
+from dinov3_seg_ros.preprocessing import fill_canvas, place
+from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+
+_ROOMS = 4
+_SIGNIFICANT_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a graph must reach on every image: cosine of features and of logits, and share of equal labels."""
+
+    cosine: float
+    labels: float
+
+
+#: By precision. float32 differs by the order of sums only; the others by what their formats can hold.
+THRESHOLDS = {
+    "fp32": Threshold(0.99999, 0.9995),
+    "fp16": Threshold(0.999, 0.995),
+    "bf16": Threshold(0.99, 0.97),
+    "int8": Threshold(0.98, 0.95),
+    "int8_qdq": Threshold(0.98, 0.95),
+}
+
+Sample = tuple[np.ndarray, np.ndarray | None]
+
+
+class Difference:
+    """How far arrays are from their references, over all that were seen.
+
+    Attributes:
+        cosine: the smallest, over the arrays.
+        max_abs: the largest difference of two elements.
+    """
+
+    def __init__(self) -> None:
+        self.cosine, self.max_abs = 1.0, 0.0
+
+    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
+        """Compare one array with its reference; anything that is not finite is as wrong as can be."""
+        a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        if a.shape != b.shape or not np.isfinite(b).all():
+            self.cosine, self.max_abs = -1.0, float("inf")
+            return
+        scale = np.linalg.norm(a) * np.linalg.norm(b)
+        self.cosine = min(self.cosine, float(a @ b / scale) if scale else float(np.array_equal(a, b)))
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
+
+    def record(self) -> dict[str, float]:
+        """For the report."""
+        return {"cosine": round(self.cosine, 7), "max_abs": float(f"{self.max_abs:.4g}")}
+
+
+class _Labels:
+    """Labels of one head, by both."""
+
+    def __init__(self, classes: int) -> None:
+        self.equal, self.seen = 0, np.zeros(classes, np.int64)
+        self.pixels, self.worst = 0, 1.0
+        self.truth = {which: ConfusionMatrix(classes) for which in ("reference", "found")}
+
+    def update(self, reference: np.ndarray, found: np.ndarray, truth: np.ndarray | None) -> None:
+        equal = int((reference == found).sum())
+        self.equal += equal
+        self.pixels += reference.size
+        self.worst = min(self.worst, equal / reference.size)
+        self.seen += np.bincount(reference.ravel(), minlength=len(self.seen))
+        if truth is not None:
+            self.truth["reference"].update(truth, reference)
+            self.truth["found"].update(truth, found)
+
+    def record(self) -> dict[str, Any]:
+        share = self.seen / max(self.pixels, 1)
+        record: dict[str, Any] = {
+            "labels_equal": round(self.equal / max(self.pixels, 1), 6),
+            "labels_equal_worst_image": round(self.worst, 6),
+            "classes_of_1_percent": int((share >= _SIGNIFICANT_SHARE).sum()),
+        }
+        scores = {which: np.nanmean(m.iou()) if m.counts.any() else None for which, m in self.truth.items()}
+        if scores["reference"] is not None:
+            record["miou_reference"], record["miou"] = (round(float(scores[w]), 5) for w in ("reference", "found"))
+        return record
+
+
+def made_samples() -> list[np.ndarray]:
+    """Images for lack of the user's: rendered rooms, noise, and one even grey; (480, 640, 3) uint8 RGB."""
+    rooms = [scenes.sample("val", index, (480, 640))[0] for index in range(_ROOMS)]
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    return [*rooms, noise, np.full_like(noise, 128)]
+
+
+def compare(
+    bundles: Sequence[Bundle],
+    reference: PyTorchRuntime,
+    found: OnnxRuntime,
+    size: tuple[int, int],
+    samples: Iterable[Sample],
+) -> dict[str, Any]:
+    """Run both on every sample.
+
+    Args:
+        bundles: whose heads are compared.
+        reference: the PyTorch model in float32.
+        found: the graphs.
+        size: (height, width) of the canvases, pixels.
+        samples: images (H, W, 3) uint8 RGB of any size; masks (H, W) of class ids where there are any, else None.
+
+    Returns:
+        ``images``, their number; ``features`` by map name and ``heads`` by bundle name, each with ``cosine`` and
+        ``max_abs``; heads also with ``labels_equal`` (share of the canvases' pixels, 0..1) and, with masks, ``miou``
+        of both.
+    """
+    first = bundles[0].manifest
+    layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+    features = {map_name(layer): Difference() for layer in layers}
+    logits = {bundle.manifest.name: Difference() for bundle in bundles}
+    labels = {bundle.manifest.name: _Labels(len(bundle.manifest.classes.names)) for bundle in bundles}
+    count = 0
+    for image, truth in samples:
+        count += 1
+        geometry = first.input.geometry if first.input.geometry == "stretch" else "letterbox"
+        placement = place(image.shape[:2], geometry, size, first.backbone.multiple)
+        canvas = np.empty((1, *size, 3), np.uint8)
+        fill_canvas(image, placement, first.input.mean, canvas[0])
+        expected, actual = reference.features(canvas), found.features(canvas)
+        for name, tensor in zip(features, expected, strict=True):
+            features[name].update(tensor.cpu().numpy(), actual[1][name].numpy())
+        for name in logits:
+            pair = reference.logits(name, expected), found.logits(name, actual)
+            logits[name].update(*pair)
+            window = placement.window(pair[0].shape[-2:])
+            shown = image.shape[:2] if truth is not None else (placement.height, placement.width)
+            decoded = [upsample_argmax(np.nan_to_num(array), shown, window)[0] for array in pair]
+            labels[name].update(*decoded, truth)
+    return {
+        "images": count,
+        "features": {name: difference.record() for name, difference in features.items()},
+        "heads": {name: {**difference.record(), **labels[name].record()} for name, difference in logits.items()},
+    }
+
+
+def check(record: Mapping[str, Any], precision: str, least_labels: float | None = None) -> None:
+    """Raise ExportError, naming the stage, unless what `compare` returned reaches the precision's thresholds.
+
+    Args:
+        record: from `compare`.
+        precision: a key of `THRESHOLDS`.
+        least_labels: share of equal labels to ask for in place of the threshold's, 0..1.
+    """
+    threshold = THRESHOLDS[precision]
+    least = threshold.labels if least_labels is None else least_labels
+    for stage, values in (("feature map", record["features"]), ("logits of", record["heads"])):
+        for name, difference in values.items():
+            if not difference["cosine"] >= threshold.cosine:
+                raise ExportError(
+                    f"the exported graphs do not compute what the model computes: {stage} {name} has cosine "
+                    f"{difference['cosine']} with PyTorch's (largest difference {difference['max_abs']}); "
+                    f"{precision} must reach {threshold.cosine}. Nothing was written; try another precision, and if "
+                    "it is fp32, report it"
+                )
+    for name, head in record["heads"].items():
+        if head["labels_equal"] < least:
+            raise ExportError(
+                f"the exported graphs label too many pixels otherwise than the model: for head {name} only "
+                f"{head['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. Nothing was written; try "
+                "another precision, or accept it with --least-labels"
+            )
+
+
+def report(record: Mapping[str, Any], title: str) -> str:
+    """The comparison as a Markdown table."""
+    lines = [f"# {title}", ""]
+    if "unverified" in record:
+        return "\n".join([*lines, f"Not verified: {record['unverified']}", ""])
+    lines += [f"Compared with the PyTorch model in float32 on {record['images']} images, {record['machine']}.", ""]
+    lines += ["| | cosine | largest difference | equal labels | mIoU (PyTorch's) |", "|---|---|---|---|---|"]
+    for name, values in {**record["features"], **record["heads"]}.items():
+        equal = f"{values['labels_equal']:.4%}" if "labels_equal" in values else ""
+        miou = f"{values['miou']:.4f} ({values['miou_reference']:.4f})" if "miou" in values else ""
+        lines.append(f"| {name} | {values['cosine']:.7f} | {values['max_abs']:.3g} | {equal} | {miou} |")
+    if record.get("float_nodes"):
+        lines += ["", "Kept in float, as measured to be the most sensitive: " + ", ".join(record["float_nodes"])]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,158 @@
+"""The ONNX Runtime runtime: exported graphs, without torch.
+
+Between the backbone's graph and those of the heads, feature maps stay on the device that computed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from dinov3_seg_ros.artefacts import (
+    BACKBONE_GRAPH,
+    CANVASES,
+    HEAD_GRAPH,
+    LOGITS,
+    PRECISIONS,
+    Export,
+    backbone_export,
+    choose_exports,
+    map_name,
+)
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.runtimes import RuntimeOptions
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
+_FASTEST = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32")}
+
+Maps = dict[str, ort.OrtValue]
+
+
+class OnnxRuntime:
+    """Exported graphs in ONNX Runtime; see `dinov3_seg_ros.runtimes.Runtime`."""
+
+    name = "onnx"
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        options: RuntimeOptions,
+        exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
+    ) -> None:
+        """See `Runtime`. ``exports``, one of each bundle by network size, are taken in place of the bundles' own."""
+        providers = _providers(options)
+        chosen, precision = exports, options.precision
+        if chosen is None:
+            chosen, precision = choose_exports(bundles, _precisions(options), options.network_size)
+        layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
+        self._backbones, self._heads = {}, {}
+        for size, exports in chosen.items():
+            backbone = backbone_export(exports, layers).graph(BACKBONE_GRAPH)
+            self._backbones[size] = _Graph(backbone, providers, options.threads, [map_name(layer) for layer in layers])
+            for export in exports:
+                head = _Graph(export.graph(HEAD_GRAPH), providers, options.threads, [LOGITS])
+                self._heads[export.bundle_name, size] = head
+        used = next(iter(self._backbones.values())).provider
+        if options.device == "cuda" and used == _CPU:
+            raise RuntimeUnavailableError(
+                "device 'cuda' was asked for, but ONNX Runtime fell back to the CPU: its CUDA provider could not be "
+                "loaded (see its message above); install the CUDA and cuDNN that its release needs, or use device 'cpu'"
+            )
+        self.description = f"ONNX Runtime {ort.__version__}, {used}, {precision}"
+
+    @classmethod
+    def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
+        """See `Runtime.find_device`."""
+        choose_exports(bundles, _precisions(options), options.network_size)
+        return "cpu" if _providers(options)[0] == _CPU else "cuda"
+
+    def features(self, canvases: np.ndarray) -> tuple[tuple[int, int], Maps]:
+        """(N, H, W, 3) uint8 -> the canvases' size, and the union of the maps that the heads read, on the device.
+
+        Raises:
+            ImageError: no graph takes canvases of this size.
+        """
+        size = tuple(canvases.shape[1:3])
+        if size not in self._backbones:
+            sizes = ", ".join(f"{height}x{width}" for height, width in self._backbones)
+            raise ImageError(f"there is no graph for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
+        return size, self._backbones[size].run({CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases)})
+
+    def logits(self, bundle_name: str, features: tuple[tuple[int, int], Maps]) -> np.ndarray:
+        """Logits (N, C, h, w) float32."""
+        size, maps = features
+        return self._heads[bundle_name, size].run(maps)[LOGITS].numpy()
+
+    def close(self) -> None:
+        """Drop the sessions, which hold weights and working memory."""
+        self._backbones.clear()
+        self._heads.clear()
+
+
+class _Graph:
+    """One session. Its outputs stay where they are computed.
+
+    Attributes:
+        provider: the execution provider that computes it.
+    """
+
+    def __init__(self, path: Path, providers: Sequence[str], threads: int, outputs: Sequence[str]) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Spinning threads would take whole cores from the robot's other processes between two frames.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(path, options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+            raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
+        self.provider = self._session.get_providers()[0]
+        self._device = "cpu" if self.provider == _CPU else "cuda"
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._outputs = list(outputs)
+
+    def run(self, inputs: Maps) -> Maps:
+        """Compute the outputs, and wait for them."""
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            binding.bind_ortvalue_input(name, inputs[name])
+        for name in self._outputs:
+            binding.bind_output(name, self._device if name != LOGITS else "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+
+
+def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
+    if options.precision == "auto":
+        return _FASTEST["cpu" if _providers(options)[0] == _CPU else "cuda"]
+    if options.precision not in PRECISIONS:
+        raise ParameterError(f"unknown precision '{options.precision}'; use auto or one of: {', '.join(PRECISIONS)}")
+    return (options.precision,)
+
+
+def _providers(options: RuntimeOptions) -> list[str]:
+    """Execution providers to ask for, best first."""
+    available = ort.get_available_providers()
+    missing = [provider for provider in options.providers if provider not in available]
+    if missing:
+        raise RuntimeUnavailableError(
+            f"this build of ONNX Runtime has no {missing[0]}; it has: {', '.join(available)}. "
+            "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
+        )
+    if options.providers:
+        return list(options.providers)
+    if options.device == "cuda" and _CUDA not in available:
+        raise RuntimeUnavailableError(
+            "device 'cuda' was asked for, but this build of ONNX Runtime has no CUDA; install onnxruntime-gpu in place "
+            "of onnxruntime, or use device 'cpu'"
+        )
+    # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
+    return [
+        provider for provider in (_CUDA, _CPU) if provider in available and (provider, options.device) != (_CUDA, "cpu")
+    ]

@@ -1,0 +1,281 @@
+"""Bundles exported to ONNX: what the graphs compute, and what a robot can never pick up."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from bundles import write_tiny_bundle
+
+from dinov3_seg_ros.artefacts import find_exports
+from dinov3_seg_ros.backbone import build_backbone
+from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.export import exporter
+from dinov3_seg_ros.export.__main__ import main
+from dinov3_seg_ros.export.exporter import ExportOptions, export
+from dinov3_seg_ros.export.graphs import HeadGraph, operators
+from dinov3_seg_ros.pipeline import Segmenter
+
+SIZE = (64, 96)
+_VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+FAMILIES = {
+    "dinov3_vit": {
+        **_VIT, "model_type": "dinov3_vit", "patch_size": 16, "intermediate_size": 48, "num_register_tokens": 4,
+        "use_gated_mlp": True, "hidden_act": "silu",
+    },
+    "dinov3_convnext": {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "dinov2": {**_VIT, "model_type": "dinov2", "patch_size": 16, "image_size": 224},
+    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+}  # fmt: skip
+
+# Of the operators that the ONNX parsers of TensorRT 10 and 11 both list as supported, those we rely on.
+TENSORRT_OPERATORS = {
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
+    "DequantizeLinear", "Div", "Erf", "Expand", "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity",
+    "LayerNormalization", "MatMul", "MaxPool", "Mul", "Neg", "Pow", "QuantizeLinear", "ReduceMean", "Relu", "Reshape",
+    "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+
+
+def made_backbone(family, layers=None):
+    torch.manual_seed(0)
+    backbone = build_backbone(FAMILIES[family], layers=layers)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    backbone.freeze()
+    return backbone.eval()
+
+
+def tiny_bundle(folder, family="dinov3_convnext", **options):
+    layers = [1, 2, 3] if family == "dinov3_convnext" else None
+    return write_tiny_bundle(
+        folder, backbone=made_backbone(family, layers), network_size=SIZE, geometry="stretch", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return scenes.sample("val", 7, (120, 160))[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A bundle with its graphs in float32; copy it before changing it."""
+    bundle = tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny")
+    export([bundle.path], ExportOptions(fuse=True))
+    return bundle
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    shutil.copytree(exported.path, tmp_path / "tiny")
+    return load_bundle(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_pytorchs_labels_with_operators_that_tensorrt_reads(family, tmp_path, picture):
+    bundle = tiny_bundle(tmp_path / "tiny", family)
+    (folder,) = export([bundle.path], ExportOptions())
+    for graph in ("backbone.onnx", "head.onnx"):
+        assert operators(folder / graph) <= TENSORRT_OPERATORS
+    expected = Segmenter.from_bundle(bundle.path, "torch").segment([picture])[0]
+    result = Segmenter.from_bundle(bundle.path, "onnx").segment([picture])[0]
+    assert len(np.unique(expected.labels)) > 1
+    assert (result.labels == expected.labels).mean() >= 0.9995
+    assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
+
+
+def test_the_graphs_say_what_they_are(exported):
+    (found,), refused = find_exports(exported)
+    assert refused == []
+    assert found.manifest.verified
+    assert found.manifest.parity["heads"]["tiny"]["labels_equal"] >= 0.9995
+    said = {p.key: p.value for p in onnx.load(found.folder / "backbone.onnx").metadata_props}
+    assert said["backbone_identity"] == exported.manifest.backbone.identity
+    assert json.loads(said["layers"]) == [1, 2, 3]
+    said = {p.key: p.value for p in onnx.load(found.folder / "head.onnx").metadata_props}
+    assert json.loads(said["class_names"]) == exported.manifest.classes.names
+    assert "| tiny | 1.0" in (found.folder / "report.md").read_text()
+
+
+def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
+    folder = find_exports(exported)[0][0].folder
+    canvases = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
+    (logits,) = onnxruntime.InferenceSession(folder / "fused.onnx").run(["logits"], {"canvases": canvases})
+    runtime = Segmenter.from_bundle(exported.path, "onnx", max_batch=3).runtime
+    np.testing.assert_allclose(logits, runtime.logits("tiny", runtime.features(canvases)), atol=1e-4)
+
+
+def test_a_backbone_stored_in_float16_is_exported_in_half_the_space(exported, tmp_path):
+    halved = made_backbone("dinov3_convnext", [1, 2, 3]).half().float()
+    bundle = write_tiny_bundle(tmp_path / "halved", backbone=halved, network_size=SIZE, geometry="stretch")
+    (folder,) = export([bundle.path], ExportOptions())
+    whole = find_exports(exported)[0][0].folder
+    assert (folder / "backbone.onnx").stat().st_size < 0.85 * (whole / "backbone.onnx").stat().st_size
+
+
+def test_the_robot_runs_the_graphs_without_torch(exported):
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None, safetensors=None)\n"
+        "import numpy as np; from dinov3_seg_ros.pipeline import Segmenter\n"
+        f"segmenter = Segmenter.from_bundle({str(exported.path)!r})\n"
+        "segmenter.warm_up()\n"
+        "print(segmenter.runtime.name, segmenter.segment([np.zeros((50, 60, 3), np.uint8)])[0].labels.shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "onnx (50, 60)\n", result.stderr
+
+
+def test_auto_takes_the_graphs_where_there_are_any_and_says_why(exported, tmp_path):
+    segmenter = Segmenter.from_bundle(exported.path)
+    assert segmenter.runtime.name == "onnx"
+    assert "fastest" in segmenter.runtime_reason and "torch would run on the" in segmenter.runtime_reason
+    plain = Segmenter.from_bundle(tiny_bundle(tmp_path / "plain").path)
+    assert plain.runtime.name == "torch"
+    assert "python -m dinov3_seg_ros.export" in plain.runtime_reason
+
+
+def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):
+    one = write_tiny_bundle(tmp_path / "one", name="one", network_size=SIZE, geometry="stretch")
+    two = write_tiny_bundle(tmp_path / "two", name="two", num_classes=9, network_size=SIZE, geometry="stretch", seed=3)
+    export([one.path, two.path], ExportOptions())
+    segmenter = Segmenter.from_bundle([one.path, two.path], "onnx")
+    calls, run = [], segmenter.runtime.features
+    segmenter.runtime.features = lambda canvases: calls.append(len(canvases)) or run(canvases)
+    result = segmenter.segment([picture])[0]
+    assert calls == [1]
+    for bundle in (one, two):
+        alone = Segmenter.from_bundle(bundle.path, "onnx").segment([picture])[0].labels
+        assert np.array_equal(result.heads[bundle.manifest.name].labels, alone)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8_qdq"])
+def test_lower_precisions_stay_near_the_model(copy, precision, picture):
+    export([copy.path], ExportOptions(precision=precision, least_labels=0.8))
+    record = next(e for e in find_exports(copy)[0] if e.manifest.precision == precision).manifest
+    assert record.verified
+    assert 0.95 < min(m["cosine"] for m in record.parity["features"].values()) < 1
+    segmenter = Segmenter.from_bundle(copy.path, "onnx", precision=precision)
+    expected = Segmenter.from_bundle(copy.path, "torch").segment([picture])[0].labels
+    assert (segmenter.segment([picture])[0].labels == expected).mean() > 0.8
+    assert precision in segmenter.runtime.description
+
+
+def test_a_precision_that_cannot_be_run_here_is_unverified_and_never_chosen_by_itself(tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny")
+    (folder,) = export([bundle.path], ExportOptions(precision="bf16"))
+    assert "Not verified" in (folder / "report.md").read_text()
+    assert Segmenter.from_bundle(bundle.path).runtime.name == "torch"
+    with pytest.raises(ExportError, match=r"backbone\.onnx cannot be loaded by ONNX Runtime"):
+        Segmenter.from_bundle(bundle.path, "onnx", precision="bf16")
+
+
+def test_graphs_that_compute_something_else_fail_the_command_and_leave_nothing(copy, monkeypatch, capsys):
+    shutil.rmtree(copy.path / "onnx")
+    right = exporter.export_head
+
+    def wrong(graph, maps, layers, path, properties):
+        spoilt = HeadGraph(load_bundle(copy.path).load_head())
+        torch.nn.init.normal_(spoilt.head.classifier.weight)
+        right(spoilt, maps, layers, path, properties)
+
+    monkeypatch.setattr(exporter, "export_head", wrong)
+    assert main([str(copy.path)]) == 1
+    assert "logits of tiny has cosine" in capsys.readouterr().err
+    assert [path.name for path in (copy.path / "onnx").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_leaves_the_old_graphs(copy):
+    before = {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"from dinov3_seg_ros.export.__main__ import main; sys.exit(main([{str(copy.path)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "cannot be written" in result.stderr
+    assert before == {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
+
+
+def test_two_exports_at_once_both_end_well(copy):
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=export, args=([copy.path], ExportOptions())) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
+    assert sorted(path.name for path in (copy.path / "onnx").iterdir()) == [".lock", "64x96-fp32"]
+
+
+@pytest.mark.parametrize("graph", ["backbone.onnx", "head.onnx"])
+def test_a_damaged_graph_is_named_and_never_run(copy, graph):
+    path = copy.path / "onnx" / "64x96-fp32" / graph
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=f"{graph} is damaged"):
+        Segmenter.from_bundle(copy.path, "onnx")
+    path.unlink()
+    with pytest.raises(ExportError, match=f"{graph} is missing"):
+        Segmenter.from_bundle(copy.path, "onnx")
+
+
+@pytest.mark.parametrize(("options", "what"), [({"seed": 9}, "head"), ({"num_classes": 4}, "head"), ({}, "backbone")])
+def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what):
+    backbone = made_backbone("dinov3_convnext", [1, 2, 3])
+    if what == "backbone":
+        with torch.no_grad():
+            next(backbone.parameters()).mul_(1.01)
+    other = write_tiny_bundle(tmp_path / "tiny", backbone=backbone, network_size=SIZE, geometry="stretch", **options)
+    shutil.copytree(exported.path / "onnx", other.path / "onnx")
+    with pytest.raises(RuntimeUnavailableError, match=f"was exported with another {what} than the bundle's"):
+        Segmenter.from_bundle(other.path, "onnx")
+    assert Segmenter.from_bundle(other.path).runtime.name == "torch"
+
+
+def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, picture):
+    export([copy.path], ExportOptions(size=(96, 64)))
+    segmenter = Segmenter.from_bundle(copy.path, "onnx", geometry="native")
+    assert segmenter.runtime.sizes == ((64, 96), (96, 64))
+    taken, run = [], segmenter.runtime.features
+    segmenter.runtime.features = lambda canvases: taken.append(canvases.shape[1:3]) or run(canvases)
+    upright = np.ascontiguousarray(picture.transpose(1, 0, 2))
+    results = segmenter.segment([picture, upright])
+    assert taken == [(64, 96), (96, 64)]
+    assert [result.labels.shape for result in results] == [picture.shape[:2], upright.shape[:2]]
+
+
+def test_a_size_without_graphs_names_the_command_that_makes_them(exported):
+    with pytest.raises(RuntimeUnavailableError, match=r"dinov3_seg_ros\.export .* --size 128 96"):
+        Segmenter.from_bundle(exported.path, "onnx", network_size=(128, 96))
+    with pytest.raises(ParameterError, match="multiples of 32"):
+        export([exported.path], ExportOptions(size=(100, 100)))
+    with pytest.raises(ParameterError, match="unknown precision"):
+        Segmenter.from_bundle(exported.path, "onnx", precision="fp8")
+
+
+def test_the_miou_of_both_is_reported_where_there_are_masks(copy, tmp_path, picture):
+    import cv2
+
+    for kind, image in (("images", picture), ("masks", np.zeros(picture.shape[:2], np.uint8))):
+        (tmp_path / kind).mkdir()
+        cv2.imwrite(str(tmp_path / kind / "a.png"), image)
+    (folder,) = export([copy.path], ExportOptions(images=tmp_path / "images", masks=tmp_path / "masks"))
+    head = json.loads((folder / "export.json").read_text())["parity"]["heads"]["tiny"]
+    assert head["miou"] == pytest.approx(head["miou_reference"], abs=1e-3)
