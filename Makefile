@@ -18,7 +18,7 @@ help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figures (options: make demo ARGS="--help")
-	@$(PYTHON) tools/environment.py .venv-demo torch cv-headless ros-kilted
+	@$(PYTHON) tools/environment.py .venv-demo cpu cv-headless ros-kilted
 	.venv-demo/bin/python -m dinov3_seg_ros.demo $(ARGS)
 
 setup: ## Make .venv, with all that tests and training need

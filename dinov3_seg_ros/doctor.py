@@ -173,9 +173,17 @@ def _runtimes() -> Iterator[Finding]:
     reasons = available_runtimes()
     usable = [name for name in RUNTIMES if reasons[name] is None]
     for name, reason in reasons.items():
-        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or "can be used")
+        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name))
     if not usable:
         yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
+
+
+def _abilities(runtime: str) -> str:
+    if runtime != "onnx":
+        return "can be used"
+    import onnxruntime
+
+    return f"can be used, with {', '.join(onnxruntime.get_available_providers())}"
 
 
 def _decode() -> Iterator[Finding]:
@@ -206,6 +214,22 @@ def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
         )
         if manifest.backbone.storage != "embedded":
             yield _external_backbone(bundle)
+        yield from _exports(bundle)
+
+
+def _exports(bundle: Bundle) -> Iterator[Finding]:
+    from dinov3_seg_ros.artefacts import find_exports
+
+    subject = f"graphs of {bundle.manifest.name}"
+    usable, refused = find_exports(bundle)
+    for export in usable:
+        size = "x".join(map(str, export.manifest.network_size))
+        verified = "compared with the model" if export.manifest.verified else "not verified"
+        yield Finding(OK, subject, f"ONNX, {size}, {export.manifest.precision}, {verified}")
+    for reason in refused:
+        yield Finding(WARNING, subject, reason, f"python -m dinov3_seg_ros.export {bundle.path}")
+    if not usable and not refused:
+        yield Finding(OK, subject, f"none; python -m dinov3_seg_ros.export {bundle.path} makes them")
 
 
 def _external_backbone(bundle: Bundle) -> Finding:
