@@ -147,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     train, val = (check_split(section, split, max(parsed.threads, 1), console) for split in ("train", "val"))
     problems = all_problems(train, val, parsed.allow_empty)
-    console.print(findings_table(train, val))
+    if train.class_names or val.class_names:
+        console.print(findings_table(train, val))
     _print_findings(train, val, console)
     _print_problems(problems, console)
     return 1 if problems else 0
