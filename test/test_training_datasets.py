@@ -1,207 +1,358 @@
-"""Data sets: the folder's layouts, its complaints, and the procedural scenes."""
+"""Every data set that a recipe can name, through one tester, and what is particular to each of the published ones."""
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+import tiny_datasets
 from PIL import Image
 
-from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import DatasetError
-from training.datasets.folder import FolderData
+from training.datasets import DATASETS, IncompleteError, SegmentationDataset
+from training.datasets.camvid import CamVidData
+from training.datasets.coco_panoptic import CocoPanopticData
+from training.datasets.penn_fudan import PennFudanData
 from training.datasets.scenes import ScenesData
-
-CLASSES = ["floor", "wall", "box"]
-
-
-def write_pair(images: Path, masks: Path, stem: str, mask: np.ndarray | None = None, palette: bool = False) -> None:
-    images.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(parents=True, exist_ok=True)
-    mask = np.tile(np.array([0, 1, 2, 255], np.uint8), (6, 2)) if mask is None else mask
-    Image.fromarray(np.full((6, 8, 3), (200, 100, 50), np.uint8)).save(images / f"{stem}.png")
-    picture = Image.fromarray(mask)
-    if palette:
-        picture = picture.convert("P")
-        picture.putdata(mask.ravel().tolist())
-        picture.putpalette([value % 256 for value in range(7, 775)])
-    picture.save(masks / f"{stem}.png")
+from training.datasets.voc import VocData
+from training.recipe import apply_overrides
 
 
-def write_split(root: Path, split: str, count: int = 2, **options: object) -> None:
-    for index in range(count):
-        write_pair(root / split / "images", root / split / "masks", f"{split}_{index}", **options)
+def folder(root: Path):
+    tiny_datasets.build_camvid(root)
+    return DATASETS["folder"](root=str(root), classes=[f"c{i}" for i in range(11)], ignore_values=[11])
 
 
-def folder(root: Path, **options: object) -> FolderData:
-    return FolderData(root=str(root), classes=CLASSES, **options)
+def scenes(root: Path):
+    return ScenesData(count=4, val_count=2, size=(48, 64), cache=None)
 
 
-@pytest.mark.parametrize("palette", [False, True])
-def test_grey_and_palette_masks_are_read_as_class_ids(tmp_path, palette):
-    write_split(tmp_path, "train", palette=palette)
-    data = folder(tmp_path).open("train")
-    image, mask = data.item(1)
-    assert image.shape == (6, 8, 3) and tuple(image[0, 0]) == (200, 100, 50)
-    assert mask.dtype == np.uint8 and mask[0].tolist() == [0, 1, 2, 255, 0, 1, 2, 255]
-    assert (len(data), data.describe(1), data.class_names) == (2, "train_1.png", CLASSES)
+def published(name: str) -> Callable[[Path], object]:
+    def make(root: Path):
+        tiny_datasets.BUILDERS[name](root)
+        return DATASETS[name](root=str(root))
+
+    make.__name__ = name
+    return make
 
 
-def test_every_ignored_value_becomes_the_one_ignore_value(tmp_path):
-    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 11, 255], np.uint8), (6, 2)))
-    data = folder(tmp_path, ignore_values=[11, 255]).open("train")
-    assert data.item(0)[1][0, :4].tolist() == [0, 1, data.ignore_value, data.ignore_value]
+def penn_fudan_original(root: Path):
+    tiny_datasets.build_penn_fudan_original(root)
+    return PennFudanData(root=str(root), val_fraction=1 / 3)
 
 
-def test_an_ignored_value_may_lie_among_the_class_ids(tmp_path):
-    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 2, 2], np.uint8), (6, 2)))
-    data = folder(tmp_path, ignore_values=[2]).open("train")
-    assert data.item(0)[1][0, :4].tolist() == [0, 1, 255, 255]
+def camvid_of_segnet(root: Path):
+    tiny_datasets.build_camvid(root)
+    for split in ("train", "val"):
+        (root / split / "masks").rename(root / f"{split}annot")
+        for image in (root / split / "images").iterdir():
+            image.rename(root / split / image.name)
+        (root / split / "images").rmdir()
+    return CamVidData(root=str(root))
 
 
-def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):
-    for index in range(10):
-        write_pair(tmp_path / "images", tmp_path / "masks", f"i{index}")
-    section = folder(tmp_path, val_fraction=0.3)
-    names = {
-        split: {data.describe(i) for i in range(len(data))}
-        for split, data in ((split, section.open(split)) for split in ("train", "val"))
-    }
-    assert len(names["val"]) == 3 and len(names["train"]) == 7
-    assert not names["val"] & names["train"]
+def voc_without_sbd(root: Path):
+    tiny_datasets.build_voc(root, augmented=False)
+    return VocData(root=str(root))
 
 
-def test_classes_come_from_the_data_sets_own_file(tmp_path):
-    write_split(tmp_path, "train")
-    (tmp_path / "classes.yaml").write_text(
-        yaml.safe_dump({"a": [1, 2, 3], "b": [4, 5, 6], "c": [7, 8, 9]}, sort_keys=False)
-    )
-    data = FolderData(root=str(tmp_path)).open("train")
-    assert data.class_names == ["a", "b", "c"]
-    assert data.palette[1] == (4, 5, 6)
+#: Section maker, number of classes, whether each mask holds every class, whether it holds ignored pixels.
+CASES = [
+    (folder, 11, True, True),
+    (scenes, 11, False, False),
+    (published("voc"), 21, True, True),
+    (voc_without_sbd, 21, True, True),
+    (published("coco_panoptic"), 134, True, False),
+    (published("penn_fudan"), 2, True, False),
+    (penn_fudan_original, 2, True, False),
+    (published("ade20k"), 150, True, True),
+    (published("cityscapes"), 19, True, True),
+    (published("camvid"), 11, True, True),
+    (camvid_of_segnet, 11, True, True),
+]
 
 
-def missing_root(root: Path) -> FolderData:
-    return folder(root / "absent")
-
-
-def no_splits(root: Path) -> FolderData:
-    write_pair(root / "images", root / "masks", "a")
-    return folder(root)
-
-
-def needless_fraction(root: Path) -> FolderData:
-    write_split(root, "train")
-    return folder(root, val_fraction=0.5)
-
-
-def missing_masks_folder(root: Path) -> FolderData:
-    (root / "train" / "images").mkdir(parents=True)
-    Image.new("RGB", (8, 6)).save(root / "train" / "images" / "a.png")
-    return folder(root)
-
-
-def empty_folder(root: Path) -> FolderData:
-    (root / "train" / "images").mkdir(parents=True)
-    (root / "train" / "masks").mkdir()
-    return folder(root)
-
-
-def image_without_mask(root: Path) -> FolderData:
-    write_split(root, "train")
-    (root / "train" / "masks" / "train_1.png").unlink()
-    return folder(root)
-
-
-def two_images_of_one_stem(root: Path) -> FolderData:
-    write_split(root, "train")
-    Image.new("RGB", (8, 6)).save(root / "train" / "images" / "train_0.jpg")
-    return folder(root)
-
-
-def unreadable_image(root: Path) -> FolderData:
-    write_split(root, "train", count=1)
-    (root / "train" / "images" / "train_0.png").write_bytes(b"no picture")
-    return folder(root)
-
-
-def unreadable_mask(root: Path) -> FolderData:
-    write_split(root, "train", count=1)
-    file = root / "train" / "masks" / "train_0.png"
-    file.write_bytes(file.read_bytes()[:45])
-    return folder(root)
-
-
-def colour_mask(root: Path) -> FolderData:
-    write_split(root, "train", count=1)
-    Image.new("RGB", (8, 6)).save(root / "train" / "masks" / "train_0.png")
-    return folder(root)
-
-
-def other_size(root: Path) -> FolderData:
-    write_split(root, "train", count=1, mask=np.zeros((6, 9), np.uint8))
-    return folder(root)
-
-
-def value_out_of_range(root: Path) -> FolderData:
-    write_split(root, "train", count=1, mask=np.full((6, 8), 3, np.uint8))
-    return folder(root)
-
-
-def no_classes(root: Path) -> FolderData:
-    write_split(root, "train")
-    return FolderData(root=str(root))
-
-
-def wrong_classes_file(root: Path) -> FolderData:
-    write_split(root, "train")
-    (root / "classes.yaml").write_text("a: [1, 2]")
-    return FolderData(root=str(root))
+def masks(data: SegmentationDataset) -> list[np.ndarray]:
+    return [data.item(index)[1] for index in range(len(data))]
 
 
 @pytest.mark.parametrize(
-    ("make", "parts"),
-    [
-        (missing_root, ["absent", "no such folder", "data.root"]),
-        (no_splits, ["val_fraction"]),
-        (needless_fraction, ["val_fraction", "remove"]),
-        (missing_masks_folder, ["masks", "no such folder"]),
-        (empty_folder, ["images", "holds no file"]),
-        (image_without_mask, ["1 of 2 images", "train_1.png", "masks"]),
-        (two_images_of_one_stem, ["train_0.jpg", "same stem"]),
-        (unreadable_image, ["train_0.png", "cannot be read"]),
-        (unreadable_mask, ["train_0.png", "cannot be read"]),
-        (colour_mask, ["train_0.png", "colour"]),
-        (other_size, ["9x6", "8x6"]),
-        (value_out_of_range, ["train_0.png", "value 3", "0 to 2", "[255]"]),
-        (no_classes, ["class names", "classes.yaml"]),
-        (wrong_classes_file, ["classes.yaml", "[r, g, b]"]),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ("make", "classes", "complete", "ignores"), CASES, ids=lambda case: getattr(case, "__name__", "")
 )
-def test_one_clear_message_for_what_is_wrong_with_a_folder(tmp_path, make, parts):
+def test_a_data_set_keeps_what_the_protocol_promises(tmp_path, make, classes, complete, ignores):
+    section = make(tmp_path)
+    names, images = {}, {}
+    for split, count in tiny_datasets.COUNTS.items():
+        data = pickle.loads(pickle.dumps(section.open(split)))  # the way to the processes that load data
+        assert len(data) == count
+        assert len(data.class_names) == len(data.palette) == len(set(data.class_names)) == classes
+        assert all(len(colour) == 3 and min(colour) >= 0 and max(colour) <= 255 for colour in data.palette)
+        assert data.ignore_value == 255
+        names[split] = {data.describe(index) for index in range(count)}
+        images[split] = {data.item(index)[0].tobytes() for index in range(count)}
+        for index in range(count):
+            image, mask = data.item(index)
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            assert mask.dtype == np.uint8 and mask.shape == image.shape[:2]
+            found = set(np.unique(mask).tolist())
+            assert found <= {*range(classes), 255}
+            assert not complete or found == {*range(classes), *([255] if ignores else [])}
+    assert len(names["train"]) == 4 and len(names["val"]) == 2
+    assert not names["train"] & names["val"] and not images["train"] & images["val"]
+
+
+def test_every_data_set_is_tested():
+    assert {make.__name__ for make, *_ in CASES} >= DATASETS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(tiny_datasets.BUILDERS))
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_absent_layout_gives_one_message_that_says_how_it_must_look(tmp_path, name, present, split):
+    root = tmp_path / "data"
+    if present:
+        root.mkdir()
     with pytest.raises(DatasetError) as error:
-        make(tmp_path).open("train").item(0)
+        DATASETS[name](root=str(root)).open(split)
+    said = str(error.value)
+    assert str(root) in said and "data.root" in said and "\n" not in said
+    assert ("no such folder" in said) == (not present)
+    parts = said.rpartition("has: ")[2].split("; ")
+    assert len(parts) >= 2
+    tiny_datasets.BUILDERS[name](root)
+    assert all(any((root / path).exists() for path in part.split(" or ")) for part in parts), parts
+
+
+@pytest.mark.parametrize("name", sorted(tiny_datasets.BUILDERS))
+def test_a_missing_mask_is_named_before_anything_is_read(tmp_path, name):
+    tiny_datasets.BUILDERS[name](tmp_path)
+    section = DATASETS[name](root=str(tmp_path))
+    data = section.open("val")
+    lost = data._pairs[1].mask
+    lost.unlink()
+    with pytest.raises(IncompleteError, match="1 of 2 images") as error:
+        section.open("val")
+    assert error.value.missing == [str(lost)] and str(lost) in str(error.value)
+    assert [error.value.rest.describe(0)] == [data.describe(0)] and len(error.value.rest) == 1
+
+
+def test_the_root_can_be_given_on_the_command_line():
+    section = apply_overrides(CocoPanopticData(root="a"), ["--root", "b", "--background", "ignore"])
+    assert (section.root, section.background) == ("b", "ignore")
+
+
+def with_values(root: Path, folder: str, values: np.ndarray) -> None:
+    """Replace the first mask of a folder."""
+    tiny_datasets.save_mask(min((root / folder).iterdir()), values)
+
+
+def test_voc_trains_on_the_augmented_list_where_its_masks_are_there_and_says_so(tmp_path):
+    tiny_datasets.build_voc(tmp_path)
+    section = VocData(root=str(tmp_path))
+    assert section.resolved().train_list == "train_aug" and len(section.open("train")) == 4
+    plain = VocData(root=str(tmp_path), train_list="train")
+    assert plain.resolved() == plain and len(plain.open("train")) == 2
+    (tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt").unlink()
+    with pytest.raises(DatasetError, match=r"no ImageSets/Segmentation/train_aug\.txt"):
+        section.open("train")
+
+
+def test_without_sbd_voc_trains_on_its_own_list(tmp_path):
+    section = voc_without_sbd(tmp_path)
+    assert section.resolved().train_list == "train"
+    with pytest.raises(DatasetError, match="no SegmentationClassAug"):
+        VocData(root=str(tmp_path), train_list="train_aug").open("train")
+
+
+def test_lists_of_voc_may_hold_paths_and_lie_in_a_folder_of_their_own(tmp_path):
+    tiny_datasets.build_voc(tmp_path)
+    expected = [mask.tolist() for mask in masks(VocData(root=str(tmp_path)).open("train"))]
+    (tmp_path / "list").mkdir()
+    plain = tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt"
+    names = plain.read_text().split()
+    plain.unlink()
+    (tmp_path / "list" / "train_aug.txt").write_text(
+        "\n".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in names)
+    )
+    assert [mask.tolist() for mask in masks(VocData(root=str(tmp_path)).open("train"))] == expected
+
+
+def test_voc_reads_indices_and_ignores_its_border(tmp_path):
+    tiny_datasets.build_voc(tmp_path, augmented=False)
+    data = VocData(root=str(tmp_path)).open("val")
+    seed = tiny_datasets.seeds("val")[0]
+    assert np.array_equal(data.item(0)[1], tiny_datasets.values_of(tiny_datasets.VOC_VALUES, seed))
+    with Image.open(min((tmp_path / "SegmentationClass").iterdir())) as picture:
+        assert picture.mode == "P"
+    assert data.class_names[15] == "person" and data.palette[15] == (192, 128, 128)
+
+
+def coco_truth(root: Path, split: str, index: int) -> tuple[np.ndarray, dict]:
+    """The segment ids of a mask, decoded by the definition, and its entry in the JSON."""
+    content = json.loads((root / "annotations" / f"panoptic_{split}2017.json").read_text())
+    entry = sorted(content["annotations"], key=lambda entry: entry["image_id"])[index]
+    with Image.open(root / "annotations" / f"panoptic_{split}2017" / entry["file_name"]) as picture:
+        rgb = np.array(picture).astype(np.int64)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2], entry
+
+
+@pytest.mark.parametrize(("background", "unlabelled"), [("class", 0), ("ignore", 255)])
+def test_coco_segments_become_classes_in_the_order_of_the_categories(tmp_path, background, unlabelled):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    data = CocoPanopticData(root=str(tmp_path), background=background).open("train")
+    categories = [category["id"] for category in tiny_datasets.coco_categories()]
+    for index in range(len(data)):
+        segment_ids, entry = coco_truth(tmp_path, "train", index)
+        mask = data.item(index)[1]
+        assert set(mask[segment_ids == 0]) == {unlabelled}
+        for segment in entry["segments_info"]:
+            assert set(mask[segment_ids == segment["id"]]) == {categories.index(segment["category_id"]) + 1}
+        assert any(segment["iscrowd"] for segment in entry["segments_info"])
+    names = data.class_names
+    assert [names[i] for i in (0, 1, 80, 81, 133)] == ["background", "person", "toothbrush", "banner", "rug-merged"]
+
+
+def test_coco_masks_may_lie_beside_the_annotations(tmp_path):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    (tmp_path / "annotations" / "panoptic_val2017").rename(tmp_path / "panoptic_val2017")
+    assert len(masks(CocoPanopticData(root=str(tmp_path)).open("val"))) == 2
+
+
+def test_coco_pairs_images_with_masks_by_the_json_not_by_order(tmp_path):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    data = CocoPanopticData(root=str(tmp_path)).open("val")
+    for index, seed in enumerate(tiny_datasets.seeds("val")):
+        assert data.describe(index) == f"{seed:012d}.jpg"
+        assert coco_truth(tmp_path, "val", index)[1]["image_id"] == seed
+
+
+def test_the_json_of_coco_is_parsed_once(tmp_path, monkeypatch):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    parsed, load = [], json.load
+    monkeypatch.setattr(json, "load", lambda *args, **options: parsed.append(args) or load(*args, **options))
+    for background in ("class", "ignore", "class"):
+        CocoPanopticData(root=str(tmp_path), background=background).open("val")
+    assert len(parsed) == 1
+
+
+def edit_coco(root: Path, change: Callable[[dict], object]) -> None:
+    path = root / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda content: content.pop("annotations"), ["panoptic_val2017.json", "annotations"]),
+        (lambda content: content["categories"][3].update(name="unicorn"), ["unicorn", "133"]),
+        (lambda content: content["categories"].pop(), ["panoptic_val2017.json", "200"]),
+        (lambda content: content["annotations"][-1]["segments_info"].pop(), ["segment", "row", "does not list"]),
+    ],
+)
+def test_a_faulty_json_of_coco_gives_one_clear_message(tmp_path, change, parts):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    edit_coco(tmp_path, change)
+    with pytest.raises(DatasetError) as error:
+        CocoPanopticData(root=str(tmp_path)).open("val").item(0)
     assert all(part in str(error.value) for part in parts), str(error.value)
-    assert "\n" not in str(error.value)
 
 
-def test_scenes_are_the_renderers_and_the_cache_changes_nothing(tmp_path):
-    plain = ScenesData(count=2, size=(48, 64), cache=None).open("train")
-    cached = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
-    for data in (plain, cached, cached):
-        image, mask = data.item(1)
-        expected_image, expected_mask = scenes.sample("train", 1, (48, 64))
-        assert np.array_equal(image, expected_image) and np.array_equal(mask, expected_mask)
-    assert plain.class_names == list(scenes.CLASS_NAMES)
+def test_a_json_of_coco_that_is_cut_short_gives_one_clear_message(tmp_path):
+    tiny_datasets.build_coco_panoptic(tmp_path)
+    path = tmp_path / "annotations" / "panoptic_val2017.json"
+    path.write_text(path.read_text()[:1000])
+    with pytest.raises(DatasetError, match="cannot be read as JSON"):
+        CocoPanopticData(root=str(tmp_path)).open("val")
 
 
-def test_a_damaged_cache_entry_is_rendered_again(tmp_path):
-    data = ScenesData(count=1, size=(48, 64), cache=str(tmp_path)).open("val")
-    image, _ = data.item(0)
-    file = next(tmp_path.rglob("*.npy"))
-    file.write_bytes(file.read_bytes()[:100])
-    assert np.array_equal(data.item(0)[0], image)
-    assert np.load(file).shape == (48, 64, 4)
+def test_every_person_of_penn_fudan_is_a_person(tmp_path):
+    tiny_datasets.build_penn_fudan(tmp_path)
+    with_values(tmp_path, "train_masks", np.tile([0, 1, 7, 255], (tiny_datasets.HEIGHT, tiny_datasets.WIDTH // 4)))
+    mask = PennFudanData(root=str(tmp_path)).open("train").item(0)[1]
+    assert mask[0, :4].tolist() == [0, 1, 1, 1]
+
+
+def test_penn_fudan_never_mixes_its_two_layouts(tmp_path):
+    tiny_datasets.build_penn_fudan(tmp_path)
+    tiny_datasets.build_penn_fudan_original(tmp_path)
+    section = PennFudanData(root=str(tmp_path))
+    assert (len(section.open("train")), len(section.open("val"))) == (4, 2)
+    (tmp_path / "valid_images").rename(tmp_path / "other")
+    with pytest.raises(DatasetError, match="no valid_images"):
+        section.open("val")
+
+
+def test_24_of_penn_fudans_170_images_are_kept_for_validation(tmp_path):
+    for folder, ending in (("PNGImages", ""), ("PedMasks", "_mask")):
+        (tmp_path / folder).mkdir()
+        for number in range(170):
+            (tmp_path / folder / f"FudanPed{number:05d}{ending}.png").touch()
+    section = PennFudanData(root=str(tmp_path))
+    assert (len(section.open("train")), len(section.open("val"))) == (146, 24)
+
+
+def test_the_values_of_ade20k_begin_with_1_and_0_is_ignored(tmp_path):
+    tiny_datasets.build_ade20k(tmp_path)
+    data = DATASETS["ade20k"](root=str(tmp_path)).open("val")
+    values = tiny_datasets.values_of(range(151), tiny_datasets.seeds("val")[0]).astype(int)
+    assert np.array_equal(data.item(0)[1], np.where(values == 0, 255, values - 1))
+    assert [data.class_names[i] for i in (0, 12, 149)] == ["wall", "person", "flag"]
+
+
+def test_the_label_ids_of_cityscapes_become_train_ids(tmp_path):
+    tiny_datasets.build_cityscapes(tmp_path)
+    data = DATASETS["cityscapes"](root=str(tmp_path)).open("train")
+    label_ids = {
+        0: 255,
+        6: 255,
+        7: 0,
+        8: 1,
+        9: 255,
+        11: 2,
+        17: 5,
+        18: 255,
+        19: 6,
+        26: 13,
+        28: 15,
+        29: 255,
+        31: 16,
+        33: 18,
+    }
+    # Sorted by city, so the first item is the first seed.
+    values = tiny_datasets.values_of(range(34), tiny_datasets.seeds("train")[0])
+    for label, train_id in label_ids.items():
+        assert set(data.item(0)[1][values == label]) == {train_id}, label
+    assert [data.class_names[i] for i in (0, 13, 18)] == ["road", "car", "bicycle"]
+
+
+def test_what_camvid_does_not_evaluate_is_ignored(tmp_path):
+    tiny_datasets.build_camvid(tmp_path)
+    data = CamVidData(root=str(tmp_path)).open("val")
+    values = tiny_datasets.values_of(range(12), tiny_datasets.seeds("val")[0])
+    assert np.array_equal(data.item(0)[1], np.where(values == 11, 255, values))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "value", "allowed"),
+    [
+        ("voc", "SegmentationClass", 21, "0 to 20 and 255"),
+        ("ade20k", "annotations/validation", 151, "0 to 150"),
+        ("cityscapes", "gtFine/val/aachen", 34, "0 to 33"),
+        ("camvid", "val/masks", 12, "0 to 11"),
+    ],
+)
+def test_a_value_that_the_data_set_does_not_have_is_named(tmp_path, name, folder, value, allowed):
+    tiny_datasets.BUILDERS[name](tmp_path)
+    data = DATASETS[name](root=str(tmp_path)).open("val")
+    values = np.zeros((tiny_datasets.HEIGHT, tiny_datasets.WIDTH))
+    values[3, 5] = value
+    tiny_datasets.save_mask(data._pairs[0].mask, values)
+    assert data._pairs[0].mask.is_relative_to(tmp_path / folder)
+    with pytest.raises(DatasetError, match=rf"the value {value} at row 3, column 5; allowed are {allowed}:"):
+        data.item(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_datasets
 import torch
 import yaml
 from accelerate.state import AcceleratorState
@@ -354,6 +355,16 @@ def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):
     assert not (tmp_path / "scores.json").exists()
 
 
+def test_a_published_data_set_trains_by_its_recipe_and_is_evaluated_by_its_name(recipe, run, tmp_path):
+    tiny_datasets.build_voc(tmp_path / "voc")
+    folder = run(recipe(data={"name": "voc", "root": str(tmp_path / "voc")}, epochs=1)).output
+    assert load_recipe(folder / "recipe.yaml").data.train_list == "train_aug"
+    output = tmp_path / "scores.json"
+    arguments = ["--dataset", "voc", "--data.root", str(tmp_path / "voc"), "--json", str(output)]
+    assert evaluate.main([str(folder / "best"), *arguments]) == 0
+    assert json.loads(output.read_text())["images"] == 2
+
+
 @pytest.mark.skipif("CAMVID" not in os.environ, reason="set CAMVID to the folder of the data set")
 def test_the_camvid_recipe_dry_runs_on_the_data_itself(tmp_path, capsys):
     options = ["--data.root", os.environ["CAMVID"], "--workers", "0", "--batch-size", "2"]
@@ -381,6 +392,9 @@ def test_every_recipe_dry_runs_at_reduced_size(path, tmp_path, capsys):
     if recipe.data.name == "scenes":
         options += ["--data.count", "2", "--data.val-count", "1", "--data.size", "64", "96"]
         options += ["--data.cache", str(tmp_path / "cache")]
+    elif recipe.data.name in tiny_datasets.BUILDERS:
+        tiny_datasets.BUILDERS[recipe.data.name](tmp_path / "data")
+        options += ["--data.root", str(tmp_path / "data")]
     else:
         for split in ("train", "val"):
             write_folder(tmp_path / "data", 3, split)

@@ -173,15 +173,23 @@ def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[s
         if own.get("name") not in DATASETS:
             raise DatasetError(f"bundle '{manifest.name}' does not say what it was trained on; name a --dataset")
         return DATASETS[own["name"]].model_validate(own)
-    if dataset == "scenes":
-        return DATASETS[dataset]()
-    if dataset == "folder":
+    if dataset in DATASETS:
+        return _new_section(dataset, manifest, overrides)
+    return load_recipe(dataset).data
+
+
+def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:
+    """A data set that is named by itself; what its section requires comes from the overrides and the bundle."""
+    section = DATASETS[dataset]
+    required: dict[str, Any] = {}
+    if "root" in section.model_fields:
         root = next((overrides[i + 1] for i, o in enumerate(overrides[:-1]) if o == "--data.root"), None)
         if root is None:
-            raise DatasetError("data set 'folder' needs --data.root FOLDER")
-        colours = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
-        return DATASETS[dataset](root=root, classes=colours)
-    return load_recipe(dataset).data
+            raise DatasetError(f"data set '{dataset}' needs --data.root FOLDER")
+        required["root"] = root
+    if "classes" in section.model_fields:
+        required["classes"] = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
+    return section(**required)
 
 
 if __name__ == "__main__":

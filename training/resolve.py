@@ -41,6 +41,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     )
     return recipe.model_copy(
         update={
+            "data": recipe.data.resolved(),
             "backbone": resolved,
             "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,

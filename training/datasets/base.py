@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from dinov3_seg_ros.errors import DatasetError
+from training.section import Section
+
 Colour: TypeAlias = tuple[int, int, int]
 Split: TypeAlias = Literal["train", "val"]
+Fault: TypeAlias = Literal["unreadable file", "sizes differ", "value of no class", "other"]
 
 
 class SegmentationDataset(Protocol):
@@ -31,11 +36,52 @@ class SegmentationDataset(Protocol):
         Every mask value is a class id or ``ignore_value``.
 
         Raises:
-            DatasetError: it cannot be read, or contradicts the data set's description.
+            DatasetError: it cannot be read, or contradicts the data set's description; an `ItemError` says which.
         """
 
     def describe(self, index: int) -> str:
         """What a person would call this item, such as its file name."""
+
+
+class DataSettings(Section):
+    """The section ``data`` of a recipe; each data set has a subclass with a ``name`` of its own."""
+
+    def open(self, split: Split) -> SegmentationDataset:
+        """Find the items of one split; none is read yet.
+
+        Raises:
+            DatasetError: files are missing; the message says which, and how the folder must look.
+        """
+        raise NotImplementedError
+
+    def resolved(self) -> DataSettings:
+        """The section with every "auto" replaced by what it stands for on this machine."""
+        return self
+
+
+class ItemError(DatasetError):
+    """One item of a data set cannot be used.
+
+    Attributes:
+        fault: what is wrong with it, in two or three words.
+    """
+
+    def __init__(self, message: str, fault: Fault = "other") -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class IncompleteError(DatasetError):
+    """Some items of a data set lack a file.
+
+    Attributes:
+        missing: the files that are not there.
+        rest: the items that lack none.
+    """
+
+    def __init__(self, message: str, missing: Sequence[str] = (), rest: SegmentationDataset | None = None) -> None:
+        super().__init__(message)
+        self.missing, self.rest = list(missing), rest
 
 
 def unlabelled_value(class_count: int) -> int:

@@ -1,35 +1,37 @@
-"""Any folder of images and index masks."""
+"""Any folder of images and masks."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-import cv2
 import numpy as np
-import yaml
-from PIL import Image
 from pydantic import Field
 from tyro.conf import Fixed
 
 from dinov3_seg_ros.errors import DatasetError
-from dinov3_seg_ros.overlay import default_palette
-from training.datasets.base import Colour, Split, unlabelled_value
-from training.section import Section
+from training.datasets.base import Colour, DataSettings, ItemError, Split, unlabelled_value
+from training.datasets.class_lists import Classes, read_classes
+from training.datasets.files import (
+    COLOUR_WEIGHTS,
+    FileDataset,
+    LabelTable,
+    Pair,
+    as_number,
+    find_pairs,
+    open_pairs,
+    read_mask_values,
+    split_pairs,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 CLASSES_FILE = "classes.yaml"
-# Pillow's modes whose pixels are numbers, not colours. A palette image ("P") holds the index of its colour.
-_INDEX_MODES = ("1", "L", "P", "I", "I;16")
-
-Classes = dict[str, Colour] | list[str]
 
 
-class FolderData(Section):
-    """A folder of images and masks; a mask has the stem of its image and holds a class id in every pixel.
+class FolderData(DataSettings):
+    """A folder of images and masks; a mask has the stem of its image.
+
+    Every pixel of a mask holds a class id, or the colour of a class where `classes` gives colours.
 
     Either ``root/train/images``, ``root/train/masks``, ``root/val/images`` and ``root/val/masks``, or ``root/images``
     and ``root/masks`` with `val_fraction`.
@@ -47,35 +49,33 @@ class FolderData(Section):
     which holds the same."""
     ignore_values: tuple[int, ...] = (255,)
     """Mask values that belong to no class."""
+    ignore_colours: Annotated[tuple[Colour, ...], Fixed] = ()
+    """Colours, in masks of colours, that belong to no class."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the images kept for validation where root has no train and val folders."""
 
-    def open(self, split: Split) -> FolderDataset:
+    def open(self, split: Split) -> FileDataset:
         """Find the files of one split.
 
         Raises:
             DatasetError: a folder is missing or empty, or an image has no mask.
         """
-        class_names, palette = named_colours(self._classes())
-        pairs = self._pairs(split)
-        return FolderDataset(pairs, class_names, palette, self.ignore_values)
+        classes = self._classes()
+        return open_pairs(self._pairs(split), classes, FolderMasks(classes, self.ignore_values, self.ignore_colours))
 
     def _classes(self) -> Classes:
         if self.classes:
             return self.classes
         path = Path(self.root) / CLASSES_FILE
         try:
-            classes = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return read_classes(path)
         except FileNotFoundError:
             raise DatasetError(
                 f"the data set at {self.root} has no class names: list them under data.classes in the recipe, or in "
                 f"{path}"
             ) from None
-        except (OSError, yaml.YAMLError) as error:
-            raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
-        return _checked_classes(classes, path)
 
-    def _pairs(self, split: Split) -> list[tuple[Path, Path]]:
+    def _pairs(self, split: Split) -> list[Pair]:
         root = Path(self.root)
         if not root.is_dir():
             raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
@@ -89,144 +89,53 @@ class FolderData(Section):
                 f"{root} has no train and val folders; make them, or set data.val_fraction to the share of the images "
                 "to keep for validation"
             )
-        held_out = _held_out(pairs, self.val_fraction)
-        return [pair for pair in pairs if (pair in held_out) == (split == "val")]
+        return split_pairs(pairs, self.val_fraction, split)
 
 
-class FolderDataset:
-    """Pairs of files; see `FolderData` and `training.datasets.base.SegmentationDataset`."""
+class FolderMasks:
+    """Reads masks of class ids, or of the classes' colours; each file may be of either kind.
 
-    def __init__(
-        self,
-        pairs: Sequence[tuple[Path, Path]],
-        class_names: list[str],
-        palette: list[Colour],
-        ignore_values: Sequence[int],
-    ) -> None:
-        self._pairs = list(pairs)
-        self.class_names = class_names
-        self.palette = palette
-        self.ignore_value = unlabelled_value(len(class_names))
-        self._ignore_values = sorted(set(ignore_values))
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def describe(self, index: int) -> str:
-        """The image's file name."""
-        return self._pairs[index][0].name
-
-    def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `SegmentationDataset.item`."""
-        image_path, mask_path = self._pairs[index]
-        image, mask = read_image(image_path), read_index_mask(mask_path)
-        if image.shape[:2] != mask.shape:
-            raise DatasetError(
-                f"{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {image_path} is "
-                f"{image.shape[1]}x{image.shape[0]}; a mask must have the size of its image"
-            )
-        return image, self._class_ids(mask, mask_path)
-
-    def _class_ids(self, mask: np.ndarray, path: Path) -> np.ndarray:
-        count = len(self.class_names)
-        ignored = np.isin(mask, self._ignore_values)
-        wrong = ~ignored & ((mask < 0) | (mask >= count))
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise DatasetError(
-                f"{path} has the value {mask[row, column]} at row {row}, column {column}; allowed are 0 to "
-                f"{count - 1} (the {count} classes) and the ignore_values {self._ignore_values}: correct the mask, or "
-                "add the value to data.ignore_values"
-            )
-        ids = np.where(ignored, self.ignore_value, mask)
-        return ids.astype(np.uint8 if count <= 255 else np.uint16)
-
-
-def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Images with their masks, by stem, in the order of their names.
-
-    Raises:
-        DatasetError: a folder is missing or empty, two images share a stem, or an image has no mask.
+    Args:
+        classes: names, with colours or without.
+        ignore_values, ignore_colours: what belongs to no class.
     """
-    image_of, mask_of = _files_by_stem(images, IMAGE_SUFFIXES), _files_by_stem(masks, MASK_SUFFIXES)
-    unpaired = [image.name for stem, image in image_of.items() if stem not in mask_of]
-    if unpaired:
-        named = ", ".join(unpaired[:3]) + (", ..." if len(unpaired) > 3 else "")
-        raise DatasetError(
-            f"{len(unpaired)} of {len(image_of)} images in {images} have no mask of the same stem in {masks}: {named}"
+
+    def __init__(self, classes: Classes, ignore_values: Sequence[int], ignore_colours: Sequence[Colour]) -> None:
+        count, ignored = len(classes), unlabelled_value(len(classes))
+        self._ids = LabelTable(
+            {index: index for index in range(count)} | dict.fromkeys(ignore_values, ignored),
+            count,
+            as_number,
+            f"allowed are 0 to {count - 1} (the {count} classes) and the ignore_values {sorted(set(ignore_values))}: "
+            "correct the mask, or add the value to data.ignore_values",
         )
-    return [(image, mask_of[stem]) for stem, image in image_of.items()]
+        self._colours = None
+        if isinstance(classes, dict) and len(set(classes.values())) == count:
+            self._colours = LabelTable(
+                {_number(colour): index for index, colour in enumerate(classes.values())}
+                | dict.fromkeys(map(_number, ignore_colours), ignored),
+                count,
+                _as_colour,
+                "which no class has: correct the mask, or add the colour to data.ignore_colours",
+            )
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """See `training.datasets.files.MaskReader`."""
+        values, coloured = read_mask_values(path)
+        if not coloured:
+            return self._ids.labels(values, path)
+        if self._colours is None:
+            raise ItemError(
+                f"{path} is a colour picture; say which colour is which class (data.classes: a mapping of names to "
+                "colours [r, g, b], no two the same), or store one class id per pixel (greyscale or palette PNG)",
+                "value of no class",
+            )
+        return self._colours.labels(values, path)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF tag says.
-
-    Raises:
-        DatasetError: it is no image that can be read.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DatasetError(f"{path} cannot be read as an image; replace it or remove it with its mask")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def _number(colour: Colour) -> int:
+    return int(np.dot(colour, COLOUR_WEIGHTS))
 
 
-def read_index_mask(path: Path) -> np.ndarray:
-    """A mask file's pixel values as (H, W) integers; of a palette image, the indices.
-
-    Raises:
-        DatasetError: it cannot be read, or its pixels are colours.
-    """
-    try:
-        with Image.open(path) as picture:
-            mode, values = picture.mode, np.array(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} cannot be read as an image: {error}") from error
-    if mode not in _INDEX_MODES:
-        raise DatasetError(
-            f"{path} is a colour picture (mode {mode}); a mask must hold one class id per pixel (greyscale or palette "
-            "PNG)"
-        )
-    return values.astype(np.int32)
-
-
-def named_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
-    """Class names and colours of either form of ``classes``."""
-    if isinstance(classes, dict):
-        return list(classes), list(classes.values())
-    return list(classes), default_palette(len(classes))
-
-
-def _checked_classes(classes: Any, path: Path) -> Classes:
-    if isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes):
-        return classes
-    if isinstance(classes, dict) and classes:
-        try:
-            colours = {str(name): tuple(map(int, colour)) for name, colour in classes.items()}
-        except (TypeError, ValueError):
-            colours = {}
-        if colours and all(len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in colours.values()):
-            return colours
-    raise DatasetError(
-        f"{path} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
-    )
-
-
-def _files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder; see training/datasets/folder.py for the layout")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise DatasetError(f"{files[path.stem]} and {path.name} have the same stem; remove one of them")
-        files[path.stem] = path
-    if not files:
-        raise DatasetError(f"{folder} holds no file of the types {', '.join(suffixes)}")
-    return files
-
-
-def _held_out(pairs: list[tuple[Path, Path]], fraction: float) -> set[tuple[Path, Path]]:
-    """At least one pair; which, depends on the stems alone, so that it is the same on every machine."""
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].stem.encode()).digest())
-    return set(by_hash[: max(1, round(len(pairs) * fraction))])
+def _as_colour(number: int) -> str:
+    return f"the colour [{number % 256}, {number // 256 % 256}, {number // 65536}]"

@@ -12,11 +12,10 @@ from pydantic import Field
 
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.files import replacing_file
-from training.datasets.base import Split, unlabelled_value
-from training.section import Section
+from training.datasets.base import DataSettings, Split, unlabelled_value
 
 
-class ScenesData(Section):
+class ScenesData(DataSettings):
     """Rendered indoor scenes; validation has seeds and textures of its own."""
 
     name: Literal["scenes"] = "scenes"

@@ -1,0 +1,152 @@
+"""`training.check_dataset` finds every kind of fault, and nothing where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_datasets
+import yaml
+
+from training import check_dataset
+
+RECIPE = {
+    "name": "tiny",
+    "input": {"network_size": [32, 32]},
+    "backbone": {"source": "nowhere"},
+    "epochs": 1,
+}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    tiny_datasets.build_camvid(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def check(root: Path, capsys, *options: str, name: str = "camvid") -> tuple[int, str]:
+    """Exit status of the command and what it printed."""
+    recipe = root.parent / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "data": {"name": name, "root": "elsewhere"}}))
+    status = check_dataset.main([str(recipe), "--data.root", str(root), "--threads", "2", *options])
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", sorted(tiny_datasets.BUILDERS))
+def test_a_sound_data_set_has_no_problem(tmp_path, capsys, name):
+    root = tmp_path / "data"
+    tiny_datasets.BUILDERS[name](root)
+    status, printed = check(root, capsys, name=name)
+    assert status == 0 and "no problem found" in printed, printed
+    assert "train: 4 images" in printed and "val: 2 images" in printed
+
+
+def mask_value_out_of_range(root: Path) -> None:
+    for path in sorted((root / "train" / "masks").iterdir())[:2]:
+        tiny_datasets.save_mask(path, np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 12))
+
+
+def mask_of_other_size(root: Path) -> None:
+    tiny_datasets.save_mask(min((root / "train" / "masks").iterdir()), np.zeros((4, 4)))
+
+
+def image_without_mask(root: Path) -> None:
+    min((root / "train" / "masks").iterdir()).unlink()
+
+
+def unreadable_image(root: Path) -> None:
+    path = min((root / "val" / "images").iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def same_image_in_both(root: Path) -> None:
+    first = min((root / "train" / "images").iterdir())
+    min((root / "val" / "images").iterdir()).write_bytes(first.read_bytes())
+
+
+def class_that_never_occurs(root: Path) -> None:
+    for path in (root / "train" / "masks").iterdir():
+        tiny_datasets.save_mask(path, tiny_datasets.values_of([0, 1, 2, 3, 4, 5, 6, 7, 9, 10], 0))
+
+
+def no_validation_split(root: Path) -> None:
+    (root / "val").rename(root / "validation")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "parts"),
+    [
+        (mask_value_out_of_range, ["train: value of no class: 2", "0001TP_000000.png has the value 12", "000001.png"]),
+        (mask_of_other_size, ["train: sizes differ: 1", "0001TP_000000.png is 4x4", "48x40"]),
+        (image_without_mask, ["train: missing file: 1", "0001TP_000000.png", "train: 3 images"]),
+        (unreadable_image, ["val: unreadable file: 1", "0001TP_000100.jpg", "truncated"]),
+        (same_image_in_both, ["the same image in train and val: 1", "0001TP_000000.jpg and 0001TP_000100.jpg"]),
+        (class_that_never_occurs, ["train: class never occurs: 1", "\n  car\n"]),
+        (no_validation_split, ["val: cannot be opened: 1", "val/images", "train: 4 images"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_is_told_with_its_number_and_its_file(root, capsys, break_it, parts):
+    break_it(root)
+    status, printed = check(root, capsys)
+    assert status == 1 and "no problem" not in printed
+    assert all(part in printed for part in parts), printed
+
+
+def test_faults_of_several_kinds_are_told_at_once(root, capsys):
+    unreadable_image(root)
+    image_without_mask(root)
+    tiny_datasets.save_mask(root / "train" / "masks" / "0001TP_000001.png", np.zeros((4, 4)))
+    train_image = root / "train" / "images" / "0001TP_000002.jpg"
+    (root / "val" / "images" / "0001TP_000101.jpg").write_bytes(train_image.read_bytes())
+    status, printed = check(root, capsys)
+    assert status == 1
+    for kind in (
+        "val: unreadable file",
+        "train: missing file",
+        "train: sizes differ",
+        "the same image in train and val",
+    ):
+        assert f"{kind}: 1" in printed, printed
+
+
+def test_only_the_first_of_many_faults_are_named(root, capsys, monkeypatch):
+    monkeypatch.setattr(check_dataset, "NAMED", 2)
+    for path in (root / "train" / "masks").iterdir():
+        tiny_datasets.save_mask(path, np.zeros((4, 4)))
+    _, printed = check(root, capsys)
+    assert "train: sizes differ: 4" in printed and "and 2 more" in printed
+    assert "0001TP_000001.png" in printed and "0001TP_000002.png" not in printed
+
+
+def test_a_class_that_never_occurs_may_be_allowed(root, capsys):
+    class_that_never_occurs(root)
+    status, printed = check(root, capsys, "--allow-empty")
+    assert status == 0 and "no problem found" in printed
+
+
+def test_a_class_that_validation_never_shows_is_told_but_no_problem(root, capsys):
+    for path in (root / "val" / "masks").iterdir():
+        tiny_datasets.save_mask(path, tiny_datasets.values_of([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 0))
+    status, printed = check(root, capsys)
+    assert status == 0 and "undefined: bicyclist" in printed.replace("\n", " ")
+
+
+def test_pixels_and_images_of_each_class_are_counted(root, capsys):
+    quarter = np.zeros((tiny_datasets.HEIGHT, tiny_datasets.WIDTH))
+    quarter[:20, :24], quarter[20:] = 3, 11  # half of it ignored
+    for path in (root / "val" / "masks").iterdir():
+        tiny_datasets.save_mask(path, quarter)
+    tiny_datasets.save_mask(path, quarter * 0 + 3)
+    _, printed = check(root, capsys)
+    assert "val: 2 images, ignored pixels 25.00 %" in printed
+    rows = {line.split("│")[2].strip(): line.split("│") for line in printed.splitlines() if line.count("│") > 5}
+    assert [cell.strip() for cell in rows["road"][5:7]] == ["83.33 %", "2"]
+    assert [cell.strip() for cell in rows["sky"][5:7]] == ["16.67 %", "1"]
+
+
+def test_an_unknown_key_is_one_clear_message(root, capsys):
+    status, printed = check(root, capsys, "--data.rot", "x")
+    assert status == 1 and "--data.rot" in printed

@@ -1,0 +1,273 @@
+"""The data sets that need no download: a folder's layouts, masks and complaints, and the procedural scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros.errors import DatasetError
+from training.datasets.folder import FolderData
+from training.datasets.scenes import ScenesData
+
+CLASSES = ["floor", "wall", "box"]
+
+
+def write_pair(images: Path, masks: Path, stem: str, mask: np.ndarray | None = None, palette: bool = False) -> None:
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
+    mask = np.tile(np.array([0, 1, 2, 255], np.uint8), (6, 2)) if mask is None else mask
+    Image.fromarray(np.full((6, 8, 3), (200, 100, 50), np.uint8)).save(images / f"{stem}.png")
+    picture = Image.fromarray(mask)
+    if palette:
+        picture = picture.convert("P")
+        picture.putdata(mask.ravel().tolist())
+        picture.putpalette([value % 256 for value in range(7, 775)])
+    picture.save(masks / f"{stem}.png")
+
+
+def write_split(root: Path, split: str, count: int = 2, **options: object) -> None:
+    for index in range(count):
+        write_pair(root / split / "images", root / split / "masks", f"{split}_{index}", **options)
+
+
+def folder(root: Path, **options: object) -> FolderData:
+    return FolderData(root=str(root), classes=CLASSES, **options)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_grey_and_palette_masks_are_read_as_class_ids(tmp_path, palette):
+    write_split(tmp_path, "train", palette=palette)
+    data = folder(tmp_path).open("train")
+    image, mask = data.item(1)
+    assert image.shape == (6, 8, 3) and tuple(image[0, 0]) == (200, 100, 50)
+    assert mask.dtype == np.uint8 and mask[0].tolist() == [0, 1, 2, 255, 0, 1, 2, 255]
+    assert (len(data), data.describe(1), data.class_names) == (2, "train_1.png", CLASSES)
+
+
+def test_every_ignored_value_becomes_the_one_ignore_value(tmp_path):
+    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 11, 255], np.uint8), (6, 2)))
+    data = folder(tmp_path, ignore_values=[11, 255]).open("train")
+    assert data.item(0)[1][0, :4].tolist() == [0, 1, data.ignore_value, data.ignore_value]
+
+
+def test_an_ignored_value_may_lie_among_the_class_ids(tmp_path):
+    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 2, 2], np.uint8), (6, 2)))
+    data = folder(tmp_path, ignore_values=[2]).open("train")
+    assert data.item(0)[1][0, :4].tolist() == [0, 1, 255, 255]
+
+
+COLOURS = {"floor": [128, 0, 0], "wall": [0, 128, 0], "box": [1, 2, 3]}
+
+
+def write_colours(root: Path, colours: list[list[int]], mode: str = "RGB") -> None:
+    write_split(root, "train", count=1)
+    mask = np.tile(np.array(colours, np.uint8), (6, 8 // len(colours), 1))
+    Image.fromarray(mask).convert(mode).save(root / "train" / "masks" / "train_0.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_of_colours_are_read_as_class_ids(tmp_path, mode):
+    write_colours(tmp_path, [[1, 2, 3], [128, 0, 0], [0, 128, 0], [0, 0, 0]], mode)
+    data = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0]]).open("train")
+    mask = data.item(0)[1]
+    assert mask.dtype == np.uint8 and mask[5, :4].tolist() == [2, 0, 1, 255]
+
+
+def test_more_than_255_classes_have_wide_masks(tmp_path):
+    write_split(tmp_path, "train", count=1)
+    ids = np.full((6, 8), 299, np.uint16)
+    ids[0] = 300
+    Image.fromarray(ids).save(tmp_path / "train" / "masks" / "train_0.png")
+    section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(300)], ignore_values=[300])
+    mask = section.open("train").item(0)[1]
+    assert mask.dtype == np.uint16 and mask[:2, 0].tolist() == [65535, 299]
+
+
+def test_an_image_is_turned_as_its_exif_tag_says(tmp_path):
+    write_split(tmp_path, "train", count=1)
+    turned = Image.fromarray(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)).transpose(Image.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to see it upright
+    turned.save(tmp_path / "train" / "images" / "train_0.png", exif=exif)
+    image = folder(tmp_path).open("train").item(0)[0]
+    assert np.array_equal(image.ravel(), np.arange(6 * 8 * 3, dtype=np.uint8))
+
+
+def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):
+    for index in range(10):
+        write_pair(tmp_path / "images", tmp_path / "masks", f"i{index}")
+    section = folder(tmp_path, val_fraction=0.3)
+    names = {
+        split: {data.describe(i) for i in range(len(data))}
+        for split, data in ((split, section.open(split)) for split in ("train", "val"))
+    }
+    assert len(names["val"]) == 3 and len(names["train"]) == 7
+    assert not names["val"] & names["train"]
+
+
+def test_classes_come_from_the_data_sets_own_file(tmp_path):
+    write_split(tmp_path, "train")
+    (tmp_path / "classes.yaml").write_text(
+        yaml.safe_dump({"a": [1, 2, 3], "b": [4, 5, 6], "c": [7, 8, 9]}, sort_keys=False)
+    )
+    data = FolderData(root=str(tmp_path)).open("train")
+    assert data.class_names == ["a", "b", "c"]
+    assert data.palette[1] == (4, 5, 6)
+
+
+def missing_root(root: Path) -> FolderData:
+    return folder(root / "absent")
+
+
+def no_splits(root: Path) -> FolderData:
+    write_pair(root / "images", root / "masks", "a")
+    return folder(root)
+
+
+def needless_fraction(root: Path) -> FolderData:
+    write_split(root, "train")
+    return folder(root, val_fraction=0.5)
+
+
+def missing_masks_folder(root: Path) -> FolderData:
+    (root / "train" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(root / "train" / "images" / "a.png")
+    return folder(root)
+
+
+def empty_folder(root: Path) -> FolderData:
+    (root / "train" / "images").mkdir(parents=True)
+    (root / "train" / "masks").mkdir()
+    return folder(root)
+
+
+def image_without_mask(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "train" / "masks" / "train_1.png").unlink()
+    return folder(root)
+
+
+def two_images_of_one_stem(root: Path) -> FolderData:
+    write_split(root, "train")
+    Image.new("RGB", (8, 6)).save(root / "train" / "images" / "train_0.jpg")
+    return folder(root)
+
+
+def unreadable_image(root: Path) -> FolderData:
+    write_split(root, "train", count=1)
+    (root / "train" / "images" / "train_0.png").write_bytes(b"no picture")
+    return folder(root)
+
+
+def unreadable_mask(root: Path) -> FolderData:
+    write_split(root, "train", count=1)
+    file = root / "train" / "masks" / "train_0.png"
+    file.write_bytes(file.read_bytes()[:45])
+    return folder(root)
+
+
+def colour_mask(root: Path) -> FolderData:
+    write_split(root, "train", count=1)
+    Image.new("RGB", (8, 6)).save(root / "train" / "masks" / "train_0.png")
+    return folder(root)
+
+
+def unknown_colour(root: Path) -> FolderData:
+    write_colours(root, [[128, 0, 0], [9, 8, 7]])
+    return FolderData(root=str(root), classes=COLOURS)
+
+
+def two_classes_of_one_colour(root: Path) -> FolderData:
+    write_colours(root, [[128, 0, 0]])
+    return FolderData(root=str(root), classes={"floor": [128, 0, 0], "wall": [128, 0, 0]})
+
+
+def image_cut_short(root: Path) -> FolderData:
+    write_split(root, "train", count=1)
+    path = root / "train" / "images" / "train_0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    path.with_suffix(".png").unlink()
+    return folder(root)
+
+
+def image_of_16_bits(root: Path) -> FolderData:
+    write_split(root, "train", count=1)
+    Image.fromarray(np.zeros((6, 8), np.uint16)).save(root / "train" / "images" / "train_0.png")
+    return folder(root)
+
+
+def other_size(root: Path) -> FolderData:
+    write_split(root, "train", count=1, mask=np.zeros((6, 9), np.uint8))
+    return folder(root)
+
+
+def value_out_of_range(root: Path) -> FolderData:
+    write_split(root, "train", count=1, mask=np.full((6, 8), 3, np.uint8))
+    return folder(root)
+
+
+def no_classes(root: Path) -> FolderData:
+    write_split(root, "train")
+    return FolderData(root=str(root))
+
+
+def wrong_classes_file(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "classes.yaml").write_text("a: [1, 2]")
+    return FolderData(root=str(root))
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (missing_root, ["absent", "no such folder", "data.root"]),
+        (no_splits, ["val_fraction"]),
+        (needless_fraction, ["val_fraction", "remove"]),
+        (missing_masks_folder, ["masks", "no such folder"]),
+        (empty_folder, ["images", "holds no file"]),
+        (image_without_mask, ["1 of 2 images", "train_1.png", "masks"]),
+        (two_images_of_one_stem, ["train_0.jpg", "same stem"]),
+        (unreadable_image, ["train_0.png", "cannot be read"]),
+        (image_cut_short, ["train_0.jpg", "cannot be read", "truncated"]),
+        (image_of_16_bits, ["train_0.png", "8 bits"]),
+        (unreadable_mask, ["train_0.png", "cannot be read"]),
+        (colour_mask, ["train_0.png", "colour", "data.classes"]),
+        (unknown_colour, ["train_0.png", "[9, 8, 7]", "row 0, column 1", "ignore_colours"]),
+        (two_classes_of_one_colour, ["train_0.png", "no two the same"]),
+        (other_size, ["9x6", "8x6"]),
+        (value_out_of_range, ["train_0.png", "value 3", "row 0, column 0", "0 to 2", "[255]"]),
+        (no_classes, ["class names", "classes.yaml"]),
+        (wrong_classes_file, ["classes.yaml", "[r, g, b]"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_one_clear_message_for_what_is_wrong_with_a_folder(tmp_path, make, parts):
+    with pytest.raises(DatasetError) as error:
+        make(tmp_path).open("train").item(0)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_scenes_are_the_renderers_and_the_cache_changes_nothing(tmp_path):
+    plain = ScenesData(count=2, size=(48, 64), cache=None).open("train")
+    cached = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
+    for data in (plain, cached, cached):
+        image, mask = data.item(1)
+        expected_image, expected_mask = scenes.sample("train", 1, (48, 64))
+        assert np.array_equal(image, expected_image) and np.array_equal(mask, expected_mask)
+    assert plain.class_names == list(scenes.CLASS_NAMES)
+
+
+def test_a_damaged_cache_entry_is_rendered_again(tmp_path):
+    data = ScenesData(count=1, size=(48, 64), cache=str(tmp_path)).open("val")
+    image, _ = data.item(0)
+    file = next(tmp_path.rglob("*.npy"))
+    file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(data.item(0)[0], image)
+    assert np.load(file).shape == (48, 64, 4)

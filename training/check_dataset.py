@@ -1,0 +1,200 @@
+"""Look for faults in a recipe's data: ``python -m training.check_dataset RECIPE [--data.key value ...]``.
+
+Every image and every mask is read once, the way training reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dinov3_seg_ros.errors import DatasetError, SegmentationError
+from training.datasets import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
+from training.recipe import load_recipe
+from training.report import percent
+
+#: Of every kind of problem so many are named.
+NAMED = 5
+
+
+@dataclass
+class Findings:
+    """What one split holds.
+
+    Attributes:
+        class_names: empty where the split cannot be opened.
+        readable: number of items that training can use.
+        pixels: (classes,) int64 pixels of each class.
+        images: (classes,) int64 items in which each class occurs.
+        ignored: pixels of no class.
+        contents: hash of an image's pixels -> what people call the item.
+        problems: kind -> one description for each.
+    """
+
+    class_names: list[str] = field(default_factory=list)
+    readable: int = 0
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ignored: int = 0
+    contents: dict[bytes, str] = field(default_factory=dict)
+    problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def never_occurring(self) -> list[str]:
+        """Classes without a pixel."""
+        return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0]
+
+
+def check_split(section: DataSection, split: Split, threads: int, console: Console) -> Findings:
+    """Read every item of a split.
+
+    Args:
+        section: the recipe's ``data``.
+        split: train or val.
+        threads: how many items are read at once.
+        console: shows the progress, where it is a terminal.
+    """
+    findings = Findings()
+    try:
+        data = section.open(split)
+    except IncompleteError as error:
+        findings.problems["missing file"] += error.missing
+        data = error.rest
+    except DatasetError as error:
+        findings.problems["cannot be opened"].append(str(error))
+        return findings
+    count = len(data.class_names)
+    findings.class_names = data.class_names
+    findings.pixels, findings.images = np.zeros((2, count), np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        items = pool.map(lambda index: _read(data, index), range(len(data)))
+        shown = track(items, f"reading {split}", len(data), console=console, disable=not console.is_terminal)
+        for index, item in enumerate(shown):
+            if isinstance(item, DatasetError):
+                findings.problems[item.fault if isinstance(item, ItemError) else "other"].append(str(item))
+                continue
+            pixels, content = item
+            findings.readable += 1
+            findings.pixels += pixels[:count]
+            findings.images += pixels[:count] > 0
+            findings.ignored += int(pixels[count:].sum())
+            findings.contents.setdefault(content, data.describe(index))
+    return findings
+
+
+def all_problems(train: Findings, val: Findings, allow_empty: bool = False) -> dict[str, list[str]]:
+    """Everything that stands in the way of training: kind -> one description for each.
+
+    Args:
+        train, val: of `check_split`.
+        allow_empty: a class that training never sees is none.
+    """
+    problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
+    shared = train.contents.keys() & val.contents.keys()
+    if shared:
+        problems["the same image in train and val"] = sorted(
+            f"{train.contents[content]} and {val.contents[content]}" for content in shared
+        )
+    if train.never_occurring() and not allow_empty:
+        problems["train: class never occurs"] = train.never_occurring()
+    return problems
+
+
+def findings_table(train: Findings, val: Findings) -> Table:
+    """Pixels and images of each class for people."""
+    table = Table("id", "class", *(f"{split} {what}" for split in ("train", "val") for what in ("pixels", "images")))
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for index, name in enumerate(train.class_names or val.class_names):
+        cells = [cell for _, findings in _named(train, val) for cell in _class_cells(findings, index)]
+        table.add_row(str(index), name, *cells)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 1 where there are problems."""
+    parser = argparse.ArgumentParser(
+        usage="python -m training.check_dataset RECIPE [--data.key value ...] [--allow-empty] [--threads N]",
+        description="Read all data of a recipe and say what is wrong with it, before training does.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="path of a YAML file, or the name of a recipe in training/recipes"
+    )
+    parser.add_argument("--allow-empty", action="store_true", help="a class that training never sees is no problem")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="items read at once; default: cores")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) in ([], ["--help"]):
+        parser.print_help()
+        return 0
+    parsed, overrides = parser.parse_known_args(arguments)
+    console = Console()
+    try:
+        section = load_recipe(parsed.recipe, overrides).data
+    except SegmentationError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    train, val = (check_split(section, split, max(parsed.threads, 1), console) for split in ("train", "val"))
+    problems = all_problems(train, val, parsed.allow_empty)
+    if train.class_names or val.class_names:
+        console.print(findings_table(train, val))
+    _print_findings(train, val, console)
+    _print_problems(problems, console)
+    return 1 if problems else 0
+
+
+def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:
+    """Number of pixels by mask value and a hash of the image; or what is wrong with the item."""
+    try:
+        image, mask = data.item(index)
+    except DatasetError as error:
+        return error
+    content = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16)
+    return np.bincount(mask.ravel(), minlength=len(data.class_names)), content.digest()
+
+
+def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
+    return ("train", train), ("val", val)
+
+
+def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
+    if not findings.class_names:
+        return "", ""
+    total = int(findings.pixels.sum())
+    return percent(int(findings.pixels[index]) / total if total else None), str(findings.images[index])
+
+
+def _print_findings(train: Findings, val: Findings, console: Console) -> None:
+    for split, findings in _named(train, val):
+        total = int(findings.pixels.sum()) + findings.ignored
+        ignored = percent(findings.ignored / total if total else None)
+        console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)
+    if val.never_occurring():
+        names = ", ".join(val.never_occurring())
+        console.print(f"val never shows these classes, whose IoU will be undefined: {names}", markup=False)
+
+
+def _print_problems(problems: dict[str, list[str]], console: Console) -> None:
+    for kind, told in problems.items():
+        console.print(f"{kind}: {len(told)}", style="red", highlight=False)
+        for description in told[:NAMED]:
+            console.print(f"  {description}", markup=False, soft_wrap=True)
+        if len(told) > NAMED:
+            console.print(f"  and {len(told) - NAMED} more", highlight=False)
+    if not problems:
+        console.print("no problem found", style="green")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""CamVid with 11 classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from training.datasets.base import DataSettings, Split, unlabelled_value
+from training.datasets.class_lists import known_classes
+from training.datasets.files import FileDataset, IndexMasks, find_pairs, find_parts, open_pairs
+
+
+class CamVidData(DataSettings):
+    """CamVid: 11 classes, 367 training images and 101 for validation, in the split of the SegNet article.
+
+    ``root`` has train/images, train/masks, val/images and val/masks, or train, trainannot, val and valannot. Masks
+    hold the class ids 0 to 10, and 11 where nothing is evaluated.
+
+    Brostow et al., Semantic object classes in video, Pattern Recognition Letters 2009; Badrinarayanan et al., SegNet,
+    2015, arXiv:1511.00561.
+    """
+
+    name: Literal["camvid"] = "camvid"
+    root: str
+    """Folder of the data set."""
+
+    def open(self, split: Split) -> FileDataset:
+        """See `DataSettings.open`."""
+        images, masks = find_parts("CamVid", self.root, (f"{split}/images", split), (f"{split}/masks", f"{split}annot"))
+        classes = known_classes("camvid")
+        count = len(classes)
+        label_of = {index: index for index in range(count)} | {count: unlabelled_value(count)}
+        return open_pairs(find_pairs(images, masks), classes, IndexMasks(label_of, count))
