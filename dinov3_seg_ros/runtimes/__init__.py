@@ -37,6 +37,7 @@ class RuntimeOptions:
         threads: CPU threads for one operator; 0: one for each core.
         providers: ONNX Runtime's execution providers, best first; empty: by ``device``.
         compile: let torch.compile fuse the PyTorch runtime's operators; the first frames take minutes.
+        cuda_graphs: let the PyTorch runtime record the backbone as a CUDA graph, on a GPU.
     """
 
     device: str = "auto"
@@ -45,6 +46,7 @@ class RuntimeOptions:
     threads: int = 0
     providers: tuple[str, ...] = ()
     compile: bool = False
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -50,6 +50,8 @@ class PyTorchRuntime:
         placed = {"device": self._device, "dtype": self._dtype, "memory_format": torch.channels_last}
         self._backbone = bundles[0].load_backbone(layers=union).to(**placed)
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
+        if options.cuda_graphs and not options.compile and self._device.type == "cuda":
+            self._backbone = _Recorded(self._backbone)
         if options.compile:
             # On a GPU this mode replays the whole network as one CUDA graph.
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
@@ -87,6 +89,48 @@ class PyTorchRuntime:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+class _Recorded:
+    """A module whose kernels are recorded once for each shape of its input, then replayed as one CUDA graph.
+
+    The network of a small backbone is hundreds of short kernels, which Python starts more slowly than a GPU runs them.
+    """
+
+    # Frame-sized geometries bring ever new shapes, and each recording keeps its own memory.
+    _MOST = 8
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._recordings: dict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, list[torch.Tensor]]] = {}
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What the module gives; overwritten by the next call with the same shape."""
+        if images.shape not in self._recordings:
+            if len(self._recordings) == self._MOST:
+                return self._module(images)
+            self._recordings[images.shape] = self._record(images)
+        graph, place, maps = self._recordings[images.shape]
+        place.copy_(images)
+        graph.replay()
+        return maps
+
+    def _record(self, images: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, list[torch.Tensor]]:
+        place, stream, graph = images.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        try:
+            # Libraries choose their kernels and allocate their work space at the first runs, which no graph may record.
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._module(place)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
+                maps = self._module(place)
+        except RuntimeError as error:
+            raise RuntimeUnavailableError(
+                f"the backbone cannot be recorded as a CUDA graph: {error}; set the option cuda_graphs to false"
+            ) from error
+        return graph, place, maps
 
 
 def _resolve_device(device: str) -> torch.device:
