@@ -92,6 +92,13 @@ def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, in
     return min(sizes, key=distance)
 
 
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8 at another (height, width): averaged where it shrinks, else bilinear."""
+    # INTER_AREA averages what it drops when it shrinks; when it enlarges it would only repeat pixels.
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def check_geometry(geometry: str, network_size: tuple[int, int], multiple: int) -> None:
     """Raise ParameterError unless ``geometry`` is known and ``network_size`` fits ``multiple``."""
     if geometry not in GEOMETRIES:
@@ -126,11 +133,7 @@ def fill_canvas(image: np.ndarray, placement: Placement, mean: Sequence[float], 
     if (placement.height, placement.width) == placement.frame_size:
         canvas[rows, columns] = image
     else:
-        # INTER_AREA averages what it drops when it shrinks; when it enlarges it would only repeat pixels.
-        shrinks = placement.height <= image.shape[0] and placement.width <= image.shape[1]
-        canvas[rows, columns] = cv2.resize(
-            image, (placement.width, placement.height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        canvas[rows, columns] = resize(image, (placement.height, placement.width))
 
 
 def check_image(image: np.ndarray) -> None:

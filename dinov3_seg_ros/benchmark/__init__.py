@@ -1,0 +1,1 @@
+"""How long each step of a frame takes, beside the plain ways of doing the same."""
