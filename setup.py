@@ -69,7 +69,7 @@ setup(
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     python_requires=">=3.10",
-    install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.60"],
+    install_requires=["numpy>=1.24", "pydantic>=2", "pyyaml>=6", "numba>=0.60"],
     extras_require={
         # Two builds of one module: install one of them.
         "cv": ["opencv-python>=4.8,<5"],
@@ -83,7 +83,6 @@ setup(
             "accelerate>=1",
             "matplotlib>=3.8",
             "pillow>=9",
-            "pyyaml>=6",
             "rich>=13",
             "tensorboard>=2.16",
             "tyro>=0.9",
