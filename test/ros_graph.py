@@ -25,6 +25,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 
 from dinov3_seg_ros.messages import fill_image
 from dinov3_seg_ros.transport import configure_transport
@@ -97,6 +98,12 @@ class Graph:
         self.spin_until(future.done, f"an answer of {name}")
         self.peer.destroy_client(client)
         return future.result()
+
+    def publisher(self, message_type: type, topic: str, qos: QoSProfile = qos_profile_sensor_data) -> Any:
+        """A publisher, once somebody subscribes to it."""
+        publisher = self.peer.create_publisher(message_type, topic, qos)
+        self.spin_until(publisher.get_subscription_count, f"a subscription to {topic}")
+        return publisher
 
     def camera(self, topic: str = "image") -> Camera:
         """A publisher of images."""
@@ -172,6 +179,12 @@ class NodeProcess:
     def get_parameter(self, name: str) -> Any:
         request = GetParameters.Request(names=[name])
         return self._graph.call(GetParameters, f"{self._name}/get_parameters", request).values[0]
+
+    def switch(self, name: str, on: bool) -> str:
+        """Call a SetBool service of the node and return its message."""
+        response = self._graph.call(SetBool, f"{self._name}/{name}", SetBool.Request(data=on))
+        assert response.success
+        return response.message
 
     def end(self, signal_number: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""
