@@ -87,10 +87,11 @@ setup(
             "tensorboard>=2.16",
             "tyro>=0.9",
         ],
+        "bag": ["rich>=13", "rosbags>=0.11"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["onnx", "onnxscript", "pytest", "ruff", "torchmetrics"],
+        "test": ["onnx", "onnxscript", "psutil", "pytest", "rosbags>=0.11", "ruff", "torchmetrics"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

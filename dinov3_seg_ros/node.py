@@ -38,8 +38,8 @@ from dinov3_seg_ros.output_classes import (
     confidence_threshold,
     load_class_list,
 )
-from dinov3_seg_ros.parameters import NodeParameters, parse_mask_size
-from dinov3_seg_ros.pipeline import Segmentation, Segmenter
+from dinov3_seg_ros.parameters import NodeParameters
+from dinov3_seg_ros.pipeline import Segmentation, Segmenter, parse_mask_size
 from dinov3_seg_ros.ports import CameraInput, Frame, HeadOutput, Style, camera_names, create_switch
 from dinov3_seg_ros.qos import Endpoints
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory

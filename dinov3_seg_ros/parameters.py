@@ -11,26 +11,11 @@ from rclpy.parameter import Parameter
 
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.messages import MAX_PIXELS
+from dinov3_seg_ros.pipeline import parse_mask_size
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 from dinov3_seg_ros.runtimes import RUNTIME_NAMES
 
 TRANSPORTS = ("raw", "compressed")
-
-
-def parse_mask_size(text: str) -> str | tuple[int, int]:
-    """The parameter ``mask_size``: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
-
-    Raises:
-        ParameterError: none of these, or more pixels than any camera has.
-    """
-    if text in ("source", "network"):
-        return text
-    width, _, height = text.partition("x")
-    if width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MAX_PIXELS:
-        return int(height), int(width)
-    raise ParameterError(
-        f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT (at most {MAX_PIXELS} pixels), for example 640x480"
-    )
 
 
 def _one_of(name: str, *choices: str) -> Callable[[str], None]:

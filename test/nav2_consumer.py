@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rclpy.qos import qos_profile_sensor_data
 from ros_graph import Graph
+from sensor_msgs.msg import Image
+
+from dinov3_seg_ros.ports import LabelInfo
+from dinov3_seg_ros.qos import LATCHED_QOS
 
 UNLABELLED = 255
 
@@ -22,29 +27,28 @@ class Nav2Consumer:
         graph: where it lives.
         prefix: of the topics, such as ``segmentation``.
         cloud_size: (height, width) of the point cloud that masks are laid over.
-        class_names: class id -> name, as its configuration expects; given when LabelInfo cannot be received here.
+        class_names: class id -> name, where vision_msgs is not installed and LabelInfo cannot be received.
 
     Attributes:
         accepted: stamp -> class id of each pixel -> number of pixels, of frames that fulfil every rule.
         refused: what was wrong with the others.
     """
 
-    def __init__(
-        self, graph: Graph, prefix: str, cloud_size: tuple[int, int], class_names: Mapping[int, str] | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, prefix: str, cloud_size: tuple[int, int], class_names: Mapping[int, str]) -> None:
         self._height, self._width = cloud_size
-        self.class_names = class_names
+        self.class_names = None if LabelInfo else class_names
         self.accepted: dict[tuple[int, int], dict[int, int]] = {}
         self.refused: list[str] = []
         self._waiting: dict[tuple[int, int], dict[str, Any]] = {}
-        self._subscribe(graph, f"{prefix}/mask", "mask")
-        self._subscribe(graph, f"{prefix}/confidence", "confidence")
+        subscribe = graph.peer.create_subscription
+        if LabelInfo:
+            subscribe(LabelInfo, f"{prefix}/label_info", self._take_names, LATCHED_QOS)
+            graph.spin_until(lambda: self.class_names, "the latched class names")
+        subscribe(Image, f"{prefix}/mask", lambda m: self._take("mask", m), qos_profile_sensor_data)
+        subscribe(Image, f"{prefix}/confidence", lambda m: self._take("confidence", m), qos_profile_sensor_data)
 
-    def _subscribe(self, graph: Graph, topic: str, kind: str) -> None:
-        from rclpy.qos import qos_profile_sensor_data
-        from sensor_msgs.msg import Image
-
-        graph.peer.create_subscription(Image, topic, lambda m: self._take(kind, m), qos_profile_sensor_data)
+    def _take_names(self, message: Any) -> None:
+        self.class_names = {entry.class_id: entry.class_name for entry in message.class_map}
 
     def _take(self, kind: str, message: Any) -> None:
         stamp = (message.header.stamp.sec, message.header.stamp.nanosec)

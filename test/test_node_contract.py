@@ -201,6 +201,7 @@ def test_a_costmap_layer_accepts_every_frame(quiet, segmenter):
         camera.send_until_answered(camera.message(picture(seed)), masks)
     graph.spin_until(lambda: len(consumer.accepted) + len(consumer.refused) >= 5, "five decisions")
     assert consumer.refused == []
+    assert consumer.class_names == {0: "merged", 1: "class_0"}
     assert {label for frame in consumer.accepted.values() for label in frame} == {0, 1, 255}
 
 
