@@ -70,7 +70,7 @@ setup(
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     python_requires=">=3.10",
-    install_requires=["numpy>=1.24", "pydantic>=2", "numba>=0.60"],
+    install_requires=["numpy>=1.24", "pydantic>=2", "pyyaml>=6", "numba>=0.60"],
     extras_require={
         # Two builds of one module: install one of them.
         "cv": ["opencv-python>=4.8,<5"],
@@ -86,15 +86,15 @@ setup(
             "accelerate>=1",
             "matplotlib>=3.8",
             "pillow>=9",
-            "pyyaml>=6",
             "rich>=13",
             "tensorboard>=2.16",
             "tyro>=0.9",
         ],
+        "bag": ["rich>=13", "rosbags>=0.11"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["pytest", "ruff", "torchmetrics"],
+        "test": ["psutil", "pytest", "rosbags>=0.11", "ruff", "torchmetrics"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

@@ -101,7 +101,12 @@ class ClassesSection(_Section):
     @property
     def unlabelled(self) -> int:
         """The mask value that stands for no class: 255, or 65535 where there are more than 255 classes."""
-        return 255 if len(self.names) <= 255 else 65535
+        return unlabelled_value(len(self.names))
+
+
+def unlabelled_value(num_classes: int) -> int:
+    """The mask value that stands for no class, of masks with so many classes."""
+    return 255 if num_classes <= 255 else 65535
 
 
 class HeadSection(_Section):

@@ -24,6 +24,22 @@ class ImageError(SegmentationError):
     """An image (or a message that carries one) has a wrong shape, type, encoding or size."""
 
 
+class MessageError(ImageError):
+    """A message that arrived on a topic cannot be used.
+
+    Args:
+        fault: the kind of fault in a few words, the same for all messages that have it.
+        details: what is wrong with this message.
+
+    Attributes:
+        fault: as given; diagnostics count by it.
+    """
+
+    def __init__(self, fault: str, details: str) -> None:
+        super().__init__(details)
+        self.fault = fault
+
+
 class RuntimeUnavailableError(SegmentationError):
     """The requested inference runtime is not installed, or the bundle holds no artefact for it."""
 

@@ -6,6 +6,7 @@ conversion to RGB. cv_bridge is not used: it reads padded rows wrongly, and its 
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.errors import ImageError
+from dinov3_seg_ros.errors import MessageError
+
+#: The most pixels of a frame, unless the user says otherwise: 8K UHD has as many.
+MAX_PIXELS = 1 << 25
+# A thin strip becomes a canvas of at least one patch or stride in height.
+_LEAST_COUNTED_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -94,35 +100,41 @@ _ENCODINGS: dict[str, _Encoding] = {
 INPUT_ENCODINGS = tuple(_ENCODINGS)
 
 
-def image_to_rgb(message: Any) -> np.ndarray:
+def image_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels of a sensor_msgs/Image as (H, W, 3) uint8 RGB.
 
     Padded rows and big-endian data are honoured; 16-bit values keep their high byte. For ``rgb8`` the result may be
     a view of the message.
 
     Raises:
-        ImageError: unknown encoding, no pixels, or a step or length of data that does not fit the size.
+        MessageError: unknown encoding, no pixels or too many, or a step or length of data that does not fit the size.
     """
     if message.encoding not in _ENCODINGS:
-        raise ImageError(
+        raise MessageError(
+            "unknown encoding",
             f"image encoding '{message.encoding}' is not supported; the camera driver must publish one of: "
-            f"{', '.join(INPUT_ENCODINGS)}"
+            f"{', '.join(INPUT_ENCODINGS)}",
         )
     encoding = _ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
-    if height < 1 or width < 1:
-        raise ImageError(f"the image is empty: {width}x{height}")
+    _check_size(height, width, max_pixels)
     if (encoding.channels == 2 and width % 2) or (encoding.buffer_rows == 1.5 and (width % 2 or height % 2)):
-        raise ImageError(f"an image of encoding '{message.encoding}' must have even sides; got {width}x{height}")
+        raise MessageError(
+            "odd size", f"an image of encoding '{message.encoding}' must have even sides; got {width}x{height}"
+        )
     itemsize = np.dtype(encoding.dtype).itemsize
     row_bytes = width * encoding.channels * itemsize
     rows = int(height * encoding.buffer_rows)
     if step < row_bytes:
-        raise ImageError(f"step is {step} bytes, but a row of {width} '{message.encoding}' pixels takes {row_bytes}")
+        raise MessageError(
+            "step too small",
+            f"step is {step} bytes, but a row of {width} '{message.encoding}' pixels takes {row_bytes}",
+        )
     if len(message.data) != step * rows:
-        raise ImageError(
+        raise MessageError(
+            "wrong length of data",
             f"data holds {len(message.data)} bytes, but {rows} rows of {step} bytes are {step * rows} "
-            f"({width}x{height} '{message.encoding}')"
+            f"({width}x{height} '{message.encoding}')",
         )
     dtype = np.dtype(encoding.dtype).newbyteorder(">" if message.is_bigendian else "<")
     shape, strides = (rows, width), (step, encoding.channels * itemsize)
@@ -131,22 +143,65 @@ def image_to_rgb(message: Any) -> np.ndarray:
     return encoding.to_rgb(np.ndarray(shape, dtype, message.data, 0, strides))
 
 
-def compressed_to_rgb(message: Any) -> np.ndarray:
-    """Pixels of a sensor_msgs/CompressedImage (JPEG, PNG and what else OpenCV reads) as (H, W, 3) uint8 RGB.
+def compressed_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels of a sensor_msgs/CompressedImage (JPEG or PNG) as (H, W, 3) uint8 RGB.
 
+    The size is read from the header before anything is decoded: a file of a few bytes may claim to be gigabytes.
     An orientation tag is not applied: masks must line up with the picture as the camera's calibration knows it.
 
     Raises:
-        ImageError: the data cannot be decoded.
+        MessageError: neither JPEG nor PNG, no pixels or too many, or data that cannot be decoded.
     """
     data = np.frombuffer(message.data, np.uint8)
+    described = f"compressed image ({data.size} bytes, '{message.format}')"
+    height, width = _compressed_size(data.data, described)
+    _check_size(height, width, max_pixels)
     try:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ImageError(f"compressed image ({data.size} bytes, '{message.format}') is refused: {error.err}") from error
+        raise MessageError("damaged data", f"{described} is refused: {error.err}") from error
     if picture is None:
-        raise ImageError(f"compressed image ({data.size} bytes, '{message.format}') is damaged or of an unknown format")
+        raise MessageError("damaged data", f"{described} is damaged or cut short")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise MessageError("no pixels", f"the image is empty: {width}x{height}")
+    if max(height, _LEAST_COUNTED_SIDE) * max(width, _LEAST_COUNTED_SIDE) > max_pixels:
+        raise MessageError(
+            "too many pixels",
+            f"the image claims {width}x{height} pixels, and no more than {max_pixels} are taken; if that is what the "
+            "camera sends, raise max_pixels",
+        )
+
+
+def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:
+    """(height, width) as the header of a JPEG or PNG file says.
+
+    PNG: width and height stand at fixed places of the first chunk. JPEG: in the first frame header (marker SOF), before
+    which lie other segments, each with its length.
+    """
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+            width, height = struct.unpack(">II", data[16:24])
+            return height, width
+        if data[:3] != b"\xff\xd8\xff":
+            raise MessageError("unknown format", f"{described} is neither JPEG nor PNG")
+        place = 2
+        while True:
+            marker, length = struct.unpack(">HH", data[place : place + 4])
+            # SOF0 to SOF15, without the three numbers in between that mean other things.
+            if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+                return struct.unpack(">HH", data[place + 5 : place + 9])
+            if marker == 0xFFFF:
+                place += 1  # bytes 0xFF may fill up the space before a marker
+            elif marker < 0xFFC0 or marker == 0xFFDA or length < 2:
+                raise MessageError("damaged data", f"{described} has no JPEG frame header before its data")
+            else:
+                place += 2 + length
+    except struct.error:
+        raise MessageError("damaged data", f"{described} is cut short in its header") from None
 
 
 def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> Any:
@@ -171,3 +226,35 @@ def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> A
 def mask_encoding(labels: np.ndarray) -> str:
     """The encoding of a mask: ``mono8``, or ``mono16`` for uint16 labels."""
     return "mono16" if labels.dtype == np.uint16 else "mono8"
+
+
+def fill_jpeg(message: Any, picture: np.ndarray, quality: int, header: Any) -> Any:
+    """Fill a freshly made sensor_msgs/CompressedImage with a picture as JPEG; return it.
+
+    Args:
+        message: a new sensor_msgs.msg.CompressedImage.
+        picture: (H, W, 3) uint8 BGR, at most 65500 pixels a side.
+        quality: 1..100.
+        header: std_msgs/Header, taken as it is.
+    """
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    return _fill_compressed(message, picture, ".jpg", parameters, "bgr8; jpeg compressed bgr8", header)
+
+
+def fill_png(message: Any, labels: np.ndarray, header: Any) -> Any:
+    """Fill a freshly made sensor_msgs/CompressedImage with a mask as PNG, which keeps every value; return it.
+
+    Args:
+        message: a new sensor_msgs.msg.CompressedImage.
+        labels: (H, W) uint8 or uint16.
+        header: std_msgs/Header, taken as it is.
+    """
+    return _fill_compressed(message, labels, ".png", [], f"{mask_encoding(labels)}; png compressed", header)
+
+
+def _fill_compressed(
+    message: Any, array: np.ndarray, suffix: str, parameters: list[int], form: str, header: Any
+) -> Any:
+    message.header, message.format = header, form
+    message.data.frombytes(cv2.imencode(suffix, array, parameters)[1])
+    return message

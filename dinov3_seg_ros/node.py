@@ -1,4 +1,4 @@
-"""The lifecycle node: parameters, transitions, and the path of a frame from subscription to publishers.
+"""The lifecycle node: transitions, and the path of a frame from subscription to publishers.
 
 It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmenter` with the network.
 """
@@ -7,100 +7,45 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
+import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 
-from dinov3_seg_ros.errors import ParameterError, SegmentationError
-from dinov3_seg_ros.pipeline import HeadSegmentation, Segmenter
-from dinov3_seg_ros.ports import TRANSPORTS, CameraInput, HeadOutput, camera_names
+from dinov3_seg_ros.diagnostics import (
+    REPLACED,
+    STOPPED,
+    SWITCHED_OFF,
+    UNWANTED,
+    CameraStatistics,
+    DiagnosticsPublisher,
+    node_status,
+)
+from dinov3_seg_ros.errors import MessageError, ParameterError, SegmentationError
+from dinov3_seg_ros.output_classes import (
+    ClassList,
+    OutputClasses,
+    check_class_list,
+    confidence_threshold,
+    load_class_list,
+)
+from dinov3_seg_ros.parameters import NodeParameters
+from dinov3_seg_ros.pipeline import Segmentation, Segmenter, parse_mask_size
+from dinov3_seg_ros.ports import CameraInput, Frame, HeadOutput, Style, camera_names, create_switch
+from dinov3_seg_ros.qos import Endpoints
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
 from dinov3_seg_ros.worker import LatestFrameWorker
 
 _LOG_PERIOD_S = 5.0
-
-# Name -> default and description. Read when the node is configured, unless the description says otherwise.
-_PARAMETERS: dict[str, tuple[Any, ParameterDescriptor]] = {
-    "bundle": ("", ParameterDescriptor(description="Folder of the trained bundle.")),
-    "bundles": (
-        [""],
-        ParameterDescriptor(description="Folders of several bundles that share a backbone; in place of 'bundle'."),
-    ),
-    "runtime": (
-        "auto",
-        ParameterDescriptor(
-            description="What computes the network.", additional_constraints="auto, torch, onnx or tensorrt"
-        ),
-    ),
-    "device": ("auto", ParameterDescriptor(description="auto, cpu or cuda.")),
-    "precision": (
-        "auto",
-        ParameterDescriptor(
-            description="Number format of the network; auto: the fastest that has been verified.",
-            additional_constraints="auto, fp32, fp16, bf16, int8 or int8_qdq",
-        ),
-    ),
-    "threads": (
-        0,
-        ParameterDescriptor(
-            description="CPU threads of the network; 0: one for each core.",
-            integer_range=[IntegerRange(from_value=0, to_value=1024, step=1)],
-        ),
-    ),
-    "cameras": (
-        [""],
-        ParameterDescriptor(
-            description="Prefixes of the cameras' topics: 'front' reads front/image and publishes "
-            "front/segmentation/mask. Empty for one camera without prefix."
-        ),
-    ),
-    "image_transport": ("raw", ParameterDescriptor(description="raw (image) or compressed (image/compressed).")),
-    "mask_size": (
-        "source",
-        ParameterDescriptor(
-            description="Size of mask and confidence: source (the frame's), network (the frame at the network's "
-            "resolution) or WIDTHxHEIGHT in pixels."
-        ),
-    ),
-    "network_size": (
-        [0, 0],
-        ParameterDescriptor(description="[height, width] of the network's input, pixels; [0, 0]: the bundle's."),
-    ),
-    "geometry": (
-        "",
-        ParameterDescriptor(description="stretch, letterbox, pad or native; empty: the bundle's."),
-    ),
-    "max_batch": (
-        1,
-        ParameterDescriptor(
-            description="The most frames of several cameras in one backbone pass; 1 is best on a CPU.",
-            integer_range=[IntegerRange(from_value=1, to_value=64, step=1)],
-        ),
-    ),
-    "overlay_alpha": (
-        0.5,
-        ParameterDescriptor(
-            description="Weight of the colours in the overlay. May be changed at any time.",
-            floating_point_range=[FloatingPointRange(from_value=0.0, to_value=1.0)],
-        ),
-    ),
-    "overlay_names": (
-        False,
-        ParameterDescriptor(description="Write the class names into the overlay. May be changed at any time."),
-    ),
-    "autostart": (True, ParameterDescriptor(description="Configure and activate when the process starts.")),
-    "class_names": ([""], ParameterDescriptor(description="Names of the classes, by class id. Read-only.")),
-}
 
 
 def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
@@ -109,61 +54,56 @@ def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[.
     @functools.wraps(transition)
     def wrapper(self: SegmentationNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
-            return transition(self, state)
-        except SegmentationError as error:
-            self.get_logger().error(f"{transition.__name__} failed: {error}")
-        except Exception:
-            self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+            result = transition(self, state)
+            self._last_error = ""
+            return result
+        except Exception as error:
+            self._last_error = f"{transition.__name__} failed: {_details(error)}"
+            self.get_logger().error(self._last_error)
         return TransitionCallbackReturn.FAILURE
 
     return wrapper
 
 
-class _Frame(NamedTuple):
-    """A frame on its way: its camera, its header as it came, and its pixels, (H, W, 3) uint8 RGB."""
-
-    camera: str
-    header: Any
-    rgb: np.ndarray
-
-
 class SegmentationNode(LifecycleNode):
     """Publishes a segmentation of the newest frame of each camera.
 
-    What each state holds: *unconfigured*, nothing but parameters; *inactive*, the models and publishers; *active*, also
-    the subscriptions and the worker's thread.
+    What each state holds: *unconfigured*, nothing but parameters and diagnostics; *inactive*, the models, publishers
+    and heads' switches; *active*, also the subscriptions and the worker's thread.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__("segmentation", **options)
-        for name, (default, descriptor) in _PARAMETERS.items():
-            self.declare_parameter(name, default, descriptor)
+        self._given = NodeParameters(self)
+        self._endpoints = Endpoints(self)
         self._segmenter: Segmenter | None = None
         self._outputs: dict[str, dict[str, HeadOutput]] = {}
         self._inputs: dict[str, CameraInput] = {}
+        self._statistics: dict[str, CameraStatistics] = {}
         self._worker: LatestFrameWorker | None = None
         self._mask_size: str | tuple[int, int] = "source"
-        self._transport = "raw"
-        self._frames: Counter[str] = Counter()
-        self._publishing_class_names = False
-        self.add_on_set_parameters_callback(self._refuse_class_names)
+        self._is_on = True
+        self._heads_off: set[str] = set()
+        self._head_switches: list[Any] = []
+        self._last_error = ""
+        self._logged: dict[tuple[str, str], float] = {}
+        self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
+        self._switch = create_switch(self, "~/enable", self._switch_all)
         self._service_change_state.callback = self._answer_invalid_requests(self._service_change_state.callback)
 
     @_reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the models and create the publishers."""
         try:
-            self._mask_size = parse_mask_size(self._value("mask_size"))
-            self._transport = self._value("image_transport")
-            if self._transport not in TRANSPORTS:
-                raise ParameterError(f"image_transport is '{self._transport}'; use one of: {', '.join(TRANSPORTS)}")
+            self._given.check()
+            self._mask_size = parse_mask_size(self._given["mask_size"])
             self._segmenter = self._load_segmenter()
             self._segmenter.warm_up()
             self._create_outputs()
-            self._publish_class_names(next(iter(self._segmenter.manifests.values())).classes.names)
         except BaseException:
             self._release()
             raise
+        self._given.in_use = True
         self.get_logger().info(
             f"loaded {', '.join(self._segmenter.manifests)}; runtime: {self._segmenter.runtime.description} "
             f"({self._segmenter.runtime_reason})"
@@ -175,13 +115,15 @@ class SegmentationNode(LifecycleNode):
         """Enable the publishers, start the worker, subscribe."""
         result = super().on_activate(state)
         try:
-            self._frames.clear()
+            self._statistics = {camera: CameraStatistics() for camera in self._outputs}
+            now = self.get_clock().now().to_msg()
             for output in self._each_output():
-                output.publish_label_info()
+                output.publish_label_info(now)
             self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._segmenter.max_batch)
             self._worker.start()
+            transport = self._given["image_transport"]
             for camera in self._outputs:
-                self._inputs[camera] = CameraInput(self, camera, self._transport, self._worker.put)
+                self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self._note)
         except BaseException:
             self._stop()
             super().on_deactivate(state)
@@ -192,8 +134,8 @@ class SegmentationNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, let the frame in work finish, disable the publishers."""
         self._stop()
-        counts = ", ".join(f"{number} {what}" for what, number in self._frames.items())
-        self.get_logger().info(f"frames since activation: {counts or 'none'}")
+        for camera, statistics in self._statistics.items():
+            self.get_logger().info(f"frames{_of(camera)} since activation: {statistics.summary()}")
         return super().on_deactivate(state)
 
     @_reported
@@ -233,89 +175,156 @@ class SegmentationNode(LifecycleNode):
         return guarded
 
     def _load_segmenter(self) -> Segmenter:
-        bundles = [path for path in self._value("bundles") if path] or [self._value("bundle")]
+        bundles = [path for path in self._given["bundles"] if path] or [self._given["bundle"]]
         if not bundles[0]:
             raise ParameterError(
                 "parameter 'bundle' is empty; set it to the folder of a bundle, for example: "
                 "--ros-args -p bundle:=weights/demo"
             )
-        network_size = tuple(self._value("network_size"))
+        network_size = tuple(self._given["network_size"])
         return Segmenter.from_bundle(
             bundles,
-            self._value("runtime"),
+            self._given["runtime"],
             network_size=network_size if any(network_size) else None,
-            geometry=self._value("geometry") or None,
-            max_batch=self._value("max_batch"),
-            device=self._value("device"),
-            precision=self._value("precision"),
-            threads=self._value("threads"),
+            geometry=self._given["geometry"] or None,
+            max_batch=self._given["max_batch"],
+            device=self._given["device"],
+            precision=self._given["precision"],
+            threads=self._given["threads"],
         )
 
     def _create_outputs(self) -> None:
-        for camera in camera_names(self._value("cameras")):
+        """The topics of every camera and head, the heads' switches, and the class names."""
+        of_bundles = {name: manifest.classes for name, manifest in self._segmenter.manifests.items()}
+        path = self._given["class_list"]
+        chosen = load_class_list(path) if path else ClassList()
+        check_class_list(chosen, list(of_bundles.values()))
+        published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
+        first = next(iter(published))
+        for camera in camera_names(self._given["cameras"]):
             heads = self._outputs[camera] = {}
-            for index, (name, manifest) in enumerate(self._segmenter.manifests.items()):
-                heads[name] = HeadOutput(self, camera, "" if index == 0 else name, manifest.classes)
+            for name, classes in published.items():
+                part = "" if name == first else name
+                heads[name] = HeadOutput(self._endpoints, camera, part, classes, self._note)
+        for name in published:
+            switch = functools.partial(self._switch_head, name)
+            self._head_switches.append(create_switch(self, f"~/heads/{name}/enable", switch))
+        self._given.publish_class_names(published[first].names)
+
+    def _receive(self, camera: str, message: Any) -> None:
+        """Take a message from a subscription; runs in the executor's thread."""
+        statistics, stamp = self._statistics[camera], message.header.stamp
+        statistics.received(stamp.sec + 1e-9 * stamp.nanosec)
+        if not self._is_on:
+            statistics.dropped(SWITCHED_OFF)
+        elif self._worker.put(camera, (message, time.monotonic())):
+            statistics.dropped(REPLACED)
 
     def _process(self, items: Sequence[tuple[str, Any]]) -> None:
         """Segment and publish the newest frames; runs in the worker's thread."""
-        frames = [frame for frame in (self._read(camera, message) for camera, message in items) if frame]
-        if not frames:
-            return
-        wanted = [name for frame in frames for name, output in self._outputs[frame.camera].items() if output.wanted]
-        results = self._segmenter.segment(
-            [frame.rgb for frame in frames], heads=list(dict.fromkeys(wanted)), size=self._mask_size
-        )
-        for frame, result in zip(frames, results, strict=True):
-            for name, head in result.heads.items():
-                self._publish(self._outputs[frame.camera][name], head, frame)
-            self._frames["segmented"] += 1
+        frames = [frame for camera, item in items if (frame := self._read(camera, *item))]
+        heads = [name for frame in frames for name in self._wanted_heads(frame.camera)]
+        for frame, result in self._segment(frames, list(dict.fromkeys(heads))):
+            self._publish(frame, result)
 
-    def _read(self, camera: str, message: Any) -> _Frame | None:
+    def _read(self, camera: str, message: Any, received: float) -> Frame | None:
         """The frame of a message; None when nobody wants it or it cannot be read, which is counted."""
-        if not any(output.wanted for output in self._outputs[camera].values()):
-            self._frames["not wanted by any subscriber"] += 1
+        if not self._wanted_heads(camera):
+            self._statistics[camera].dropped(UNWANTED)
             return None
         try:
             with self._segmenter.times.stage("message_in"):
-                return _Frame(camera, message.header, self._inputs[camera].to_rgb(message))
+                return self._inputs[camera].read(message, received, self._given["max_pixels"])
         except Exception as error:
-            # One camera's bad frame must not cost another camera's good one.
-            self._frames["unreadable"] += 1
-            self._log_drop(error, f" of camera '{camera}'" if camera else "")
+            self._drop(camera, error)
             return None
 
-    def _publish(self, output: HeadOutput, head: HeadSegmentation, frame: _Frame) -> None:
-        times = self._segmenter.times
-        # The confidence first: it gives the labels too.
-        confidence = head.confidence if output.confidence_wanted else None
-        mask = head.labels if output.mask_wanted else None
-        with times.stage("message_out"):
-            output.publish_labels(mask, confidence, frame.header)
-        if output.overlay_wanted:
-            with times.stage("overlay"):
-                alpha, with_names = self._value("overlay_alpha"), self._value("overlay_names")
-                picture = output.make_overlay(head.labels, frame.rgb, alpha, with_names)
-            with times.stage("message_out"):
-                output.publish_overlay(picture, frame.header)
+    def _segment(self, frames: list[Frame], heads: list[str]) -> list[tuple[Frame, Segmentation]]:
+        """All frames together; where that fails each alone, so that one camera's frame costs no other camera's."""
+        try:
+            results = self._segmenter.segment([frame.rgb for frame in frames], heads=heads, size=self._mask_size)
+            return list(zip(frames, results, strict=True))
+        except Exception as error:
+            if len(frames) == 1:
+                self._drop(frames[0].camera, error)
+                return []
+            return [pair for frame in frames for pair in self._segment([frame], heads)]
 
-    def _on_worker_error(self, error: Exception) -> None:
+    def _publish(self, frame: Frame, result: Segmentation) -> None:
+        style = Style(
+            confidence_threshold(self._given["confidence_threshold"]),
+            self._given["overlay_alpha"],
+            self._given["overlay_names"],
+            self._given["jpeg_quality"],
+        )
+        try:
+            for name, head in result.heads.items():
+                self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
+        except Exception as error:
+            self._drop(frame.camera, error)
+            return
+        stamp = frame.header.stamp
+        delay = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
+        self._statistics[frame.camera].segmented(frame.received, delay)
+
+    def _wanted_heads(self, camera: str) -> list[str]:
+        return [n for n, output in self._outputs[camera].items() if n not in self._heads_off and output.wanted]
+
+    def _switch_all(self, on: bool) -> str:
+        self._is_on = on
+        return f"segmentation is {_on_or_off(on)}"
+
+    def _switch_head(self, name: str, on: bool) -> str:
+        (self._heads_off.discard if on else self._heads_off.add)(name)
+        return f"head '{name}' is {_on_or_off(on)}"
+
+    def _drop(self, camera: str, error: Exception) -> None:
+        """Count and log a frame that is lost to a fault."""
         if not self.context.ok():
             return  # the process is ending, and the frame in work finds its publishers gone
-        self._frames["failed"] += 1
-        self._log_drop(error)
+        fault, details = error.fault if isinstance(error, MessageError) else "failed", _details(error)
+        self._statistics[camera].dropped(fault, details)
+        self._log_fault((camera, fault), f"a frame{_of(camera)} was dropped: {details}")
 
-    def _log_drop(self, error: Exception, of: str = "") -> None:
-        details = str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error))
-        self.get_logger().error(f"a frame{of} was dropped: {details}", throttle_duration_sec=_LOG_PERIOD_S)
+    def _note(self, camera: str, error: Exception) -> None:
+        """Count and log a fault that costs no frame."""
+        fault = error.fault if isinstance(error, MessageError) else "failed"
+        self._statistics[camera].noted(fault, str(error))
+        self._log_fault((camera, fault), f"camera_info{_of(camera)} is not used: {error}")
+
+    def _on_worker_error(self, error: Exception) -> None:
+        if self.context.ok():
+            self._last_error = _details(error)
+            self._log_fault(("", "worker"), f"frames were dropped: {self._last_error}")
+
+    def _log_fault(self, kind: tuple[str, str], text: str) -> None:
+        """Log each kind of fault at most once in a while; rclpy's own throttle knows only places in the code."""
+        now = time.monotonic()
+        if now - self._logged.get(kind, float("-inf")) >= _LOG_PERIOD_S:
+            self._logged[kind] = now
+            self.get_logger().error(text)
+
+    def _collect_diagnostics(self) -> list[DiagnosticStatus]:
+        name, state = self.get_fully_qualified_name().lstrip("/"), self._state_machine.current_state[1]
+        switches = {"segmentation": self._is_on}
+        runtime, stages = "none loaded", {}
+        if self._segmenter is not None:
+            switches |= {f"head {head}": head not in self._heads_off for head in self._segmenter.manifests}
+            runtime, stages = self._segmenter.runtime.description, self._segmenter.times.summary_ms()
+        return [
+            node_status(name, state, self._last_error, runtime, switches, stages, self._endpoints.mismatches()),
+            *(
+                self._statistics[camera].status(f"{name}: camera {camera}".rstrip(), source.image_topic)
+                for camera, source in self._inputs.items()
+            ),
+        ]
 
     def _stop(self) -> None:
         for camera_input in self._inputs.values():
             camera_input.close()
         if self._worker is not None:
-            self._worker.stop()
-            for camera in self._inputs:
-                self._frames["replaced by a newer one"] += self._worker.dropped(camera)
+            for camera in self._worker.stop():
+                self._statistics[camera].dropped(STOPPED)
             self._worker = None
         # Cleared only now: the frame in work still reads from it.
         self._inputs.clear()
@@ -324,42 +333,30 @@ class SegmentationNode(LifecycleNode):
         for output in self._each_output():
             output.close()
         self._outputs.clear()
+        for switch in self._head_switches:
+            self.destroy_service(switch)
+        self._head_switches.clear()
+        self._heads_off.clear()
         if self._segmenter is not None:
             self._segmenter.close()
             self._segmenter = None
+        self._given.in_use = False
 
     def _each_output(self) -> list[HeadOutput]:
         return [output for heads in self._outputs.values() for output in heads.values()]
 
-    def _value(self, name: str) -> Any:
-        return self.get_parameter(name).value
 
-    def _publish_class_names(self, names: Sequence[str]) -> None:
-        self._publishing_class_names = True
-        try:
-            self.set_parameters([Parameter("class_names", Parameter.Type.STRING_ARRAY, list(names))])
-        finally:
-            self._publishing_class_names = False
-
-    def _refuse_class_names(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        """A parameter declared read-only could not be set by the node itself when another bundle is configured."""
-        if any(parameter.name == "class_names" for parameter in parameters) and not self._publishing_class_names:
-            return SetParametersResult(successful=False, reason="class_names is read-only: it comes from the bundle")
-        return SetParametersResult(successful=True)
+def _details(error: Exception) -> str:
+    """What to tell of an error: its own words where they were chosen for that, else its traceback."""
+    return str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error)).rstrip()
 
 
-def parse_mask_size(text: str) -> str | tuple[int, int]:
-    """The parameter ``mask_size``: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
+def _of(camera: str) -> str:
+    return f" of camera '{camera}'" if camera else ""
 
-    Raises:
-        ParameterError: none of these.
-    """
-    if text in ("source", "network"):
-        return text
-    width, _, height = text.partition("x")
-    if width.isdecimal() and height.isdecimal() and int(width) and int(height):
-        return int(height), int(width)
-    raise ParameterError(f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT, for example 640x480")
+
+def _on_or_off(on: bool) -> str:
+    return "on" if on else "off"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -367,7 +364,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_transport()
     keep_freed_memory()
     rclpy.init(args=arguments)
-    node = SegmentationNode()
+    try:
+        node = SegmentationNode()
+    except ParameterException as error:
+        rclpy.try_shutdown()
+        sys.exit(f"segmentation: {error}")
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

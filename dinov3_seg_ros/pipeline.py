@@ -12,6 +12,7 @@ import numpy as np
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.bundle import Bundle, Manifest, check_shared_backbone, load_bundle
 from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.messages import MAX_PIXELS
 from dinov3_seg_ros.preprocessing import (
     FRAME_SIZED,
     Placement,
@@ -255,6 +256,22 @@ class Segmenter:
             )
             for i, placement in enumerate(placements)
         ]
+
+
+def parse_mask_size(text: str) -> str | tuple[int, int]:
+    """A mask size in words, for `Segmenter.segment`: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
+
+    Raises:
+        ParameterError: none of these, or more pixels than any camera has.
+    """
+    if text in ("source", "network"):
+        return text
+    width, _, height = text.partition("x")
+    if width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MAX_PIXELS:
+        return int(height), int(width)
+    raise ParameterError(
+        f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT (at most {MAX_PIXELS} pixels), for example 640x480"
+    )
 
 
 def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:

@@ -1,21 +1,24 @@
-"""What the node subscribes to and publishes for one camera: topics, quality of service, messages."""
+"""What the node subscribes to and publishes for one camera: topics and messages."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.type_support import check_for_type_support
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import SetBool
 
-from dinov3_seg_ros.bundle import ClassesSection
-from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.messages import compressed_to_rgb, fill_image, image_to_rgb, mask_encoding
+from dinov3_seg_ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.errors import MessageError, ParameterError
+from dinov3_seg_ros.messages import compressed_to_rgb, fill_image, fill_jpeg, fill_png, image_to_rgb, mask_encoding
+from dinov3_seg_ros.output_classes import Labelled, OutputClasses
 from dinov3_seg_ros.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
+from dinov3_seg_ros.timing import StageTimes
 
 # Not on every robot, and neither its absence nor a broken build of it (which raises errors of many types) is a reason
 # to go without masks: the names are a parameter of the node as well.
@@ -26,136 +29,229 @@ try:
 except Exception:
     LabelInfo = VisionClass = None
 
-#: Only the newest frame counts, and a driver may publish best effort or reliable: both match.
-INPUT_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-)
-#: Reliable, so that both kinds of subscriber match.
-OUTPUT_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=5,
-)
-LATCHED_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-)
-
 # Parameter image_transport -> topic suffix, message type, and how its pixels are read.
-TRANSPORTS = {
+_TRANSPORTS = {
     "raw": ("image", Image, image_to_rgb),
     "compressed": ("image/compressed", CompressedImage, compressed_to_rgb),
 }
+# Outputs that a frame is segmented for. The calibration alone is no reason to run a network.
+_PICTURES = {
+    "mask": Image,
+    "mask/compressed": CompressedImage,
+    "confidence": Image,
+    "overlay": Image,
+    "overlay/compressed": CompressedImage,
+}
+
+
+class Frame(NamedTuple):
+    """A frame on its way.
+
+    Attributes:
+        camera: its camera's name.
+        header: as it came.
+        rgb: (H, W, 3) uint8.
+        received: when it arrived, seconds of the monotonic clock.
+        calibration: the newest sensor_msgs/CameraInfo of its camera, if any.
+    """
+
+    camera: str
+    header: Any
+    rgb: np.ndarray
+    received: float
+    calibration: Any
+
+
+class Style(NamedTuple):
+    """How results are shown; may change from frame to frame.
+
+    Attributes:
+        threshold: see `OutputClasses.labels`.
+        alpha: weight of the colours in the overlay, 0..1.
+        with_names: whether the overlay has class names.
+        jpeg_quality: of the compressed overlay, 1..100.
+    """
+
+    threshold: int
+    alpha: float
+    with_names: bool
+    jpeg_quality: int
 
 
 class CameraInput:
-    """The subscription to one camera.
+    """The subscriptions to one camera.
 
     Args:
-        node: the node that subscribes.
+        endpoints: where subscriptions are made.
         camera: the camera's name, a prefix of its topics; empty for the only camera.
-        transport: a key of `TRANSPORTS`.
-        receive: called with the camera's name and the message, in the executor's thread.
+        transport: the parameter ``image_transport``.
+        receive: called with the camera's name and each image, in the executor's thread.
+        note_fault: called with the camera's name and what is wrong with a calibration.
+
+    Attributes:
+        calibration: the newest usable sensor_msgs/CameraInfo; None before the first.
     """
 
-    def __init__(self, node: LifecycleNode, camera: str, transport: str, receive: Callable[[str, Any], None]) -> None:
-        suffix, message_type, self.to_rgb = TRANSPORTS[transport]
-        self._node = node
-        self._subscription = node.create_subscription(
-            message_type, topic(camera, suffix), lambda message: receive(camera, message), INPUT_QOS
-        )
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        camera: str,
+        transport: str,
+        receive: Callable[[str, Any], None],
+        note_fault: Callable[[str, Exception], None],
+    ) -> None:
+        suffix, message_type, self._to_rgb = _TRANSPORTS[transport]
+        self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
+        self.calibration: CameraInfo | None = None
+        self._subscriptions = [
+            endpoints.subscribe(message_type, topic(camera, suffix), lambda image: receive(camera, image), INPUT_QOS)
+        ]
+        try:
+            name = topic(camera, "camera_info")
+            self._subscriptions.append(endpoints.subscribe(CameraInfo, name, self._take_calibration, INPUT_QOS))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def image_topic(self) -> str:
+        """The full name of the topic of images."""
+        return self._subscriptions[0].topic_name
+
+    def read(self, image: Any, received: float, max_pixels: int) -> Frame:
+        """The frame of a message.
+
+        Raises:
+            MessageError: it cannot be read.
+        """
+        return Frame(self._camera, image.header, self._to_rgb(image, max_pixels), received, self.calibration)
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
+        for subscription in self._subscriptions:
+            self._endpoints.unsubscribe(subscription)
+
+    def _take_calibration(self, info: CameraInfo) -> None:
+        try:
+            check_camera_info(info)
+        except MessageError as error:
+            self._note_fault(self._camera, error)
+        else:
+            self.calibration = info
 
 
 class HeadOutput:
     """The topics of one head for one camera.
 
     Args:
-        node: the node that publishes.
+        endpoints: where publishers are made.
         camera: prefix of the topics; empty for the only camera.
         head: the bundle's name as a further part of the topics; empty for the first head.
-        classes: names and palette.
+        classes: what is published of the bundle's classes.
+        note_fault: called with the camera's name and what is wrong with a calibration.
     """
 
-    def __init__(self, node: LifecycleNode, camera: str, head: str, classes: ClassesSection) -> None:
-        self._node, self._classes = node, classes
-        self._publishers: list[Any] = []
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        camera: str,
+        head: str,
+        classes: OutputClasses,
+        note_fault: Callable[[str, Exception], None],
+    ) -> None:
+        self._endpoints, self._classes, self._note_fault = endpoints, classes, note_fault
+        self._publishers: dict[str, Any] = {}
 
-        def publisher(message_type: type, name: str, qos: QoSProfile) -> Any:
-            name = topic(camera, "segmentation", head, name)
-            self._publishers.append(node.create_lifecycle_publisher(message_type, name, qos))
-            return self._publishers[-1]
+        def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
+            full_name = topic(camera, "segmentation", head, name)
+            self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
 
         try:
-            self._mask = publisher(Image, "mask", OUTPUT_QOS)
-            self._confidence = publisher(Image, "confidence", OUTPUT_QOS)
-            self._overlay = publisher(Image, "overlay", OUTPUT_QOS)
-            self._label_info = publisher(LabelInfo, "label_info", LATCHED_QOS) if LabelInfo else None
+            for name, message_type in _PICTURES.items():
+                advertise(name, message_type)
+            advertise("camera_info", CameraInfo)
+            if LabelInfo:
+                advertise("label_info", LabelInfo, LATCHED_QOS)
         except BaseException:
             self.close()
             raise
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody subscribes to anything that a frame is needed for."""
-        return self.mask_wanted or self.confidence_wanted or self.overlay_wanted
+        """Whether anybody subscribes to anything that a frame must be segmented for."""
+        return any(map(self._wants, _PICTURES))
 
-    @property
-    def mask_wanted(self) -> bool:
-        """Whether anybody subscribes to the mask."""
-        return self._mask.get_subscription_count() > 0
+    def publish(self, found: Labelled, frame: Frame, style: Style, times: StageTimes) -> None:
+        """Compute and publish what somebody subscribes to, with the frame's header as it came."""
+        wanted = {name for name in (*_PICTURES, "camera_info") if self._wants(name)}
+        if not wanted & _PICTURES.keys():
+            return
+        confidence = None
+        if "confidence" in wanted:
+            labels, confidence = self._classes.labels_and_confidence(found, style.threshold)
+        else:
+            labels = self._classes.labels(found, style.threshold)
+        header, send = frame.header, self._send
+        with times.stage("message_out"):
+            if "mask" in wanted:
+                send("mask", fill_image(Image(), labels, mask_encoding(labels), header))
+            if confidence is not None:
+                send("confidence", fill_image(Image(), confidence, "mono8", header))
+            if "mask/compressed" in wanted:
+                send("mask/compressed", fill_png(CompressedImage(), labels, header))
+            if "camera_info" in wanted and frame.calibration is not None:
+                self._send_calibration(frame, labels.shape)
+        if not wanted & {"overlay", "overlay/compressed"}:
+            return
+        with times.stage("overlay"):
+            names = self._classes.names if style.with_names else None
+            overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, style.alpha, names))
+        with times.stage("message_out"):
+            if "overlay" in wanted:
+                send("overlay", fill_image(Image(), overlay, "bgr8", header))
+            if "overlay/compressed" in wanted:
+                send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
 
-    @property
-    def confidence_wanted(self) -> bool:
-        """Whether anybody subscribes to the confidence."""
-        return self._confidence.get_subscription_count() > 0
-
-    @property
-    def overlay_wanted(self) -> bool:
-        """Whether anybody subscribes to the overlay."""
-        return self._overlay.get_subscription_count() > 0
-
-    def publish_labels(self, mask: np.ndarray | None, confidence: np.ndarray | None, header: Any) -> None:
-        """Publish mask (H, W) and confidence (H, W), None for what nobody wants, with the frame's header as it came."""
-        if mask is not None:
-            self._mask.publish(fill_image(Image(), mask, mask_encoding(mask), header))
-        if confidence is not None:
-            self._confidence.publish(fill_image(Image(), confidence, "mono8", header))
-
-    def make_overlay(self, labels: np.ndarray, rgb: np.ndarray, alpha: float, with_names: bool) -> np.ndarray:
-        """The picture for the overlay topic, (H, W, 3) uint8 BGR."""
-        names = self._classes.names if with_names else None
-        return to_bgr(blend_overlay(rgb, labels, self._classes.palette, alpha, names))
-
-    def publish_overlay(self, picture: np.ndarray, header: Any) -> None:
-        """Publish a picture from `make_overlay`."""
-        self._overlay.publish(fill_image(Image(), picture, "bgr8", header))
-
-    def publish_label_info(self) -> None:
+    def publish_label_info(self, stamp: Any) -> None:
         """Publish the latched class names, where vision_msgs is installed."""
-        if self._label_info is None:
+        if "label_info" not in self._publishers:
             return
         message = LabelInfo()
-        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.stamp = stamp
         message.class_map = [
             VisionClass(class_id=index, class_name=name) for index, name in enumerate(self._classes.names)
         ]
-        self._label_info.publish(message)
+        self._send("label_info", message)
 
     def close(self) -> None:
         """Remove the publishers."""
-        for publisher in self._publishers:
-            self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in self._publishers.values():
+            self._endpoints.withdraw(publisher)
         self._publishers.clear()
+
+    def _wants(self, name: str) -> bool:
+        return self._publishers[name].get_subscription_count() > 0
+
+    def _send(self, name: str, message: Any) -> None:
+        self._publishers[name].publish(message)
+
+    def _send_calibration(self, frame: Frame, mask_size: tuple[int, int]) -> None:
+        try:
+            message = fill_camera_info(CameraInfo(), frame.calibration, frame.rgb.shape[:2], mask_size, frame.header)
+        except MessageError as error:
+            self._note_fault(frame.camera, error)
+        else:
+            self._send("camera_info", message)
+
+
+def create_switch(node: LifecycleNode, name: str, switch: Callable[[bool], str]) -> Any:
+    """A std_srvs/SetBool service; ``switch`` is called with the value wanted and says what then is."""
+
+    def answer(request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        response.success, response.message = True, switch(request.data)
+        return response
+
+    return node.create_service(SetBool, name, answer)
 
 
 def topic(*parts: str) -> str:

@@ -42,6 +42,26 @@ class StageTimes:
         return {name: summarise_ms(list(seconds)) for name, seconds in list(self._seconds.items())}
 
 
+class Rate:
+    """Events per second over the last ``window_s`` seconds. One thread records, any thread may read."""
+
+    def __init__(self, window_s: float = 5.0) -> None:
+        self._window_s = window_s
+        # Bounded, so that a flood cannot fill the memory; it reads as at least this many in the window.
+        self._times: deque[float] = deque(maxlen=5000)
+        self._start = time.monotonic()
+
+    def add(self) -> None:
+        """Record one event, now."""
+        self._times.append(time.monotonic())
+
+    def per_second(self) -> float:
+        """The rate, now; 0 when nothing has happened for a whole window."""
+        now = time.monotonic()
+        recent = sum(moment > now - self._window_s for moment in list(self._times))
+        return recent / min(self._window_s, max(now - self._start, 1.0))
+
+
 def summarise_ms(seconds: list[float]) -> dict[str, float]:
     """Median and 95th percentile, in milliseconds, of a non-empty list of seconds."""
     median, p95 = np.percentile(np.asarray(seconds) * 1000.0, (50, 95))

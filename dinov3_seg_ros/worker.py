@@ -1,4 +1,4 @@
-"""One thread that always works on the newest frames: one slot for each camera, what is late is dropped and counted."""
+"""One thread that always works on the newest frames: one slot for each camera, and what is late is dropped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class LatestFrameWorker:
     """Runs ``process`` in a thread of its own on the newest item of each slot.
 
-    `put` never waits: an item that has not been taken is replaced, and counted as dropped. Slots that wait at the same
+    `put` never waits: an item that has not been taken is replaced. Slots that wait at the same
     moment are handed over together, the one that has waited longest first, so that a fast camera cannot starve a slow
     one.
 
@@ -29,7 +29,6 @@ class LatestFrameWorker:
     ) -> None:
         self._process, self._on_error, self._max_items = process, on_error, max_items
         self._waiting: dict[str, Any] = {}
-        self._dropped: dict[str, int] = {}
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segmentation_worker")
@@ -38,27 +37,23 @@ class LatestFrameWorker:
         """Start the thread."""
         self._thread.start()
 
-    def put(self, slot: str, item: Any) -> None:
-        """Leave an item for the thread, in place of the one waiting in this slot, if any."""
+    def put(self, slot: str, item: Any) -> bool:
+        """Leave an item for the thread; True when it takes the place of one that is now dropped."""
         with self._condition:
-            if slot in self._waiting:
-                self._dropped[slot] = self._dropped.get(slot, 0) + 1
+            replaces = slot in self._waiting
             # A replaced item keeps its place in the queue: only being taken sends a slot to the back.
             self._waiting[slot] = item
             self._condition.notify()
+            return replaces
 
-    def dropped(self, slot: str) -> int:
-        """How many items of a slot were replaced before they were taken."""
-        with self._condition:
-            return self._dropped.get(slot, 0)
-
-    def stop(self) -> None:
-        """Let the item in work finish, drop those waiting, and join the thread."""
+    def stop(self) -> list[str]:
+        """Let the item in work finish, and join the thread; the slots whose items were waiting and are now dropped."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
         if self._thread.is_alive():
             self._thread.join()
+        return list(self._waiting)
 
     def _run(self) -> None:
         while True:

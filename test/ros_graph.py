@@ -25,12 +25,14 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 
 from dinov3_seg_ros.messages import fill_image
 from dinov3_seg_ros.transport import configure_transport
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT_S = 40.0
+# On a loaded machine a process takes long to import its libraries: there more may be given.
+TIMEOUT_S = float(os.environ.get("ROS_TEST_TIMEOUT_S", "40"))
 # Domains 1..100, other ones in each test process, so that tests do not hear each other.
 _domains = itertools.cycle(1 + (os.getpid() * 7 + i) % 100 for i in range(100))
 
@@ -97,6 +99,12 @@ class Graph:
         self.spin_until(future.done, f"an answer of {name}")
         self.peer.destroy_client(client)
         return future.result()
+
+    def publisher(self, message_type: type, topic: str, qos: QoSProfile = qos_profile_sensor_data) -> Any:
+        """A publisher, once somebody subscribes to it."""
+        publisher = self.peer.create_publisher(message_type, topic, qos)
+        self.spin_until(publisher.get_subscription_count, f"a subscription to {topic}")
+        return publisher
 
     def camera(self, topic: str = "image") -> Camera:
         """A publisher of images."""
@@ -172,6 +180,12 @@ class NodeProcess:
     def get_parameter(self, name: str) -> Any:
         request = GetParameters.Request(names=[name])
         return self._graph.call(GetParameters, f"{self._name}/get_parameters", request).values[0]
+
+    def switch(self, name: str, on: bool) -> str:
+        """Call a SetBool service of the node and return its message."""
+        response = self._graph.call(SetBool, f"{self._name}/{name}", SetBool.Request(data=on))
+        assert response.success
+        return response.message
 
     def end(self, signal_number: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""

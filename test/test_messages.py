@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from types import SimpleNamespace
 
@@ -9,8 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.errors import ImageError
-from dinov3_seg_ros.messages import INPUT_ENCODINGS, compressed_to_rgb, fill_image, image_to_rgb, mask_encoding
+from dinov3_seg_ros.errors import MessageError
+from dinov3_seg_ros.messages import (
+    INPUT_ENCODINGS,
+    compressed_to_rgb,
+    fill_image,
+    fill_jpeg,
+    fill_png,
+    image_to_rgb,
+    mask_encoding,
+)
 
 HEIGHT, WIDTH = 32, 48
 
@@ -107,26 +116,34 @@ def test_big_endian_data_gives_the_same_picture(encoding):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fault", "message"),
     [
-        ({"encoding": "32FC1"}, "encoding '32FC1' is not supported"),
-        ({"height": 0}, "empty"),
-        ({"width": 0}, "empty"),
-        ({"step": WIDTH * 3 - 1}, "step is 143 bytes"),
-        ({"height": HEIGHT + 1}, "data holds"),
-        ({"data": array("B", bytes(10))}, "data holds 10 bytes"),
-        ({"data": array("B", bytes(HEIGHT * WIDTH * 3 + 1))}, "data holds"),
-        ({"height": 2**31, "width": 2**31, "step": 2**32 - 1}, "step is"),
-        ({"encoding": "nv12", "step": WIDTH, "height": 31}, "even sides"),
-        ({"encoding": "yuyv", "width": 47}, "even sides"),
+        ({"encoding": "32FC1"}, "unknown encoding", "encoding '32FC1' is not supported"),
+        ({"height": 0}, "no pixels", "empty"),
+        ({"width": 0}, "no pixels", "empty"),
+        ({"step": WIDTH * 3 - 1}, "step too small", "step is 143 bytes"),
+        ({"height": HEIGHT + 1}, "wrong length of data", "data holds"),
+        ({"data": array("B", bytes(10))}, "wrong length of data", "data holds 10 bytes"),
+        ({"data": array("B", bytes(HEIGHT * WIDTH * 3 + 1))}, "wrong length of data", "data holds"),
+        ({"height": 2**31, "width": 2**31, "step": 2**32 - 1}, "too many pixels", "raise max_pixels"),
+        ({"encoding": "nv12", "step": WIDTH, "height": 31}, "odd size", "even sides"),
+        ({"encoding": "yuyv", "width": 47}, "odd size", "even sides"),
     ],
 )
-def test_what_does_not_add_up_is_refused(change, message):
+def test_what_does_not_add_up_is_refused_under_the_name_of_its_fault(change, fault, message):
     image = message_of(smooth_rgb(), "rgb8")
     for name, value in change.items():
         setattr(image, name, value)
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(MessageError, match=message) as caught:
         image_to_rgb(image)
+    assert caught.value.fault == fault
+
+
+def test_a_strip_of_one_row_counts_as_the_canvas_that_it_would_become():
+    strip = message_of(np.zeros((1, 3000), np.uint8), "mono8", height=1, width=3000)
+    assert image_to_rgb(strip, max_pixels=64 * 3000).shape == (1, 3000, 3)
+    with pytest.raises(MessageError, match="claims 3000x1"):
+        image_to_rgb(strip, max_pixels=64 * 3000 - 1)
 
 
 def test_a_png_is_read_exactly_and_a_jpeg_closely():
@@ -137,10 +154,58 @@ def test_a_png_is_read_exactly_and_a_jpeg_closely():
         assert np.abs(result.astype(int) - smooth_rgb()).max() <= tolerance
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n", b"no image at all"])
-def test_damaged_compressed_data_is_refused(data):
-    with pytest.raises(ImageError, match="damaged"):
-        compressed_to_rgb(SimpleNamespace(format="png", data=array("B", data)))
+def compressed(data):
+    return SimpleNamespace(format="png", data=array("B", bytes(data)))
+
+
+def picture_file(suffix, size=(HEIGHT, WIDTH)):
+    return cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))[1].tobytes()
+
+
+def claiming(data, height, width):
+    """The same JPEG or PNG file, its header claiming another size."""
+    if data.startswith(b"\x89PNG"):
+        return data[:16] + struct.pack(">II", width, height) + data[24:]
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "unknown format"),
+        (b"no image at all", "unknown format"),
+        (b"RIFF0000WEBPVP8 ", "unknown format"),
+        (picture_file(".png")[:20], "damaged data"),
+        (picture_file(".png")[:200], "damaged data"),
+        (picture_file(".jpg")[:30], "damaged data"),
+        (picture_file(".jpg")[:-100], "damaged data"),
+        (b"\xff\xd8\xff\xe0\x00\x00" + bytes(100), "damaged data"),
+        (b"\xff\xd8" + b"\xff" * 100, "damaged data"),
+        (b"\xff\xd8\xff\xda\x00\x08" + bytes(100), "damaged data"),
+        (claiming(picture_file(".png"), 0, 48), "no pixels"),
+        (claiming(picture_file(".png"), 60_000, 60_000), "too many pixels"),
+        (claiming(picture_file(".jpg"), 60_000, 60_000), "too many pixels"),
+    ],
+)
+def test_damaged_compressed_data_is_refused_under_the_name_of_its_fault(data, fault):
+    with pytest.raises(MessageError) as caught:
+        compressed_to_rgb(compressed(data))
+    assert caught.value.fault == fault
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(suffix, monkeypatch):
+    bomb = compressed(cv2.imencode(suffix, np.zeros((2000, 2000, 3), np.uint8))[1].tobytes())
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(MessageError, match="claims 2000x2000"):
+        compressed_to_rgb(bomb, max_pixels=2000 * 1999)
+
+
+def test_a_jpeg_with_metadata_and_filling_before_its_frame_header_is_read():
+    data = picture_file(".jpg")
+    comment = b"\xff\xff\xff\xfe\x00\x04ab"
+    assert compressed_to_rgb(compressed(data[:2] + comment + data[2:])).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_an_image_filled_and_read_back_is_the_same():
@@ -160,3 +225,20 @@ def test_a_mask_of_many_classes_is_sent_with_sixteen_bits():
     message = fill_image(SimpleNamespace(data=array("B")), labels, mask_encoding(labels), None)
     assert (message.encoding, message.step) == ("mono16", 4)
     assert np.array_equal(np.frombuffer(message.data, np.uint16).reshape(2, 2), labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_compressed_mask_keeps_every_value(dtype):
+    labels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (HEIGHT, WIDTH), dtype)
+    header = object()
+    message = fill_png(SimpleNamespace(data=array("B")), labels, header)
+    assert message.header is header
+    assert message.format == f"{mask_encoding(labels)}; png compressed"
+    assert np.array_equal(cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED), labels)
+
+
+def test_a_compressed_picture_is_a_jpeg_of_the_quality_asked_for():
+    bgr = smooth_rgb()[:, :, ::-1]
+    small, large = (fill_jpeg(SimpleNamespace(data=array("B")), bgr, quality, None) for quality in (20, 95))
+    assert len(small.data) < len(large.data)
+    assert np.abs(compressed_to_rgb(large).astype(int) - smooth_rgb()).max() <= 20

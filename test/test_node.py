@@ -135,7 +135,7 @@ def test_overlay_alpha_can_be_changed_while_running_within_its_range(running):
 
 def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
-    from dinov3_seg_ros.ports import LATCHED_QOS
+    from dinov3_seg_ros.qos import LATCHED_QOS
 
     graph, _, _ = running
     received = []

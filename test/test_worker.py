@@ -27,25 +27,22 @@ class Gate:
 
 
 def run(gate, puts, calls, max_items=1):
-    """Put one item, and ``puts`` while it is in work; return the worker after ``calls`` more calls."""
+    """Put one item, and ``puts`` while it is in work, for ``calls`` more calls; which of the puts replaced another."""
     worker = LatestFrameWorker(gate, on_error=lambda error: None, max_items=max_items)
     worker.start()
     worker.put("first", 0)
     assert gate.entered.wait(5)
-    for slot, item in puts:
-        worker.put(slot, item)
+    replaced = [worker.put(slot, item) for slot, item in puts]
     gate.open.set()
     gate.wait(1 + calls)
-    worker.stop()
-    return worker
+    assert worker.stop() == []
+    return replaced
 
 
-def test_only_the_newest_item_is_taken_and_the_others_are_counted():
+def test_only_the_newest_item_is_taken_and_whoever_replaces_one_is_told():
     gate = Gate()
-    worker = run(gate, [("a", 1), ("a", 2), ("a", 3)], calls=1)
-    assert gate.calls[1:] == [[("a", 3)]]
-    assert worker.dropped("a") == 2
-    assert worker.dropped("first") == 0
+    assert run(gate, [("a", 1), ("b", 1), ("a", 2), ("a", 3)], calls=2) == [False, False, True, True]
+    assert gate.calls[1:] == [[("a", 3)], [("b", 1)]]
 
 
 def test_a_fast_slot_does_not_starve_a_slow_one():
@@ -82,16 +79,17 @@ def test_an_error_is_reported_and_the_next_item_is_taken():
     assert str(errors[0]) == "bad item"
 
 
-def test_stopping_lets_the_item_in_work_finish():
-    gate = Gate()
+def test_stopping_lets_the_item_in_work_finish_and_tells_what_was_waiting():
+    gate, waiting = Gate(), []
     worker = LatestFrameWorker(gate, on_error=lambda error: None)
     worker.start()
     worker.put("a", 1)
     assert gate.entered.wait(5)
-    stopper = threading.Thread(target=worker.stop)
+    stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
     stopper.start()
     worker.put("a", 2)
     gate.open.set()
     stopper.join(5)
     assert not stopper.is_alive()
     assert gate.calls == [[("a", 1)]]
+    assert waiting == ["a"]

@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 from dinov3_seg_ros.demo.sources import Frame, open_source
 from dinov3_seg_ros.errors import SegmentationError, TransportError
 from dinov3_seg_ros.messages import fill_image
-from dinov3_seg_ros.ports import OUTPUT_QOS
+from dinov3_seg_ros.qos import OUTPUT_QOS
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
 
 _MATCHING_S = 1.0

@@ -18,7 +18,7 @@ from dinov3_seg_ros.files import replacing_file
 from dinov3_seg_ros.messages import image_to_rgb
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.overlay import to_bgr
-from dinov3_seg_ros.ports import OUTPUT_QOS
+from dinov3_seg_ros.qos import OUTPUT_QOS
 from dinov3_seg_ros.timing import summarise_ms
 
 _FRAMES_REMEMBERED = 64

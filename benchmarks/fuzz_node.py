@@ -1,0 +1,69 @@
+"""Thousands of bad messages against one node: ``python benchmarks/fuzz_node.py [--count N]``.
+
+After every five of them a good frame must be answered; the counts of the node's diagnostics are printed. It fails, with
+the node's log, as soon as one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "test"))
+
+from fuzzing import fuzz  # noqa: E402
+from ros_graph import Graph  # noqa: E402
+
+from dinov3_seg_ros.resources import resource_path  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000, help="bad images for each transport")
+    parser.add_argument("--bundle", type=Path, default=resource_path("weights/demo"))
+    options = parser.parse_args()
+    for transport in ("raw", "compressed"):
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Graph(Path(folder))
+            try:
+                report(graph, transport, options)
+            finally:
+                graph.close()
+
+
+def report(graph: Graph, transport: str, options: argparse.Namespace) -> None:
+    node = graph.start_node(bundle=options.bundle.resolve(), image_transport=transport)
+    process, start, memory = psutil.Process(node.process.pid), time.monotonic(), []
+
+    def progress(done: int) -> None:
+        if done % 500 == 0:
+            memory.append(process.memory_info().rss >> 20)
+            print(f"{transport}: {done} sent, {memory[-1]} MB", file=sys.stderr, flush=True)
+
+    counts = fuzz(graph, transport, options.count, progress)
+    assert node.process.poll() is None
+    print(
+        json.dumps(
+            {
+                "transport": transport,
+                "bad_images": options.count,
+                "seconds": round(time.monotonic() - start),
+                "memory_mb": memory[:1] + memory[-1:],
+                "tracebacks": node.log.count("Traceback"),
+                **counts,
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""Adds masks and overlays to a recording: ``python -m dinov3_seg_ros.bag IN OUT --bundle BUNDLE``.
+
+IN is a rosbag2 (sqlite3 or MCAP), OUT a new one that holds all of it and, for each image, the outputs of the node with
+the image's own header and recording time. ROS need not be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dinov3_seg_ros.errors import DatasetError, MessageError, OutputError, RuntimeUnavailableError, SegmentationError
+from dinov3_seg_ros.messages import compressed_to_rgb, image_to_rgb, mask_encoding
+from dinov3_seg_ros.output_classes import (
+    ClassList,
+    OutputClasses,
+    check_class_list,
+    confidence_threshold,
+    load_class_list,
+)
+from dinov3_seg_ros.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.pipeline import Segmenter, parse_mask_size
+from dinov3_seg_ros.resources import resource_path
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+
+OUTPUTS = ("mask", "confidence", "overlay")
+STORAGES = ("sqlite3", "mcap")
+
+_IMAGE = "sensor_msgs/msg/Image"
+_READERS: dict[str, Callable[[Any], np.ndarray]] = {
+    _IMAGE: image_to_rgb,
+    "sensor_msgs/msg/CompressedImage": compressed_to_rgb,
+}
+
+
+class _Record(NamedTuple):
+    """One message of the recording; with its picture, (H, W, 3) uint8 RGB, where it is to be segmented."""
+
+    connection: Connection
+    timestamp: int
+    raw: bytes
+    header: Any = None
+    rgb: np.ndarray | None = None
+
+
+class _Published(NamedTuple):
+    """What one head says of one frame: labels (H, W) and confidence (H, W) uint8, or None where it is not wanted."""
+
+    labels: np.ndarray
+    confidence: np.ndarray | None
+
+
+class BagSegmenter:
+    """Adds the outputs of a Segmenter to recordings.
+
+    Args:
+        segmenter: its ``max_batch`` frames go through the backbone at once.
+        class_list: what to publish; None for the bundles' own classes.
+        outputs: which of `OUTPUTS` to add.
+        mask_size: as in `Segmenter.segment`.
+        threshold: the least confidence (1/255) of a labelled pixel.
+        alpha: weight of the colours in the overlay, 0..1.
+        with_names: whether the overlay has class names.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        class_list: ClassList | None = None,
+        outputs: Sequence[str] = ("mask", "overlay"),
+        mask_size: str | tuple[int, int] = "source",
+        threshold: int = 0,
+        alpha: float = 0.5,
+        with_names: bool = False,
+    ) -> None:
+        from rosbags.typesys import Stores, get_typestore
+
+        of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
+        check_class_list(class_list or ClassList(), list(of_bundles.values()))
+        self._classes = {name: OutputClasses.of(classes, class_list) for name, classes in of_bundles.items()}
+        self._segmenter, self._outputs, self._mask_size = segmenter, tuple(outputs), mask_size
+        self._threshold, self._alpha, self._with_names = threshold, alpha, with_names
+        # Images and headers are the same in all distributions.
+        self._types = get_typestore(Stores.ROS2_JAZZY)
+
+    def process(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        topics: Sequence[str] = (),
+        storage: str | None = None,
+        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda messages, count: messages,
+    ) -> dict[str, int]:
+        """Write a recording with everything in ``source`` and the outputs.
+
+        Args:
+            source: folder (or single file) of a rosbag2.
+            target: folder to make; appears only once it is complete.
+            topics: of the images to segment; may be left out where there is one.
+            storage: one of `STORAGES`; None for that of ``source``.
+            track: wraps the messages on their way, to show progress; called with them and their number.
+
+        Returns:
+            Number of frames ``segmented``, and of those dropped under each fault.
+
+        Raises:
+            DatasetError: the recording cannot be read, or its images are not unambiguous.
+            OutputError: ``target`` exists or cannot be written.
+        """
+        from rosbags.rosbag2 import Reader, ReaderError
+
+        try:
+            with Reader(Path(source)) as reader, _new_bag(Path(target), storage or _storage_of(reader)) as writer:
+                images = choose_topics(reader.connections, topics)
+                copies = {connection.id: self._copied(writer, connection) for connection in reader.connections}
+                added = self._added_connections(writer, images, {c.topic for c in reader.connections})
+                counts: Counter[str] = Counter()
+                messages = track(reader.messages(), reader.message_count)
+                for record, result in self._segmented(self._read(messages, images, counts)):
+                    writer.write(copies[record.connection.id], record.timestamp, record.raw)
+                    for head, published in (result or {}).items():
+                        for output, message in self._messages(head, published, record):
+                            connection = added[record.connection.topic, head, output]
+                            writer.write(connection, record.timestamp, message)
+                    counts["segmented"] += result is not None
+                return dict(counts)
+        except (ReaderError, FileNotFoundError) as error:
+            raise DatasetError(f"{source} cannot be read as a rosbag2: {error}") from error
+
+    def _read(
+        self, messages: Iterable[tuple[Connection, int, bytes]], images: Sequence[str], counts: Counter[str]
+    ) -> Iterator[_Record]:
+        for connection, timestamp, raw in messages:
+            record = _Record(connection, timestamp, raw)
+            if connection.topic in images:
+                try:
+                    message = self._types.deserialize_cdr(raw, connection.msgtype)
+                    record = record._replace(header=message.header, rgb=_READERS[connection.msgtype](message))
+                except MessageError as error:
+                    counts[error.fault] += 1
+            yield record
+
+    def _segmented(self, records: Iterable[_Record]) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
+        """Records in order, each with its results; reading and writing go on while the network works."""
+        with ThreadPoolExecutor(1) as network:
+            waiting: tuple[list[_Record], Future[Any]] | None = None
+            for group in self._groups(records):
+                following = group, network.submit(self._segment, [r.rgb for r in group if r.rgb is not None])
+                if waiting:
+                    yield from _with_results(*waiting)
+                waiting = following
+            if waiting:
+                yield from _with_results(*waiting)
+
+    def _groups(self, records: Iterable[_Record]) -> Iterator[list[_Record]]:
+        """Records in a row that hold as many frames as go through the backbone at once."""
+        group: list[_Record] = []
+        frames = 0
+        for record in records:
+            group.append(record)
+            frames += record.rgb is not None
+            if frames == self._segmenter.max_batch:
+                yield group
+                group, frames = [], 0
+        yield group
+
+    def _segment(self, images: list[np.ndarray]) -> list[dict[str, _Published]]:
+        return [
+            {name: self._publish(name, head) for name, head in result.heads.items()}
+            for result in self._segmenter.segment(images, size=self._mask_size)
+        ]
+
+    def _publish(self, name: str, head: Any) -> _Published:
+        classes = self._classes[name]
+        if "confidence" in self._outputs:
+            return _Published(*classes.labels_and_confidence(head, self._threshold))
+        return _Published(classes.labels(head, self._threshold), None)
+
+    def _messages(self, head: str, published: _Published, record: _Record) -> Iterator[tuple[str, memoryview]]:
+        """The serialised outputs of one head for one frame."""
+        for output in self._outputs:
+            if output == "mask":
+                array, encoding = published.labels, mask_encoding(published.labels)
+            elif output == "confidence":
+                array, encoding = published.confidence, "mono8"
+            else:
+                classes = self._classes[head]
+                names = classes.names if self._with_names else None
+                overlay = blend_overlay(record.rgb, published.labels, classes.palette, self._alpha, names)
+                array, encoding = to_bgr(overlay), "bgr8"
+            yield output, self._serialised(array, encoding, record.header)
+
+    def _serialised(self, array: np.ndarray, encoding: str, header: Any) -> memoryview:
+        image = self._types.types[_IMAGE](
+            header=header,
+            height=array.shape[0],
+            width=array.shape[1],
+            encoding=encoding,
+            is_bigendian=sys.byteorder == "big",
+            step=array[0].nbytes,
+            data=np.ascontiguousarray(array).reshape(-1).view(np.uint8),
+        )
+        return self._types.serialize_cdr(image, _IMAGE)
+
+    def _copied(self, writer: Any, connection: Connection) -> Connection:
+        definition = connection.msgdef.data or None
+        if definition is None and connection.msgtype not in self._types.fielddefs:
+            raise DatasetError(
+                f"the recording does not say what {connection.msgtype} ({connection.topic}) is; convert it with "
+                "'ros2 bag convert' on a machine that has this type"
+            )
+        return writer.add_connection(
+            connection.topic,
+            connection.msgtype,
+            typestore=self._types,
+            msgdef=definition,
+            rihs01=connection.digest or None,
+            serialization_format=connection.ext.serialization_format,
+            offered_qos_profiles=connection.ext.offered_qos_profiles,
+        )
+
+    def _added_connections(
+        self, writer: Any, images: Sequence[str], existing: set[str]
+    ) -> dict[tuple[str, str, str], Connection]:
+        added = {}
+        for image in images:
+            for index, head in enumerate(self._classes):
+                for output in self._outputs:
+                    name = "/".join(filter(None, (_namespace(image), "segmentation", head if index else "", output)))
+                    if f"/{name}" in existing:
+                        raise DatasetError(
+                            f"the recording would get a second topic /{name}; segment one camera of each namespace, "
+                            "in a recording that has no masks yet"
+                        )
+                    existing.add(f"/{name}")
+                    added[image, head, output] = writer.add_connection(f"/{name}", _IMAGE, typestore=self._types)
+        return added
+
+
+def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> list[str]:
+    """Topics of the images to segment: those wanted, or the only one there is.
+
+    Raises:
+        DatasetError: one is not there, or is not of images; or none is named and there is not exactly one.
+    """
+    found = sorted({connection.topic for connection in connections if connection.msgtype in _READERS})
+    for topic in wanted:
+        if topic not in found:
+            raise DatasetError(f"the recording has no images on {topic}; it has: {', '.join(found) or 'none'}")
+    if not wanted and len(found) != 1:
+        raise DatasetError(f"name the topics of the images to segment; the recording has: {', '.join(found) or 'none'}")
+    return list(wanted) or found
+
+
+def _with_results(
+    group: list[_Record], results: Future[list[dict[str, _Published]]]
+) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
+    of_frames = iter(results.result())
+    for record in group:
+        yield record, None if record.rgb is None else next(of_frames)
+
+
+def _namespace(image_topic: str) -> str:
+    """``/front/image`` and ``/front/image/compressed`` -> ``front``, as the node names its outputs."""
+    return image_topic.removesuffix("/compressed").strip("/").rpartition("/")[0]
+
+
+def _storage_of(reader: Any) -> str:
+    files = [reader.path] if reader.path.is_file() else reader.path.iterdir()
+    return "mcap" if any(".mcap" in file.suffixes for file in files) else "sqlite3"
+
+
+@contextlib.contextmanager
+def _new_bag(target: Path, storage: str) -> Iterator[Any]:
+    """A writer of a rosbag2 that appears under its name only once it is complete."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    if target.exists():
+        raise OutputError(f"{target} exists; name a folder that does not")
+    plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A folder around it, since the files inside are named after the bag's own folder.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            with Writer(Path(folder) / target.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
+                yield writer
+            (Path(folder) / target.name).rename(target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Segment a recording; 1 when that was not possible."""
+    options = _parse(arguments)
+    try:
+        _require_rosbags()
+        with contextlib.closing(_open_segmenter(options)) as segmenter:
+            adder = BagSegmenter(
+                segmenter,
+                load_class_list(options.class_list) if options.class_list else None,
+                options.outputs,
+                parse_mask_size(options.mask_size),
+                confidence_threshold(options.confidence_threshold),
+                options.overlay_alpha,
+                options.overlay_names,
+            )
+            start = time.monotonic()
+            counts = adder.process(options.source, options.target, options.topics, options.storage, _track)
+    except SegmentationError as error:
+        print(f"bag: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bag: interrupted; nothing was written", file=sys.stderr)
+        return 1
+    rate = counts.get("segmented", 0) / (time.monotonic() - start)
+    faults = "".join(f", {number} left out ({what})" for what, number in counts.items() if what != "segmented")
+    print(f"{options.target}: {counts.get('segmented', 0)} frames segmented at {rate:.1f} per second{faults}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.bag", description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, metavar="IN", help="rosbag2 to read")
+    parser.add_argument("target", type=Path, metavar="OUT", help="folder of the rosbag2 to make")
+    parser.add_argument("--bundle", type=Path, nargs="+", help="trained bundles (default: the demo's)")
+    parser.add_argument("--topics", nargs="+", default=[], help="images to segment (default: the only ones there are)")
+    parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=["mask", "overlay"])
+    parser.add_argument("--storage", choices=STORAGES, help="default: that of IN")
+    parser.add_argument("--runtime", default="auto", help="auto, torch, onnx or tensorrt")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--batch", type=int, default=1, help="frames in one backbone pass; more is faster on a GPU")
+    parser.add_argument("--mask-size", default="source", help="source, network or WIDTHxHEIGHT")
+    parser.add_argument("--class-list", type=Path, help="YAML file of the classes to publish")
+    parser.add_argument("--confidence-threshold", type=float, default=0.0, help="0..1; below it a pixel is unlabelled")
+    parser.add_argument("--overlay-alpha", type=float, default=0.5, help="weight of the colours, 0..1")
+    parser.add_argument("--overlay-names", action="store_true", help="write the class names into the overlay")
+    options = parser.parse_args(arguments)
+    for name in ("confidence_threshold", "overlay_alpha"):
+        if not 0.0 <= getattr(options, name) <= 1.0:
+            parser.error(f"--{name.replace('_', '-')} must be between 0 and 1")
+    return options
+
+
+def _open_segmenter(options: argparse.Namespace) -> Segmenter:
+    segmenter = Segmenter.from_bundle(
+        options.bundle or [resource_path("weights/demo")],
+        options.runtime,
+        max_batch=options.batch,
+        device=options.device,
+    )
+    segmenter.warm_up()
+    return segmenter
+
+
+def _require_rosbags() -> None:
+    try:
+        import rich  # noqa: F401
+        import rosbags  # noqa: F401
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'") from error
+
+
+def _track(messages: Iterable[Any], count: int) -> Iterable[Any]:
+    from rich.progress import track
+
+    return track(messages, description="messages", total=count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

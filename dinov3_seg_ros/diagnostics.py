@@ -1,0 +1,213 @@
+"""What became of the frames, and how /diagnostics tells it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from dinov3_seg_ros.timing import Rate, StageTimes
+
+#: Why a frame was dropped though nothing was wrong with it.
+REPLACED = "replaced by a newer one"
+UNWANTED = "nobody subscribes"
+SWITCHED_OFF = "switched off"
+STOPPED = "waiting when the node was deactivated"
+
+_PERIOD_S = 1.0
+#: How long a fault shows in the level.
+_MEMORY_S = 10.0
+#: A camera silent for so long is stale.
+_SILENCE_S = 3.0
+#: A stamp older than this was made by another clock.
+_LONGEST_DELAY_S = 60.0
+
+
+class _Fault(NamedTuple):
+    moment: float
+    name: str
+    details: str
+
+
+class CameraStatistics:
+    """What became of one camera's frames since activation. Any thread may record, any may read.
+
+    Every frame received is counted once more: as segmented, or as dropped under its cause. The difference is in work.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+        self._last_received: float | None = None
+        self._last_segmented = float("-inf")
+        self._last_stamp: float | None = None
+        self._input, self._output = Rate(), Rate()
+        self._received = self._segmented = 0
+        self._dropped: Counter[str] = Counter()
+        self._noted: Counter[str] = Counter()
+        self._faults: deque[_Fault] = deque(maxlen=100)
+        self._latency = StageTimes()
+
+    def received(self, stamp: float) -> None:
+        """Record a frame's arrival; ``stamp`` is its header's, seconds."""
+        with self._lock:
+            self._received += 1
+            self._input.add()
+            self._last_received = time.monotonic()
+            if self._last_stamp is not None and stamp < self._last_stamp:
+                self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {self._last_stamp:.3f}")
+            self._last_stamp = stamp
+
+    def segmented(self, received: float, delay: float) -> None:
+        """Record a frame as published.
+
+        Args:
+            received: when it arrived, by the monotonic clock.
+            delay: seconds from its stamp until now, by the node's clock.
+        """
+        with self._lock:
+            self._segmented += 1
+            self._output.add()
+            self._last_segmented = time.monotonic()
+            self._latency.add("in the node", self._last_segmented - received)
+            if 0.0 <= delay < _LONGEST_DELAY_S:
+                self._latency.add("end to end", delay)
+            else:
+                self._noted["stamp of another clock"] += 1
+
+    def dropped(self, cause: str, details: str = "") -> None:
+        """Record a frame as dropped; with details when it is a fault."""
+        with self._lock:
+            self._dropped[cause] += 1
+            if details:
+                self._faults.append(_Fault(time.monotonic(), cause, details))
+
+    def noted(self, fault: str, details: str) -> None:
+        """Record a fault that costs no frame."""
+        with self._lock:
+            self._note(fault, details)
+
+    def summary(self) -> str:
+        """All counts in one line."""
+        with self._lock:
+            counts = {"received": self._received, "segmented": self._segmented, **self._dropped}
+        return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
+
+    def status(self, name: str, topic: str) -> DiagnosticStatus:
+        """The camera's line of /diagnostics."""
+        with self._lock:
+            level, message = self._judge(topic)
+            values = {
+                "topic": topic,
+                "input rate [Hz]": f"{self._input.per_second():.1f}",
+                "output rate [Hz]": f"{self._output.per_second():.1f}",
+                "frames received": self._received,
+                "frames segmented": self._segmented,
+                **{f"dropped: {cause}": count for cause, count in self._dropped.items()},
+                **{f"noted: {fault}": count for fault, count in self._noted.items()},
+                **_latencies("latency {}", self._latency.summary_ms()),
+            }
+            if self._faults:
+                values["last error"] = self._faults[-1].details
+        return _status(level, name, message, values)
+
+    def _note(self, fault: str, details: str) -> None:
+        self._noted[fault] += 1
+        self._faults.append(_Fault(time.monotonic(), fault, details))
+
+    def _judge(self, topic: str) -> tuple[bytes, str]:
+        now = time.monotonic()
+        silence = now - (self._last_received or self._start)
+        if silence > _SILENCE_S:
+            kind = "no further image" if self._last_received else "no image yet"
+            return DiagnosticStatus.STALE, f"{kind} on {topic} for {silence:.0f} s"
+        recent = [fault for fault in self._faults if now - fault.moment < _MEMORY_S]
+        if recent:
+            found = ", ".join(sorted({fault.name for fault in recent}))
+            if now - self._last_segmented > _MEMORY_S:
+                return DiagnosticStatus.ERROR, f"no frame could be segmented: {found}"
+            return DiagnosticStatus.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
+        return DiagnosticStatus.OK, (
+            f"{self._output.per_second():.1f} of {self._input.per_second():.1f} frames per second segmented"
+        )
+
+
+class DiagnosticsPublisher:
+    """Publishes on /diagnostics once a second, in every state of the node.
+
+    Args:
+        node: the node that publishes.
+        collect: called in the executor's thread; its statuses are published.
+    """
+
+    def __init__(self, node: Node, collect: Callable[[], list[DiagnosticStatus]]) -> None:
+        self._node, self._collect = node, collect
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Not the node's clock: simulated time may stand still.
+        self._timer = node.create_timer(_PERIOD_S, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def publish(self) -> None:
+        """Publish now."""
+        message = DiagnosticArray()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.status = self._collect()
+        self._publisher.publish(message)
+
+
+def node_status(
+    name: str,
+    state: str,
+    last_error: str,
+    runtime: str,
+    switches: Mapping[str, bool],
+    stages: Mapping[str, Mapping[str, float]],
+    mismatches: Sequence[str],
+) -> DiagnosticStatus:
+    """The node's own line of /diagnostics.
+
+    Args:
+        name: the node's.
+        state: its lifecycle state.
+        last_error: of a transition that failed, until one succeeds; empty for none.
+        runtime: what computes the network, and in which precision.
+        switches: what can be switched -> whether it is on.
+        stages: from `StageTimes.summary_ms`.
+        mismatches: from `Endpoints.mismatches`.
+    """
+    level, message = DiagnosticStatus.OK, state
+    off = [what for what, on in switches.items() if not on]
+    if last_error:
+        level, message = DiagnosticStatus.ERROR, f"{state}: {last_error.splitlines()[0]}"
+    elif mismatches:
+        level, message = DiagnosticStatus.WARN, f"{state}: {mismatches[0]}"
+    elif state != "active":
+        level = DiagnosticStatus.WARN
+    elif off:
+        message = f"{state}; off: {', '.join(off)}"
+    values = {
+        "state": state,
+        "runtime": runtime,
+        "last error": last_error or "none",
+        **{what: "on" if on else "off" for what, on in switches.items()},
+        **_latencies("stage {}", stages),
+        **{f"mismatch {number}": line for number, line in enumerate(mismatches, 1)},
+    }
+    return _status(level, name, message, values)
+
+
+def _status(level: bytes, name: str, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(level=level, name=name, message=message, hardware_id="dinov3_seg_ros", values=pairs)
+
+
+def _latencies(key: str, summary: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    return {
+        f"{key.format(stage)} [ms]": f"median {found['median']:.1f}, 95th percentile {found['p95']:.1f}"
+        for stage, found in summary.items()
+    }

@@ -1,0 +1,165 @@
+"""Recordings get the outputs of the node, and lose nothing."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+
+pytest.importorskip("rosbags", reason="rosbags is not installed")
+
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from dinov3_seg_ros import bag
+from dinov3_seg_ros.bag import BagSegmenter
+from dinov3_seg_ros.errors import DatasetError, OutputError
+from dinov3_seg_ros.output_classes import ClassList
+from dinov3_seg_ros.pipeline import Segmenter
+
+TYPES = get_typestore(Stores.ROS2_JAZZY)
+IMAGE, COMPRESSED, TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
+SIZE = (24, 32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32), seed=8)
+
+
+@pytest.fixture(scope="module")
+def segmenter(bundle):
+    return Segmenter.from_bundle(bundle.path, max_batch=2)
+
+
+def picture(number):
+    return np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
+
+
+def header(number):
+    stamp = TYPES.types["builtin_interfaces/msg/Time"](sec=1000 + number, nanosec=7)
+    return TYPES.types["std_msgs/msg/Header"](stamp=stamp, frame_id=f"camera {number}")
+
+
+def image(number, encoding="rgb8", padding=0):
+    rows = np.hstack((picture(number).reshape(SIZE[0], -1), np.full((SIZE[0], padding), 9, np.uint8)))
+    return TYPES.types[IMAGE](
+        header=header(number), height=SIZE[0], width=SIZE[1], encoding=encoding, is_bigendian=0, step=rows.shape[1],
+        data=rows.reshape(-1),
+    )  # fmt: skip
+
+
+def compressed(number):
+    data = cv2.imencode(".png", picture(number)[:, :, ::-1])[1]
+    return TYPES.types[COMPRESSED](header=header(number), format="png", data=data)
+
+
+def write_bag(path, messages, storage="sqlite3"):
+    """A recording of (topic, type, message), one every millisecond."""
+    plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
+    with Writer(path, version=9, storage_plugin=plugin) as writer:
+        kinds = dict.fromkeys((topic, kind) for topic, kind, _ in messages)
+        connections = {topic: writer.add_connection(topic, kind, typestore=TYPES) for topic, kind in kinds}
+        for number, (topic, kind, message) in enumerate(messages):
+            writer.write(connections[topic], 10**6 * (1 + number), TYPES.serialize_cdr(message, kind))
+    return path
+
+
+def contents(path):
+    """Topic -> [(recording time, message)]."""
+    found = {}
+    with Reader(path) as reader:
+        for connection, timestamp, raw in reader.messages():
+            found.setdefault(connection.topic, []).append((timestamp, TYPES.deserialize_cdr(raw, connection.msgtype)))
+    return found
+
+
+def pixels(message):
+    return message.data.reshape(message.height, message.width, -1).squeeze()
+
+
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_every_image_gets_its_outputs_with_its_own_header_and_time_and_nothing_is_lost(segmenter, tmp_path, storage):
+    text = TYPES.types[TEXT](data="hello")
+    messages = [("/front/image", IMAGE, image(number, padding=5)) for number in range(5)]
+    messages.insert(2, ("/text", TEXT, text))
+    source = write_bag(tmp_path / "in", messages, storage)
+    counts = BagSegmenter(segmenter, outputs=bag.OUTPUTS).process(source, tmp_path / "out")
+    assert counts == {"segmented": 5}
+    before, after = contents(source), contents(tmp_path / "out")
+    assert (tmp_path / "out" / f"out{'.db3' if storage == 'sqlite3' else '.mcap'}").exists()
+    assert [moment for moment, _ in after["/text"]] == [moment for moment, _ in before["/text"]]
+    assert after["/text"][0][1].data == "hello"
+    for number, (moment, original) in enumerate(before["/front/image"]):
+        copied_moment, copy = after["/front/image"][number]
+        assert (copied_moment, copy.header) == (moment, original.header)
+        assert np.array_equal(copy.data, original.data)
+        expected = segmenter.segment([picture(number)])[0]
+        for output, array in (("mask", expected.labels), ("confidence", expected.confidence)):
+            output_moment, message = after[f"/front/segmentation/{output}"][number]
+            assert (output_moment, message.header, message.encoding) == (moment, original.header, "mono8")
+            assert np.array_equal(pixels(message), array)
+        assert after["/front/segmentation/overlay"][number][1].encoding == "bgr8"
+        assert pixels(after["/front/segmentation/overlay"][number][1]).shape == (*SIZE, 3)
+
+
+def test_compressed_images_are_segmented_and_classes_are_chosen(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image/compressed", COMPRESSED, compressed(0))])
+    chosen = ClassList(classes=["class_1"])
+    BagSegmenter(segmenter, chosen, ["mask"], mask_size=(6, 8)).process(source, tmp_path / "out")
+    mask = pixels(contents(tmp_path / "out")["/segmentation/mask"][0][1])
+    expected = segmenter.segment([picture(0)], size=(6, 8))[0].labels
+    assert np.array_equal(mask, np.where(expected == 1, 0, 255))
+
+
+def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0, "32FC1")), ("/image", IMAGE, image(1))])
+    counts = BagSegmenter(segmenter).process(source, tmp_path / "out")
+    assert counts == {"unknown encoding": 1, "segmented": 1}
+    after = contents(tmp_path / "out")
+    assert (len(after["/image"]), len(after["/segmentation/mask"])) == (2, 1)
+
+
+def test_which_images_are_meant_must_be_said_where_there_are_several(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/a/image", IMAGE, image(0)), ("/b/image", IMAGE, image(1))])
+    adder = BagSegmenter(segmenter, outputs=["mask"])
+    with pytest.raises(DatasetError, match="the recording has: /a/image, /b/image"):
+        adder.process(source, tmp_path / "out")
+    with pytest.raises(DatasetError, match="no images on /c"):
+        adder.process(source, tmp_path / "out", ["/c"])
+    adder.process(source, tmp_path / "out", ["/b/image"])
+    assert set(contents(tmp_path / "out")) == {"/a/image", "/b/image", "/b/segmentation/mask"}
+    with pytest.raises(DatasetError, match="second topic /b/segmentation/mask"):
+        adder.process(tmp_path / "out", tmp_path / "again", ["/b/image"])
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monkeypatch):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(5)])
+    monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        BagSegmenter(segmenter).process(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_exists_is_not_touched(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="out exists"):
+        BagSegmenter(segmenter).process(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("bag")])
+def test_what_is_not_a_recording_is_named(segmenter, tmp_path, make):
+    make(tmp_path / "in")
+    with pytest.raises(DatasetError, match="in cannot be read as a rosbag2"):
+        BagSegmenter(segmenter).process(tmp_path / "in", tmp_path / "out")
+
+
+def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, capsys):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    arguments = [str(source), str(tmp_path / "out"), "--bundle", str(bundle.path)]
+    assert bag.main(arguments) == 0
+    assert "out: 1 frames segmented at" in capsys.readouterr().out
+    assert bag.main(arguments) == 1
+    assert "out exists" in capsys.readouterr().err

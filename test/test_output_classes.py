@@ -1,0 +1,139 @@
+"""What is published follows the class list, and a pixel without a label has no confidence."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dinov3_seg_ros.bundle import ClassesSection, load_bundle
+from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.output_classes import (
+    ClassList,
+    OutputClasses,
+    check_class_list,
+    confidence_threshold,
+    load_class_list,
+)
+from dinov3_seg_ros.resources import resource_path
+
+ROOM = ClassesSection(names=["floor", "wall", "chair", "table"], palette=[(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
+
+
+def many(count):
+    return ClassesSection(names=[f"c{i}" for i in range(count)], palette=[(i % 256, 0, 0) for i in range(count)])
+
+
+def found(labels, confidence=200, dtype=np.uint8):
+    labels = np.asarray(labels, dtype)
+    return SimpleNamespace(labels=labels, confidence=np.broadcast_to(np.uint8(confidence), labels.shape).copy())
+
+
+class Undecoded:
+    """Labels whose confidence must not be asked for."""
+
+    labels = np.array([[0, 1]], np.uint8)
+
+    @property
+    def confidence(self):
+        pytest.fail("the confidence was decoded though nobody needs it")
+
+
+def test_without_a_list_the_arrays_pass_as_they_are():
+    head = found([[0, 3]])
+    classes = OutputClasses.of(ROOM)
+    labels, confidence = classes.labels_and_confidence(head)
+    assert labels is head.labels
+    assert confidence is head.confidence
+    assert classes.labels(Undecoded()) is Undecoded.labels
+    assert (classes.names, classes.palette[3]) == (("floor", "wall", "chair", "table"), (4, 4, 4))
+
+
+def test_classes_are_filtered_merged_and_numbered_in_the_order_of_the_list():
+    chosen = ClassList(classes={"obstacle": ["table", "chair"], "floor": ["floor"]}, palette={"floor": (9, 8, 7)})
+    classes = OutputClasses.of(ROOM, chosen)
+    labels, confidence = classes.labels_and_confidence(found([[0, 1, 2, 3]]))
+    assert labels.tolist() == [[1, 255, 0, 0]]
+    assert confidence.tolist() == [[200, 0, 200, 200]]
+    assert classes.names == ("obstacle", "floor")
+    assert classes.palette == ((4, 4, 4), (9, 8, 7)), "a merged class has the colour of the first that it stands for"
+
+
+def test_a_plain_list_of_names_is_a_filter():
+    assert OutputClasses.of(ROOM, ClassList(classes=["wall"])).labels(found([[0, 1]])).tolist() == [[255, 0]]
+
+
+def test_a_list_that_changes_nothing_costs_nothing():
+    assert OutputClasses.of(ROOM, ClassList(classes=list(ROOM.names))).lookup is None
+
+
+@pytest.mark.parametrize(("probability", "least"), [(0.0, 0), (0.5, 128), (0.4, 102), (1.0, 255)])
+def test_pixels_below_the_threshold_are_unlabelled_with_confidence_zero(probability, least):
+    head = found([[0] * 256])
+    head.confidence = np.arange(256, dtype=np.uint8)[None]
+    labels, confidence = OutputClasses.of(ROOM).labels_and_confidence(head, confidence_threshold(probability))
+    kept = np.arange(256) >= least
+    assert np.array_equal(labels[0], np.where(kept, 0, 255))
+    assert np.array_equal(confidence[0], np.where(kept, np.arange(256), 0))
+
+
+def test_masks_of_many_classes_use_sixteen_bits_and_narrow_where_few_are_chosen():
+    head = found([[0, 299]], dtype=np.uint16)
+    all_of_them = OutputClasses.of(many(300))
+    head.confidence[0, 0] = 10
+    assert all_of_them.labels(head, threshold=11).tolist() == [[65535, 299]]
+    few = OutputClasses.of(many(300), ClassList(classes=["c299"]))
+    assert few.labels(head).dtype == np.uint8
+    labels, confidence = few.labels_and_confidence(head)
+    assert (labels.tolist(), confidence.tolist()) == ([[255, 0]], [[0, 200]])
+
+
+def test_one_list_gives_the_same_ids_to_the_classes_of_several_heads():
+    other = ClassesSection(names=["person", "floor"], palette=[(5, 5, 5), (6, 6, 6)])
+    chosen = ClassList(classes=["person", "floor"])
+    check_class_list(chosen, [ROOM, other])
+    assert OutputClasses.of(ROOM, chosen).labels(found([[0]])).item() == 1
+    assert OutputClasses.of(other, chosen).labels(found([[1]])).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (ClassList(classes=["floor", "flor"]), "names 'flor', which no bundle has"),
+        (ClassList(classes=["floor"], palette={"wall": (0, 0, 0)}), "colours 'wall', which is not published"),
+        (ClassList(palette={"sky": (0, 0, 0)}), "colours 'sky'"),
+    ],
+)
+def test_a_name_that_would_do_nothing_is_refused(chosen, message):
+    with pytest.raises(ParameterError, match=message):
+        check_class_list(chosen, [ROOM])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [floor, floor]", "classes: .*named twice"),
+        ("classes: {a: [floor], b: [floor]}", "'floor' is published as two classes"),
+        ("classes: {a: []}", "classes.a: "),
+        ("classes: []", "classes: "),
+        ("palette: {floor: [1, 2, 256]}", "palette.floor.2"),
+        ("klasses: [floor]", "klasses: "),
+        ("classes: [", "is not YAML"),
+        ("- floor", "the file: "),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(tmp_path, text, message):
+    path = tmp_path / "classes.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        load_class_list(path)
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_class_list(tmp_path / "nowhere.yaml")
+
+
+def test_the_list_in_config_fits_the_demo():
+    chosen = load_class_list(resource_path("config/classes/navigation.yaml"))
+    classes = load_bundle(resource_path("weights/demo")).manifest.classes
+    check_class_list(chosen, [classes])
+    assert OutputClasses.of(classes, chosen).names == ("floor", "obstacle", "person")
