@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 
+from dinov3_seg_ros.artefacts import find_exports
+from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.sources import open_source
 from dinov3_seg_ros.errors import DatasetError
+from dinov3_seg_ros.resources import resource_path
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():
@@ -58,6 +61,16 @@ def test_a_missing_mask_is_named(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"masks/a\.png is missing"):
         list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
+
+
+def test_the_demos_bundle_is_small_and_runs_without_torch():
+    bundle = load_bundle(resource_path("weights/demo"))
+    exports, refused = find_exports(bundle)
+    assert refused == []
+    assert [export.manifest.precision for export in exports if export.manifest.verified] == ["fp32"]
+    assert exports[0].manifest.network_size == bundle.manifest.input.network_size
+    sizes = [file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()]
+    assert sum(sizes) <= 12e6 and max(sizes) <= 9e6
 
 
 @pytest.mark.ros
