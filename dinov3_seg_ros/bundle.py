@@ -37,6 +37,8 @@ MANIFEST_FILE = "bundle.json"
 HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
 DELTA_FILE = "backbone_delta.safetensors"
+#: What a bundle may be called: it becomes part of topics.
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -134,7 +136,7 @@ class Manifest(_Section):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     backbone: BackboneSection
     input: InputSection

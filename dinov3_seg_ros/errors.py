@@ -13,7 +13,7 @@ class BackboneError(SegmentationError):
 
 
 class HeadError(SegmentationError):
-    """A head's name, options or input channels do not fit."""
+    """A head's name, options, weights or input channels do not fit."""
 
 
 class BundleError(SegmentationError):

@@ -331,6 +331,16 @@ def test_the_label_ids_of_cityscapes_become_train_ids(tmp_path):
     assert [data.class_names[i] for i in (0, 13, 18)] == ["road", "car", "bicycle"]
 
 
+def test_a_few_of_camvids_images_are_taken_evenly_and_validation_keeps_all(tmp_path):
+    tiny_datasets.build_camvid(tmp_path)
+    every = CamVidData(root=str(tmp_path)).open("train")
+    few = CamVidData(root=str(tmp_path), train_images=2)
+    assert [few.open("train").describe(i) for i in range(2)] == [every.describe(1), every.describe(3)]
+    assert len(few.open("train")) == 2
+    assert len(few.open("val")) == 2
+    assert len(CamVidData(root=str(tmp_path), train_images=9).open("train")) == len(every)
+
+
 def test_what_camvid_does_not_evaluate_is_ignored(tmp_path):
     tiny_datasets.build_camvid(tmp_path)
     data = CamVidData(root=str(tmp_path)).open("val")

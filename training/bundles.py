@@ -78,19 +78,12 @@ class BundleWriter:
         return Manifest(
             name=recipe.name,
             description=recipe.description,
-            backbone=BackboneSection(
+            backbone=describe_backbone(
+                backbone,
                 storage=self._storage,
                 source=recipe.backbone.source or f"trained from scratch by recipe {recipe.name}",
                 identity=backbone_identity(backbone) if _trains(self._model.backbone) else self._first_identity,
                 base_identity=self._first_identity if self._storage == "delta" else None,
-                model_type=backbone.model.config.model_type,
-                layers=backbone.layers,
-                feature_norm=backbone.feature_norm,
-                class_token=backbone.class_token,
-                output_stride=backbone.output_stride,
-                channels=backbone.channels,
-                strides=backbone.strides,
-                multiple=backbone.patch_multiple,
             ),
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
@@ -115,6 +108,26 @@ class BundleWriter:
             for name, tensor in self._model.backbone.checkpoint_tensors().items()
             if not torch.equal(tensor.cpu(), self._first_tensors[name])
         }
+
+
+def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:
+    """The manifest's section on a backbone.
+
+    Args:
+        backbone: as the head reads it.
+        origin: the fields that tell where it comes from: ``storage``, ``source``, ``identity``, ``base_identity``.
+    """
+    return BackboneSection(
+        **origin,
+        model_type=backbone.model.config.model_type,
+        layers=backbone.layers,
+        feature_norm=backbone.feature_norm,
+        class_token=backbone.class_token,
+        output_stride=backbone.output_stride,
+        channels=backbone.channels,
+        strides=backbone.strides,
+        multiple=backbone.patch_multiple,
+    )
 
 
 def git_revision() -> str | None:

@@ -24,10 +24,9 @@ from dinov3_seg_ros.errors import DatasetError, SegmentationError
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.runtimes import open_runtime
 from training.datasets import DATASETS, DataSection, SegmentationDataset, Split
 from training.evaluation_folder import Examples, write_evaluation
-from training.inference import AveragingSegmenter, Inference
+from training.inference import AveragingSegmenter, Inference, open_segmenter
 from training.metrics import BoundaryIoU
 from training.output import check_free, writing
 from training.recipe import apply_overrides, load_recipe
@@ -145,7 +144,7 @@ def _evaluate_bundle(
             examples.add(index, image, truth, labels)
 
     indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    matrix = evaluate(_open_segmenter(path, settings), data, indices, compare)
+    matrix = evaluate(open_segmenter(path, settings.runtime, settings.inference), data, indices, compare)
     scores = {
         **matrix.summary(data.class_names),
         **boundary.summary(data.class_names),
@@ -156,14 +155,6 @@ def _evaluate_bundle(
     if report is not None:
         write_evaluation(report, scores, matrix, examples)
     return scores
-
-
-def _open_segmenter(path: Path, settings: EvaluationSettings) -> Segmenter | AveragingSegmenter:
-    """The robot's own segmenter, where its one view is all that is wanted."""
-    if settings.inference == Inference():
-        return Segmenter.from_bundle(path, runtime=settings.runtime)
-    bundle = load_bundle(path)
-    return AveragingSegmenter(bundle, open_runtime(settings.runtime, [bundle]), settings.inference)
 
 
 def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:

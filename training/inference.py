@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.bundle import Bundle, load_bundle
 from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.pipeline import HeadSegmentation, Segmentation
+from dinov3_seg_ros.pipeline import HeadSegmentation, Segmentation, Segmenter
 from dinov3_seg_ros.preprocessing import Placement, check_image, fill_canvas, place
-from dinov3_seg_ros.runtimes import Runtime
+from dinov3_seg_ros.runtimes import Runtime, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 from training.section import Section
 
@@ -49,6 +50,9 @@ class AveragingSegmenter:
         runtime: with that bundle loaded.
         inference: which views.
 
+    Attributes:
+        runtime: what computes the network.
+
     Raises:
         ParameterError: the stride leaves gaps between windows.
     """
@@ -56,7 +60,7 @@ class AveragingSegmenter:
     def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
         manifest = bundle.manifest
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
-        self._runtime, self._inference = runtime, inference
+        self.runtime, self._inference = runtime, inference
         self._window = tuple(manifest.input.network_size)
         self._stride = inference.stride
         if self._stride == "auto":
@@ -78,6 +82,10 @@ class AveragingSegmenter:
             ImageError: an image is not (H, W, 3) uint8.
         """
         return [self._segment(image) for image in images]
+
+    def warm_up(self) -> None:
+        """Do once what only the first frame would pay for; see `pipeline.Segmenter.warm_up`."""
+        _ = self.segment([np.zeros((*self._window, 3), np.uint8)])[0].labels
 
     def _segment(self, image: np.ndarray) -> Segmentation:
         check_image(image)
@@ -139,7 +147,24 @@ class AveragingSegmenter:
         return total.div_(looks.to(total.device))
 
     def _logits(self, canvas: np.ndarray) -> Tensor:
-        return torch.as_tensor(self._runtime.logits(self._name, self._runtime.features(canvas[None]))).float()
+        return torch.as_tensor(self.runtime.logits(self._name, self.runtime.features(canvas[None]))).float()
+
+
+def open_segmenter(path: Path, runtime: str, inference: Inference) -> Segmenter | AveragingSegmenter:
+    """Load a bundle: into the robot's own segmenter, where its one view is all that is wanted.
+
+    Args:
+        path: of the bundle.
+        runtime: one of `runtimes.RUNTIME_NAMES`.
+        inference: which views of an image are averaged.
+
+    Raises:
+        BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
+    """
+    if inference == Inference():
+        return Segmenter.from_bundle(path, runtime=runtime)
+    bundle = load_bundle(path)
+    return AveragingSegmenter(bundle, open_runtime(runtime, [bundle]), inference)
 
 
 def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:

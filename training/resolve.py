@@ -36,7 +36,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "feature_norm": backbone.feature_norm,
             "trainable": trainable,
             "storage": storage,
-            "source": choice.source if storage == "embedded" else _lasting(choice.source),
+            "source": choice.source if storage == "embedded" else lasting(choice.source),
         }
     )
     return recipe.model_copy(
@@ -50,7 +50,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     )
 
 
-def _lasting(source: str | None) -> str | None:
+def lasting(source: str | None) -> str | None:
     """A local path as the robot finds it, whatever folder its node starts in."""
     if source is None or not Path(source).exists():
         return source

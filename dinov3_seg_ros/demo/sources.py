@@ -12,6 +12,7 @@ from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import DatasetError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_MOST_FRAMES_PER_SECOND = 1000.0
 Frame = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -38,6 +39,17 @@ def open_source(source: str, size: tuple[int, int], rate_hz: float, masks: Path 
     if path.is_file():
         return _capture(cv2.VideoCapture(str(path)), source)
     raise DatasetError(f"'{source}' is no folder, video file or webcam number; use one of these, or 'scenes'")
+
+
+def video_rate(path: Path) -> tuple[float | None, int | None]:
+    """Frames per second, and number of frames, of a video file as it says itself; None where it does not."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    finally:
+        capture.release()
+    # Some files give nonsense for want of anything better.
+    return rate if 0 < rate <= _MOST_FRAMES_PER_SECOND else None, int(count) if count > 0 else None
 
 
 def _folder(folder: Path, masks: Path | None) -> Iterator[Frame]:

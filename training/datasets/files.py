@@ -181,6 +181,12 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> lis
     return [pair for pair in pairs if (pair in held_out) == (split == "val")]
 
 
+def spread_evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """So many of the pairs, at equal distances; all, where there are no more."""
+    count = min(count, len(pairs))
+    return [pairs[(2 * index + 1) * len(pairs) // (2 * count)] for index in range(count)]
+
+
 def listed_names(path: Path) -> list[str]:
     """The items that a text file lists, one in a line: stems, or paths whose stems count.
 

@@ -1,0 +1,213 @@
+"""Predictions: what is written of images, folders and videos, and what is said of files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from PIL import Image
+
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.overlay import blend_overlay
+from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import open_runtime
+from training import predict as command
+from training.inference import AveragingSegmenter, Inference
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", network_size=(64, 96))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def predict(bundle: Bundle, source: Path, output: Path, *options: object) -> int:
+    return command.main([str(bundle.path), str(source), "--output", str(output), *map(str, options)])
+
+
+def summary(output: Path) -> dict:
+    return json.loads((output / "summary.json").read_text())
+
+
+def written(output: Path) -> set[str]:
+    return {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+
+
+def test_an_image_gives_its_labels_and_an_overlay(bundle, tmp_path, capsys):
+    image = picture(50, 70)
+    Image.fromarray(image).save(tmp_path / "room.png")
+    assert predict(bundle, tmp_path / "room.png", tmp_path / "out", "--names", "False") == 0
+    assert written(tmp_path / "out") == {"masks/room.png", "overlays/room.jpg", "summary.json"}
+    labels = Segmenter.from_bundle(bundle.path).segment([image])[0].labels
+    assert len(np.unique(labels)) > 1
+    mask = np.array(Image.open(tmp_path / "out" / "masks" / "room.png"))
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, labels)
+    overlay = np.array(Image.open(tmp_path / "out" / "overlays" / "room.jpg"))
+    expected = blend_overlay(image, labels, bundle.manifest.classes.palette)
+    assert np.abs(overlay.astype(int) - expected).mean() < 8, "JPEG loses a little"
+    said = summary(tmp_path / "out")
+    assert said["frames"] == 1
+    assert said["classes"] == bundle.manifest.classes.names
+    assert 0 < said["frames_per_second"] <= said["segmenting_frames_per_second"]
+    assert "1 segmented" in capsys.readouterr().out
+
+
+def test_confidence_is_written_when_asked_for_and_nothing_else_when_not(bundle, tmp_path):
+    image = picture(50, 70)
+    Image.fromarray(image).save(tmp_path / "room.png")
+    options = ("--confidence", "True", "--masks", "False", "--overlays", "False", "--runtime", "torch")
+    assert predict(bundle, tmp_path / "room.png", tmp_path / "out", *options) == 0
+    assert written(tmp_path / "out") == {"confidence/room.png", "summary.json"}
+    expected = Segmenter.from_bundle(bundle.path, runtime="torch").segment([image])[0].confidence
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "confidence" / "room.png")), expected)
+
+
+def test_classes_beyond_255_are_written_with_16_bits(tmp_path):
+    large = write_tiny_bundle(tmp_path / "large", num_classes=300, network_size=(64, 64))
+    Image.fromarray(picture(64, 64)).save(tmp_path / "a.png")
+    assert predict(large, tmp_path / "a.png", tmp_path / "out") == 0
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.dtype == np.uint16
+    assert mask.max() > 255
+
+
+def test_other_views_are_averaged_as_in_evaluation(bundle, tmp_path):
+    image = picture(80, 70)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    views = ("--inference.mode", "slide", "--inference.flip", "True")
+    assert predict(bundle, tmp_path / "a.png", tmp_path / "out", "--runtime", "torch", *views) == 0
+    averaging = AveragingSegmenter(bundle, open_runtime("torch", [bundle]), Inference(mode="slide", flip=True))
+    mask = np.array(Image.open(tmp_path / "out" / "masks" / "a.png"))
+    assert np.array_equal(mask, averaging.segment([image])[0].labels)
+    assert not np.array_equal(mask, Segmenter.from_bundle(bundle.path).segment([image])[0].labels)
+
+
+def test_a_folder_keeps_its_subfolders_and_what_cannot_be_read_is_skipped_and_reported(bundle, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / "day").mkdir(parents=True)
+    Image.fromarray(picture(40, 60)).save(folder / "day" / "a.jpg")
+    Image.fromarray(picture(40, 60, seed=1)).save(folder / "b.png")
+    (folder / "broken.jpg").write_bytes((folder / "day" / "a.jpg").read_bytes()[:300])
+    (folder / "notes.txt").write_text("no image")
+    assert predict(bundle, folder, tmp_path / "out") == 1
+    assert written(tmp_path / "out") == {
+        "masks/b.png", "masks/day/a.png", "overlays/b.jpg", "overlays/day/a.jpg", "summary.json",
+    }  # fmt: skip
+    said = capsys.readouterr()
+    assert f"skipped: {folder / 'broken.jpg'} cannot be read as an image" in said.err
+    assert "2 segmented" in said.out
+    assert "1 skipped" in said.out
+    assert list(summary(tmp_path / "out")["unreadable"]) == [str(folder / "broken.jpg")]
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    writer = cv2.VideoWriter(str(tmp_path / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 24, (64, 48))
+    for seed in range(5):
+        writer.write(picture(48, 64, seed))
+    writer.release()
+    return tmp_path / "drive.mp4"
+
+
+def test_a_video_gives_masks_by_number_and_a_video_of_the_same_rate_and_length(bundle, tmp_path, video):
+    assert predict(bundle, video, tmp_path / "out") == 0
+    assert written(tmp_path / "out") == {"overlay.mp4", "summary.json", *(f"masks/{n:06d}.png" for n in range(5))}
+    overlay = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
+    assert overlay.get(cv2.CAP_PROP_FPS) == 24
+    assert overlay.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert overlay.read()[1].shape == (48, 64, 3)
+
+
+def test_the_first_frames_and_another_rate_can_be_asked_for(bundle, tmp_path, video):
+    assert predict(bundle, video, tmp_path / "out", "--frames", 2, "--rate", 5) == 0
+    overlay = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
+    assert (overlay.get(cv2.CAP_PROP_FPS), overlay.get(cv2.CAP_PROP_FRAME_COUNT)) == (5, 2)
+    assert summary(tmp_path / "out")["frames"] == 2
+
+
+def test_an_interrupted_stream_keeps_what_was_written(bundle, tmp_path, video, monkeypatch):
+    whole = command.open_input(str(video)).frames
+
+    def interrupted():
+        yield next(whole)
+        yield next(whole)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "open_input", lambda _: command.Source(interrupted(), None, 24.0))
+    assert predict(bundle, video, tmp_path / "out") == 130
+    assert cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert summary(tmp_path / "out")["interrupted"]
+
+
+def test_an_output_folder_in_use_is_refused_before_anything_is_written(bundle, tmp_path, capsys):
+    Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    assert predict(bundle, tmp_path / "a.png", tmp_path / "out") == 1
+    assert "exists already" in capsys.readouterr().err
+    assert written(tmp_path / "out") == {"mine.txt"}
+
+
+def empty_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def two_of_a_name(path: Path) -> Path:
+    path.mkdir()
+    for suffix in (".png", ".jpg"):
+        Image.fromarray(picture(8, 8)).save(path / f"a{suffix}")
+    return path
+
+
+def no_video(path: Path) -> Path:
+    path.with_suffix(".mp4").write_bytes(b"no video")
+    return path.with_suffix(".mp4")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda path: path, [], "is no folder, video file or webcam number"),
+        (empty_folder, [], "holds no image"),
+        (two_of_a_name, [], "would have the same mask"),
+        (no_video, [], "cannot be opened"),
+        (two_of_a_name, ["--runtimes", "torch"], "runtime"),
+        (no_video, ["--runtime", "nothing"], "unknown runtime 'nothing'"),
+    ],
+    ids=["nowhere", "empty folder", "same stem", "no video", "unknown option", "unknown runtime"],
+)
+def test_what_cannot_be_done_is_said_in_one_message_and_leaves_nothing(
+    bundle, tmp_path, capsys, make, options, message
+):
+    assert predict(bundle, make(tmp_path / "input"), tmp_path / "out", *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not written(tmp_path / "out")
+
+
+def test_a_disk_that_takes_no_more_is_reported(bundle, tmp_path, capsys, monkeypatch):
+    Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert predict(bundle, tmp_path / "a.png", tmp_path / "out") == 1
+    assert "cannot be written ([Errno 28] No space left" in capsys.readouterr().err
+    assert not written(tmp_path / "out")
+
+
+def test_a_video_that_holds_less_than_was_written_is_reported(bundle, tmp_path, capsys, monkeypatch, video):
+    monkeypatch.setattr(command, "video_rate", lambda path: (24.0, 3))
+    assert predict(bundle, video, tmp_path / "out", "--masks", "False") == 1
+    assert "it holds 3 of 5 frames" in capsys.readouterr().err
+    assert not written(tmp_path / "out")

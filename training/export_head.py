@@ -1,0 +1,67 @@
+"""Write a bundle's head in another project's form: ``python -m training.export_head BUNDLE --format dinov3_ros``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dinov3_seg_ros.bundle import Bundle, Manifest, load_bundle
+from dinov3_seg_ros.errors import SegmentationError
+from dinov3_seg_ros.files import replacing_folder
+from dinov3_seg_ros.heads import Head
+from training.dinov3_ros import write_plugin
+from training.output import check_free, writing
+
+Writer = Callable[[Manifest, Head, Path], list[str]]
+
+#: Name of a form -> what writes the head's files into a folder and returns advice; raises ExportError where it cannot.
+FORMATS: dict[str, Writer] = {"dinov3_ros": write_plugin}
+
+
+def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
+    """Write the files of a bundle's head; all of them or none.
+
+    Args:
+        bundle: whose head.
+        form: a key of `FORMATS`.
+        folder: must not exist, or be empty.
+
+    Returns:
+        What the user has to do with them, and to know.
+
+    Raises:
+        ExportError: the head cannot be given that form.
+        BundleError: its weights cannot be read.
+        OutputError: the folder holds something, or cannot be written.
+    """
+    check_free(folder, "--output")
+    with writing(folder), replacing_folder(folder) as temporary:
+        return FORMATS[form](bundle.manifest, bundle.load_head(), temporary)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export_head", description=__doc__.split(":")[0], allow_abbrev=False
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="whose form")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must not exist or be empty")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        advice = export_head(load_bundle(options.bundle), options.format, options.output)
+    except SegmentationError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    for line in (f"written to {options.output}", *advice):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Turn a head of dinov3_ros into a bundle.
+
+``python -m training.import_head MODEL.pth CLASS_NAMES.txt --backbone SOURCE --output FOLDER``
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dinov3_seg_ros.backbone import backbone_identity, load_backbone
+from dinov3_seg_ros.bundle import (
+    NAME_PATTERN,
+    Bundle,
+    ClassesSection,
+    HeadSection,
+    InputSection,
+    Manifest,
+    TrainingSection,
+    save_bundle,
+)
+from dinov3_seg_ros.errors import HeadError, SegmentationError
+from dinov3_seg_ros.overlay import default_palette
+from dinov3_seg_ros.preprocessing import check_geometry
+from training import dinov3_ros
+from training.bundles import describe_backbone
+from training.output import check_free, writing
+from training.resolve import lasting
+
+_DEFAULT_BACKBONE = "facebook/dinov3-vits16plus-pretrain-lvd1689m"
+_LICENCES = (
+    "The head published by https://github.com/Raessan/semantic_segmentation_dinov3 is Copyright 2025 Rafael "
+    "Escarabajal, Apache-2.0.",
+    "The backbone is not part of this bundle. DINOv3's weights are subject to the DINOv3 License by Meta.",
+)
+
+
+def import_head(
+    weights: Path,
+    class_names: Path,
+    backbone_source: str,
+    output: Path,
+    name: str = "dinov3_ros",
+    network_size: tuple[int, int] = dinov3_ros.NETWORK_SIZE,
+) -> Bundle:
+    """Write a bundle whose logits are those of the published module before its interpolation.
+
+    The predecessor enlarges its logits to half of the image's size, then to the image's; a bundle's are decoded in one
+    step, so that labels at borders differ by pixels.
+
+    Args:
+        weights, class_names: the predecessor's files.
+        backbone_source: the backbone that the head was trained on; see `dinov3_seg_ros.backbone.load_backbone`. The
+            bundle refers to it.
+        output: the bundle's folder; must not exist, or be empty.
+        name: of the bundle.
+        network_size: (height, width), pixels.
+
+    Raises:
+        HeadError: the files do not hold such a head, or the backbone does not fit it.
+        BackboneError: the backbone's weights are absent or damaged.
+        ParameterError: the network size does not fit the backbone.
+        OutputError: the folder holds something, or cannot be written.
+    """
+    check_free(output, "--output")
+    names = dinov3_ros.read_class_names(class_names)
+    head = dinov3_ros.read_head(weights, len(names))
+    backbone = load_backbone(backbone_source)
+    if (backbone.channels, backbone.strides) != (head.in_channels, head.strides):
+        raise HeadError(
+            f"{weights} reads a map of {head.in_channels[0]} channels and stride {head.strides[0]}; the last of the "
+            f"backbone {backbone_source} has {backbone.channels[0]} and {backbone.strides[0]}. The published head "
+            f"belongs to {_DEFAULT_BACKBONE}"
+        )
+    check_geometry(dinov3_ros.GEOMETRY, network_size, backbone.patch_multiple)
+    manifest = Manifest(
+        name=name,
+        description=f"Head of semantic_segmentation_dinov3 with {len(names)} classes, imported from {weights.name}.",
+        backbone=describe_backbone(
+            backbone, storage="reference", source=lasting(backbone_source), identity=backbone_identity(backbone)
+        ),
+        input=InputSection(
+            network_size=network_size, geometry=dinov3_ros.GEOMETRY, mean=dinov3_ros.MEAN, std=dinov3_ros.STD
+        ),
+        classes=ClassesSection(names=names, palette=default_palette(len(names))),
+        head=HeadSection(name=dinov3_ros.HEAD, variant=dinov3_ros.VARIANT),
+        training=TrainingSection(recipe={"imported": dinov3_ros.origin(weights)}),
+        licences=list(_LICENCES),
+    )
+    with writing(output):
+        return save_bundle(output, manifest, head.state_dict())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.import_head", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("weights", type=Path, metavar="MODEL.pth", help="the head's weights")
+    parser.add_argument("class_names", type=Path, metavar="CLASS_NAMES.txt", help="one name a line")
+    parser.add_argument(
+        "--backbone",
+        default=_DEFAULT_BACKBONE,
+        metavar="SOURCE",
+        help="what the head was trained on: Hugging Face id, folder or Meta's .pth file (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the bundle; must not exist yet")
+    parser.add_argument("--name", type=_bundle_name, default="dinov3_ros", help="of the bundle (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        default=dinov3_ros.NETWORK_SIZE,
+        help="network size, pixels (default: that of the published head, 640 640)",
+    )
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        bundle = import_head(
+            options.weights, options.class_names, options.backbone, options.output, options.name, tuple(options.size)
+        )
+    except SegmentationError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    names = bundle.manifest.classes.names
+    console.print(f"bundle '{options.name}' with {len(names)} classes in {bundle.path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _bundle_name(word: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, word):
+        raise argparse.ArgumentTypeError(f"'{word}' must be of lower-case letters, digits and underscores")
+    return word
+
+
+if __name__ == "__main__":
+    sys.exit(main())

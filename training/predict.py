@@ -1,0 +1,373 @@
+"""Segment images, a folder of images, a video or a webcam's stream with a bundle.
+
+``python -m training.predict BUNDLE INPUT [--output FOLDER] [--runtime auto] [--key value ...]``
+
+An image gives masks/NAME.png, which holds the class id of each pixel, and overlays/NAME.jpg; a video or webcam gives
+masks/NUMBER.png and overlay.mp4. What was segmented, how fast, and what could not be read is in summary.json. Ctrl-C
+ends a stream and keeps what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dinov3_seg_ros.bundle import Manifest, load_bundle
+from dinov3_seg_ros.demo.sources import open_source, video_rate
+from dinov3_seg_ros.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.files import replacing_file, write_json
+from dinov3_seg_ros.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.pipeline import Segmentation, Segmenter
+from training.datasets.files import IMAGE_SUFFIXES, read_image
+from training.inference import AveragingSegmenter, Inference, open_segmenter
+from training.output import check_free, writing
+from training.recipe import apply_overrides
+from training.section import Section
+
+MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
+SUMMARY_FILE = "summary.json"
+
+_INTERRUPTED = 130
+# Of a stream that does not say.
+_FRAMES_PER_SECOND = 10.0
+_SCENE_SIZE = (480, 640)
+
+
+class PredictionSettings(Section):
+    """What can be changed on the command line."""
+
+    runtime: str = "auto"
+    """auto, torch, onnx or tensorrt."""
+    inference: Inference = Inference()
+    """Which views of each image are averaged."""
+    masks: bool = True
+    """Whether to write the class id of each pixel, as PNG: 8 bits up to 255 classes, else 16."""
+    confidence: bool = False
+    """Whether to write round(255 * the largest softmax probability) of each pixel, as PNG."""
+    overlays: bool = True
+    """Whether to write the classes' colours over the image: as JPEG, or as a video."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the colours in overlays."""
+    names: bool = True
+    """Whether overlays carry the names of the classes."""
+    rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Frames per second of the video that is written; auto: of the video that is read, of a webcam 10."""
+    frames: Annotated[int, Field(ge=1)] | None = None
+    """The most that is segmented; null: all."""
+
+
+@dataclass
+class Source:
+    """Frames by name.
+
+    Attributes:
+        frames: name, a relative path without suffix, and RGB image (H, W, 3) uint8.
+        count: how many there probably are; None if nobody knows.
+        rate: frames per second of a stream; None for images, which have nothing to do with each other.
+        unreadable: filled as frames are taken: path of each that cannot be read, and why.
+    """
+
+    frames: Iterator[tuple[str, np.ndarray]]
+    count: int | None
+    rate: float | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Prediction:
+    """What was done.
+
+    Attributes:
+        frames: how many were segmented.
+        seconds: that this took, reading and writing included, starting up left out.
+        segmenting_seconds: of these, from image to labels.
+        unreadable: path of each file that could not be read, and why.
+        interrupted: whether the user ended it.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    segmenting_seconds: float = 0.0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """For the JSON file; rates are in frames per second, None where there was no frame."""
+        rates = {
+            "frames_per_second": self.seconds,
+            "segmenting_frames_per_second": self.segmenting_seconds,
+        }
+        return {
+            "frames": self.frames,
+            **{name: round(self.frames / seconds, 2) if self.frames else None for name, seconds in rates.items()},
+            "interrupted": self.interrupted,
+            "unreadable": self.unreadable,
+        }
+
+
+def open_input(source: str) -> Source:
+    """Find the frames of an image, a folder of images (and of its subfolders), a video file or a webcam's number.
+
+    Raises:
+        DatasetError: there is nothing to segment, or two images would have the same mask.
+    """
+    path = Path(source)
+    if path.is_dir():
+        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not images:
+            raise DatasetError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        return _images(images, path)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return _images([path], path.parent)
+    rate, count = video_rate(path) if path.is_file() else (None, None)
+    rate = rate or _FRAMES_PER_SECOND
+    frames = open_source(source, _SCENE_SIZE, rate)
+    return Source(((f"{number:06d}", image) for number, (image, _) in enumerate(frames)), count, rate)
+
+
+def predict(
+    segmenter: Segmenter | AveragingSegmenter,
+    manifest: Manifest,
+    source: Source,
+    output: Path,
+    settings: PredictionSettings,
+    console: Console,
+) -> Prediction:
+    """Segment the frames of a source and write what is wanted of each; a file is there whole or not at all.
+
+    Args:
+        segmenter: with one bundle.
+        manifest: of that bundle.
+        source: its frames are used up.
+        output: folder.
+        settings: of which ``runtime`` and ``inference`` are the segmenter's business.
+        console: for progress.
+
+    Raises:
+        DatasetError: a stream cannot be opened or gives no frame.
+        KeyboardInterrupt: before the first frame; later it ends the work, and what was done is kept.
+        OutputError: something cannot be written.
+    """
+    segmenter.warm_up()
+    done = Prediction(unreadable=source.unreadable)
+    total = source.count if settings.frames is None else min(settings.frames, source.count or settings.frames)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(_progress(console))
+        task = progress.add_task("segmenting", total=total)
+        video = None
+        if settings.overlays and source.rate is not None:
+            rate = source.rate if settings.rate == "auto" else settings.rate
+            video = stack.enter_context(_new_video(output / VIDEO_FILE, rate))
+        started = time.perf_counter()
+        try:
+            for name, image in source.frames:
+                before = time.perf_counter()
+                segmentation = segmenter.segment([image])[0]
+                if settings.confidence:
+                    _ = segmentation.confidence  # read first, it gives the labels as well
+                _ = segmentation.labels
+                done.segmenting_seconds += time.perf_counter() - before
+                _write(name, image, segmentation, manifest, output, settings, video)
+                done.frames += 1
+                progress.update(task, completed=done.frames + len(done.unreadable))
+                if done.frames == settings.frames:
+                    break
+        except KeyboardInterrupt:
+            if not done.frames:
+                raise
+            done.interrupted = True
+        done.seconds = time.perf_counter() - started
+        if source.rate is not None and not done.frames:
+            raise DatasetError("the stream gives no frame; is the file whole, and is the webcam free?")
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 when something could not be read or done."""
+    parser = argparse.ArgumentParser(
+        usage="python -m training.predict BUNDLE INPUT [--output FOLDER] [--key value ...]",
+        description="Segment images, a folder of images, a video file or a webcam (by its number). "
+        "'python -m training.predict BUNDLE INPUT --help' lists the keys.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("input", metavar="INPUT", help="image, folder of images, video file, or number of a webcam")
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), metavar="FOLDER", help="must not exist or be empty"
+    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) in ([], ["--help"]):
+        parser.print_help()
+        return 0
+    parsed, overrides = parser.parse_known_args(arguments)
+    console, complaints = Console(), Console(stderr=True)
+    try:
+        settings = apply_overrides(PredictionSettings(), overrides)
+        check_free(parsed.output, "--output")
+        source = open_input(parsed.input)
+        manifest = load_bundle(parsed.bundle).manifest
+        segmenter = open_segmenter(Path(parsed.bundle), settings.runtime, settings.inference)
+        done = predict(segmenter, manifest, source, parsed.output, settings, console)
+        summary = {
+            "bundle": parsed.bundle,
+            "input": parsed.input,
+            "runtime": segmenter.runtime.description,
+            **done.summary(),
+            "settings": settings.model_dump(mode="json"),
+            "classes": manifest.classes.names,
+        }
+        with writing(parsed.output):
+            write_json(parsed.output / SUMMARY_FILE, summary)
+    except SegmentationError as error:
+        complaints.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    for reason in done.unreadable.values():
+        complaints.print(f"skipped: {reason}", style="red", markup=False, soft_wrap=True)
+    speeds = f"{summary['frames_per_second']} frames/s, segmenting alone {summary['segmenting_frames_per_second']}"
+    console.print(
+        f"{done.frames} segmented ({speeds}; {summary['runtime']}), {len(done.unreadable)} skipped; "
+        f"written to {parsed.output}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if done.interrupted:
+        return _INTERRUPTED
+    return 1 if done.unreadable else 0
+
+
+def _images(paths: Sequence[Path], root: Path) -> Source:
+    """Images below a folder; which of them cannot be read shows when it is their turn."""
+    path_of: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in path_of:
+            raise DatasetError(f"{path_of[name]} and {path.name} would have the same mask; rename one of them")
+        path_of[name] = path
+    source = Source(iter(()), len(path_of))
+    source.frames = _readable(path_of, source.unreadable)
+    return source
+
+
+def _readable(path_of: dict[str, Path], unreadable: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    for name, path in path_of.items():
+        try:
+            image = read_image(path)
+        except DatasetError as error:
+            unreadable[str(path)] = str(error)
+        else:
+            yield name, image
+
+
+def _write(
+    name: str,
+    image: np.ndarray,
+    segmentation: Segmentation,
+    manifest: Manifest,
+    output: Path,
+    settings: PredictionSettings,
+    video: _Video | None,
+) -> None:
+    """Write what is wanted of one frame."""
+    if settings.masks:
+        _write_picture(output / MASKS / f"{name}.png", segmentation.labels)
+    if settings.confidence:
+        _write_picture(output / CONFIDENCES / f"{name}.png", segmentation.confidence)
+    if settings.overlays:
+        names = manifest.classes.names if settings.names else None
+        overlay = to_bgr(
+            blend_overlay(image, segmentation.labels, manifest.classes.palette, alpha=settings.alpha, names=names)
+        )
+        if video is None:
+            _write_picture(output / OVERLAYS / f"{name}.jpg", overlay)
+        else:
+            video.write(overlay)
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a grey or BGR picture, in the format that the suffix names."""
+    # imwrite would say nothing of a full disk.
+    _, encoded = cv2.imencode(path.suffix, picture)
+    with writing(path), replacing_file(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+class _Video:
+    """A video file of the size of its first frame."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path, self._rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
+        self._count = 0
+
+    def write(self, picture: np.ndarray) -> None:
+        """Append a picture (H, W, 3) uint8 BGR."""
+        if self._writer is None:
+            height, width = picture.shape[:2]
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, (width, height))
+        self._writer.write(picture)
+        self._count += 1
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            OSError: it does not hold what was written; OpenCV itself would say nothing.
+        """
+        if self._writer is not None:
+            self._writer.release()
+        _, held = video_rate(self._path)
+        if held != self._count:
+            raise OSError(f"it holds {held} of {self._count} frames")
+
+
+@contextlib.contextmanager
+def _new_video(path: Path, rate: float) -> Iterator[_Video]:
+    """A video that appears under its name once it is whole.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path), replacing_file(path) as temporary:
+        video = _Video(temporary, rate)
+        yield video
+        video.close()
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} frames/s")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
