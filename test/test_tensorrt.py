@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
@@ -239,6 +241,7 @@ def test_an_engine_that_does_not_fit_is_never_loaded_but_built_anew(trt, cuda, b
     # The stand-in fails when it is given bytes that are no engine, or not a whole one.
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert len(trt.built) > built
+    assert len(trt.deserialised) == 2
     built = len(trt.built)
     labels(bundles[0])
     assert len(trt.built) == built
@@ -290,19 +293,34 @@ def test_a_store_that_cannot_be_written_means_a_warning_and_engines_in_memory(tr
     assert "Not a directory" in caplog.text
 
 
-@pytest.mark.parametrize("room", [300, 3000])
-def test_a_full_disk_leaves_nothing_behind(trt, bundles, caplog, room):
-    runtime = importlib.import_module("dinov3_seg_ros.runtimes.tensorrt").TensorRTRuntime
-    options = importlib.import_module("dinov3_seg_ros.runtimes").RuntimeOptions(precision="fp32")
-    most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most[1]))
+@contextlib.contextmanager
+def no_room_for(what, monkeypatch):
+    """A disk that is full when an engine is written, or when its record is."""
+    if what == "record":
+
+        def write_json(path, value):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(importlib.import_module("dinov3_seg_ros.engines.store"), "write_json", write_json)
+        yield
+        monkeypatch.undo()
+        return
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        runtime([bundles[0]], options).close()
+        yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("what", ["engine", "record"])
+def test_a_full_disk_leaves_nothing_behind(trt, bundles, caplog, what):
+    with pytest.MonkeyPatch.context() as monkeypatch, no_room_for(what, monkeypatch):
+        assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert "the engine stays in memory" in caplog.text
-    assert {path.suffix for path in store().iterdir() if path.stem not in [p.stem for p in stored()]} == {".lock"}
+    assert {path.suffix for path in store().iterdir()} == {".lock"}
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(stored()) == 2
 
 
 def test_what_the_parser_cannot_read_is_said_in_its_words(trt, cuda, bundles):
@@ -418,17 +436,18 @@ def test_the_doctor_knows_the_gpu_the_engines_and_the_graphs(trt, cuda, bundles)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A bundle whose real graphs were exported, by hand of the real command."""
+    """A bundle to export in earnest."""
     return write_tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
 
 
-def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exported, capsys):
+def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exported, capsys, tmp_path):
     from dinov3_seg_ros.export.__main__ import main
 
-    assert main([str(exported.path), "--engine"]) == 0
+    cv2.imwrite(str(tmp_path / "picture.png"), picture(2))
+    assert main([str(exported.path), "--engine", "--images", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "# Engines of tiny, 64x96, fp32" in said
-    assert "on 6 images, TensorRT 10.13.3.9, Stand-in GPU, fp32." in said
+    assert "on 1 images, TensorRT 10.13.3.9, Stand-in GPU, fp32." in said
     assert len(trt.built) == len(stored()) == len(stored(".md")) == 2
     reference = Segmenter.from_bundle(exported.path, "torch").segment([picture()])[0].labels
     assert (labels(exported) == reference).mean() > 0.9995
