@@ -166,10 +166,10 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
-    if not path.exists():
-        return None
     try:
-        record, plan = _read_record(path), path.read_bytes()
+        plan, record = path.read_bytes(), _read_record(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be read and is built anew: %s", path, " ".join(str(error).split()))
         return None
