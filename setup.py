@@ -77,7 +77,7 @@ setup(
         "cv-headless": ["opencv-python-headless>=4.8,<5"],
         # Two builds of one module again: together they overwrite each other.
         "cpu": ["onnxruntime>=1.18"],
-        "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10"],
+        "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
         "torch": TORCH,
         "export": [*TORCH, *EXPORT],
         "train": [

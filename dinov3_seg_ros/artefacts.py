@@ -16,6 +16,7 @@ is refused. Nothing here imports torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,8 +103,7 @@ class Export:
         Raises:
             ExportError: it is missing or damaged.
         """
-        path = self.folder / name
-        for file in sorted(file for file in self.manifest.files if file.split(".")[0] == path.stem):
+        for file in self._files(name):
             if not (self.folder / file).is_file():
                 raise ExportError(f"{self.folder / file} is missing; export the bundle again")
             if sha256_of_file(self.folder / file) != self.manifest.files[file]:
@@ -113,7 +113,15 @@ class Export:
                 )
         if name not in self.manifest.files:
             raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
-        return path
+        return self.folder / name
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a graph's content, weights in a file beside it included, by the manifest."""
+        parts = "".join(self.manifest.files[file] for file in self._files(name))
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _files(self, name: str) -> list[str]:
+        return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
 
 
 def export_folder(bundle: Bundle, network_size: tuple[int, int], precision: str) -> Path:

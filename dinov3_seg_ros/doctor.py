@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
     """Look at everything; ``bundles`` default to the demo's."""
     yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
-    for look in (_packages, _conflicts, _ros, _transport, _shared_memory, _runtimes, _decode):
+    for look in (_packages, _conflicts, _ros, _transport, _shared_memory, _runtimes, _engines, _decode):
         yield from _surviving(look)
     yield from _surviving(lambda: _bundles(bundles))
 
@@ -186,6 +186,36 @@ def _abilities(runtime: str) -> str:
     return f"can be used, with {', '.join(onnxruntime.get_available_providers())}"
 
 
+def _engines() -> Iterator[Finding]:
+    from dinov3_seg_ros.runtimes import available_runtimes
+
+    if available_runtimes()["tensorrt"] is not None:
+        return
+    from dinov3_seg_ros.engines.cuda import find_gpu
+    from dinov3_seg_ros.engines.store import ENGINE_SUFFIX, damaged, store_folder
+
+    try:
+        gpu = find_gpu()
+        yield Finding(OK, "GPU", f"{gpu.name}, compute capability {gpu.capability}")
+    except SegmentationError as error:
+        yield Finding(WARNING, "GPU", str(error), "install NVIDIA's driver, or pass the GPU into the container")
+    folder = store_folder()
+    engines = sorted(folder.glob(f"*{ENGINE_SUFFIX}"))
+    megabytes = sum(engine.stat().st_size for engine in engines) >> 20
+    yield Finding(OK, "TensorRT engines", f"{len(engines)} in {folder}, {megabytes} MB")
+    for engine in engines:
+        if damaged(engine):
+            yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged and is built anew when it is needed")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        yield Finding(
+            WARNING,
+            "TensorRT engines",
+            f"{nearest} cannot be written: engines are built anew at every start",
+            "set XDG_CACHE_HOME to a folder that can",
+        )
+
+
 def _decode() -> Iterator[Finding]:
     from dinov3_seg_ros import decode
 
@@ -224,7 +254,13 @@ def _exports(bundle: Bundle) -> Iterator[Finding]:
     usable, refused = find_exports(bundle)
     for export in usable:
         size = "x".join(map(str, export.manifest.network_size))
-        verified = "compared with the model" if export.manifest.verified else "not verified"
+        verified = "compared with the model" if export.manifest.verified else "not verified: used only when asked for"
+        try:
+            for graph in export.manifest.files:
+                export.graph(graph)
+        except SegmentationError as error:
+            refused.append(str(error))
+            continue
         yield Finding(OK, subject, f"ONNX, {size}, {export.manifest.precision}, {verified}")
     for reason in refused:
         yield Finding(WARNING, subject, reason, f"python -m dinov3_seg_ros.export {bundle.path}")

@@ -156,7 +156,8 @@ class Segmenter:
         check_shared_backbone(loaded)
         own = loaded[0].manifest.input
         one_size = (geometry or own.geometry) not in FRAME_SIZED
-        wanted = RuntimeOptions(network_size=tuple(network_size or own.network_size) if one_size else None, **options)
+        size = tuple(network_size or own.network_size) if one_size else None
+        wanted = RuntimeOptions(network_size=size, max_batch=max_batch, **options)
         reason = "asked for"
         if runtime == "auto":
             runtime, reason = choose_runtime(loaded, wanted)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from dinov3_seg_ros.errors import SegmentationError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export, print the report; 1 when that failed, in which case nothing is left behind."""
     options = _parser().parse_args(arguments)
+    if options.engine:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("dinov3_seg_ros.engines").setLevel(logging.INFO)
     try:
         from dinov3_seg_ros.export.exporter import ExportOptions, export
     except ImportError as error:
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 images=options.images,
                 masks=options.masks,
                 least_labels=options.least_labels,
+                engine=options.engine,
+                max_batch=options.max_batch,
             ),
         )
     except SegmentationError as error:
@@ -62,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "--masks", type=Path, metavar="DIR", help="their index masks, PNG of the same names, for the mIoU"
     )
     parser.add_argument("--least-labels", type=float, metavar="SHARE", help="share of equal labels to ask for, 0..1")
+    parser.add_argument(
+        "--engine", action="store_true", help="also build this machine's TensorRT engines, which takes minutes"
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=1, metavar="N", help="the most frames at once that the engines are for"
+    )
     return parser
 
 

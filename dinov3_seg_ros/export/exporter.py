@@ -31,12 +31,12 @@ from dinov3_seg_ros.artefacts import (
     export_folder,
 )
 from dinov3_seg_ros.bundle import HEAD_FILE, Bundle, check_shared_backbone, load_bundle
-from dinov3_seg_ros.errors import ExportError, ParameterError
+from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.files import locked, replacing_folder, sha256_of_file, write_json
 from dinov3_seg_ros.preprocessing import check_geometry, fill_canvas, place
-from dinov3_seg_ros.runtimes import RuntimeOptions
+from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
 
@@ -69,6 +69,8 @@ class ExportOptions:
         images: folder of images to compare and calibrate with; None: made ones.
         masks: folder of their index masks, PNG of the same names.
         least_labels: share of equal labels to ask for, 0..1; None: the precision's.
+        engine: also build this machine's TensorRT engines of the graphs, and compare them too.
+        max_batch: the most frames at once that the engines are for.
     """
 
     size: tuple[int, int] | None = None
@@ -77,6 +79,8 @@ class ExportOptions:
     images: Path | None = None
     masks: Path | None = None
     least_labels: float | None = None
+    engine: bool = False
+    max_batch: int = 1
 
 
 def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> dict[Path, str]:
@@ -86,11 +90,12 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
     together with the others.
 
     Returns:
-        Folder of each export -> its report in Markdown.
+        Folder of each export, and of the engines -> its report in Markdown.
 
     Raises:
         ExportError: the graphs do not compute what the model computes; nothing was written.
         BundleError, BackboneError, ParameterError: what cannot be exported, and why.
+        RuntimeUnavailableError: there can be no engines here.
         OSError: the disk is full or not writable; what was there before is still there.
     """
     bundles = [load_bundle(path) for path in paths]
@@ -98,6 +103,8 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
     size = tuple(options.size or bundles[0].manifest.input.network_size)
     for bundle in bundles:
         check_geometry("stretch", size, bundle.manifest.backbone.multiple)
+    if options.engine:
+        _check_engines_can_be_built(options)  # before minutes are spent on the graphs
     job = _Job(bundles, size, options)
     targets = [export_folder(bundle, size, options.precision) for bundle in bundles]
     with contextlib.ExitStack() as stack:
@@ -109,7 +116,8 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         for export, target in zip(exports, targets, strict=True):
             with replacing_folder(target) as folder:
                 shutil.copytree(export.folder, folder, dirs_exist_ok=True)
-    return {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
+    reports = {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
+    return {**reports, **job.build_engines()} if options.engine else reports
 
 
 class _Job:
@@ -139,6 +147,30 @@ class _Job:
         for bundle, export in zip(self._bundles, exports, strict=True):
             self._write_descriptions(bundle, export)
         return exports
+
+    def build_engines(self) -> dict[Path, str]:
+        """Build engines of the graphs that now lie in the bundles, and compare them with the model; their report.
+
+        Raises:
+            ExportError: they do not compute what the model computes; they were removed, the graphs were not.
+        """
+        from dinov3_seg_ros.engines.store import store_folder
+
+        precision = self._options.precision
+        options = RuntimeOptions(precision=precision, network_size=self._size, max_batch=self._options.max_batch)
+        with contextlib.closing(open_runtime("tensorrt", self._bundles, options)) as found:
+            record = {"machine": found.description, **self._compare_with_model(found)}
+            try:
+                parity.check(record, precision, self._options.least_labels, "the TensorRT engines")
+            except ExportError:
+                for engine in found.engines:
+                    engine.remove()
+                raise
+            names = ", ".join(bundle.manifest.name for bundle in self._bundles)
+            report = parity.report(record, f"Engines of {names}, {self._size[0]}x{self._size[1]}, {precision}")
+            for engine in found.engines:
+                engine.keep_comparison(record, report)
+        return {store_folder(): report}
 
     def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
         """One graph, in every folder; returns the names of the nodes that an integer precision leaves in float."""
@@ -209,10 +241,13 @@ class _Job:
             if self._options.precision != "bf16":
                 raise
             return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
-        reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
-        record = parity.compare(self._bundles, reference, found, self._size, self._samples())
+        record = self._compare_with_model(found)
         parity.check(record, self._options.precision, self._options.least_labels)
         return record
+
+    def _compare_with_model(self, found: Runtime) -> dict[str, Any]:
+        reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
+        return parity.compare(self._bundles, reference, found, self._size, self._samples())
 
     def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
         manifest = ExportManifest(
@@ -249,6 +284,15 @@ class _Job:
     @property
     def _properties(self) -> dict[str, Any]:
         return {"precision": self._options.precision, "network_size": self._size}
+
+
+def _check_engines_can_be_built(options: ExportOptions) -> None:
+    reason = available_runtimes()["tensorrt"]
+    if reason:
+        raise RuntimeUnavailableError(reason)
+    from dinov3_seg_ros.runtimes.tensorrt import usable
+
+    usable(RuntimeOptions(precision=options.precision, max_batch=options.max_batch))
 
 
 def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:

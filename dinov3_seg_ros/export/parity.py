@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dinov3_seg_ros.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.artefacts import map_name
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.decode import upsample_argmax
@@ -15,57 +15,13 @@ from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import ExportError
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.preprocessing import fill_canvas, place
-from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
-from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+from dinov3_seg_ros.runtimes import Runtime
 
 _ROOMS = 4
 _SIGNIFICANT_SHARE = 0.01
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """What a graph must reach on every image: cosine of features and of logits, and share of equal labels."""
-
-    cosine: float
-    labels: float
-
-
-#: By precision. float32 differs by the order of sums only; the others by what their formats can hold.
-THRESHOLDS = {
-    "fp32": Threshold(0.99999, 0.9995),
-    "fp16": Threshold(0.999, 0.995),
-    "bf16": Threshold(0.99, 0.97),
-    "int8": Threshold(0.98, 0.95),
-    "int8_qdq": Threshold(0.98, 0.95),
-}
-
 Sample = tuple[np.ndarray, np.ndarray | None]
-
-
-class Difference:
-    """How far arrays are from their references, over all that were seen.
-
-    Attributes:
-        cosine: the smallest, over the arrays.
-        max_abs: the largest difference of two elements.
-    """
-
-    def __init__(self) -> None:
-        self.cosine, self.max_abs = 1.0, 0.0
-
-    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
-        """Compare one array with its reference; anything that is not finite is as wrong as can be."""
-        a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-        if a.shape != b.shape or not np.isfinite(b).all():
-            self.cosine, self.max_abs = -1.0, float("inf")
-            return
-        scale = np.linalg.norm(a) * np.linalg.norm(b)
-        self.cosine = min(self.cosine, float(a @ b / scale) if scale else float(np.array_equal(a, b)))
-        self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
-
-    def record(self) -> dict[str, float]:
-        """For the report."""
-        return {"cosine": round(self.cosine, 7), "max_abs": float(f"{self.max_abs:.4g}")}
 
 
 class _Labels:
@@ -108,8 +64,8 @@ def made_samples() -> list[np.ndarray]:
 
 def compare(
     bundles: Sequence[Bundle],
-    reference: PyTorchRuntime,
-    found: OnnxRuntime,
+    reference: Runtime,
+    found: Runtime,
     size: tuple[int, int],
     samples: Iterable[Sample],
 ) -> dict[str, Any]:
@@ -118,7 +74,7 @@ def compare(
     Args:
         bundles: whose heads are compared.
         reference: the PyTorch model in float32.
-        found: the graphs.
+        found: what runs the graphs.
         size: (height, width) of the canvases, pixels.
         samples: images (H, W, 3) uint8 RGB of any size; masks (H, W) of class ids where there are any, else None.
 
@@ -140,8 +96,9 @@ def compare(
         canvas = np.empty((1, *size, 3), np.uint8)
         fill_canvas(image, placement, first.input.mean, canvas[0])
         expected, actual = reference.features(canvas), found.features(canvas)
-        for name, tensor in zip(features, expected, strict=True):
-            features[name].update(tensor.cpu().numpy(), actual[1][name].numpy())
+        maps = reference.maps(expected), found.maps(actual)
+        for name, difference in features.items():
+            difference.update(*(some[name] for some in maps))
         for name in logits:
             pair = reference.logits(name, expected), found.logits(name, actual)
             logits[name].update(*pair)
@@ -156,13 +113,19 @@ def compare(
     }
 
 
-def check(record: Mapping[str, Any], precision: str, least_labels: float | None = None) -> None:
+def check(
+    record: Mapping[str, Any],
+    precision: str,
+    least_labels: float | None = None,
+    subject: str = "the exported graphs",
+) -> None:
     """Raise ExportError, naming the stage, unless what `compare` returned reaches the precision's thresholds.
 
     Args:
         record: from `compare`.
         precision: a key of `THRESHOLDS`.
         least_labels: share of equal labels to ask for in place of the threshold's, 0..1.
+        subject: what was compared, for the message.
     """
     threshold = THRESHOLDS[precision]
     least = threshold.labels if least_labels is None else least_labels
@@ -170,16 +133,16 @@ def check(record: Mapping[str, Any], precision: str, least_labels: float | None 
         for name, difference in values.items():
             if not difference["cosine"] >= threshold.cosine:
                 raise ExportError(
-                    f"the exported graphs do not compute what the model computes: {stage} {name} has cosine "
+                    f"{subject} do not compute what the model computes: {stage} {name} has cosine "
                     f"{difference['cosine']} with PyTorch's (largest difference {difference['max_abs']}); "
-                    f"{precision} must reach {threshold.cosine}. Nothing was written; try another precision, and if "
+                    f"{precision} must reach {threshold.cosine}. Nothing was kept; try another precision, and if "
                     "it is fp32, report it"
                 )
     for name, head in record["heads"].items():
         if head["labels_equal"] < least:
             raise ExportError(
-                f"the exported graphs label too many pixels otherwise than the model: for head {name} only "
-                f"{head['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. Nothing was written; try "
+                f"{subject} label too many pixels otherwise than the model: for head {name} only "
+                f"{head['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. Nothing was kept; try "
                 "another precision, or accept it with --least-labels"
             )
 

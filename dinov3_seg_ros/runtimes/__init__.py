@@ -18,11 +18,12 @@ from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 
 # Name -> module, class, and the extra that installs it; of two that use the same kind of device, the faster first.
 RUNTIMES = {
+    "tensorrt": ("dinov3_seg_ros.runtimes.tensorrt", "TensorRTRuntime", "gpu"),
     "onnx": ("dinov3_seg_ros.runtimes.onnx", "OnnxRuntime", "cpu"),
     "torch": ("dinov3_seg_ros.runtimes.pytorch", "PyTorchRuntime", "torch"),
 }
 #: What the node's parameter and the Segmenter accept.
-RUNTIME_NAMES = ("auto", "torch", "onnx", "tensorrt")
+RUNTIME_NAMES = ("auto", *RUNTIMES)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -34,6 +35,7 @@ class RuntimeOptions:
         device: one of `DEVICES`.
         precision: ``auto`` (the fastest that has been verified), or one of `artefacts.PRECISIONS`.
         network_size: (height, width) of the canvases, pixels; None: of every size there are graphs for.
+        max_batch: the most canvases in one pass; TensorRT's engines are built and its memory is taken for so many.
         threads: CPU threads for one operator; 0: one for each core.
         providers: ONNX Runtime's execution providers, best first; empty: by ``device``.
         compile: let torch.compile fuse the PyTorch runtime's operators; the first frames take minutes.
@@ -43,6 +45,7 @@ class RuntimeOptions:
     device: str = "auto"
     precision: str = "auto"
     network_size: tuple[int, int] | None = None
+    max_batch: int = 1
     threads: int = 0
     providers: tuple[str, ...] = ()
     compile: bool = False
@@ -51,6 +54,8 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise ParameterError(f"unknown device '{self.device}'; use one of: {', '.join(DEVICES)}")
+        if self.max_batch < 1:
+            raise ParameterError(f"max_batch must be at least 1; got {self.max_batch}")
         if self.threads < 0:
             raise ParameterError(f"threads is {self.threads}; use 0 for one thread per core, or a positive number")
 
@@ -86,8 +91,11 @@ class Runtime(Protocol):
             canvases: (N, H, W, 3) uint8 RGB.
 
         Returns:
-            The runtime's own form of the feature maps, wherever they were computed.
+            The runtime's own form of the feature maps, wherever they were computed; good until the next call.
         """
+
+    def maps(self, features: Any) -> dict[str, np.ndarray]:
+        """The feature maps (N, C_i, h_i, w_i) in the host's memory, by `artefacts.map_name`; for comparisons."""
 
     def logits(self, bundle_name: str, features: Any) -> Any:
         """Run one head, and wait for it: (N, C, h, w) float32, a NumPy array or a tensor on the runtime's device."""
@@ -106,7 +114,7 @@ def open_runtime(name: str, bundles: Sequence[Bundle], options: RuntimeOptions |
 
     Raises:
         ParameterError: unknown name, or an option that the runtime does not know.
-        RuntimeUnavailableError: it is not installed, is not part of this release, or has no graphs to run.
+        RuntimeUnavailableError: it is not installed, or has no graphs or no device to run.
         BackboneError, BundleError, ExportError: the weights or graphs cannot be loaded.
     """
     options = options or RuntimeOptions()
@@ -150,10 +158,6 @@ def available_runtimes() -> dict[str, str | None]:
 def _runtime_class(name: str) -> type[Runtime]:
     if name not in RUNTIME_NAMES:
         raise ParameterError(f"unknown runtime '{name}'; use one of: {', '.join(RUNTIME_NAMES)}")
-    if name not in RUNTIMES:
-        raise RuntimeUnavailableError(
-            f"runtime '{name}' is not part of this release; set runtime to one of: {', '.join(RUNTIMES)}, auto"
-        )
     module, attribute, extra = RUNTIMES[name]
     try:
         return getattr(importlib.import_module(module), attribute)

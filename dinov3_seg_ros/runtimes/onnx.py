@@ -84,6 +84,10 @@ class OnnxRuntime:
             raise ImageError(f"there is no graph for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
         return size, self._backbones[size].run({CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases)})
 
+    def maps(self, features: tuple[tuple[int, int], Maps]) -> dict[str, np.ndarray]:
+        """See `Runtime.maps`."""
+        return {name: value.numpy() for name, value in features[1].items()}
+
     def logits(self, bundle_name: str, features: tuple[tuple[int, int], Maps]) -> np.ndarray:
         """Logits (N, C, h, w) float32."""
         size, maps = features

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dinov3_seg_ros.artefacts import map_name
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
@@ -45,6 +46,7 @@ class PyTorchRuntime:
         self._mean, self._std = first.input.mean, first.input.std
         wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
         union = sorted({layer for layers in wanted.values() for layer in layers})
+        self._map_names = [map_name(layer) for layer in union]
         self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
         # In this layout depthwise convolutions are many times faster on a CPU, and tensor cores serve convolutions.
         placed = {"device": self._device, "dtype": self._dtype, "memory_format": torch.channels_last}
@@ -70,6 +72,10 @@ class PyTorchRuntime:
         maps = self._backbone(normalise(images, self._mean, self._std).to(self._dtype))
         self._wait()
         return maps
+
+    def maps(self, features: list[torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `Runtime.maps`."""
+        return {name: tensor.float().cpu().numpy() for name, tensor in zip(self._map_names, features, strict=True)}
 
     @torch.inference_mode()
     def logits(self, bundle_name: str, features: list[torch.Tensor]) -> np.ndarray | torch.Tensor:

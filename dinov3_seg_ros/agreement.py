@@ -1,0 +1,51 @@
+"""How far computed arrays are from their references, and how far they may be. Imports no inference library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a graph must reach on every image: cosine of features and of logits, and share of equal labels."""
+
+    cosine: float
+    labels: float
+
+
+#: By precision. float32 differs by the order of sums only; the others by what their formats can hold.
+THRESHOLDS = {
+    "fp32": Threshold(0.99999, 0.9995),
+    "fp16": Threshold(0.999, 0.995),
+    "bf16": Threshold(0.99, 0.97),
+    "int8": Threshold(0.98, 0.95),
+    "int8_qdq": Threshold(0.98, 0.95),
+}
+
+
+class Difference:
+    """How far arrays are from their references, over all that were seen.
+
+    Attributes:
+        cosine: the smallest, over the arrays.
+        max_abs: the largest difference of two elements.
+    """
+
+    def __init__(self) -> None:
+        self.cosine, self.max_abs = 1.0, 0.0
+
+    def update(self, reference: np.ndarray, found: np.ndarray) -> None:
+        """Compare one array with its reference; anything that is not finite is as wrong as can be."""
+        a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        if a.shape != b.shape or not np.isfinite(b).all():
+            self.cosine, self.max_abs = -1.0, float("inf")
+            return
+        scale = np.linalg.norm(a) * np.linalg.norm(b)
+        self.cosine = min(self.cosine, float(a @ b / scale) if scale else float(np.array_equal(a, b)))
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
+
+    def record(self) -> dict[str, float]:
+        """For the report."""
+        return {"cosine": round(self.cosine, 7), "max_abs": float(f"{self.max_abs:.4g}")}

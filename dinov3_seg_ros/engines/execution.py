@@ -1,0 +1,148 @@
+"""Runs an engine: addresses fixed for good, one CUDA graph for each batch size."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tensorrt as trt
+
+from dinov3_seg_ros.engines.cuda import Workspace
+from dinov3_seg_ros.engines.log import TENSORRT_LOG, logger
+from dinov3_seg_ros.errors import ExportError, RuntimeUnavailableError
+
+# bfloat16, which NumPy lacks, as its bits.
+_NUMPY = {
+    trt.DataType.FLOAT: np.float32,
+    trt.DataType.HALF: np.float16,
+    trt.DataType.BF16: np.uint16,
+    trt.DataType.UINT8: np.uint8,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output on the GPU, with room for the largest batch.
+
+    Attributes:
+        address: on the GPU.
+        shape: of one element of the batch.
+        type: TensorRT's.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    type: trt.DataType
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy's; uint16 for bfloat16."""
+        return np.dtype(_NUMPY[self.type])
+
+    def read(self, workspace: Workspace, batch: int) -> np.ndarray:
+        """A copy of the first ``batch`` elements, bfloat16 as float32; waits for it."""
+        array = np.empty((batch, *self.shape), self.dtype)
+        workspace.from_gpu(array, self.address)
+        workspace.wait()
+        if self.type == trt.DataType.BF16:
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array
+
+
+class Execution:
+    """An engine ready to run.
+
+    Each batch size has a context of its own, since a CUDA graph is valid as long as its context's shapes stay; a
+    context holds the engine's working memory. Contexts are made when their batch size first comes.
+
+    Args:
+        engine: what to run.
+        name: for messages.
+        workspace: owns the memory.
+        max_batch: the largest batch.
+        given: inputs that lie on the GPU already, such as another engine's outputs.
+
+    Attributes:
+        tensors: every input and output by name.
+
+    Raises:
+        ExportError: a given input has another type or shape than the engine reads.
+        RuntimeUnavailableError: there is not enough memory.
+    """
+
+    def __init__(
+        self,
+        engine: trt.ICudaEngine,
+        name: str,
+        workspace: Workspace,
+        max_batch: int,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._engine, self._name, self._workspace = engine, name, workspace
+        self._contexts: dict[int, trt.IExecutionContext] = {}
+        self._runs: dict[int, Callable[[], None]] = {}
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._inputs = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names if self._is_input(n)}
+        # Known only once a context knows its inputs' shapes.
+        context = self._context(max_batch)
+        self.tensors: dict[str, Tensor] = {}
+        for n in names:
+            shape, kind = tuple(context.get_tensor_shape(n))[1:], engine.get_tensor_dtype(n)
+            if given and n in given:
+                if (given[n].shape, given[n].type) != (shape, kind):
+                    raise ExportError(
+                        f"the head {name} reads {n} as {kind} {shape}, but the backbone gives {given[n].type} "
+                        f"{given[n].shape}; export the bundles again, together"
+                    )
+                self.tensors[n] = given[n]
+            else:
+                size = max_batch * math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
+                self.tensors[n] = Tensor(workspace.allocate(size), shape, kind)
+
+    def run(self, batch: int) -> None:
+        """Put a run on the first ``batch`` elements of the inputs on the stream.
+
+        Raises:
+            RuntimeUnavailableError: TensorRT or CUDA fails; says why.
+        """
+        if batch not in self._runs:
+            self._runs[batch] = self._prepare(batch)
+        self._runs[batch]()
+
+    def _prepare(self, batch: int) -> Callable[[], None]:
+        context = self._context(batch)
+        for name, tensor in self.tensors.items():
+            self._check(context.set_tensor_address(name, tensor.address), f"{name} cannot be placed")
+        enqueue = functools.partial(self._enqueue, context)
+        # The first run in new shapes initialises, which a recording does not allow (NVIDIA/TensorRT#2603).
+        enqueue()
+        self._workspace.wait()
+        try:
+            return self._workspace.capture(enqueue)
+        except RuntimeUnavailableError as error:
+            logger.warning("%s runs without a CUDA graph, somewhat slower: %s", self._name, error)
+            return enqueue
+
+    def _enqueue(self, context: trt.IExecutionContext) -> None:
+        self._check(context.execute_async_v3(self._workspace.handle), "it cannot be run")
+
+    def _context(self, batch: int) -> trt.IExecutionContext:
+        if batch not in self._contexts:
+            context = self._engine.create_execution_context()
+            self._check(context is not None, "there is not enough memory on the GPU")
+            for name, shape in self._inputs.items():
+                self._check(context.set_input_shape(name, (batch, *shape)), f"{name} cannot have a batch of {batch}")
+            self._contexts[batch] = context
+        return self._contexts[batch]
+
+    def _is_input(self, name: str) -> bool:
+        return self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+
+    def _check(self, succeeded: bool, what: str) -> None:
+        if not succeeded:
+            raise RuntimeUnavailableError(
+                f"the TensorRT engine of {self._name} failed: {what}: {TENSORRT_LOG.take_errors()}; set runtime to onnx"
+            )

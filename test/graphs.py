@@ -1,0 +1,107 @@
+"""Exported graphs written by hand: what an export of a bundle looks like, without the time that a real one takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dinov3_seg_ros.artefacts import (
+    BACKBONE_GRAPH,
+    EXPORT_FILE,
+    HEAD_GRAPH,
+    ExportManifest,
+    export_folder,
+    map_name,
+)
+from dinov3_seg_ros.bundle import HEAD_FILE, Bundle
+from dinov3_seg_ros.files import sha256_of_file, write_json
+
+_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+_CHANNELS = 4
+
+
+def write_graphs(
+    bundle: Bundle,
+    precision: str = "fp32",
+    *,
+    size: tuple[int, int] = (64, 96),
+    seed: int = 0,
+    head_type: str | None = None,
+    head_operator: str | None = None,
+) -> Path:
+    """Write an export of two convolutional graphs with made-up weights; ``head_*`` spoil the head's."""
+    folder = export_folder(bundle, size, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_backbone(folder / BACKBONE_GRAPH, bundle, _TYPES[precision], size, np.random.default_rng(seed))
+    # Every head with weights of its own, as bundles have.
+    random = np.random.default_rng([seed, *bundle.manifest.name.encode()])
+    _write_head(folder / HEAD_GRAPH, bundle, _TYPES[head_type or precision], size, random, head_operator)
+    manifest = ExportManifest(
+        precision=precision,
+        network_size=size,
+        layers=bundle.manifest.backbone.layers,
+        backbone_identity=bundle.manifest.backbone.identity,
+        head_weights=bundle.manifest.files[HEAD_FILE],
+        mean=bundle.manifest.input.mean,
+        std=bundle.manifest.input.std,
+        verified=True,
+        files={name: sha256_of_file(folder / name) for name in (BACKBONE_GRAPH, HEAD_GRAPH)},
+    )
+    write_json(folder / EXPORT_FILE, manifest.model_dump(mode="json"))
+    return folder
+
+
+def _write_backbone(path, bundle, kind, size, random):
+    nodes = [
+        helper.make_node("Cast", ["canvases"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["start"], to=kind),
+    ]
+    constants, outputs, previous, stride, channels = [_constant("scale", np.float32(4 / 255))], [], "start", 1, 3
+    backbone = bundle.manifest.backbone
+    for layer, wanted in zip(backbone.layers, backbone.strides, strict=True):
+        step, name = wanted // stride, map_name(layer)
+        weights = random.normal(0, 0.5 / step, (_CHANNELS, channels, step, step))
+        constants.append(_constant(f"w{layer}", weights, kind))
+        nodes.append(helper.make_node("Conv", [previous, f"w{layer}"], [name], strides=[step, step]))
+        outputs.append(_tensor(name, kind, [_CHANNELS, *(extent // wanted for extent in size)]))
+        previous, stride, channels = name, wanted, _CHANNELS
+    _save(path, nodes, [_tensor("canvases", TensorProto.UINT8, [*size, 3])], outputs, constants)
+
+
+def _write_head(path, bundle, kind, size, random, operator):
+    backbone, classes = bundle.manifest.backbone, len(bundle.manifest.classes.names)
+    inputs, nodes, constants, terms = [], [], [], []
+    for layer, stride in zip(backbone.layers, backbone.strides, strict=True):
+        name = map_name(layer)
+        inputs.append(_tensor(name, kind, [_CHANNELS, *(extent // stride for extent in size)]))
+        constants.append(_constant(f"w{layer}", random.normal(0, 1, (classes, _CHANNELS, 1, 1)), kind))
+        source = name
+        if terms:  # the coarser maps as one number for each class
+            source = f"mean{layer}"
+            nodes.append(helper.make_node("GlobalAveragePool", [name], [source]))
+        nodes.append(helper.make_node("Conv", [source, f"w{layer}"], [f"term{layer}"]))
+        terms.append(f"term{layer}")
+    if operator:
+        nodes.append(helper.make_node(operator, [terms[0]], ["unread"], name="odd"))
+    nodes.append(helper.make_node("Sum", terms, ["sum"]))
+    nodes.append(helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT))
+    shape = [classes, *(extent // backbone.strides[0] for extent in size)]
+    _save(path, nodes, inputs, [_tensor("logits", TensorProto.FLOAT, shape)], constants)
+
+
+def _tensor(name, kind, shape):
+    return helper.make_tensor_value_info(name, kind, ["batch", *shape])
+
+
+def _constant(name, values, kind=TensorProto.FLOAT):
+    return numpy_helper.from_array(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+
+
+def _save(path, nodes, inputs, outputs, constants):
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)

@@ -1,0 +1,471 @@
+"""The TensorRT runtime and its engines, on stand-ins for TensorRT and CUDA that compute with ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from graphs import write_graphs
+
+from dinov3_seg_ros import doctor
+from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.pipeline import Segmenter
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+SIZE = (64, 96)
+_OURS = ("dinov3_seg_ros.engines", "dinov3_seg_ros.runtimes.tensorrt")
+
+
+def forget_modules():
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("tensorrt", "cuda") or name.startswith(_OURS):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def trt(monkeypatch, tmp_path):
+    """The stand-in for TensorRT, new, and a store for engines of the test's own."""
+    forget_modules()
+    monkeypatch.syspath_prepend(STAND_INS)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    yield importlib.import_module("tensorrt")
+    forget_modules()
+
+
+@pytest.fixture
+def cuda(trt):
+    return trt.cudart
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    one = write_tiny_bundle(folder / "one", name="one", geometry="stretch")
+    two = write_tiny_bundle(folder / "two", name="two", num_classes=9, seed=3, geometry="stretch")
+    for bundle in (one, two):
+        write_graphs(bundle)
+    write_graphs(one, "fp16")
+    return one, two
+
+
+@pytest.fixture
+def bundles(originals, tmp_path):
+    """Two bundles on one backbone with graphs in float32, the first in float16 too."""
+    return [load_bundle(shutil.copytree(bundle.path, tmp_path / bundle.manifest.name)) for bundle in originals]
+
+
+def picture(seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return np.repeat(np.repeat(small, 16, axis=0), 20, axis=1)
+
+
+def segmenter(*bundles, precision="fp32", **options):
+    return Segmenter.from_bundle([bundle.path for bundle in bundles], "tensorrt", precision=precision, **options)
+
+
+def labels(*bundles, **options):
+    """What TensorRT says of a picture, the runtime closed again."""
+    with contextlib.closing(segmenter(*bundles, **options)) as open_one:
+        return open_one.segment([picture()])[0].labels
+
+
+def expected(bundle, precision="fp32", seed=0):
+    return Segmenter.from_bundle(bundle.path, "onnx", precision=precision).segment([picture(seed)])[0].labels
+
+
+def store():
+    return Path(os.environ["XDG_CACHE_HOME"], "dinov3_seg_ros", "engines")
+
+
+def stored(suffix=".engine"):
+    return sorted(store().glob(f"*{suffix}"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_labels_and_confidence_equal_onnx_runtimes(trt, bundles, precision):
+    reference = Segmenter.from_bundle(bundles[0].path, "onnx", precision=precision).segment([picture()])[0]
+    result = segmenter(bundles[0], precision=precision).segment([picture()])[0]
+    assert len(np.unique(reference.labels)) > 2
+    assert np.array_equal(result.labels, reference.labels)
+    assert np.array_equal(result.confidence, reference.confidence)
+
+
+def test_the_runtime_says_what_it_computes_on(trt, bundles):
+    assert segmenter(bundles[0]).runtime.description == "TensorRT 10.13.3.9, Stand-in GPU, fp32"
+
+
+@pytest.mark.parametrize("version", ["10.0.1", "11.1.0.106", "without the flag"])
+def test_types_are_those_of_the_graph_in_every_release(trt, bundles, version, monkeypatch):
+    if version == "without the flag":
+        monkeypatch.setattr(trt, "NetworkDefinitionCreationFlag", SimpleNamespace())
+    else:
+        monkeypatch.setattr(trt, "__version__", version)
+    labels(bundles[0])
+    strongly_typed = 0 if version == "without the flag" else 1 << 1
+    assert {build.flags for build in trt.built} == {strongly_typed}
+    assert not any(trt.BuilderFlag.TF32 in build.config.flags for build in trt.built)
+
+
+def test_several_heads_share_one_backbone_run(trt, bundles):
+    both = segmenter(*bundles)
+    both.segment([picture()])
+    trt.runs.clear()
+    result = both.segment([picture(1)])[0]
+    assert len(trt.runs) == 3
+    assert len({id(engine) for engine in trt.runs}) == 3
+    for bundle in bundles:
+        assert np.array_equal(result.heads[bundle.manifest.name].labels, expected(bundle, seed=1))
+
+
+def test_several_batch_sizes_go_through_one_engine(trt, bundles):
+    several = segmenter(bundles[0], max_batch=3)
+    for count in (3, 1, 2, 1, 3):
+        results = several.segment([picture(seed) for seed in range(count)])
+        for seed, result in enumerate(results):
+            assert np.array_equal(result.labels, expected(bundles[0], seed=seed))
+    assert len(trt.built) == 2
+    assert trt.built[0].config.profile.shapes["canvases"] == [[1, *SIZE, 3], [3, *SIZE, 3], [3, *SIZE, 3]]
+    with pytest.raises(ParameterError, match="4 canvases came at once, but max_batch is 3"):
+        several.runtime.features(np.zeros((4, *SIZE, 3), np.uint8))
+    with pytest.raises(ImageError, match="no engine for canvases of 32x32 pixels; there are: 64x96"):
+        several.runtime.features(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_frames_after_the_first_are_replayed_as_cuda_graphs(trt, cuda, bundles):
+    warm = segmenter(bundles[0])
+    warm.segment([picture()])
+    cuda.launches.clear()
+    assert np.array_equal(warm.segment([picture(1)])[0].labels, expected(bundles[0], seed=1))
+    assert len(cuda.launches) == 2
+
+
+def test_what_cannot_be_captured_runs_without_a_cuda_graph(trt, cuda, bundles, caplog):
+    trt.behaviour.capturable = False
+    for seed in (0, 1):
+        plain = segmenter(bundles[0])
+        assert np.array_equal(plain.segment([picture(seed)])[0].labels, expected(bundles[0], seed=seed))
+    assert not cuda.launches
+    assert "one/backbone.onnx runs without a CUDA graph" in caplog.text
+    assert "operation not permitted when stream is capturing" in caplog.text
+
+
+def test_logits_stay_as_they_were_when_the_next_frame_comes(trt, bundles):
+    runtime = segmenter(bundles[0]).runtime
+    canvases = np.stack([np.resize(picture(seed), (*SIZE, 3)) for seed in (0, 1)])
+    first = runtime.logits("one", runtime.features(canvases[:1]))
+    kept = first.copy()
+    features = runtime.features(canvases[1:])
+    assert not np.array_equal(runtime.logits("one", features), kept)
+    assert np.array_equal(first, kept)
+
+
+def test_overwritten_feature_maps_give_an_error_and_not_another_frames_mask(trt, bundles):
+    runtime = segmenter(bundles[0]).runtime
+    canvases = np.zeros((1, *SIZE, 3), np.uint8)
+    old = runtime.features(canvases)
+    runtime.features(canvases)
+    with pytest.raises(ParameterError, match="overwritten by a later frame's"):
+        runtime.logits("one", old)
+
+
+def test_closing_frees_all_that_was_allocated(trt, cuda, bundles):
+    open_one = segmenter(*bundles, max_batch=2)
+    open_one.segment([picture(), picture(1)])
+    open_one.segment([picture()])
+    assert cuda.device and cuda.host and cuda.objects
+    open_one.close()
+    open_one.close()
+    assert not cuda.device and not cuda.host and not cuda.objects
+
+
+def test_engines_are_built_once_and_found_again(trt, bundles):
+    first = labels(*bundles)
+    assert len(trt.built) == len(stored()) == 3
+    assert np.array_equal(labels(*bundles), first)
+    # Another head on the same backbone needs only its own engine.
+    assert np.array_equal(labels(bundles[1]), expected(bundles[1]))
+    assert len(trt.built) == 3
+
+
+def rewrite(path, change):
+    content = bytearray(path.read_bytes())
+    path.write_bytes(change(content))
+
+
+def flip(content):
+    content[len(content) // 2] ^= 4
+    return content
+
+
+def swap(_trt, _cuda, _bundle):
+    one, other = stored()
+    for suffix in (".engine", ".json"):
+        shutil.copy(other.with_suffix(suffix), one.with_suffix(suffix))
+
+
+DAMAGE = {
+    "a truncated engine": lambda *_: rewrite(stored()[0], lambda content: content[:-100]),
+    "an empty engine": lambda *_: rewrite(stored()[0], lambda _: b""),
+    "a flipped bit": lambda *_: rewrite(stored()[0], flip),
+    "another graph's engine": swap,
+    "no record": lambda *_: stored(".json")[0].unlink(),
+    "half a record": lambda *_: rewrite(stored(".json")[0], lambda content: content[:50]),
+    "a record that is no object": lambda *_: rewrite(stored(".json")[0], lambda _: b"[]"),
+    "another release of TensorRT": lambda trt, *_: setattr(trt, "__version__", "11.0.0.1"),
+    "another GPU": lambda _, cuda, __: setattr(cuda.gpu, "name", b"Other GPU"),
+    "another compute capability": lambda _, cuda, __: setattr(cuda.gpu, "minor", 9),
+    "another graph": lambda _, __, bundle: write_graphs(bundle, seed=5),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_engine_that_does_not_fit_is_never_loaded_but_built_anew(trt, cuda, bundles, damage):
+    labels(bundles[0])
+    built = len(trt.built)
+    DAMAGE[damage](trt, cuda, bundles[0])
+    trt.deserialised.clear()
+    # The stand-in fails when it is given bytes that are no engine, or not a whole one.
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) > built
+    assert len(trt.deserialised) == 2
+    built = len(trt.built)
+    labels(bundles[0])
+    assert len(trt.built) == built
+
+
+def test_an_engine_that_tensorrt_refuses_to_load_is_built_anew(trt, bundles, caplog, monkeypatch):
+    labels(bundles[0])
+    # As after an update of the driver, of which neither version nor GPU tell.
+    monkeypatch.setattr(trt, "_gpu", lambda: "the same, but different")
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) == 4
+    assert "cannot be loaded and is built anew: IRuntime::deserializeCudaEngine: Error Code 1" in caplog.text
+
+
+def test_another_batch_size_is_another_engine(trt, bundles):
+    labels(bundles[0])
+    labels(bundles[0], max_batch=2)
+    labels(bundles[0])
+    assert len(trt.built) == 4
+
+
+def test_two_processes_at_once_build_each_engine_once_without_torch(trt, bundles, tmp_path):
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None)\n"
+        "import numpy as np; from dinov3_seg_ros.pipeline import Segmenter\n"
+        f"segmenter = Segmenter.from_bundle({str(bundles[0].path)!r}, 'tensorrt', precision='fp32')\n"
+        "print(segmenter.segment([np.zeros((50, 60, 3), np.uint8)])[0].labels.shape)"
+    )
+    root = Path(__file__).parent.parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(STAND_INS), str(root)]),
+        "STAND_IN_BUILDS": str(tmp_path / "builds"),
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0] for process in processes] == ["(50, 60)\n"] * 2
+    assert len((tmp_path / "builds").read_text().splitlines()) == len(stored()) == 2
+
+
+def test_a_store_that_cannot_be_written_means_a_warning_and_engines_in_memory(trt, bundles, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundles[0].path / "bundle.json"))
+    for _ in range(2):
+        assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) == 4
+    assert "the engine stays in memory and will be built again" in caplog.text
+    assert "Not a directory" in caplog.text
+
+
+@contextlib.contextmanager
+def no_room_for(what, monkeypatch):
+    """A disk that is full when an engine is written, or when its record is."""
+    if what == "record":
+
+        def write_json(path, value):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(importlib.import_module("dinov3_seg_ros.engines.store"), "write_json", write_json)
+        yield
+        monkeypatch.undo()
+        return
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("what", ["engine", "record"])
+def test_a_full_disk_leaves_nothing_behind(trt, bundles, caplog, what):
+    with pytest.MonkeyPatch.context() as monkeypatch, no_room_for(what, monkeypatch):
+        assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert "the engine stays in memory" in caplog.text
+    assert {path.suffix for path in store().iterdir()} == {".lock"}
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(stored()) == 2
+
+
+def test_what_the_parser_cannot_read_is_said_in_its_words(trt, cuda, bundles):
+    write_graphs(bundles[0], head_operator="NonMaxSuppression")
+    with pytest.raises(
+        ExportError,
+        match=r"cannot read .*head\.onnx: no importer registered for op \(node odd, operator NonMaxSuppression\)",
+    ):
+        segmenter(bundles[0])
+    assert not cuda.device and not cuda.objects
+
+
+def test_an_engine_that_cannot_be_built_or_loaded_is_said_in_tensorrts_words(trt, bundles):
+    trt.behaviour.buildable = False
+    with pytest.raises(ExportError, match=r"could not build an engine of .*backbone\.onnx: .*Could not find any impl"):
+        segmenter(bundles[0])
+    trt.behaviour.buildable, trt.behaviour.loadable = True, False
+    with pytest.raises(ExportError, match=r"cannot load the engine that it built .* Error Code 1: Serialization"):
+        segmenter(bundles[0])
+    assert stored() == []
+
+
+@pytest.mark.parametrize("spoil", [np.negative, lambda value: np.full_like(value, np.nan), lambda value: value + 3])
+def test_an_engine_that_computes_something_else_is_thrown_away(trt, cuda, bundles, spoil):
+    trt.behaviour.spoil = spoil
+    with pytest.raises(ExportError, match=r"does not compute what the graph computes: layer_1 has cosine"):
+        segmenter(bundles[0])
+    assert [path.suffix for path in store().iterdir()] == [".lock"]
+    assert not cuda.device and not cuda.host and not cuda.objects
+
+
+def test_without_onnx_runtime_an_engine_is_called_unverified(trt, bundles, monkeypatch, caplog):
+    reference = expected(bundles[0])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for _ in range(2):
+        unverified = segmenter(bundles[0])
+        assert unverified.runtime.description.endswith("fp32, unverified (ONNX Runtime is not installed)")
+        assert np.array_equal(unverified.segment([picture()])[0].labels, reference)
+    assert len(trt.built) == 2
+
+
+def test_a_head_of_another_type_than_the_backbones_maps_is_refused(trt, bundles):
+    write_graphs(bundles[0], head_type="fp16")
+    with pytest.raises(ExportError, match=r"reads layer_1 as DataType\.HALF .*the backbone gives DataType\.FLOAT"):
+        segmenter(bundles[0])
+
+
+def test_what_tensorrt_cannot_serve_is_refused_with_the_reason(trt, cuda, bundles):
+    with pytest.raises(RuntimeUnavailableError, match="GPUs only"):
+        segmenter(bundles[0], device="cpu")
+    with pytest.raises(RuntimeUnavailableError, match="--precision int8_qdq"):
+        segmenter(bundles[0], precision="int8")
+    with pytest.raises(RuntimeUnavailableError, match=r"no exported graphs of bf16 .*dinov3_seg_ros\.export"):
+        segmenter(bundles[0], precision="bf16")
+    with pytest.raises(ParameterError, match="unknown precision 'fp8'"):
+        segmenter(bundles[0], precision="fp8")
+    cuda.gpu.memory = 1000
+    with pytest.raises(RuntimeUnavailableError, match=r"cudaMalloc failed: .*MemoryAllocation.*smaller network size"):
+        segmenter(bundles[0])
+    assert not cuda.device and not cuda.host and not cuda.objects
+    cuda.gpu.count = 0
+    with pytest.raises(RuntimeUnavailableError, match="CUDA finds none"):
+        segmenter(bundles[0])
+    cuda.gpu.count = None
+    with pytest.raises(RuntimeUnavailableError, match=r"no GPU can be used: Failed to dlopen libcuda\.so\.1"):
+        segmenter(bundles[0])
+
+
+def test_auto_takes_tensorrt_and_half_precision_where_there_is_a_gpu(trt, cuda, bundles):
+    chosen = Segmenter.from_bundle(bundles[0].path)
+    assert chosen.runtime.description == "TensorRT 10.13.3.9, Stand-in GPU, fp16"
+    assert chosen.runtime_reason.startswith("tensorrt is the fastest that can run here on the CUDA")
+    assert Segmenter.from_bundle(bundles[1].path).runtime.description.endswith("fp32")
+    cuda.gpu.count = 0
+    assert Segmenter.from_bundle(bundles[0].path).runtime.name == "onnx"
+
+
+def test_an_old_tensorrt_is_not_taken_for_one_that_works(trt, bundles, monkeypatch):
+    monkeypatch.setattr(trt, "__version__", "8.6.1")
+    with pytest.raises(RuntimeUnavailableError, match=r"TensorRT 8\.6\.1 is too old; 10 or newer is needed"):
+        segmenter(bundles[0])
+
+
+def test_progress_is_told_in_percent(trt, bundles, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "dinov3_seg_ros.engines")
+    builder = importlib.import_module("dinov3_seg_ros.engines.builder")
+    monkeypatch.setattr(builder, "_SECONDS_BETWEEN_MESSAGES", 0.0)
+    labels(bundles[0])
+    lines = [record.getMessage() for record in caplog.records if "%" in record.getMessage()]
+    shares = [int(line.split()[-2]) for line in lines if "backbone.onnx" in line]
+    assert lines[0] == "building 64x96-fp32/backbone.onnx: Building Engine, 12 %"
+    assert shares == sorted(shares) and shares[-1] == 100
+
+
+def test_progress_is_told_every_few_seconds_only(trt, bundles, caplog):
+    caplog.set_level(logging.INFO, "dinov3_seg_ros.engines")
+    labels(bundles[0])
+    assert not [record for record in caplog.records if "%" in record.getMessage()]
+
+
+def test_the_doctor_knows_the_gpu_the_engines_and_the_graphs(trt, cuda, bundles):
+    labels(bundles[0])
+    stored()[0].write_bytes(b"")
+    (bundles[1].path / "onnx" / "64x96-fp32" / "head.onnx").write_bytes(b"")
+    found = [(f.level, f.subject, f.detail) for f in doctor.examine([bundle.path for bundle in bundles])]
+    assert ("ok", "runtime tensorrt", "can be used") in found
+    assert ("ok", "GPU", "Stand-in GPU, compute capability 8.7") in found
+    assert ("ok", "graphs of one", "64x96-fp16") in found
+    assert any(level == "ok" and detail.startswith("2 in ") for level, _, detail in found)
+    assert any(level == "warning" and detail.startswith(str(stored()[0])) for level, _, detail in found)
+    assert any(level == "warning" and "head.onnx is damaged" in detail for level, _, detail in found)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A bundle to export in earnest."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
+
+
+def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exported, capsys, tmp_path):
+    from dinov3_seg_ros.export.__main__ import main
+
+    cv2.imwrite(str(tmp_path / "picture.png"), picture(2))
+    assert main([str(exported.path), "--engine", "--images", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "# Engines of tiny, 64x96, fp32" in said
+    assert "on 1 images, TensorRT 10.13.3.9, Stand-in GPU, fp32." in said
+    assert len(trt.built) == len(stored()) == len(stored(".md")) == 2
+    reference = Segmenter.from_bundle(exported.path, "torch").segment([picture()])[0].labels
+    assert (labels(exported) == reference).mean() > 0.9995
+    assert len(trt.built) == 2
+
+
+def test_engines_that_differ_from_the_model_fail_the_export_and_are_removed(trt, exported, capsys, monkeypatch):
+    from dinov3_seg_ros.export.__main__ import main
+
+    # Wrong, but not seen by the comparison with ONNX Runtime, which is not there.
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    trt.behaviour.spoil = np.negative
+    from dinov3_seg_ros.export import exporter
+
+    options = exporter.ExportOptions(engine=True)
+    job = exporter._Job([exported], SIZE, options)
+    with pytest.raises(ExportError, match="the TensorRT engines do not compute what the model computes: feature map"):
+        job.build_engines()
+    assert stored() == stored(".json") == []
+    assert main([str(exported.path), "--engine", "--precision", "int8"]) == 1
+    assert "--precision int8_qdq" in capsys.readouterr().err
