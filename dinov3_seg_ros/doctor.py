@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from dinov3_seg_ros.bundle import Bundle
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
-_SHARED_MEMORY = Path("/dev/shm")
 # The profile asks for 32 MB in each process; a camera, the node and a viewer make three.
 _LEAST_SHARED_MEMORY_MB = 128
 
@@ -147,24 +146,30 @@ def _transport() -> Iterator[Finding]:
 
 
 def _shared_memory() -> Iterator[Finding]:
-    if not _SHARED_MEMORY.is_dir() or not os.access(_SHARED_MEMORY, os.W_OK):
+    from dinov3_seg_ros.transport import SHARED_MEMORY, unfinished_segments
+
+    if not SHARED_MEMORY.is_dir() or not os.access(SHARED_MEMORY, os.W_OK):
         yield Finding(
             WARNING,
-            str(_SHARED_MEMORY),
+            str(SHARED_MEMORY),
             "absent or not writable: images travel over UDP, more slowly",
             "in a container, start it with --ipc=host or --shm-size=512m",
         )
         return
-    free_mb = shutil.disk_usage(_SHARED_MEMORY).free >> 20
+    for path in unfinished_segments():
+        yield Finding(
+            FAULT, path.name, "left unfinished by a process that was killed: ROS nodes wait for it", f"rm {path}"
+        )
+    free_mb = shutil.disk_usage(SHARED_MEMORY).free >> 20
     if free_mb < _LEAST_SHARED_MEMORY_MB:
         yield Finding(
             WARNING,
-            str(_SHARED_MEMORY),
+            str(SHARED_MEMORY),
             f"only {free_mb} MB free, and each process takes 32 MB",
             "remove stale /dev/shm/fastrtps_* files while no node runs; in a container, --shm-size=512m",
         )
     else:
-        yield Finding(OK, str(_SHARED_MEMORY), f"{free_mb} MB free")
+        yield Finding(OK, str(SHARED_MEMORY), f"{free_mb} MB free")
 
 
 def _runtimes() -> Iterator[Finding]:

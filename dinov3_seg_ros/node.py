@@ -42,7 +42,7 @@ from dinov3_seg_ros.parameters import NodeParameters
 from dinov3_seg_ros.pipeline import Segmentation, Segmenter, parse_mask_size
 from dinov3_seg_ros.ports import CameraInput, Frame, HeadOutput, Style, camera_names, create_switch
 from dinov3_seg_ros.qos import Endpoints
-from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 from dinov3_seg_ros.worker import LatestFrameWorker
 
 _LOG_PERIOD_S = 5.0
@@ -362,6 +362,7 @@ def _on_or_off(on: bool) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the node until it is interrupted or terminated."""
     configure_transport()
+    remove_unfinished_segments()
     keep_freed_memory()
     rclpy.init(args=arguments)
     try:

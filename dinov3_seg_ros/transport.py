@@ -6,10 +6,13 @@ between processes. `configure_transport` points it to the profile in ``config/``
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
+import time
 from collections.abc import MutableMapping
+from pathlib import Path
 
 from dinov3_seg_ros.resources import resource_path
 
@@ -17,6 +20,9 @@ PROFILE = "config/fastdds.xml"
 #: Kilted and later read the first, and warn of the second; earlier distributions read only the second.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
+SHARED_MEMORY = Path("/dev/shm")
+# Between making a segment's file and giving it a size lie microseconds.
+_UNFINISHED_AFTER_S = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -40,6 +46,29 @@ def profile_variable() -> str:
     except (importlib.metadata.PackageNotFoundError, ValueError):
         is_old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
     return PROFILE_VARIABLES[is_old]
+
+
+def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Port segments of Fast DDS that a process left empty when it was killed while making them.
+
+    Every later process that opens one waits for its maker without end, inside ``rclpy.init`` or the first node.
+    """
+    found = []
+    for path in sorted(folder.glob("fast*_port*")):
+        # The files of locks are empty always. What another process removes meanwhile is no concern of ours.
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            is_old = time.time() - status.st_mtime > _UNFINISHED_AFTER_S
+            if is_old and status.st_size == 0 and not path.name.endswith(("_el", "_sl")):
+                found.append(path)
+    return found
+
+
+def remove_unfinished_segments(folder: Path = SHARED_MEMORY) -> None:
+    """Remove `unfinished_segments`, as far as they belong to this user."""
+    for path in unfinished_segments(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def keep_freed_memory() -> bool:

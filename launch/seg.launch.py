@@ -1,4 +1,8 @@
-"""Segmentation of one camera, or of several: ``ros2 launch dinov3_seg_ros seg.launch.py --show-args``."""
+"""Segmentation of one camera, or of several: ``ros2 launch dinov3_seg_ros seg.launch.py --show-args``.
+
+ros2 launch dinov3_seg_ros seg.launch.py image_topic:=/camera/image_raw
+ros2 launch dinov3_seg_ros seg.launch.py cameras:=front,left image_topic:=image_raw namespace:=robot
+"""
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
@@ -12,9 +16,13 @@ PARAMETERS = {
     "bundle": "Folder of the bundle (default: the parameter file's, or the demo's)",
     "runtime": "auto, torch, onnx or tensorrt",
     "image_transport": "raw or compressed",
+    "mask_size": "source, network or WIDTHxHEIGHT",
+    "class_list": "YAML file of the classes to publish, such as config/classes/navigation.yaml",
 }
 OTHERS = {
-    "image_topic": ("image", "Topic of the camera's images"),
+    "cameras": ("", "Prefixes of several cameras' topics: front,left"),
+    "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix"),
+    "camera_info_topic": ("", "Topic of the camera's calibration (default: camera_info beside the images)"),
     "namespace": ("", "Namespace of node and topics"),
     "params_file": ("", "YAML file of parameters (default: config/segmentation.yaml with the demo's bundle)"),
     "log_level": ("info", "debug, info, warn or error"),
@@ -39,6 +47,12 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
         return LaunchConfiguration(name).perform(context)
 
     given = {name: value(name) for name in PARAMETERS if value(name)}
+    cameras = [name.strip() for name in value("cameras").strip("[]").split(",") if name.strip()]
+    if cameras:
+        given["cameras"] = cameras
+    image = value("image_topic")
+    info = value("camera_info_topic") or "/".join((*image.split("/")[:-1], "camera_info"))
+    sources = {"image": image, "image/compressed": f"{image}/compressed", "camera_info": info}
     if not value("params_file"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
     return [
@@ -47,8 +61,16 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             name="segmentation",
             namespace=value("namespace"),
             parameters=[value("params_file") or str(resource_path("config/segmentation.yaml")), given],
-            remappings=[("image", value("image_topic")), ("image/compressed", f"{value('image_topic')}/compressed")],
+            remappings=[
+                (_below(camera, name), _below(camera, source))
+                for camera in cameras or [""]
+                for name, source in sources.items()
+            ],
             ros_arguments=["--log-level", value("log_level")],
             output="screen",
         )
     ]
+
+
+def _below(camera: str, topic: str) -> str:
+    return f"{camera}/{topic}" if camera else topic

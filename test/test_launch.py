@@ -38,5 +38,28 @@ def test_seg_launch_starts_one_lifecycle_node_with_the_documented_arguments():
     assert isinstance(node, LifecycleNode)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"image_topic": "/camera/image_raw"}, {"image": "/camera/image_raw", "camera_info": "/camera/camera_info"}),
+        ({"image_topic": "raw", "camera_info_topic": "info"}, {"image": "raw", "camera_info": "info"}),
+        (
+            {"cameras": "front, left", "image_topic": "image_raw"},
+            {
+                "front/image": "front/image_raw",
+                "left/image": "left/image_raw",
+                "left/image/compressed": "left/image_raw/compressed",
+                "front/camera_info": "front/camera_info",
+            },
+        ),
+    ],
+)
+def test_topics_of_one_camera_or_of_several_are_remapped(given, expected):
+    (node,) = nodes_of_seg_launch(bundle="given", params_file="given", **given)
+    texts = [[part.text for part in side] for pair in node._Node__remappings for side in pair]
+    found = {"".join(name): "".join(target) for name, target in zip(texts[::2], texts[1::2], strict=True)}
+    assert expected.items() <= found.items()
+
+
 def test_demo_launch_adds_a_camera():
     assert sum(isinstance(entity, Node) for entity in entities_of("demo.launch.py")) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import xml.etree.ElementTree as ElementTree
 
 from bundles import write_tiny_bundle
@@ -14,6 +16,7 @@ from dinov3_seg_ros.transport import (
     configure_transport,
     keep_freed_memory,
     profile_variable,
+    remove_unfinished_segments,
 )
 
 
@@ -48,3 +51,20 @@ def test_the_doctor_finds_a_sound_bundle_sound_and_a_damaged_one_damaged(tmp_pat
 
 def test_every_finding_that_is_not_fine_has_a_remedy(tmp_path):
     assert [f for f in examine([tmp_path]) if f.level != "ok" and not f.remedy and "runtime" not in f.subject] == []
+
+
+def test_segments_left_empty_by_a_killed_process_are_removed_and_no_others(tmp_path):
+    old = time.time() - 60
+    for name, content, modified in (
+        ("fastdds_port7001", b"", old),
+        ("fastrtps_port7413", b"", old),
+        ("fastdds_port7002", b"in use", old),
+        ("fastdds_port7003_el", b"", old),
+        ("fastdds_port7004", b"", time.time()),
+        ("other", b"", old),
+    ):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, (modified, modified))
+    remove_unfinished_segments(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"fastdds_port7002", "fastdds_port7003_el", "fastdds_port7004", "other"}

@@ -28,7 +28,7 @@ from dinov3_seg_ros.demo.recorder import Recorder
 from dinov3_seg_ros.errors import SegmentationError, TransportError
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 
 _NAMESPACE = "demo"
 _START_TIMEOUT_S = 90.0
@@ -66,6 +66,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     # The demo's graph stays on this machine.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     configure_transport()
+    remove_unfinished_segments()
     keep_freed_memory()
     colours = _fit_colour_classifier() if options.source == "scenes" else None
     rclpy.init(args=[])

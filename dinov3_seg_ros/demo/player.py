@@ -24,7 +24,7 @@ from dinov3_seg_ros.demo.sources import Frame, open_source
 from dinov3_seg_ros.errors import SegmentationError, TransportError
 from dinov3_seg_ros.messages import fill_image
 from dinov3_seg_ros.qos import OUTPUT_QOS
-from dinov3_seg_ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 
 _MATCHING_S = 1.0
 
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, ros_arguments = parser.parse_known_args(arguments)
 
     configure_transport()
+    remove_unfinished_segments()
     keep_freed_memory()
     rclpy.init(args=ros_arguments)
     player = Player(options.rate)

@@ -1,0 +1,62 @@
+"""What lies in config/ fits the node: its parameters, its topics, its classes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from dinov3_seg_ros.output_classes import load_class_list
+from dinov3_seg_ros.resources import resource_path
+
+NODE_TOPICS = {
+    f"/segmentation/{name}"
+    for name in (
+        "mask", "mask/compressed", "confidence", "overlay", "overlay/compressed", "camera_info", "label_info",
+    )
+}  # fmt: skip
+
+
+def read(name):
+    return resource_path(f"config/{name}").read_text()
+
+
+def topics_in(value):
+    """Every text below a value that begins like one of the node's topics."""
+    if isinstance(value, dict):
+        return set().union(*map(topics_in, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(topics_in, value))
+    return {value} if isinstance(value, str) and value.startswith("/segmentation") else set()
+
+
+@pytest.mark.parametrize("name", ["segmentation.rviz", "foxglove_layout.json", "nav2_costmap.yaml"])
+def test_topics_are_the_nodes(name):
+    found = topics_in(json.loads(read(name)) if name.endswith("json") else yaml.safe_load(read(name)))
+    assert found
+    assert found <= NODE_TOPICS
+
+
+def test_every_panel_of_the_foxglove_layout_is_configured():
+    layout = json.loads(read("foxglove_layout.json"))
+
+    def panels(part):
+        return {part} if isinstance(part, str) else panels(part["first"]) | panels(part["second"])
+
+    assert panels(layout["layout"]) == set(layout["configById"])
+
+
+def test_the_costmap_knows_exactly_the_classes_that_are_published():
+    costmap = yaml.safe_load(read("nav2_costmap.yaml"))["local_costmap"]["local_costmap"]["ros__parameters"]
+    camera = costmap["semantic_layer"]["camera"]
+    known = {name for kind in camera["class_types"] for name in camera[kind]["classes"]}
+    assert known == set(load_class_list(resource_path("config/classes/navigation.yaml")).classes)
+
+
+@pytest.mark.ros
+def test_the_parameter_file_holds_the_defaults_of_the_node():
+    parameters = pytest.importorskip("dinov3_seg_ros.parameters", reason="no ROS 2 here", exc_type=ImportError)
+    given = yaml.safe_load(read("segmentation.yaml"))["/**"]["ros__parameters"]
+    assert given.pop("autostart") is True
+    assert given == {name: parameters._TABLE[name].default for name in given}

@@ -1,0 +1,113 @@
+"""Every frame is counted once as received and once as what became of it; levels say what an operator must know."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status
+from dinov3_seg_ros.timing import Rate
+
+pytestmark = pytest.mark.ros
+
+OK, WARN, ERROR, STALE = (bytes([level]) for level in range(4))
+
+
+class Clock:
+    """Stands in for the module `time`; moves only when told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("dinov3_seg_ros.diagnostics.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.timing.time", clock)
+    return clock
+
+
+def status_of(statistics):
+    status = statistics.status("node: camera front", "/front/image")
+    return status.level, status.message, {pair.key: pair.value for pair in status.values}
+
+
+def test_a_rate_follows_its_window_and_falls_to_zero(clock):
+    rate = Rate(window_s=5.0)
+    for _ in range(100):
+        clock.now += 0.1
+        rate.add()
+    assert rate.per_second() == pytest.approx(10, abs=0.3)
+    clock.now += 2.5
+    assert rate.per_second() == pytest.approx(5, abs=0.3)
+    clock.now += 5
+    assert rate.per_second() == 0
+
+
+def test_frames_are_counted_by_what_became_of_them(clock):
+    statistics = CameraStatistics()
+    for number in range(10):
+        statistics.received(stamp=number)
+    for latency in (0.010, 0.020, 0.030):
+        statistics.segmented(received=clock.now - latency, delay=2 * latency)
+    for _ in range(6):
+        statistics.dropped(REPLACED)
+    statistics.dropped("damaged data", "it is damaged")
+    level, message, values = status_of(statistics)
+    assert (level, message) == (WARN, "faults in the last 10 s: damaged data")
+    assert (values["frames received"], values["frames segmented"]) == ("10", "3")
+    assert (values[f"dropped: {REPLACED}"], values["dropped: damaged data"]) == ("6", "1")
+    assert values["latency in the node [ms]"] == "median 20.0, 95th percentile 29.0"
+    assert values["latency end to end [ms]"] == "median 40.0, 95th percentile 58.0"
+    assert values["last error"] == "it is damaged"
+    assert statistics.summary() == f"10 received, 3 segmented, 6 {REPLACED}, 1 damaged data"
+
+
+def test_silence_is_stale_faults_alone_are_an_error_and_both_pass(clock):
+    statistics = CameraStatistics()
+    clock.now += 5
+    assert status_of(statistics)[:2] == (STALE, "no image yet on /front/image for 5 s")
+    statistics.received(1.0)
+    statistics.dropped("unknown encoding", "32FC1")
+    assert status_of(statistics)[:2] == (ERROR, "no frame could be segmented: unknown encoding")
+    statistics.received(2.0)
+    statistics.segmented(clock.now, delay=0.0)
+    assert status_of(statistics)[0] == WARN
+    clock.now += 11
+    statistics.received(3.0)
+    assert status_of(statistics)[0] == OK
+    clock.now += 4
+    assert status_of(statistics)[:2] == (STALE, "no further image on /front/image for 4 s")
+
+
+def test_stamps_that_run_backwards_or_come_from_another_clock_are_noted(clock):
+    statistics = CameraStatistics()
+    for stamp in (5.0, 6.0, 1.0):
+        statistics.received(stamp)
+        statistics.segmented(clock.now, delay=-3.0)
+    values = status_of(statistics)[2]
+    assert (values["noted: stamp runs backwards"], values["noted: stamp of another clock"]) == ("1", "3")
+    assert "latency end to end [ms]" not in values
+
+
+@pytest.mark.parametrize(
+    ("state", "last_error", "mismatches", "off", "expected"),
+    [
+        ("active", "", [], False, (OK, "active")),
+        ("active", "", [], True, (OK, "active; off: head a")),
+        ("inactive", "", [], False, (WARN, "inactive")),
+        ("active", "", ["a and b do not match"], False, (WARN, "active: a and b do not match")),
+        ("unconfigured", "no bundle\nin detail", ["m"], False, (ERROR, "unconfigured: no bundle")),
+    ],
+)
+def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, expected):
+    stages = {"backbone": {"median": 10.0, "p95": 12.3}}
+    status = node_status("node", state, last_error, "torch", {"head a": not off}, stages, mismatches)
+    assert (status.level, status.message) == expected
+    values = {pair.key: pair.value for pair in status.values}
+    assert values["stage backbone [ms]"] == "median 10.0, 95th percentile 12.3"
