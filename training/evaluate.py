@@ -160,7 +160,7 @@ def _evaluate_bundle(
 
 def _open_segmenter(path: Path, settings: EvaluationSettings) -> Segmenter | AveragingSegmenter:
     """The robot's own segmenter, where its one view is all that is wanted."""
-    if settings.inference == Inference():
+    if settings.inference.looks_once:
         return Segmenter.from_bundle(path, runtime=settings.runtime)
     bundle = load_bundle(path)
     return AveragingSegmenter(bundle, open_runtime(settings.runtime, [bundle]), settings.inference)

@@ -21,12 +21,24 @@ class SegmentationModel(nn.Module):
     Args:
         backbone, head: the two parts.
         mean, std: normalisation of each channel, for values 0..1.
+        freeze_norm: whether BatchNorm keeps to its running statistics while training, and leaves them as they are.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, backbone: Backbone, head: Head, mean: Sequence[float], std: Sequence[float], freeze_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        self._mean, self._std = tuple(mean), tuple(std)
+        self._mean, self._std, self._freeze_norm = tuple(mean), tuple(std), freeze_norm
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Like Module.train, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self._freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def features(self, canvases: Tensor) -> list[Tensor]:
         """The feature maps of canvases (B, H, W, 3) uint8 RGB."""

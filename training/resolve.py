@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from dinov3_seg_ros.backbone import Backbone
 from dinov3_seg_ros.errors import RecipeError
@@ -20,7 +21,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
         backbone: made by `training.model.make_backbone` from it.
 
     Raises:
-        RecipeError: a trained backbone would be stored as a mere reference.
+        RecipeError: a trained backbone would be stored as a mere reference; or BatchNorm cannot be synchronised.
     """
     choice = recipe.backbone
     trainable = backbone.trainable_blocks or "none"
@@ -43,6 +44,8 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
         update={
             "backbone": resolved,
             "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
+            "inference": recipe.inference.resolved(recipe.input.network_size),
+            "batch_norm": _possible_batch_norm(recipe.batch_norm),
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
         }
@@ -54,6 +57,15 @@ def _lasting(source: str | None) -> str | None:
     if source is None or not Path(source).exists():
         return source
     return str(Path(source).resolve())
+
+
+def _possible_batch_norm(wanted: str) -> str:
+    several_gpus = PartialState().num_processes > 1 and torch.cuda.is_available()
+    if wanted == "synchronised" and not torch.cuda.is_available():
+        raise RecipeError("batch_norm is synchronised, which needs CUDA; set it to process or frozen")
+    if wanted == "auto":
+        return "synchronised" if several_gpus else "process"
+    return wanted
 
 
 def _best_precision() -> str:
