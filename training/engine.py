@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,6 +26,7 @@ from training.ema import MovingAverage, changing_tensors
 from training.loader import AugmentedDataset
 from training.losses import WeightedSum
 from training.model import SegmentationModel, make_backbone, make_head
+from training.processes import make_accelerator
 from training.randomness import Purpose, seed_torch
 from training.recipe import Recipe
 from training.report import percent
@@ -38,7 +38,6 @@ from training.validation import Validation
 
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Trainer:
@@ -67,7 +66,7 @@ class Trainer:
         if recipe.batch_norm == "synchronised":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
-        self._accelerator = accelerator = _make_accelerator(recipe.precision)
+        self._accelerator = accelerator = make_accelerator(recipe.precision)
         console.quiet = console.quiet or not accelerator.is_main_process
         self._stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
         self._losses = [self._make_loss(stage.recipe) for stage in self._stages]
@@ -291,10 +290,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _make_accelerator(precision: str) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=_PRECISIONS[precision])
-    except ValueError as error:
-        raise RecipeError(f"precision {precision} cannot be used on this machine: {error}") from error

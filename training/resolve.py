@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from dinov3_seg_ros.backbone import Backbone
 from dinov3_seg_ros.errors import RecipeError
+from training.processes import process_state
 from training.recipe import Recipe
 
 
@@ -60,7 +60,7 @@ def _lasting(source: str | None) -> str | None:
 
 
 def _possible_batch_norm(wanted: str) -> str:
-    several_gpus = PartialState().num_processes > 1 and torch.cuda.is_available()
+    several_gpus = process_state().num_processes > 1 and torch.cuda.is_available()
     if wanted == "synchronised" and not torch.cuda.is_available():
         raise RecipeError("batch_norm is synchronised, which needs CUDA; set it to process or frozen")
     if wanted == "auto":

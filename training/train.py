@@ -1,6 +1,7 @@
 """Train a head, or more, by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run | --resume]``.
 
-On several GPUs or machines: ``accelerate launch -m training.train RECIPE ...``; see accelerate's own help.
+On several GPUs or machines: ``accelerate launch -m training.train RECIPE ...``; see accelerate's own help. In several
+processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
 """
 
 from __future__ import annotations
