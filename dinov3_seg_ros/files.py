@@ -20,11 +20,12 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success rename it over ``path``, on error remove it.
 
-    A reader sees the old file or the new one, never a part of one. The temporary name keeps the suffix of
-    ``path``, since many writers choose the format by it.
+    A reader sees the old file or the new one, never a part of one; after a power cut too, if it is ``durable``, which
+    takes some milliseconds. The temporary name keeps the suffix of ``path``, since many writers choose the format by
+    it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +34,9 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

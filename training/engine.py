@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
+from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import RecipeError
@@ -23,6 +24,7 @@ from dinov3_seg_ros.preprocessing import check_geometry
 from training.bundles import BundleWriter
 from training.checkpoint import Checkpoint
 from training.ema import MovingAverage, changing_tensors
+from training.feature_cache import FeatureCache, fill_caches
 from training.loader import AugmentedDataset
 from training.losses import WeightedSum
 from training.model import SegmentationModel, make_backbone, make_head
@@ -38,6 +40,8 @@ from training.validation import Validation
 
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
+# What a bundle's manifest says of the backbone that decides which features an image has.
+_FEATURES = {"identity", "layers", "feature_norm", "class_token", "output_stride"}
 
 
 class Trainer:
@@ -60,6 +64,8 @@ class Trainer:
         backbone = make_backbone(recipe.backbone)
         self.recipe = recipe = resolve(recipe, backbone)
         self.output = Path(recipe.output)
+        if recipe.cache.views and backbone.trainable_blocks != 0:
+            raise RecipeError("cache.views asks for the features of a frozen backbone, but the backbone trains; set 0")
         head = make_head(recipe.head, backbone, len(self._train_data.class_names))
         freeze_norm = recipe.batch_norm == "frozen"
         self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std, freeze_norm)
@@ -70,7 +76,7 @@ class Trainer:
         console.quiet = console.quiet or not accelerator.is_main_process
         self._stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
         self._losses = [self._make_loss(stage.recipe) for stage in self._stages]
-        self._samples = [self._make_samples(stage.recipe) for stage in self._stages]
+        self._samples: list[Dataset] = [self._make_samples(stage.recipe) for stage in self._stages]
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
         self._validation = Validation(self.model, self._val_data, self._make_loss(recipe), accelerator)
@@ -118,6 +124,8 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
+        if self.recipe.cache.views:
+            self._use_cache()
         with _progress(self._console) as progress:
             task = progress.add_task("training", total=self._stages[-1].end, completed=self._step, loss="-", miou="-")
             for run in self._runs_left(checkpoint):
@@ -245,8 +253,38 @@ class Trainer:
         """The main process's value, in every process."""
         return broadcast_object_list([value])[0]
 
-    def _make_samples(self, recipe: Recipe) -> AugmentedDataset:
-        """Training samples of a stage."""
+    def _use_cache(self) -> None:
+        """Take the stages' features from the disk, where they are put first if need be."""
+        recipe, backbone = self.recipe, self.model.backbone
+        manifest = self._bundles.manifest()
+        description = {
+            "backbone": manifest.backbone.model_dump(mode="json", include=_FEATURES),
+            "input": manifest.input.model_dump(mode="json"),
+            "precision": recipe.precision,
+        }
+        caches = []
+        for stage in self._stages:
+            samples = self._make_samples(stage.recipe, recipe.cache.seed)
+            height, width = samples.size
+            shapes = [
+                (channels, height // stride, width // stride)
+                for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+            ]
+            caches.append(FeatureCache(recipe.cache, description, samples, shapes))
+
+        @torch.inference_mode()
+        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
+            self.model.eval()
+            with self._accelerator.autocast():
+                return self.model.features(canvases.to(self._accelerator.device))
+
+        part = self._stages[0].batching
+        batch_size = part.batch_size // part.processes
+        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
+        self._samples = caches
+
+    def _make_samples(self, recipe: Recipe, seed: int | None = None) -> AugmentedDataset:
+        """Training samples of a stage, drawn from the recipe's seed or another."""
         multiple = self.model.backbone.patch_multiple
         size = recipe.augmentation.crop or recipe.input.network_size
         for checked in (recipe.input.network_size, size):
@@ -259,7 +297,7 @@ class Trainer:
             recipe.input.mean,
             self._train_data.ignore_value,
         )
-        return AugmentedDataset(self._train_data, settings, recipe.augmentation, recipe.seed)
+        return AugmentedDataset(self._train_data, settings, recipe.augmentation, recipe.seed if seed is None else seed)
 
     def _make_loss(self, recipe: Recipe) -> WeightedSum:
         """The losses of a stage."""

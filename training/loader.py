@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -105,8 +106,28 @@ class AugmentedDataset(Dataset):
         canvas, canvas_mask = training_canvas(image, mask, self._settings, self._augmentation, random)
         return torch.from_numpy(canvas), torch.from_numpy(canvas_mask.astype(np.int32))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the canvases."""
+        return self._settings.size
 
-def make_loader(dataset: Dataset, batches: Sampler[list[Key]], workers: int) -> DataLoader:
+    @property
+    def is_random(self) -> bool:
+        """Whether an image looks different in different epochs."""
+        return self._augmentation != Augmentation()
+
+    def description(self) -> dict[str, Any]:
+        """All that the samples depend on, beside code, in the types of JSON."""
+        return {
+            "canvas": dataclasses.asdict(self._settings),
+            "augmentation": self._augmentation.model_dump(mode="json"),
+            "seed": self._seed if self.is_random else None,
+            "data": self._data.fingerprint(),
+            "images": len(self._data),
+        }
+
+
+def make_loader(dataset: Dataset, batches: Iterable[list[Key]], workers: int) -> DataLoader:
     """Collated samples of ``dataset``, a batch for each list of keys that ``batches`` gives."""
     return DataLoader(
         dataset,

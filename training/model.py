@@ -44,13 +44,14 @@ class SegmentationModel(nn.Module):
         """The feature maps of canvases (B, H, W, 3) uint8 RGB."""
         return self.backbone(normalise(canvases, self._mean, self._std))
 
-    def forward(self, canvases: Tensor) -> Tensor:
-        """Canvases (B, H, W, 3) uint8 RGB -> logits (B, C, h, w)."""
-        maps = self.features(canvases)
-        if canvases.is_cuda:
+    def forward(self, seen: Tensor | Sequence[Tensor]) -> Tensor:
+        """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps."""
+        maps = self.features(seen) if isinstance(seen, Tensor) else [feature_map.float() for feature_map in seen]
+        device = maps[0].device.type
+        if device == "cuda":
             return self.head(maps)
         # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
-        with torch.autocast(canvases.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return self.head([feature_map.float() for feature_map in maps])
 
 

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dinov3_seg_ros.errors import RecipeError
 from training.datasets import DataSection
+from training.feature_cache import CacheSettings
 from training.inference import Inference
 from training.losses import CrossEntropySection, LossSection
 from training.optimizers import AdamWSection, OptimizerSection
@@ -146,6 +147,7 @@ class Recipe(Section):
     saved with each validation."""
     inference: Inference = Inference()
     """How the finished bundle is evaluated. During training, validation looks at each image as the robot does."""
+    cache: CacheSettings = CacheSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

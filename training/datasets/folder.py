@@ -16,7 +16,7 @@ from tyro.conf import Fixed
 
 from dinov3_seg_ros.errors import DatasetError
 from dinov3_seg_ros.overlay import default_palette
-from training.datasets.base import Colour, Split, unlabelled_value
+from training.datasets.base import Colour, Split, files_fingerprint, unlabelled_value
 from training.section import Section
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -115,6 +115,11 @@ class FolderDataset:
     def describe(self, index: int) -> str:
         """The image's file name."""
         return self._pairs[index][0].name
+
+    def fingerprint(self) -> str:
+        """See `SegmentationDataset.fingerprint`."""
+        files = (path for pair in self._pairs for path in pair)
+        return files_fingerprint(files, self.class_names, self._ignore_values)
 
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""
