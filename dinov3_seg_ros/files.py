@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -13,13 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# From Linux's fcntl.h and fs.h.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
 
 @contextlib.contextmanager
-def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success rename it over ``path``, on error remove it.
 
-    A reader sees the old file or the new one, never a part of one. The temporary name keeps the suffix of
-    ``path``, since many writers choose the format by it.
+    A reader sees the old file or the new one, never a part of one; after a power cut too, if it is ``durable``, which
+    takes some milliseconds. The temporary name keeps the suffix of ``path``, since many writers choose the format by
+    it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +34,9 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -41,8 +48,8 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it takes the place of ``path``.
 
-    The folder that was there before is moved aside first and removed last, so that an error at any point
-    leaves one of the two whole.
+    On Linux the two folders change places at once, so that a whole one is at ``path`` at any time. Elsewhere the old
+    one is moved aside first and removed last, so that an error at any point leaves one of the two whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +59,12 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Some writers keep their files to the owner; what is installed must be readable by whoever runs the robot.
         for entry in (temporary, *temporary.rglob("*")):
             os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
+            if entry.is_file():
+                with open(entry, "rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists() and _exchange(temporary, path):
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
         aside = None
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent)) / path.name
@@ -71,16 +84,26 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the lock that the file ``path`` stands for; waits while another process holds it.
+def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
+    """Hold the lock that a file, or a folder, stands for.
 
     The lock ends with the process that holds it, however that ends; the file stays.
+
+    Args:
+        path: a folder that exists, or a file, which is made where there is none.
+        wait: whether to wait while another process holds the lock.
+
+    Raises:
+        BlockingIOError: another process holds it, and waiting was not asked for.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -96,6 +119,14 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         for block in iter(lambda: handle.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two entries of a file system change names at once; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
 def _umask() -> int:

@@ -34,6 +34,9 @@ class HeadSegmentation:
         size: (height, width) of labels and confidence.
         window: the part of the map that the frame covers; see `decode.upsample_argmax`.
         times: where the decode's time is recorded.
+
+    Attributes:
+        logits, window: as given.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class HeadSegmentation:
         window: tuple[float, float, float, float],
         times: StageTimes,
     ) -> None:
-        self._logits, self._size, self._window, self._times = logits, size, window, times
+        self.logits, self.window, self._size, self._times = logits, window, size, times
         self._labels: np.ndarray | None = None
         self._confidence: np.ndarray | None = None
 
@@ -52,7 +55,7 @@ class HeadSegmentation:
         """(H, W) class ids, uint8 up to 255 classes, else uint16."""
         if self._labels is None:
             with self._times.stage("decode"):
-                self._labels = _to_numpy(decode.upsample_argmax(self._logits, self._size, self._window))[0]
+                self._labels = _to_numpy(decode.upsample_argmax(self.logits, self._size, self.window))[0]
         return self._labels
 
     @property
@@ -60,7 +63,7 @@ class HeadSegmentation:
         """(H, W) uint8, round(255 * the largest softmax probability). Read first, it gives the labels as well."""
         if self._confidence is None:
             with self._times.stage("decode"):
-                labels, confidence = decode.upsample_argmax_confidence(self._logits, self._size, self._window)
+                labels, confidence = decode.upsample_argmax_confidence(self.logits, self._size, self.window)
                 self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
         return self._confidence
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
 
 import pytest
 
-from dinov3_seg_ros.files import replacing_file, replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.files import locked, replacing_file, replacing_folder, sha256_of_file, write_json
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
@@ -38,6 +40,38 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (temporary / content).write_text(content)
     assert [file.name for file in folder.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two folders change places")
+def test_a_folder_is_there_and_whole_while_it_is_replaced(tmp_path):
+    folder, seen = tmp_path / "bundle", set()
+    with replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("0")
+    done = threading.Event()
+
+    def replace() -> None:
+        for number in range(300):
+            with replacing_folder(folder) as temporary:
+                (temporary / "a").write_text(str(number))
+        done.set()
+
+    replacer = threading.Thread(target=replace)
+    replacer.start()
+    while not done.is_set():
+        descriptor = os.open(folder, os.O_RDONLY)  # as a reader who has entered it
+        seen.add(os.path.exists(folder))
+        os.close(descriptor)
+    replacer.join()
+    assert seen == {True}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_has_one_holder(tmp_path, kind):
+    path = tmp_path / "lock" if kind == "file" else tmp_path
+    with locked(path), pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    with locked(path, wait=False):
+        pass
 
 
 def test_what_a_folder_holds_is_readable_by_others(tmp_path):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tiny_datasets
 import torch
+import trainings
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from trainings import CONVNEXT, changed, records, tiny_recipe
 
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
 from dinov3_seg_ros.bundle import DELTA_FILE, load_bundle
@@ -26,8 +27,8 @@ from training import bundles, evaluate, train
 from training.ema import MovingAverage
 from training.engine import Trainer
 from training.recipe import RECIPES_FOLDER, Recipe, load_recipe
+from training.stages import StageRun
 
-CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 DINOV2 = {
     "model_type": "dinov2",
@@ -42,8 +43,7 @@ WEIGHTS = "backbone/model.safetensors"
 
 @pytest.fixture(autouse=True)
 def _independent_accelerators():
-    """accelerate keeps the first precision that a process asks for."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    trainings.forget_accelerator()
 
 
 @pytest.fixture
@@ -51,19 +51,7 @@ def recipe(tmp_path):
     """Make a recipe that trains in a second, with sections changed by keyword."""
 
     def make(**changes: object) -> Recipe:
-        content = {
-            "name": "tiny",
-            "output": str(tmp_path / "run"),
-            "data": {"name": "scenes", "count": 8, "val_count": 3, "size": [64, 96], "cache": str(tmp_path / "cache")},
-            "input": {"network_size": [64, 96], "geometry": "stretch"},
-            "backbone": {"config": CONVNEXT, "layers": [1, 2, 3]},
-            "head": {"options": {"width": 16}},
-            "epochs": 2,
-            "batch_size": 4,
-            "workers": 0,
-            "precision": "fp32",
-        }
-        return Recipe.model_validate({**content, **changes})
+        return tiny_recipe(tmp_path, **changes)
 
     return make
 
@@ -72,12 +60,7 @@ def recipe(tmp_path):
 def run():
     """Train by a recipe; gives the trainer afterwards."""
 
-    def train_it(recipe: Recipe) -> Trainer:
-        trainer = Trainer(recipe, Console(quiet=True))
-        trainer.run()
-        return trainer
-
-    return train_it
+    return trainings.train
 
 
 def saved_backbone(folder: Path, config: dict) -> str:
@@ -86,22 +69,14 @@ def saved_backbone(folder: Path, config: dict) -> str:
     return str(folder)
 
 
-def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_training_leaves_two_bundles_a_history_and_pictures(recipe, run):
+def test_a_training_leaves_bundles_a_history_and_pictures(recipe, run):
     folder = run(recipe(description="what it is", licences=["free"])).output
     history = records(folder)
     assert [record["epoch"] for record in history] == [1, 2]
     assert [record["step"] for record in history] == [2, 4]
     assert all(set(record["per_class_iou"]) == set(scenes.CLASS_NAMES) for record in history)
-    best, last = load_bundle(folder / "best").manifest, load_bundle(folder / "last").manifest
+    best, least, last = (load_bundle(folder / name).manifest for name in ("best", "best_loss", "last"))
+    assert least.training.metrics["val_loss"] == min(record["val_loss"] for record in history)
     assert best.training.metrics["miou"] == max(record["miou"] for record in history)
     assert last.training.metrics["epoch"] == 2
     assert (best.description, best.licences, best.classes.names) == ("what it is", ["free"], list(scenes.CLASS_NAMES))
@@ -248,14 +223,14 @@ def test_half_precision_storage_is_what_the_bundle_identifies(recipe, run, tmp_p
 
 
 def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
-    original = Trainer._train_step
+    original = StageRun.step
 
-    def interrupted(self, *batch):
-        if self._step == 3:
+    def interrupted(self, step, batches):
+        if step == 3:
             raise KeyboardInterrupt
-        original(self, *batch)
+        return original(self, step, batches)
 
-    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    monkeypatch.setattr(StageRun, "step", interrupted)
     made = recipe()
     with pytest.raises(KeyboardInterrupt):
         run(made)

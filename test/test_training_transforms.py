@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinov3_seg_ros.preprocessing import fill_canvas, place
-from training.loader import AugmentedDataset, EpochSampler, make_loader
+from training.loader import AugmentedDataset, EpochBatches, make_loader, share_out
 from training.randomness import Purpose, generator
 from training.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
 
@@ -225,10 +225,10 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
 
 def test_worker_processes_load_the_same_batches_as_the_process_itself():
     def batches(workers: int) -> list[torch.Tensor]:
-        sampler = EpochSampler(5, seed=0)
-        loader = make_loader(AugmentedDataset(Blocks(), settings(), STRONG, 0), sampler, 2, workers)
+        order = EpochBatches(share_out(5, batch_size=2), seed=0)
+        loader = make_loader(AugmentedDataset(Blocks(), settings(), STRONG, 0), order, workers)
         loaded = []
-        for sampler.epoch in range(2):
+        for order.epoch in range(2):
             loaded += [canvases for canvases, _ in loader]
         return loaded
 
@@ -238,10 +238,10 @@ def test_worker_processes_load_the_same_batches_as_the_process_itself():
 
 
 def test_the_order_differs_between_epochs_and_covers_every_sample():
-    sampler = EpochSampler(50, seed=0)
+    batches = EpochBatches(share_out(50, batch_size=5), seed=0)
     orders = []
-    for sampler.epoch in range(2):
-        orders.append([index for _, index in sampler])
+    for batches.epoch in range(2):
+        orders.append([index for batch in batches for _, index in batch])
         assert sorted(orders[-1]) == list(range(50))
     assert orders[0] != orders[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,16 @@ class MovingAverage:
         for name, tensor in self._changing().items():
             self._average[name].lerp_(tensor, 1 - decay)
 
+    def state(self) -> dict[str, Any]:
+        """The average as it is now, for `restore`: tensors and numbers."""
+        return {"updates": self._updates, "average": self._average}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what `state` told."""
+        self._updates = state["updates"]
+        for name, tensor in self._average.items():
+            tensor.copy_(state["average"][name])
+
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Within, the module has the averaged weights."""
@@ -46,12 +57,19 @@ class MovingAverage:
             self._average[name].copy_(present)
 
     def _changing(self) -> dict[str, Tensor]:
-        weights = {name: weight for name, weight in self._module.named_parameters() if weight.requires_grad}
-        statistics = {
-            f"{name}.{key}": buffer
-            for name, part in self._module.named_modules()
-            if any(weight.requires_grad for weight in part.parameters(recurse=False))
-            for key, buffer in part.named_buffers(recurse=False)
-            if buffer.is_floating_point()
-        }
-        return {**weights, **statistics}
+        return {name: tensor for name, tensor in changing_tensors(self._module).items() if tensor.is_floating_point()}
+
+
+def changing_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes in a module, by name: weights that take a gradient, and the statistics that belong to them.
+
+    The tensors are the module's own, not copies.
+    """
+    weights = {name: weight.data for name, weight in module.named_parameters() if weight.requires_grad}
+    statistics = {
+        f"{name}.{key}" if name else key: buffer
+        for name, part in module.named_modules()
+        if any(weight.requires_grad for weight in part.parameters(recurse=False))
+        for key, buffer in part.named_buffers(recurse=False)
+    }
+    return {**weights, **statistics}

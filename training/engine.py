@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import RecipeError
-from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import check_geometry
 from training.bundles import BundleWriter
-from training.ema import MovingAverage
-from training.evaluate import evaluate
-from training.loader import AugmentedDataset, EpochSampler, make_loader
+from training.checkpoint import Checkpoint
+from training.ema import MovingAverage, changing_tensors
+from training.feature_cache import FeatureCache, fill_caches
+from training.loader import AugmentedDataset
 from training.losses import WeightedSum
 from training.model import SegmentationModel, make_backbone, make_head
+from training.processes import make_accelerator
 from training.randomness import Purpose, seed_torch
 from training.recipe import Recipe
-from training.report import percent, prediction_row
+from training.report import percent
 from training.resolve import resolve
-from training.run_folder import BEST, LAST, RunFolder
-from training.runtime import ModelRuntime
+from training.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
+from training.stages import Batch, Stage, StageRun, plan_stages
 from training.transforms import CanvasSettings
+from training.validation import Validation
 
-_PICTURED = 6
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
-_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# What a bundle's manifest says of the backbone that decides which features an image has.
+_FEATURES = {"identity", "layers", "feature_norm", "class_token", "output_stride"}
 
 
 class Trainer:
-    """Everything one training needs, built from a recipe.
+    """Everything one training needs, built from a recipe. Under ``accelerate launch``, one of its processes.
 
     Attributes:
         recipe: with every "auto" resolved.
@@ -59,24 +64,32 @@ class Trainer:
         backbone = make_backbone(recipe.backbone)
         self.recipe = recipe = resolve(recipe, backbone)
         self.output = Path(recipe.output)
+        if recipe.cache.views and backbone.trainable_blocks != 0:
+            raise RecipeError("cache.views asks for the features of a frozen backbone, but the backbone trains; set 0")
         head = make_head(recipe.head, backbone, len(self._train_data.class_names))
-        self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std)
+        freeze_norm = recipe.batch_norm == "frozen"
+        self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std, freeze_norm)
+        if recipe.batch_norm == "synchronised":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
-        self._accelerator = _make_accelerator(recipe.precision)
-        self._loss = self._make_loss().to(self._accelerator.device)
-        self._sampler = EpochSampler(len(self._train_data), recipe.seed)
-        self._wrapped, self._optimizer, self._loader = self._accelerator.prepare(
-            self.model,
-            recipe.optimizer.build(backbone, head),
-            make_loader(self._training_samples(), self._sampler, recipe.batch_size, recipe.workers),
-        )
+        self._accelerator = accelerator = make_accelerator(recipe.precision)
+        console.quiet = console.quiet or not accelerator.is_main_process
+        self._stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
+        self._losses = [self._make_loss(stage.recipe) for stage in self._stages]
+        self._samples: list[Dataset] = [self._make_samples(stage.recipe) for stage in self._stages]
+        self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
-        self._total_steps = recipe.iterations or recipe.epochs * len(self._loader)
+        self._validation = Validation(self.model, self._val_data, self._make_loss(recipe), accelerator)
         self._step = 0
-        self._losses: list[torch.Tensor] = []
+        self._step_losses: list[torch.Tensor] = []
+        self._records: list[dict[str, Any]] = []
 
-    def run(self) -> dict[str, Any]:
+    def run(self, resume: bool = False) -> dict[str, Any]:
         """Train, validate, and write bundles, pictures and history; returns the best validation's record.
+
+        Args:
+            resume: go on where an earlier training by this recipe stopped; the result is the same as though it had
+                not.
 
         Raises:
             OutputError: the output folder holds something, or cannot be written.
@@ -84,92 +97,144 @@ class Trainer:
             RecipeError: training diverged.
             KeyboardInterrupt: interrupted; the last bundle has been written.
         """
-        folder = RunFolder(self.output, self.recipe)
-        try:
-            self._train(folder)
-        except KeyboardInterrupt:
-            with self._averaged_weights():
-                self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
-            raise
-        finally:
-            folder.close()
-        return folder.best
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if self._accelerator.is_main_process:
+                folder = stack.enter_context(RunFolder(self.output, self.recipe, resume))
+            checkpoint = self._shared(folder.checkpoint if folder is not None else None)
+            try:
+                self._train(folder, checkpoint)
+            except KeyboardInterrupt:
+                if folder is not None:
+                    with self._averaged_weights():
+                        self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
+                raise
+        return best_record(self._records)
 
     def dry_run(self) -> dict[str, Any]:
         """Two steps and one validation on a few images; writes nothing. Returns its record."""
-        for _, batch in zip(range(_DRY_RUN_STEPS), self._batches(epoch=0), strict=False):
-            self._train_step(*batch)
-        scores, _ = self._validate(range(min(_DRY_RUN_IMAGES, len(self._val_data))))
+        run = self._start(self._stages[0])
+        for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
+            self._take_step(run, batches)
+        scores, _ = self._validate(min(_DRY_RUN_IMAGES, len(self._val_data)))
         return {"step": self._step, "loss": self._mean_loss(), **scores}
 
-    def _train(self, folder: RunFolder) -> None:
-        start, epoch = time.monotonic(), 0
+    def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
+        """Take the steps from the checkpoint's on; only the main process has a folder."""
+        self._began = self._saved = time.monotonic()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if self.recipe.cache.views:
+            self._use_cache()
         with _progress(self._console) as progress:
-            task = progress.add_task("training", total=self._total_steps, loss="-", miou="-")
-            while self._step < self._total_steps:
-                for batch in self._batches(epoch):
-                    self._train_step(*batch)
-                    progress.advance(task)
-                epoch += 1
-                if epoch % self.recipe.evaluate_every and self._step < self._total_steps:
-                    continue
-                record = {
-                    "epoch": epoch,
-                    "step": self._step,
-                    "seconds": round(time.monotonic() - start, 1),
-                    "lr": self._optimizer.param_groups[0]["lr"],
-                    "loss": self._mean_loss(),
-                }
-                record |= self._validate_and_save(folder, record)
-                progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
+            task = progress.add_task("training", total=self._stages[-1].end, completed=self._step, loss="-", miou="-")
+            for run in self._runs_left(checkpoint):
+                while self._step < run.stage.end:
+                    epoch, _ = run.stage.position(self._step)
+                    for batches in run.batches(self._step):
+                        if folder is not None and self._checkpoint_is_due():
+                            self._save_checkpoint(folder, run)
+                        self._take_step(run, batches)
+                        progress.advance(task)
+                    if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
+                        record = self._validate_and_save(folder, run, epoch + 1)
+                        progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
 
-    def _validate_and_save(self, folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-        """Write bundles, history and pictures of the model as it is; returns the scores."""
-        with self._averaged_weights():
-            scores, rows = self._validate(range(len(self._val_data)))
-            record = {**record, **scores}
-            is_best = folder.is_best(record)
-            for which in (LAST, BEST) if is_best else (LAST,):
-                self._bundles.save(folder.path / which, record)
-        folder.add(record)
-        if is_best:
-            folder.write_predictions(rows, self._val_data)
-        self._console.print(
-            f"epoch {record['epoch']:3d}  {record['seconds']:7.0f} s  loss {record['loss']:.4f}  "
-            f"mIoU {percent(record['miou'])}  aAcc {percent(record['aacc'])}{' (best)' if is_best else ''}"
+    def _runs_left(self, checkpoint: Checkpoint | None) -> Iterator[StageRun]:
+        """The stages from the present step on, each started when the one before has ended."""
+        for stage in self._stages:
+            if self._step < stage.end:
+                run = self._start(stage)
+                if checkpoint is not None and stage.first_step < checkpoint.step < stage.end:
+                    run.optimizer.load_state_dict(checkpoint.optimizer)
+                yield run
+
+    def _start(self, stage: Stage) -> StageRun:
+        index = self._stages.index(stage)
+        return StageRun(
+            stage,
+            self.model,
+            self._wrapped,
+            self._samples[index],
+            self._losses[index],
+            self._train_data.ignore_value,
+            self._accelerator,
         )
-        return scores
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of one epoch, up to the last step of the training."""
-        self._sampler.epoch = epoch
-        for batch in self._loader:
-            yield batch
-            if self._step >= self._total_steps:
-                return
-
-    def _train_step(self, canvases: torch.Tensor, masks: torch.Tensor) -> None:
-        recipe = self.recipe
-        seed_torch(Purpose.STEP, recipe.seed, self._step, self._accelerator.process_index)
-        self._wrapped.train()
-        factor = recipe.schedule.factor(self._step, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        loss = self._loss(self._wrapped(canvases), masks, self._train_data.ignore_value)
-        self._accelerator.backward(loss)
-        if recipe.optimizer.clip_norm is not None:
-            self._accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+    def _take_step(self, run: StageRun, batches: list[Batch]) -> None:
+        self._step_losses.append(run.step(self._step, batches))
         if self.average is not None:
             self.average.update()
-        self._losses.append(loss.detach())
         self._step += 1
+
+    def _validate_and_save(self, folder: RunFolder | None, run: StageRun, epoch: int) -> dict[str, Any]:
+        """Write bundles, history, pictures and a checkpoint of the model as it is; returns the record."""
+        record = {
+            "epoch": epoch,
+            "step": self._step,
+            "seconds": round(self._seconds(), 1),
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "loss": self._mean_loss(),
+        }
+        with self._averaged_weights():
+            scores, rows = self._validate(len(self._val_data))
+            record |= scores
+            led = bundles_led(record, self._records)
+            if folder is not None:
+                for bundle in (LAST, *led):
+                    self._bundles.save(folder.path / bundle, record)
+        self._records.append(record)
+        if folder is not None:
+            if BEST in led:
+                folder.write_predictions(rows, self._val_data)
+            folder.add(self._records)
+            self._save_checkpoint(folder, run)
+        self._console.print(
+            f"epoch {epoch:3d}  {record['seconds']:7.0f} s  loss {record['loss']:.4f}  validation loss "
+            f"{record['val_loss']:.4f}  mIoU {percent(record['miou'])}  aAcc {percent(record['aacc'])}"
+            f"{' (best)' if BEST in led else ''}"
+        )
+        return record
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes
+
+    def _save_checkpoint(self, folder: RunFolder, run: StageRun) -> None:
+        scaler = self._accelerator.scaler
+        folder.save(
+            Checkpoint(
+                step=self._step,
+                seconds=self._seconds(),
+                losses=torch.stack(self._step_losses).cpu() if self._step_losses else torch.zeros(0),
+                records=self._records,
+                model=changing_tensors(self.model),
+                optimizer=run.optimizer.state_dict(),
+                scaler=None if scaler is None else scaler.state_dict(),
+                average=None if self.average is None else self.average.state(),
+            )
+        )
+        self._saved = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Become what a checkpoint tells, but for the optimizer, which belongs to a stage."""
+        self._step, self._records = checkpoint.step, list(checkpoint.records)
+        self._step_losses = list(checkpoint.losses.to(self._accelerator.device))
+        self._began -= checkpoint.seconds
+        for name, tensor in changing_tensors(self.model).items():
+            tensor.copy_(checkpoint.model[name])
+        if self.average is not None:
+            self.average.restore(checkpoint.average)
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def _seconds(self) -> float:
+        """Since the training began, without the time in which it was stopped."""
+        return time.monotonic() - self._began
 
     def _mean_loss(self) -> float:
         """Mean over the steps since it was last asked for."""
-        loss = float(torch.stack(self._losses).mean())
-        self._losses.clear()
+        loss = float(torch.stack(self._step_losses).mean())
+        self._step_losses.clear()
         if not math.isfinite(loss):
             raise RecipeError(
                 f"training diverged before step {self._step}: the loss is {loss}; lower optimizer.lr, or set "
@@ -177,25 +242,50 @@ class Trainer:
             )
         return loss
 
-    def _validate(self, indices: Sequence[int]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Scores over items of the validation split, and pictures of some."""
-        data, rows = self._val_data, []
-        pictured = set(np.linspace(0, len(data) - 1, _PICTURED).round().astype(int).tolist())
-
-        def picture(index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
-            if index in pictured:
-                rows.append(prediction_row(image, truth, labels, data.palette))
-
-        self.model.eval()
-        bundle = Bundle(self.output, self._bundles.manifest())
-        segmenter = Segmenter([bundle], ModelRuntime(self.model, self._accelerator.device))
-        return evaluate(segmenter, data, indices, picture).summary(data.class_names), rows
+    def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """See `Validation.run`; of the first ``count`` items."""
+        return self._validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
-    def _training_samples(self) -> AugmentedDataset:
-        recipe, multiple = self.recipe, self.model.backbone.patch_multiple
+    def _shared(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return broadcast_object_list([value])[0]
+
+    def _use_cache(self) -> None:
+        """Take the stages' features from the disk, where they are put first if need be."""
+        recipe, backbone = self.recipe, self.model.backbone
+        manifest = self._bundles.manifest()
+        description = {
+            "backbone": manifest.backbone.model_dump(mode="json", include=_FEATURES),
+            "input": manifest.input.model_dump(mode="json"),
+            "precision": recipe.precision,
+        }
+        caches = []
+        for stage in self._stages:
+            samples = self._make_samples(stage.recipe, recipe.cache.seed)
+            height, width = samples.size
+            shapes = [
+                (channels, height // stride, width // stride)
+                for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+            ]
+            caches.append(FeatureCache(recipe.cache, description, samples, shapes))
+
+        @torch.inference_mode()
+        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
+            self.model.eval()
+            with self._accelerator.autocast():
+                return self.model.features(canvases.to(self._accelerator.device))
+
+        part = self._stages[0].batching
+        batch_size = part.batch_size // part.processes
+        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
+        self._samples = caches
+
+    def _make_samples(self, recipe: Recipe, seed: int | None = None) -> AugmentedDataset:
+        """Training samples of a stage, drawn from the recipe's seed or another."""
+        multiple = self.model.backbone.patch_multiple
         size = recipe.augmentation.crop or recipe.input.network_size
         for checked in (recipe.input.network_size, size):
             check_geometry(recipe.input.geometry, checked, multiple)
@@ -207,18 +297,24 @@ class Trainer:
             recipe.input.mean,
             self._train_data.ignore_value,
         )
-        return AugmentedDataset(self._train_data, settings, recipe.augmentation, recipe.seed)
+        return AugmentedDataset(self._train_data, settings, recipe.augmentation, recipe.seed if seed is None else seed)
 
-    def _make_loss(self) -> WeightedSum:
-        data = self._train_data
-        classes = len(data.class_names)
+    def _make_loss(self, recipe: Recipe) -> WeightedSum:
+        """The losses of a stage."""
+        classes = len(self._train_data.class_names)
+        losses = [section.build(classes, self._count_pixels) for section in recipe.losses]
+        weighted = WeightedSum(losses, [section.weight for section in recipe.losses])
+        return weighted.to(self._accelerator.device)
 
-        def count_pixels() -> torch.Tensor:
-            masks = (data.item(index)[1] for index in range(len(data)))
-            return torch.from_numpy(sum(np.bincount(mask.ravel(), minlength=65536)[:classes] for mask in masks))
+    @functools.cached_property
+    def _pixels(self) -> torch.Tensor:
+        """Training pixels of each class."""
+        data, classes = self._train_data, len(self._train_data.class_names)
+        masks = (data.item(index)[1] for index in range(len(data)))
+        return torch.from_numpy(sum(np.bincount(mask.ravel(), minlength=65536)[:classes] for mask in masks))
 
-        losses = [section.build(classes, count_pixels) for section in self.recipe.losses]
-        return WeightedSum(losses, [section.weight for section in self.recipe.losses])
+    def _count_pixels(self) -> torch.Tensor:
+        return self._pixels
 
 
 def _progress(console: Console) -> Progress:
@@ -232,10 +328,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _make_accelerator(precision: str) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=_PRECISIONS[precision])
-    except ValueError as error:
-        raise RecipeError(f"precision {precision} cannot be used on this machine: {error}") from error

@@ -41,6 +41,17 @@ class Inference(Section):
     flip: bool = False
     """Whether each view is looked at in the mirror too; the probabilities are averaged."""
 
+    @property
+    def looks_once(self) -> bool:
+        """Whether there is but one view, the robot's."""
+        return self.mode == "whole" and self.scales == (1.0,) and not self.flip
+
+    def resolved(self, network_size: Size) -> Inference:
+        """These settings with every "auto" replaced by what it stands for."""
+        if self.stride != "auto":
+            return self
+        return self.model_copy(update={"stride": tuple(max(round(side * 2 / 3), 1) for side in network_size)})
+
 
 class AveragingSegmenter:
     """Segments by the average of several views, as `pipeline.Segmenter` does by one.
@@ -60,11 +71,9 @@ class AveragingSegmenter:
     def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
         manifest = bundle.manifest
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
-        self.runtime, self._inference = runtime, inference
         self._window = tuple(manifest.input.network_size)
-        self._stride = inference.stride
-        if self._stride == "auto":
-            self._stride = tuple(max(round(side * 2 / 3), 1) for side in self._window)
+        self.runtime, self._inference = runtime, inference.resolved(self._window)
+        self._stride = self._inference.stride
         if any(step > side for step, side in zip(self._stride, self._window, strict=True)):
             raise ParameterError(
                 f"a stride of {self._stride} leaves gaps between windows of {self._window} pixels; set "
@@ -161,7 +170,7 @@ def open_segmenter(path: Path, runtime: str, inference: Inference) -> Segmenter 
     Raises:
         BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
     """
-    if inference == Inference():
+    if inference.looks_once:
         return Segmenter.from_bundle(path, runtime=runtime)
     bundle = load_bundle(path)
     return AveragingSegmenter(bundle, open_runtime(runtime, [bundle]), inference)

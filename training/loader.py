@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dinov3_seg_ros.errors import RecipeError
 from training.datasets import SegmentationDataset
 from training.randomness import Purpose, generator
 from training.transforms import Augmentation, CanvasSettings, training_canvas
 
+Key: TypeAlias = tuple[int, int]
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Gives (epoch, index) in an order that depends on seed and epoch alone.
 
-    The epoch travels with the index, so that worker processes, which outlive an epoch, need no other news of it.
+@dataclass(frozen=True)
+class Batching:
+    """How the images of an epoch are shared out.
+
+    What is left over at the end of an epoch is not used: BatchNorm over one or two images would disturb training.
+
+    Attributes:
+        count: number of images.
+        batch_size: images that go through the network together, over all processes.
+        accumulate: batches of one optimizer step.
+        steps: optimizer steps of one epoch.
+        process, processes: which process this is, of how many; each takes an equal part of every batch.
+    """
+
+    count: int
+    batch_size: int
+    accumulate: int
+    steps: int
+    process: int = 0
+    processes: int = 1
+
+
+def share_out(count: int, batch_size: int, accumulate: int = 1, process: int = 0, processes: int = 1) -> Batching:
+    """Batches of ``batch_size`` images, or of fewer where there are not as many.
+
+    Raises:
+        RecipeError: a batch cannot be divided among the processes.
+    """
+    if batch_size % processes or count < processes:
+        raise RecipeError(
+            f"batch_size is {batch_size} and there are {count} images, for {processes} processes; batch_size is that "
+            "of all processes together: make it a multiple of their number"
+        )
+    batch_size = min(batch_size, count - count % processes)
+    accumulate = min(accumulate, count // batch_size)
+    return Batching(count, batch_size, accumulate, count // (batch_size * accumulate), process, processes)
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Gives one process's part of each batch of an epoch, as keys (epoch, index).
+
+    The order depends on seed and epoch alone, so that an epoch can be entered anywhere, and the batches are the same
+    for any number of processes. The epoch travels with the index, so that worker processes, which outlive an epoch,
+    need no other news of it.
 
     Attributes:
         epoch: set it before each pass.
+        first_step: optimizer steps of the epoch that are already done.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed = count, seed
-        self.epoch = 0
+    def __init__(self, batching: Batching, seed: int) -> None:
+        self._batching, self._seed = batching, seed
+        self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:
-        return self._count
+        return (self._batching.steps - self.first_step) * self._batching.accumulate
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = generator(Purpose.SAMPLE_ORDER, self._seed, self.epoch).permutation(self._count)
-        return ((self.epoch, int(index)) for index in order)
+    def __iter__(self) -> Iterator[list[Key]]:
+        batching = self._batching
+        order = generator(Purpose.SAMPLE_ORDER, self._seed, self.epoch).permutation(batching.count)
+        part = batching.batch_size // batching.processes
+        for batch in range(self.first_step * batching.accumulate, batching.steps * batching.accumulate):
+            start = batch * batching.batch_size + batching.process * part
+            yield [(self.epoch, int(index)) for index in order[start : start + part]]
 
 
 class AugmentedDataset(Dataset):
@@ -47,7 +98,7 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
         """Canvas (H, W, 3) uint8 and mask (H, W) int32 of (epoch, index)."""
         epoch, index = key
         image, mask = self._data.item(index)
@@ -55,18 +106,32 @@ class AugmentedDataset(Dataset):
         canvas, canvas_mask = training_canvas(image, mask, self._settings, self._augmentation, random)
         return torch.from_numpy(canvas), torch.from_numpy(canvas_mask.astype(np.int32))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the canvases."""
+        return self._settings.size
 
-def make_loader(dataset: AugmentedDataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader:
-    """Batches of canvases (B, H, W, 3) uint8 and masks (B, H, W) int32.
+    @property
+    def is_random(self) -> bool:
+        """Whether an image looks different in different epochs."""
+        return self._augmentation != Augmentation()
 
-    The last batch of an epoch is dropped when it is incomplete, unless it is the only one: BatchNorm over one or two
-    images would disturb training.
-    """
+    def description(self) -> dict[str, Any]:
+        """All that the samples depend on, beside code, in the types of JSON."""
+        return {
+            "canvas": dataclasses.asdict(self._settings),
+            "augmentation": self._augmentation.model_dump(mode="json"),
+            "seed": self._seed if self.is_random else None,
+            "data": self._data.fingerprint(),
+            "images": len(self._data),
+        }
+
+
+def make_loader(dataset: Dataset, batches: Iterable[list[Key]], workers: int) -> DataLoader:
+    """Collated samples of ``dataset``, a batch for each list of keys that ``batches`` gives."""
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, len(dataset)),
-        sampler=sampler,
-        drop_last=True,
+        batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_prepare_worker,

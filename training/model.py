@@ -21,24 +21,37 @@ class SegmentationModel(nn.Module):
     Args:
         backbone, head: the two parts.
         mean, std: normalisation of each channel, for values 0..1.
+        freeze_norm: whether BatchNorm keeps to its running statistics while training, and leaves them as they are.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, backbone: Backbone, head: Head, mean: Sequence[float], std: Sequence[float], freeze_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        self._mean, self._std = tuple(mean), tuple(std)
+        self._mean, self._std, self._freeze_norm = tuple(mean), tuple(std), freeze_norm
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Like Module.train, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self._freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def features(self, canvases: Tensor) -> list[Tensor]:
         """The feature maps of canvases (B, H, W, 3) uint8 RGB."""
         return self.backbone(normalise(canvases, self._mean, self._std))
 
-    def forward(self, canvases: Tensor) -> Tensor:
-        """Canvases (B, H, W, 3) uint8 RGB -> logits (B, C, h, w)."""
-        maps = self.features(canvases)
-        if canvases.is_cuda:
+    def forward(self, seen: Tensor | Sequence[Tensor]) -> Tensor:
+        """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps."""
+        maps = self.features(seen) if isinstance(seen, Tensor) else [feature_map.float() for feature_map in seen]
+        device = maps[0].device.type
+        if device == "cuda":
             return self.head(maps)
         # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
-        with torch.autocast(canvases.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return self.head([feature_map.float() for feature_map in maps])
 
 

@@ -9,6 +9,7 @@ import operator
 import os
 import re
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +20,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from dinov3_seg_ros.errors import RecipeError
 from training.datasets import DataSection
+from training.feature_cache import CacheSettings
+from training.inference import Inference
 from training.losses import CrossEntropySection, LossSection
 from training.optimizers import AdamWSection, OptimizerSection
 from training.schedules import Cosine, ScheduleSection
@@ -91,6 +94,17 @@ class HeadChoice(Section):
     """Bundle whose head's weights training starts from, of the same shape; null: random ones."""
 
 
+class StageChanges(Section):
+    """What one stage of a training does its own way; what is null is as in the recipe itself."""
+
+    losses: Annotated[tuple[LossSection, ...], Field(min_length=1)] | None = None
+    optimizer: OptimizerSection | None = None
+    schedule: ScheduleSection | None = None
+    augmentation: Augmentation | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    iterations: Annotated[int, Field(ge=1)] | None = None
+
+
 class Recipe(Section):
     """One training."""
 
@@ -114,12 +128,26 @@ class Recipe(Section):
     """Passes over the training images; give this or iterations."""
     iterations: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps."""
+    stages: tuple[StageChanges, ...] = ()
+    """Stages, one after the other; each begins with a new optimizer and a schedule of its own. None: the recipe itself
+    is the only one."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Images per step and process."""
+    """Images that go through the network together, over all processes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one optimizer step."""
+    batch_norm: Literal["auto", "process", "synchronised", "frozen"] = "auto"
+    """Over what BatchNorm takes mean and variance while training: the images of each process, or of all processes
+    (CUDA), or never: the running ones are used and stay. auto: synchronised with several GPUs, otherwise process."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is evaluated and saved."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between two validations; the last epoch is always validated."""
+    """Epochs between two validations; the last epoch of each stage is always validated."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    """After how many minutes the state of the training is saved again, for --resume; 0: after each step. It is also
+    saved with each validation."""
+    inference: Inference = Inference()
+    """How the finished bundle is evaluated. During training, validation looks at each image as the robot does."""
+    cache: CacheSettings = CacheSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -127,9 +155,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_duration(self) -> Recipe:
-        if (self.epochs is None) == (self.iterations is None):
-            raise ValueError("give either epochs or iterations")
+        for number, stage in enumerate(self.by_stage()):
+            if (stage.epochs is None) == (stage.iterations is None):
+                raise ValueError("give either epochs or iterations" + (f" for stages.{number}" if self.stages else ""))
         return self
+
+    def by_stage(self) -> list[Recipe]:
+        """The recipe of each stage: this one, with what the stage changes."""
+        stages = []
+        for stage in self.stages or (StageChanges(),):
+            changes = {key: getattr(stage, key) for key in type(stage).model_fields if getattr(stage, key) is not None}
+            if {"epochs", "iterations"} & changes.keys():
+                changes = {"epochs": None, "iterations": None, **changes}
+            stages.append(self.model_copy(update={**changes, "stages": ()}))
+        return stages
 
 
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -219,7 +258,9 @@ def _apply_free_overrides(recipe: Recipe, overrides: Sequence[str]) -> list[str]
 def _parse(section: AnySection, overrides: Sequence[str]) -> AnySection:
     # Every option is "--key value": no subcommands where a recipe chooses between sections, no flags.
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(section), default=section, args=list(overrides), config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the names of subcommands, which are not used
+        return tyro.cli(type(section), default=section, args=list(overrides), config=config)
 
 
 def nearest(word: str, words: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from dinov3_seg_ros.backbone import Backbone
 from dinov3_seg_ros.errors import RecipeError
+from training.processes import process_state
 from training.recipe import Recipe
 
 
@@ -20,7 +21,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
         backbone: made by `training.model.make_backbone` from it.
 
     Raises:
-        RecipeError: a trained backbone would be stored as a mere reference.
+        RecipeError: a trained backbone would be stored as a mere reference; or BatchNorm cannot be synchronised.
     """
     choice = recipe.backbone
     trainable = backbone.trainable_blocks or "none"
@@ -44,6 +45,8 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "data": recipe.data.resolved(),
             "backbone": resolved,
             "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
+            "inference": recipe.inference.resolved(recipe.input.network_size),
+            "batch_norm": _possible_batch_norm(recipe.batch_norm),
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
         }
@@ -55,6 +58,15 @@ def lasting(source: str | None) -> str | None:
     if source is None or not Path(source).exists():
         return source
     return str(Path(source).resolve())
+
+
+def _possible_batch_norm(wanted: str) -> str:
+    several_gpus = process_state().num_processes > 1 and torch.cuda.is_available()
+    if wanted == "synchronised" and not torch.cuda.is_available():
+        raise RecipeError("batch_norm is synchronised, which needs CUDA; set it to process or frozen")
+    if wanted == "auto":
+        return "synchronised" if several_gpus else "process"
+    return wanted
 
 
 def _best_precision() -> str:

@@ -1,4 +1,8 @@
-"""Train a head, or more, by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run]``."""
+"""Train a head, or more, by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run | --resume]``.
+
+On several GPUs or machines: ``accelerate launch -m training.train RECIPE ...``; see accelerate's own help. In several
+processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from dinov3_seg_ros.errors import SegmentationError
 from training.engine import Trainer
 from training.recipe import Recipe, load_recipe
 from training.report import percent
-from training.run_folder import BEST, LAST
+from training.run_folder import BEST, BEST_LOSS, LAST, differences
 
 _INTERRUPTED = 130
 
@@ -22,7 +26,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        usage="python -m training.train RECIPE [--key value ...] [--dry-run]",
+        usage="python -m training.train RECIPE [--key value ...] [--dry-run | --resume]",
         description="Train by a recipe. Every setting can be given as an option, such as --optimizer.lr 1e-3; "
         "'python -m training.train RECIPE --help' lists them.",
         add_help=False,
@@ -31,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "recipe", metavar="RECIPE", help="path of a YAML file, or the name of a recipe in training/recipes"
     )
-    parser.add_argument("--dry-run", action="store_true", help="two steps and a short validation; write nothing")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="two steps and a short validation; write nothing")
+    mode.add_argument("--resume", action="store_true", help="go on where this training stopped, however it was ended")
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) in ([], ["--help"]):
         parser.print_help()
@@ -39,45 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed, overrides = parser.parse_known_args(arguments)
     console = Console()
     try:
-        _train(load_recipe(parsed.recipe, overrides), parsed.dry_run, console)
+        _train(load_recipe(parsed.recipe, overrides), parsed.dry_run, parsed.resume, console)
     except SegmentationError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; what was trained so far is in the bundle 'last'")
+        console.print("interrupted; what was trained so far is in the bundle 'last', and --resume goes on with it")
         return _INTERRUPTED
     return 0
 
 
-def _train(recipe: Recipe, dry_run: bool, console: Console) -> None:
+def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> None:
     trainer = Trainer(recipe, console)
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:
         record = trainer.dry_run()
         console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; nothing was written")
         return
-    best = trainer.run()
+    best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
-    console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {LAST}", soft_wrap=True)
+    console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
     """Show what every "auto" of the recipe stands for."""
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
-    for key, before, after in _differences(written, resolved, ""):
+    for key, before, after in differences(written, resolved):
         if before == "auto":
             table.add_row(key, str(after))
     console.print(table)
-
-
-def _differences(before: Any, after: Any, prefix: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            difference
-            for key in before
-            for difference in _differences(before[key], after[key], f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if before == after else [(prefix, before, after)]
 
 
 if __name__ == "__main__":

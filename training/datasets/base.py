@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -41,6 +43,18 @@ class SegmentationDataset(Protocol):
 
     def describe(self, index: int) -> str:
         """What a person would call this item, such as its file name."""
+
+    def fingerprint(self) -> str:
+        """Another text where any item is another: what is derived from items is kept under it."""
+
+
+def files_fingerprint(paths: Iterable[Path], *others: object) -> str:
+    """SHA-256 of the paths, sizes and times of change of files, and of ``others`` as they are printed."""
+    digest = hashlib.sha256(repr(others).encode())
+    for path in paths:
+        state = path.stat()
+        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 class DataSettings(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dinov3_seg_ros.errors import DatasetError
-from training.datasets.base import IncompleteError, ItemError, Split, unlabelled_value
+from training.datasets.base import IncompleteError, ItemError, Split, files_fingerprint, unlabelled_value
 from training.datasets.class_lists import Classes, names_and_colours
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -58,6 +59,11 @@ class FileDataset:
     def describe(self, index: int) -> str:
         """The image's file name."""
         return self._pairs[index].image.name
+
+    def fingerprint(self) -> str:
+        """See `SegmentationDataset.fingerprint`."""
+        files = (path for pair in self._pairs for path in pair)
+        return files_fingerprint(files, self.class_names, pickle.dumps(self._read_mask))
 
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""

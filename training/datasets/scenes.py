@@ -53,6 +53,10 @@ class ScenesDataset:
         """Split and number of the scene."""
         return f"{self._split} scene {index}"
 
+    def fingerprint(self) -> str:
+        """See `SegmentationDataset.fingerprint`."""
+        return f"{self._split} scenes of {self._size} by {renderer_fingerprint()}"
+
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""
         if self._folder is None:

@@ -56,20 +56,28 @@ class WeightedSum(nn.Module):
         target = target.long()
         return torch.stack([loss.count(target, ignore_value).float() for loss in self.losses])
 
-    def forward(self, logits: Tensor, target: Tensor, ignore_value: int, counts: Tensor | None = None) -> Tensor:
-        """Bring logits to the target's size and add up the losses, in float32 whatever the precision outside.
+    def sums(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+        """Bring logits to the target's size and give each loss's sum: (number of losses,) float32.
 
         Args:
-            logits: (B, C, h, w) of any floating type.
+            logits: (B, C, h, w) of any floating type; computed in float32 whatever the precision outside.
             target: (B, H, W) class ids or ``ignore_value``, any integer type.
-            counts: what to divide by instead of the batch's own `counts`. Where gradients are averaged over processes
-                or accumulated steps, the average of theirs makes it the mean over all of them.
         """
         with torch.autocast(logits.device.type, enabled=False):
             full = F.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
             target = target.long()
-            counts = self.counts(target, ignore_value) if counts is None else counts
-            return sum(
-                weight * (loss(full, target, ignore_value) / count)
-                for weight, loss, count in zip(self.weights, self.losses, counts.clamp(min=_TINY), strict=True)
-            )
+            return torch.stack([loss(full, target, ignore_value) for loss in self.losses])
+
+    def mean(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """The weighted sum of the losses, a scalar, from their `sums` and `counts`."""
+        return (sums / counts.clamp(min=_TINY) * sums.new_tensor(self.weights)).sum()
+
+    def forward(self, logits: Tensor, target: Tensor, ignore_value: int, counts: Tensor | None = None) -> Tensor:
+        """The weighted sum of the losses of a batch, a scalar; the arguments are those of `sums`.
+
+        Args:
+            counts: what to divide by instead of the batch's own `counts`. Where gradients are averaged over processes
+                or accumulated steps, the average of theirs makes it the mean over all of them.
+        """
+        counts = self.counts(target, ignore_value) if counts is None else counts
+        return self.mean(self.sums(logits, target, ignore_value), counts)

@@ -1,0 +1,104 @@
+"""Several processes train as one does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainings import records, tiny_recipe, train
+
+from training.recipe import Recipe
+from training.stages import StageRun
+
+#: At random sizes, the processes' images have different numbers of labelled pixels.
+ALIKE = {
+    "augmentation": {"scale": [0.3, 1.0]},
+    "head": {"options": {"width": 16, "dropout": 0}},
+    "batch_norm": "frozen",
+    "optimizer": {"name": "adamw", "lr": 0.01},
+    "losses": [{"name": "cross_entropy", "class_weights": "balanced"}],
+    "accumulate": 2,
+    "batch_size": 2,
+    "checkpoint_minutes": 0,
+}
+
+
+def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> None:
+    """Train in several processes, as though a launcher had started them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainings"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = [
+        context.Process(target=_join, args=(rank, processes, port, recipe, resume)) for rank in range(processes)
+    ]
+    for process in together:
+        process.start()
+    for process in together:
+        process.join()
+    assert [process.exitcode for process in together] == [0] * processes
+
+
+def _join(rank: int, processes: int, port: int, recipe: Recipe, resume: bool) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    train(recipe, resume)
+    torch.distributed.destroy_process_group()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "last" / "head.safetensors") | load_file(folder / "last" / "backbone/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The folder of a training by one process."""
+    return train(tiny_recipe(tmp_path_factory.mktemp("alone"), **ALIKE)).output
+
+
+def assert_agree(folder: Path, alone: Path) -> None:
+    for one, other in zip(records(folder), records(alone), strict=True):
+        for key in ("loss", "val_loss", "miou"):
+            assert one[key] == pytest.approx(other[key], abs=1e-4)
+    expected = weights(alone)
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-3, rtol=1e-2)
+
+
+def test_two_processes_give_the_losses_of_one_and_write_once(tmp_path, alone):
+    recipe = tiny_recipe(tmp_path, **ALIKE)
+    train_together(recipe)
+    assert_agree(Path(recipe.output), alone)
+    names = {path.name for path in Path(recipe.output).iterdir()}
+    assert names == {path.name for path in alone.iterdir()}
+    assert len(list((Path(recipe.output) / "tensorboard").iterdir())) == 1
+
+
+def test_what_one_process_began_two_can_resume(tmp_path, alone, monkeypatch):
+    recipe, original = tiny_recipe(tmp_path, **ALIKE), StageRun.step
+
+    def stopped(self, step, batches):
+        if step == 3:
+            raise MemoryError
+        return original(self, step, batches)
+
+    monkeypatch.setattr(StageRun, "step", stopped)
+    with pytest.raises(MemoryError):
+        train(recipe)
+    monkeypatch.undo()
+    train_together(recipe, resume=True)
+    assert_agree(Path(recipe.output), alone)

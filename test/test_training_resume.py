@@ -1,0 +1,184 @@
+"""A training that is killed and resumed ends as though it had never stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.utils import patch_environment
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import changed, records, tiny_recipe, train
+
+from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.errors import OutputError
+from dinov3_seg_ros.files import locked
+from training.checkpoint import read_checkpoint
+from training.recipe import load_recipe
+from training.run_folder import RunFolder
+from training.stages import StageRun
+
+BUNDLES = ("best", "best_loss", "last")
+KILLS = 4
+#: Everything that has a state: moments, an average, batch statistics, dropout, stages, a place in the epoch.
+FULL = {
+    "stages": [{"epochs": 2, "augmentation": {"scale": [0.5, 1.5], "flip": 0.5}}, {"iterations": 7}],
+    "epochs": None,
+    "batch_size": 2,
+    "accumulate": 2,
+    "ema": 0.9,
+    "checkpoint_minutes": 0,
+    "evaluate_every": 2,
+}
+
+
+def weights(folder: Path) -> dict:
+    return {
+        f"{bundle}/{name}": tensor
+        for bundle in BUNDLES
+        for file in ("head.safetensors", "backbone/model.safetensors")
+        for name, tensor in load_file(folder / bundle / file).items()
+    }
+
+
+def history(folder: Path) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records(folder)]
+
+
+def drawn_steps(folder: Path) -> list[int]:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("miou")]
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    assert not changed(weights(folder), weights(expected))
+    assert history(folder) == history(expected)
+    assert drawn_steps(folder) == [record["step"] for record in history(expected)]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> tuple[Path, float]:
+    """A training that was never stopped, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    train(tiny_recipe(folder, **FULL))  # the first pays for the scenes
+    start = time.monotonic()
+    output = train(tiny_recipe(folder, **FULL, output=str(folder / "again"))).output
+    return output, time.monotonic() - start
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, unbroken):
+    expected, seconds = unbroken
+    recipe = tiny_recipe(tmp_path, **FULL)
+    # Each training is a process of its own, forked from one that has only imported what it needs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainings"])
+    moments, kills = random.Random(0), 0
+    while True:
+        with patch_environment(omp_num_threads="1"):
+            process = context.Process(target=train, args=(recipe, True))
+            process.start()
+        process.join(moments.uniform(0, seconds) if kills < KILLS else None)
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        for bundle in BUNDLES:
+            if (Path(recipe.output) / bundle).exists():
+                load_bundle(Path(recipe.output) / bundle).load_head()
+    assert process.exitcode == 0
+    assert kills > 0
+    assert_same(Path(recipe.output), expected)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 10])
+def test_stopped_before_a_step_it_ends_with_the_same_weights(tmp_path, unbroken, monkeypatch, stop):
+    recipe, original = tiny_recipe(tmp_path, **FULL), StageRun.step
+
+    def stopped(self, step, batches):
+        if step == stop:
+            raise MemoryError
+        return original(self, step, batches)
+
+    monkeypatch.setattr(StageRun, "step", stopped)
+    with pytest.raises(MemoryError):
+        train(recipe)
+    monkeypatch.undo()
+    output = train(recipe, resume=True).output
+    assert read_checkpoint(output / "checkpoint.pt").step == 11
+    assert_same(output, unbroken[0])
+
+
+def test_a_validation_that_was_not_finished_is_not_told_twice(tmp_path, unbroken, monkeypatch):
+    recipe, original = tiny_recipe(tmp_path, **FULL), RunFolder.save
+
+    def killed(self, checkpoint):
+        if checkpoint.records:
+            raise MemoryError
+        original(self, checkpoint)
+
+    monkeypatch.setattr(RunFolder, "save", killed)
+    with pytest.raises(MemoryError):
+        train(recipe)
+    monkeypatch.undo()
+    assert len(history(Path(recipe.output))) == 1
+    assert_same(train(recipe, resume=True).output, unbroken[0])
+
+
+def test_resuming_what_has_ended_changes_nothing(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    before = weights(train(recipe).output)
+    trainer = train(recipe, resume=True)
+    assert not changed(before, weights(trainer.output))
+    assert [record["epoch"] for record in records(trainer.output)] == [1, 2]
+
+
+def test_resuming_nothing_begins(tmp_path):
+    assert [record["epoch"] for record in records(train(tiny_recipe(tmp_path), resume=True).output)] == [1, 2]
+
+
+def test_a_changed_recipe_is_refused_by_the_key_that_differs(tmp_path):
+    train(tiny_recipe(tmp_path, epochs=1))
+    with pytest.raises(OutputError, match=r"optimizer\.lr = 0\.001.* 0\.5"):
+        train(tiny_recipe(tmp_path, epochs=1, optimizer={"name": "adamw", "lr": 0.5}), resume=True)
+    with pytest.raises(OutputError, match="stages"):
+        train(tiny_recipe(tmp_path, epochs=1, stages=[{"epochs": 2}]), resume=True)
+    train(tiny_recipe(tmp_path, epochs=1, checkpoint_minutes=9), resume=True)
+
+
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("keep")
+    with pytest.raises(OutputError, match="--output"):
+        train(tiny_recipe(tmp_path), resume=True)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path, epochs=1)
+    output = train(recipe).output
+    with locked(output), pytest.raises(OutputError, match="another training"):
+        train(recipe, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    recipe = tiny_recipe(tmp_path, epochs=1)
+    path = train(recipe).output / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=r"checkpoint\.pt is damaged"):
+        train(recipe, resume=True)
+
+
+def test_the_written_recipe_resumes_too(tmp_path):
+    output = train(tiny_recipe(tmp_path)).output
+    before = weights(output)
+    (output / "checkpoint.pt").unlink()
+    assert not changed(before, weights(train(load_recipe(output / "recipe.yaml"), resume=True).output))
+    assert len(records(output)) == 2

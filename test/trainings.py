@@ -1,0 +1,56 @@
+"""Tiny trainings for the tests: real ones, of a second each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from rich.console import Console
+
+from training.engine import Trainer
+from training.recipe import Recipe
+
+CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+
+
+def tiny_recipe(folder: Path, **changes: object) -> Recipe:
+    """A recipe that trains in a second, on scenes that are kept in ``folder``, with sections changed by keyword."""
+    content = {
+        "name": "tiny",
+        "output": str(folder / "run"),
+        "data": {"name": "scenes", "count": 8, "val_count": 3, "size": [64, 96], "cache": str(folder / "cache")},
+        "input": {"network_size": [64, 96], "geometry": "stretch"},
+        "backbone": {"config": CONVNEXT, "layers": [1, 2, 3]},
+        "head": {"options": {"width": 16}},
+        "epochs": 2,
+        "batch_size": 4,
+        "workers": 0,
+        "precision": "fp32",
+    }
+    return Recipe.model_validate({**content, **changes})
+
+
+def forget_accelerator() -> None:
+    """accelerate keeps the first precision that a process asks for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(recipe: Recipe, resume: bool = False) -> Trainer:
+    """Train by a recipe; gives the trainer afterwards."""
+    forget_accelerator()
+    trainer = Trainer(recipe, Console(quiet=True))
+    trainer.run(resume)
+    return trainer
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are not equal to the bit."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
