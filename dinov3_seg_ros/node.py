@@ -6,6 +6,7 @@ It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmen
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 import time
@@ -346,6 +347,23 @@ class SegmentationNode(LifecycleNode):
         return [output for heads in self._outputs.values() for output in heads.values()]
 
 
+class _RosLog(logging.Handler):
+    """What the rest of the package logs, such as the progress of an engine's build, in the node's own log."""
+
+    def __init__(self, node: SegmentationNode) -> None:
+        super().__init__(logging.INFO)
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # rclpy lets each place in the code log at one severity only.
+        if record.levelno >= logging.ERROR:
+            self._logger.error(record.getMessage())
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(record.getMessage())
+        else:
+            self._logger.info(record.getMessage())
+
+
 def _details(error: Exception) -> str:
     """What to tell of an error: its own words where they were chosen for that, else its traceback."""
     return str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error)).rstrip()
@@ -370,6 +388,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ParameterException as error:
         rclpy.try_shutdown()
         sys.exit(f"segmentation: {error}")
+    logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
+    logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
