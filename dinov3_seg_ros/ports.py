@@ -17,7 +17,7 @@ from dinov3_seg_ros.errors import MessageError, ParameterError
 from dinov3_seg_ros.messages import compressed_to_rgb, fill_image, fill_jpeg, fill_png, image_to_rgb, mask_encoding
 from dinov3_seg_ros.output_classes import Labelled, OutputClasses
 from dinov3_seg_ros.overlay import blend_overlay, to_bgr
-from dinov3_seg_ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
+from dinov3_seg_ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints, own_group
 from dinov3_seg_ros.timing import StageTimes
 
 # Not on every robot, and neither its absence nor a broken build of it (which raises errors of many types) is a reason
@@ -251,7 +251,7 @@ def create_switch(node: LifecycleNode, name: str, switch: Callable[[bool], str])
         response.success, response.message = True, switch(request.data)
         return response
 
-    return node.create_service(SetBool, name, answer)
+    return node.create_service(SetBool, name, answer, callback_group=own_group())
 
 
 def topic(*parts: str) -> str:

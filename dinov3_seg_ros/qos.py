@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
@@ -60,9 +61,7 @@ class Endpoints:
         self._marked: dict[tuple[str, bool], QoSProfile] = {}
         self._logged: set[str] = set()
 
-    def subscribe(
-        self, message_type: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile, **options: Any
-    ) -> Any:
+    def subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> Any:
         """A subscription whose quality of service the user may override."""
         qos, mark = self._prepare(topic, qos, False)
         return _created(
@@ -73,8 +72,8 @@ class Endpoints:
                 callback,
                 qos,
                 event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mark),
+                callback_group=own_group(),
                 qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE),
-                **options,
             ),
         )
 
@@ -89,6 +88,7 @@ class Endpoints:
                 topic,
                 qos,
                 event_callbacks=PublisherEventCallbacks(incompatible_qos=mark),
+                callback_group=own_group(),
                 qos_overriding_options=None if latched else QoSOverridingOptions(_OVERRIDABLE),
             ),
         )
@@ -140,6 +140,11 @@ class Endpoints:
             self._marked[name, publishes] = qos
 
         return qos, mark
+
+
+def own_group() -> CallbackGroup:
+    """A callback group for one entity that is removed again: the node's own keeps a reference to each for good."""
+    return MutuallyExclusiveCallbackGroup()
 
 
 def _created(topic: str, create: Callable[[], Any]) -> Any:
