@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from bundles import write_tiny_bundle
 from PIL import Image
+from trainings import forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError
@@ -20,7 +21,7 @@ from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 from dinov3_seg_ros.runtimes import open_runtime
-from training import evaluate
+from training import evaluate, train
 from training.inference import AveragingSegmenter, Inference
 
 NETWORK_SIZE = (64, 128)
@@ -211,3 +212,20 @@ def test_an_image_without_labelled_pixels_is_no_example(bundle, data, tmp_path):
     scores = run(bundle, root, tmp_path, "--report", str(tmp_path / "report"))
     assert scores["miou"] is scores["boundary_miou"] is None
     assert "a.png" not in (tmp_path / "report" / "scores.md").read_text()
+
+
+def test_a_recipe_states_how_its_bundle_is_evaluated(tmp_path):
+    recipe = tiny_recipe(tmp_path, epochs=1, inference={"mode": "slide", "flip": True})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.model_dump_json())
+    forget_accelerator()
+    assert train.main([str(path)]) == 0
+    at_the_end = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (at_the_end["inference"]["mode"], at_the_end["inference"]["flip"]) == ("slide", True)
+    output = tmp_path / "scores.json"
+    assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output)]) == 0
+    assert json.loads(output.read_text())["miou"] == at_the_end["miou"]
+    once = ["--inference.mode", "whole", "--inference.flip", "False"]
+    assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output), *once]) == 0
+    recorded = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert json.loads(output.read_text())["miou"] == pytest.approx(recorded["miou"], abs=1e-4)

@@ -122,7 +122,7 @@ def test_other_features_are_kept_apart(recipe, tmp_path, source, changes):
         caches = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("training.engine.fill_caches", lambda made, *_: caches.extend(made))
-            trainer._use_cache()
+            trainer.use_cache()
         return caches[0].folder
 
     forget_accelerator()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Iterator
@@ -20,13 +19,11 @@ from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import RecipeError
-from dinov3_seg_ros.preprocessing import check_geometry
+from training.build import make_cache, make_loss, make_samples, pixel_counter
 from training.bundles import BundleWriter
 from training.checkpoint import Checkpoint
 from training.ema import MovingAverage, changing_tensors
-from training.feature_cache import FeatureCache, fill_caches
-from training.loader import AugmentedDataset
-from training.losses import WeightedSum
+from training.feature_cache import fill_caches
 from training.model import SegmentationModel, make_backbone, make_head
 from training.processes import make_accelerator
 from training.randomness import Purpose, seed_torch
@@ -35,13 +32,10 @@ from training.report import percent
 from training.resolve import resolve
 from training.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
 from training.stages import Batch, Stage, StageRun, plan_stages
-from training.transforms import CanvasSettings
 from training.validation import Validation
 
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
-# What a bundle's manifest says of the backbone that decides which features an image has.
-_FEATURES = {"identity", "layers", "feature_norm", "class_token", "output_stride"}
 
 
 class Trainer:
@@ -52,6 +46,7 @@ class Trainer:
         output: the folder for everything written.
         model: what trains.
         average: the moving average of its weights, or None.
+        stages: of the training, in order.
 
     Raises:
         SegmentationError: the recipe, the data, the backbone or the head do not fit; the message says which and how.
@@ -74,12 +69,18 @@ class Trainer:
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
         self._accelerator = accelerator = make_accelerator(recipe.precision)
         console.quiet = console.quiet or not accelerator.is_main_process
-        self._stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
-        self._losses = [self._make_loss(stage.recipe) for stage in self._stages]
-        self._samples: list[Dataset] = [self._make_samples(stage.recipe) for stage in self._stages]
+        self.stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
+        self._samples: list[Dataset] = [
+            make_samples(stage.recipe, self._train_data, backbone.patch_multiple) for stage in self.stages
+        ]
+        count_pixels = pixel_counter(self._train_data)
+        *self._losses, validation_loss = (
+            make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
+            for part in (*recipe.by_stage(), recipe)
+        )
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
-        self._validation = Validation(self.model, self._val_data, self._make_loss(recipe), accelerator)
+        self._validation = Validation(self.model, self._val_data, validation_loss, accelerator)
         self._step = 0
         self._step_losses: list[torch.Tensor] = []
         self._records: list[dict[str, Any]] = []
@@ -113,11 +114,44 @@ class Trainer:
 
     def dry_run(self) -> dict[str, Any]:
         """Two steps and one validation on a few images; writes nothing. Returns its record."""
-        run = self._start(self._stages[0])
+        run = self.start(self.stages[0])
         for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
             self._take_step(run, batches)
         scores, _ = self._validate(min(_DRY_RUN_IMAGES, len(self._val_data)))
         return {"step": self._step, "loss": self._mean_loss(), **scores}
+
+    def start(self, stage: Stage) -> StageRun:
+        """Make a stage ready to take its steps."""
+        index = self.stages.index(stage)
+        return StageRun(
+            stage,
+            self.model,
+            self._wrapped,
+            self._samples[index],
+            self._losses[index],
+            self._train_data.ignore_value,
+            self._accelerator,
+        )
+
+    def use_cache(self) -> None:
+        """Let stages that are started from now on take features from the disk, where they are put first if need be.
+
+        Raises:
+            SegmentationError: see `feature_cache.fill_caches`.
+        """
+        manifest = self._bundles.manifest()
+        caches = [make_cache(stage.recipe, self._train_data, manifest) for stage in self.stages]
+
+        @torch.inference_mode()
+        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
+            self.model.eval()
+            with self._accelerator.autocast():
+                return self.model.features(canvases.to(self._accelerator.device))
+
+        batching, recipe = self.stages[0].batching, self.recipe
+        batch_size = batching.batch_size // batching.processes
+        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
+        self._samples = caches
 
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
         """Take the steps from the checkpoint's on; only the main process has a folder."""
@@ -125,9 +159,9 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
         if self.recipe.cache.views:
-            self._use_cache()
+            self.use_cache()
         with _progress(self._console) as progress:
-            task = progress.add_task("training", total=self._stages[-1].end, completed=self._step, loss="-", miou="-")
+            task = progress.add_task("training", total=self.stages[-1].end, completed=self._step, loss="-", miou="-")
             for run in self._runs_left(checkpoint):
                 while self._step < run.stage.end:
                     epoch, _ = run.stage.position(self._step)
@@ -142,24 +176,12 @@ class Trainer:
 
     def _runs_left(self, checkpoint: Checkpoint | None) -> Iterator[StageRun]:
         """The stages from the present step on, each started when the one before has ended."""
-        for stage in self._stages:
+        for stage in self.stages:
             if self._step < stage.end:
-                run = self._start(stage)
+                run = self.start(stage)
                 if checkpoint is not None and stage.first_step < checkpoint.step < stage.end:
                     run.optimizer.load_state_dict(checkpoint.optimizer)
                 yield run
-
-    def _start(self, stage: Stage) -> StageRun:
-        index = self._stages.index(stage)
-        return StageRun(
-            stage,
-            self.model,
-            self._wrapped,
-            self._samples[index],
-            self._losses[index],
-            self._train_data.ignore_value,
-            self._accelerator,
-        )
 
     def _take_step(self, run: StageRun, batches: list[Batch]) -> None:
         self._step_losses.append(run.step(self._step, batches))
@@ -252,69 +274,6 @@ class Trainer:
     def _shared(self, value: Any) -> Any:
         """The main process's value, in every process."""
         return broadcast_object_list([value])[0]
-
-    def _use_cache(self) -> None:
-        """Take the stages' features from the disk, where they are put first if need be."""
-        recipe, backbone = self.recipe, self.model.backbone
-        manifest = self._bundles.manifest()
-        description = {
-            "backbone": manifest.backbone.model_dump(mode="json", include=_FEATURES),
-            "input": manifest.input.model_dump(mode="json"),
-            "precision": recipe.precision,
-        }
-        caches = []
-        for stage in self._stages:
-            samples = self._make_samples(stage.recipe, recipe.cache.seed)
-            height, width = samples.size
-            shapes = [
-                (channels, height // stride, width // stride)
-                for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
-            ]
-            caches.append(FeatureCache(recipe.cache, description, samples, shapes))
-
-        @torch.inference_mode()
-        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
-            self.model.eval()
-            with self._accelerator.autocast():
-                return self.model.features(canvases.to(self._accelerator.device))
-
-        part = self._stages[0].batching
-        batch_size = part.batch_size // part.processes
-        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
-        self._samples = caches
-
-    def _make_samples(self, recipe: Recipe, seed: int | None = None) -> AugmentedDataset:
-        """Training samples of a stage, drawn from the recipe's seed or another."""
-        multiple = self.model.backbone.patch_multiple
-        size = recipe.augmentation.crop or recipe.input.network_size
-        for checked in (recipe.input.network_size, size):
-            check_geometry(recipe.input.geometry, checked, multiple)
-        settings = CanvasSettings(
-            recipe.input.network_size,
-            size,
-            recipe.input.geometry,
-            multiple,
-            recipe.input.mean,
-            self._train_data.ignore_value,
-        )
-        return AugmentedDataset(self._train_data, settings, recipe.augmentation, recipe.seed if seed is None else seed)
-
-    def _make_loss(self, recipe: Recipe) -> WeightedSum:
-        """The losses of a stage."""
-        classes = len(self._train_data.class_names)
-        losses = [section.build(classes, self._count_pixels) for section in recipe.losses]
-        weighted = WeightedSum(losses, [section.weight for section in recipe.losses])
-        return weighted.to(self._accelerator.device)
-
-    @functools.cached_property
-    def _pixels(self) -> torch.Tensor:
-        """Training pixels of each class."""
-        data, classes = self._train_data, len(self._train_data.class_names)
-        masks = (data.item(index)[1] for index in range(len(data)))
-        return torch.from_numpy(sum(np.bincount(mask.ravel(), minlength=65536)[:classes] for mask in masks))
-
-    def _count_pixels(self) -> torch.Tensor:
-        return self._pixels
 
 
 def _progress(console: Console) -> Progress:

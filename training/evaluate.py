@@ -1,8 +1,8 @@
 """Evaluate a bundle on a data set: ``python -m training.evaluate BUNDLE [--dataset NAME] [--key value ...]``.
 
-Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot, unless other views are asked for
-(``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``). Labels are compared at
-the size of the truth.
+Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot, unless the bundle's recipe or an option asks for
+other views (``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``). Labels are
+compared at the size of the truth.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EvaluationSettings(Section):
     runtime: str = "auto"
     """auto, torch, onnx or tensorrt."""
     inference: Inference = Inference()
-    """Which views of each image are averaged."""
+    """Which views of each image are averaged; default: as the bundle's recipe says."""
     boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Width of the bands that boundary IoU compares, as a part of the image's diagonal."""
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.report is not None:
             check_free(parsed.report, "--report")
-        scores = _evaluate_bundle(Path(parsed.bundle), parsed.dataset, overrides, parsed.report, console)
+        scores = evaluate_bundle(Path(parsed.bundle), console, parsed.dataset, overrides, parsed.report)
         with writing(parsed.json):
             write_json(parsed.json, scores)
     except SegmentationError as error:
@@ -124,12 +124,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate_bundle(
-    path: Path, dataset: str | None, overrides: Sequence[str], report: Path | None, console: Console
+def evaluate_bundle(
+    path: Path,
+    console: Console,
+    dataset: str | None = None,
+    overrides: Sequence[str] = (),
+    report: Path | None = None,
 ) -> dict[str, Any]:
-    """What is written as JSON: the scores, and what they are of. Writes the folder ``report``, if one is wanted."""
+    """Evaluate a bundle as its recipe says.
+
+    Args:
+        path: the bundle's folder.
+        console: shows the progress, where it is a terminal.
+        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
+        overrides: of `EvaluationSettings`, as on the command line.
+        report: folder to write tables, pictures and examples to; see `output.check_free`.
+
+    Returns:
+        The scores, and what they are of, for JSON.
+
+    Raises:
+        SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
+    """
     manifest = load_bundle(path).manifest
-    settings = apply_overrides(EvaluationSettings(data=_data_section(dataset, manifest, overrides)), overrides)
+    settings = EvaluationSettings(
+        data=_data_section(dataset, manifest, overrides),
+        inference=Inference.model_validate(manifest.training.recipe.get("inference", {})),
+    )
+    settings = apply_overrides(settings, overrides)
     data = settings.data.open(settings.split)
     if data.class_names != manifest.classes.names:
         raise DatasetError(

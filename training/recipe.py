@@ -146,7 +146,8 @@ class Recipe(Section):
     """After how many minutes the state of the training is saved again, for --resume; 0: after each step. It is also
     saved with each validation."""
     inference: Inference = Inference()
-    """How the finished bundle is evaluated. During training, validation looks at each image as the robot does."""
+    """How the finished bundle is evaluated: by `training.evaluate` and, where that takes several looks at an image, at
+    the end of training. Until then, validation looks at each image once, as the robot does."""
     cache: CacheSettings = CacheSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""

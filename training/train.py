@@ -15,10 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dinov3_seg_ros.errors import SegmentationError
+from dinov3_seg_ros.files import write_json
 from training.engine import Trainer
+from training.evaluate import evaluate_bundle
+from training.output import writing
+from training.processes import process_state
 from training.recipe import Recipe, load_recipe
 from training.report import percent
 from training.run_folder import BEST, BEST_LOSS, LAST, differences
+
+EVALUATION_FILE = "evaluation.json"
 
 _INTERRUPTED = 130
 
@@ -65,6 +71,11 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
+    if not trainer.recipe.inference.looks_once and process_state().is_main_process:
+        scores = evaluate_bundle(trainer.output / BEST, console)
+        with writing(trainer.output):
+            write_json(trainer.output / EVALUATION_FILE, scores)
+        console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
