@@ -428,7 +428,7 @@ def test_the_doctor_knows_the_gpu_the_engines_and_the_graphs(trt, cuda, bundles)
     found = [(f.level, f.subject, f.detail) for f in doctor.examine([bundle.path for bundle in bundles])]
     assert ("ok", "runtime tensorrt", "can be used") in found
     assert ("ok", "GPU", "Stand-in GPU, compute capability 8.7") in found
-    assert ("ok", "graphs of one", "64x96-fp16") in found
+    assert ("ok", "graphs of one", "ONNX, 64x96, fp16, compared with the model") in found
     assert any(level == "ok" and detail.startswith("2 in ") for level, _, detail in found)
     assert any(level == "warning" and detail.startswith(str(stored()[0])) for level, _, detail in found)
     assert any(level == "warning" and "head.onnx is damaged" in detail for level, _, detail in found)
