@@ -130,14 +130,15 @@ class StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         batches = send_to_device(batches, accelerator.device)
-        counts = sum(self._loss.counts(masks, self._ignore_value) for _, masks in batches) / len(batches)
+        # Gradients are added up over batches and averaged over processes; so are the counts.
+        counts = sum(self._loss.counts(masks, self._ignore_value) for _, masks in batches)
         counts = accelerator.reduce(counts, "mean")
         total = torch.zeros((), device=accelerator.device)
         for number, (seen, masks) in enumerate(batches, 1):
             last = number == len(batches)
             # Gradients travel between processes once, when all are there.
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
-                loss = self._loss(self._wrapped(seen), masks, self._ignore_value, counts) / len(batches)
+                loss = self._loss(self._wrapped(seen), masks, self._ignore_value, counts)
                 accelerator.backward(loss)
             total += loss.detach()
         if recipe.optimizer.clip_norm is not None:

@@ -76,8 +76,8 @@ class WeightedSum(nn.Module):
         """The weighted sum of the losses of a batch, a scalar; the arguments are those of `sums`.
 
         Args:
-            counts: what to divide by instead of the batch's own `counts`. Where gradients are averaged over processes
-                or accumulated steps, the average of theirs makes it the mean over all of them.
+            counts: what to divide by instead of the batch's own `counts`. Where gradients are added up over batches, or
+                averaged over processes, the sum or the average of their counts makes it the mean over all of them.
         """
         counts = self.counts(target, ignore_value) if counts is None else counts
         return self.mean(self.sums(logits, target, ignore_value), counts)
