@@ -107,6 +107,7 @@ def test_the_graphs_say_what_they_are(exported):
     assert json.loads(said["layers"]) == [1, 2, 3]
     said = {p.key: p.value for p in onnx.load(found.folder / "head.onnx").metadata_props}
     assert json.loads(said["class_names"]) == exported.manifest.classes.names
+    assert b"site-packages" not in (found.folder / "backbone.onnx").read_bytes(), "no path of the machine that made it"
     assert "| tiny | 1.0" in (found.folder / "report.md").read_text()
 
 

@@ -185,9 +185,18 @@ def _export(
         )
         program.save(path)
     model = onnx.load(path, load_external_data=False)
+    _forget_origin(model)
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.save(model, path)
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes on each node: stack traces, with the paths of the machine that exported."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _attention_with_float32_scores(
