@@ -44,6 +44,7 @@ TINY = {
     "ema": 0.99,
     "precision": "fp32",
     "checkpoint_minutes": 0,
+    "workers": 0,
 }
 
 

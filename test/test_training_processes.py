@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainings import records, tiny_recipe, train
+from trainings import CONVNEXT, records, tiny_recipe, train
 
+from dinov3_seg_ros.backbone import build_backbone, save_backbone
 from training.recipe import Recipe
 from training.stages import StageRun
 
@@ -64,6 +65,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "last" / "head.safetensors") | load_file(folder / "last" / "backbone/model.safetensors")
 
 
+def frozen(folder: Path) -> dict:
+    """Changes to a recipe: a frozen backbone whose features are kept."""
+    torch.manual_seed(3)
+    save_backbone(build_backbone(CONVNEXT), folder / "source")
+    backbone = {"source": str(folder / "source"), "layers": [1, 2, 3], "storage": "embedded"}
+    return {"backbone": backbone, "cache": {"views": 2, "folder": str(folder / "features")}}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The folder of a training by one process."""
@@ -102,3 +111,12 @@ def test_what_one_process_began_two_can_resume(tmp_path, alone, monkeypatch):
     monkeypatch.undo()
     train_together(recipe, resume=True)
     assert_agree(Path(recipe.output), alone)
+
+
+def test_two_processes_fill_one_cache_and_train_from_it(tmp_path):
+    recipe = tiny_recipe(tmp_path, **ALIKE, **frozen(tmp_path))
+    train_together(recipe)
+    (cache,) = (path for path in (tmp_path / "features").iterdir())
+    assert len([path for path in cache.rglob("*") if path.is_file()]) == 2 * 8 + 1
+    other = tiny_recipe(tmp_path, **ALIKE, **frozen(tmp_path), output=str(tmp_path / "alone"))
+    assert_agree(Path(recipe.output), train(other).output)
