@@ -23,6 +23,7 @@ demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figure
 
 setup: ## Make .venv, with all that tests and training need
 	@$(PYTHON) tools/environment.py .venv train cpu test cv-headless ros-kilted
+	@echo ".venv is ready: source .venv/bin/activate"
 
 test: setup ## Lint, and run all tests (on ROS 2 Kilted, or the distribution that is sourced)
 	.venv/bin/ruff check .
@@ -38,5 +39,5 @@ lint: setup ## Check style
 format: setup ## Put the code into the project's format
 	.venv/bin/ruff format .
 
-clean: ## Remove the environments and everything that was made
+clean: ## Remove the environments and everything that was made, but for runs/
 	rm -rf .venv .venv-demo .venv-jazzy build install log demo_output *.egg-info .pytest_cache .ruff_cache

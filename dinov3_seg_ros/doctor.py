@@ -117,7 +117,7 @@ def _ros() -> Iterator[Finding]:
             WARNING,
             "vision_msgs",
             "not usable: segmentation/label_info is not published (class names remain a parameter)",
-            "sudo apt install ros-$ROS_DISTRO-vision-msgs",
+            "with ROS 2 installed: sudo apt install ros-$ROS_DISTRO-vision-msgs (PyPI has no build of it)",
         )
     else:
         yield Finding(OK, "vision_msgs", "installed")

@@ -416,8 +416,8 @@ def _start(node: SegmentationNode) -> None:
     for name, transition in (("configure", node.trigger_configure), ("activate", node.trigger_activate)):
         if transition() != TransitionCallbackReturn.SUCCESS:
             node.get_logger().error(
-                f"the node waits: set right what is wrong, then: ros2 lifecycle set {node.get_fully_qualified_name()} "
-                f"{name}"
+                "the node waits: set right what is wrong, then start it again, or: "
+                f"ros2 lifecycle set {node.get_fully_qualified_name()} {name}"
             )
             return
 

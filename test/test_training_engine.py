@@ -345,7 +345,7 @@ def test_the_camvid_recipe_dry_runs_on_the_data_itself(tmp_path, capsys):
     options = ["--data.root", os.environ["CAMVID"], "--workers", "0", "--batch-size", "2"]
     options += ["--backbone.source", saved_backbone(tmp_path / "source", CONVNEXT)]
     assert train.main(["camvid_quick", "--dry-run", *options]) == 0
-    assert "nothing was written" in capsys.readouterr().out
+    assert "no run folder was written" in capsys.readouterr().out
 
 
 def write_folder(root: Path, classes: int, split: str) -> None:
@@ -357,11 +357,11 @@ def write_folder(root: Path, classes: int, split: str) -> None:
         Image.fromarray(random.integers(0, classes, (64, 96), np.uint8)).save(root / split / "masks" / f"{index}.png")
 
 
-def test_a_dry_run_says_that_it_writes_nothing_and_writes_nothing(tmp_path, capsys):
+def test_a_dry_run_leaves_no_run_folder_and_says_so(tmp_path, capsys):
     options = ["--input.network-size", "64", "96", "--augmentation.crop", "64", "64", "--batch-size", "2"]
     options += ["--data.count", "2", "--data.val-count", "1", "--data.size", "64", "96", "--workers", "0"]
     options += ["--data.cache", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     options += ["--backbone.source", saved_backbone(tmp_path / "source", CONVNEXT), "--backbone.layers", "1", "3"]
     assert train.main(["demo", "--dry-run", *options]) == 0
-    assert "nothing was written" in capsys.readouterr().out
+    assert "no run folder was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

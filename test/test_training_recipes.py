@@ -43,7 +43,7 @@ def backbones(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Tiny copies of all data sets; CamVid's training images serve as a folder of one's own."""
+    """Tiny copies of all data sets; CamVid serves as a folder of one's own."""
     root = tmp_path_factory.mktemp("data")
     for name, build in tiny_datasets.BUILDERS.items():
         build(root / name)
@@ -57,9 +57,7 @@ def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path) -> Recipe:
     if section["name"] == "scenes":
         section.update(count=4, val_count=2, size=(48, 64), cache=None)
     elif section["name"] == "folder":
-        section.update(
-            root=str(data / "camvid" / "train"), classes=[f"class_{index}" for index in range(11)], ignore_values=[11]
-        )
+        section.update(root=str(data / "camvid"), classes=[f"class_{index}" for index in range(11)], ignore_values=[11])
     else:
         section["root"] = str(data / section["name"])
     architecture = next((name for name in ARCHITECTURES if name in (backbone["source"] or "")), None)

@@ -66,7 +66,7 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:
         record = trainer.dry_run()
-        console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; nothing was written")
+        console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
         return
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"

@@ -104,6 +104,10 @@ class Runtime(Protocol):
         """Release the memory held, the device's too. The runtime cannot be used afterwards."""
 
 
+class _NotInstalledError(RuntimeUnavailableError):
+    """The library of a runtime cannot be imported."""
+
+
 def open_runtime(name: str, bundles: Sequence[Bundle], options: RuntimeOptions | None = None) -> Runtime:
     """Load bundles into the named runtime; ``auto`` takes the one that `choose_runtime` names.
 
@@ -129,16 +133,19 @@ def choose_runtime(bundles: Sequence[Bundle], options: RuntimeOptions) -> tuple[
     Raises:
         RuntimeUnavailableError: none can serve these bundles; says why, for each.
     """
-    devices, reasons = {}, {}
+    devices, errors = {}, {}
     for name in RUNTIMES:
         try:
             devices[name] = _runtime_class(name).find_device(bundles, options)
         except RuntimeUnavailableError as error:
-            reasons[name] = str(error)
+            errors[name] = error
     if not devices:
-        raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
+        raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(map(str, errors.values())))
     best = next((name for name, device in devices.items() if device == "cuda"), next(iter(devices)))
-    others = [f"{name}: {reason}" for name, reason in reasons.items()]
+    others = [
+        f"{name} is not installed" if isinstance(error, _NotInstalledError) else f"{name}: {error}"
+        for name, error in errors.items()
+    ]
     others += [f"{name} would run on the {device.upper()}" for name, device in devices.items() if name != best]
     return best, f"{best} is the fastest that can run here on the {devices[best].upper()} ({'; '.join(others)})"
 
@@ -162,7 +169,7 @@ def _runtime_class(name: str) -> type[Runtime]:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, OSError) as error:  # a broken build of a library fails to load its shared objects
-        raise RuntimeUnavailableError(
+        raise _NotInstalledError(
             f"runtime '{name}' is not installed ({error}); install it into the environment that runs the node: "
             f"pip install 'dinov3_seg_ros[{extra}]'"
         ) from error
