@@ -108,7 +108,7 @@ def main() -> int:
             process = start(recipe, folder / "killed")
             if moments.random() < WHILE_TRAINING:
                 wait_for_steps(process, folder / "killed")
-                moment = moments.uniform(0, 2 * part)
+                moment = moments.uniform(0, 1.5 * part)
             else:
                 moment = moments.uniform(0, 10)
             try:
