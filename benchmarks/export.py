@@ -22,11 +22,11 @@ from dinov3_seg_ros.artefacts import export_folder
 from dinov3_seg_ros.backbone import backbone_identity, build_backbone, save_backbone
 from dinov3_seg_ros.bundle import (
     BACKBONE_FOLDER,
-    BackboneSection,
     ClassesSection,
     HeadSection,
     InputSection,
     Manifest,
+    describe_backbone,
     load_bundle,
     save_bundle,
 )
@@ -75,16 +75,8 @@ def made_up_bundle(folder: Path, model: str, size: tuple[int, int]) -> Path:
         head.classifier.bias.copy_(torch.from_numpy(-0.5 * (clusters**2).sum(1)))
     manifest = Manifest(
         name=model,
-        backbone=BackboneSection(
-            storage="embedded",
-            source="made up",
-            identity=backbone_identity(backbone),
-            model_type=backbone.model.config.model_type,
-            layers=backbone.layers,
-            feature_norm=backbone.feature_norm,
-            channels=backbone.channels,
-            strides=backbone.strides,
-            multiple=backbone.patch_multiple,
+        backbone=describe_backbone(
+            backbone, storage="embedded", source="made up", identity=backbone_identity(backbone)
         ),
         input=InputSection(network_size=size, geometry="stretch", mean=MEAN, std=STD),
         classes=ClassesSection(names=[f"cluster_{i}" for i in range(CLASSES)], palette=default_palette(CLASSES)),

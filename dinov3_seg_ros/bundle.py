@@ -323,6 +323,26 @@ def save_bundle(
     return Bundle(path, manifest)
 
 
+def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:
+    """The manifest's section on a backbone.
+
+    Args:
+        backbone: as the head reads it.
+        origin: the fields that tell where it comes from: ``storage``, ``source``, ``identity``, ``base_identity``.
+    """
+    return BackboneSection(
+        **origin,
+        model_type=backbone.model.config.model_type,
+        layers=backbone.layers,
+        feature_norm=backbone.feature_norm,
+        class_token=backbone.class_token,
+        output_stride=backbone.output_stride,
+        channels=backbone.channels,
+        strides=backbone.strides,
+        multiple=backbone.patch_multiple,
+    )
+
+
 def check_shared_backbone(bundles: list[Bundle]) -> None:
     """Raise BundleError, naming the field, unless all bundles can be served by one pass of one backbone."""
     first = bundles[0]
@@ -368,6 +388,7 @@ __all__ = [
     "Manifest",
     "TrainingSection",
     "check_shared_backbone",
+    "describe_backbone",
     "load_bundle",
     "save_bundle",
 ]

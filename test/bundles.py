@@ -9,12 +9,12 @@ import torch
 from dinov3_seg_ros.backbone import Backbone, backbone_identity, build_backbone, save_backbone
 from dinov3_seg_ros.bundle import (
     BACKBONE_FOLDER,
-    BackboneSection,
     Bundle,
     ClassesSection,
     HeadSection,
     InputSection,
     Manifest,
+    describe_backbone,
     save_bundle,
 )
 from dinov3_seg_ros.heads import build_head
@@ -55,18 +55,8 @@ def write_tiny_bundle(
 
     manifest = Manifest(
         name=name,
-        backbone=BackboneSection(
-            storage="embedded",
-            source="made up",
-            identity=backbone_identity(backbone),
-            model_type=backbone.model.config.model_type,
-            layers=backbone.layers,
-            feature_norm=backbone.feature_norm,
-            class_token=backbone.class_token,
-            output_stride=backbone.output_stride,
-            channels=backbone.channels,
-            strides=backbone.strides,
-            multiple=backbone.patch_multiple,
+        backbone=describe_backbone(
+            backbone, storage="embedded", source="made up", identity=backbone_identity(backbone)
         ),
         input=InputSection(
             network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)

@@ -15,12 +15,12 @@ from dinov3_seg_ros.backbone import Backbone, backbone_identity, save_backbone
 from dinov3_seg_ros.bundle import (
     BACKBONE_FOLDER,
     DELTA_FILE,
-    BackboneSection,
     ClassesSection,
     HeadSection,
     InputSection,
     Manifest,
     TrainingSection,
+    describe_backbone,
     save_bundle,
 )
 from training.datasets import SegmentationDataset
@@ -108,26 +108,6 @@ class BundleWriter:
             for name, tensor in self._model.backbone.checkpoint_tensors().items()
             if not torch.equal(tensor.cpu(), self._first_tensors[name])
         }
-
-
-def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:
-    """The manifest's section on a backbone.
-
-    Args:
-        backbone: as the head reads it.
-        origin: the fields that tell where it comes from: ``storage``, ``source``, ``identity``, ``base_identity``.
-    """
-    return BackboneSection(
-        **origin,
-        model_type=backbone.model.config.model_type,
-        layers=backbone.layers,
-        feature_norm=backbone.feature_norm,
-        class_token=backbone.class_token,
-        output_stride=backbone.output_stride,
-        channels=backbone.channels,
-        strides=backbone.strides,
-        multiple=backbone.patch_multiple,
-    )
 
 
 def git_revision() -> str | None:

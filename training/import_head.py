@@ -22,13 +22,13 @@ from dinov3_seg_ros.bundle import (
     InputSection,
     Manifest,
     TrainingSection,
+    describe_backbone,
     save_bundle,
 )
 from dinov3_seg_ros.errors import HeadError, SegmentationError
 from dinov3_seg_ros.overlay import default_palette
 from dinov3_seg_ros.preprocessing import check_geometry
 from training import dinov3_ros
-from training.bundles import describe_backbone
 from training.output import check_free, writing
 from training.resolve import lasting
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import cv2
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from dinov3_seg_ros.preprocessing import resize
 from dinov3_seg_ros.timing import StageTimes
 
 
-class _EagerPipeline:
+class _EagerPipeline(ABC):
     """Frames stretched, float preprocessing in NumPy, eager PyTorch in float32, one blend for each class."""
 
     name: str
@@ -44,11 +46,13 @@ class _EagerPipeline:
             blend_class_by_class(frame, labels, self._palette)
         return labels
 
+    @abstractmethod
     def _make_head(self, bundle: Bundle) -> Head:
-        raise NotImplementedError
+        """The head that is measured."""
 
+    @abstractmethod
     def _decode(self, logits: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
-        raise NotImplementedError
+        """Labels (H, W) uint8 of logits (1, C, h, w)."""
 
 
 class TextbookPipeline(_EagerPipeline):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dinov3_seg_ros.artefacts import PRECISIONS
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 
@@ -56,6 +57,8 @@ class RuntimeOptions:
             raise ParameterError(f"unknown device '{self.device}'; use one of: {', '.join(DEVICES)}")
         if self.max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {self.max_batch}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ParameterError(f"unknown precision '{self.precision}'; use auto or one of: {', '.join(PRECISIONS)}")
         if self.threads < 0:
             raise ParameterError(f"threads is {self.threads}; use 0 for one thread per core, or a positive number")
 

@@ -16,14 +16,13 @@ from dinov3_seg_ros.artefacts import (
     CANVASES,
     HEAD_GRAPH,
     LOGITS,
-    PRECISIONS,
     Export,
     backbone_export,
     choose_exports,
     map_name,
 )
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.errors import ExportError, ImageError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -135,8 +134,6 @@ class _Graph:
 def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
     if options.precision == "auto":
         return _FASTEST["cpu" if _providers(options)[0] == _CPU else "cuda"]
-    if options.precision not in PRECISIONS:
-        raise ParameterError(f"unknown precision '{options.precision}'; use auto or one of: {', '.join(PRECISIONS)}")
     return (options.precision,)
 
 
@@ -157,6 +154,5 @@ def _providers(options: RuntimeOptions) -> list[str]:
             "of onnxruntime, or use device 'cpu'"
         )
     # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
-    return [
-        provider for provider in (_CUDA, _CPU) if provider in available and (provider, options.device) != (_CUDA, "cpu")
-    ]
+    wanted = (_CPU,) if options.device == "cpu" else (_CUDA, _CPU)
+    return [provider for provider in wanted if provider in available]

@@ -16,7 +16,6 @@ from dinov3_seg_ros.artefacts import (
     CANVASES,
     HEAD_GRAPH,
     LOGITS,
-    PRECISIONS,
     Export,
     backbone_export,
     choose_exports,
@@ -186,12 +185,9 @@ def usable(options: RuntimeOptions) -> tuple[tuple[str, ...], Gpu]:
 
     Raises:
         RuntimeUnavailableError: there is no GPU, or TensorRT cannot compute what was asked for.
-        ParameterError: unknown precision.
     """
     if options.device == "cpu":
         raise RuntimeUnavailableError("device 'cpu' was asked for, but TensorRT computes on GPUs only")
-    if options.precision not in ("auto", *PRECISIONS):
-        raise ParameterError(f"unknown precision '{options.precision}'; use auto or one of: {', '.join(PRECISIONS)}")
     if options.precision == "int8":
         raise RuntimeUnavailableError(
             "graphs of precision int8 quantise activations as they come, which TensorRT does not; export with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -57,16 +58,16 @@ def files_fingerprint(paths: Iterable[Path], *others: object) -> str:
     return digest.hexdigest()
 
 
-class DataSettings(Section):
+class DataSettings(Section, ABC):
     """The section ``data`` of a recipe; each data set has a subclass with a ``name`` of its own."""
 
+    @abstractmethod
     def open(self, split: Split) -> SegmentationDataset:
         """Find the items of one split; none is read yet.
 
         Raises:
             DatasetError: files are missing; the message says which, and how the folder must look.
         """
-        raise NotImplementedError
 
     def resolved(self) -> DataSettings:
         """The section with every "auto" replaced by what it stands for on this machine."""
