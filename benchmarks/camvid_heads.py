@@ -1,0 +1,166 @@
+"""Every head on one frozen backbone, over several seeds: what each costs and what it reaches on CamVid.
+
+    python -m training.train camvid_backbone --data.root CAMVID
+    python benchmarks/camvid_heads.py CAMVID [--backbone runs/camvid_backbone/best/backbone] [--seeds 0 1 2]
+
+All are trained by the recipe `camvid` with the same number of steps, on the same cached views; those that are trained
+already are not trained again. At the end, a table is printed. Latencies are PyTorch's, of the heads in turn, of one
+image: on a map of 384 channels and 40x40 cells with 134 classes, and on this backbone's maps of a 640x640 image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dinov3_seg_ros.backbone import load_backbone  # noqa: E402
+from dinov3_seg_ros.heads import Head, build_head  # noqa: E402
+
+ALL, DEEPEST = (1, 2, 3), (3,)
+CLASSES = 11
+LATENCY_ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Row:
+    """A head, and the stages that it reads."""
+
+    head: str
+    layers: tuple[int, ...] = ALL
+    variant: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, channels: Sequence[int], strides: Sequence[int], classes: int) -> Head:
+        return build_head(self.head, channels, strides, classes, variant=self.variant, **self.options)
+
+    def arguments(self) -> list[str]:
+        """What makes a recipe train this head."""
+        words = ["--backbone.layers", *map(str, self.layers), "--head.name", self.head]
+        if self.variant is not None:
+            words += ["--head.variant", self.variant]
+        for key, value in self.options.items():
+            values = value if isinstance(value, list) else [value]
+            words += [f"--head.options.{key}", *map(str, values)]
+        return words
+
+
+# Widths are in proportion to the backbone's: its deepest stage has 256 channels where ConvNeXt-T has 768.
+ROWS = {
+    "linear": Row("linear"),
+    "aspp": Row("aspp"),
+    "aspp, deepest stage": Row("aspp", DEEPEST),
+    "plain aspp, deepest stage": Row("aspp", DEEPEST, "plain"),
+    "convolutions, deepest stage": Row("pyramid", DEEPEST, options={"fpn": False, "ppm": False, "hidden": 128}),
+    "PPM, deepest stage": Row("pyramid", DEEPEST, options={"fpn": False, "hidden": 128}),
+    "FPN 128": Row("pyramid", options={"width": 128, "ppm": False, "hidden": 128}),
+    "FPN 64, PPM": Row("pyramid", options={"width": 64, "hidden": 128}),
+    "FPN 128, PPM": Row("pyramid", options={"width": 128, "hidden": 128}),
+    "FPN 256, PPM": Row("pyramid", options={"width": 256, "hidden": 128}),
+    "unet, deepest stage": Row("unet", DEEPEST, options={"widths": [128, 64, 32, 16]}),
+    "unet": Row("unet", options={"widths": [128, 64, 32, 16]}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="CamVid's folder")
+    parser.add_argument("--backbone", type=Path, default=Path("runs/camvid_backbone/best/backbone"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--views", type=int, default=8, help="cached views of each image; 0: compute features anew")
+    parser.add_argument("--output", type=Path, default=Path("runs/camvid_heads"))
+    parser.add_argument("--latency", action="store_true", help="measure latencies too, on a quiet machine")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for name in options.rows:
+            train(name, seed, options)
+    latencies = measure_latencies(options) if options.latency else {}
+    print(table(options, latencies))
+
+
+def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
+    words = "".join(letter if letter.isalnum() else "_" for letter in name).replace("__", "_")
+    return options.output / f"{words}-{seed}"
+
+
+def train(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train one head in a process of its own; what was begun before is finished."""
+    output = run_folder(name, seed, options)
+    if (output / "seconds.json").exists():
+        return
+    words = [
+        *("camvid", "--output", str(output), "--seed", str(seed), "--data.root", options.data),
+        *("--backbone.source", str(options.backbone), "--backbone.storage", "embedded"),
+        *("--epochs", "None", "--iterations", str(options.iterations), "--evaluate_every", "1000"),
+        *("--augmentation.crop", "224", "320", "--cache.views", str(options.views), "--cache.seed", "0"),
+        *ROWS[name].arguments(),
+    ]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "training.train", *words, "--resume"], cwd=ROOT, check=True)
+    (output / "seconds.json").write_text(json.dumps(round(time.perf_counter() - start, 1)))
+
+
+def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of each row on one 40x40 map of 384 channels, and on the backbone's maps of 640x640."""
+    backbone = load_backbone(str(options.backbone), list(ALL))
+    channels, strides = dict(zip(ALL, backbone.channels, strict=True)), dict(zip(ALL, backbone.strides, strict=True))
+    cases = {}
+    for name in options.rows:
+        row = ROWS[name]
+        single = row.build([384], [16], 134).eval(), [torch.randn(1, 384, 40, 40)]
+        read = [(channels[layer], strides[layer]) for layer in row.layers]
+        own = row.build([c for c, _ in read], [s for _, s in read], CLASSES).eval()
+        cases[name] = single, (own, [torch.randn(1, c, 640 // s, 640 // s) for c, s in read])
+    times: dict[str, list[list[float]]] = {name: [[], []] for name in cases}
+    with torch.inference_mode():
+        for _ in range(LATENCY_ROUNDS):
+            for name, both in cases.items():
+                for index, (head, maps) in enumerate(both):
+                    start = time.perf_counter()
+                    head(maps)
+                    times[name][index].append(1000 * (time.perf_counter() - start))
+    return {name: tuple(statistics.median(values[2:]) for values in both) for name, both in times.items()}
+
+
+def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]) -> str:
+    """In Markdown: one line for each head."""
+    lines = ["| head | mIoU (mean ± standard deviation) | parameters | ms, 384x40x40 | ms, 640x640 | training, s |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name in options.rows:
+        folders = [run_folder(name, seed, options) for seed in options.seeds]
+        scores = [last_record(folder)["miou"] for folder in folders]
+        seconds = statistics.median(json.loads((folder / "seconds.json").read_text()) for folder in folders)
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        milliseconds = "".join(f" {value:.1f} |" for value in latencies.get(name, ())) or " | |"
+        parameters = parameter_count(ROWS[name], options)
+        lines.append(
+            f"| {name} | {statistics.mean(scores):.4f} ± {spread:.4f} | {parameters:,} |{milliseconds} {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def parameter_count(row: Row, options: argparse.Namespace) -> int:
+    backbone = load_backbone(str(options.backbone), list(row.layers))
+    return sum(parameter.numel() for parameter in row.build(backbone.channels, backbone.strides, CLASSES).parameters())
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
