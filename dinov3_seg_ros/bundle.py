@@ -206,8 +206,8 @@ class Bundle:
                 variant=section.variant,
                 **section.options,
             )
-            head.load_state_dict(self._read_tensors(HEAD_FILE))
-        except (HeadError, RuntimeError) as error:
+            head.load_weights(self._read_tensors(HEAD_FILE))
+        except HeadError as error:
             raise BundleError(
                 f"{self.path / HEAD_FILE} does not fit head '{section.name}' as {MANIFEST_FILE} describes it: {error}"
             ) from error

@@ -76,8 +76,13 @@ def read_head(path: Path, class_count: int) -> Head:
             f"{path} has {last[0]} classes, but {class_count} names were given; give the class names that belong to it"
         )
     head = build_head(HEAD, first[1], _PATCH_SIZE, class_count, variant=VARIANT)
-    _require_equal_names_and_shapes(head.state_dict(), tensors, path)
-    head.load_state_dict(tensors)
+    try:
+        head.load_weights(tensors)
+    except HeadError as error:
+        raise HeadError(
+            f"{path} is not the head of semantic_segmentation_dinov3: {error}. Give the "
+            "model.pth that its training wrote"
+        ) from error
     return head.eval()
 
 
@@ -140,25 +145,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         held = f"a dictionary with {_some(content)}" if isinstance(content, dict) else type(content).__name__
         raise HeadError(f"{path} is not a state dict (names and tensors) but {held}; give the head's own model.pth")
     return content
-
-
-def _require_equal_names_and_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    shared = wanted.keys() & found.keys()
-    wrong = [name for name in wanted if name in shared and wanted[name].shape != found[name].shape]
-    complaints = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (
-            ("missing", [name for name in wanted if name not in shared]),
-            ("unexpected", [name for name in found if name not in shared]),
-            ("of a wrong shape", [f"{n} {tuple(found[n].shape)} instead of {tuple(wanted[n].shape)}" for n in wrong]),
-        )
-        if names
-    ]
-    if complaints:
-        raise HeadError(
-            f"{path} is not the head of semantic_segmentation_dinov3. Tensors {'; '.join(complaints)}. Give the "
-            "model.pth that its training wrote"
-        )
 
 
 def _require_runnable(manifest: Manifest) -> None:

@@ -90,9 +90,9 @@ def make_head(choice: HeadChoice, backbone: Backbone, num_classes: int) -> Head:
     )
     if choice.start_from is not None:
         try:
-            head.load_state_dict(load_bundle(choice.start_from).load_head().state_dict())
-        except RuntimeError as error:
+            head.load_weights(load_bundle(choice.start_from).load_head().state_dict())
+        except HeadError as error:
             raise HeadError(
-                f"head.start_from is {choice.start_from}, whose head does not have the shape of this recipe's: {error}"
+                f"head.start_from is {choice.start_from}, whose head is not this recipe's: {error}"
             ) from error
     return head

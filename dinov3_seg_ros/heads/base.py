@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from dinov3_seg_ros.errors import HeadError
+
+# Of many tensors, a message names so many.
+_NAMED = 3
 
 
 class Head(nn.Module):
@@ -44,3 +47,29 @@ class Head(nn.Module):
                 f"{type(self).__name__} was built for feature maps of {self.in_channels} channels and was given "
                 f"{got}; choose the backbone and layers that the head was trained with"
             )
+
+    def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over all parameters and running statistics, by name.
+
+        Raises:
+            HeadError: they are not those of a head of this shape; says what differs. Nothing has been changed.
+        """
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        differences = {
+            "missing": [name for name in own if name not in given],
+            "unexpected": [name for name in given if name not in own],
+            "of a wrong shape": [
+                f"{name} {given[name]} instead of {shape}"
+                for name, shape in own.items()
+                if given.get(name, shape) != shape
+            ],
+        }
+        complaints = [f"{len(names)} {what}: {_first_of(names)}" for what, names in differences.items() if names]
+        if complaints:
+            raise HeadError(f"tensors {'; '.join(complaints)}")
+        self.load_state_dict(dict(tensors))
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
