@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status
+from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status, stages_of
 from dinov3_seg_ros.timing import Rate
 
 pytestmark = pytest.mark.ros
@@ -111,3 +111,4 @@ def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, exp
     assert (status.level, status.message) == expected
     values = {pair.key: pair.value for pair in status.values}
     assert values["stage backbone [ms]"] == "median 10.00, 95th percentile 12.30"
+    assert stages_of(status) == stages

@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.picture:
             check_can_draw()
         result = measure(options)
+        print(table(result))
+        if options.json:
+            write_json(options.json, result)
         if options.picture:
             draw_stages({name: column["stages_ms"] for name, column in _columns(result).items()}, options.picture)
     except SegmentationError as error:
@@ -38,9 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(table(result))
-    if options.json:
-        write_json(options.json, result)
     return 0
 
 
@@ -200,9 +200,9 @@ def _processor(bundle: Bundle, size: tuple[int, int], threads: int, backbone_ms:
     if gflop is not None:
         reached = gflop / (backbone_ms / 1000.0)
         found["backbone"] = {
-            "gflop": round(gflop, 4),
-            "gflops": round(reached, 1),
-            "share_of_gemm": round(reached / rate, 4),
+            "gflop": round(gflop, 6),
+            "gflops": round(reached, 6),
+            "share_of_gemm": round(reached / rate, 6),
         }
     return found
 
