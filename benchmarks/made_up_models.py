@@ -104,11 +104,11 @@ def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int
             break
     bias = -0.5 * (clusters**2).sum(1)
     if len(clusters) < classes:
-        # Further classes as a trained head has them: nowhere the first, but not far behind everywhere.
+        # Further classes as a trained head has them: not far behind, but nowhere the first, between two cells neither.
         others = np.random.default_rng(0).permuted(np.resize(clusters, (classes, clusters.shape[1])), axis=1)
         others = others[len(clusters) :]
         lead = (points @ clusters.T + bias).max(1, keepdims=True) - points @ others.T
-        clusters, bias = np.vstack([clusters, others]), np.concatenate([bias, lead.min(0) - 0.1 * lead.std(0)])
+        clusters, bias = np.vstack([clusters, others]), np.concatenate([bias, lead.min(0) - 0.5 * lead.std(0)])
     weight = clusters / spread
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
