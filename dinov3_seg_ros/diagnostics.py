@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -27,6 +28,8 @@ _MEMORY_S = 10.0
 _SILENCE_S = 3.0
 #: A stamp older than this was made by another clock.
 _LONGEST_DELAY_S = 60.0
+# What `_latencies` writes.
+_STAGE, _DURATIONS = re.compile(r"stage (\w+) \[ms\]"), re.compile(r"median ([\d.]+), 95th percentile ([\d.]+)")
 
 
 class _Fault(NamedTuple):
@@ -201,6 +204,12 @@ def node_status(
     return _status(level, name, message, values)
 
 
+def stages_of(status: DiagnosticStatus) -> dict[str, dict[str, float]]:
+    """The stages in a status that `node_status` made: ``{stage: {"median": ms, "p95": ms}}``."""
+    found = ((_STAGE.fullmatch(pair.key), _DURATIONS.fullmatch(pair.value)) for pair in status.values)
+    return {key[1]: {"median": float(value[1]), "p95": float(value[2])} for key, value in found if key and value}
+
+
 def _status(level: bytes, name: str, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
     return DiagnosticStatus(level=level, name=name, message=message, hardware_id="dinov3_seg_ros", values=pairs)
@@ -208,6 +217,6 @@ def _status(level: bytes, name: str, message: str, values: Mapping[str, Any]) ->
 
 def _latencies(key: str, summary: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     return {
-        f"{key.format(stage)} [ms]": f"median {found['median']:.1f}, 95th percentile {found['p95']:.1f}"
+        f"{key.format(stage)} [ms]": f"median {found['median']:.2f}, 95th percentile {found['p95']:.2f}"
         for stage, found in summary.items()
     }

@@ -117,6 +117,7 @@ class SegmentationNode(LifecycleNode):
         result = super().on_activate(state)
         try:
             self._statistics = {camera: CameraStatistics() for camera in self._outputs}
+            self._segmenter.times.clear()
             now = self.get_clock().now().to_msg()
             for output in self._each_output():
                 output.publish_label_info(now)

@@ -204,6 +204,10 @@ class Segmenter:
                 results[index] = segmentation
         return results
 
+    def canvas_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for a frame of (height, width), pixels."""
+        return self._place(frame_size).canvas_size
+
     def warm_up(self) -> None:
         """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
         decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))

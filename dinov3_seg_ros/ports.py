@@ -192,25 +192,26 @@ class HeadOutput:
         else:
             labels = self._classes.labels(found, style.threshold)
         header, send = frame.header, self._send
-        with times.stage("message_out"):
-            if "mask" in wanted:
-                send("mask", fill_image(Image(), labels, mask_encoding(labels), header))
-            if confidence is not None:
-                send("confidence", fill_image(Image(), confidence, "mono8", header))
-            if "mask/compressed" in wanted:
-                send("mask/compressed", fill_png(CompressedImage(), labels, header))
-            if "camera_info" in wanted and frame.calibration is not None:
-                self._send_calibration(frame, labels.shape)
-        if not wanted & {"overlay", "overlay/compressed"}:
-            return
-        with times.stage("overlay"):
-            names = self._classes.names if style.with_names else None
-            overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, style.alpha, names))
-        with times.stage("message_out"):
-            if "overlay" in wanted:
-                send("overlay", fill_image(Image(), overlay, "bgr8", header))
-            if "overlay/compressed" in wanted:
-                send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
+        with times.stage_in_parts("message_out") as sending:
+            with sending():
+                if "mask" in wanted:
+                    send("mask", fill_image(Image(), labels, mask_encoding(labels), header))
+                if confidence is not None:
+                    send("confidence", fill_image(Image(), confidence, "mono8", header))
+                if "mask/compressed" in wanted:
+                    send("mask/compressed", fill_png(CompressedImage(), labels, header))
+                if "camera_info" in wanted and frame.calibration is not None:
+                    self._send_calibration(frame, labels.shape)
+            if not wanted & {"overlay", "overlay/compressed"}:
+                return
+            with times.stage("overlay"):
+                names = self._classes.names if style.with_names else None
+                overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, style.alpha, names))
+            with sending():
+                if "overlay" in wanted:
+                    send("overlay", fill_image(Image(), overlay, "bgr8", header))
+                if "overlay/compressed" in wanted:
+                    send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
 
     def publish_label_info(self, stamp: Any) -> None:
         """Publish the latched class names, where vision_msgs is installed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,6 +26,21 @@ class StageTimes:
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def stage_in_parts(self, name: str) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+        """Record, as one duration, what the bodies of all contexts that are made here take together."""
+        total = 0.0
+
+        @contextlib.contextmanager
+        def part() -> Iterator[None]:
+            nonlocal total
+            start = time.perf_counter()
+            yield
+            total += time.perf_counter() - start
+
+        yield part
+        self.add(name, total)
 
     def add(self, name: str, seconds: float) -> None:
         """Record one duration in seconds."""

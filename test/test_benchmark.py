@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import cv2
+import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 
+from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.timing import STAGES
+from dinov3_seg_ros.benchmark.measurement import run_in_turn
+from dinov3_seg_ros.benchmark.operations import backbone_gflop
+from dinov3_seg_ros.benchmark.picture import draw_stages
+from dinov3_seg_ros.benchmark.processor import gemm_gflops, peak_memory_mb
+from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.timing import STAGES, StageTimes
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +37,21 @@ def test_every_stage_of_all_pipelines_is_measured_and_labels_are_compared(bundle
     stages = [stage for stage in STAGES if not stage.startswith("message")]
     for measured in (result, *result["baselines"].values()):
         assert all(measured["stages_ms"][stage]["median"] > 0 for stage in stages)
+        assert measured["outside_backbone"] > 0
     assert result["baselines"]["textbook"]["equal_labels"] >= 0.9995
+    assert result["baselines"]["predecessor"]["equal_labels"] is None, "its head has weights of its own"
+    assert result["classes_in_view"] == result["baselines"]["textbook"]["classes_in_view"] > 1
+    reached = result["backbone"]["gflop"] / result["stages_ms"]["backbone"]["median"] * 1000.0
+    assert result["backbone"]["gflops"] == pytest.approx(reached, rel=0.05)
+    assert result["backbone"]["share_of_gemm"] == pytest.approx(reached / result["gemm_gflops"], rel=0.05, abs=1e-6)
     assert "times faster than predecessor" in capsys.readouterr().out
+
+
+def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
+    file = tmp_path / "result.json"
+    command = [str(bundle.path), "--runtime", "torch", "--geometry", "native", "--frame-size", "130", "200"]
+    assert main([*command, "--frames", "1", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["network_size"] == [128, 192]
 
 
 def test_what_cannot_be_measured_is_said(bundle, tmp_path, capsys):
@@ -35,3 +59,150 @@ def test_what_cannot_be_measured_is_said(bundle, tmp_path, capsys):
     assert "measure at least one" in capsys.readouterr().err
     assert main([str(tmp_path / "absent")]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_the_operations_of_a_transformer_are_those_counted_by_hand(tmp_path):
+    width, mlp, patch, blocks, registers = 32, 64, 16, 2, 4
+    backbone = build_backbone(
+        {
+            "model_type": "dinov3_vit", "hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": 2,
+            "intermediate_size": mlp, "patch_size": patch, "num_register_tokens": registers,
+        },
+    )  # fmt: skip
+    bundle = write_tiny_bundle(tmp_path / "vit", backbone=backbone)
+    cells = (64 // patch) * (96 // patch)
+    tokens = cells + 1 + registers
+    block = tokens * (4 * width * width + 2 * width * mlp) + 2 * tokens * tokens * width
+    multiply_adds = cells * 3 * patch * patch * width + blocks * block
+    assert backbone_gflop(bundle, (64, 96)) == pytest.approx(2e-9 * multiply_adds, rel=1e-6)
+
+
+def test_without_torch_the_operations_are_not_counted_and_the_table_says_so(bundle, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.flop_counter", None)
+    file = tmp_path / "result.json"
+    assert main([str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["backbone"] is None
+    assert "were not counted" in capsys.readouterr().out
+
+
+def test_the_processors_rate_is_measured_with_the_threads_asked_for():
+    assert gemm_gflops(threads=1) > 0
+
+
+def test_the_peak_memory_of_another_process_is_its_own():
+    code = "block = bytearray(300_000_000); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert 280 < peak_memory_mb(process.pid) < 400
+        process.communicate(b"\n")
+
+
+class Constant:
+    """A pipeline that gives every pixel one label, and notes what it was asked for."""
+
+    def __init__(self, name, label, asked):
+        self.name, self.knows_classes, self._label, self._asked = name, True, label, asked
+
+    def run(self, frame):
+        self._asked.append((self.name, int(frame[0, 0, 0])))
+        labels = np.full(frame.shape[:2], self._label, np.uint8)
+        labels[0] = 0
+        return labels
+
+    def forget(self):
+        self._asked.clear()
+
+    def stages_ms(self):
+        return {"backbone": {"median": 10.0, "p95": 12.0}, "heads": {"median": 2.0, "p95": 2.0}}
+
+
+def test_pipelines_take_turns_frame_by_frame_and_are_compared_with_the_first():
+    asked = []
+    frames = [np.full((4, 6, 3), value, np.uint8) for value in (0, 1)]
+    first, second = run_in_turn([Constant("a", 1, asked), Constant("b", 2, asked)], frames, 3)
+    # The last to forget is the last before the first measured frame.
+    assert asked == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 0), ("b", 0)]
+    assert (first.equal_labels, second.equal_labels) == (1.0, 0.25)
+    assert len(second.seconds) == 3
+    assert second.classes_in_view == 2
+    assert second.outside_backbone == pytest.approx(0.2)
+    assert second.stages_ms["decode"] is None
+
+
+def test_a_stage_in_parts_is_one_duration():
+    times = StageTimes()
+    with times.stage_in_parts("out") as part:
+        with part():
+            sum(range(1000))
+        with times.stage("between"):
+            sum(range(300_000))
+        with part():
+            sum(range(1000))
+    summary = times.summary_ms()
+    assert summary["out"]["median"] == summary["out"]["p95"], "there is one"
+    assert 0 < summary["out"]["median"] < summary["between"]["median"]
+
+
+def test_the_pictures_bars_are_as_long_as_the_times(tmp_path):
+    stages = {"slow": 30.0, "fast": 10.0}
+    pipelines = {
+        name: {stage: {"median": ms} if stage == "backbone" else None for stage in STAGES}
+        for name, ms in stages.items()
+    }
+    draw_stages(pipelines, tmp_path / "bars.png")
+    picture = cv2.imread(str(tmp_path / "bars.png"))
+    blue = (picture == (0xA7, 0x79, 0x4E)).all(axis=2)
+    longest, shortest = (rows.sum(axis=1).max() for rows in np.array_split(blue[80:], 2))  # the legend is above
+    assert longest / shortest == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_picture_of_an_unknown_format_is_refused_by_name(bundle, tmp_path, capsys):
+    command = [str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--picture", str(tmp_path / "bars.xyz")]
+    assert main(command) == 1
+    found = capsys.readouterr()
+    assert "bars.xyz cannot be written" in found.err
+    assert "frames per second" in found.out, "what was measured is not lost"
+
+
+def test_without_ros_the_option_says_what_to_install(bundle, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "dinov3_seg_ros.benchmark.ros", raising=False)
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    assert main([str(bundle.path), "--ros", "--frames", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "source a distribution" in error
+    assert len(error.splitlines()) == 1
+
+
+def run_on_ros(*arguments):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    command = [sys.executable, "-m", "dinov3_seg_ros.benchmark", *arguments, "--ros"]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(1 + (os.getpid() * 3) % 100)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+
+
+@pytest.mark.ros
+def test_the_demos_bundle_is_measured_through_a_real_node(tmp_path):
+    file = tmp_path / "result.json"
+    run = run_on_ros(str(resource_path("weights/demo")), "--frames", "4", "--json", str(file))
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads(file.read_text())
+    assert all(result["stages_ms"][stage]["median"] > 0 for stage in STAGES)
+    assert result["pipeline"]["stages_ms"]["message_in"] is None
+    ros = result["ros"]
+    assert ros["equal_labels"] == 1.0, "the node's masks are the pipeline's"
+    assert 0 < ros["latency_ms"]["mask"]["median"] <= ros["latency_ms"]["overlay"]["median"]
+    # Both begin with the stamp and end with the arrival of the overlay, by two clocks.
+    assert ros["latency_ms"]["overlay"]["median"] == pytest.approx(result["total_ms"]["median"], abs=10.0)
+    outside = sum(result["stages_ms"][stage]["median"] for stage in STAGES if stage not in ("backbone", "heads"))
+    assert ros["node_overhead_ms"] == pytest.approx(outside, abs=0.01)
+    assert 0 < outside < result["total_ms"]["median"]
+    assert ros["startup_s"] > 0
+    assert "first mask" in run.stdout and "through ROS" in run.stdout
+
+
+@pytest.mark.ros
+def test_what_the_node_refuses_is_told_in_its_own_words():
+    run = run_on_ros(str(resource_path("weights/demo")), "--geometry", "sideways")
+    assert run.returncode == 1
+    assert "sideways" in run.stderr
+    assert len(run.stderr.splitlines()) == 1, run.stderr

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status
+from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status, stages_of
 from dinov3_seg_ros.timing import Rate
 
 pytestmark = pytest.mark.ros
@@ -62,8 +62,8 @@ def test_frames_are_counted_by_what_became_of_them(clock):
     assert (level, message) == (WARN, "faults in the last 10 s: damaged data")
     assert (values["frames received"], values["frames segmented"]) == ("10", "3")
     assert (values[f"dropped: {REPLACED}"], values["dropped: damaged data"]) == ("6", "1")
-    assert values["latency in the node [ms]"] == "median 20.0, 95th percentile 29.0"
-    assert values["latency end to end [ms]"] == "median 40.0, 95th percentile 58.0"
+    assert values["latency in the node [ms]"] == "median 20.00, 95th percentile 29.00"
+    assert values["latency end to end [ms]"] == "median 40.00, 95th percentile 58.00"
     assert values["last error"] == "it is damaged"
     assert statistics.summary() == f"10 received, 3 segmented, 6 {REPLACED}, 1 damaged data"
 
@@ -110,4 +110,5 @@ def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, exp
     status = node_status("node", state, last_error, "torch", {"head a": not off}, stages, mismatches)
     assert (status.level, status.message) == expected
     values = {pair.key: pair.value for pair in status.values}
-    assert values["stage backbone [ms]"] == "median 10.0, 95th percentile 12.3"
+    assert values["stage backbone [ms]"] == "median 10.00, 95th percentile 12.30"
+    assert stages_of(status) == stages

@@ -1,43 +1,46 @@
 """Measure every step of a frame.
 
-``python -m dinov3_seg_ros.benchmark BUNDLE [--runtime auto] [--size H W] [--frames N] [--baseline] [--json FILE]``
+``python -m dinov3_seg_ros.benchmark BUNDLE [--ros] [--baseline] [--json FILE] [--picture FILE] [--help]``
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, run_in_turn
+from dinov3_seg_ros.benchmark.operations import backbone_gflop
+from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.pipelines import FramePipeline, OurPipeline
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, peak_memory_mb
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import ParameterError, SegmentationError
+from dinov3_seg_ros.bundle import Bundle, load_bundle
+from dinov3_seg_ros.errors import ParameterError, SegmentationError, TransportError
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.timing import STAGES, StageTimes, summarise_ms
-
-_WARM_UP = 2
-_DISTINCT_FRAMES = 8
+from dinov3_seg_ros.timing import STAGES, summarise_ms
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 when something cannot be measured."""
     options = _parser().parse_args(arguments)
     try:
+        if options.picture:
+            check_can_draw()
         result = measure(options)
+        print(table(result))
+        if options.json:
+            write_json(options.json, result)
+        if options.picture:
+            draw_stages({name: column["stages_ms"] for name, column in _columns(result).items()}, options.picture)
     except SegmentationError as error:
         print(error, file=sys.stderr)
         return 1
-    print(table(result))
-    if options.json:
-        write_json(options.json, result)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -46,101 +49,180 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         What was measured, with ``stages_ms: {stage: {median, p95}}`` (None for the stages that only a ROS node has),
-        ``total_ms`` likewise, ``frames_per_second``, ``peak_memory_mb``, ``gemm_gflops``; with ``--baseline`` also
-        ``baselines: {name: {stages_ms, total_ms, ratio, equal_labels}}``, where ``ratio`` is their median total over
-        ours and ``equal_labels`` the share of pixels with our label; compare it with ``--geometry stretch``, which is
-        all that they know.
+        ``total_ms`` likewise, ``outside_backbone`` (its time as a share of the backbone's), ``frames_per_second``,
+        ``peak_memory_mb``, ``gemm_gflops``, and ``backbone: {gflop, gflops, share_of_gemm}``, None where PyTorch,
+        which counts them, or the weights are missing.
+
+        With ``--ros`` all that is the node's, ``total_ms`` being from a frame's stamp to the arrival of both outputs,
+        and there are ``ros``, see `_through_ros`, and ``pipeline``, the same steps without a node, frame by frame in
+        turn with it.
+
+        With ``--baseline`` also ``baselines: {name: {stages_ms, total_ms, ratio, equal_labels}}``, where ``ratio`` is
+        their median total over that of our pipeline without a node, and ``equal_labels`` the share of pixels with our
+        label, None where its head has made-up weights; compare it with ``--geometry stretch``, which is all that they
+        know.
 
     Raises:
         ParameterError: fewer than one frame.
+        TransportError: there is no ROS 2, or the node cannot be run.
         SegmentationError: the bundle cannot be run.
     """
     if options.frames < 1:
         raise ParameterError(f"frames is {options.frames}; measure at least one")
-    size = tuple(options.size) if options.size else None
-    chosen = {"precision": options.precision, "threads": options.threads, "device": options.device}
-    segmenter = Segmenter.from_bundle(
-        options.bundle, options.runtime, network_size=size, geometry=options.geometry, **chosen
-    )
-    pipelines: list[FramePipeline] = [OurPipeline(segmenter)]
-    if options.baseline:
-        from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
-
-        bundle = load_bundle(options.bundle)
-        size = size or bundle.manifest.input.network_size
-        pipelines += [TextbookPipeline(bundle, size), PredecessorPipeline(bundle, size)]
-    frames = [
-        scenes.sample("val", scenes.VIEWS_PER_SCENE * index, tuple(options.frame_size))[0]
-        for index in range(min(options.frames, _DISTINCT_FRAMES))
-    ]
-    totals, equal = _run_in_turn(pipelines, frames, options.frames)
-    ours, *others = (_summary(pipeline.times, totals[pipeline.name]) for pipeline in pipelines)
+    bundle, frame_size = load_bundle(options.bundle), tuple(options.frame_size)
+    frames = made_frames(frame_size, options.frames)
+    with contextlib.ExitStack() as stack:
+        # The node first: nothing else shall keep the processor busy while it starts.
+        nodes = [stack.enter_context(_running_node(bundle, options, frames[0]))] if options.ros else []
+        segmenter = _load_segmenter(options)
+        ours, baselines = OurPipeline(segmenter), _baselines(bundle, options) if options.baseline else []
+        pipelines: list[FramePipeline] = [ours, *nodes, *baselines]
+        measured = dict(zip([p.name for p in pipelines], run_in_turn(pipelines, frames, options.frames), strict=True))
+        memory = nodes[0].peak_memory_mb() if nodes else peak_memory_mb()
+    without_node = measured[ours.name]
+    main_part = measured[nodes[0].name] if nodes else without_node
+    network_size = segmenter.canvas_size(frame_size)
     result = {
         "bundle": str(options.bundle),
         "runtime": segmenter.runtime.description,
-        "frame_size": list(options.frame_size),
-        "network_size": list(size or next(iter(segmenter.manifests.values())).input.network_size),
+        "frame_size": list(frame_size),
+        "network_size": list(network_size),
         "frames": options.frames,
-        **ours,
-        "frames_per_second": round(1000.0 / ours["total_ms"]["median"], 2),
-        "peak_memory_mb": round(peak_memory_mb()),
-        "gemm_gflops": round(gemm_gflops(), 1),
+        **main_part.summary(),
+        "frames_per_second": round(1000.0 / main_part.total_ms["median"], 2),
+        "peak_memory_mb": round(memory),
+        **_processor(bundle, network_size, options.threads, main_part.stages_ms["backbone"]["median"]),
     }
-    if others:
+    if nodes:
+        result["ros"] = _through_ros(nodes[0], main_part, without_node)
+        result["pipeline"] = without_node.summary()
+    if baselines:
         result["baselines"] = {
-            pipeline.name: {
-                **summary,
-                "ratio": round(summary["total_ms"]["median"] / ours["total_ms"]["median"], 2),
-                "equal_labels": round(float(np.mean(equal[pipeline.name])), 6),
+            other.name: {
+                **measured[other.name].summary(),
+                "ratio": round(without_node.times_faster_than(measured[other.name]), 2),
+                "equal_labels": round(measured[other.name].equal_labels, 6) if other.knows_classes else None,
             }
-            for pipeline, summary in zip(pipelines[1:], others, strict=True)
+            for other in baselines
         }
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    columns = {"dinov3_seg_ros": result, **result.get("baselines", {})}
-    width = max(map(len, columns)) + 2
-    lines = [f"{result['bundle']}: {result['runtime']}, frames {'x'.join(map(str, result['frame_size']))}"]
-    lines.append(f"{'median ms (95th percentile)':<28}" + "".join(f"{name:>{width + 8}}" for name in columns))
+    columns = _columns(result)
+    width = max(map(len, columns)) + 10
+    lines = [
+        f"{result['bundle']}: {result['runtime']}, frames {'x'.join(map(str, result['frame_size']))}, "
+        f"network {'x'.join(map(str, result['network_size']))}",
+        f"{'median ms (95th percentile)':<28}" + "".join(f"{name:>{width}}" for name in columns),
+    ]
     for stage in (*STAGES, "total"):
         times = [column["total_ms"] if stage == "total" else column["stages_ms"][stage] for column in columns.values()]
         if any(times):
             cells = [f"{t['median']:.2f} ({t['p95']:.2f})" if t else "" for t in times]
-            lines.append(f"{stage:<28}" + "".join(f"{cell:>{width + 8}}" for cell in cells))
-    lines.append(
-        f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB, "
-        f"float32 GEMM {result['gemm_gflops']} GFLOP/s"
-    )
+            lines.append(f"{stage:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
+    backbone = result["backbone"]
+    lines += [
+        f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB; "
+        f"{result['classes_in_view']} classes in view; outside the backbone {result['outside_backbone']:.1%} of its "
+        "time",
+        f"backbone {backbone['gflop']:.1f} GFLOP, {backbone['gflops']:.0f} GFLOP/s, {backbone['share_of_gemm']:.0%} of "
+        f"the measured float32 GEMM rate ({result['gemm_gflops']:.0f} GFLOP/s)"
+        if backbone
+        else f"float32 GEMM rate {result['gemm_gflops']:.0f} GFLOP/s; the backbone's operations were not counted: that "
+        "needs PyTorch, transformers and the backbone's weights",
+    ]
+    if "ros" in result:
+        ros = result["ros"]
+        lines += [
+            f"first mask {ros['startup_s']:.1f} s after the start of the node's process; from stamp to arrival: mask "
+            f"{_ms(ros['latency_ms']['mask'])}, overlay {_ms(ros['latency_ms']['overlay'])}",
+            f"ROS adds {_ms(ros['overhead_ms'])} to the pipeline without a node; the node's stages but backbone and "
+            f"heads take {ros['node_overhead_ms']:.2f} ms; equal labels {ros['equal_labels']:.4%}",
+        ]
     for name, column in result.get("baselines", {}).items():
-        lines.append(f"{column['ratio']} times faster than {name}; equal labels {column['equal_labels']:.4%}")
+        equal = "" if column["equal_labels"] is None else f"; equal labels {column['equal_labels']:.4%}"
+        lines.append(f"{column['ratio']} times faster than {name}{equal}")
     return "\n".join(lines)
 
 
-def _run_in_turn(
-    pipelines: Sequence[FramePipeline], frames: Sequence[np.ndarray], count: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of each frame, and its share of pixels labelled as by the first pipeline; both by pipeline."""
-    totals: dict[str, list[float]] = {pipeline.name: [] for pipeline in pipelines}
-    equal: dict[str, list[float]] = {pipeline.name: [] for pipeline in pipelines}
-    for index in range(-_WARM_UP, count):
-        if index == 0:
-            for pipeline in pipelines:
-                pipeline.times.clear()
-        frame, labels = frames[index % len(frames)], []
-        for pipeline in pipelines:
-            start = time.perf_counter()
-            labels.append(pipeline.run(frame))
-            if index >= 0:
-                totals[pipeline.name].append(time.perf_counter() - start)
-                equal[pipeline.name].append(float((labels[-1] == labels[0]).mean()))
-    return totals, equal
+def _columns(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stands side by side."""
+    if "ros" in result:
+        return {"through ROS": result, "without a node": result["pipeline"], **result.get("baselines", {})}
+    return {"dinov3_seg_ros": result, **result.get("baselines", {})}
 
 
-def _summary(times: StageTimes, totals: list[float]) -> dict[str, Any]:
-    measured = times.summary_ms()
-    return {"stages_ms": {stage: measured.get(stage) for stage in STAGES}, "total_ms": summarise_ms(totals)}
+def _load_segmenter(options: argparse.Namespace) -> Segmenter:
+    return Segmenter.from_bundle(
+        options.bundle,
+        options.runtime,
+        network_size=tuple(options.size) if options.size else None,
+        geometry=options.geometry,
+        precision=options.precision,
+        threads=options.threads,
+        device=options.device,
+    )
+
+
+def _running_node(bundle: Bundle, options: argparse.Namespace, frame: Any) -> contextlib.AbstractContextManager[Any]:
+    try:
+        from dinov3_seg_ros.benchmark.ros import running_node
+    except ImportError as error:
+        raise TransportError(
+            f"ROS 2 cannot be imported ({error}); source a distribution, pip install 'dinov3_seg_ros[ros-kilted]', or "
+            "leave --ros out"
+        ) from error
+    parameters = {
+        "bundle": bundle.path.resolve(),
+        "runtime": options.runtime,
+        "network_size": options.size,
+        "geometry": options.geometry,
+        "precision": options.precision,
+        "threads": options.threads,
+        "device": options.device,
+    }
+    return running_node(parameters, frame)
+
+
+def _baselines(bundle: Bundle, options: argparse.Namespace) -> list[FramePipeline]:
+    from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
+
+    size = tuple(options.size or bundle.manifest.input.network_size)
+    return [TextbookPipeline(bundle, size), PredecessorPipeline(bundle, size)]
+
+
+def _processor(bundle: Bundle, size: tuple[int, int], threads: int, backbone_ms: float) -> dict[str, Any]:
+    """What the processor gives, measured once nothing else runs any more."""
+    rate, gflop = gemm_gflops(threads), backbone_gflop(bundle, size)
+    found: dict[str, Any] = {"gemm_gflops": round(rate, 1), "backbone": None}
+    if gflop is not None:
+        reached = gflop / (backbone_ms / 1000.0)
+        found["backbone"] = {
+            "gflop": round(gflop, 6),
+            "gflops": round(reached, 6),
+            "share_of_gemm": round(reached / rate, 6),
+        }
+    return found
+
+
+def _through_ros(node: Any, through: Measured, without: Measured) -> dict[str, Any]:
+    """What a graph costs: ``startup_s``, from the start of the node's process to its first mask; ``latency_ms``, from
+    a frame's stamp to the arrival of each output; ``overhead_ms``, what a frame takes longer than in the pipeline
+    without a node, that frame's turn in both; ``node_overhead_ms``, the medians of the node's stages but backbone and
+    heads, added up; ``equal_labels``, the share of pixels that the received mask has in common with the pipeline's."""
+    return {
+        "startup_s": round(node.startup_s, 2),
+        "latency_ms": node.latency.summary_ms(),
+        "overhead_ms": summarise_ms([a - b for a, b in zip(through.seconds, without.seconds, strict=True)]),
+        "node_overhead_ms": round(through.outside_ms("backbone", "heads"), 3),
+        "equal_labels": round(through.equal_labels, 6),
+    }
+
+
+def _ms(times: dict[str, float]) -> str:
+    return f"{times['median']:.2f} ({times['p95']:.2f}) ms"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,8 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--geometry", help="stretch, letterbox, pad or native (default: the bundle's)")
     parser.add_argument("--frame-size", nargs=2, type=int, metavar=("H", "W"), default=(480, 640))
     parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--ros", action="store_true", help="through the node in a process of its own, on ROS 2")
     parser.add_argument("--baseline", action="store_true", help="also the textbook's and the predecessor's pipeline")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="stacked bars of the stages; needs matplotlib")
     return parser
 
 

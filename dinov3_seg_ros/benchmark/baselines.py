@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import cv2
 import numpy as np
@@ -10,25 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinov3_seg_ros.benchmark.pipelines import blend_class_by_class
+from dinov3_seg_ros.benchmark.pipelines import TimedPipeline, blend_class_by_class
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.heads import Head, build_head
 from dinov3_seg_ros.preprocessing import resize
 from dinov3_seg_ros.timing import StageTimes
 
 
-class _EagerPipeline(ABC):
+class _EagerPipeline(TimedPipeline):
     """Frames stretched, float preprocessing in NumPy, eager PyTorch in float32, one blend for each class."""
 
     name: str
 
     def __init__(self, bundle: Bundle, size: tuple[int, int]) -> None:
+        super().__init__(StageTimes())
         manifest = bundle.manifest
         self._size, self._palette = size, manifest.classes.palette
         self._mean, self._std = np.array(manifest.input.mean), np.array(manifest.input.std)
         self._read = range(len(manifest.backbone.layers))
         self._backbone, self._head = bundle.load_backbone(), self._make_head(bundle).eval()
-        self.times = StageTimes()
 
     @torch.inference_mode()
     def run(self, frame: np.ndarray) -> np.ndarray:
@@ -77,6 +77,7 @@ class PredecessorPipeline(_EagerPipeline):
     """
 
     name = "predecessor"
+    knows_classes = False
 
     def _make_head(self, bundle: Bundle) -> Head:
         backbone = bundle.manifest.backbone

@@ -1,7 +1,8 @@
-"""What is measured: this package's pipeline, and two others that do the same work in the plain way."""
+"""What is measured: this package's pipeline, and what others that do the same work in the plain way have in common."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import cv2
@@ -19,23 +20,53 @@ class FramePipeline(Protocol):
 
     Attributes:
         name: for people.
-        times: duration of each stage.
+        knows_classes: whether its labels mean anything; made-up weights take as long as others.
     """
 
     name: str
-    times: StageTimes
+    knows_classes: bool
 
     def run(self, frame: np.ndarray) -> np.ndarray:
         """Labels (H, W) of a frame (H, W, 3) uint8 RGB; the overlay is made as well, and dropped."""
 
+    def forget(self) -> None:
+        """Drop the durations so far, those of the first, slower frames."""
 
-class OurPipeline:
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """``{stage: {"median": ms, "p95": ms}}`` of the frames since."""
+
+
+class TimedPipeline(ABC):
+    """A `FramePipeline` whose stages run in this process.
+
+    Attributes:
+        times: where they are recorded.
+    """
+
+    knows_classes = True
+
+    def __init__(self, times: StageTimes) -> None:
+        self.times = times
+
+    @abstractmethod
+    def run(self, frame: np.ndarray) -> np.ndarray:
+        """See `FramePipeline.run`."""
+
+    def forget(self) -> None:
+        """See `FramePipeline.forget`."""
+        self.times.clear()
+
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """See `FramePipeline.stages_ms`."""
+        return self.times.summary_ms()
+
+
+class OurPipeline(TimedPipeline):
     """`pipeline.Segmenter` and `overlay.blend_overlay`, as the node runs them."""
 
-    name = "dinov3_seg_ros"
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter, self.times = segmenter, segmenter.times
+    def __init__(self, segmenter: Segmenter, name: str = "dinov3_seg_ros") -> None:
+        super().__init__(segmenter.times)
+        self.name, self._segmenter = name, segmenter
         self._palette = next(iter(segmenter.manifests.values())).classes.palette
 
     def run(self, frame: np.ndarray) -> np.ndarray:

@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,8 @@ from dinov3_seg_ros.demo.player import add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder
 from dinov3_seg_ros.errors import SegmentationError, TransportError
 from dinov3_seg_ros.files import write_json
+from dinov3_seg_ros.local_graph import node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 
 _NAMESPACE = "demo"
 _START_TIMEOUT_S = 90.0
@@ -63,11 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     bundle = load_bundle(options.bundle or resource_path("weights/demo"))
     options.output.mkdir(parents=True, exist_ok=True)
-    # The demo's graph stays on this machine.
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    configure_transport()
-    remove_unfinished_segments()
-    keep_freed_memory()
+    prepare()
     colours = _fit_colour_classifier() if options.source == "scenes" else None
     rclpy.init(args=[])
     recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
@@ -75,8 +68,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     recorder_executor.add_node(recorder)
     try:
         with (
-            _process("segmentation", _node_command(bundle, options), options.output) as node,
-            _process("camera", _player_command(options), options.output) as player,
+            running(_node_command(bundle, options), options.output / "segmentation.log") as node,
+            running(_player_command(options), options.output / "camera.log") as player,
         ):
             started = time.monotonic()
             while player.poll() is None:
@@ -115,8 +108,7 @@ def _fit_colour_classifier() -> ColourClassifier:
 
 def _node_command(bundle: Bundle, options: argparse.Namespace) -> list[str]:
     parameters = {"bundle": bundle.path.resolve(), "runtime": options.runtime, "overlay_names": "true"}
-    settings = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-    return [sys.executable, "-m", "dinov3_seg_ros.node", *_ros_arguments(*settings)]
+    return node_command(_NAMESPACE, parameters)
 
 
 def _player_command(options: argparse.Namespace) -> list[str]:
@@ -125,28 +117,7 @@ def _player_command(options: argparse.Namespace) -> list[str]:
     command += ["--size", *map(str, options.size)]
     command += ["--masks", str(options.masks)] if options.masks else []
     command += ["--loop"] if options.loop else []
-    return command + _ros_arguments()
-
-
-def _ros_arguments(*settings: str) -> list[str]:
-    return ["--ros-args", "-r", f"__ns:=/{_NAMESPACE}", *settings]
-
-
-@contextlib.contextmanager
-def _process(name: str, command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its output in a file; interrupt it at the end, as Ctrl-C would."""
-    with (output / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    return command + ros_arguments(_NAMESPACE)
 
 
 def _spin_for(executor: SingleThreadedExecutor, seconds: float) -> None:

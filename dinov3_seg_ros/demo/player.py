@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
@@ -66,12 +67,17 @@ class Player(Node):
             time.sleep(max(wait, 0.0))
             if time.monotonic() - start > seconds:
                 break
-            header = Header(stamp=self.get_clock().now().to_msg(), frame_id="camera_optical_frame")
-            if mask is not None:
-                self._truth.publish(fill_image(Image(), mask, "mono8", header))
-            self._image.publish(fill_image(Image(), rgb, "rgb8", header))
+            self.send(rgb, mask)
             sent += 1
         return sent
+
+    def send(self, rgb: np.ndarray, mask: np.ndarray | None = None) -> Header:
+        """Publish a frame (H, W, 3) uint8, and its true mask (H, W) uint8 if known, stamped now; return the header."""
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id="camera_optical_frame")
+        if mask is not None:
+            self._truth.publish(fill_image(Image(), mask, "mono8", header))
+        self._image.publish(fill_image(Image(), rgb, "rgb8", header))
+        return header
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

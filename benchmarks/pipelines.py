@@ -1,0 +1,107 @@
+"""Whole frames of a large class list: our pipeline beside the textbook's and the predecessor's, in turn in one process.
+
+    python benchmarks/pipelines.py --frames 30 --json pipelines.json --picture pipelines.png
+
+ViT-S+/16 and the default head with made-up weights, 134 classes of which about 12 are in view (made_up_models.py). The
+others run eagerly in PyTorch in float32 at 640x640; the textbook's pipeline has the same head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from made_up_models import MODELS, made_up_bundle
+
+from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
+from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, run_in_turn
+from dinov3_seg_ros.benchmark.operations import backbone_gflop
+from dinov3_seg_ros.benchmark.picture import draw_stages
+from dinov3_seg_ros.benchmark.pipelines import OurPipeline
+from dinov3_seg_ros.benchmark.processor import gemm_gflops
+from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.export.exporter import ExportOptions, export
+from dinov3_seg_ros.pipeline import Segmenter
+
+FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
+VARIANTS = (("fp32", NETWORK_SIZE), ("int8", NETWORK_SIZE), ("int8", FRAME_SIZE))
+# Clusters of made-up features lie nearer together than what a head has learnt to tell apart, and this is about speed:
+# how many labels quantisation changes stands in the table.
+LEAST_LABELS = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="vits16plus")
+    parser.add_argument("--classes", type=int, default=134)
+    parser.add_argument("--in-view", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    frames = made_frames(FRAME_SIZE, options.frames)
+    with tempfile.TemporaryDirectory() as work:
+        path = made_up_bundle(
+            Path(work) / "bundle", options.model, NETWORK_SIZE, frames, options.classes, "aspp", options.in_view
+        )
+        for precision, size in VARIANTS:
+            export([path], ExportOptions(size=size, precision=precision, least_labels=LEAST_LABELS))
+        bundle = load_bundle(path)
+        ours = [
+            OurPipeline(
+                Segmenter.from_bundle(path, "onnx", network_size=size, precision=precision),
+                f"{precision} {size[0]}x{size[1]}",
+            )
+            for precision, size in VARIANTS
+        ]
+        # The textbook's labels come first: the others are compared with them.
+        baselines = [TextbookPipeline(bundle, NETWORK_SIZE), PredecessorPipeline(bundle, NETWORK_SIZE)]
+        textbook, predecessor, *measured = run_in_turn([*baselines, *ours], frames, options.frames)
+        gflop, rate = backbone_gflop(bundle, NETWORK_SIZE), gemm_gflops()
+    rows = [describe(one, predecessor, textbook) for one in (*measured, textbook, predecessor)]
+    print(table(rows))
+    reached = gflop / measured[0].stages_ms["backbone"]["median"] * 1000.0
+    print(
+        f"backbone of {measured[0].name}: {gflop:.0f} GFLOP, {reached:.0f} GFLOP/s, {reached / rate:.0%} of the "
+        f"measured float32 GEMM rate ({rate:.0f} GFLOP/s)"
+    )
+    if options.json:
+        result = {"pipelines": rows, "backbone_gflop": round(gflop, 2), "gemm_gflops": round(rate, 1)}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.picture:
+        draw_stages({one.name: one.stages_ms for one in (*measured, textbook, predecessor)}, options.picture)
+
+
+def describe(measured: Measured, predecessor: Measured, textbook: Measured) -> dict:
+    """One pipeline's row."""
+    return {
+        "name": measured.name,
+        **measured.summary(),
+        "times_faster_than_predecessor": round(measured.times_faster_than(predecessor), 2),
+        "times_faster_than_textbook": round(measured.times_faster_than(textbook), 2),
+        # The predecessor's head has made-up weights of its own.
+        "labels_equal_textbook": None if measured is predecessor else round(measured.equal_labels, 6),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as text."""
+    lines = [
+        f"{'':<16}{'total ms (p95)':>20}{'x predecessor':>15}{'x textbook':>12}{'equal labels':>14}"
+        f"{'outside backbone':>18}{'in view':>9}"
+    ]
+    for row in rows:
+        total, equal = row["total_ms"], row["labels_equal_textbook"]
+        equal = "" if equal is None else f"{equal:.4%}"
+        lines.append(
+            f"{row['name']:<16}{total['median']:>11.1f} ({total['p95']:.1f})".ljust(36)
+            + f"{row['times_faster_than_predecessor']:>15.2f}{row['times_faster_than_textbook']:>12.2f}"
+            + f"{equal:>14}{row['outside_backbone']:>18.1%}{row['classes_in_view']:>9}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""How much a backbone has to compute."""
+
+from __future__ import annotations
+
+from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.errors import BackboneError
+
+
+def backbone_gflop(bundle: Bundle, size: tuple[int, int]) -> float | None:
+    """Floating-point operations of one backbone pass, two for each multiply-add: GFLOP.
+
+    Those of matrix products, attention's included, and convolutions, as `torch.utils.flop_counter` counts them. It is
+    what the model asks for, whatever the runtime and the precision.
+
+    Args:
+        bundle: whose backbone.
+        size: (height, width) of the network's input, pixels.
+
+    Returns:
+        None where torch, transformers or the backbone's weights are missing.
+
+    Raises:
+        BundleError: the backbone's files are damaged.
+    """
+    try:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        backbone = bundle.load_backbone()
+    except (ImportError, BackboneError):
+        return None
+    # Without data nothing is computed, and attention falls apart into the products that the counter knows.
+    backbone.to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(1, 3, *size, device="meta"))
+    return counter.get_total_flops() / 1e9

@@ -1,0 +1,71 @@
+"""The stages of several pipelines as stacked bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dinov3_seg_ros.errors import OutputError
+from dinov3_seg_ros.files import replacing_file
+from dinov3_seg_ros.timing import STAGES
+
+Stages = Mapping[str, Mapping[str, float] | None]
+
+_COLOURS = ("#9c755f", "#59a14f", "#4e79a7", "#f28e2b", "#e15759", "#b07aa1", "#bab0ac")
+# A narrower part of a bar, as a share of the longest, has no room for its number.
+_LEAST_LABELLED = 0.045
+
+
+def check_can_draw() -> None:
+    """Say now, rather than after minutes of measuring, that no picture can be drawn.
+
+    Raises:
+        OutputError: matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise OutputError("a picture needs matplotlib: pip install matplotlib, or leave --picture out") from error
+
+
+def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
+    """Write one bar for each pipeline, the first at the top, made of its stages' medians.
+
+    Args:
+        pipelines: name -> stage -> ``{"median": ms}``; None for a stage that it does not have.
+        path: a file that matplotlib can write, by its suffix: PNG, SVG, PDF.
+
+    Raises:
+        OutputError: matplotlib is missing, or the file cannot be written.
+    """
+    check_can_draw()
+    from matplotlib.figure import Figure
+
+    medians = {
+        name: {stage: times["median"] for stage in STAGES if (times := stages.get(stage))}
+        for name, stages in pipelines.items()
+    }
+    longest = max(sum(stages.values()) for stages in medians.values())
+    figure = Figure(figsize=(10, 1.5 + 0.6 * len(medians)), layout="constrained")
+    axes = figure.subplots()
+    ends = [0.0] * len(medians)
+    for stage, colour in zip(STAGES, _COLOURS, strict=True):
+        widths = [stages.get(stage, 0.0) for stages in medians.values()]
+        if not any(widths):
+            continue
+        bars = axes.barh(range(len(medians)), widths, left=ends, color=colour, label=stage, height=0.65)
+        texts = [f"{width:.0f}" if width >= _LEAST_LABELLED * longest else "" for width in widths]
+        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=11)
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for row, end in enumerate(ends):
+        axes.text(end + 0.01 * longest, row, f"{end:.0f} ms" if end >= 100 else f"{end:.1f} ms", va="center")
+    axes.set_yticks(range(len(medians)), medians, fontsize=12)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1 * longest), xlabel="ms for one frame, medians")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(STAGES), frameon=False)
+    try:
+        with replacing_file(path) as temporary:
+            figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for a format that it does not know
+        raise OutputError(f"the picture {path} cannot be written: {error}") from error
