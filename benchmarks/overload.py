@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from streams import Cameras, Counts, Graph, Masks, Usage, account, export_demo, summary_ms
+from streams import Cameras, Counts, Graph, Masks, Usage, account, export_demo, per_second, summary_ms
 
 _CAPACITY_S = 10.0
 
@@ -57,8 +57,8 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
             every += delays
             window = {
                 "seconds": round(stream["seconds"], 2),
-                "sent_hz": round(stream["sent"]["image"] / stream["seconds"], 1),
-                "published_hz": round(len(delays) / stream["seconds"], 1),
+                "sent_hz": round(per_second(stream["sent"]["image"], stream), 1),
+                "published_hz": round(per_second(len(delays), stream), 1),
                 "latency_ms": summary_ms(delays),
                 "over_two_frame_times": sum(1000 * delay > 2 * frame_ms for delay in delays),
                 "cores": round(usage.cores(), 2),
@@ -85,7 +85,7 @@ def find_capacity(cameras: Cameras, masks: Masks) -> float:
     cameras.run(2.0, 5.0)
     alone_s = sorted(masks.take()["segmentation/mask"])
     stream = cameras.run(2.0 / alone_s[len(alone_s) // 2], _CAPACITY_S)
-    return len(masks.take()["segmentation/mask"]) / stream["seconds"]
+    return per_second(len(masks.take()["segmentation/mask"]), stream)
 
 
 def growth_percent(memory_mb: list[dict[str, float]]) -> dict[str, float]:

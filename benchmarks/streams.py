@@ -77,7 +77,7 @@ class Cameras:
             every: a period in seconds, and what is called so often meanwhile.
 
         Returns:
-            ``sent`` (topic -> number) and ``seconds`` (without the pause).
+            ``sent`` (topic -> number, that one frame included) and ``seconds`` (without the pause).
         """
         command = {"rate_hz": rate_hz, "seconds": seconds, "together": together}
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -92,7 +92,7 @@ class Cameras:
     def _answer(
         self, what: str, timeout_s: float = 60.0, every: tuple[float, Callable[[], None]] | None = None
     ) -> dict[str, Any]:
-        due = time.monotonic()
+        due = time.monotonic() + (every[0] if every else 0.0)
 
         def line() -> str:
             nonlocal due
@@ -160,21 +160,34 @@ class Counts:
         self._reader, self._status = DiagnosticsReader(graph), status
 
     def read(self) -> dict[str, int]:
-        """The newest; at a quiet moment nothing is still in work."""
-        for _ in range(2):  # the first may have been on its way already
-            status = self._reader.wait(self._status, lambda _: True, "counts")
-        return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
+        """The newest, once no frame is in work; nothing may be sent meanwhile."""
+        self._reader.wait(self._status, lambda _: True, "counts")  # may have been on its way already
+        status = self._reader.wait(self._status, lambda status: not _in_work(_whole_numbers(status)), "the end of work")
+        return _whole_numbers(status)
+
+
+def _whole_numbers(status: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
+
+
+def _in_work(counts: dict[str, int]) -> int:
+    dropped = sum(value for key, value in counts.items() if key.startswith("dropped: "))
+    return counts["frames received"] - counts["frames segmented"] - dropped
 
 
 def account(sent: int, before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
     """Where the frames sent between two readings went; ``unaccounted`` is 0 when every one is counted."""
     change = {key: after[key] - before.get(key, 0) for key in after}
     found = {"sent": sent, "segmented": change.pop("frames segmented")}
-    received, lost = change.pop("frames received"), change.pop("frames lost before the node")
+    lost = change.pop("frames lost before the node")
     drops = {key: value for key, value in change.items() if key.startswith("dropped: ") and value}
     found |= {"lost before the node": lost, **drops}
-    in_work = received - found["segmented"] - sum(drops.values())
-    return {**found, "in work": in_work, "unaccounted": sent - received - lost}
+    return {**found, "unaccounted": sent - found["segmented"] - lost - sum(drops.values())}
+
+
+def per_second(number: int, stream: dict[str, Any]) -> float:
+    """The rate of frames during a stream of `Cameras.run`, given how many there were with the one after the pause."""
+    return (number - 1) / stream["seconds"]
 
 
 def summary_ms(seconds: list[float]) -> dict[str, float]:
@@ -252,7 +265,7 @@ def _stream(
             moment = start + (frame + (0 if together else number / len(publishers))) / rate_hz
             time.sleep(max(moment - time.monotonic(), 0.0))
             send(topic)
-    took = time.monotonic() - start
+    took = max(time.monotonic() - start, frames / rate_hz)
     time.sleep(_PAUSE_S)
     for topic in publishers:
         send(topic)
