@@ -49,9 +49,16 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
         capacity = find_capacity(cameras, masks)
         frame_ms = 1000 / capacity
         print(f"capacity {capacity:.1f} frames per second, a frame time is {frame_ms:.1f} ms", file=sys.stderr)
-        before, usage, windows, sent, every = counts.read(), Usage([node]), [], 0, []
+        before, windows, sent, every, used = counts.read(), [], 0, [], {}
         while sum(window["seconds"] for window in windows) < 60 * options.minutes:
-            stream = cameras.run(options.times * capacity, options.window)
+            usage = Usage([node])
+
+            def use(usage: Usage = usage) -> None:
+                # Within the stream: the pause after it must not count.
+                used.update(cores=round(usage.cores(), 2), memory_mb=usage.memory_mb())
+
+            load = options.times * capacity
+            stream = cameras.run(load, options.window, every=(0.99 * options.window, use))
             delays = masks.take()["segmentation/mask"]
             sent += stream["sent"]["image"]
             every += delays
@@ -61,8 +68,7 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
                 "published_hz": round(per_second(len(delays), stream), 1),
                 "latency_ms": summary_ms(delays),
                 "over_two_frame_times": sum(1000 * delay > 2 * frame_ms for delay in delays),
-                "cores": round(usage.cores(), 2),
-                "memory_mb": usage.memory_mb(),
+                **used,
             }
             windows.append(window)
             print(json.dumps(window), file=sys.stderr, flush=True)
