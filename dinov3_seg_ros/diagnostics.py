@@ -42,6 +42,7 @@ class CameraStatistics:
     """What became of one camera's frames since activation. Any thread may record, any may read.
 
     Every frame received is counted once more: as segmented, or as dropped under its cause. The difference is in work.
+    What a camera sent is what was received and what was lost before the node.
     """
 
     def __init__(self) -> None:
@@ -51,16 +52,22 @@ class CameraStatistics:
         self._last_segmented = float("-inf")
         self._last_stamp: float | None = None
         self._input, self._output = Rate(), Rate()
-        self._received = self._segmented = 0
+        self._received = self._lost = self._segmented = 0
         self._dropped: Counter[str] = Counter()
         self._noted: Counter[str] = Counter()
         self._faults: deque[_Fault] = deque(maxlen=100)
         self._latency = StageTimes()
 
-    def received(self, stamp: float) -> None:
-        """Record a frame's arrival; ``stamp`` is its header's, seconds."""
+    def received(self, stamp: float, lost: int = 0) -> None:
+        """Record a frame's arrival.
+
+        Args:
+            stamp: its header's, seconds.
+            lost: how many frames were sent between the one before and this one, and did not arrive.
+        """
         with self._lock:
             self._received += 1
+            self._lost += lost
             self._input.add()
             self._last_received = time.monotonic()
             if self._last_stamp is not None and stamp < self._last_stamp:
@@ -99,7 +106,12 @@ class CameraStatistics:
     def summary(self) -> str:
         """All counts in one line."""
         with self._lock:
-            counts = {"received": self._received, "segmented": self._segmented, **self._dropped}
+            counts = {
+                "received": self._received,
+                "segmented": self._segmented,
+                **self._dropped,
+                "lost before the node": self._lost,
+            }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
 
     def status(self, name: str, topic: str) -> DiagnosticStatus:
@@ -111,6 +123,7 @@ class CameraStatistics:
                 "input rate [Hz]": f"{self._input.per_second():.1f}",
                 "output rate [Hz]": f"{self._output.per_second():.1f}",
                 "frames received": self._received,
+                "frames lost before the node": self._lost,
                 "frames segmented": self._segmented,
                 **{f"dropped: {cause}": count for cause, count in self._dropped.items()},
                 **{f"noted: {fault}": count for fault, count in self._noted.items()},

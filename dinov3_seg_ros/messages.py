@@ -38,12 +38,14 @@ def _cvt(code: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: cv2.cvtColor(pixels, code)
 
 
-def _high_byte(pixels: np.ndarray) -> np.ndarray:
-    return (pixels >> 8).astype(np.uint8)
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """65535 becomes 255, rounded, as cv_bridge does it."""
+    return cv2.convertScaleAbs(pixels.astype(np.uint16, copy=False), alpha=255 / 65535)
 
 
-def _cvt_high_byte(code: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda pixels: cv2.cvtColor(_high_byte(pixels), code)
+def _cvt_16(code: int) -> Callable[[np.ndarray], np.ndarray]:
+    # OpenCV reads nothing but the machine's own byte order.
+    return lambda pixels: _to_8_bits(cv2.cvtColor(pixels.astype(np.uint16, copy=False), code))
 
 
 # OpenCV has no conversion for 4:4:4 in the video range (ITU-R BT.601, Y 16..235) that it uses for NV12 and NV21.
@@ -79,12 +81,12 @@ _ENCODINGS: dict[str, _Encoding] = {
     "bgra8": _Encoding(np.uint8, 4, _cvt(cv2.COLOR_BGRA2RGB)),
     "mono8": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
     "8UC1": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
-    "mono16": _Encoding(np.uint16, 1, _cvt_high_byte(cv2.COLOR_GRAY2RGB)),
-    "16UC1": _Encoding(np.uint16, 1, _cvt_high_byte(cv2.COLOR_GRAY2RGB)),
-    "rgb16": _Encoding(np.uint16, 3, _high_byte),
-    "bgr16": _Encoding(np.uint16, 3, _cvt_high_byte(cv2.COLOR_BGR2RGB)),
-    "rgba16": _Encoding(np.uint16, 4, _cvt_high_byte(cv2.COLOR_RGBA2RGB)),
-    "bgra16": _Encoding(np.uint16, 4, _cvt_high_byte(cv2.COLOR_BGRA2RGB)),
+    "mono16": _Encoding(np.uint16, 1, _cvt_16(cv2.COLOR_GRAY2RGB)),
+    "16UC1": _Encoding(np.uint16, 1, _cvt_16(cv2.COLOR_GRAY2RGB)),
+    "rgb16": _Encoding(np.uint16, 3, _to_8_bits),
+    "bgr16": _Encoding(np.uint16, 3, _cvt_16(cv2.COLOR_BGR2RGB)),
+    "rgba16": _Encoding(np.uint16, 4, _cvt_16(cv2.COLOR_RGBA2RGB)),
+    "bgra16": _Encoding(np.uint16, 4, _cvt_16(cv2.COLOR_BGRA2RGB)),
     "uyvy": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
     "yuv422": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
     "yuyv": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_YUYV)),
@@ -93,7 +95,7 @@ _ENCODINGS: dict[str, _Encoding] = {
     "nv12": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_YUV2RGB_NV12), buffer_rows=1.5),
     "nv24": _Encoding(np.uint8, 1, _nv24_to_rgb, buffer_rows=3.0),
     **{f"{name}8": _Encoding(np.uint8, 1, _cvt(code)) for name, code in _BAYER.items()},
-    **{f"{name}16": _Encoding(np.uint16, 1, _cvt_high_byte(code)) for name, code in _BAYER.items()},
+    **{f"{name}16": _Encoding(np.uint16, 1, _cvt_16(code)) for name, code in _BAYER.items()},
 }
 
 #: Encodings of sensor_msgs/Image that `image_to_rgb` reads.
@@ -103,7 +105,7 @@ INPUT_ENCODINGS = tuple(_ENCODINGS)
 def image_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels of a sensor_msgs/Image as (H, W, 3) uint8 RGB.
 
-    Padded rows and big-endian data are honoured; 16-bit values keep their high byte. For ``rgb8`` the result may be
+    Padded rows and big-endian data are honoured; 16-bit values are scaled to 8. For ``rgb8`` the result may be
     a view of the message.
 
     Raises:

@@ -213,10 +213,10 @@ class SegmentationNode(LifecycleNode):
             self._head_switches.append(create_switch(self, f"~/heads/{name}/enable", switch))
         self._given.publish_class_names(published[first].names)
 
-    def _receive(self, camera: str, message: Any) -> None:
+    def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
         statistics, stamp = self._statistics[camera], message.header.stamp
-        statistics.received(stamp.sec + 1e-9 * stamp.nanosec)
+        statistics.received(stamp.sec + 1e-9 * stamp.nanosec, lost)
         if not self._is_on:
             statistics.dropped(SWITCHED_OFF)
         elif self._worker.put(camera, (message, time.monotonic())):

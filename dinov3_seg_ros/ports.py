@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from dinov3_seg_ros.messages import compressed_to_rgb, fill_image, fill_jpeg, fi
 from dinov3_seg_ros.output_classes import Labelled, OutputClasses
 from dinov3_seg_ros.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints, own_group
+from dinov3_seg_ros.sequence import SequenceGaps
 from dinov3_seg_ros.timing import StageTimes
 
 # Not on every robot, and neither its absence nor a broken build of it (which raises errors of many types) is a reason
@@ -85,7 +86,8 @@ class CameraInput:
         endpoints: where subscriptions are made.
         camera: the camera's name, a prefix of its topics; empty for the only camera.
         transport: the parameter ``image_transport``.
-        receive: called with the camera's name and each image, in the executor's thread.
+        receive: called with the camera's name, each image, and the number of images that were sent since the one
+            before and never arrived; in the executor's thread.
         note_fault: called with the camera's name and what is wrong with a calibration.
 
     Attributes:
@@ -97,15 +99,18 @@ class CameraInput:
         endpoints: Endpoints,
         camera: str,
         transport: str,
-        receive: Callable[[str, Any], None],
+        receive: Callable[[str, Any, int], None],
         note_fault: Callable[[str, Exception], None],
     ) -> None:
         suffix, message_type, self._to_rgb = _TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
-        self._subscriptions = [
-            endpoints.subscribe(message_type, topic(camera, suffix), lambda image: receive(camera, image), INPUT_QOS)
-        ]
+        gaps = SequenceGaps()
+
+        def take(image: Any, info: Mapping[str, Any]) -> None:
+            receive(camera, image, gaps.before(info, self._subscriptions[0].get_publisher_count()))
+
+        self._subscriptions = [endpoints.subscribe(message_type, topic(camera, suffix), take, INPUT_QOS)]
         try:
             name = topic(camera, "camera_info")
             self._subscriptions.append(endpoints.subscribe(CameraInfo, name, self._take_calibration, INPUT_QOS))

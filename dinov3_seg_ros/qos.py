@@ -61,8 +61,8 @@ class Endpoints:
         self._marked: dict[tuple[str, bool], QoSProfile] = {}
         self._logged: set[str] = set()
 
-    def subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> Any:
-        """A subscription whose quality of service the user may override."""
+    def subscribe(self, message_type: type, topic: str, callback: Callable[..., None], qos: QoSProfile) -> Any:
+        """A subscription whose quality of service the user may override; ``callback`` takes (message[, info])."""
         qos, mark = self._prepare(topic, qos, False)
         return _created(
             topic,

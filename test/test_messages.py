@@ -71,7 +71,7 @@ def encoded(rgb, encoding):
     chroma = np.stack((wide_u, wide_v), axis=2).reshape(HEIGHT, WIDTH)
 
     def wide(pixels):
-        return pixels.astype(np.uint16) * 256 + 77
+        return pixels.astype(np.uint16) * 257 - 77 * (pixels > 0).astype(np.uint16)
 
     forms = {
         "rgb8": rgb, "bgr8": bgr, "8UC3": bgr,

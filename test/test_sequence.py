@@ -1,0 +1,47 @@
+"""What was lost on the way is counted by the gaps in publishers' numbers, and never by anything else."""
+
+from __future__ import annotations
+
+from dinov3_seg_ros.sequence import SequenceGaps
+
+
+def info(number, publisher=None):
+    named = {} if publisher is None else {"publisher_gid": {"implementation_identifier": "any", "data": publisher}}
+    return {"source_timestamp": 0, "publication_sequence_number": number, **named}
+
+
+def lost(infos, publishers=1):
+    gaps = SequenceGaps()
+    return [gaps.before(each, publishers) for each in infos]
+
+
+def test_a_gap_is_what_was_lost_and_the_first_message_has_none_before_it():
+    assert lost([info(7), info(8), info(12), info(13)]) == [0, 0, 3, 0]
+
+
+def test_a_publisher_that_was_started_anew_counts_from_its_own_first_message():
+    assert lost([info(50), info(1), info(2), info(5)]) == [0, 0, 0, 2]
+    assert lost([info(50, b"a"), info(60, b"b"), info(62, b"b")]) == [0, 0, 1]
+
+
+def test_publishers_are_told_apart_by_their_name_and_without_one_nothing_is_counted():
+    assert lost([info(1, b"a"), info(90, b"b"), info(2, b"a"), info(93, b"b")], publishers=2) == [0, 0, 0, 2]
+    assert lost([info(1), info(90), info(2), info(93)], publishers=2) == [0, 0, 0, 0]
+
+
+def test_numbers_from_the_time_of_two_nameless_publishers_are_forgotten():
+    gaps = SequenceGaps()
+    assert [gaps.before(info(n), p) for n, p in ((1, 1), (2, 1), (90, 2), (91, 1), (93, 1))] == [0, 0, 0, 0, 1]
+
+
+def test_many_publishers_do_not_fill_the_memory():
+    gaps = SequenceGaps()
+    for number in range(1000):
+        gaps.before(info(1, b"%d" % number), 1)
+    assert len(gaps._last) <= 16
+    assert gaps.before(info(4, b"999"), 1) == 2
+
+
+def test_a_middleware_without_numbers_counts_nothing():
+    assert lost([info(None), info(None)]) == [0, 0]
+    assert lost([{"source_timestamp": 0}, {"source_timestamp": 0}]) == [0, 0]
