@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import numpy as np
@@ -35,12 +36,11 @@ def graph(tmp_path):
 @pytest.fixture(scope="module")
 def running(bundle, tmp_path_factory):
     """One active node that several tests share, with its graph and a camera."""
-    graph = Graph(tmp_path_factory.mktemp("running"))
-    node = graph.start_node(bundle=bundle.path)
-    camera = graph.camera()
-    camera.wait_for_subscriber()
-    yield graph, node, camera
-    graph.close()
+    with contextlib.closing(Graph(tmp_path_factory.mktemp("running"))) as graph:
+        node = graph.start_node(bundle=bundle.path)
+        camera = graph.camera()
+        camera.wait_for_subscriber()
+        yield graph, node, camera
 
 
 @pytest.fixture(scope="module")

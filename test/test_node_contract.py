@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -44,15 +46,14 @@ def running(bundles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("running")
     chosen = {"classes": {"merged": ["class_1", "class_3"], "class_0": ["class_0"]}, "palette": {"class_0": [1, 2, 3]}}
     (folder / "classes.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
-    graph = Graph(folder)
     paths = ", ".join(f"'{bundle.path}'" for bundle in bundles)
-    node = graph.start_node(
-        bundles=f"[{paths}]", class_list=folder / "classes.yaml", mask_size=f"{MASK_SIZE[1]}x{MASK_SIZE[0]}"
-    )
-    camera = graph.camera()
-    camera.wait_for_subscriber()
-    yield graph, node, camera
-    graph.close()
+    with contextlib.closing(Graph(folder)) as graph:
+        node = graph.start_node(
+            bundles=f"[{paths}]", class_list=folder / "classes.yaml", mask_size=f"{MASK_SIZE[1]}x{MASK_SIZE[0]}"
+        )
+        camera = graph.camera()
+        camera.wait_for_subscriber()
+        yield graph, node, camera
 
 
 @pytest.fixture
