@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from dinov3_seg_ros.backbone import load_backbone  # noqa: E402
 from dinov3_seg_ros.heads import Head, build_head  # noqa: E402
 
-ALL, DEEPEST = (1, 2, 3), (3,)
+ALL, STRIDE_16, DEEPEST = (1, 2, 3), (2,), (3,)
 CLASSES = 11
 LATENCY_ROUNDS = 15
 
@@ -64,6 +64,8 @@ class Row:
 ROWS = {
     "linear": Row("linear"),
     "aspp": Row("aspp"),
+    "aspp, stride 16": Row("aspp", STRIDE_16),
+    "plain aspp, stride 16": Row("aspp", STRIDE_16, "plain"),
     "aspp, deepest stage": Row("aspp", DEEPEST),
     "plain aspp, deepest stage": Row("aspp", DEEPEST, "plain"),
     "convolutions, deepest stage": Row("pyramid", DEEPEST, options={"fpn": False, "ppm": False, "hidden": 128}),

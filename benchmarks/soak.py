@@ -76,7 +76,7 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
         return statistics.median(s[key] for s in first), statistics.median(s[key] for s in last)
 
     found = {}
-    for key in ("rss", "pss"):
+    for key in ("rss", "uss"):
         before, after = medians(key)
         found[f"{key}_percent"] = round(100 * (after / before - 1), 3)
     for key in ("threads", "files"):

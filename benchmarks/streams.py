@@ -138,9 +138,9 @@ class Usage:
         return (self._used_s() - self._cpu_s) / (time.monotonic() - self._start)
 
     def memory_mb(self) -> dict[str, float]:
-        """``rss``, and ``pss``, which divides pages by the number of processes that share them; summed, MiB."""
+        """``rss``; ``uss``, which no other process shares; ``pss``, where what is shared is divided; summed, MiB."""
         infos = [process.memory_full_info() for process in self._processes]
-        return {name: round(sum(getattr(info, name) for info in infos) / 2**20, 1) for name in ("rss", "pss")}
+        return {name: round(sum(getattr(info, name) for info in infos) / 2**20, 1) for name in ("rss", "uss", "pss")}
 
     def handles(self) -> dict[str, int]:
         """``threads`` and open ``files``."""
