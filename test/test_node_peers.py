@@ -9,17 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from diagnostics_reader import DiagnosticsReader
-from ros_graph import ROOT, Graph
+from ros_graph import ROOT, TIMEOUT_S, Graph
+from segment_five import picture, segment, send_until_one_is_answered
 
 pytestmark = pytest.mark.ros
 
+INNER = Path(__file__).with_name("segment_five.py")
 # A peer in a process of its own, to be killed: receives masks or sends images until then.
 _PEER = """
 import json, sys, time
@@ -76,10 +77,6 @@ def start_peer(graph, tmp_path):
         process.wait()
 
 
-def picture(seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8)
-
-
 def test_subscribers_may_come_late_and_leave_again(graph, bundle):
     node = graph.start_node(bundle=bundle.path)
     camera = graph.camera()
@@ -113,8 +110,7 @@ def test_a_killed_subscriber_does_not_stop_the_stream_to_others(graph, bundle, s
     process.wait()
     graph.spin_for(0.3)
     for seed in range(30):
-        sent = camera.message(picture(seed))
-        assert camera.send_until_answered(sent, masks).header == sent.header
+        segment(graph, camera, masks, picture(seed))
 
 
 def test_a_killed_camera_may_be_followed_by_another(graph, bundle, start_peer):
@@ -130,8 +126,7 @@ def test_a_killed_camera_may_be_followed_by_another(graph, bundle, start_peer):
     camera.wait_for_subscriber()
     send_until_one_is_answered(graph, camera, masks)
     for seed in range(5):
-        sent = camera.message(picture(seed))
-        assert camera.send_until_answered(sent, masks).header == sent.header
+        segment(graph, camera, masks, picture(seed))
 
 
 def test_two_nodes_in_one_graph_do_not_disturb_each_other(graph, bundle):
@@ -144,16 +139,13 @@ def test_two_nodes_in_one_graph_do_not_disturb_each_other(graph, bundle):
         send_until_one_is_answered(graph, camera, masks[name])
     masks["a"].clear(), masks["b"].clear()
     for _ in range(3):
-        sent = cameras["a"].message(picture())
-        assert cameras["a"].send_until_answered(sent, masks["a"]).header == sent.header
+        segment(graph, cameras["a"], masks["a"], picture())
     assert masks["b"] == []
     assert nodes["a"].change_state("deactivate")
-    sent = cameras["b"].message(picture())
-    assert cameras["b"].send_until_answered(sent, masks["b"]).header == sent.header
+    segment(graph, cameras["b"], masks["b"], picture())
     nodes["a"].end(signal.SIGKILL)
     for _ in range(3):
-        sent = cameras["b"].message(picture())
-        assert cameras["b"].send_until_answered(sent, masks["b"]).header == sent.header
+        segment(graph, cameras["b"], masks["b"], picture())
 
 
 def test_a_node_killed_in_mid_stream_can_be_restarted_beside_its_peers(graph, bundle):
@@ -204,9 +196,9 @@ def test_the_node_segments_without_shared_memory(bundle, tmp_path, mount):
         pytest.skip("there is no program unshare here")
     if tried.returncode:
         pytest.skip(f"mounting is not permitted here: {tried.stderr.strip()}")
-    script = [*prefix, f'{command}; exec "$0" "$@"', sys.executable, __file__, str(bundle.path), str(tmp_path)]
+    script = [*prefix, f'{command}; exec "$0" "$@"', sys.executable, str(INNER), str(bundle.path), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=240)
+    finished = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=240 + 3 * TIMEOUT_S)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert json.loads(finished.stdout.splitlines()[-1]) == {"answered": 5}
 
@@ -223,18 +215,6 @@ def _folder_like_dev(tmp_path):
     return folder
 
 
-def send_until_one_is_answered(graph, camera, masks):
-    """Both sides may know of each other at different moments; what is sent between is lost."""
-
-    def answered():
-        camera.send(camera.message(picture()))
-        graph.spin_for(0.05)
-        return masks
-
-    graph.spin_until(answered, "a mask")
-    graph.spin_for(0.2)
-
-
 def settled_counts(reader):
     """Counts at a moment when no frame is in work."""
 
@@ -248,24 +228,3 @@ def settled_counts(reader):
 
     reader.wait("segmentation: camera", lambda _: True, "counts")  # may have been on its way before the last frame
     return counts_of(reader.wait("segmentation: camera", is_settled, "the end of work"))
-
-
-def main():
-    """The graph of `test_the_node_segments_without_shared_memory`, inside its mount namespace."""
-    bundle, folder = map(Path, sys.argv[1:])
-    graph = Graph(folder)
-    try:
-        graph.start_node(bundle=bundle)
-        camera, masks = graph.camera(), graph.listen("segmentation/mask")
-        send_until_one_is_answered(graph, camera, masks)
-        answered = 0
-        for seed in range(5):
-            sent = camera.message(picture(seed))
-            answered += camera.send_until_answered(sent, masks).header == sent.header
-    finally:
-        graph.close()
-    print(json.dumps({"answered": answered}))
-
-
-if __name__ == "__main__":
-    main()
