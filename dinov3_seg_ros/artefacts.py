@@ -38,7 +38,7 @@ REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
 
 #: Number format of weights and activations.
-#: ``int8``: weights ahead of time, activations as they come; for CPUs.
+#: ``int8``: weights ahead of time, activations as they come; for ONNX Runtime on CPUs alone.
 #: ``int8_qdq``: both ahead of time, by calibration, as QuantizeLinear and DequantizeLinear; what TensorRT reads.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_qdq")
 

@@ -175,6 +175,13 @@ def test_lower_precisions_stay_near_the_model(copy, precision, picture):
     assert precision in segmenter.runtime.description
 
 
+def test_int8_computes_attention_without_the_whole_matrix_of_scores(tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny", "dinov3_vit")
+    (folder,) = export([bundle.path], ExportOptions(precision="int8", least_labels=0.8))
+    assert "com.microsoft.MultiHeadAttention" in operators(folder / "backbone.onnx")
+    assert "Softmax" not in operators(folder / "backbone.onnx")
+
+
 def test_a_precision_that_cannot_be_run_here_is_unverified_and_never_chosen_by_itself(tmp_path):
     bundle = tiny_bundle(tmp_path / "tiny")
     (folder,) = export([bundle.path], ExportOptions(precision="bf16"))

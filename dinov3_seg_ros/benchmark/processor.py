@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,16 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_
 
 
 def gemm_gflops(threads: int = 0) -> float:
-    """The rate at which NumPy multiplies large float32 matrices, the best of a few: GFLOP/s.
+    """The rate at which large float32 matrices are multiplied, the best of a few times: GFLOP/s.
+
+    By whichever is faster of NumPy and ONNX Runtime (where that and ``onnx`` are installed): NumPy's BLAS alone may be
+    far from what the processor can do.
 
     Args:
         threads: to compute with, as the network does; 0: one for each core.
     """
     environment = {**os.environ, **({name: str(threads) for name in _THREADS} if threads else {})}
-    command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor"]
+    command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor", str(threads)]
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
@@ -39,15 +43,39 @@ def peak_memory_mb(process_id: int | None = None) -> float:
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
 
 
-def _gemm_gflops() -> float:
+def _gemm_gflops(threads: int) -> float:
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
     best = float("inf")
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
+    for multiply in _multipliers(threads):
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            multiply(matrix)
+            best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best / 1e9
 
 
+def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
+    """Functions that multiply a matrix (`_SIDE`, `_SIDE`) by itself."""
+    yield lambda matrix: matrix @ matrix
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return
+    square = onnx.helper.make_tensor_value_info("matrix", onnx.TensorProto.FLOAT, [_SIDE, _SIDE])
+    product = onnx.helper.make_tensor_value_info("product", onnx.TensorProto.FLOAT, [_SIDE, _SIDE])
+    node = onnx.helper.make_node("MatMul", ["matrix", "matrix"], ["product"])
+    # Versions that any ONNX Runtime of the last years reads.
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "square", [square], [product]),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    yield lambda matrix: session.run(None, {"matrix": matrix})
+
+
 if __name__ == "__main__":
-    print(_gemm_gflops())
+    print(_gemm_gflops(int(sys.argv[1]) if len(sys.argv) > 1 else 0))

@@ -175,7 +175,9 @@ class _Job:
     def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
         """One graph, in every folder; returns the names of the nodes that an integer precision leaves in float."""
         backbone = self._bundles[0].load_backbone(layers=self._layers)
-        graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype).eval()
+        # Graphs of int8 are for ONNX Runtime alone, so that they may hold its own operators.
+        fused = self._options.precision == "int8"
+        graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype, fused).eval()
         properties = {
             **self._properties,
             "backbone_identity": self._bundles[0].manifest.backbone.identity,

@@ -29,7 +29,7 @@ from dinov3_seg_ros.runtimes.pytorch import normalise
 
 #: The newest that TensorRT 10 and 11 and every ONNX Runtime of the last years read.
 OPSET = 18
-_ATTENTION = "dinov3_seg_ros_float32_scores"
+_PLAIN_ATTENTION, _FUSED_ATTENTION = "dinov3_seg_ros_plain", "dinov3_seg_ros_fused"
 _WORTH_COMPACTING = 256
 _EXAMPLE_BATCH = 2  # torch.export would take a batch of 1 for a constant
 
@@ -44,6 +44,7 @@ class BackboneGraph(nn.Module):
         size: (height, width) of the canvases, pixels.
         mean, std: normalisation of each channel, for values 0..1.
         dtype: of weights and activations.
+        fused_attention: as one operator of ONNX Runtime's own, which never builds the whole matrix of scores.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class BackboneGraph(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
+        fused_attention: bool = False,
     ) -> None:
         super().__init__()
         self._mean, self._std, self._dtype = tuple(mean), tuple(std), dtype
         if hasattr(backbone.model, "set_attn_implementation"):
-            AttentionInterface.register(_ATTENTION, _attention_with_float32_scores)
-            backbone.model.set_attn_implementation(_ATTENTION)
+            AttentionInterface.register(_PLAIN_ATTENTION, _attention_with_float32_scores)
+            AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
+            backbone.model.set_attn_implementation(_FUSED_ATTENTION if fused_attention else _PLAIN_ATTENTION)
         _make_positions_constant(backbone.model, size)
         self.backbone = backbone.to(dtype)
         if dtype != torch.float32:
@@ -212,6 +215,33 @@ def _attention_with_float32_scores(
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3)).softmax(dim=-1)
     return torch.matmul(scores.to(value.dtype), value).transpose(1, 2), None
+
+
+def _attention_of_onnx_runtime(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As `_attention_with_float32_scores`; on a CPU tile by tile (FlashAttention, Dao et al. 2022)."""
+    if not torch.onnx.is_in_onnx_export():
+        return _attention_with_float32_scores(module, query, key, value, mask, scaling, **options)
+    batch, heads, tokens, channels = query.shape
+    attributes = {"num_heads": heads}
+    if scaling is not None:
+        attributes["scale"] = float(scaling)
+    attended = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        [part.transpose(1, 2).flatten(2) for part in (query, key, value)],
+        attributes,
+        dtype=query.dtype,
+        shape=(batch, tokens, heads * channels),
+        version=1,
+    )
+    return attended.unflatten(2, (heads, channels)), None
 
 
 def _make_positions_constant(model: nn.Module, size: tuple[int, int]) -> None:
