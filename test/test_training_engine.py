@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainings import CONVNEXT, changed, records, tiny_recipe
 
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
@@ -23,7 +24,8 @@ from dinov3_seg_ros.bundle import DELTA_FILE, load_bundle
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import BundleError, HeadError, OutputError, RecipeError
 from dinov3_seg_ros.pipeline import Segmenter
-from training import bundles, evaluate, train
+from training import bundles, engine, evaluate, train
+from training.checkpoint import read_checkpoint
 from training.ema import MovingAverage
 from training.engine import Trainer
 from training.recipe import Recipe, load_recipe
@@ -239,6 +241,14 @@ def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch
     bundle.load_head()
 
 
+def test_interrupted_before_its_first_step_it_leaves_no_bundle(recipe, run, monkeypatch):
+    monkeypatch.setattr(StageRun, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    made = recipe()
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    assert not (Path(made.output) / "last").exists()
+
+
 def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, run, monkeypatch):
     original, saved = bundles.save_backbone, []
 
@@ -259,6 +269,28 @@ def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, ru
 def test_a_diverged_training_says_so(recipe, run):
     with pytest.raises(RecipeError, match=r"diverged.*optimizer\.lr"):
         run(recipe(optimizer={"name": "sgd", "lr": 1e20}, schedule={"name": "constant"}))
+
+
+def test_what_diverged_does_not_replace_the_checkpoint_before(recipe, run, monkeypatch):
+    original = StageRun.step
+
+    def diverging(self, step, batches):
+        return original(self, step, batches) * (float("nan") if step == 2 else 1.0)
+
+    monkeypatch.setattr(StageRun, "step", diverging)
+    made = recipe(checkpoint_minutes=0)
+    with pytest.raises(RecipeError, match="diverged"):
+        run(made)
+    assert read_checkpoint(Path(made.output) / "checkpoint.pt").step == 2
+
+
+def test_the_loss_is_drawn_between_validations_too(recipe, run, monkeypatch):
+    monkeypatch.setattr(engine, "_STEPS_OF_A_POINT", 2)
+    output = run(recipe(epochs=5, evaluate_every=5)).output
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == [2, 4, 6, 8, 10]
+    assert [event.step for event in events.Scalars("miou")] == [10]
 
 
 def test_the_average_is_what_is_saved_and_training_goes_on_with_the_weights(recipe, run):
@@ -315,6 +347,21 @@ def test_a_mistake_ends_the_command_with_one_line(recipe, tmp_path, capfd):
     assert "did you mean 'epochs'" in capfd.readouterr().err
     assert evaluate.main([str(tmp_path / "absent")]) == 1
     assert "no such folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_ends_the_command_with_one_line_whichever_process_reads_it(recipe, tmp_path, capfd, workers):
+    for split in ("train", "val"):
+        write_folder(tmp_path / "data", 2, split)
+    (tmp_path / "data" / "classes.yaml").write_text("[a, b]")
+    damaged = tmp_path / "data" / "train" / "images" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    made = recipe(data={"name": "folder", "root": str(tmp_path / "data")}, batch_size=2, workers=workers)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    assert train.main([str(path)]) == 1
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {damaged} cannot be read as an image")
 
 
 def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):

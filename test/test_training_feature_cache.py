@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from trainings import CONVNEXT, forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros.backbone import Backbone, build_backbone, save_backbone
 from dinov3_seg_ros.errors import DatasetError, RecipeError
+from dinov3_seg_ros.files import locked
 from training import feature_cache
 from training.engine import Trainer
 from training.feature_cache import CacheSettings, FeatureCache, fill_caches
@@ -93,6 +96,13 @@ def test_views_differ_and_are_used_in_turn(recipe, tmp_path):
 def test_without_augmentation_there_is_one_view(recipe, tmp_path):
     train(recipe({"views": 3}, augmentation={}))
     assert len(entries(tmp_path)) == SAMPLES // 2
+
+
+def test_where_the_canvas_crops_the_frame_views_differ_without_augmentation(recipe, tmp_path):
+    trainer = train(recipe(augmentation={}, input={"network_size": [32, 64], "geometry": "pad"}))
+    (cache,) = trainer._samples
+    assert len(entries(tmp_path)) == SAMPLES
+    assert not torch.equal(cache[0, 1][1], cache[1, 1][1])
 
 
 def test_each_stage_has_its_views(recipe, tmp_path, images_seen):
@@ -176,6 +186,42 @@ def test_a_bound_that_is_too_small_is_told_before_anything_is_computed(recipe, t
     with pytest.raises(RecipeError, match=r"cache\.max_gb"):
         train(recipe({"max_gb": 1e-5}))
     assert not entries(tmp_path) and not images_seen
+
+
+def test_with_more_room_the_training_that_had_too_little_goes_on(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="--resume"):
+        train(recipe({"max_gb": 1e-5}))
+    train(recipe({"max_gb": 1.0}), resume=True)
+    assert len(entries(tmp_path)) == SAMPLES
+
+
+def test_a_complete_cache_is_used_whatever_else_fills_its_folder(recipe, tmp_path, images_seen):
+    train(recipe())
+    (tmp_path / "features" / "others").write_bytes(bytes(100_000))
+    train(recipe({"max_gb": 1e-5}, output=str(tmp_path / "again")))
+    assert sum(images_seen) == SAMPLES
+
+
+def test_what_killed_processes_left_is_removed(recipe, tmp_path):
+    (cache,) = train(recipe())._samples
+    old, new = cache.folder / "000" / "0000" / ".0000001.old", cache.folder / "000" / "0000" / ".0000001.new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    entries(tmp_path)[0].unlink()
+    train(recipe(output=str(tmp_path / "again")))
+    assert not old.exists() and new.exists()
+
+
+def test_a_training_waits_while_another_fills_the_folder(recipe, tmp_path):
+    (tmp_path / "features").mkdir()
+    with locked(tmp_path / "features"):
+        filling = threading.Thread(target=train, args=(recipe(),))
+        filling.start()
+        filling.join(5)
+        assert filling.is_alive() and not entries(tmp_path)
+    filling.join()
+    assert len(entries(tmp_path)) == SAMPLES
 
 
 def test_caches_of_other_trainings_count_against_the_bound(recipe, tmp_path):

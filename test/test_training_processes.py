@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from trainings import CONVNEXT, records, tiny_recipe, train
 
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
+from training.evaluate import evaluate_bundle
 from training.recipe import Recipe
 from training.stages import StageRun
 
@@ -120,3 +122,11 @@ def test_two_processes_fill_one_cache_and_train_from_it(tmp_path):
     assert len([path for path in cache.rglob("*") if path.is_file()]) == 2 * 8 + 1
     other = tiny_recipe(tmp_path, **ALIKE, **frozen(tmp_path), output=str(tmp_path / "alone"))
     assert_agree(Path(recipe.output), train(other).output)
+
+
+def test_each_processs_batch_statistics_give_way_to_those_that_are_saved(tmp_path):
+    recipe = tiny_recipe(tmp_path, **{**ALIKE, "batch_norm": "process", "epochs": 2, "ema": 0.5})
+    train_together(recipe)
+    folder = Path(recipe.output)
+    scores = evaluate_bundle(folder / "last", Console(quiet=True))
+    assert scores["miou"] == pytest.approx(records(folder)[-1]["miou"], abs=1e-6)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from accelerate.utils import patch_environment
 from safetensors.torch import load_file
@@ -19,7 +22,7 @@ from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.errors import OutputError
 from dinov3_seg_ros.files import locked
 from training.checkpoint import read_checkpoint
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.run_folder import RunFolder
 from training.stages import StageRun
 
@@ -44,6 +47,17 @@ def weights(folder: Path) -> dict:
         for file in ("head.safetensors", "backbone/model.safetensors")
         for name, tensor in load_file(folder / bundle / file).items()
     }
+
+
+def write_images(root: Path, count: int) -> None:
+    """A folder data set of two classes, with so many training images."""
+    shutil.rmtree(root, ignore_errors=True)
+    for split, images in (("train", count), ("val", 1)):
+        for index in range(images):
+            for folder, picture in (("images", np.full((64, 96, 3), 90, np.uint8)), ("masks", np.eye(64, 96) > 0)):
+                path = root / split / folder / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(path), picture.astype(np.uint8))
 
 
 def history(folder: Path) -> list[dict]:
@@ -151,6 +165,17 @@ def test_a_changed_recipe_is_refused_by_the_key_that_differs(tmp_path):
     with pytest.raises(OutputError, match="stages"):
         train(tiny_recipe(tmp_path, epochs=1, stages=[{"epochs": 2}]), resume=True)
     train(tiny_recipe(tmp_path, epochs=1, checkpoint_minutes=9), resume=True)
+
+
+def test_a_training_whose_data_changed_is_refused(tmp_path):
+    def recipe(count: int) -> Recipe:
+        data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["a", "b"]}
+        write_images(tmp_path / "data", count)
+        return tiny_recipe(tmp_path, data=data, epochs=1)
+
+    train(recipe(4))
+    with pytest.raises(OutputError, match=r"added, removed or changed.*--output"):
+        train(recipe(3), resume=True)
 
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):

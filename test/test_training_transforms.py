@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinov3_seg_ros.preprocessing import fill_canvas, place
-from training.loader import AugmentedDataset, EpochBatches, make_loader, share_out
+from training.loader import AugmentedDataset, BatchLoader, EpochBatches, share_out
 from training.randomness import Purpose, generator
 from training.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
 
@@ -226,7 +226,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
 def test_worker_processes_load_the_same_batches_as_the_process_itself():
     def batches(workers: int) -> list[torch.Tensor]:
         order = EpochBatches(share_out(5, batch_size=2), seed=0)
-        loader = make_loader(AugmentedDataset(Blocks(), settings(), STRONG, 0), order, workers)
+        loader = BatchLoader(AugmentedDataset(Blocks(), settings(), STRONG, 0), order, workers)
         loaded = []
         for order.epoch in range(2):
             loaded += [canvases for canvases, _ in loader]

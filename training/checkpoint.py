@@ -24,17 +24,21 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps done.
+        data: fingerprint of the data set; see `training.datasets.base.SegmentationDataset`.
         seconds: time spent so far.
         losses: (n,) float32, of the steps since the last record.
         records: one for each validation; see `run_folder.RunFolder`.
+        points: ``step``, ``loss`` and ``lr`` every few steps.
         model: what training changes, by name; see `ema.changing_tensors`.
         optimizer, scaler, average: their states; None where there is none.
     """
 
     step: int
+    data: str
     seconds: float
     losses: Tensor
     records: list[dict[str, Any]]
+    points: list[dict[str, Any]]
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None = None

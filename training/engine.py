@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -11,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.errors import OutputError, RecipeError
 from training.build import make_cache, make_loss, make_samples, pixel_counter
 from training.bundles import BundleWriter
 from training.checkpoint import Checkpoint
@@ -34,6 +36,7 @@ from training.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
 from training.stages import Batch, Stage, StageRun, plan_stages
 from training.validation import Validation
 
+_STEPS_OF_A_POINT = 20
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
 
@@ -84,6 +87,7 @@ class Trainer:
         self._step = 0
         self._step_losses: list[torch.Tensor] = []
         self._records: list[dict[str, Any]] = []
+        self._points: list[dict[str, Any]] = []
 
     def run(self, resume: bool = False) -> dict[str, Any]:
         """Train, validate, and write bundles, pictures and history; returns the best validation's record.
@@ -106,9 +110,14 @@ class Trainer:
             try:
                 self._train(folder, checkpoint)
             except KeyboardInterrupt:
-                if folder is not None:
+                if folder is not None and self._step > (checkpoint.step if checkpoint is not None else 0):
                     with self._averaged_weights():
                         self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
+                    self._console.print(
+                        f"the model after step {self._step} is in the bundle '{LAST}'; --resume goes on from the "
+                        f"checkpoint, at most {self.recipe.checkpoint_minutes:g} minutes before",
+                        soft_wrap=True,
+                    )
                 raise
         return best_record(self._records)
 
@@ -170,6 +179,9 @@ class Trainer:
                             self._save_checkpoint(folder, run)
                         self._take_step(run, batches)
                         progress.advance(task)
+                        if self._step % _STEPS_OF_A_POINT == 0:
+                            point = self._add_point(folder, run)
+                            progress.update(task, loss=f"{point['loss']:.3f}")
                     if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
                         record = self._validate_and_save(folder, run, epoch + 1)
                         progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
@@ -189,6 +201,15 @@ class Trainer:
             self.average.update()
         self._step += 1
 
+    def _add_point(self, folder: RunFolder | None, run: StageRun) -> dict[str, Any]:
+        """Note the loss of the last few steps, and the learning rate; returns them."""
+        loss = self._finite(torch.stack(self._step_losses[-_STEPS_OF_A_POINT:]).mean())
+        point = {"step": self._step, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
+        self._points.append(point)
+        if folder is not None:
+            folder.add_point(point)
+        return point
+
     def _validate_and_save(self, folder: RunFolder | None, run: StageRun, epoch: int) -> dict[str, Any]:
         """Write bundles, history, pictures and a checkpoint of the model as it is; returns the record."""
         record = {
@@ -198,6 +219,7 @@ class Trainer:
             "lr": run.optimizer.param_groups[0]["lr"],
             "loss": self._mean_loss(),
         }
+        self._agree_on_statistics()
         with self._averaged_weights():
             scores, rows = self._validate(len(self._val_data))
             record |= scores
@@ -223,12 +245,16 @@ class Trainer:
 
     def _save_checkpoint(self, folder: RunFolder, run: StageRun) -> None:
         scaler = self._accelerator.scaler
+        if self._step_losses:
+            self._finite(torch.stack(self._step_losses).mean())  # what diverged must not replace what had not
         folder.save(
             Checkpoint(
                 step=self._step,
+                data=self._data_fingerprint,
                 seconds=self._seconds(),
                 losses=torch.stack(self._step_losses).cpu() if self._step_losses else torch.zeros(0),
                 records=self._records,
+                points=self._points,
                 model=changing_tensors(self.model),
                 optimizer=run.optimizer.state_dict(),
                 scaler=None if scaler is None else scaler.state_dict(),
@@ -238,8 +264,19 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Become what a checkpoint tells, but for the optimizer, which belongs to a stage."""
+        """Become what a checkpoint tells, but for the optimizer, which belongs to a stage.
+
+        Raises:
+            OutputError: the data are others than before.
+        """
+        if checkpoint.data != self._data_fingerprint:
+            raise OutputError(
+                f"{self.output} cannot be resumed: images or masks of its data set were added, removed or changed "
+                "since it began, so that it would not be the same training. Put them back, or train into another "
+                "folder with --output"
+            )
         self._step, self._records = checkpoint.step, list(checkpoint.records)
+        self._points = list(checkpoint.points)
         self._step_losses = list(checkpoint.losses.to(self._accelerator.device))
         self._began -= checkpoint.seconds
         for name, tensor in changing_tensors(self.model).items():
@@ -255,8 +292,12 @@ class Trainer:
 
     def _mean_loss(self) -> float:
         """Mean over the steps since it was last asked for."""
-        loss = float(torch.stack(self._step_losses).mean())
+        loss = self._finite(torch.stack(self._step_losses).mean())
         self._step_losses.clear()
+        return loss
+
+    def _finite(self, mean_loss: torch.Tensor) -> float:
+        loss = float(mean_loss)
         if not math.isfinite(loss):
             raise RecipeError(
                 f"training diverged before step {self._step}: the loss is {loss}; lower optimizer.lr, or set "
@@ -267,6 +308,23 @@ class Trainer:
     def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         """See `Validation.run`; of the first ``count`` items."""
         return self._validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+
+    def _agree_on_statistics(self) -> None:
+        """Give every process the main process's BatchNorm statistics: those are saved, so those must be validated."""
+        if self._accelerator.num_processes > 1:
+            weights = {name for name, _ in self.model.named_parameters()}
+            statistics = [changing_tensors(self.model)]
+            if self.average is not None:
+                statistics.append(self.average.state()["average"])
+            for tensors in statistics:
+                for name, tensor in tensors.items():
+                    if name not in weights:
+                        tensor.copy_(broadcast(tensor))
+
+    @functools.cached_property
+    def _data_fingerprint(self) -> str:
+        both = f"{self._train_data.fingerprint()}\n{self._val_data.fingerprint()}"
+        return hashlib.sha256(both.encode()).hexdigest()
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         return self.average.applied() if self.average is not None else contextlib.nullcontext()

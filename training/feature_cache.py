@@ -5,17 +5,21 @@ Layout, below the folder that the recipe names::
     <key>/key.json                     what the features are of; its hash is the folder's name
     <key>/<view>/<thousands>/<index>   one sample: safetensors (maps as float16, mask as PNG), then a CRC-32
 
-A sample is written under a temporary name and renamed, so that any number of processes may fill one cache at once. What
-is absent or damaged is computed again when a training starts.
+A sample is written under a temporary name and renamed, and one training at a time fills the caches of a folder, so that
+together they keep to its bound. What is absent or damaged is computed again when a training starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import math
+import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +30,7 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
@@ -34,11 +39,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dinov3_seg_ros import preprocessing
+from dinov3_seg_ros import backbone, preprocessing
 from dinov3_seg_ros.errors import DatasetError, RecipeError
-from dinov3_seg_ros.files import replacing_file, write_json
-from training import transforms
-from training.loader import AugmentedDataset, Key, make_loader
+from dinov3_seg_ros.files import locked, replacing_file, write_json
+from dinov3_seg_ros.runtimes.pytorch import normalise
+from training import datasets, loader, randomness, transforms
+from training.loader import AugmentedDataset, BatchLoader, Key
 from training.output import writing
 from training.section import Section
 
@@ -52,6 +58,8 @@ _SAMPLES_PER_FOLDER = 1000
 _CRC_BYTES = 4
 _READERS = 8
 _MEASURED_MASKS = 4
+# A temporary file of this age belongs to a process that was killed: a sample takes no second to write.
+_STALE_SECONDS = 3600
 # A file takes whole blocks of the disk.
 _BLOCK = 4096
 _HEADER = 512
@@ -156,7 +164,7 @@ class FeatureCache(Dataset):
         batches = [list(keys[start : start + batch_size]) for start in range(0, len(keys), batch_size)]
         with writing(self.folder):
             write_json(self.folder / KEY_FILE, self._description)
-        for batch, (canvases, masks) in zip(batches, make_loader(self._samples, batches, workers), strict=True):
+        for batch, (canvases, masks) in zip(batches, BatchLoader(self._samples, batches, workers), strict=True):
             maps = [feature_map.to("cpu", torch.float16) for feature_map in extract(canvases)]
             if not all(feature_map.isfinite().all() for feature_map in maps):
                 raise RecipeError(
@@ -202,38 +210,65 @@ def fill_caches(
         RecipeError: the bound or the disk is too small; nothing has been computed.
         RecipeError, OutputError, DatasetError: see `FeatureCache.fill`.
     """
-    missing = {
-        cache.folder: (cache, cache.missing(accelerator.process_index, accelerator.num_processes)) for cache in caches
-    }
-    samples = sum(len(cache) * cache.views for cache, _ in missing.values())
-    lacking = sum(len(keys) for _, keys in missing.values())
-    needed = sum(len(keys) * cache.sample_bytes() for cache, keys in missing.values())
-    shared = torch.tensor([lacking, needed], device=accelerator.device)
-    lacking, needed = accelerator.reduce(shared, "sum").tolist()
-    present = _check_room(settings, needed)
-    console.print(
-        f"feature cache: {lacking} of {samples} samples to compute, {_gb(needed)}; all caches in {settings.folder} "
-        f"take {_gb(present)} so far, at most {settings.max_gb:g} GB",
-        soft_wrap=True,
-    )
-    accelerator.wait_for_everyone()  # until all have looked how full the disk is
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("computing features", total=sum(len(keys) for _, keys in missing.values()))
-        for cache, keys in missing.values():
-            for count in cache.fill(keys, extract, batch_size, workers):
-                progress.advance(task, count)
-    accelerator.wait_for_everyone()
+    caches = list({cache.folder: cache for cache in caches}.values())
+    samples = sum(len(cache) * cache.views for cache in caches)
+    if not sum(map(len, _missing(caches, accelerator)[1])):
+        console.print(f"feature cache: all {samples} samples are there", soft_wrap=True)
+        return
+    folder = Path(settings.folder)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(_alone_in(folder, console))
+        accelerator.wait_for_everyone()
+        # Another training may have computed some of them meanwhile.
+        own, everybodys = _missing(caches, accelerator)
+        lacking = sum(map(len, everybodys))
+        needed = sum(len(keys) * cache.sample_bytes() for cache, keys in zip(caches, everybodys, strict=True))
+        present = _check_room(settings, needed)
+        console.print(
+            f"feature cache: {lacking} of {samples} samples to compute, {_gb(needed)}; all caches in {folder} "
+            f"take {_gb(present)} so far, at most {settings.max_gb:g} GB",
+            soft_wrap=True,
+        )
+        accelerator.wait_for_everyone()  # until all have looked how full the disk is
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("computing features", total=sum(map(len, own)))
+            for cache, keys in zip(caches, own, strict=True):
+                for count in cache.fill(keys, extract, batch_size, workers):
+                    progress.advance(task, count)
+        accelerator.wait_for_everyone()
+
+
+def _missing(caches: Sequence[FeatureCache], accelerator: Accelerator) -> tuple[list[list[Key]], list[list[Key]]]:
+    """What each cache lacks: of this process's share, and of all processes' together."""
+    own = [cache.missing(accelerator.process_index, accelerator.num_processes) for cache in caches]
+    return own, [gather_object(keys) for keys in own]
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, console: Console) -> Iterator[None]:
+    """Hold the lock of a folder of caches, once every other training has let go of it."""
+    with writing(folder), contextlib.ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            console.print(f"feature cache: another training is filling {folder}; waiting for it", soft_wrap=True)
+            stack.enter_context(locked(folder))
+        held = stack.pop_all()
+    with held:
+        yield
 
 
 def _check_room(settings: CacheSettings, needed: int) -> int:
     """How many bytes the folder's caches take already; RecipeError where ``needed`` more are too many."""
     folder = Path(settings.folder)
-    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if present + needed > settings.max_gb * 1e9:
+    present = _size_of(folder)
+    if needed and present + needed > settings.max_gb * 1e9:
         raise RecipeError(
             f"the feature cache needs {_gb(needed)} and {folder} holds {_gb(present)} already, together more than "
-            f"cache.max_gb = {settings.max_gb:g}; raise it, lower cache.views, or remove caches that are no longer "
-            f"needed (the {KEY_FILE} of each says what it is of)"
+            f"cache.max_gb = {settings.max_gb:g}; raise it (and start again with --resume), lower cache.views, or "
+            f"remove caches that are no longer needed (the {KEY_FILE} of each says what it is of)"
         )
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -243,6 +278,21 @@ def _check_room(settings: CacheSettings, needed: int) -> int:
             "or set cache.folder to one on another disk"
         )
     return present
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of all files in a folder, whatever comes and goes meanwhile; what killed processes left is removed."""
+    size, oldest = 0, time.time() - _STALE_SECONDS
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                state = path.stat()
+                if name.startswith(".") and state.st_mtime < oldest:
+                    path.unlink()
+                else:
+                    size += state.st_size
+    return size
 
 
 def _gb(size: float) -> str:
@@ -270,6 +320,8 @@ def _png(mask: Tensor) -> np.ndarray:
 
 
 def _code_fingerprint() -> str:
-    """SHA-256 of the code that makes canvases: what another version of it made is not used."""
-    sources = "".join(inspect.getsource(module) for module in (preprocessing, transforms))
-    return hashlib.sha256(sources.encode()).hexdigest()
+    """SHA-256 of the code that makes canvases, masks and features: what another version of it made is not used."""
+    sources = [inspect.getsource(part) for part in (preprocessing, backbone, normalise, transforms, loader, randomness)]
+    sources += [path.read_text(encoding="utf-8") for path in sorted(Path(datasets.__file__).parent.rglob("*.py"))]
+    versions = [importlib.metadata.version(package) for package in ("torch", "transformers")]
+    return hashlib.sha256("".join([*sources, *versions]).encode()).hexdigest()

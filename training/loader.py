@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.errors import RecipeError, SegmentationError
+from dinov3_seg_ros.preprocessing import FRAME_SIZED
 from training.datasets import SegmentationDataset
 from training.randomness import Purpose, generator
 from training.transforms import Augmentation, CanvasSettings, training_canvas
@@ -49,11 +50,13 @@ def share_out(count: int, batch_size: int, accumulate: int = 1, process: int = 0
     Raises:
         RecipeError: a batch cannot be divided among the processes.
     """
-    if batch_size % processes or count < processes:
+    if batch_size % processes:
         raise RecipeError(
-            f"batch_size is {batch_size} and there are {count} images, for {processes} processes; batch_size is that "
-            "of all processes together: make it a multiple of their number"
+            f"batch_size is {batch_size}, for {processes} processes; it is that of all processes together: make it a "
+            "multiple of their number"
         )
+    if count < processes:
+        raise RecipeError(f"there are {count} training images for {processes} processes; start fewer processes")
     batch_size = min(batch_size, count - count % processes)
     accumulate = min(accumulate, count // batch_size)
     return Batching(count, batch_size, accumulate, count // (batch_size * accumulate), process, processes)
@@ -113,8 +116,11 @@ class AugmentedDataset(Dataset):
 
     @property
     def is_random(self) -> bool:
-        """Whether an image looks different in different epochs."""
-        return self._augmentation != Augmentation()
+        """Whether an image looks different in different epochs.
+
+        In a geometry that keeps the frame's size, what exceeds the canvas is cropped at random in any case.
+        """
+        return self._augmentation != Augmentation() or self._settings.geometry in FRAME_SIZED
 
     def description(self) -> dict[str, Any]:
         """All that the samples depend on, beside code, in the types of JSON."""
@@ -127,18 +133,57 @@ class AugmentedDataset(Dataset):
         }
 
 
-def make_loader(dataset: Dataset, batches: Iterable[list[Key]], workers: int) -> DataLoader:
-    """Collated samples of ``dataset``, a batch for each list of keys that ``batches`` gives."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_prepare_worker,
-        # A forked worker would inherit the locks of thread pools whose threads it does not have.
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+class BatchLoader:
+    """Collated samples of a data set, a batch for each list of keys; may be iterated again and again.
+
+    Args:
+        dataset: samples by key.
+        batches: lists of keys, anew for each iteration.
+        workers: processes that read samples; 0: this one.
+    """
+
+    def __init__(self, dataset: Dataset, batches: Iterable[list[Key]], workers: int) -> None:
+        self._loader = DataLoader(
+            _ErrorsAsSamples(dataset),
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_collate,
+            worker_init_fn=_prepare_worker,
+            # A forked worker would inherit the locks of thread pools whose threads it does not have.
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        """Gives the batches.
+
+        Raises:
+            SegmentationError: what the data set raised, as it was, whichever process read the sample.
+        """
+        for batch in self._loader:
+            if isinstance(batch, SegmentationError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsSamples(Dataset):
+    """What a worker process raises arrives as a traceback; what it gives arrives as it is."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: Key) -> Any:
+        try:
+            return self._dataset[key]
+        except SegmentationError as error:
+            return error
+
+
+def _collate(samples: list[Any]) -> Any:
+    """The batch, or the first error among its samples."""
+    errors = [sample for sample in samples if isinstance(sample, SegmentationError)]
+    return errors[0] if errors else default_collate(samples)
 
 
 def _prepare_worker(_worker: int) -> None:

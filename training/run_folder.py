@@ -38,9 +38,10 @@ RANKINGS: dict[str, Callable[[Record], float]] = {
     BEST_LOSS: lambda record: -record["val_loss"],
 }
 
-_REPLACED = (BEST, BEST_LOSS, LAST, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE)
-# A training may be resumed in a folder that was moved, with other processes to load its data.
-_FREE_KEYS = ("output", "workers", "checkpoint_minutes")
+_REPLACED = (BEST, BEST_LOSS, LAST, RECIPE_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE)
+# What changes nothing of the weights: a training may be resumed in a folder that was moved, with another number of
+# processes to load its data, with more room for features, and be evaluated in another way.
+_FREE_KEYS = ("output", "workers", "checkpoint_minutes", "cache.folder", "cache.max_gb", "inference")
 
 
 class RunFolder:
@@ -71,19 +72,18 @@ class RunFolder:
             if resume:
                 _remove_leftovers(path, RECIPE_FILE)
             check_free(path, "--output")
-            with writing(path), replacing_file(path / RECIPE_FILE) as temporary:
-                text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-                temporary.write_text(text, encoding="utf-8")
+            _write_recipe(path / RECIPE_FILE, content)
         with writing(path), contextlib.ExitStack() as resources:
             self._lock(resources)
             if taken_over:
+                _write_recipe(path / RECIPE_FILE, content)
                 self.checkpoint = read_checkpoint(path / CHECKPOINT_FILE)
                 _remove_leftovers(path, *_REPLACED)
                 shutil.rmtree(path / TENSORBOARD_FOLDER, ignore_errors=True)
             self._tensorboard = SummaryWriter(str(path / TENSORBOARD_FOLDER))
             resources.callback(self._tensorboard.close)
             if taken_over:
-                self._rewrite_history(self.checkpoint.records if self.checkpoint else [])
+                self._rewrite_history()
             self._resources = resources.pop_all()
 
     def __enter__(self) -> RunFolder:
@@ -93,6 +93,15 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._resources.close()
+
+    def add_point(self, point: Record) -> None:
+        """Show ``loss`` and ``lr`` of a ``step`` in TensorBoard.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        with writing(self.path):
+            self._draw_point(point)
 
     def add(self, records: Sequence[Record]) -> None:
         """Append the last of ``records`` to metrics.jsonl, TensorBoard and the curves.
@@ -130,12 +139,19 @@ class RunFolder:
         except BlockingIOError as error:
             raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
-    def _rewrite_history(self, records: Sequence[Record]) -> None:
-        """Forget records that came after the checkpoint: their steps will be done again."""
+    def _rewrite_history(self) -> None:
+        """Forget what came after the checkpoint: its steps will be done again."""
+        records = self.checkpoint.records if self.checkpoint else []
+        for point in self.checkpoint.points if self.checkpoint else []:
+            self._draw_point(point)
         with replacing_file(self.path / METRICS_FILE) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         for record in records:
             self._draw(record)
+
+    def _draw_point(self, point: Record) -> None:
+        for name in ("loss", "lr"):
+            self._tensorboard.add_scalar(f"training/{name}", point[name], point["step"])
 
     def _draw(self, record: Record) -> None:
         for name, value in record.items():
@@ -163,6 +179,11 @@ def _remove_leftovers(folder: Path, *names: str) -> None:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def _write_recipe(path: Path, recipe: dict[str, Any]) -> None:
+    with writing(path.parent), replacing_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
     """Raise OutputError unless the training of a folder had this recipe."""
     try:
@@ -173,7 +194,7 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
             "folder of one with --output, or leave out --resume"
         ) from error
     for key, before, now in differences(earlier, recipe):
-        if key not in _FREE_KEYS:
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS):
             raise OutputError(
                 f"{path.parent} cannot be resumed: its training had {key} = {before}, the recipe now has {now}. Change "
                 "it back, or train into another folder with --output"

@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from training.loader import Batching, EpochBatches, make_loader, share_out
+from training.loader import Batching, BatchLoader, EpochBatches, share_out
 from training.losses import WeightedSum
 from training.model import SegmentationModel
 from training.randomness import Purpose, seed_torch
@@ -101,7 +101,7 @@ class StageRun:
         self.stage = stage
         self._wrapped, self._loss, self._ignore_value, self._accelerator = wrapped, loss, ignore_value, accelerator
         self._order = EpochBatches(stage.batching, stage.recipe.seed)
-        self._loader = make_loader(samples, self._order, stage.recipe.workers)
+        self._loader = BatchLoader(samples, self._order, stage.recipe.workers)
         self.optimizer = accelerator.prepare(stage.recipe.optimizer.build(model.backbone, model.head))
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

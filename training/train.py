@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; what was trained so far is in the bundle 'last', and --resume goes on with it")
+        console.print("interrupted")
         return _INTERRUPTED
     return 0
 
