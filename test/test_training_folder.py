@@ -55,10 +55,22 @@ def test_every_ignored_value_becomes_the_one_ignore_value(tmp_path):
     assert data.item(0)[1][0, :4].tolist() == [0, 1, data.ignore_value, data.ignore_value]
 
 
-def test_an_ignored_value_may_lie_among_the_class_ids(tmp_path):
-    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 2, 2], np.uint8), (6, 2)))
-    data = folder(tmp_path, ignore_values=[2]).open("train")
-    assert data.item(0)[1][0, :4].tolist() == [0, 1, 255, 255]
+def test_an_ignored_value_that_is_a_class_id_is_refused(tmp_path):
+    write_split(tmp_path, "train")
+    with pytest.raises(DatasetError, match=r"data\.ignore_values holds the value 2, which is that of the class 'box'"):
+        folder(tmp_path, ignore_values=[255, 2]).open("train")
+
+
+@pytest.mark.parametrize(("classes", "unlabelled"), [(255, 255), (256, 65535), (300, 65535)])
+def test_by_default_no_class_is_ignored_and_the_unlabelled_value_is(tmp_path, classes, unlabelled):
+    ids = np.full((6, 8), unlabelled, np.uint16)
+    ids[0], ids[1] = classes - 1, min(classes - 1, 255)
+    write_split(tmp_path, "train", count=1)
+    Image.fromarray(ids).save(tmp_path / "train" / "masks" / "train_0.png")
+    section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(classes)])
+    data = section.open("train")
+    assert (data.ignore_value, section.resolved().ignore_values) == (unlabelled, (unlabelled,))
+    assert np.array_equal(data.item(0)[1], ids)
 
 
 COLOURS = {"floor": [128, 0, 0], "wall": [0, 128, 0], "box": [1, 2, 3]}
@@ -76,6 +88,13 @@ def test_masks_of_colours_are_read_as_class_ids(tmp_path, mode):
     data = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0]]).open("train")
     mask = data.item(0)[1]
     assert mask.dtype == np.uint8 and mask[5, :4].tolist() == [2, 0, 1, 255]
+
+
+def test_an_ignored_colour_that_a_class_has_is_refused(tmp_path):
+    write_colours(tmp_path, [[1, 2, 3]])
+    section = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0], [1, 2, 3]])
+    with pytest.raises(DatasetError, match=r"data\.ignore_colours holds the colour \[1, 2, 3\], .* the class 'box'"):
+        section.open("train")
 
 
 def test_more_than_255_classes_have_wide_masks(tmp_path):
