@@ -62,7 +62,8 @@ class FolderData(DataSettings):
         """
         classes = self._classes()
         read_mask = FolderMasks(classes, self.resolved().ignore_values, self.ignore_colours)
-        return open_pairs(self._pairs(split), classes, read_mask)
+        pairs, spare = self._pairs(split)
+        return open_pairs(pairs, classes, read_mask, spare)
 
     def resolved(self) -> FolderData:
         """See `DataSettings.resolved`."""
@@ -82,7 +83,8 @@ class FolderData(DataSettings):
                 f"{path}"
             ) from None
 
-    def _pairs(self, split: Split) -> list[Pair]:
+    def _pairs(self, split: Split) -> tuple[list[Pair], list[Path]]:
+        """See `find_pairs`."""
         root = Path(self.root)
         if not root.is_dir():
             raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
@@ -90,13 +92,13 @@ class FolderData(DataSettings):
             if self.val_fraction is not None:
                 raise DatasetError(f"{root} has folders for its splits: remove data.val_fraction, which is for others")
             return find_pairs(root / split / self.images, root / split / self.masks)
-        pairs = find_pairs(root / self.images, root / self.masks)
+        pairs, spare = find_pairs(root / self.images, root / self.masks)
         if self.val_fraction is None:
             raise DatasetError(
                 f"{root} has no train and val folders; make them, or set data.val_fraction to the share of the images "
                 "to keep for validation"
             )
-        return split_pairs(pairs, self.val_fraction, split)
+        return split_pairs(pairs, self.val_fraction, split), spare
 
 
 class FolderMasks:
