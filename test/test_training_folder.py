@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from full_disk import full_disk
 from PIL import Image
 
 from dinov3_seg_ros.demo import scenes
@@ -290,3 +291,15 @@ def test_a_damaged_cache_entry_is_rendered_again(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     assert np.array_equal(data.item(0)[0], image)
     assert np.load(file).shape == (48, 64, 4)
+
+
+def test_scenes_that_the_disk_cannot_take_are_rendered_each_time_with_one_warning(tmp_path):
+    data = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
+    data.item(0)
+    before = list(tmp_path.rglob("*.npy"))
+    with full_disk(1000), pytest.warns(UserWarning, match="data.cache") as warned:
+        for index in (1, 0, 1):
+            for found, expected in zip(data.item(index), scenes.sample("train", index, (48, 64)), strict=True):
+                assert np.array_equal(found, expected)
+    assert len(warned) == 1
+    assert list(tmp_path.rglob("*.npy")) == before
