@@ -154,6 +154,13 @@ def test_a_class_that_never_occurs_may_be_allowed(root, capsys):
     assert status == 0 and "no problem found" in printed
 
 
+def test_a_class_that_the_recipe_leaves_empty_is_no_problem(tmp_path, capsys):
+    root = tmp_path / "data"
+    tiny_datasets.build_coco_panoptic(root)
+    status, printed = check(root, capsys, "--data.background", "ignore", name="coco_panoptic")
+    assert status == 0 and "no problem found" in printed and "never" not in printed, printed
+
+
 def test_a_class_that_validation_never_shows_is_told_but_no_problem(root, capsys):
     for path in (root / "val" / "masks").iterdir():
         tiny_datasets.save_mask(path, tiny_datasets.values_of([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 0))

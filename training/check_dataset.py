@@ -36,6 +36,7 @@ class Findings:
 
     Attributes:
         class_names: empty where the split cannot be opened.
+        empty_classes: those to which the recipe leaves no pixel.
         readable: number of items that training can use.
         pixels: (classes,) int64 pixels of each class.
         images: (classes,) int64 items in which each class occurs.
@@ -46,6 +47,7 @@ class Findings:
     """
 
     class_names: list[str] = field(default_factory=list)
+    empty_classes: frozenset[str] = frozenset()
     readable: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -55,8 +57,9 @@ class Findings:
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def never_occurring(self) -> list[str]:
-        """Classes without a pixel."""
-        return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0]
+        """Classes that have no pixel and should have some."""
+        without = (name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0)
+        return [name for name in without if name not in self.empty_classes]
 
 
 def check_split(section: DataSection, split: Split, threads: int, console: Console) -> Findings:
@@ -80,7 +83,7 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
     count = len(data.class_names)
     if isinstance(data, FileDataset):
         findings.spare_masks = data.spare_masks
-    findings.class_names = data.class_names
+    findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
     findings.pixels, findings.images = np.zeros((2, count), np.int64)
     with ThreadPoolExecutor(threads) as pool:
         items = pool.map(lambda index: _read(data, index), range(len(data)))
