@@ -4,9 +4,15 @@
     python benchmarks/camvid_heads.py CAMVID [--backbone runs/camvid_backbone/best/backbone] [--seeds 0 1 2]
 
 All are trained by the recipe `camvid` with the same number of steps, on the same cached views; those that are trained
-already are not trained again. At the end, a table is printed. Its times of training are those of one thread, with as
-many trainings at a time as there are jobs. Its latencies are PyTorch's, of the heads in turn, of one image: on a map of
-384 channels and 40x40 cells with 134 classes, and on this backbone's maps of a 640x640 image.
+already are not trained again. At the end, a table is printed, which docs/heads.md holds.
+
+Its times of training are what the trainings themselves record, one thread each, with as many at a time as there are
+jobs. They include all steps, over however many starts it took, and looking for the cached views; not the start of the
+process, the validation at the end, steps that an interruption lost, nor, being medians over the seeds, computing the
+views, which the trainings of the first seed do for all.
+
+Its latencies are PyTorch's, of the heads in turn, of one image: on a map of 384 channels and 40x40 cells with 134
+classes, and on this backbone's maps of a 640x640 image.
 """
 
 from __future__ import annotations
@@ -39,12 +45,17 @@ LATENCY_ROUNDS = 15
 
 @dataclass(frozen=True)
 class Row:
-    """A head, and the stages that it reads."""
+    """A head, the stages that it reads, and what sets it apart, for the table."""
 
     head: str
     layers: tuple[int, ...] = ALL
+    note: str = ""
     variant: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.head}, {self.note}" if self.note else self.head
 
     def build(self, channels: Sequence[int], strides: Sequence[int], classes: int) -> Head:
         return build_head(self.head, channels, strides, classes, variant=self.variant, **self.options)
@@ -63,19 +74,21 @@ class Row:
 # Widths are in proportion to the backbone's: its deepest stage has 256 channels where ConvNeXt-T has 768.
 ROWS = {
     "linear": Row("linear"),
-    "aspp": Row("aspp"),
+    "aspp": Row("aspp", note="the default"),
     "aspp, stride 16": Row("aspp", STRIDE_16),
-    "plain aspp, stride 16": Row("aspp", STRIDE_16, "plain"),
+    "plain aspp, stride 16": Row("aspp", STRIDE_16, "variant plain", "plain"),
     "aspp, deepest stage": Row("aspp", DEEPEST),
-    "plain aspp, deepest stage": Row("aspp", DEEPEST, "plain"),
-    "convolutions, deepest stage": Row("pyramid", DEEPEST, options={"fpn": False, "ppm": False, "hidden": 128}),
-    "PPM, deepest stage": Row("pyramid", DEEPEST, options={"fpn": False, "hidden": 128}),
-    "FPN 128": Row("pyramid", options={"width": 128, "ppm": False, "hidden": 128}),
-    "FPN 64, PPM": Row("pyramid", options={"width": 64, "hidden": 128}),
-    "FPN 128, PPM": Row("pyramid", options={"width": 128, "hidden": 128}),
-    "FPN 256, PPM": Row("pyramid", options={"width": 256, "hidden": 128}),
-    "unet, deepest stage": Row("unet", DEEPEST, options={"widths": [128, 64, 32, 16]}),
-    "unet": Row("unet", options={"widths": [128, 64, 32, 16]}),
+    "plain aspp, deepest stage": Row("aspp", DEEPEST, "variant plain", "plain"),
+    "convolutions, deepest stage": Row(
+        "pyramid", DEEPEST, "convolutions only", options={"fpn": False, "ppm": False, "hidden": 128}
+    ),
+    "PPM, deepest stage": Row("pyramid", DEEPEST, "PPM only", options={"fpn": False, "hidden": 128}),
+    "FPN 128": Row("pyramid", note="FPN of 128", options={"width": 128, "ppm": False, "hidden": 128}),
+    "FPN 64, PPM": Row("pyramid", note="FPN of 64, PPM", options={"width": 64, "hidden": 128}),
+    "FPN 128, PPM": Row("pyramid", note="FPN of 128, PPM", options={"width": 128, "hidden": 128}),
+    "FPN 256, PPM": Row("pyramid", note="FPN of 256, PPM", options={"width": 256, "hidden": 128}),
+    "unet, deepest stage": Row("unet", DEEPEST, "no skip connections", options={"widths": [128, 64, 32, 16]}),
+    "unet": Row("unet", note="with skip connections", options={"widths": [128, 64, 32, 16]}),
 }
 
 
@@ -107,7 +120,8 @@ def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
 def train(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train one head in a process of its own, on one thread; what was begun before is finished."""
     output = run_folder(name, seed, options)
-    if (output / "seconds.json").exists():
+    record = last_record(output)
+    if record is not None and record["step"] == options.iterations:
         return
     words = [
         *("camvid", "--output", str(output), "--seed", str(seed), "--data.root", options.data),
@@ -117,9 +131,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> None:
         *ROWS[name].arguments(),
     ]
     command = [sys.executable, "-m", "training.train", *words, "--workers", "0", "--resume"]
-    start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    (output / "seconds.json").write_text(json.dumps(round(time.perf_counter() - start, 1)))
 
 
 def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
@@ -146,28 +158,31 @@ def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, flo
 
 def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]) -> str:
     """In Markdown: one line for each head."""
-    lines = ["| head | mIoU (mean ± standard deviation) | parameters | ms, 384x40x40 | ms, 640x640 | training, s |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| head | reads strides | mIoU (mean ± standard deviation) | parameters | ms, 384x40x40 | ms, 640x640 "
+        "| training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in options.rows:
-        folders = [run_folder(name, seed, options) for seed in options.seeds]
-        scores = [last_record(folder)["miou"] for folder in folders]
-        seconds = statistics.median(json.loads((folder / "seconds.json").read_text()) for folder in folders)
+        row = ROWS[name]
+        backbone = load_backbone(str(options.backbone), list(row.layers))
+        head = row.build(backbone.channels, backbone.strides, CLASSES)
+        records = [last_record(run_folder(name, seed, options)) for seed in options.seeds]
+        scores = [record["miou"] for record in records]
+        seconds = statistics.median(record["seconds"] for record in records)
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        strides, miou = ", ".join(map(str, backbone.strides)), f"{statistics.mean(scores):.4f} ± {spread:.4f}"
+        parameters = sum(parameter.numel() for parameter in head.parameters())
         milliseconds = "".join(f" {value:.1f} |" for value in latencies.get(name, ())) or " | |"
-        parameters = parameter_count(ROWS[name], options)
-        lines.append(
-            f"| {name} | {statistics.mean(scores):.4f} ± {spread:.4f} | {parameters:,} |{milliseconds} {seconds:.0f} |"
-        )
+        lines.append(f"| {row.label} | {strides} | {miou} | {parameters:,} |{milliseconds} {seconds:.0f} |")
     return "\n".join(lines)
 
 
-def parameter_count(row: Row, options: argparse.Namespace) -> int:
-    backbone = load_backbone(str(options.backbone), list(row.layers))
-    return sum(parameter.numel() for parameter in row.build(backbone.channels, backbone.strides, CLASSES).parameters())
-
-
-def last_record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+def last_record(folder: Path) -> dict[str, Any] | None:
+    """Of the last validation; None where there was none yet."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else None
 
 
 if __name__ == "__main__":

@@ -260,9 +260,13 @@ class TestPyramid:
 
     def test_training_on_one_image_is_refused_where_a_bin_holds_one_value(self):
         maps = [m[:1] for m in make_maps(*PYRAMID)]
-        with pytest.raises(HeadError, match="batch_size >= 2"):
-            build_head("pyramid", *PYRAMID, 3, **THIN).train()(maps)
+        head = build_head("pyramid", *PYRAMID, 3, **THIN).train()
+        with pytest.raises(HeadError, match="batch_size to 2 or more for each process"):
+            head(maps)
         build_head("pyramid", *PYRAMID, 3, **THIN, bins=(2, 3)).train()(maps)
+        for norm in filter(lambda module: isinstance(module, nn.BatchNorm2d), head.modules()):
+            norm.eval()  # as a frozen one is
+        head(maps).sum().backward()
 
 
 class TestUNet:

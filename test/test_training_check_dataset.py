@@ -56,6 +56,10 @@ def image_without_mask(root: Path) -> None:
     min((root / "train" / "masks").iterdir()).unlink()
 
 
+def mask_without_image(root: Path) -> None:
+    min((root / "train" / "images").iterdir()).unlink()
+
+
 def unreadable_image(root: Path) -> None:
     path = min((root / "val" / "images").iterdir())
     path.write_bytes(path.read_bytes()[:-100])
@@ -81,6 +85,7 @@ def no_validation_split(root: Path) -> None:
         (mask_value_out_of_range, ["train: value of no class: 2", "0001TP_000000.png has the value 12", "000001.png"]),
         (mask_of_other_size, ["train: sizes differ: 1", "0001TP_000000.png is 4x4", "48x40"]),
         (image_without_mask, ["train: missing file: 1", "0001TP_000000.png", "train: 3 images"]),
+        (mask_without_image, ["mask without image: 1", "masks/0001TP_000000.png", "train: 3 images"]),
         (unreadable_image, ["val: unreadable file: 1", "0001TP_000100.jpg", "truncated"]),
         (same_image_in_both, ["the same image in train and val: 1", "0001TP_000000.jpg and 0001TP_000100.jpg"]),
         (class_that_never_occurs, ["train: class never occurs: 1", "\n  car\n"]),
@@ -93,6 +98,28 @@ def test_a_fault_is_told_with_its_number_and_its_file(root, capsys, break_it, pa
     status, printed = check(root, capsys)
     assert status == 1 and "no problem" not in printed
     assert all(part in printed for part in parts), printed
+
+
+@pytest.mark.parametrize(
+    ("layout", "image", "mask"),
+    [
+        ("ade20k", "images/training/ADE_train_00000000.jpg", "ADE_train_00000000.png"),
+        (
+            "cityscapes",
+            "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
+            "aachen_000000_000019_gtFine_labelIds.png",
+        ),
+        ("penn_fudan", "train_images/FudanPed00000.png", "FudanPed00000_mask.png"),
+        ("penn_fudan_original", "PNGImages/FudanPed00000.png", "FudanPed00000_mask.png"),  # one folder for both splits
+    ],
+)
+def test_a_mask_without_image_is_told_once_whatever_the_layout(tmp_path, capsys, layout, image, mask):
+    root = tmp_path / "data"
+    getattr(tiny_datasets, f"build_{layout}")(root)
+    (root / image).unlink()
+    status, printed = check(root, capsys, name=layout.removesuffix("_original"))
+    assert status == 1 and "mask without image: 1" in printed, printed
+    assert printed.count(mask) == 1
 
 
 def test_faults_of_several_kinds_are_told_at_once(root, capsys):
@@ -125,6 +152,13 @@ def test_a_class_that_never_occurs_may_be_allowed(root, capsys):
     class_that_never_occurs(root)
     status, printed = check(root, capsys, "--allow-empty")
     assert status == 0 and "no problem found" in printed
+
+
+def test_a_class_that_the_recipe_leaves_empty_is_no_problem(tmp_path, capsys):
+    root = tmp_path / "data"
+    tiny_datasets.build_coco_panoptic(root)
+    status, printed = check(root, capsys, "--data.background", "ignore", name="coco_panoptic")
+    assert status == 0 and "no problem found" in printed and "never" not in printed, printed
 
 
 def test_a_class_that_validation_never_shows_is_told_but_no_problem(root, capsys):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bundles import write_tiny_bundle
+from full_disk import full_disk
 from PIL import Image
 from trainings import forget_accelerator, tiny_recipe
 
@@ -193,6 +194,19 @@ def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(
     for file in ("confusion.png", "worst.png", "best.png"):
         with Image.open(report / file) as image:
             assert min(image.size) > 100
+
+
+def test_a_report_whose_pictures_the_disk_cannot_take_is_not_there_at_all(bundle, data, tmp_path, capfd):
+    run(bundle, data, tmp_path, "--report", str(tmp_path / "whole"))
+    size_of = {file.name: file.stat().st_size for file in (tmp_path / "whole").iterdir()}
+    examples = min(size_of.pop("worst.png"), size_of.pop("best.png"))
+    assert max(size_of.values()) < examples
+    report, scores = tmp_path / "report", tmp_path / "scores.json"
+    words = ["--dataset", "folder", "--data.root", str(data), "--report", str(report), "--json", str(scores)]
+    with full_disk(examples - 1):
+        assert evaluate.main([str(bundle.path), *words]) == 1
+    assert f"{report} cannot be written" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*report*"))
 
 
 def test_a_report_folder_that_holds_something_is_refused_before_anything_is_evaluated(bundle, data, tmp_path, capfd):

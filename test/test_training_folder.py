@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from full_disk import full_disk
 from PIL import Image
 
 from dinov3_seg_ros.demo import scenes
@@ -55,10 +56,22 @@ def test_every_ignored_value_becomes_the_one_ignore_value(tmp_path):
     assert data.item(0)[1][0, :4].tolist() == [0, 1, data.ignore_value, data.ignore_value]
 
 
-def test_an_ignored_value_may_lie_among_the_class_ids(tmp_path):
-    write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 2, 2], np.uint8), (6, 2)))
-    data = folder(tmp_path, ignore_values=[2]).open("train")
-    assert data.item(0)[1][0, :4].tolist() == [0, 1, 255, 255]
+def test_an_ignored_value_that_is_a_class_id_is_refused(tmp_path):
+    write_split(tmp_path, "train")
+    with pytest.raises(DatasetError, match=r"data\.ignore_values holds the value 2, which is that of the class 'box'"):
+        folder(tmp_path, ignore_values=[255, 2]).open("train")
+
+
+@pytest.mark.parametrize(("classes", "unlabelled"), [(255, 255), (256, 65535), (300, 65535)])
+def test_by_default_no_class_is_ignored_and_the_unlabelled_value_is(tmp_path, classes, unlabelled):
+    ids = np.full((6, 8), unlabelled, np.uint16)
+    ids[0], ids[1] = classes - 1, min(classes - 1, 255)
+    write_split(tmp_path, "train", count=1)
+    Image.fromarray(ids).save(tmp_path / "train" / "masks" / "train_0.png")
+    section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(classes)])
+    data = section.open("train")
+    assert (data.ignore_value, section.resolved().ignore_values) == (unlabelled, (unlabelled,))
+    assert np.array_equal(data.item(0)[1], ids)
 
 
 COLOURS = {"floor": [128, 0, 0], "wall": [0, 128, 0], "box": [1, 2, 3]}
@@ -76,6 +89,13 @@ def test_masks_of_colours_are_read_as_class_ids(tmp_path, mode):
     data = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0]]).open("train")
     mask = data.item(0)[1]
     assert mask.dtype == np.uint8 and mask[5, :4].tolist() == [2, 0, 1, 255]
+
+
+def test_an_ignored_colour_that_a_class_has_is_refused(tmp_path):
+    write_colours(tmp_path, [[1, 2, 3]])
+    section = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0], [1, 2, 3]])
+    with pytest.raises(DatasetError, match=r"data\.ignore_colours holds the colour \[1, 2, 3\], .* the class 'box'"):
+        section.open("train")
 
 
 def test_more_than_255_classes_have_wide_masks(tmp_path):
@@ -271,3 +291,15 @@ def test_a_damaged_cache_entry_is_rendered_again(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     assert np.array_equal(data.item(0)[0], image)
     assert np.load(file).shape == (48, 64, 4)
+
+
+def test_scenes_that_the_disk_cannot_take_are_rendered_each_time_with_one_warning(tmp_path):
+    data = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
+    data.item(0)
+    before = list(tmp_path.rglob("*.npy"))
+    with full_disk(1000), pytest.warns(UserWarning, match="data.cache") as warned:
+        for index in (1, 0, 1):
+            for found, expected in zip(data.item(index), scenes.sample("train", index, (48, 64)), strict=True):
+                assert np.array_equal(found, expected)
+    assert len(warned) == 1
+    assert list(tmp_path.rglob("*.npy")) == before

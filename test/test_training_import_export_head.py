@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from bundles import write_tiny_bundle
+from full_disk import full_disk
 from torch import nn
 
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
@@ -245,6 +246,12 @@ def test_an_exported_head_is_the_imported_one_in_the_predecessors_files(bundle, 
     )
     assert again.manifest.files == bundle.manifest.files
     assert again.manifest.classes == bundle.manifest.classes
+
+
+def test_a_head_that_the_disk_cannot_take_is_one_message_and_leaves_nothing(bundle, tmp_path):
+    with full_disk(100_000), pytest.raises(OutputError, match="plugin cannot be written"):
+        export_head(bundle, "dinov3_ros", tmp_path / "plugin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_letterboxed_head_is_exported_with_a_word_on_what_will_differ(bundle, tmp_path):

@@ -58,6 +58,10 @@ def test_an_unknown_key_is_named_with_the_file_and_the_nearest_key(tmp_path, cha
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
         ({"name": "With Spaces"}, "name"),
+        ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
+        ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
+        ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
+        ({"stages": [{"augmentation": {"saturation": [1, 0]}}]}, r"stages\.0\.augmentation\.saturation: .*1 before 0"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path, changes, part):
@@ -87,7 +91,9 @@ def test_overrides_reach_each_of_several_losses(tmp_path):
     assert (focal.gamma, dice.smooth, dice.weight, lovasz.per_image) == (1.5, 1.0, 0.5, True)
 
 
-@pytest.mark.parametrize("override", ["--optimizer.lrr 1", "--epochs 0", "--optimizer.lr fast"])
+@pytest.mark.parametrize(
+    "override", ["--optimizer.lrr 1", "--epochs 0", "--optimizer.lr fast", "--augmentation.scale 0 1"]
+)
 def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
     with pytest.raises(RecipeError, match=override.split()[0]):
         load_recipe(write(tmp_path), override.split())

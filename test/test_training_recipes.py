@@ -1,8 +1,9 @@
-"""Every recipe that comes with the package, at a reduced size: it is built, takes two steps and is evaluated once."""
+"""Every recipe that comes with the package, at a reduced size: it is built, takes steps and is evaluated as it says."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from rich.console import Console
 from trainings import forget_accelerator
 
 from dinov3_seg_ros.backbone import build_backbone, save_backbone
+from training.bundles import BundleWriter
 from training.engine import Trainer
+from training.evaluate import evaluate_bundle
 from training.recipe import RECIPES_FOLDER, Recipe, load_recipe
+from training.stages import Batch, Stage
 
 NAMES = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
+RECIPES = {name: load_recipe(name) for name in NAMES}
 
 _VIT = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 #: Part of a recipe's backbone.source -> a tiny backbone of that architecture, with as many layers.
@@ -51,7 +56,7 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path) -> Recipe:
+def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path, cache: Path) -> Recipe:
     """The recipe with the same parts, smaller; everything that its file chooses stays as it is."""
     content: dict[str, Any] = recipe.model_dump()
     section, backbone, head = content["data"], content["backbone"], content["head"]
@@ -72,27 +77,73 @@ def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path) -> Recipe:
             stage["augmentation"]["crop"] = (SIDE, SIDE)
     if content["inference"]["stride"] != "auto":
         content["inference"]["stride"] = (SIDE // 2, SIDE // 2)
+    content["cache"].update(views=min(content["cache"]["views"], 2), folder=str(cache))
     content.update(batch_size=2, workers=0, precision="fp32")
     return Recipe.model_validate(content)
 
 
+@pytest.fixture
+def build(backbones, data, tmp_path) -> Callable[[str], Trainer]:
+    """Makes a recipe's trainer, at a reduced size."""
+
+    def made(name: str) -> Trainer:
+        forget_accelerator()
+        return Trainer(reduced(RECIPES[name], backbones, data, tmp_path / "cache"), Console(quiet=True))
+
+    return made
+
+
+def take_a_step(trainer: Trainer, stage: Stage) -> list[Batch]:
+    """Train by the first step of a stage; gives what it saw."""
+    run = trainer.start(stage)
+    batches = next(run.batches(stage.first_step))
+    assert math.isfinite(run.step(stage.first_step, batches))
+    return batches
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_builds_takes_two_steps_and_is_evaluated(name, backbones, data):
-    forget_accelerator()
-    record = Trainer(reduced(load_recipe(name), backbones, data), Console(quiet=True)).dry_run()
+def test_a_recipe_builds_takes_two_steps_and_is_validated(name, build):
+    record = build(name).dry_run()
     assert record["step"] in (1, 2)  # VOC's own list has but one batch
     assert math.isfinite(record["loss"])
     assert 0 <= record["miou"] <= 1
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].stages])
+def test_every_stage_of_a_recipe_takes_a_step(name, build):
+    trainer = build(name)
+    assert len(trainer.stages) == len(RECIPES[name].stages)
+    for stage in trainer.stages:
+        take_a_step(trainer, stage)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if RECIPES[name].cache.views])
+def test_a_recipe_that_asks_for_cached_features_trains_on_them(name, build, tmp_path):
+    trainer = build(name)
+    trainer.use_cache()
+    assert any((tmp_path / "cache").iterdir())
+    for stage in trainer.stages:
+        for maps, _ in take_a_step(trainer, stage):
+            assert [feature_map.shape[1] for feature_map in maps] == trainer.model.backbone.channels
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not RECIPES[name].inference.looks_once])
+def test_a_recipes_bundle_is_evaluated_by_the_views_that_it_asks_for(name, build, tmp_path):
+    trainer = build(name)
+    recipe = trainer.recipe
+    BundleWriter(recipe, trainer.model, recipe.data.open("val")).save(tmp_path / "bundle", {})
+    scores = evaluate_bundle(tmp_path / "bundle", Console(quiet=True))
+    assert scores["inference"] == recipe.inference.model_dump(mode="json")
+    assert scores["images"] == 2 and 0 <= scores["miou"] <= 1
+
+
 def test_a_recipe_is_called_like_its_file_and_described():
     for name in set(NAMES) - {"custom_folder"}:  # which is to be copied and filled in
-        recipe = load_recipe(name)
-        assert recipe.name == name
-        assert recipe.description
+        assert RECIPES[name].name == name
+        assert RECIPES[name].description
 
 
 def test_no_two_recipes_are_alike():
     """One file is one published number: rows of a table differ in what they build."""
-    parts = [load_recipe(name).model_dump_json(exclude={"name", "description"}) for name in NAMES]
+    parts = [recipe.model_dump_json(exclude={"name", "description"}) for recipe in RECIPES.values()]
     assert len(set(parts)) == len(parts)

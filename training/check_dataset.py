@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from dinov3_seg_ros.errors import DatasetError, SegmentationError
 from training.datasets import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
+from training.datasets.files import FileDataset
 from training.recipe import load_recipe
 from training.report import percent
 
@@ -34,25 +36,30 @@ class Findings:
 
     Attributes:
         class_names: empty where the split cannot be opened.
+        empty_classes: those to which the recipe leaves no pixel.
         readable: number of items that training can use.
         pixels: (classes,) int64 pixels of each class.
         images: (classes,) int64 items in which each class occurs.
         ignored: pixels of no class.
         contents: hash of an image's pixels -> what people call the item.
+        spare_masks: masks that are of no image.
         problems: kind -> one description for each.
     """
 
     class_names: list[str] = field(default_factory=list)
+    empty_classes: frozenset[str] = frozenset()
     readable: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
     contents: dict[bytes, str] = field(default_factory=dict)
+    spare_masks: list[Path] = field(default_factory=list)
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def never_occurring(self) -> list[str]:
-        """Classes without a pixel."""
-        return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0]
+        """Classes that have no pixel and should have some."""
+        without = (name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0)
+        return [name for name in without if name not in self.empty_classes]
 
 
 def check_split(section: DataSection, split: Split, threads: int, console: Console) -> Findings:
@@ -74,7 +81,9 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
         findings.problems["cannot be opened"].append(str(error))
         return findings
     count = len(data.class_names)
-    findings.class_names = data.class_names
+    if isinstance(data, FileDataset):
+        findings.spare_masks = data.spare_masks
+    findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
     findings.pixels, findings.images = np.zeros((2, count), np.int64)
     with ThreadPoolExecutor(threads) as pool:
         items = pool.map(lambda index: _read(data, index), range(len(data)))
@@ -100,6 +109,10 @@ def all_problems(train: Findings, val: Findings, allow_empty: bool = False) -> d
         allow_empty: a class that training never sees is none.
     """
     problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
+    # Two splits may share a folder of masks, whose spare ones are then of neither.
+    spare_masks = sorted({*train.spare_masks, *val.spare_masks})
+    if spare_masks:
+        problems["mask without image"] = list(map(str, spare_masks))
     shared = train.contents.keys() & val.contents.keys()
     if shared:
         problems["the same image in train and val"] = sorted(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dinov3_seg_ros.errors import OutputError
 from dinov3_seg_ros.files import replacing_file
+from training.output import save_with_torch
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         OSError: it cannot be written.
     """
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    with replacing_file(path) as temporary, open(temporary, "wb") as handle:
-        try:
-            torch.save(content, handle)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(str(error)) from error
+    with replacing_file(path) as temporary:
+        save_with_torch(content, temporary)
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

@@ -20,6 +20,7 @@ from dinov3_seg_ros.bundle import Manifest
 from dinov3_seg_ros.errors import ExportError, HeadError
 from dinov3_seg_ros.files import sha256_of_file
 from dinov3_seg_ros.heads import Head, build_head
+from training.output import save_with_torch
 
 #: Paths in the folder dinov3_toolkit/head_segmentation of dinov3_ros.
 WEIGHTS_FILE, CLASS_NAMES_FILE = "weights/model.pth", "class_names.txt"
@@ -104,7 +105,8 @@ def write_plugin(manifest: Manifest, head: Head, folder: Path) -> list[str]:
     _require_runnable(manifest)
     (folder / WEIGHTS_FILE).parent.mkdir()
     # Its state dict alone: that is what dinov3_ros loads.
-    torch.save({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS_FILE)
+    tensors = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
+    save_with_torch(tensors, folder / WEIGHTS_FILE)
     (folder / CLASS_NAMES_FILE).write_text("\n".join(manifest.classes.names), encoding="utf-8")
     notes = (
         "To be set in dinov3_bringup/config/params.yaml, beside the paths of weights and class names.",

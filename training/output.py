@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from dinov3_seg_ros.errors import OutputError
@@ -30,3 +32,16 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error}); what was there before is unchanged. Free some space, or write to "
             "another folder"
         ) from error
+
+
+def save_with_torch(content: Any, path: Path) -> None:
+    """Write what `torch.save` pickles, not atomically.
+
+    Raises:
+        OSError: it cannot be written; torch itself would raise RuntimeError for a full disk.
+    """
+    with open(path, "wb") as handle:
+        try:
+            torch.save(content, handle)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error

@@ -51,12 +51,18 @@ def captioned(row: np.ndarray, caption: str) -> np.ndarray:
 def write_predictions(
     rows: Sequence[np.ndarray], class_names: Sequence[str], palette: Sequence[Colour], path: Path
 ) -> None:
-    """Stack rows of `prediction_row`, with the palette below, into a PNG file."""
+    """Stack rows of `prediction_row`, with the palette below, into a PNG file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     picture = np.vstack([*padded, _legend(class_names, palette, width)])
+    # imwrite would say nothing of a full disk.
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing_file(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        temporary.write_bytes(encoded)
 
 
 def percent(fraction: float | None) -> str:

@@ -12,14 +12,24 @@ from typing import Annotated, TypeAlias
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from dinov3_seg_ros.preprocessing import place
+from dinov3_seg_ros.preprocessing import place, resize
 from training.section import Section
 
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Range: TypeAlias = tuple[NotNegative, NotNegative]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+
+
+def _in_order(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"the smallest comes first; got {ends[0]:g} before {ends[1]:g}")
+    return ends
+
+
+Range: TypeAlias = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_in_order)]
+PositiveRange: TypeAlias = Annotated[tuple[Positive, Positive], AfterValidator(_in_order)]
 
 # Rec. 601 luma.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -37,7 +47,7 @@ class Augmentation(Section):
     """Largest turn about the image's middle, degrees, either way; what turns in from outside is padding."""
     rotate_probability: Probability = 1.0
     """Probability of turning at all."""
-    scale: Range | None = None
+    scale: PositiveRange | None = None
     """Smallest and largest size, as a factor of the size the robot would show; drawn evenly in the logarithm. What
     exceeds the canvas is cropped at random, what falls short is placed at random and padded."""
     crop: tuple[int, int] | None = None
@@ -204,8 +214,7 @@ def _resampled_part(
             break
     image, mask = image[row : row + rows, column : column + columns], mask_part
     if (height, width) != mask.shape:
-        shrinks = height <= rows and width <= columns
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        image = resize(image, (height, width))
         mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return image, mask, top, left
 

@@ -60,7 +60,7 @@ class PyramidHead(Head):
         """Maps (B, C_i, h_i, w_i) -> logits (B, num_classes, h, w) at stride 8, without FPN at the last map's size.
 
         Raises:
-            HeadError: one image alone while training, of which BatchNorm cannot normalise the 1x1 bin.
+            HeadError: one image alone while BatchNorm trains, which cannot normalise its 1x1 bin.
         """
         self.check_maps(maps)
         features = self.fpn(maps) if self.fpn else maps[-1]
@@ -104,10 +104,15 @@ class _PyramidPooling(nn.Module):
         self.branches = nn.ModuleList(ConvNormAct(channels, branch_width) for _ in self.bins)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.training and 1 in self.bins and features.shape[0] == 1:
-            raise HeadError("pyramid pooling with a 1x1 bin cannot train on one image at a time; use batch_size >= 2")
-        contexts = [
-            resize(branch(adaptive_mean(features, (bins, bins))), features.shape[-2:])
-            for branch, bins in zip(self.branches, self.bins, strict=True)
-        ]
+        try:
+            contexts = [
+                resize(branch(adaptive_mean(features, (bins, bins))), features.shape[-2:])
+                for branch, bins in zip(self.branches, self.bins, strict=True)
+            ]
+        except ValueError as error:  # BatchNorm's, of a single value per channel
+            raise HeadError(
+                "a pyramid head whose BatchNorm trains cannot learn from one image at a time, of which a 1x1 bin holds "
+                "one value: set batch_size to 2 or more for each process, batch_norm to synchronised (several GPUs) or "
+                "frozen, or head.options.bins to others than 1"
+            ) from error
         return torch.cat([features, *contexts], dim=1)

@@ -31,4 +31,5 @@ class Ade20kData(DataSettings):
         classes = known_classes("ade20k")
         count = len(classes)
         label_of = {0: unlabelled_value(count)} | {index + 1: index for index in range(count)}
-        return open_pairs(find_pairs(images, masks), classes, IndexMasks(label_of, count))
+        pairs, spare = find_pairs(images, masks)
+        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)

@@ -73,6 +73,10 @@ class DataSettings(Section, ABC):
         """The section with every "auto" replaced by what it stands for on this machine."""
         return self
 
+    def empty_classes(self) -> frozenset[str]:
+        """Names of the classes to which these settings leave no pixel."""
+        return frozenset()
+
 
 class ItemError(DatasetError):
     """One item of a data set cannot be used.

@@ -33,7 +33,7 @@ class CamVidData(DataSettings):
         classes = known_classes("camvid")
         count = len(classes)
         label_of = {index: index for index in range(count)} | {count: unlabelled_value(count)}
-        pairs = find_pairs(images, masks)
+        pairs, spare = find_pairs(images, masks)
         if split == "train" and self.train_images is not None:
             pairs = spread_evenly(pairs, self.train_images)
-        return open_pairs(pairs, classes, IndexMasks(label_of, count))
+        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)

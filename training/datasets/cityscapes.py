@@ -37,7 +37,8 @@ class CityscapesData(DataSettings):
         ]
         if not pairs:
             raise DatasetError(f"{images} holds no folder of a city with images *{_IMAGE_ENDING}")
+        spare = sorted(set(masks.glob(f"*/*{_MASK_ENDING}")).difference(pair.mask for pair in pairs))
         classes = known_classes("cityscapes")
         ignored = unlabelled_value(len(classes))
         label_of = dict.fromkeys(range(_LABEL_COUNT), ignored) | {label: i for i, label in enumerate(_EVALUATED)}
-        return open_pairs(pairs, classes, IndexMasks(label_of, len(classes)))
+        return open_pairs(pairs, classes, IndexMasks(label_of, len(classes)), spare)

@@ -50,6 +50,10 @@ class CocoPanopticData(DataSettings):
         pairs = [Pair(images / image, masks / mask) for image, mask in segments.files]
         return open_pairs(pairs, classes, PanopticMasks(segments, len(classes), unlabelled))
 
+    def empty_classes(self) -> frozenset[str]:
+        """See `DataSettings.empty_classes`."""
+        return frozenset(("background",) if self.background == "ignore" else ())
+
 
 class Segments(NamedTuple):
     """What is needed of a panoptic JSON.

@@ -46,10 +46,17 @@ class FileDataset:
         pairs: files of each item, which need not exist yet.
         classes: names, with colours or without.
         read_mask: turns a mask file into labels.
+        spare_masks: masks that lie among the others without being of any image.
+
+    Attributes:
+        spare_masks: as given; nothing reads them.
     """
 
-    def __init__(self, pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader, spare_masks: Sequence[Path] = ()
+    ) -> None:
         self._pairs, self._read_mask = list(pairs), read_mask
+        self.spare_masks = list(spare_masks)
         self.class_names, self.palette = names_and_colours(classes)
         self.ignore_value = unlabelled_value(len(self.class_names))
 
@@ -160,7 +167,7 @@ def find_parts(data_set: str, root: str | Path, *parts: tuple[str, ...]) -> list
     return found
 
 
-def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[Pair]:
+def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[list[Pair], list[Path]]:
     """The images of a folder with their masks, by stem, in the order of their names.
 
     Args:
@@ -168,13 +175,14 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[Pair]:
         mask_suffix: what a mask's stem may have beyond its image's.
 
     Returns:
-        Pairs; a mask that is not there is named as it should be.
+        Pairs, of which a mask that is not there is named as it should be; and the masks that are of no image.
 
     Raises:
         DatasetError: a folder is missing or empty, or two files share a stem.
     """
     image_of, mask_of = _files_by_stem(images, IMAGE_SUFFIXES), _files_by_stem(masks, MASK_SUFFIXES, mask_suffix)
-    return [Pair(image, mask_of.get(stem, masks / f"{stem}{mask_suffix}.png")) for stem, image in image_of.items()]
+    pairs = [Pair(image, mask_of.get(stem, masks / f"{stem}{mask_suffix}.png")) for stem, image in image_of.items()]
+    return pairs, [mask for stem, mask in mask_of.items() if stem not in image_of]
 
 
 def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> list[Pair]:
@@ -209,8 +217,10 @@ def listed_names(path: Path) -> list[str]:
     return names
 
 
-def open_pairs(pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader) -> FileDataset:
-    """The data set of pairs of files that all exist.
+def open_pairs(
+    pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader, spare_masks: Sequence[Path] = ()
+) -> FileDataset:
+    """The data set of pairs of files that all exist; see `FileDataset`.
 
     Raises:
         IncompleteError: some do not; the message names the first of them.
@@ -218,7 +228,7 @@ def open_pairs(pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader) -
     names_in = {folder: _names_in(folder) for folder in {path.parent for pair in pairs for path in pair}}
     missing = {pair: [path for path in pair if path.name not in names_in[path.parent]] for pair in pairs}
     whole = [pair for pair in pairs if not missing[pair]]
-    dataset = FileDataset(whole, classes, read_mask)
+    dataset = FileDataset(whole, classes, read_mask, spare_masks)
     if len(whole) < len(pairs):
         files = [str(path) for paths in missing.values() for path in paths]
         named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")

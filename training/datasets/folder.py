@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -47,8 +47,8 @@ class FolderData(DataSettings):
     classes: Annotated[Classes | None, Fixed] = None
     """Class names in the order of their ids, or a mapping of names to colours [r, g, b]. Default: root/classes.yaml,
     which holds the same."""
-    ignore_values: tuple[int, ...] = (255,)
-    """Mask values that belong to no class."""
+    ignore_values: tuple[int, ...] | Literal["auto"] = "auto"
+    """Mask values that belong to no class; auto: 255, above 255 classes 65535."""
     ignore_colours: Annotated[tuple[Colour, ...], Fixed] = ()
     """Colours, in masks of colours, that belong to no class."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -58,10 +58,18 @@ class FolderData(DataSettings):
         """Find the files of one split.
 
         Raises:
-            DatasetError: a folder is missing or empty, or an image has no mask.
+            DatasetError: a folder is missing or empty, an image has no mask, or what is to be ignored is a class.
         """
         classes = self._classes()
-        return open_pairs(self._pairs(split), classes, FolderMasks(classes, self.ignore_values, self.ignore_colours))
+        read_mask = FolderMasks(classes, self.resolved().ignore_values, self.ignore_colours)
+        pairs, spare = self._pairs(split)
+        return open_pairs(pairs, classes, read_mask, spare)
+
+    def resolved(self) -> FolderData:
+        """See `DataSettings.resolved`."""
+        if self.ignore_values != "auto":
+            return self
+        return self.model_copy(update={"ignore_values": (unlabelled_value(len(self._classes())),)})
 
     def _classes(self) -> Classes:
         if self.classes:
@@ -75,7 +83,8 @@ class FolderData(DataSettings):
                 f"{path}"
             ) from None
 
-    def _pairs(self, split: Split) -> list[Pair]:
+    def _pairs(self, split: Split) -> tuple[list[Pair], list[Path]]:
+        """See `find_pairs`."""
         root = Path(self.root)
         if not root.is_dir():
             raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
@@ -83,13 +92,13 @@ class FolderData(DataSettings):
             if self.val_fraction is not None:
                 raise DatasetError(f"{root} has folders for its splits: remove data.val_fraction, which is for others")
             return find_pairs(root / split / self.images, root / split / self.masks)
-        pairs = find_pairs(root / self.images, root / self.masks)
+        pairs, spare = find_pairs(root / self.images, root / self.masks)
         if self.val_fraction is None:
             raise DatasetError(
                 f"{root} has no train and val folders; make them, or set data.val_fraction to the share of the images "
                 "to keep for validation"
             )
-        return split_pairs(pairs, self.val_fraction, split)
+        return split_pairs(pairs, self.val_fraction, split), spare
 
 
 class FolderMasks:
@@ -98,10 +107,14 @@ class FolderMasks:
     Args:
         classes: names, with colours or without.
         ignore_values, ignore_colours: what belongs to no class.
+
+    Raises:
+        DatasetError: a class is to be ignored.
     """
 
     def __init__(self, classes: Classes, ignore_values: Sequence[int], ignore_colours: Sequence[Colour]) -> None:
         count, ignored = len(classes), unlabelled_value(len(classes))
+        _check_ignored("ignore_values", ignore_values, dict(enumerate(classes)), as_number)
         self._ids = LabelTable(
             {index: index for index in range(count)} | dict.fromkeys(ignore_values, ignored),
             count,
@@ -111,9 +124,11 @@ class FolderMasks:
         )
         self._colours = None
         if isinstance(classes, dict) and len(set(classes.values())) == count:
+            class_of = {_number(colour): name for name, colour in classes.items()}
+            ignored_numbers = [_number(colour) for colour in ignore_colours]
+            _check_ignored("ignore_colours", ignored_numbers, class_of, _as_colour)
             self._colours = LabelTable(
-                {_number(colour): index for index, colour in enumerate(classes.values())}
-                | dict.fromkeys(map(_number, ignore_colours), ignored),
+                {number: index for index, number in enumerate(class_of)} | dict.fromkeys(ignored_numbers, ignored),
                 count,
                 _as_colour,
                 "which no class has: correct the mask, or add the colour to data.ignore_colours",
@@ -131,6 +146,16 @@ class FolderMasks:
                 "value of no class",
             )
         return self._colours.labels(values, path)
+
+
+def _check_ignored(key: str, ignored: Iterable[int], class_of: Mapping[int, str], name: Callable[[int], str]) -> None:
+    """Raise DatasetError where a value that is to be ignored is that of a class, all of which would be lost."""
+    for value in ignored:
+        if value in class_of:
+            raise DatasetError(
+                f"data.{key} holds {name(value)}, which is that of the class '{class_of[value]}': remove it from "
+                f"data.{key}, or give the pixels of no class another in the masks"
+            )
 
 
 def _number(colour: Colour) -> int:

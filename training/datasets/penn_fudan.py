@@ -40,10 +40,10 @@ class PennFudanData(DataSettings):
         else:
             parts = list(zip(_ORIGINAL_FOLDERS, _FOLDERS_OF[split], strict=True))
         images, masks = find_parts("Penn-Fudan", self.root, *parts)
-        pairs = find_pairs(images, masks, _MASK_SUFFIX)
+        pairs, spare = find_pairs(images, masks, _MASK_SUFFIX)
         if images.name in _ORIGINAL_FOLDERS:
             pairs = split_pairs(pairs, self.val_fraction, split)
-        return open_pairs(pairs, known_classes("penn_fudan"), read_persons)
+        return open_pairs(pairs, known_classes("penn_fudan"), read_persons, spare)
 
 
 def read_persons(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,8 @@ class ScenesData(DataSettings):
     size: tuple[int, int] = (480, 640)
     """Height and width of the scenes, pixels."""
     cache: str | None = "runs/.scenes"
-    """Folder in which rendered scenes are kept for the next epoch and the next run; null renders them each time."""
+    """Folder in which rendered scenes are kept for the next epoch and the next run; null: they are rendered each
+    time, as are those for which the disk has no room."""
 
     def open(self, split: Split) -> ScenesDataset:
         """One split; a scene is rendered when it is first asked for."""
@@ -41,6 +43,7 @@ class ScenesDataset:
         self.palette = list(scenes.PALETTE)
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._split, self._count, self._size = split, count, tuple(size)
+        self._full = False
         self._folder = None
         if cache is not None:
             height, width = size
@@ -65,9 +68,24 @@ class ScenesDataset:
         stacked = _read_cached(path, (*self._size, 4))
         if stacked is None:
             stacked = np.dstack(scenes.sample(self._split, index, self._size))
+            self._keep(path, stacked)
+        return np.ascontiguousarray(stacked[..., :3]), np.ascontiguousarray(stacked[..., 3])
+
+    def _keep(self, path: Path, stacked: np.ndarray) -> None:
+        """Put a scene into the cache, while it takes any."""
+        if self._full:
+            return
+        try:
             with replacing_file(path) as temporary:
                 np.save(temporary, stacked)
-        return np.ascontiguousarray(stacked[..., :3]), np.ascontiguousarray(stacked[..., 3])
+        except OSError as error:
+            # The cache only saves time, and the results may lie on another disk: what was trained so far is worth more.
+            self._full = True
+            warnings.warn(
+                f"no more scenes can be kept in {self._folder} ({error}); those that are not there are rendered each "
+                "time. Free some space, or set data.cache to another folder, or to null",
+                stacklevel=2,
+            )
 
 
 def _read_cached(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
