@@ -94,7 +94,14 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["psutil", "pytest", "rosbags>=0.11", "ruff", "torchmetrics"],
+        "test": [
+            "psutil",
+            "pytest",
+            "rosbags>=0.11",
+            "ruff",
+            "torchmetrics",
+            "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        ],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

@@ -228,6 +228,27 @@ def _decode() -> Iterator[Finding]:
         yield Finding(OK, "decode", "compiled (numba)")
     else:
         yield Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")
+    if not _torch_has_cuda():
+        return
+    if decode.backend("cuda") == "triton":
+        yield Finding(OK, "decode on the GPU", "compiled (triton)")
+    else:
+        yield Finding(
+            WARNING,
+            "decode on the GPU",
+            "torch's operations: right, but slower",
+            "pip install triton, and a C compiler, which it needs: sudo apt install gcc",
+        )
+
+
+def _torch_has_cuda() -> bool:
+    from dinov3_seg_ros.runtimes import available_runtimes
+
+    if available_runtimes()["torch"] is not None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:

@@ -212,7 +212,9 @@ class Segmenter:
         """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
         decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))
         for size in self.runtime.sizes or [self._network_size]:
-            self.segment([np.zeros((*size, 3), np.uint8)])
+            (segmentation,) = self.segment([np.zeros((*size, 3), np.uint8)])
+            for head in segmentation.heads.values():
+                _ = head.labels, head.confidence  # on a GPU the decode is compiled by its first use
         self.times.clear()
 
     def close(self) -> None:

@@ -248,6 +248,14 @@ def test_form_for_accelerators(monkeypatch, classes):
     assert torch_form.decode(torch.from_numpy(logits), grid, with_confidence=False)[1] is None
 
 
+def test_without_triton_tensors_on_a_gpu_are_decoded_by_torch():
+    pytest.importorskip("torch")
+    printed = _python(
+        "import sys\nsys.modules['triton'] = None\nfrom dinov3_seg_ros import decode\nprint(decode.backend('cuda'))"
+    )
+    assert printed == "torch\n"
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "window", "named"),
     [
@@ -328,7 +336,7 @@ def test_import_is_light():
     _python(
         "import sys, numpy as np\n"
         "from dinov3_seg_ros import decode\n"
-        "assert not {'numba', 'torch'} & set(sys.modules)\n"
+        "assert not {'numba', 'torch', 'triton'} & set(sys.modules)\n"
         "decode.warm_up()\n"
         "decode.upsample_argmax(np.zeros((1, 2, 3, 3), np.float32), (9, 9))\n"
         "assert 'torch' not in sys.modules\n"

@@ -38,6 +38,16 @@ def test_stale_graphs_are_a_warning_with_the_command_that_renews_them(exported, 
     assert found.remedy == f"python -m dinov3_seg_ros.export {other.path}"
 
 
+@pytest.mark.parametrize(("form", "level"), [("triton", doctor.OK), ("torch", doctor.WARNING)])
+def test_a_gpu_whose_decode_is_not_compiled_is_a_warning(monkeypatch, form, level):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("dinov3_seg_ros.decode.backend", lambda device="cpu": {"cpu": "numba", "cuda": form}[device])
+    on_cpu, on_gpu = doctor._decode()
+    assert on_cpu.level == doctor.OK
+    assert on_gpu.level == level
+    assert on_gpu.detail == "compiled (triton)" or "triton" in on_gpu.remedy
+
+
 def test_a_damaged_bundle_is_a_fault_and_the_exit_status(exported, tmp_path, capsys):
     shutil.copytree(exported.path, tmp_path / "damaged")
     (tmp_path / "damaged" / "head.safetensors").write_bytes(b"")

@@ -1,16 +1,20 @@
 """Low-resolution logits -> labels and confidence at full resolution, exactly, without the (C, H, W) volume between.
 
-A bilinear sample is a convex combination of the four logits around it. So where the four corners of a cell agree on
-the best class, that class wins in the whole cell; elsewhere only a class can win whose largest corner reaches the
-largest, over all classes, of the smallest corner. Few classes are left to be interpolated, and only in few cells.
+NumPy arrays and CPU tensors are decoded by numba kernels, or by NumPy where numba is not installed. A bilinear sample
+is a convex combination of the four logits around it. So where the four corners of a cell agree on the best class, that
+class wins in the whole cell; elsewhere only a class can win whose largest corner reaches the largest, over all classes,
+of the smallest corner. Few classes are left to be interpolated, and only in few cells.
+
+Tensors on another device are decoded there, from every class at every pixel: on CUDA by one Triton kernel, which keeps
+no interpolated logits. Where that cannot run, torch does build the volume, in bands of rows of at most 128 MiB (but of
+one row at least).
 
 The result is that of ``torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)`` followed
 by ``argmax(1)``, but for leads within rounding (1e-5 * max(1, |logit|)); an exact tie goes to the lowest class. A cell
 with a corner that is not finite is interpolated plainly, for every class, so that it gives what torch gives: NaN
 counts as the largest value, and the first NaN wins.
 
-NumPy arrays and CPU tensors are decoded by numba kernels, or by NumPy where numba is not installed; tensors on another
-device are decoded there, by torch. Importing this module loads neither numba nor torch.
+Importing this module loads none of numba, torch and triton.
 """
 
 from __future__ import annotations
@@ -69,8 +73,14 @@ def upsample_argmax_confidence(
     return _decode(logits, size, window, with_confidence=True)
 
 
-def backend() -> str:
-    """What decodes NumPy arrays and CPU tensors: "numba" or "numpy"."""
+def backend(device: str = "cpu") -> str:
+    """What decodes: "numba" or "numpy" on the CPU, "triton" or "torch" on another device, as torch names devices."""
+    if device != "cpu":
+        import torch
+
+        from dinov3_seg_ros.decode import torch_form
+
+        return torch_form.backend(torch.device(device))
     return "numpy" if _host_decoder() is numpy_form.decode else "numba"
 
 
