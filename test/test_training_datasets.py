@@ -98,6 +98,7 @@ def test_a_data_set_keeps_what_the_protocol_promises(tmp_path, make, classes, co
             image, mask = data.item(index)
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
             assert mask.dtype == np.uint8 and mask.shape == image.shape[:2]
+            assert np.array_equal(data.mask(index), mask)
             found = set(np.unique(mask).tolist())
             assert found <= {*range(classes), 255}
             assert not complete or found == {*range(classes), *([255] if ignores else [])}

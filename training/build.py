@@ -63,7 +63,7 @@ def pixel_counter(data: SegmentationDataset) -> CountPixels:
 
     @functools.cache
     def count() -> torch.Tensor:
-        masks = (data.item(index)[1] for index in range(len(data)))
+        masks = (data.mask(index) for index in range(len(data)))
         counts = sum(np.bincount(mask.ravel(), minlength=65536) for mask in masks)
         return torch.from_numpy(counts[: len(data.class_names)])
 

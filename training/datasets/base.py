@@ -42,6 +42,13 @@ class SegmentationDataset(Protocol):
             DatasetError: it cannot be read, or contradicts the data set's description; an `ItemError` says which.
         """
 
+    def mask(self, index: int) -> np.ndarray:
+        """The mask of an item alone, as `item` gives it; its image is not read.
+
+        Raises:
+            DatasetError: see `item`.
+        """
+
     def describe(self, index: int) -> str:
         """What a person would call this item, such as its file name."""
 

@@ -72,10 +72,14 @@ class FileDataset:
         files = (path for pair in self._pairs for path in pair)
         return files_fingerprint(files, self.class_names, pickle.dumps(self._read_mask))
 
+    def mask(self, index: int) -> np.ndarray:
+        """See `SegmentationDataset.mask`."""
+        return self._read_mask(self._pairs[index].mask)
+
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""
         pair = self._pairs[index]
-        image, mask = read_image(pair.image), self._read_mask(pair.mask)
+        image, mask = read_image(pair.image), self.mask(index)
         if image.shape[:2] != mask.shape:
             raise ItemError(
                 f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {pair.image} is "

@@ -60,6 +60,10 @@ class ScenesDataset:
         """See `SegmentationDataset.fingerprint`."""
         return f"{self._split} scenes of {self._size} by {renderer_fingerprint()}"
 
+    def mask(self, index: int) -> np.ndarray:
+        """See `SegmentationDataset.mask`."""
+        return self.item(index)[1]
+
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""
         if self._folder is None:
