@@ -332,6 +332,9 @@ class SegmentationNode(LifecycleNode):
         self._inputs.clear()
 
     def _release(self) -> None:
+        # Taken out before anything can fail: what could not be closed must not keep the node from a new start.
+        segmenter, self._segmenter = self._segmenter, None
+        self._given.in_use = False
         for output in self._each_output():
             output.close()
         self._outputs.clear()
@@ -339,10 +342,11 @@ class SegmentationNode(LifecycleNode):
             self.destroy_service(switch)
         self._head_switches.clear()
         self._heads_off.clear()
-        if self._segmenter is not None:
-            self._segmenter.close()
-            self._segmenter = None
-        self._given.in_use = False
+        if segmenter is not None:
+            try:
+                segmenter.close()
+            except Exception as error:
+                self.get_logger().error(f"the models may hold memory still: closing them failed: {_details(error)}")
 
     def _each_output(self) -> list[HeadOutput]:
         return [output for heads in self._outputs.values() for output in heads.values()]
