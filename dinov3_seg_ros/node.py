@@ -22,6 +22,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.diagnostics import (
     REPLACED,
     STOPPED,
@@ -309,12 +310,14 @@ class SegmentationNode(LifecycleNode):
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name, state = self.get_fully_qualified_name().lstrip("/"), self._state_machine.current_state[1]
         switches = {"segmentation": self._is_on}
-        runtime, stages = "none loaded", {}
+        runtime, host_decode, stages = "none loaded", "none loaded", {}
         if self._segmenter is not None:
             switches |= {f"head {head}": head not in self._heads_off for head in self._segmenter.manifests}
-            runtime, stages = self._segmenter.runtime.description, self._segmenter.times.summary_ms()
+            runtime, host_decode = self._segmenter.runtime.description, decode.backend()
+            stages = self._segmenter.times.summary_ms()
+        mismatches = self._endpoints.mismatches()
         return [
-            node_status(name, state, self._last_error, runtime, switches, stages, self._endpoints.mismatches()),
+            node_status(name, state, self._last_error, runtime, host_decode, switches, stages, mismatches),
             *(
                 self._statistics[camera].status(f"{name}: camera {camera}".rstrip(), source.image_topic)
                 for camera, source in self._inputs.items()

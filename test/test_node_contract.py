@@ -18,6 +18,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import Graph, image_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.pipeline import Segmenter
 
 pytestmark = pytest.mark.ros
@@ -234,6 +235,7 @@ def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     node_status = reader.newest("segmentation")
     assert (node_status.level, node_status.values["state"]) == (OK, "active")
     assert "float32" in node_status.values["runtime"]
+    assert node_status.values["decode"] == decode.backend()
     assert "median" in node_status.values["stage backbone [ms]"]
     status = reader.wait(name, lambda status: status.level == STALE, "silence")
     assert "no further image on /image for" in status.message
