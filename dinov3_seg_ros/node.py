@@ -194,6 +194,7 @@ class SegmentationNode(LifecycleNode):
             device=self._given["device"],
             precision=self._given["precision"],
             threads=self._given["threads"],
+            providers=tuple(name for name in self._given["providers"] if name),
         )
 
     def _create_outputs(self) -> None:

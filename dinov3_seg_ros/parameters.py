@@ -33,6 +33,16 @@ def _two_sides(value: Sequence[int]) -> None:
         raise ParameterError(f"network_size is {list(value)}; give [height, width] in pixels, or [0, 0]")
 
 
+def _providers(value: Sequence[str]) -> None:
+    names = [name for name in value if name]
+    for name in names:
+        if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
+            raise ParameterError(
+                f"providers holds '{name}'; name each of ONNX Runtime's execution providers once and in full, such as "
+                "[CUDAExecutionProvider, CPUExecutionProvider]"
+            )
+
+
 class _Entry(NamedTuple):
     """One parameter.
 
@@ -64,6 +74,11 @@ _TABLE: dict[str, _Entry] = {
         check=_one_of("precision", "auto", *PRECISIONS),
     ),
     "threads": _Entry(0, "CPU threads of the network; 0: one for each core.", range=(0, 1024)),
+    "providers": _Entry(
+        [""],
+        "ONNX Runtime's execution providers, best first, such as CUDAExecutionProvider; empty: by 'device'.",
+        check=_providers,
+    ),
     "cameras": _Entry(
         [""],
         "Prefixes of the cameras' topics: 'front' reads front/image and publishes front/segmentation/mask. Empty for "

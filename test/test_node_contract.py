@@ -258,3 +258,19 @@ def test_a_failed_transition_is_an_error_in_the_diagnostics_until_one_succeeds(b
         assert graph.peer.count_subscribers("/camera_info") == graph.peer.count_publishers("/segmentation/mask") == 0
     finally:
         graph.close()
+
+
+def test_execution_providers_reach_onnx_runtime_and_no_other_names_are_taken(bundles, tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    graph = Graph(tmp_path)
+    try:
+        node = graph.start_node(bundle=bundles[0].path, runtime="onnx", providers="[OtherExecutionProvider]")
+        graph.spin_until(lambda: "the node waits" in node.log, "the message")
+        assert "this build of ONNX Runtime has no OtherExecutionProvider; it has: " in node.log
+        for refused in (["cuda"], 2 * ["CPUExecutionProvider"]):
+            result = node.set_parameter("providers", refused)
+            assert not result.successful
+            assert f"providers holds '{refused[0]}'" in result.reason
+        assert node.set_parameter("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"]).successful
+    finally:
+        graph.close()
