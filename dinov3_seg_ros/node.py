@@ -5,13 +5,14 @@ It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import rclpy
@@ -226,22 +227,20 @@ class SegmentationNode(LifecycleNode):
 
     def _process(self, items: Sequence[tuple[str, Any]]) -> None:
         """Segment and publish the newest frames; runs in the worker's thread."""
-        frames = [frame for camera, item in items if (frame := self._read(camera, *item))]
-        heads = [name for frame in frames for name in self._wanted_heads(frame.camera)]
-        for frame, result in self._segment(frames, list(dict.fromkeys(heads))):
-            self._publish(frame, result)
-
-    def _read(self, camera: str, message: Any, received: float) -> Frame | None:
-        """The frame of a message; None when nobody wants it or it cannot be read, which is counted."""
-        if not self._wanted_heads(camera):
-            self._statistics[camera].dropped(UNWANTED)
-            return None
-        try:
-            with self._segmenter.times.stage("message_in"):
-                return self._inputs[camera].read(message, received, self._given["max_pixels"])
-        except Exception as error:
-            self._drop(camera, error)
-            return None
+        frames: list[Frame] = []
+        heads: dict[str, None] = {}
+        for camera, item in items:
+            with self._costing_its_frame(camera):
+                wanted = self._wanted_heads(camera)
+                if not wanted:
+                    self._statistics[camera].dropped(UNWANTED)
+                    continue
+                with self._segmenter.times.stage("message_in"):
+                    frames.append(self._inputs[camera].read(*item, self._given["max_pixels"]))
+                heads |= dict.fromkeys(wanted)
+        for frame, result in self._segment(frames, list(heads)):
+            with self._costing_its_frame(frame.camera):
+                self._publish(frame, result)
 
     def _segment(self, frames: list[Frame], heads: list[str]) -> list[tuple[Frame, Segmentation]]:
         """All frames together; where that fails each alone, so that one camera's frame costs no other camera's."""
@@ -261,12 +260,8 @@ class SegmentationNode(LifecycleNode):
             self._given["overlay_names"],
             self._given["jpeg_quality"],
         )
-        try:
-            for name, head in result.heads.items():
-                self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
-        except Exception as error:
-            self._drop(frame.camera, error)
-            return
+        for name, head in result.heads.items():
+            self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
         stamp = frame.header.stamp
         delay = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
         self._statistics[frame.camera].segmented(frame.received, delay)
@@ -282,6 +277,14 @@ class SegmentationNode(LifecycleNode):
         (self._heads_off.discard if on else self._heads_off.add)(name)
         return f"head '{name}' is {_on_or_off(on)}"
 
+    @contextlib.contextmanager
+    def _costing_its_frame(self, camera: str) -> Iterator[None]:
+        """Whatever goes wrong inside costs this camera its frame, and nobody else anything."""
+        try:
+            yield
+        except Exception as error:
+            self._drop(camera, error)
+
     def _drop(self, camera: str, error: Exception) -> None:
         """Count and log a frame that is lost to a fault."""
         if not self.context.ok():
@@ -296,10 +299,10 @@ class SegmentationNode(LifecycleNode):
         self._statistics[camera].noted(fault, str(error))
         self._log_fault((camera, fault), f"camera_info{_of(camera)} is not used: {error}")
 
-    def _on_worker_error(self, error: Exception) -> None:
-        if self.context.ok():
-            self._last_error = _details(error)
-            self._log_fault(("", "worker"), f"frames were dropped: {self._last_error}")
+    def _on_worker_error(self, cameras: Sequence[str], error: Exception) -> None:
+        """What no frame alone is to blame for costs all that were in work."""
+        for camera in cameras:
+            self._drop(camera, error)
 
     def _log_fault(self, kind: tuple[str, str], text: str) -> None:
         """Log each kind of fault at most once in a while; rclpy's own throttle knows only places in the code."""

@@ -10,7 +10,7 @@ from bundles import write_tiny_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from diagnostics_reader import ERROR
+from diagnostics_reader import ERROR, OK, WARN
 from fuzzing import fuzz
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -145,3 +145,36 @@ def test_a_failed_configuration_keeps_its_reason_though_the_models_cannot_be_clo
         assert "the class list names 'dragon', which no bundle has" in values["last error"]
         assert node.set_parameters([Parameter("class_list", value="")])[0].successful
         start(node)
+
+
+@pytest.mark.parametrize("broken", ["_wanted_heads", "_segment", "_publish"])
+def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with_the_next(
+    bundle, tmp_path, monkeypatch, broken
+):
+    with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):
+        start(node)
+        masks = graph.listen("front/segmentation/mask")
+        publisher = node._outputs["front"]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        message, statistics = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), node._statistics["front"]
+
+        def fail(*_):
+            raise ZeroDivisionError("made to fail")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node, broken, fail)
+            node._receive("front", message, 0)
+            graph.spin_until(lambda: "failed" in statistics.summary(), "the end of the frame")
+        assert statistics.summary() == "1 received, 1 failed"
+        level, values = values_of(node, "front")
+        assert level == ERROR
+        assert "ZeroDivisionError: made to fail" in values["last error"]
+        assert values_of(node)[0] == OK, "no transition failed"
+
+        node._receive("front", message, 0)
+        graph.spin_until(lambda: masks, "a mask")
+        graph.spin_until(lambda: "segmented" in statistics.summary(), "the end of the frame")
+        assert statistics.summary() == "2 received, 1 segmented, 1 failed"
+        level, values = values_of(node, "front")
+        assert level == WARN
+        assert "made to fail" in values["last error"]
