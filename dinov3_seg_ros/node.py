@@ -349,6 +349,7 @@ class SegmentationNode(LifecycleNode):
             self.destroy_service(switch)
         self._head_switches.clear()
         self._heads_off.clear()
+        self._is_on = True
         if segmenter is not None:
             try:
                 segmenter.close()

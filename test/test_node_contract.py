@@ -274,3 +274,22 @@ def test_execution_providers_reach_onnx_runtime_and_no_other_names_are_taken(bun
         assert node.set_parameter("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"]).successful
     finally:
         graph.close()
+
+
+def test_what_was_switched_off_is_on_again_after_a_cleanup(bundles, tmp_path):
+    graph = Graph(tmp_path)
+    try:
+        node = graph.start_node(bundle=bundles[0].path)
+        node.wait_for_state("active")
+        node.switch("enable", False)
+        node.switch("heads/first/enable", False)
+        reader = DiagnosticsReader(graph)
+        reader.wait("segmentation", lambda status: "off: segmentation, head first" in status.message, "the switches")
+        for transition in ("deactivate", "cleanup", "configure", "activate"):
+            assert node.change_state(transition)
+        reader.wait("segmentation", lambda status: status.message == "active", "the switches' reset")
+        masks, camera = graph.listen("segmentation/mask"), graph.camera()
+        camera.wait_for_subscriber()
+        camera.send_until_answered(camera.message(picture()), masks)
+    finally:
+        graph.close()
