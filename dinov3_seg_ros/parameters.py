@@ -13,10 +13,9 @@ from dinov3_seg_ros.artefacts import PRECISIONS
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.messages import MAX_PIXELS
 from dinov3_seg_ros.pipeline import parse_mask_size
+from dinov3_seg_ros.ports import TRANSPORTS
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 from dinov3_seg_ros.runtimes import DEVICES, RUNTIME_NAMES
-
-TRANSPORTS = ("raw", "compressed")
 
 
 def _one_of(name: str, *choices: str) -> Callable[[str], None]:
