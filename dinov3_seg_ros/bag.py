@@ -44,6 +44,8 @@ _READERS: dict[str, Callable[[Any], np.ndarray]] = {
     _IMAGE: image_to_rgb,
     "sensor_msgs/msg/CompressedImage": compressed_to_rgb,
 }
+# Messages that are only copied wait for the frames beside them, but no longer than until they hold so many bytes.
+_MOST_COPIED = 64 << 20
 
 
 class _Record(NamedTuple):
@@ -147,11 +149,17 @@ class BagSegmenter:
             record = _Record(connection, timestamp, raw)
             if connection.topic in images:
                 try:
-                    message = self._types.deserialize_cdr(raw, connection.msgtype)
+                    message = self._message(connection.msgtype, raw)
                     record = record._replace(header=message.header, rgb=_READERS[connection.msgtype](message))
                 except MessageError as error:
                     counts[error.fault] += 1
             yield record
+
+    def _message(self, kind: str, raw: bytes) -> Any:
+        try:
+            return self._types.deserialize_cdr(raw, kind)
+        except Exception as error:  # which types, differs among releases of rosbags
+            raise MessageError("damaged message", f"a message is not a {kind}: {error}") from error
 
     def _segmented(self, records: Iterable[_Record]) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
         """Records in order, each with its results; reading and writing go on while the network works."""
@@ -166,15 +174,18 @@ class BagSegmenter:
                 yield from _with_results(*waiting)
 
     def _groups(self, records: Iterable[_Record]) -> Iterator[list[_Record]]:
-        """Records in a row that hold as many frames as go through the backbone at once."""
+        """Records in a row: as many frames as go through the backbone at once, fewer where much lies between them."""
         group: list[_Record] = []
-        frames = 0
+        frames = copied = 0
         for record in records:
             group.append(record)
-            frames += record.rgb is not None
-            if frames == self._segmenter.max_batch:
+            if record.rgb is None:
+                copied += len(record.raw)
+            else:
+                frames += 1
+            if frames == self._segmenter.max_batch or copied >= _MOST_COPIED:
                 yield group
-                group, frames = [], 0
+                group, frames, copied = [], 0, 0
         yield group
 
     def _segment(self, images: list[np.ndarray]) -> list[dict[str, _Published]]:

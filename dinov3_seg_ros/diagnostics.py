@@ -181,6 +181,7 @@ def node_status(
     state: str,
     last_error: str,
     runtime: str,
+    decode: str,
     switches: Mapping[str, bool],
     stages: Mapping[str, Mapping[str, float]],
     mismatches: Sequence[str],
@@ -192,6 +193,7 @@ def node_status(
         state: its lifecycle state.
         last_error: of a transition that failed, until one succeeds; empty for none.
         runtime: what computes the network, and in which precision.
+        decode: what decodes its logits in the host's memory, from `decode.backend`.
         switches: what can be switched -> whether it is on.
         stages: from `StageTimes.summary_ms`.
         mismatches: from `Endpoints.mismatches`.
@@ -209,6 +211,7 @@ def node_status(
     values = {
         "state": state,
         "runtime": runtime,
+        "decode": decode,
         "last error": last_error or "none",
         **{what: "on" if on else "off" for what, on in switches.items()},
         **_latencies("stage {}", stages),

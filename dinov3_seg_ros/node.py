@@ -5,13 +5,14 @@ It holds neither image nor model code: `ports` speaks with ROS, `pipeline.Segmen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import rclpy
@@ -22,6 +23,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.diagnostics import (
     REPLACED,
     STOPPED,
@@ -193,6 +195,7 @@ class SegmentationNode(LifecycleNode):
             device=self._given["device"],
             precision=self._given["precision"],
             threads=self._given["threads"],
+            providers=tuple(name for name in self._given["providers"] if name),
         )
 
     def _create_outputs(self) -> None:
@@ -224,22 +227,20 @@ class SegmentationNode(LifecycleNode):
 
     def _process(self, items: Sequence[tuple[str, Any]]) -> None:
         """Segment and publish the newest frames; runs in the worker's thread."""
-        frames = [frame for camera, item in items if (frame := self._read(camera, *item))]
-        heads = [name for frame in frames for name in self._wanted_heads(frame.camera)]
-        for frame, result in self._segment(frames, list(dict.fromkeys(heads))):
-            self._publish(frame, result)
-
-    def _read(self, camera: str, message: Any, received: float) -> Frame | None:
-        """The frame of a message; None when nobody wants it or it cannot be read, which is counted."""
-        if not self._wanted_heads(camera):
-            self._statistics[camera].dropped(UNWANTED)
-            return None
-        try:
-            with self._segmenter.times.stage("message_in"):
-                return self._inputs[camera].read(message, received, self._given["max_pixels"])
-        except Exception as error:
-            self._drop(camera, error)
-            return None
+        frames: list[Frame] = []
+        heads: dict[str, None] = {}
+        for camera, item in items:
+            with self._costing_its_frame(camera):
+                wanted = self._wanted_heads(camera)
+                if not wanted:
+                    self._statistics[camera].dropped(UNWANTED)
+                    continue
+                with self._segmenter.times.stage("message_in"):
+                    frames.append(self._inputs[camera].read(*item, self._given["max_pixels"]))
+                heads |= dict.fromkeys(wanted)
+        for frame, result in self._segment(frames, list(heads)):
+            with self._costing_its_frame(frame.camera):
+                self._publish(frame, result)
 
     def _segment(self, frames: list[Frame], heads: list[str]) -> list[tuple[Frame, Segmentation]]:
         """All frames together; where that fails each alone, so that one camera's frame costs no other camera's."""
@@ -259,12 +260,8 @@ class SegmentationNode(LifecycleNode):
             self._given["overlay_names"],
             self._given["jpeg_quality"],
         )
-        try:
-            for name, head in result.heads.items():
-                self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
-        except Exception as error:
-            self._drop(frame.camera, error)
-            return
+        for name, head in result.heads.items():
+            self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
         stamp = frame.header.stamp
         delay = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
         self._statistics[frame.camera].segmented(frame.received, delay)
@@ -280,6 +277,14 @@ class SegmentationNode(LifecycleNode):
         (self._heads_off.discard if on else self._heads_off.add)(name)
         return f"head '{name}' is {_on_or_off(on)}"
 
+    @contextlib.contextmanager
+    def _costing_its_frame(self, camera: str) -> Iterator[None]:
+        """Whatever goes wrong inside costs this camera its frame, and nobody else anything."""
+        try:
+            yield
+        except Exception as error:
+            self._drop(camera, error)
+
     def _drop(self, camera: str, error: Exception) -> None:
         """Count and log a frame that is lost to a fault."""
         if not self.context.ok():
@@ -294,10 +299,10 @@ class SegmentationNode(LifecycleNode):
         self._statistics[camera].noted(fault, str(error))
         self._log_fault((camera, fault), f"camera_info{_of(camera)} is not used: {error}")
 
-    def _on_worker_error(self, error: Exception) -> None:
-        if self.context.ok():
-            self._last_error = _details(error)
-            self._log_fault(("", "worker"), f"frames were dropped: {self._last_error}")
+    def _on_worker_error(self, cameras: Sequence[str], error: Exception) -> None:
+        """What no frame alone is to blame for costs all that were in work."""
+        for camera in cameras:
+            self._drop(camera, error)
 
     def _log_fault(self, kind: tuple[str, str], text: str) -> None:
         """Log each kind of fault at most once in a while; rclpy's own throttle knows only places in the code."""
@@ -309,12 +314,14 @@ class SegmentationNode(LifecycleNode):
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name, state = self.get_fully_qualified_name().lstrip("/"), self._state_machine.current_state[1]
         switches = {"segmentation": self._is_on}
-        runtime, stages = "none loaded", {}
+        runtime, host_decode, stages = "none loaded", "none loaded", {}
         if self._segmenter is not None:
             switches |= {f"head {head}": head not in self._heads_off for head in self._segmenter.manifests}
-            runtime, stages = self._segmenter.runtime.description, self._segmenter.times.summary_ms()
+            runtime, host_decode = self._segmenter.runtime.description, decode.backend()
+            stages = self._segmenter.times.summary_ms()
+        mismatches = self._endpoints.mismatches()
         return [
-            node_status(name, state, self._last_error, runtime, switches, stages, self._endpoints.mismatches()),
+            node_status(name, state, self._last_error, runtime, host_decode, switches, stages, mismatches),
             *(
                 self._statistics[camera].status(f"{name}: camera {camera}".rstrip(), source.image_topic)
                 for camera, source in self._inputs.items()
@@ -332,6 +339,9 @@ class SegmentationNode(LifecycleNode):
         self._inputs.clear()
 
     def _release(self) -> None:
+        # Taken out before anything can fail: what could not be closed must not keep the node from a new start.
+        segmenter, self._segmenter = self._segmenter, None
+        self._given.in_use = False
         for output in self._each_output():
             output.close()
         self._outputs.clear()
@@ -339,10 +349,12 @@ class SegmentationNode(LifecycleNode):
             self.destroy_service(switch)
         self._head_switches.clear()
         self._heads_off.clear()
-        if self._segmenter is not None:
-            self._segmenter.close()
-            self._segmenter = None
-        self._given.in_use = False
+        self._is_on = True
+        if segmenter is not None:
+            try:
+                segmenter.close()
+            except Exception as error:
+                self.get_logger().error(f"the models may hold memory still: closing them failed: {_details(error)}")
 
     def _each_output(self) -> list[HeadOutput]:
         return [output for heads in self._outputs.values() for output in heads.values()]

@@ -179,5 +179,8 @@ def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None
 
 
 def confidence_threshold(probability: float) -> int:
-    """The least confidence (1/255) of a pixel that is at least so probable (0..1)."""
-    return math.ceil(255.0 * probability - 1e-9)
+    """The least confidence (1/255) of a pixel that is at least so probable (0..1).
+
+    Confidences are rounded, so a pixel that is less probable by less than 1/255 can have it too.
+    """
+    return math.floor(255.0 * probability + 0.5)

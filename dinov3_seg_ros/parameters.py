@@ -13,10 +13,9 @@ from dinov3_seg_ros.artefacts import PRECISIONS
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.messages import MAX_PIXELS
 from dinov3_seg_ros.pipeline import parse_mask_size
+from dinov3_seg_ros.ports import TRANSPORTS
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 from dinov3_seg_ros.runtimes import DEVICES, RUNTIME_NAMES
-
-TRANSPORTS = ("raw", "compressed")
 
 
 def _one_of(name: str, *choices: str) -> Callable[[str], None]:
@@ -31,6 +30,16 @@ def _one_of(name: str, *choices: str) -> Callable[[str], None]:
 def _two_sides(value: Sequence[int]) -> None:
     if len(value) != 2 or min(value) < 0:
         raise ParameterError(f"network_size is {list(value)}; give [height, width] in pixels, or [0, 0]")
+
+
+def _providers(value: Sequence[str]) -> None:
+    names = [name for name in value if name]
+    for name in names:
+        if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
+            raise ParameterError(
+                f"providers holds '{name}'; name each of ONNX Runtime's execution providers once and in full, such as "
+                "[CUDAExecutionProvider, CPUExecutionProvider]"
+            )
 
 
 class _Entry(NamedTuple):
@@ -64,6 +73,11 @@ _TABLE: dict[str, _Entry] = {
         check=_one_of("precision", "auto", *PRECISIONS),
     ),
     "threads": _Entry(0, "CPU threads of the network; 0: one for each core.", range=(0, 1024)),
+    "providers": _Entry(
+        [""],
+        "ONNX Runtime's execution providers, best first, such as CUDAExecutionProvider; empty: by 'device'.",
+        check=_providers,
+    ),
     "cameras": _Entry(
         [""],
         "Prefixes of the cameras' topics: 'front' reads front/image and publishes front/segmentation/mask. Empty for "

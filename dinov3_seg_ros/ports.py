@@ -30,8 +30,8 @@ try:
 except Exception:
     LabelInfo = VisionClass = None
 
-# Parameter image_transport -> topic suffix, message type, and how its pixels are read.
-_TRANSPORTS = {
+#: Parameter image_transport -> topic suffix, message type, and how its pixels are read.
+TRANSPORTS = {
     "raw": ("image", Image, image_to_rgb),
     "compressed": ("image/compressed", CompressedImage, compressed_to_rgb),
 }
@@ -102,7 +102,7 @@ class CameraInput:
         receive: Callable[[str, Any, int], None],
         note_fault: Callable[[str, Exception], None],
     ) -> None:
-        suffix, message_type, self._to_rgb = _TRANSPORTS[transport]
+        suffix, message_type, self._to_rgb = TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
         gaps = SequenceGaps()

@@ -17,14 +17,14 @@ class LatestFrameWorker:
 
     Args:
         process: called with ``[(slot, item), ...]``; an exception it raises is passed to ``on_error`` and ends nothing.
-        on_error: called, in the worker's thread, with what ``process`` raised.
+        on_error: called, in the worker's thread, with the slots of the items and what ``process`` raised of them.
         max_items: the most items handed over at once.
     """
 
     def __init__(
         self,
         process: Callable[[Sequence[tuple[str, Any]]], None],
-        on_error: Callable[[Exception], None],
+        on_error: Callable[[Sequence[str], Exception], None],
         max_items: int = 1,
     ) -> None:
         self._process, self._on_error, self._max_items = process, on_error, max_items
@@ -67,4 +67,4 @@ class LatestFrameWorker:
                 self._process(items)
             except Exception as error:
                 with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
-                    self._on_error(error)
+                    self._on_error([slot for slot, _ in items], error)

@@ -9,6 +9,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
+from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.resources import console_script, resource_path
 
 # Arguments that set a parameter of the node; an empty one leaves it to the parameter file.
@@ -21,7 +22,7 @@ PARAMETERS = {
 }
 OTHERS = {
     "cameras": ("", "Prefixes of several cameras' topics: front,left"),
-    "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix"),
+    "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix, and thus relative"),
     "camera_info_topic": ("", "Topic of the camera's calibration (default: camera_info beside the images)"),
     "namespace": ("", "Namespace of node and topics"),
     "params_file": ("", "YAML file of parameters (default: config/segmentation.yaml with the demo's bundle)"),
@@ -52,6 +53,12 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
         given["cameras"] = cameras
     image = value("image_topic")
     info = value("camera_info_topic") or "/".join((*image.split("/")[:-1], "camera_info"))
+    for name, source in (("image_topic", image), ("camera_info_topic", info)):
+        if cameras and source.startswith(("/", "~")):
+            raise ParameterError(
+                f"{name} is '{source}', but with cameras it is looked for below each prefix; give a relative name, "
+                f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
+            )
     sources = {"image": image, "image/compressed": f"{image}/compressed", "camera_info": info}
     if not value("params_file"):
         given.setdefault("bundle", str(resource_path("weights/demo")))

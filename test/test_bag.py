@@ -56,14 +56,21 @@ def compressed(number):
 
 
 def write_bag(path, messages, storage="sqlite3"):
-    """A recording of (topic, type, message), one every millisecond."""
+    """A recording of (topic, type, message), one every millisecond; bytes stand for themselves."""
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
     with Writer(path, version=9, storage_plugin=plugin) as writer:
         kinds = dict.fromkeys((topic, kind) for topic, kind, _ in messages)
         connections = {topic: writer.add_connection(topic, kind, typestore=TYPES) for topic, kind in kinds}
         for number, (topic, kind, message) in enumerate(messages):
-            writer.write(connections[topic], 10**6 * (1 + number), TYPES.serialize_cdr(message, kind))
+            raw = message if isinstance(message, bytes) else TYPES.serialize_cdr(message, kind)
+            writer.write(connections[topic], 10**6 * (1 + number), raw)
     return path
+
+
+def raw_contents(path):
+    """[(topic, recording time, bytes)], in order."""
+    with Reader(path) as reader:
+        return [(connection.topic, timestamp, bytes(raw)) for connection, timestamp, raw in reader.messages()]
 
 
 def contents(path):
@@ -119,6 +126,42 @@ def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):
     assert counts == {"unknown encoding": 1, "segmented": 1}
     after = contents(tmp_path / "out")
     assert (len(after["/image"]), len(after["/segmentation/mask"])) == (2, 1)
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 15, 40, -100])
+def test_a_message_that_is_cut_off_is_copied_and_counted(segmenter, tmp_path, length):
+    cut = bytes(TYPES.serialize_cdr(image(0), IMAGE))[:length]
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, cut), ("/image", IMAGE, image(1))])
+    counts = BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+    assert counts == {"damaged message": 1, "segmented": 1}
+    after = raw_contents(tmp_path / "out")
+    assert [topic for topic, *_ in after] == ["/image", "/image", "/segmentation/mask"]
+    assert after[:2] == raw_contents(source)
+    assert after[0][2] == cut
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_few_bytes_of_other_topics_wait_for_frames_that_do_not_come(segmenter, tmp_path, monkeypatch, frames):
+    monkeypatch.setattr(bag, "_MOST_COPIED", 4000)
+    text = ("/text", TEXT, TYPES.types[TEXT](data=1000 * "x"))
+    messages = [("/image", IMAGE, image(number)) for number in range(frames)] + 40 * [text]
+    source = write_bag(tmp_path / "in", messages)
+    read, written, waiting, write = [], [], [], Writer.write
+
+    def track(messages, count):
+        for message in messages:
+            read.append(message)
+            yield message
+
+    def counted(*arguments):
+        written.append(arguments)
+        waiting.append(len(read) - len(written))
+        write(*arguments)
+
+    monkeypatch.setattr(Writer, "write", counted)
+    assert BagSegmenter(segmenter, outputs=[]).process(source, tmp_path / "out", track=track) == {"segmented": frames}
+    assert raw_contents(tmp_path / "out") == raw_contents(source)
+    assert max(waiting) <= 2 * (4 + 2), "a group in the network and the one being read"
 
 
 def test_which_images_are_meant_must_be_said_where_there_are_several(segmenter, tmp_path):

@@ -118,8 +118,9 @@ def test_stamps_that_run_backwards_or_come_from_another_clock_are_noted(clock):
 )
 def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, expected):
     stages = {"backbone": {"median": 10.0, "p95": 12.3}}
-    status = node_status("node", state, last_error, "torch", {"head a": not off}, stages, mismatches)
+    status = node_status("node", state, last_error, "torch", "numpy", {"head a": not off}, stages, mismatches)
     assert (status.level, status.message) == expected
     values = {pair.key: pair.value for pair in status.values}
+    assert (values["runtime"], values["decode"]) == ("torch", "numpy")
     assert values["stage backbone [ms]"] == "median 10.00, 95th percentile 12.30"
     assert stages_of(status) == stages

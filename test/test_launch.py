@@ -12,6 +12,7 @@ from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import LifecycleNode, Node
 
+from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.resources import resource_path
 
 
@@ -59,6 +60,15 @@ def test_topics_of_one_camera_or_of_several_are_remapped(given, expected):
     texts = [[part.text for part in side] for pair in node._Node__remappings for side in pair]
     found = {"".join(name): "".join(target) for name, target in zip(texts[::2], texts[1::2], strict=True)}
     assert expected.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    ("argument", "topic", "relative"),
+    [("image_topic", "/camera/image_raw", "image_raw"), ("camera_info_topic", "~/info", "info")],
+)
+def test_an_absolute_topic_is_refused_for_cameras_below_whose_prefixes_it_cannot_be(argument, topic, relative):
+    with pytest.raises(ParameterError, match=f"{argument} is '{topic}', .*{argument}:={relative} for front/{relative}"):
+        nodes_of_seg_launch(cameras="front,left", **{argument: topic})
 
 
 def test_demo_launch_adds_a_camera():

@@ -18,6 +18,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import Graph, image_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.pipeline import Segmenter
 
 pytestmark = pytest.mark.ros
@@ -234,6 +235,7 @@ def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     node_status = reader.newest("segmentation")
     assert (node_status.level, node_status.values["state"]) == (OK, "active")
     assert "float32" in node_status.values["runtime"]
+    assert node_status.values["decode"] == decode.backend()
     assert "median" in node_status.values["stage backbone [ms]"]
     status = reader.wait(name, lambda status: status.level == STALE, "silence")
     assert "no further image on /image for" in status.message
@@ -254,5 +256,40 @@ def test_a_failed_transition_is_an_error_in_the_diagnostics_until_one_succeeds(b
         assert node.change_state("cleanup")
         reader.wait("segmentation", lambda status: status.level == WARN, "the end of the error")
         assert graph.peer.count_subscribers("/camera_info") == graph.peer.count_publishers("/segmentation/mask") == 0
+    finally:
+        graph.close()
+
+
+def test_execution_providers_reach_onnx_runtime_and_no_other_names_are_taken(bundles, tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    graph = Graph(tmp_path)
+    try:
+        node = graph.start_node(bundle=bundles[0].path, runtime="onnx", providers="[OtherExecutionProvider]")
+        graph.spin_until(lambda: "the node waits" in node.log, "the message")
+        assert "this build of ONNX Runtime has no OtherExecutionProvider; it has: " in node.log
+        for refused in (["cuda"], 2 * ["CPUExecutionProvider"]):
+            result = node.set_parameter("providers", refused)
+            assert not result.successful
+            assert f"providers holds '{refused[0]}'" in result.reason
+        assert node.set_parameter("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"]).successful
+    finally:
+        graph.close()
+
+
+def test_what_was_switched_off_is_on_again_after_a_cleanup(bundles, tmp_path):
+    graph = Graph(tmp_path)
+    try:
+        node = graph.start_node(bundle=bundles[0].path)
+        node.wait_for_state("active")
+        node.switch("enable", False)
+        node.switch("heads/first/enable", False)
+        reader = DiagnosticsReader(graph)
+        reader.wait("segmentation", lambda status: "off: segmentation, head first" in status.message, "the switches")
+        for transition in ("deactivate", "cleanup", "configure", "activate"):
+            assert node.change_state(transition)
+        reader.wait("segmentation", lambda status: status.message == "active", "the switches' reset")
+        masks, camera = graph.listen("segmentation/mask"), graph.camera()
+        camera.wait_for_subscriber()
+        camera.send_until_answered(camera.message(picture()), masks)
     finally:
         graph.close()

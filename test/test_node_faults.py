@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-import rclpy
+from diagnostics_reader import ERROR, OK, WARN
 from fuzzing import fuzz
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
 
 from dinov3_seg_ros.node import SegmentationNode
+from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
 
 pytestmark = pytest.mark.ros
 
 CALIBRATION_FAULTS = {"camera_info not finite", "camera_info of another size"}
+SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +57,34 @@ def test_after_every_bad_message_the_next_good_frame_is_answered_and_each_fault_
         graph.close()
 
 
-def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_path, monkeypatch):
-    graph = Graph(tmp_path)
-    parameters = {"bundle": str(bundle.path), "cameras": ["good", "bad"], "max_batch": 2}
-    node = SegmentationNode(
-        context=graph.context, parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()]
-    )
+@contextlib.contextmanager
+def node_here(folder, **parameters):
+    """An unconfigured node in this process, whose inside a test can break, and its graph."""
+    graph = Graph(folder)
+    overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+    node = SegmentationNode(context=graph.context, parameter_overrides=overrides)
     try:
-        assert node.trigger_configure() == node.trigger_activate() == rclpy.lifecycle.TransitionCallbackReturn.SUCCESS
+        yield graph, node
+    finally:
+        node.close()
+        node.destroy_node()
+        graph.close()
+
+
+def start(node):
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+
+
+def values_of(node, camera=None):
+    """What the node would say in /diagnostics, of itself or of a camera: its level, and its values."""
+    own, *cameras = node._collect_diagnostics()
+    status = next(s for s in cameras if s.name.endswith(f"camera {camera}")) if camera else own
+    return status.level, {pair.key: pair.value for pair in status.values}
+
+
+def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_path, monkeypatch):
+    with node_here(tmp_path, bundle=str(bundle.path), cameras=["good", "bad"], max_batch=2) as (graph, node):
+        start(node)
         cameras = {name: graph.camera(f"{name}/image") for name in ("good", "bad")}
         masks = {name: graph.listen(f"{name}/segmentation/mask") for name in cameras}
         for name in cameras:
@@ -83,7 +108,73 @@ def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_
         assert masks["bad"] == []
         assert node._statistics["bad"].summary() == "1 failed"
         assert node._statistics["good"].summary() == "1 segmented"
-    finally:
-        node.close()
-        node.destroy_node()
-        graph.close()
+
+
+@pytest.fixture
+def unclosable(monkeypatch):
+    """Runtimes that cannot be closed; a call for each attempt."""
+    attempts = []
+
+    def close(runtime):
+        attempts.append(runtime)
+        raise RuntimeError("the device does not answer")
+
+    monkeypatch.setattr(PyTorchRuntime, "close", close)
+    return attempts
+
+
+def test_a_node_whose_models_cannot_be_closed_is_cleaned_up_and_can_be_started_again(bundle, tmp_path, unclosable):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        for attempt in (1, 2):
+            start(node)
+            assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+            assert len(unclosable) == attempt
+            assert values_of(node)[1]["state"] == "unconfigured"
+            assert values_of(node)[1]["runtime"] == "none loaded"
+            graph.spin_until(lambda: not graph.peer.count_publishers("/segmentation/mask"), "the end of the topics")
+            assert node.set_parameters([Parameter("mask_size", value="8x8")])[0].successful
+
+
+def test_a_failed_configuration_keeps_its_reason_though_the_models_cannot_be_closed(bundle, tmp_path, unclosable):
+    (tmp_path / "classes.yaml").write_text("classes: [dragon]")
+    with node_here(tmp_path, bundle=str(bundle.path), class_list=str(tmp_path / "classes.yaml")) as (_, node):
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert unclosable
+        level, values = values_of(node)
+        assert level == ERROR
+        assert "the class list names 'dragon', which no bundle has" in values["last error"]
+        assert node.set_parameters([Parameter("class_list", value="")])[0].successful
+        start(node)
+
+
+@pytest.mark.parametrize("broken", ["_wanted_heads", "_segment", "_publish"])
+def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with_the_next(
+    bundle, tmp_path, monkeypatch, broken
+):
+    with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):
+        start(node)
+        masks = graph.listen("front/segmentation/mask")
+        publisher = node._outputs["front"]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        message, statistics = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), node._statistics["front"]
+
+        def fail(*_):
+            raise ZeroDivisionError("made to fail")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node, broken, fail)
+            node._receive("front", message, 0)
+            graph.spin_until(lambda: "failed" in statistics.summary(), "the end of the frame")
+        assert statistics.summary() == "1 received, 1 failed"
+        level, values = values_of(node, "front")
+        assert level == ERROR
+        assert "ZeroDivisionError: made to fail" in values["last error"]
+        assert values_of(node)[0] == OK, "no transition failed"
+
+        node._receive("front", message, 0)
+        graph.spin_until(lambda: masks, "a mask")
+        graph.spin_until(lambda: "segmented" in statistics.summary(), "the end of the frame")
+        assert statistics.summary() == "2 received, 1 segmented, 1 failed"
+        level, values = values_of(node, "front")
+        assert level == WARN
+        assert "made to fail" in values["last error"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinov3_seg_ros.bundle import ClassesSection, load_bundle
+from dinov3_seg_ros.decode import upsample_argmax_confidence
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.output_classes import (
     ClassList,
@@ -68,7 +69,7 @@ def test_a_list_that_changes_nothing_costs_nothing():
     assert OutputClasses.of(ROOM, ClassList(classes=list(ROOM.names))).lookup is None
 
 
-@pytest.mark.parametrize(("probability", "least"), [(0.0, 0), (0.5, 128), (0.4, 102), (1.0, 255)])
+@pytest.mark.parametrize(("probability", "least"), [(0.0, 0), (0.5, 128), (0.4, 102), (0.31, 79), (1.0, 255)])
 def test_pixels_below_the_threshold_are_unlabelled_with_confidence_zero(probability, least):
     head = found([[0] * 256])
     head.confidence = np.arange(256, dtype=np.uint8)[None]
@@ -76,6 +77,17 @@ def test_pixels_below_the_threshold_are_unlabelled_with_confidence_zero(probabil
     kept = np.arange(256) >= least
     assert np.array_equal(labels[0], np.where(kept, 0, 255))
     assert np.array_equal(confidence[0], np.where(kept, np.arange(256), 0))
+
+
+@pytest.mark.parametrize("probability", [0.31, 0.4, 0.62, 0.8])
+def test_a_pixel_exactly_as_probable_as_the_threshold_keeps_its_label(probability):
+    probabilities = np.array([probability, *[(1 - probability) / 4] * 4])
+    logits = np.broadcast_to(np.log(probabilities).astype(np.float32).reshape(1, 5, 1, 1), (1, 5, 2, 2))
+    labels, confidence = upsample_argmax_confidence(logits, (4, 6))
+    head = SimpleNamespace(labels=labels[0], confidence=confidence[0])
+    classes = OutputClasses.of(many(5))
+    assert (classes.labels(head, confidence_threshold(probability)) == 0).all()
+    assert (classes.labels(head, confidence_threshold(probability + 0.005)) == 255).all()
 
 
 def test_masks_of_many_classes_use_sixteen_bits_and_narrow_where_few_are_chosen():

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
+import pytest
 from bundles import write_tiny_bundle
 
 from dinov3_seg_ros.doctor import FAULT, examine, main
@@ -14,7 +19,6 @@ from dinov3_seg_ros.transport import (
     PROFILE,
     PROFILE_VARIABLES,
     configure_transport,
-    keep_freed_memory,
     profile_variable,
     remove_unfinished_segments,
 )
@@ -37,8 +41,25 @@ def test_the_profile_gives_images_32_mb_of_shared_memory_and_keeps_the_network()
     assert {t.text for t in root.findall(".//p:transport_descriptor/p:type", namespace)} == {"SHM", "UDPv4"}
 
 
-def test_the_allocator_is_told_to_keep_memory():
-    assert keep_freed_memory() in (True, False)
+def page_faults_of_later_frames(before):
+    """Of a new process that frees four buffers of 6 MB together, several times; what it does before is given."""
+    code = f"""
+import resource
+from dinov3_seg_ros.transport import keep_freed_memory
+{before}
+for _ in range(5):
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    frames = [b"x" * (6 << 20) for _ in range(4)]
+    del frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+    root = Path(__file__).resolve().parent.parent
+    return int(subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are not told")
+def test_buffers_of_frames_are_not_fetched_from_the_kernel_again():
+    assert page_faults_of_later_frames("assert keep_freed_memory()") < 100 < page_faults_of_later_frames("")
 
 
 def test_the_doctor_finds_a_sound_bundle_sound_and_a_damaged_one_damaged(tmp_path, capsys):

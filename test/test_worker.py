@@ -28,7 +28,7 @@ class Gate:
 
 def run(gate, puts, calls, max_items=1):
     """Put one item, and ``puts`` while it is in work, for ``calls`` more calls; which of the puts replaced another."""
-    worker = LatestFrameWorker(gate, on_error=lambda error: None, max_items=max_items)
+    worker = LatestFrameWorker(gate, on_error=lambda slots, error: None, max_items=max_items)
     worker.start()
     worker.put("first", 0)
     assert gate.entered.wait(5)
@@ -57,7 +57,7 @@ def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
     assert gate.calls[1:] == [[("a", 1), ("b", 2)], [("c", 3)]]
 
 
-def test_an_error_is_reported_and_the_next_item_is_taken():
+def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken():
     errors, failed, done = [], threading.Event(), threading.Event()
 
     def process(items):
@@ -65,8 +65,8 @@ def test_an_error_is_reported_and_the_next_item_is_taken():
             raise ValueError("bad item")
         done.set()
 
-    def note(error):
-        errors.append(error)
+    def note(slots, error):
+        errors.append((slots, str(error)))
         failed.set()
 
     worker = LatestFrameWorker(process, note)
@@ -76,12 +76,12 @@ def test_an_error_is_reported_and_the_next_item_is_taken():
     worker.put("a", "good")
     assert done.wait(5)
     worker.stop()
-    assert str(errors[0]) == "bad item"
+    assert errors == [(["a"], "bad item")]
 
 
 def test_stopping_lets_the_item_in_work_finish_and_tells_what_was_waiting():
     gate, waiting = Gate(), []
-    worker = LatestFrameWorker(gate, on_error=lambda error: None)
+    worker = LatestFrameWorker(gate, on_error=lambda slots, error: None)
     worker.start()
     worker.put("a", 1)
     assert gate.entered.wait(5)
