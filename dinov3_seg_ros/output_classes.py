@@ -122,11 +122,8 @@ class OutputClasses:
             bytes_only = labels.dtype == self.lookup.dtype == np.uint8
             labels = cv2.LUT(labels, self.lookup) if bytes_only else self.lookup[labels]
         if confidence is not None:
-            doubtful = cv2.compare(confidence, threshold, cv2.CMP_LT)
-            if labels.dtype == np.uint8:
-                labels = cv2.bitwise_or(labels, doubtful)  # 255 where doubtful: unlabelled
-            else:
-                labels = np.where(doubtful, labels.dtype.type(self.unlabelled), labels)
+            doubtful = (confidence < threshold).astype(labels.dtype)
+            labels = labels | np.negative(doubtful)  # all bits where doubtful: unlabelled, 255 or 65535
         return labels
 
     def labels_and_confidence(self, found: Labelled, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +135,7 @@ class OutputClasses:
         labels = self.labels(found, threshold)
         if labels is found.labels:
             return labels, confidence
-        return labels, cv2.bitwise_and(confidence, cv2.compare(labels, self.unlabelled, cv2.CMP_NE))
+        return labels, confidence * (labels != self.unlabelled)
 
 
 def load_class_list(path: str | os.PathLike[str]) -> ClassList:

@@ -90,6 +90,14 @@ def test_a_pixel_exactly_as_probable_as_the_threshold_keeps_its_label(probabilit
     assert (classes.labels(head, confidence_threshold(probability + 0.005)) == 255).all()
 
 
+def test_a_mask_of_one_pixel_is_compared_like_any_other():
+    classes = OutputClasses.of(ROOM)
+    labels, confidence = classes.labels_and_confidence(found([[3]], confidence=10), threshold=11)
+    assert (labels.tolist(), confidence.tolist()) == ([[255]], [[0]])
+    labels, confidence = classes.labels_and_confidence(found([[3]], confidence=11), threshold=11)
+    assert (labels.tolist(), confidence.tolist()) == ([[3]], [[11]])
+
+
 def test_masks_of_many_classes_use_sixteen_bits_and_narrow_where_few_are_chosen():
     head = found([[0, 299]], dtype=np.uint16)
     all_of_them = OutputClasses.of(many(300))
