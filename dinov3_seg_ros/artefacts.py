@@ -133,6 +133,8 @@ def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
     """The exports that belong to a bundle as it is now, and one sentence on each that does not."""
     usable, refused = [], []
     for path in sorted(bundle.path.glob(f"{EXPORTS_FOLDER}/*/{EXPORT_FILE}")):
+        if path.parent.name.startswith("."):  # half a copy, left by an export that was killed
+            continue
         try:
             usable.append(_read(path, bundle))
         except ExportError as error:

@@ -232,6 +232,16 @@ def test_two_exports_at_once_both_end_well(copy):
     assert sorted(path.name for path in (copy.path / "onnx").iterdir()) == [".lock", "64x96-fp32"]
 
 
+def test_what_a_killed_export_left_half_copied_is_not_seen(copy):
+    whole = copy.path / "onnx" / "64x96-fp32"
+    left = shutil.copytree(whole, whole.with_name(".64x96-fp32.k1ll3d"))
+    (left / "head.onnx").unlink()
+    usable, refused = find_exports(copy)
+    assert [export.folder for export in usable] == [whole]
+    assert refused == []
+    assert Segmenter.from_bundle(copy.path).runtime.name == "onnx"
+
+
 @pytest.mark.parametrize("graph", ["backbone.onnx", "head.onnx"])
 def test_a_damaged_graph_is_named_and_never_run(copy, graph):
     path = copy.path / "onnx" / "64x96-fp32" / graph
