@@ -119,6 +119,50 @@ def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
     np.testing.assert_allclose(logits, runtime.logits("tiny", runtime.features(canvases)), atol=1e-4)
 
 
+def licensed(bundle, licence):
+    content = json.loads((bundle.path / "bundle.json").read_text())
+    (bundle.path / "bundle.json").write_text(json.dumps({**content, "licences": [licence]}))
+    return load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_heads_of_other_layers_and_licences_are_fused_with_the_backbone_that_they_share(tmp_path, precision):
+    bundles = []
+    for name, layers in (("one", [1, 2, 3]), ("two", [2, 3])):
+        backbone = made_backbone("dinov3_convnext", layers)
+        bundle = write_tiny_bundle(tmp_path / name, name=name, backbone=backbone, network_size=SIZE)
+        bundles.append(licensed(bundle, f"licence of {name}"))
+    export([b.path for b in bundles], ExportOptions(fuse=True, precision=precision, least_labels=0.8))
+    canvases = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    runtime = Segmenter.from_bundle([b.path for b in bundles], "onnx", precision=precision, max_batch=2).runtime
+    for bundle in bundles:
+        (found,), _ = find_exports(bundle)
+        name = bundle.manifest.name
+        said = {p.key: p.value for p in onnx.load(found.folder / "fused.onnx").metadata_props}
+        assert (said["name"], said["licence"]) == (name, f"licence of {name}")
+        assert json.loads(said["layers"]) == bundle.manifest.backbone.layers
+        (logits,) = onnxruntime.InferenceSession(found.folder / "fused.onnx").run(["logits"], {"canvases": canvases})
+        np.testing.assert_allclose(logits, runtime.logits(name, runtime.features(canvases)), atol=1e-3)
+        assert found.manifest.parity["fused"][name]["labels_equal"] >= 0.8
+        assert f"| {name}, fused | " in (found.folder / "report.md").read_text()
+
+
+def test_a_fused_graph_that_computes_something_else_fails_the_export(copy, monkeypatch, capsys):
+    def wrong(backbone, head, layers, path, properties):
+        model = onnx.load(head)
+        weights = next(t for t in model.graph.initializer if "classifier.weight" in t.name)
+        weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), weights.name))
+        onnx.save(model, path.with_suffix(".spoilt"))
+        right(backbone, path.with_suffix(".spoilt"), layers, path, properties)
+        path.with_suffix(".spoilt").unlink()
+
+    right = exporter.fuse
+    monkeypatch.setattr(exporter, "fuse", wrong)
+    assert main([str(copy.path)]) == 0
+    assert main([str(copy.path), "--fuse"]) == 1
+    assert "logits of the fused graph of tiny has cosine -" in capsys.readouterr().err
+
+
 def test_weights_that_float16_holds_exactly_are_stored_so_at_no_loss(tmp_path):
     halved = made_backbone("dinov3_convnext", [1, 2, 3]).half().float()
     bundle = write_tiny_bundle(tmp_path / "halved", backbone=halved, network_size=SIZE, geometry="stretch")

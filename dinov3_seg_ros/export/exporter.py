@@ -21,10 +21,12 @@ import transformers
 
 from dinov3_seg_ros.artefacts import (
     BACKBONE_GRAPH,
+    CANVASES,
     EXPORT_FILE,
     FUSED_GRAPH,
     HEAD_GRAPH,
     LICENCES_FILE,
+    LOGITS,
     REPORT_FILE,
     Export,
     ExportManifest,
@@ -178,15 +180,7 @@ class _Job:
         # Graphs of int8 are for ONNX Runtime alone, so that they may hold its own operators.
         fused = self._options.precision == "int8"
         graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype, fused).eval()
-        properties = {
-            **self._properties,
-            "backbone_identity": self._bundles[0].manifest.backbone.identity,
-            "model_type": self._bundles[0].manifest.backbone.model_type,
-            "layers": self._layers,
-            "mean": self._input.mean,
-            "std": self._input.std,
-            "licence": _licences(self._bundles[0]),
-        }
+        properties = self._properties_of_backbone
         with torch.no_grad():
             self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
         path, float_nodes = folders[0] / BACKBONE_GRAPH, []
@@ -233,7 +227,8 @@ class _Job:
             }
             export_head(HeadGraph(bundle.load_head(), self._dtype), maps, layers, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
-                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH)
+                of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
+                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
@@ -243,13 +238,14 @@ class _Job:
             if self._options.precision != "bf16":
                 raise
             return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
-        record = self._compare_with_model(found)
+        fused = {e.bundle_name: _fused(e, found.providers) for e in exports} if self._options.fuse else {}
+        record = self._compare_with_model(found, fused)
         parity.check(record, self._options.precision, self._options.least_labels)
         return record
 
-    def _compare_with_model(self, found: Runtime) -> dict[str, Any]:
+    def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
         reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
-        return parity.compare(self._bundles, reference, found, self._size, self._samples())
+        return parity.compare(self._bundles, reference, found, self._size, self._samples(), fused)
 
     def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
         manifest = ExportManifest(
@@ -287,6 +283,18 @@ class _Job:
     def _properties(self) -> dict[str, Any]:
         return {"precision": self._options.precision, "network_size": self._size}
 
+    @property
+    def _properties_of_backbone(self) -> dict[str, Any]:
+        return {
+            **self._properties,
+            "backbone_identity": self._bundles[0].manifest.backbone.identity,
+            "model_type": self._bundles[0].manifest.backbone.model_type,
+            "layers": self._layers,
+            "mean": self._input.mean,
+            "std": self._input.std,
+            "licence": _licences(self._bundles[0]),
+        }
+
 
 def _check_engines_can_be_built(options: ExportOptions) -> None:
     reason = available_runtimes()["tensorrt"]
@@ -295,6 +303,11 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
     from dinov3_seg_ros.runtimes.tensorrt import usable
 
     usable(RuntimeOptions(precision=options.precision, max_batch=options.max_batch))
+
+
+def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:
+    session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=list(providers))
+    return lambda canvases: session.run([LOGITS], {CANVASES: canvases})[0]
 
 
 def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:

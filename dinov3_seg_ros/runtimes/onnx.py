@@ -33,7 +33,11 @@ Maps = dict[str, ort.OrtValue]
 
 
 class OnnxRuntime:
-    """Exported graphs in ONNX Runtime; see `dinov3_seg_ros.runtimes.Runtime`."""
+    """Exported graphs in ONNX Runtime; see `dinov3_seg_ros.runtimes.Runtime`.
+
+    Attributes:
+        providers: the execution providers asked for, best first.
+    """
 
     name = "onnx"
 
@@ -44,18 +48,19 @@ class OnnxRuntime:
         exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
     ) -> None:
         """See `Runtime`. ``exports``, one of each bundle by network size, are taken in place of the bundles' own."""
-        providers = _providers(options)
+        self.providers = _providers(options)
         chosen, precision = exports, options.precision
         if chosen is None:
             chosen, precision = choose_exports(bundles, _precisions(options), options.network_size)
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        maps = [map_name(layer) for layer in layers]
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self._backbones, self._heads = {}, {}
         for size, exports in chosen.items():
             backbone = backbone_export(exports, layers).graph(BACKBONE_GRAPH)
-            self._backbones[size] = _Graph(backbone, providers, options.threads, [map_name(layer) for layer in layers])
+            self._backbones[size] = _Graph(backbone, self.providers, options.threads, maps)
             for export in exports:
-                head = _Graph(export.graph(HEAD_GRAPH), providers, options.threads, [LOGITS])
+                head = _Graph(export.graph(HEAD_GRAPH), self.providers, options.threads, [LOGITS])
                 self._heads[export.bundle_name, size] = head
         used = next(iter(self._backbones.values())).provider
         if options.device == "cuda" and used == _CPU:
