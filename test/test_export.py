@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import shutil
@@ -262,6 +263,25 @@ def test_a_full_disk_leaves_the_old_graphs(copy):
     assert "cannot be written" in result.stderr
     assert before == {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
     assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
+
+
+def test_a_disk_that_fills_up_at_the_second_bundle_leaves_the_old_graphs_of_the_first(
+    copy, tmp_path, monkeypatch, capsys
+):
+    other = tiny_bundle(tmp_path / "other", name="other", num_classes=3)
+    before = {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    whole = shutil.copytree
+
+    def until_full(source, target, **options):
+        if source.name == "other":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(source, target, **options)
+
+    monkeypatch.setattr(exporter.shutil, "copytree", until_full)
+    assert main([str(copy.path), str(other.path)]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    assert [path.name for path in (other.path / "onnx").iterdir()] == [".lock"]
 
 
 def test_two_exports_at_once_both_end_well(copy):

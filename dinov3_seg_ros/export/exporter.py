@@ -50,6 +50,7 @@ _DTYPES = {
     "int8": torch.float32,
     "int8_qdq": torch.float32,
 }
+_ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -86,8 +87,9 @@ class ExportOptions:
 
 
 def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> dict[Path, str]:
-    """Export bundles that share a backbone into their own folders; all of them or none.
+    """Export bundles that share a backbone into their own folders.
 
+    Nothing is replaced before all of it is verified and written: an error until then leaves every folder as it was.
     Each gets the same backbone graph, which gives the maps of all the heads, so that any of them can be run alone or
     together with the others.
 
@@ -95,10 +97,11 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         Folder of each export, and of the engines -> its report in Markdown.
 
     Raises:
-        ExportError: the graphs do not compute what the model computes; nothing was written.
+        ExportError: the graphs do not compute what the model computes, and nothing was written; or only the engines do
+            not, and the graphs are kept.
         BundleError, BackboneError, ParameterError: what cannot be exported, and why.
         RuntimeUnavailableError: there can be no engines here.
-        OSError: the disk is full or not writable; what was there before is still there.
+        OSError: the disk is full or not writable; no folder holds part of an export.
     """
     bundles = [load_bundle(path) for path in paths]
     check_shared_backbone(bundles)
@@ -115,8 +118,9 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         # On the bundle's own disk, where the graphs will stay.
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".work.", dir=targets[0].parent)))
         exports = job.run(work)
-        for export, target in zip(exports, targets, strict=True):
-            with replacing_folder(target) as folder:
+        with contextlib.ExitStack() as replaced:
+            for export, target in zip(exports, targets, strict=True):
+                folder = replaced.enter_context(replacing_folder(target))
                 shutil.copytree(export.folder, folder, dirs_exist_ok=True)
     reports = {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
     return {**reports, **job.build_engines()} if options.engine else reports
@@ -163,7 +167,7 @@ class _Job:
         with contextlib.closing(open_runtime("tensorrt", self._bundles, options)) as found:
             record = {"machine": found.description, **self._compare_with_model(found)}
             try:
-                parity.check(record, precision, self._options.least_labels, "the TensorRT engines")
+                parity.check(record, precision, self._options.least_labels, "the TensorRT engines", _ENGINES_REMOVED)
             except ExportError:
                 for engine in found.engines:
                     engine.remove()

@@ -129,6 +129,7 @@ def check(
     precision: str,
     least_labels: float | None = None,
     subject: str = "the exported graphs",
+    outcome: str = "Nothing was written",
 ) -> None:
     """Raise ExportError, naming the stage, unless what `compare` returned reaches the precision's thresholds.
 
@@ -137,6 +138,7 @@ def check(
         precision: a key of `THRESHOLDS`.
         least_labels: share of equal labels to ask for in place of the threshold's, 0..1.
         subject: what was compared, for the message.
+        outcome: what the caller makes of an error, for the message.
     """
     threshold = THRESHOLDS[precision]
     least = threshold.labels if least_labels is None else least_labels
@@ -146,14 +148,14 @@ def check(
                 raise ExportError(
                     f"{subject} do not compute what the model computes: {stage.format(name)} has cosine "
                     f"{difference['cosine']} with PyTorch's (largest difference {difference['max_abs']}); "
-                    f"{precision} must reach {threshold.cosine}. Nothing was kept; try another precision, and if "
-                    "it is fp32, report it"
+                    f"{precision} must reach {threshold.cosine}. {outcome}; try another precision, and if it is "
+                    "fp32, report it"
                 )
             if difference.get("labels_equal", 1.0) < least:
                 raise ExportError(
                     f"{subject} label too many pixels otherwise than the model: by {stage.format(name)} only "
-                    f"{difference['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. Nothing was "
-                    "kept; try another precision, or accept it with --least-labels"
+                    f"{difference['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. {outcome}; "
+                    "try another precision, or accept it with --least-labels"
                 )
 
 
