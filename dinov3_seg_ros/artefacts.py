@@ -181,11 +181,13 @@ def choose_exports(
     paths = " ".join(str(bundle.path) for bundle in bundles)
     height, width = network_size or bundles[0].manifest.input.network_size
     present = [f"{e.manifest.network_size[0]}x{e.manifest.network_size[1]}-{e.manifest.precision}" for e in found[0][0]]
+    # An automatic choice does well with fp32, the default of the command.
+    wanted = f" --precision {precisions[0]}" if len(precisions) == 1 else ""
     raise RuntimeUnavailableError(
         f"{paths} has no exported graphs of {' or '.join(precisions)} for the network size {height}x{width}"
         f"{' (there are: ' + ', '.join(present) + ')' if present else ''}"
         f"{'; ' + '; '.join(text for _, refused in found for text in refused) if any(r for _, r in found) else ''}; "
-        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}"
+        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}{wanted}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import multiprocessing
 import shutil
@@ -15,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from bundles import write_tiny_bundle
+from graphs import write_graphs
 
 from dinov3_seg_ros.artefacts import find_exports
 from dinov3_seg_ros.backbone import build_backbone
@@ -26,6 +28,7 @@ from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.export.graphs import HeadGraph, operators
 from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
 
 SIZE = (64, 96)
 _VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -192,6 +195,31 @@ def test_auto_takes_the_graphs_where_there_are_any_and_says_why(exported, tmp_pa
     plain = Segmenter.from_bundle(tiny_bundle(tmp_path / "plain").path)
     assert plain.runtime.name == "torch"
     assert "python -m dinov3_seg_ros.export" in plain.runtime_reason
+
+
+def test_auto_leaves_a_precision_that_torch_lacks_to_the_graphs_and_says_how_to_make_them(tmp_path, monkeypatch):
+    bundle = tiny_bundle(tmp_path / "tiny")
+    with pytest.raises(RuntimeUnavailableError, match=r"the torch runtime has no precision 'int8'"):
+        Segmenter.from_bundle(bundle.path, "torch", precision="int8")
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"no runtime .* make them with: .* --size 64 96 --precision int8;"
+    ):
+        Segmenter.from_bundle(bundle.path, precision="int8")
+    write_graphs(bundle, "int8", size=SIZE)
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert choose_runtime([bundle], RuntimeOptions())[0] == "torch"
+    assert choose_runtime([bundle], RuntimeOptions(precision="int8"))[0] == "onnx"
+
+
+@pytest.mark.parametrize("module", ["transformers", "safetensors"])
+def test_torch_without_what_it_loads_models_with_is_not_installed_for_anybody(exported, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert Segmenter.from_bundle(exported.path).runtime_reason.count("torch is not installed") == 1
+    with pytest.raises(RuntimeUnavailableError, match=f"'torch' is not installed .*'{module}'.* Python 3.11"):
+        Segmenter.from_bundle(exported.path, "torch")
+    assert f"'{module}'" in available_runtimes()["torch"], "which the doctor says"
 
 
 def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):
