@@ -186,9 +186,9 @@ def _runtimes() -> Iterator[Finding]:
 def _abilities(runtime: str) -> str:
     if runtime != "onnx":
         return "can be used"
-    import onnxruntime
+    from dinov3_seg_ros.runtimes.onnx import usable_providers
 
-    return f"can be used, with {', '.join(onnxruntime.get_available_providers())}"
+    return f"can be used, with {', '.join(usable_providers())}"
 
 
 def _engines() -> Iterator[Finding]:

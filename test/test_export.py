@@ -372,6 +372,47 @@ def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, pict
     assert [result.labels.shape for result in results] == [picture.shape[:2], upright.shape[:2]]
 
 
+@pytest.fixture
+def providers(monkeypatch):
+    """The providers that the build of ONNX Runtime says it has; none but the CPU's can be loaded."""
+    from dinov3_seg_ros.runtimes import onnx as runtime
+
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: claimed)
+    runtime._loads.cache_clear()
+    yield runtime
+    runtime._loads.cache_clear()
+
+
+def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu_and_says_so(
+    exported, providers, monkeypatch, capfd
+):
+    sessions, real = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(providers.ort, "InferenceSession", lambda *a, **kw: sessions.append(a[0]) or real(*a, **kw))
+    segmenter = Segmenter.from_bundle(exported.path)
+    assert "onnx is the fastest that can run here on the CPU" in segmenter.runtime_reason
+    assert "CPUExecutionProvider" in segmenter.runtime.description
+    assert sessions.count(providers._TINY_MODEL) == 1, "the answer is kept"
+    for options in ({"device": "cuda"}, {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}):
+        with pytest.raises(RuntimeUnavailableError, match=r"CUDAExecutionProvider .* could not be loaded"):
+            Segmenter.from_bundle(exported.path, "onnx", **options)
+    assert providers.usable_providers() == ["CPUExecutionProvider"]
+    assert capfd.readouterr().out == ""
+
+
+def test_a_provider_that_loads_is_used(exported, providers, monkeypatch):
+    class Session:
+        def __init__(self, model, providers):
+            onnx.checker.check_model(onnx.load_from_string(model))
+            self.get_providers = lambda: providers
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", Session)
+    assert choose_runtime([exported], RuntimeOptions())[1].startswith(
+        "onnx is the fastest that can run here on the CUDA"
+    )
+    assert providers.OnnxRuntime.find_device([exported], RuntimeOptions(device="cpu")) == "cpu"
+
+
 def test_a_size_without_graphs_names_the_command_that_makes_them(exported):
     with pytest.raises(RuntimeUnavailableError, match=r"dinov3_seg_ros\.export .* --size 128 96"):
         Segmenter.from_bundle(exported.path, "onnx", network_size=(128, 96))

@@ -5,6 +5,10 @@ Between the backbone's graph and those of the heads, feature maps stay on the de
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +32,11 @@ from dinov3_seg_ros.runtimes import RuntimeOptions
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
 _FASTEST = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32")}
+# y = Relu(x) for one number, as a serialised ModelProto (IR 8, opset 18): to see what a session really runs on.
+_TINY_MODEL = bytes.fromhex(
+    "0808 3a33 0a0c0a0178120179220452656c75 120167"
+    "5a0f0a0178120a0a08080112040a020801 620f0a0179120a0a08080112040a020801 42021012"
+)
 
 Maps = dict[str, ort.OrtValue]
 
@@ -64,10 +73,7 @@ class OnnxRuntime:
                 self._heads[export.bundle_name, size] = head
         used = next(iter(self._backbones.values())).provider
         if options.device == "cuda" and used == _CPU:
-            raise RuntimeUnavailableError(
-                "device 'cuda' was asked for, but ONNX Runtime fell back to the CPU: its CUDA provider could not be "
-                "loaded (see its message above); install the CUDA and cuDNN that its release needs, or use device 'cpu'"
-            )
+            raise _not_loaded(_CUDA)
         self.description = f"ONNX Runtime {ort.__version__}, {used}, {precision}"
 
     @classmethod
@@ -145,12 +151,14 @@ def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
 def _providers(options: RuntimeOptions) -> list[str]:
     """Execution providers to ask for, best first."""
     available = ort.get_available_providers()
-    missing = [provider for provider in options.providers if provider not in available]
-    if missing:
-        raise RuntimeUnavailableError(
-            f"this build of ONNX Runtime has no {missing[0]}; it has: {', '.join(available)}. "
-            "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
-        )
+    for provider in options.providers:
+        if provider not in available:
+            raise RuntimeUnavailableError(
+                f"this build of ONNX Runtime has no {provider}; it has: {', '.join(available)}. "
+                "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
+            )
+        if not _loads(provider):
+            raise _not_loaded(provider)
     if options.providers:
         return list(options.providers)
     if options.device == "cuda" and _CUDA not in available:
@@ -159,5 +167,37 @@ def _providers(options: RuntimeOptions) -> list[str]:
             "of onnxruntime, or use device 'cpu'"
         )
     # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
-    wanted = (_CPU,) if options.device == "cpu" else (_CUDA, _CPU)
-    return [provider for provider in wanted if provider in available]
+    if options.device != "cpu" and _CUDA in available and _loads(_CUDA):
+        return [_CUDA, _CPU]
+    if options.device == "cuda":
+        raise _not_loaded(_CUDA)
+    return [_CPU]
+
+
+def usable_providers() -> list[str]:
+    """Execution providers that this build of ONNX Runtime has and that can be loaded here."""
+    return [provider for provider in ort.get_available_providers() if _loads(provider)]
+
+
+@functools.cache
+def _loads(provider: str) -> bool:
+    """Whether a session uses a provider that the build has: its libraries may be missing, or its GPU."""
+    if provider == _CPU:
+        return True
+    # What is missing is said on standard output, in many lines.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip installs them
+            ort.preload_dlls()
+        try:
+            session = ort.InferenceSession(_TINY_MODEL, providers=[provider, _CPU])
+        except Exception:  # ONNX Runtime's errors have no common base but Exception
+            return False
+    return session.get_providers()[0] == provider
+
+
+def _not_loaded(provider: str) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(
+        f"{provider} was asked for, which this build of ONNX Runtime has, but it could not be loaded (see its message "
+        "above); install the CUDA and cuDNN that its release needs, or use device 'cpu'"
+    )
