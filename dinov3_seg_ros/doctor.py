@@ -259,7 +259,8 @@ def _exports(bundle: Bundle) -> Iterator[Finding]:
     usable, refused = find_exports(bundle)
     for export in usable:
         size = "x".join(map(str, export.manifest.network_size))
-        verified = "compared with the model" if export.manifest.verified else "not verified: used only when asked for"
+        reservation = export.reservation
+        verified = f"used only when asked for: {reservation}" if reservation else "compared with the model"
         try:
             for graph in export.manifest.files:
                 export.graph(graph)

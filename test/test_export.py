@@ -21,6 +21,7 @@ from graphs import write_graphs
 from dinov3_seg_ros.artefacts import find_exports
 from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import exporter
@@ -105,6 +106,8 @@ def test_the_graphs_say_what_they_are(exported):
     (found,), refused = find_exports(exported)
     assert refused == []
     assert found.manifest.verified
+    assert found.manifest.cpu == this_cpu()
+    assert found.manifest.parity["machine"] == this_cpu().name
     assert found.manifest.parity["heads"]["tiny"]["labels_equal"] >= 0.9995
     said = {p.key: p.value for p in onnx.load(found.folder / "backbone.onnx").metadata_props}
     assert said["backbone_identity"] == exported.manifest.backbone.identity
@@ -246,6 +249,32 @@ def test_lower_precisions_stay_near_the_model(copy, precision, picture):
     expected = Segmenter.from_bundle(copy.path, "torch").segment([picture])[0].labels
     assert (segmenter.segment([picture])[0].labels == expected).mean() > 0.8
     assert precision in segmenter.runtime.description
+
+
+@pytest.mark.parametrize("made_on", ["a processor with other kernels", "nobody knows what"])
+def test_int8_that_another_processor_verified_is_for_the_user_alone_to_choose(copy, made_on, caplog):
+    shutil.rmtree(copy.path / "onnx")
+    for precision in ("fp32", "int8"):
+        folder = write_graphs(copy, precision, size=SIZE)
+    manifest = json.loads((folder / "export.json").read_text())
+
+    def verified_on(cpu):
+        manifest["cpu"] = cpu and cpu.model_dump(mode="json")
+        (folder / "export.json").write_text(json.dumps(manifest))
+
+    verified_on(this_cpu())
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.description.endswith(", int8")
+    assert not caplog.records
+    other = Cpu(name="Other CPU", architecture="other", features=("avx2",))
+    verified_on(other if made_on == "a processor with other kernels" else None)
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.description.endswith(", fp32")
+    (said,) = caplog.messages
+    assert "64x96-int8 is used only when int8 is asked for" in said and "export int8 on this machine" in said
+    assert ("Other CPU" if manifest["cpu"] else "unknown processor") in said
+    assert Segmenter.from_bundle(copy.path, "onnx", precision="int8").runtime.description.endswith(", int8")
+    shutil.rmtree(copy.path / "onnx" / "64x96-fp32")
+    with pytest.raises(RuntimeUnavailableError, match="export int8 on this machine"):
+        Segmenter.from_bundle(copy.path, "onnx")
 
 
 def test_int8_computes_attention_without_the_whole_matrix_of_scores(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from dinov3_seg_ros.artefacts import (
     export_folder,
 )
 from dinov3_seg_ros.bundle import HEAD_FILE, Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.cpu import this_cpu
 from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
@@ -146,7 +146,7 @@ class _Job:
             folder.mkdir()
         float_nodes = self._write_backbone(folders, work)
         self._write_heads(folders)
-        record = {"machine": platform.processor() or platform.machine(), **self._compare(folders)}
+        record = {"machine": this_cpu().name, **self._compare(folders)}
         if float_nodes:
             record["float_nodes"] = float_nodes
         exports = [self._describe(*pair, record) for pair in zip(self._bundles, folders, strict=True)]
@@ -261,6 +261,7 @@ class _Job:
             mean=self._input.mean,
             std=self._input.std,
             verified="heads" in record,
+            cpu=this_cpu(),
             parity=dict(record),
             versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},

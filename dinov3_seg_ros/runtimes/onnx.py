@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from dinov3_seg_ros.artefacts import (
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ExportError, ImageError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
+
+_logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
@@ -60,7 +63,9 @@ class OnnxRuntime:
         self.providers = _providers(options)
         chosen, precision = exports, options.precision
         if chosen is None:
-            chosen, precision = choose_exports(bundles, _precisions(options), options.network_size)
+            chosen, precision, passed_over = choose_exports(bundles, _precisions(options), options.network_size)
+            for reason in passed_over:
+                _logger.warning("%s", reason)
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
         maps = [map_name(layer) for layer in layers]
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)

@@ -82,7 +82,7 @@ class TensorRTRuntime:
         precisions, gpu = usable(options)
         chosen, precision = exports, options.precision
         if chosen is None:
-            chosen, precision = choose_exports(bundles, precisions, options.network_size)
+            chosen, precision, _ = choose_exports(bundles, precisions, options.network_size)
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self.engines: list[StoredEngine] = []
         self._gpu, self._max_batch, self._run = gpu, options.max_batch, 0
