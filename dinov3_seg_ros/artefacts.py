@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -218,7 +218,7 @@ def choose_exports(
     )
 
 
-def backbone_export(exports: Sequence[Export], layers: Sequence[int]) -> Export:
+def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Export:
     """The first of the exports whose backbone graph gives all of the layers' maps."""
     return next(export for export in exports if set(layers) <= set(export.manifest.layers))
 

@@ -91,7 +91,8 @@ class Runtime(Protocol):
         """The device that it would use, ``cpu`` or ``cuda``; nothing is loaded.
 
         Raises:
-            RuntimeUnavailableError: it cannot serve these bundles here; says why.
+            RuntimeUnavailableError: it cannot serve these bundles here, or only unverified, which is for the user to
+                choose by its name; says why.
         """
 
     def features(self, canvases: np.ndarray) -> Any:
