@@ -251,6 +251,23 @@ def test_lower_precisions_stay_near_the_model(copy, precision, picture):
     assert precision in segmenter.runtime.description
 
 
+@pytest.mark.parametrize("geometry", ["stretch", "letterbox"])
+def test_8_bits_are_calibrated_on_images_as_the_robot_lays_them_out(tmp_path, geometry, monkeypatch):
+    import cv2
+
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((50, 50, 3), 255, np.uint8))
+    bundle = write_tiny_bundle(tmp_path / "tiny", network_size=SIZE, geometry=geometry)
+    seen, right = [], exporter.quantisation.cosine
+    monkeypatch.setattr(
+        exporter.quantisation, "cosine", lambda *arguments: seen.extend(arguments[2]) or right(*arguments)
+    )
+    export([bundle.path], ExportOptions(precision="int8", images=tmp_path / "images", least_labels=0.0))
+    margin = {"stretch": 0, "letterbox": 16}[geometry]
+    assert (seen[0][0, :, margin : SIZE[1] - margin] == 255).all()
+    assert (seen[0][0, :, :margin] < 255).all()
+
+
 @pytest.mark.parametrize("made_on", ["a processor with other kernels", "nobody knows what"])
 def test_int8_that_another_processor_verified_is_for_the_user_alone_to_choose(copy, made_on, caplog):
     shutil.rmtree(copy.path / "onnx")

@@ -37,7 +37,7 @@ from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailabl
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.files import locked, replacing_folder, sha256_of_file, write_json
-from dinov3_seg_ros.preprocessing import check_geometry, fill_canvas, place
+from dinov3_seg_ros.preprocessing import check_geometry
 from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
@@ -201,7 +201,7 @@ class _Job:
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
         """Leave more and more of the most sensitive nodes in float until the features are near enough."""
-        canvases = [self._canvas(image) for image, _ in self._samples()]
+        canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
         method = quantisation.dynamic
         if self._options.precision == "int8_qdq":
             method = quantisation.static_for(canvases[:_CALIBRATION_IMAGES])
@@ -273,12 +273,6 @@ class _Job:
         (export.folder / LICENCES_FILE).write_text(_licences(bundle) + "\n", encoding="utf-8")
         title = f"{bundle.manifest.name}, {self._size[0]}x{self._size[1]}, {self._options.precision}"
         (export.folder / REPORT_FILE).write_text(parity.report(export.manifest.parity, title), encoding="utf-8")
-
-    def _canvas(self, image: np.ndarray) -> np.ndarray:
-        canvas = np.empty((1, *self._size, 3), np.uint8)
-        placement = place(image.shape[:2], "letterbox", self._size, self._bundles[0].manifest.backbone.multiple)
-        fill_canvas(image, placement, self._input.mean, canvas[0])
-        return canvas
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dinov3_seg_ros.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.artefacts import map_name
-from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.bundle import Bundle, Manifest
 from dinov3_seg_ros.decode import upsample_argmax
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import ExportError
@@ -73,6 +73,19 @@ def made_samples() -> list[np.ndarray]:
     return [*rooms, noise, np.full_like(noise, 128)]
 
 
+def lay_out(image: np.ndarray, manifest: Manifest, size: tuple[int, int]) -> tuple[np.ndarray, Placement]:
+    """An image (H, W, 3) uint8 RGB as a graph of fixed size sees it on the robot.
+
+    Returns:
+        The canvas (1, height, width, 3) uint8 of ``size``, and where the image lies on it.
+    """
+    geometry = "stretch" if manifest.input.geometry == "stretch" else "letterbox"
+    placement = place(image.shape[:2], geometry, size, manifest.backbone.multiple)
+    canvas = np.empty((1, *size, 3), np.uint8)
+    fill_canvas(image, placement, manifest.input.mean, canvas[0])
+    return canvas, placement
+
+
 def compare(
     bundles: Sequence[Bundle],
     reference: Runtime,
@@ -106,10 +119,7 @@ def compare(
     count = 0
     for image, truth in samples:
         count += 1
-        geometry = first.input.geometry if first.input.geometry == "stretch" else "letterbox"
-        placement = place(image.shape[:2], geometry, size, first.backbone.multiple)
-        canvas = np.empty((1, *size, 3), np.uint8)
-        fill_canvas(image, placement, first.input.mean, canvas[0])
+        canvas, placement = lay_out(image, first, size)
         expected, actual = reference.features(canvas), found.features(canvas)
         maps = reference.maps(expected), found.maps(actual)
         for name, difference in features.items():
