@@ -10,6 +10,7 @@ import pytest
 import torch
 from bundles import write_tiny_bundle
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
@@ -105,6 +106,37 @@ def test_every_stage_is_timed(bundle):
     summary = segmenter.times.summary_ms()
     assert list(summary) == ["preprocess", "backbone", "heads", "decode"]
     assert all(0 < stage["median"] <= stage["p95"] for stage in summary.values())
+
+
+def noting(classes, function):
+    """The function, which notes the number of classes that it decodes."""
+
+    def noted(logits, *rest):
+        classes.add(logits.shape[1])
+        return function(logits, *rest)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("device", "geometry", "counts"),
+    [("cpu", "stretch", [1]), ("cuda", "stretch", [1, 2, 3]), ("cuda", "native", [1])],
+)
+def test_warming_up_sees_every_batch_of_a_gpu_and_decodes_every_head(
+    bundle, further, device, geometry, counts, monkeypatch
+):
+    segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
+    assert segmenter.runtime.device == "cpu"
+    segmenter.runtime.device = device
+    seen, run = [], segmenter.runtime.features
+    segmenter.runtime.features = lambda canvases: seen.append(len(canvases)) or run(canvases)
+    decoded = {"upsample_argmax": set(), "upsample_argmax_confidence": set()}
+    for name in decoded:
+        monkeypatch.setattr(decode, name, noting(decoded[name], getattr(decode, name)))
+    segmenter.warm_up()
+    assert seen == counts
+    assert decoded == {"upsample_argmax": {5, 300}, "upsample_argmax_confidence": {5, 300}}
+    assert segmenter.times.summary_ms() == {}
 
 
 def test_what_cannot_be_used_is_refused(bundle):

@@ -76,11 +76,13 @@ class Runtime(Protocol):
     Attributes:
         name: the runtime's name, a key of `RUNTIMES`.
         description: runtime, device and precision, for people.
+        device: what computes, ``cpu`` or ``cuda``.
         sizes: (height, width) of the canvases it can take; None for any.
     """
 
     name: str
     description: str
+    device: str
     sizes: tuple[tuple[int, int], ...] | None
 
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:

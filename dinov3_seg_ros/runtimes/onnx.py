@@ -79,13 +79,14 @@ class OnnxRuntime:
         used = next(iter(self._backbones.values())).provider
         if options.device == "cuda" and used == _CPU:
             raise _not_loaded(_CUDA)
+        self.device = _device(used)
         self.description = f"ONNX Runtime {ort.__version__}, {used}, {precision}"
 
     @classmethod
     def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
         """See `Runtime.find_device`."""
         choose_exports(bundles, _precisions(options), options.network_size)
-        return "cpu" if _providers(options)[0] == _CPU else "cuda"
+        return _device(_providers(options)[0])
 
     def features(self, canvases: np.ndarray) -> tuple[tuple[int, int], Maps]:
         """(N, H, W, 3) uint8 -> the canvases' size, and the union of the maps that the heads read, on the device.
@@ -132,7 +133,7 @@ class _Graph:
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
             raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
         self.provider = self._session.get_providers()[0]
-        self._device = "cpu" if self.provider == _CPU else "cuda"
+        self._device = _device(self.provider)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)
 
@@ -149,8 +150,12 @@ class _Graph:
 
 def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
     if options.precision == "auto":
-        return _FASTEST["cpu" if _providers(options)[0] == _CPU else "cuda"]
+        return _FASTEST[_device(_providers(options)[0])]
     return (options.precision,)
+
+
+def _device(provider: str) -> str:
+    return "cpu" if provider == _CPU else "cuda"
 
 
 def _providers(options: RuntimeOptions) -> list[str]:

@@ -37,6 +37,7 @@ class PyTorchRuntime:
             torch.set_num_threads(options.threads)
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
+        self.device = self._device.type
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
         first = bundles[0].manifest
         self._mean, self._std = first.input.mean, first.input.std

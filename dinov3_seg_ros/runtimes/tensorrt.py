@@ -71,6 +71,7 @@ class TensorRTRuntime:
     """
 
     name = "tensorrt"
+    device = "cuda"
 
     def __init__(
         self,
