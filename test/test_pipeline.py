@@ -155,6 +155,14 @@ def test_what_cannot_be_used_is_refused(bundle):
         Segmenter.from_bundle(bundle.path, runtime="tensorrt")
 
 
+def test_the_threads_of_a_former_runtime_are_forgotten(bundle):
+    default = torch.get_num_threads()
+    Segmenter.from_bundle(bundle.path, "torch", threads=default + 1).close()
+    assert torch.get_num_threads() == default + 1
+    Segmenter.from_bundle(bundle.path, "torch", threads=0).close()
+    assert torch.get_num_threads() == default
+
+
 def test_importing_the_robots_side_imports_neither_torch_nor_training():
     modules = ["pipeline", "bundle", "decode", "overlay", "messages", "worker", "transport", "runtimes", "doctor"]
     code = f"import sys, {', '.join(f'dinov3_seg_ros.{m}' for m in modules)}; " + (

@@ -13,6 +13,8 @@ from dinov3_seg_ros.errors import RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# The number is the whole process's, so that a former runtime's would stay.
+_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def normalise(canvases: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -33,8 +35,7 @@ class PyTorchRuntime:
 
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads or _DEFAULT_THREADS)
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self._device.type
