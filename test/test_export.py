@@ -431,7 +431,7 @@ def providers(monkeypatch):
 
 
 def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu_and_says_so(
-    exported, providers, monkeypatch, capfd
+    exported, providers, monkeypatch, capfd, caplog
 ):
     sessions, real = [], onnxruntime.InferenceSession
     monkeypatch.setattr(providers.ort, "InferenceSession", lambda *a, **kw: sessions.append(a[0]) or real(*a, **kw))
@@ -439,6 +439,7 @@ def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu_and_says_so
     assert "onnx is the fastest that can run here on the CPU" in segmenter.runtime_reason
     assert "CPUExecutionProvider" in segmenter.runtime.description
     assert sessions.count(providers._TINY_MODEL) == 1, "the answer is kept"
+    assert caplog.text.count("CUDAExecutionProvider, which cannot be loaded here") == 1
     for options in ({"device": "cuda"}, {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}):
         with pytest.raises(RuntimeUnavailableError, match=r"CUDAExecutionProvider .* could not be loaded"):
             Segmenter.from_bundle(exported.path, "onnx", **options)

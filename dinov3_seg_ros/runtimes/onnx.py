@@ -201,9 +201,12 @@ def _loads(provider: str) -> bool:
             ort.preload_dlls()
         try:
             session = ort.InferenceSession(_TINY_MODEL, providers=[provider, _CPU])
+            used = session.get_providers()[0]
         except Exception:  # ONNX Runtime's errors have no common base but Exception
-            return False
-    return session.get_providers()[0] == provider
+            used = None
+    if used != provider:
+        _logger.warning("this build of ONNX Runtime has %s, which cannot be loaded here and is not used", provider)
+    return used == provider
 
 
 def _not_loaded(provider: str) -> RuntimeUnavailableError:
