@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinov3_seg_ros.bundle import HEAD_FILE, Bundle
+from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.files import sha256_of_file
 
@@ -62,6 +63,7 @@ class ExportManifest(BaseModel):
             `bundle.Manifest.files`.
         mean, std: the normalisation inside the backbone graph.
         verified: the graphs were run and agree with the PyTorch model.
+        cpu: the processor that ran them; None in exports older than this field.
         parity: how far they are from it; see `dinov3_seg_ros.export.parity`.
         versions: of the libraries that made it.
         files: SHA-256 of the graphs, by name.
@@ -78,6 +80,7 @@ class ExportManifest(BaseModel):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     verified: bool
+    cpu: Cpu | None = None
     parity: dict[str, Any] = {}
     versions: dict[str, str] = {}
     files: dict[str, str]
@@ -96,6 +99,19 @@ class Export:
     folder: Path
     bundle_name: str
     manifest: ExportManifest
+
+    @property
+    def reservation(self) -> str:
+        """Why it is for the user alone to choose it here; empty where it was compared and computes the same here."""
+        if not self.manifest.verified:
+            return "it was not compared with the model"
+        if self.manifest.precision == "int8" and not self._is_as_exact_here:
+            made_on = self.manifest.cpu.name if self.manifest.cpu else "an unknown processor"
+            return (
+                f"it was compared with the model on {made_on}, and this processor ({this_cpu().name}) may compute "
+                "something else of it; export int8 on this machine"
+            )
+        return ""
 
     def graph(self, name: str) -> Path:
         """Path of a graph, once its content has been compared with the manifest.
@@ -120,6 +136,10 @@ class Export:
         parts = "".join(self.manifest.files[file] for file in self._files(name))
         return hashlib.sha256(parts.encode()).hexdigest()
 
+    @property
+    def _is_as_exact_here(self) -> bool:
+        return self.manifest.cpu is not None and this_cpu().is_as_exact_as(self.manifest.cpu)
+
     def _files(self, name: str) -> list[str]:
         return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
 
@@ -133,6 +153,8 @@ def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
     """The exports that belong to a bundle as it is now, and one sentence on each that does not."""
     usable, refused = [], []
     for path in sorted(bundle.path.glob(f"{EXPORTS_FOLDER}/*/{EXPORT_FILE}")):
+        if path.parent.name.startswith("."):  # half a copy, left by an export that was killed
+            continue
         try:
             usable.append(_read(path, bundle))
         except ExportError as error:
@@ -142,52 +164,61 @@ def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
 
 def choose_exports(
     bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None
-) -> tuple[dict[tuple[int, int], list[Export]], str]:
+) -> tuple[dict[tuple[int, int], list[Export]], str, list[str]]:
     """Exports that together serve bundles which share a backbone.
 
     Args:
         bundles: at least one.
-        precisions: what will do, best first. With several, only what was verified counts: it is not the user who
-            chose it.
+        precisions: what will do, best first. With several it is not the user who chooses, and exports with
+            a `Export.reservation` are passed over.
         network_size: (height, width), or None for every size that all bundles were exported for.
 
     Returns:
-        Network size -> one export of each bundle, in their order; and the precision.
+        Network size -> one export of each bundle, in their order; the precision; and one sentence on each export that
+        was passed over for it.
 
     Raises:
         RuntimeUnavailableError: there are none; says what there is, and the command that makes them.
     """
     found = [find_exports(bundle) for bundle in bundles]
     union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    passed_over = []
     for precision in precisions:
-        by_size = [
-            {
-                export.manifest.network_size: export
-                for export in exports
-                if export.manifest.precision == precision and (export.manifest.verified or len(precisions) == 1)
-            }
-            for exports, _ in found
-        ]
+        by_size: list[dict[tuple[int, int], Export]] = [{} for _ in bundles]
+        for exports, (of_bundle, _) in zip(by_size, found, strict=True):
+            for export in of_bundle:
+                size = export.manifest.network_size
+                if export.manifest.precision != precision or network_size not in (None, size):
+                    continue
+                if len(precisions) > 1 and export.reservation:
+                    passed_over.append(
+                        f"{export.folder} is used only when {precision} is asked for: {export.reservation}"
+                    )
+                else:
+                    exports[size] = export
         sizes = set.intersection(*(set(exports) for exports in by_size))
         served = {
             size: [exports[size] for exports in by_size]
             for size in sorted(sizes)
-            if network_size in (None, size) and any(union <= set(exports[size].manifest.layers) for exports in by_size)
+            if any(union <= set(exports[size].manifest.layers) for exports in by_size)
         }
         if served:
-            return served, precision
+            return served, precision, passed_over
     paths = " ".join(str(bundle.path) for bundle in bundles)
     height, width = network_size or bundles[0].manifest.input.network_size
+    reasons = [*passed_over, *(text for _, refused in found for text in refused)]
     present = [f"{e.manifest.network_size[0]}x{e.manifest.network_size[1]}-{e.manifest.precision}" for e in found[0][0]]
+    # An automatic choice does well with fp32, the default of the command.
+    wanted = f" --precision {precisions[0]}" if len(precisions) == 1 else ""
     raise RuntimeUnavailableError(
         f"{paths} has no exported graphs of {' or '.join(precisions)} for the network size {height}x{width}"
         f"{' (there are: ' + ', '.join(present) + ')' if present else ''}"
-        f"{'; ' + '; '.join(text for _, refused in found for text in refused) if any(r for _, r in found) else ''}; "
-        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}"
+        f"{''.join(f'; {reason}' for reason in reasons)}; "
+        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}{wanted}"
     )
 
 
-def backbone_export(exports: Sequence[Export], layers: Sequence[int]) -> Export:
+def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Export:
     """The first of the exports whose backbone graph gives all of the layers' maps."""
     return next(export for export in exports if set(layers) <= set(export.manifest.layers))
 

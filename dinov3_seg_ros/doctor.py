@@ -186,9 +186,9 @@ def _runtimes() -> Iterator[Finding]:
 def _abilities(runtime: str) -> str:
     if runtime != "onnx":
         return "can be used"
-    import onnxruntime
+    from dinov3_seg_ros.runtimes.onnx import usable_providers
 
-    return f"can be used, with {', '.join(onnxruntime.get_available_providers())}"
+    return f"can be used, with {', '.join(usable_providers())}"
 
 
 def _engines() -> Iterator[Finding]:
@@ -280,7 +280,8 @@ def _exports(bundle: Bundle) -> Iterator[Finding]:
     usable, refused = find_exports(bundle)
     for export in usable:
         size = "x".join(map(str, export.manifest.network_size))
-        verified = "compared with the model" if export.manifest.verified else "not verified: used only when asked for"
+        reservation = export.reservation
+        verified = f"used only when asked for: {reservation}" if reservation else "compared with the model"
         try:
             for graph in export.manifest.files:
                 export.graph(graph)

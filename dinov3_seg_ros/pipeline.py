@@ -209,12 +209,19 @@ class Segmenter:
         return self._place(frame_size).canvas_size
 
     def warm_up(self) -> None:
-        """Do once what only the first frame would pay for: compile the decode, let the runtime plan its memory."""
-        decode.warm_up(max(len(manifest.classes.names) for manifest in self.manifests.values()))
+        """Do once what only the first frames would pay for.
+
+        That is the compiled decode of every head, and the memory that the runtime plans for each size of its canvases;
+        on a GPU also the libraries' choice of kernels, and CUDA graphs, for each number of frames up to ``max_batch``.
+        Where canvases are as large as frames will be, one of the bundle's size has to do.
+        """
+        sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
+        counts = range(1, self.max_batch + 1) if self.runtime.device == "cuda" and sizes_are_known else [1]
         for size in self.runtime.sizes or [self._network_size]:
-            (segmentation,) = self.segment([np.zeros((*size, 3), np.uint8)])
-            for head in segmentation.heads.values():
-                _ = head.labels, head.confidence  # on a GPU the decode is compiled by its first use
+            for count in counts:
+                results = self.segment([np.zeros((*size, 3), np.uint8)] * count)
+                for head in results[0].heads.values():
+                    _ = head.labels, head.confidence
         self.times.clear()
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ from dinov3_seg_ros.artefacts import (
 from dinov3_seg_ros.bundle import HEAD_FILE, Bundle
 from dinov3_seg_ros.files import sha256_of_file, write_json
 
-_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+# What calls itself int8 may leave any node in float.
+_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
 _CHANNELS = 4
 
 

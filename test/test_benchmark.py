@@ -54,6 +54,14 @@ def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
     assert json.loads(file.read_text())["network_size"] == [128, 192]
 
 
+def test_the_providers_asked_for_are_those_of_onnx_runtime(capsys):
+    command = [str(resource_path("weights/demo")), "--runtime", "onnx", "--frames", "1"]
+    assert main([*command, "--providers", "CPUExecutionProvider"]) == 0
+    assert "CPUExecutionProvider" in capsys.readouterr().out
+    assert main([*command, "--providers", "NoExecutionProvider", "CPUExecutionProvider"]) == 1
+    assert "has no NoExecutionProvider" in capsys.readouterr().err
+
+
 def test_what_cannot_be_measured_is_said(bundle, tmp_path, capsys):
     assert main([str(bundle.path), "--frames", "0"]) == 1
     assert "measure at least one" in capsys.readouterr().err

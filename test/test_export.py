@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import multiprocessing
 import shutil
@@ -14,10 +16,12 @@ import onnxruntime
 import pytest
 import torch
 from bundles import write_tiny_bundle
+from graphs import write_graphs
 
 from dinov3_seg_ros.artefacts import find_exports
 from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import exporter
@@ -25,6 +29,7 @@ from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.export.graphs import HeadGraph, operators
 from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
 
 SIZE = (64, 96)
 _VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -101,6 +106,8 @@ def test_the_graphs_say_what_they_are(exported):
     (found,), refused = find_exports(exported)
     assert refused == []
     assert found.manifest.verified
+    assert found.manifest.cpu == this_cpu()
+    assert found.manifest.parity["machine"] == this_cpu().name
     assert found.manifest.parity["heads"]["tiny"]["labels_equal"] >= 0.9995
     said = {p.key: p.value for p in onnx.load(found.folder / "backbone.onnx").metadata_props}
     assert said["backbone_identity"] == exported.manifest.backbone.identity
@@ -117,6 +124,50 @@ def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
     (logits,) = onnxruntime.InferenceSession(folder / "fused.onnx").run(["logits"], {"canvases": canvases})
     runtime = Segmenter.from_bundle(exported.path, "onnx", max_batch=3).runtime
     np.testing.assert_allclose(logits, runtime.logits("tiny", runtime.features(canvases)), atol=1e-4)
+
+
+def licensed(bundle, licence):
+    content = json.loads((bundle.path / "bundle.json").read_text())
+    (bundle.path / "bundle.json").write_text(json.dumps({**content, "licences": [licence]}))
+    return load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_heads_of_other_layers_and_licences_are_fused_with_the_backbone_that_they_share(tmp_path, precision):
+    bundles = []
+    for name, layers in (("one", [1, 2, 3]), ("two", [2, 3])):
+        backbone = made_backbone("dinov3_convnext", layers)
+        bundle = write_tiny_bundle(tmp_path / name, name=name, backbone=backbone, network_size=SIZE)
+        bundles.append(licensed(bundle, f"licence of {name}"))
+    export([b.path for b in bundles], ExportOptions(fuse=True, precision=precision, least_labels=0.8))
+    canvases = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    runtime = Segmenter.from_bundle([b.path for b in bundles], "onnx", precision=precision, max_batch=2).runtime
+    for bundle in bundles:
+        (found,), _ = find_exports(bundle)
+        name = bundle.manifest.name
+        said = {p.key: p.value for p in onnx.load(found.folder / "fused.onnx").metadata_props}
+        assert (said["name"], said["licence"]) == (name, f"licence of {name}")
+        assert json.loads(said["layers"]) == bundle.manifest.backbone.layers
+        (logits,) = onnxruntime.InferenceSession(found.folder / "fused.onnx").run(["logits"], {"canvases": canvases})
+        np.testing.assert_allclose(logits, runtime.logits(name, runtime.features(canvases)), atol=1e-3)
+        assert found.manifest.parity["fused"][name]["labels_equal"] >= 0.8
+        assert f"| {name}, fused | " in (found.folder / "report.md").read_text()
+
+
+def test_a_fused_graph_that_computes_something_else_fails_the_export(copy, monkeypatch, capsys):
+    def wrong(backbone, head, layers, path, properties):
+        model = onnx.load(head)
+        weights = next(t for t in model.graph.initializer if "classifier.weight" in t.name)
+        weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), weights.name))
+        onnx.save(model, path.with_suffix(".spoilt"))
+        right(backbone, path.with_suffix(".spoilt"), layers, path, properties)
+        path.with_suffix(".spoilt").unlink()
+
+    right = exporter.fuse
+    monkeypatch.setattr(exporter, "fuse", wrong)
+    assert main([str(copy.path)]) == 0
+    assert main([str(copy.path), "--fuse"]) == 1
+    assert "logits of the fused graph of tiny has cosine -" in capsys.readouterr().err
 
 
 def test_weights_that_float16_holds_exactly_are_stored_so_at_no_loss(tmp_path):
@@ -149,6 +200,31 @@ def test_auto_takes_the_graphs_where_there_are_any_and_says_why(exported, tmp_pa
     assert "python -m dinov3_seg_ros.export" in plain.runtime_reason
 
 
+def test_auto_leaves_a_precision_that_torch_lacks_to_the_graphs_and_says_how_to_make_them(tmp_path, monkeypatch):
+    bundle = tiny_bundle(tmp_path / "tiny")
+    with pytest.raises(RuntimeUnavailableError, match=r"the torch runtime has no precision 'int8'"):
+        Segmenter.from_bundle(bundle.path, "torch", precision="int8")
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"no runtime .* make them with: .* --size 64 96 --precision int8;"
+    ):
+        Segmenter.from_bundle(bundle.path, precision="int8")
+    write_graphs(bundle, "int8", size=SIZE)
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert choose_runtime([bundle], RuntimeOptions())[0] == "torch"
+    assert choose_runtime([bundle], RuntimeOptions(precision="int8"))[0] == "onnx"
+
+
+@pytest.mark.parametrize("module", ["transformers", "safetensors"])
+def test_torch_without_what_it_loads_models_with_is_not_installed_for_anybody(exported, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert Segmenter.from_bundle(exported.path).runtime_reason.count("torch is not installed") == 1
+    with pytest.raises(RuntimeUnavailableError, match=f"'torch' is not installed .*'{module}'.* Python 3.11"):
+        Segmenter.from_bundle(exported.path, "torch")
+    assert f"'{module}'" in available_runtimes()["torch"], "which the doctor says"
+
+
 def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):
     one = write_tiny_bundle(tmp_path / "one", name="one", network_size=SIZE, geometry="stretch")
     two = write_tiny_bundle(tmp_path / "two", name="two", num_classes=9, network_size=SIZE, geometry="stretch", seed=3)
@@ -173,6 +249,49 @@ def test_lower_precisions_stay_near_the_model(copy, precision, picture):
     expected = Segmenter.from_bundle(copy.path, "torch").segment([picture])[0].labels
     assert (segmenter.segment([picture])[0].labels == expected).mean() > 0.8
     assert precision in segmenter.runtime.description
+
+
+@pytest.mark.parametrize("geometry", ["stretch", "letterbox"])
+def test_8_bits_are_calibrated_on_images_as_the_robot_lays_them_out(tmp_path, geometry, monkeypatch):
+    import cv2
+
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((50, 50, 3), 255, np.uint8))
+    bundle = write_tiny_bundle(tmp_path / "tiny", network_size=SIZE, geometry=geometry)
+    seen, right = [], exporter.quantisation.cosine
+    monkeypatch.setattr(
+        exporter.quantisation, "cosine", lambda *arguments: seen.extend(arguments[2]) or right(*arguments)
+    )
+    export([bundle.path], ExportOptions(precision="int8", images=tmp_path / "images", least_labels=0.0))
+    margin = {"stretch": 0, "letterbox": 16}[geometry]
+    assert (seen[0][0, :, margin : SIZE[1] - margin] == 255).all()
+    assert (seen[0][0, :, :margin] < 255).all()
+
+
+@pytest.mark.parametrize("made_on", ["a processor with other kernels", "nobody knows what"])
+def test_int8_that_another_processor_verified_is_for_the_user_alone_to_choose(copy, made_on, caplog):
+    shutil.rmtree(copy.path / "onnx")
+    for precision in ("fp32", "int8"):
+        folder = write_graphs(copy, precision, size=SIZE)
+    manifest = json.loads((folder / "export.json").read_text())
+
+    def verified_on(cpu):
+        manifest["cpu"] = cpu and cpu.model_dump(mode="json")
+        (folder / "export.json").write_text(json.dumps(manifest))
+
+    verified_on(this_cpu())
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.description.endswith(", int8")
+    assert not caplog.records
+    other = Cpu(name="Other CPU", architecture="other", features=("avx2",))
+    verified_on(other if made_on == "a processor with other kernels" else None)
+    assert Segmenter.from_bundle(copy.path, "onnx").runtime.description.endswith(", fp32")
+    (said,) = caplog.messages
+    assert "64x96-int8 is used only when int8 is asked for" in said and "export int8 on this machine" in said
+    assert ("Other CPU" if manifest["cpu"] else "unknown processor") in said
+    assert Segmenter.from_bundle(copy.path, "onnx", precision="int8").runtime.description.endswith(", int8")
+    shutil.rmtree(copy.path / "onnx" / "64x96-fp32")
+    with pytest.raises(RuntimeUnavailableError, match="export int8 on this machine"):
+        Segmenter.from_bundle(copy.path, "onnx")
 
 
 def test_int8_computes_attention_without_the_whole_matrix_of_scores(tmp_path):
@@ -220,6 +339,25 @@ def test_a_full_disk_leaves_the_old_graphs(copy):
     assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
 
 
+def test_a_disk_that_fills_up_at_the_second_bundle_leaves_the_old_graphs_of_the_first(
+    copy, tmp_path, monkeypatch, capsys
+):
+    other = tiny_bundle(tmp_path / "other", name="other", num_classes=3)
+    before = {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    whole = shutil.copytree
+
+    def until_full(source, target, **options):
+        if source.name == "other":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(source, target, **options)
+
+    monkeypatch.setattr(exporter.shutil, "copytree", until_full)
+    assert main([str(copy.path), str(other.path)]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (copy.path / "onnx" / "64x96-fp32").iterdir()}
+    assert [path.name for path in (other.path / "onnx").iterdir()] == [".lock"]
+
+
 def test_two_exports_at_once_both_end_well(copy):
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=export, args=([copy.path], ExportOptions())) for _ in range(2)]
@@ -230,6 +368,16 @@ def test_two_exports_at_once_both_end_well(copy):
     assert [process.exitcode for process in processes] == [0, 0]
     assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
     assert sorted(path.name for path in (copy.path / "onnx").iterdir()) == [".lock", "64x96-fp32"]
+
+
+def test_what_a_killed_export_left_half_copied_is_not_seen(copy):
+    whole = copy.path / "onnx" / "64x96-fp32"
+    left = shutil.copytree(whole, whole.with_name(".64x96-fp32.k1ll3d"))
+    (left / "head.onnx").unlink()
+    usable, refused = find_exports(copy)
+    assert [export.folder for export in usable] == [whole]
+    assert refused == []
+    assert Segmenter.from_bundle(copy.path).runtime.name == "onnx"
 
 
 @pytest.mark.parametrize("graph", ["backbone.onnx", "head.onnx"])
@@ -268,6 +416,48 @@ def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, pict
     results = segmenter.segment([picture, upright])
     assert taken == [(64, 96), (96, 64)]
     assert [result.labels.shape for result in results] == [picture.shape[:2], upright.shape[:2]]
+
+
+@pytest.fixture
+def providers(monkeypatch):
+    """The providers that the build of ONNX Runtime says it has; none but the CPU's can be loaded."""
+    from dinov3_seg_ros.runtimes import onnx as runtime
+
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: claimed)
+    runtime._loads.cache_clear()
+    yield runtime
+    runtime._loads.cache_clear()
+
+
+def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu_and_says_so(
+    exported, providers, monkeypatch, capfd, caplog
+):
+    sessions, real = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(providers.ort, "InferenceSession", lambda *a, **kw: sessions.append(a[0]) or real(*a, **kw))
+    segmenter = Segmenter.from_bundle(exported.path)
+    assert "onnx is the fastest that can run here on the CPU" in segmenter.runtime_reason
+    assert "CPUExecutionProvider" in segmenter.runtime.description
+    assert sessions.count(providers._TINY_MODEL) == 1, "the answer is kept"
+    assert caplog.text.count("CUDAExecutionProvider, which cannot be loaded here") == 1
+    for options in ({"device": "cuda"}, {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}):
+        with pytest.raises(RuntimeUnavailableError, match=r"CUDAExecutionProvider .* could not be loaded"):
+            Segmenter.from_bundle(exported.path, "onnx", **options)
+    assert providers.usable_providers() == ["CPUExecutionProvider"]
+    assert capfd.readouterr().out == ""
+
+
+def test_a_provider_that_loads_is_used(exported, providers, monkeypatch):
+    class Session:
+        def __init__(self, model, providers):
+            onnx.checker.check_model(onnx.load_from_string(model))
+            self.get_providers = lambda: providers
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", Session)
+    assert choose_runtime([exported], RuntimeOptions())[1].startswith(
+        "onnx is the fastest that can run here on the CUDA"
+    )
+    assert providers.OnnxRuntime.find_device([exported], RuntimeOptions(device="cpu")) == "cpu"
 
 
 def test_a_size_without_graphs_names_the_command_that_makes_them(exported):

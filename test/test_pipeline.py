@@ -10,6 +10,7 @@ import pytest
 import torch
 from bundles import write_tiny_bundle
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
@@ -107,6 +108,37 @@ def test_every_stage_is_timed(bundle):
     assert all(0 < stage["median"] <= stage["p95"] for stage in summary.values())
 
 
+def noting(classes, function):
+    """The function, which notes the number of classes that it decodes."""
+
+    def noted(logits, *rest):
+        classes.add(logits.shape[1])
+        return function(logits, *rest)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("device", "geometry", "counts"),
+    [("cpu", "stretch", [1]), ("cuda", "stretch", [1, 2, 3]), ("cuda", "native", [1])],
+)
+def test_warming_up_sees_every_batch_of_a_gpu_and_decodes_every_head(
+    bundle, further, device, geometry, counts, monkeypatch
+):
+    segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
+    assert segmenter.runtime.device == "cpu"
+    segmenter.runtime.device = device
+    seen, run = [], segmenter.runtime.features
+    segmenter.runtime.features = lambda canvases: seen.append(len(canvases)) or run(canvases)
+    decoded = {"upsample_argmax": set(), "upsample_argmax_confidence": set()}
+    for name in decoded:
+        monkeypatch.setattr(decode, name, noting(decoded[name], getattr(decode, name)))
+    segmenter.warm_up()
+    assert seen == counts
+    assert decoded == {"upsample_argmax": {5, 300}, "upsample_argmax_confidence": {5, 300}}
+    assert segmenter.times.summary_ms() == {}
+
+
 def test_what_cannot_be_used_is_refused(bundle):
     segmenter = Segmenter.from_bundle(bundle.path)
     with pytest.raises(ImageError, match="uint8 RGB"):
@@ -121,6 +153,14 @@ def test_what_cannot_be_used_is_refused(bundle):
         Segmenter.from_bundle(bundle.path, runtime="tensorflow")
     with pytest.raises(RuntimeUnavailableError, match="tensorrt"):
         Segmenter.from_bundle(bundle.path, runtime="tensorrt")
+
+
+def test_the_threads_of_a_former_runtime_are_forgotten(bundle):
+    default = torch.get_num_threads()
+    Segmenter.from_bundle(bundle.path, "torch", threads=default + 1).close()
+    assert torch.get_num_threads() == default + 1
+    Segmenter.from_bundle(bundle.path, "torch", threads=0).close()
+    assert torch.get_num_threads() == default
 
 
 def test_importing_the_robots_side_imports_neither_torch_nor_training():

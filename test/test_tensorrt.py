@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import logging
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ from dinov3_seg_ros import doctor
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import RuntimeOptions, choose_runtime
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SIZE = (64, 96)
@@ -362,6 +365,48 @@ def test_without_onnx_runtime_an_engine_is_called_unverified(trt, bundles, monke
     assert len(trt.built) == 2
 
 
+def test_an_engine_stored_unverified_is_compared_once_that_can_be_done(trt, bundles, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)
+        labels(bundles[0])
+    assert "unverified" not in segmenter(bundles[0]).runtime.description
+    records = [json.loads(path.read_text()) for path in stored(".json")]
+    assert [record["unverified"] for record in records] == ["", ""]
+    assert all(output["cosine"] > 0.99999 for record in records for output in record["parity"].values())
+    assert len(trt.built) == 2
+
+
+def test_an_engine_stored_unverified_that_computes_something_else_is_thrown_away_then(trt, bundles, monkeypatch):
+    trt.behaviour.spoil = np.negative
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)
+        labels(bundles[0])
+    assert len(stored()) == 2
+    with pytest.raises(ExportError, match="does not compute what the graph computes: layer_1"):
+        segmenter(bundles[0])
+    assert len(stored()) == len(stored(".json")) == 1, "the head's was not reached"
+
+
+def test_auto_takes_no_engine_that_was_never_compared(trt, bundles, monkeypatch):
+    def chosen():
+        return choose_runtime(bundles[:1], RuntimeOptions(precision="fp32"))
+
+    assert chosen()[0] == "tensorrt", "it will be compared when it is built"
+    reason = (
+        r"backbone\.onnx cannot be compared with its graph \(ONNX Runtime is not installed\); .* to use it unverified"
+    )
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)
+        for _ in range(2):
+            name, why = chosen()
+            assert name != "tensorrt"
+            assert re.search(reason, why)
+            labels(bundles[0])  # by its name it runs; the second time, it is in the store
+    labels(bundles[0])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert chosen()[0] == "tensorrt", "it has been compared"
+
+
 def test_a_head_of_another_type_than_the_backbones_maps_is_refused(trt, bundles):
     write_graphs(bundles[0], head_type="fp16")
     with pytest.raises(ExportError, match=r"reads layer_1 as DataType\.HALF .*the backbone gives DataType\.FLOAT"):
@@ -455,16 +500,17 @@ def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exporte
 
 
 def test_engines_that_differ_from_the_model_fail_the_export_and_are_removed(trt, exported, capsys, monkeypatch):
+    from dinov3_seg_ros.export import exporter
     from dinov3_seg_ros.export.__main__ import main
 
     # Wrong, but not seen by the comparison with ONNX Runtime, which is not there.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     trt.behaviour.spoil = np.negative
-    from dinov3_seg_ros.export import exporter
-
     options = exporter.ExportOptions(engine=True)
     job = exporter._Job([exported], SIZE, options)
-    with pytest.raises(ExportError, match="the TensorRT engines do not compute what the model computes: feature map"):
+    with pytest.raises(
+        ExportError, match=r"engines do not compute what the model computes: feature map .* the verified graphs kept"
+    ):
         job.build_engines()
     assert stored() == stored(".json") == []
     assert main([str(exported.path), "--engine", "--precision", "int8"]) == 1

@@ -163,6 +163,7 @@ def _load_segmenter(options: argparse.Namespace) -> Segmenter:
         precision=options.precision,
         threads=options.threads,
         device=options.device,
+        providers=tuple(options.providers),
     )
 
 
@@ -182,6 +183,7 @@ def _running_node(bundle: Bundle, options: argparse.Namespace, frame: Any) -> co
         "precision": options.precision,
         "threads": options.threads,
         "device": options.device,
+        "providers": options.providers or None,
     }
     return running_node(parameters, frame)
 
@@ -231,6 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runtime", default="auto", help="auto, torch, onnx or tensorrt")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--providers", nargs="+", default=[], help="ONNX Runtime's, best first (default: by the device)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: one for each core")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="network size (default: the bundle's)")
     parser.add_argument("--geometry", help="stretch, letterbox, pad or native (default: the bundle's)")

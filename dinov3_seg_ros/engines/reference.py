@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from dinov3_seg_ros.artefacts import CANVASES
 
 _CELLS = 8
+#: Why nothing can be compared, where that is why.
+NOT_INSTALLED = "ONNX Runtime is not installed"
 
 
 class CannotCompareError(Exception):
@@ -49,6 +53,14 @@ class Reference:
         return _run(graph, self.maps)
 
 
+def onnx_runtime() -> ModuleType | None:
+    """The module, where it is installed and whole."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except (ImportError, OSError):
+        return None
+
+
 def _made_canvases(size: tuple[int, int], batch: int) -> np.ndarray:
     """Coarse patches of colour under fine noise, so that all of a network's scales have something to see."""
     random = np.random.default_rng(0)
@@ -58,10 +70,9 @@ def _made_canvases(size: tuple[int, int], batch: int) -> np.ndarray:
 
 
 def _run(graph: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    try:
-        import onnxruntime as ort
-    except (ImportError, OSError) as error:
-        raise CannotCompareError("ONNX Runtime is not installed") from error
+    ort = onnx_runtime()
+    if ort is None:
+        raise CannotCompareError(NOT_INSTALLED)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:

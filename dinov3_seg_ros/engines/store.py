@@ -27,7 +27,7 @@ from dinov3_seg_ros.engines import builder
 from dinov3_seg_ros.engines.cuda import Gpu, Workspace
 from dinov3_seg_ros.engines.execution import Execution
 from dinov3_seg_ros.engines.log import TENSORRT_LOG, logger
-from dinov3_seg_ros.engines.reference import CannotCompareError, Reference
+from dinov3_seg_ros.engines.reference import NOT_INSTALLED, CannotCompareError, Reference, onnx_runtime
 from dinov3_seg_ros.errors import ExportError
 from dinov3_seg_ros.files import locked, replacing_file, sha256_of_file, write_json
 
@@ -100,8 +100,9 @@ def store_folder() -> Path:
 def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Reference) -> StoredEngine:
     """The engine of an exported graph on this GPU, from the store, or built, compared and put there.
 
-    A stored engine is compared with its SHA-256 before TensorRT sees it. Of several processes that want the same
-    engine, one builds it. Where the store cannot be written, the engine stays in memory.
+    A stored engine is compared with its SHA-256 before TensorRT sees it, and with its graph if that could not be done
+    before. Of several processes that want the same engine, one builds it. Where the store cannot be written, the engine
+    stays in memory.
 
     Args:
         export: what the graph belongs to.
@@ -115,37 +116,36 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Refe
         RuntimeUnavailableError: the GPU fails.
     """
     path = export.graph(graph)
-    built_for = {
-        "graph": export.digest(graph),
-        "precision": export.manifest.precision,
-        "tensorrt": trt.__version__,
-        "gpu": gpu.name,
-        "capability": gpu.capability,
-        "batches": [1, max_batch, max_batch],
-        "settings": builder.SETTINGS,
-    }
-    key = hashlib.sha256(json.dumps(built_for, sort_keys=True).encode()).hexdigest()
-    target = store_folder() / f"{key}{ENGINE_SUFFIX}"
+    built_for = _built_for(export, graph, gpu, max_batch)
+    target = _target(built_for)
     with _alone(target):
         stored = _read(target, built_for)
-        if stored is not None:
-            return stored
-        plan = builder.build(path, max_batch)
-        engine = _deserialise(plan)
-        if engine is None:
-            raise ExportError(
-                f"TensorRT {trt.__version__} cannot load the engine that it built of {path}: "
-                f"{TENSORRT_LOG.take_errors()}; set runtime to onnx"
-            )
-        record = EngineRecord(graph=str(path), built_for=built_for, sha256=hashlib.sha256(plan).hexdigest())
-        try:
-            record.parity = _compare(engine, path, max_batch, reference)
-        except CannotCompareError as error:
-            record.unverified = str(error)
-            logger.warning("the engine of %s is unverified: %s", path, error)
-        else:
-            _check(record, path, export.manifest.precision)
-        return StoredEngine(engine, record, _write(target, plan, record))
+        if stored is None:
+            plan, stored = _build(path, built_for, max_batch)
+            _verify(stored, path, max_batch, reference)
+            stored.path = _write(target, plan, stored.record)
+        elif stored.record.unverified:
+            try:
+                _verify(stored, path, max_batch, reference)
+            except ExportError:
+                stored.remove()
+                raise
+            with contextlib.suppress(OSError):  # it is compared anew the next time
+                write_json(target.with_suffix(RECORD_SUFFIX), stored.record.model_dump(mode="json"))
+        return stored
+
+
+def why_unverified(export: Export, graph: str, gpu: Gpu, max_batch: int) -> str:
+    """Why the engine that `obtain` gives would be unverified; empty where it was compared, or will be."""
+    target = _target(_built_for(export, graph, gpu, max_batch))
+    known = None if damaged(target) else _read_record(target).unverified
+    if known == "":
+        return ""
+    if onnx_runtime() is None:
+        return NOT_INSTALLED
+    if known not in (None, NOT_INSTALLED):
+        return known
+    return "" if export.manifest.verified else "ONNX Runtime could not run the graph where it was exported"
 
 
 def damaged(path: Path) -> bool:
@@ -154,6 +154,23 @@ def damaged(path: Path) -> bool:
         return sha256_of_file(path) != _read_record(path).sha256
     except (OSError, ValueError):
         return True
+
+
+def _built_for(export: Export, graph: str, gpu: Gpu, max_batch: int) -> dict[str, Any]:
+    return {
+        "graph": export.digest(graph),
+        "precision": export.manifest.precision,
+        "tensorrt": trt.__version__,
+        "gpu": gpu.name,
+        "capability": gpu.capability,
+        "batches": [1, max_batch, max_batch],
+        "settings": builder.SETTINGS,
+    }
+
+
+def _target(built_for: Mapping[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(built_for, sort_keys=True).encode()).hexdigest()
+    return store_folder() / f"{key}{ENGINE_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -187,6 +204,18 @@ def _read_record(path: Path) -> EngineRecord:
     return EngineRecord.model_validate(json.loads(path.with_suffix(RECORD_SUFFIX).read_text(encoding="utf-8")))
 
 
+def _build(graph: Path, built_for: dict[str, Any], max_batch: int) -> tuple[bytes, StoredEngine]:
+    plan = builder.build(graph, max_batch)
+    engine = _deserialise(plan)
+    if engine is None:
+        raise ExportError(
+            f"TensorRT {trt.__version__} cannot load the engine that it built of {graph}: "
+            f"{TENSORRT_LOG.take_errors()}; set runtime to onnx"
+        )
+    record = EngineRecord(graph=str(graph), built_for=built_for, sha256=hashlib.sha256(plan).hexdigest())
+    return plan, StoredEngine(engine, record, None)
+
+
 def _write(path: Path, plan: bytes, record: EngineRecord) -> Path | None:
     try:
         with replacing_file(path) as temporary:
@@ -208,6 +237,18 @@ def _remove(path: Path) -> None:
 def _deserialise(plan: bytes) -> trt.ICudaEngine | None:
     TENSORRT_LOG.take_errors()
     return trt.Runtime(TENSORRT_LOG).deserialize_cuda_engine(plan)
+
+
+def _verify(stored: StoredEngine, graph: Path, max_batch: int, reference: Reference) -> None:
+    record = stored.record
+    try:
+        record.parity = _compare(stored.engine, graph, max_batch, reference)
+    except CannotCompareError as error:
+        record.unverified = str(error)
+        logger.warning("the engine of %s is unverified: %s", graph, error)
+    else:
+        _check(record, graph, record.built_for["precision"])
+        record.unverified = ""
 
 
 def _compare(engine: trt.ICudaEngine, graph: Path, max_batch: int, reference: Reference) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from dinov3_seg_ros.errors import SegmentationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export, print the report; 1 when that failed, in which case nothing is left behind."""
+    """Export, print the report; 1 when that failed: graphs are kept then only where it was the engines that failed."""
     options = _parser().parse_args(arguments)
     if options.engine:
         logging.basicConfig(format="%(message)s")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"the graphs cannot be written: {error}; nothing was left behind", file=sys.stderr)
+        print(f"the export cannot be written: {error}; no bundle holds part of one", file=sys.stderr)
         return 1
     for folder, report in reports.items():
         print(f"{folder}\n\n{report}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,21 +20,24 @@ import transformers
 
 from dinov3_seg_ros.artefacts import (
     BACKBONE_GRAPH,
+    CANVASES,
     EXPORT_FILE,
     FUSED_GRAPH,
     HEAD_GRAPH,
     LICENCES_FILE,
+    LOGITS,
     REPORT_FILE,
     Export,
     ExportManifest,
     export_folder,
 )
 from dinov3_seg_ros.bundle import HEAD_FILE, Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.cpu import this_cpu
 from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.files import locked, replacing_folder, sha256_of_file, write_json
-from dinov3_seg_ros.preprocessing import check_geometry, fill_canvas, place
+from dinov3_seg_ros.preprocessing import check_geometry
 from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
@@ -48,6 +50,7 @@ _DTYPES = {
     "int8": torch.float32,
     "int8_qdq": torch.float32,
 }
+_ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -84,8 +87,9 @@ class ExportOptions:
 
 
 def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> dict[Path, str]:
-    """Export bundles that share a backbone into their own folders; all of them or none.
+    """Export bundles that share a backbone into their own folders.
 
+    Nothing is replaced before all of it is verified and written: an error until then leaves every folder as it was.
     Each gets the same backbone graph, which gives the maps of all the heads, so that any of them can be run alone or
     together with the others.
 
@@ -93,10 +97,11 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         Folder of each export, and of the engines -> its report in Markdown.
 
     Raises:
-        ExportError: the graphs do not compute what the model computes; nothing was written.
+        ExportError: the graphs do not compute what the model computes, and nothing was written; or only the engines do
+            not, and the graphs are kept.
         BundleError, BackboneError, ParameterError: what cannot be exported, and why.
         RuntimeUnavailableError: there can be no engines here.
-        OSError: the disk is full or not writable; what was there before is still there.
+        OSError: the disk is full or not writable; no folder holds part of an export.
     """
     bundles = [load_bundle(path) for path in paths]
     check_shared_backbone(bundles)
@@ -113,8 +118,9 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         # On the bundle's own disk, where the graphs will stay.
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".work.", dir=targets[0].parent)))
         exports = job.run(work)
-        for export, target in zip(exports, targets, strict=True):
-            with replacing_folder(target) as folder:
+        with contextlib.ExitStack() as replaced:
+            for export, target in zip(exports, targets, strict=True):
+                folder = replaced.enter_context(replacing_folder(target))
                 shutil.copytree(export.folder, folder, dirs_exist_ok=True)
     reports = {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
     return {**reports, **job.build_engines()} if options.engine else reports
@@ -140,7 +146,7 @@ class _Job:
             folder.mkdir()
         float_nodes = self._write_backbone(folders, work)
         self._write_heads(folders)
-        record = {"machine": platform.processor() or platform.machine(), **self._compare(folders)}
+        record = {"machine": this_cpu().name, **self._compare(folders)}
         if float_nodes:
             record["float_nodes"] = float_nodes
         exports = [self._describe(*pair, record) for pair in zip(self._bundles, folders, strict=True)]
@@ -161,7 +167,7 @@ class _Job:
         with contextlib.closing(open_runtime("tensorrt", self._bundles, options)) as found:
             record = {"machine": found.description, **self._compare_with_model(found)}
             try:
-                parity.check(record, precision, self._options.least_labels, "the TensorRT engines")
+                parity.check(record, precision, self._options.least_labels, "the TensorRT engines", _ENGINES_REMOVED)
             except ExportError:
                 for engine in found.engines:
                     engine.remove()
@@ -178,15 +184,7 @@ class _Job:
         # Graphs of int8 are for ONNX Runtime alone, so that they may hold its own operators.
         fused = self._options.precision == "int8"
         graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype, fused).eval()
-        properties = {
-            **self._properties,
-            "backbone_identity": self._bundles[0].manifest.backbone.identity,
-            "model_type": self._bundles[0].manifest.backbone.model_type,
-            "layers": self._layers,
-            "mean": self._input.mean,
-            "std": self._input.std,
-            "licence": _licences(self._bundles[0]),
-        }
+        properties = self._properties_of_backbone
         with torch.no_grad():
             self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
         path, float_nodes = folders[0] / BACKBONE_GRAPH, []
@@ -203,7 +201,7 @@ class _Job:
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
         """Leave more and more of the most sensitive nodes in float until the features are near enough."""
-        canvases = [self._canvas(image) for image, _ in self._samples()]
+        canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
         method = quantisation.dynamic
         if self._options.precision == "int8_qdq":
             method = quantisation.static_for(canvases[:_CALIBRATION_IMAGES])
@@ -233,7 +231,8 @@ class _Job:
             }
             export_head(HeadGraph(bundle.load_head(), self._dtype), maps, layers, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
-                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH)
+                of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
+                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
@@ -243,13 +242,14 @@ class _Job:
             if self._options.precision != "bf16":
                 raise
             return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
-        record = self._compare_with_model(found)
+        fused = {e.bundle_name: _fused(e, found.providers) for e in exports} if self._options.fuse else {}
+        record = self._compare_with_model(found, fused)
         parity.check(record, self._options.precision, self._options.least_labels)
         return record
 
-    def _compare_with_model(self, found: Runtime) -> dict[str, Any]:
+    def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
         reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
-        return parity.compare(self._bundles, reference, found, self._size, self._samples())
+        return parity.compare(self._bundles, reference, found, self._size, self._samples(), fused)
 
     def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
         manifest = ExportManifest(
@@ -261,6 +261,7 @@ class _Job:
             mean=self._input.mean,
             std=self._input.std,
             verified="heads" in record,
+            cpu=this_cpu(),
             parity=dict(record),
             versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
@@ -273,12 +274,6 @@ class _Job:
         title = f"{bundle.manifest.name}, {self._size[0]}x{self._size[1]}, {self._options.precision}"
         (export.folder / REPORT_FILE).write_text(parity.report(export.manifest.parity, title), encoding="utf-8")
 
-    def _canvas(self, image: np.ndarray) -> np.ndarray:
-        canvas = np.empty((1, *self._size, 3), np.uint8)
-        placement = place(image.shape[:2], "letterbox", self._size, self._bundles[0].manifest.backbone.multiple)
-        fill_canvas(image, placement, self._input.mean, canvas[0])
-        return canvas
-
     @property
     def _dtype(self) -> torch.dtype:
         return _DTYPES[self._options.precision]
@@ -286,6 +281,18 @@ class _Job:
     @property
     def _properties(self) -> dict[str, Any]:
         return {"precision": self._options.precision, "network_size": self._size}
+
+    @property
+    def _properties_of_backbone(self) -> dict[str, Any]:
+        return {
+            **self._properties,
+            "backbone_identity": self._bundles[0].manifest.backbone.identity,
+            "model_type": self._bundles[0].manifest.backbone.model_type,
+            "layers": self._layers,
+            "mean": self._input.mean,
+            "std": self._input.std,
+            "licence": _licences(self._bundles[0]),
+        }
 
 
 def _check_engines_can_be_built(options: ExportOptions) -> None:
@@ -295,6 +302,11 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
     from dinov3_seg_ros.runtimes.tensorrt import usable
 
     usable(RuntimeOptions(precision=options.precision, max_batch=options.max_batch))
+
+
+def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:
+    session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=list(providers))
+    return lambda canvases: session.run([LOGITS], {CANVASES: canvases})[0]
 
 
 def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:

@@ -114,10 +114,15 @@ def export_head(
     _export(graph, tuple(maps), path, [map_name(layer) for layer in layers], [LOGITS], properties)
 
 
-def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path) -> None:
-    """Write one graph, canvases -> logits, out of a backbone's and a head's that reads the maps of ``layers``."""
+def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properties: Mapping[str, Any]) -> None:
+    """Write one graph, canvases -> logits, out of a backbone's and a head's that reads the maps of ``layers``.
+
+    See `export_backbone` on ``properties``, which take the place of those of the two.
+    """
     first, second = onnx.load(backbone), onnx.load(head)
     names = [map_name(layer) for layer in layers]
+    for model in (first, second):  # what they say of themselves may differ, which the merge refuses
+        del model.metadata_props[:]
     # The two were exported apart, so that their inner names may collide.
     onnx.compose.add_prefix(first, "backbone/", rename_inputs=False, rename_outputs=False, inplace=True)
     fused = merge_models(
@@ -126,6 +131,7 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path) -> None:
         io_map=[(name, name) for name in names],
         outputs=[LOGITS],
     )
+    _describe(fused, properties)
     _save(fused, path)
 
 
@@ -189,9 +195,13 @@ def _export(
         program.save(path)
     model = onnx.load(path, load_external_data=False)
     _forget_origin(model)
+    _describe(model, properties)
+    onnx.save(model, path)
+
+
+def _describe(model: onnx.ModelProto, properties: Mapping[str, Any]) -> None:
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
     onnx.helper.set_model_props(model, texts)
-    onnx.save(model, path)
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:

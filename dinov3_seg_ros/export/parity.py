@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dinov3_seg_ros.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.artefacts import map_name
-from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.bundle import Bundle, Manifest
 from dinov3_seg_ros.decode import upsample_argmax
 from dinov3_seg_ros.demo import scenes
 from dinov3_seg_ros.errors import ExportError
 from dinov3_seg_ros.metrics import ConfusionMatrix
-from dinov3_seg_ros.preprocessing import fill_canvas, place
+from dinov3_seg_ros.preprocessing import Placement, fill_canvas, place
 from dinov3_seg_ros.runtimes import Runtime
 
 _ROOMS = 4
 _SIGNIFICANT_SHARE = 0.01
+# What is compared, in words, for the name of each.
+_STAGES = {"features": "feature map {}", "heads": "logits of {}", "fused": "logits of the fused graph of {}"}
 
-
+#: An image (H, W, 3) uint8 RGB, and its mask (H, W) where there is one.
 Sample = tuple[np.ndarray, np.ndarray | None]
+#: From canvases (N, H, W, 3) uint8 to logits (N, C, h, w) float32.
+Logits = Callable[[np.ndarray], np.ndarray]
 
 
-class _Labels:
-    """Labels of one head, by both."""
+class _Head:
+    """Logits and labels of one head, by both."""
 
     def __init__(self, classes: int) -> None:
+        self.logits = Difference()
         self.equal, self.seen = 0, np.zeros(classes, np.int64)
         self.pixels, self.worst = 0, 1.0
         self.truth = {which: ConfusionMatrix(classes) for which in ("reference", "found")}
 
-    def update(self, reference: np.ndarray, found: np.ndarray, truth: np.ndarray | None) -> None:
-        equal = int((reference == found).sum())
+    def update(self, reference: np.ndarray, found: np.ndarray, placement: Placement, truth: np.ndarray | None) -> None:
+        """Logits (1, C, h, w) of one canvas, and the frame's mask (H, W) where there is one."""
+        self.logits.update(reference, found)
+        window = placement.window(reference.shape[-2:])
+        shown = placement.frame_size if truth is not None else (placement.height, placement.width)
+        expected, actual = (upsample_argmax(np.nan_to_num(array), shown, window)[0] for array in (reference, found))
+        equal = int((expected == actual).sum())
         self.equal += equal
-        self.pixels += reference.size
-        self.worst = min(self.worst, equal / reference.size)
-        self.seen += np.bincount(reference.ravel(), minlength=len(self.seen))
+        self.pixels += expected.size
+        self.worst = min(self.worst, equal / expected.size)
+        self.seen += np.bincount(expected.ravel(), minlength=len(self.seen))
         if truth is not None:
-            self.truth["reference"].update(truth, reference)
-            self.truth["found"].update(truth, found)
+            self.truth["reference"].update(truth, expected)
+            self.truth["found"].update(truth, actual)
 
     def record(self) -> dict[str, Any]:
         share = self.seen / max(self.pixels, 1)
         record: dict[str, Any] = {
+            **self.logits.record(),
             "labels_equal": round(self.equal / max(self.pixels, 1), 6),
             "labels_equal_worst_image": round(self.worst, 6),
             "classes_of_1_percent": int((share >= _SIGNIFICANT_SHARE).sum()),
@@ -62,12 +73,26 @@ def made_samples() -> list[np.ndarray]:
     return [*rooms, noise, np.full_like(noise, 128)]
 
 
+def lay_out(image: np.ndarray, manifest: Manifest, size: tuple[int, int]) -> tuple[np.ndarray, Placement]:
+    """An image (H, W, 3) uint8 RGB as a graph of fixed size sees it on the robot.
+
+    Returns:
+        The canvas (1, height, width, 3) uint8 of ``size``, and where the image lies on it.
+    """
+    geometry = "stretch" if manifest.input.geometry == "stretch" else "letterbox"
+    placement = place(image.shape[:2], geometry, size, manifest.backbone.multiple)
+    canvas = np.empty((1, *size, 3), np.uint8)
+    fill_canvas(image, placement, manifest.input.mean, canvas[0])
+    return canvas, placement
+
+
 def compare(
     bundles: Sequence[Bundle],
     reference: Runtime,
     found: Runtime,
     size: tuple[int, int],
     samples: Iterable[Sample],
+    fused: Mapping[str, Logits] | None = None,
 ) -> dict[str, Any]:
     """Run both on every sample.
 
@@ -77,40 +102,36 @@ def compare(
         found: what runs the graphs.
         size: (height, width) of the canvases, pixels.
         samples: images (H, W, 3) uint8 RGB of any size; masks (H, W) of class ids where there are any, else None.
+        fused: by bundle name, backbone and head in one graph.
 
     Returns:
         ``images``, their number; ``features`` by map name and ``heads`` by bundle name, each with ``cosine`` and
         ``max_abs``; heads also with ``labels_equal`` (share of the canvases' pixels, 0..1) and, with masks, ``miou``
-        of both.
+        of both; ``fused`` like ``heads``, where there are any.
     """
     first = bundles[0].manifest
     layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
     features = {map_name(layer): Difference() for layer in layers}
-    logits = {bundle.manifest.name: Difference() for bundle in bundles}
-    labels = {bundle.manifest.name: _Labels(len(bundle.manifest.classes.names)) for bundle in bundles}
+    classes = {bundle.manifest.name: len(bundle.manifest.classes.names) for bundle in bundles}
+    heads = {name: _Head(number) for name, number in classes.items()}
+    fused = fused or {}
+    fused_heads = {name: _Head(classes[name]) for name in fused}
     count = 0
     for image, truth in samples:
         count += 1
-        geometry = first.input.geometry if first.input.geometry == "stretch" else "letterbox"
-        placement = place(image.shape[:2], geometry, size, first.backbone.multiple)
-        canvas = np.empty((1, *size, 3), np.uint8)
-        fill_canvas(image, placement, first.input.mean, canvas[0])
+        canvas, placement = lay_out(image, first, size)
         expected, actual = reference.features(canvas), found.features(canvas)
         maps = reference.maps(expected), found.maps(actual)
         for name, difference in features.items():
             difference.update(*(some[name] for some in maps))
-        for name in logits:
-            pair = reference.logits(name, expected), found.logits(name, actual)
-            logits[name].update(*pair)
-            window = placement.window(pair[0].shape[-2:])
-            shown = image.shape[:2] if truth is not None else (placement.height, placement.width)
-            decoded = [upsample_argmax(np.nan_to_num(array), shown, window)[0] for array in pair]
-            labels[name].update(*decoded, truth)
-    return {
-        "images": count,
-        "features": {name: difference.record() for name, difference in features.items()},
-        "heads": {name: {**difference.record(), **labels[name].record()} for name, difference in logits.items()},
-    }
+        for name, head in heads.items():
+            logits = reference.logits(name, expected)
+            head.update(logits, found.logits(name, actual), placement, truth)
+            if name in fused:
+                fused_heads[name].update(logits, fused[name](canvas), placement, truth)
+    compared = {"features": features, "heads": heads, **({"fused": fused_heads} if fused else {})}
+    records = {part: {name: some.record() for name, some in of.items()} for part, of in compared.items()}
+    return {"images": count, **records}
 
 
 def check(
@@ -118,6 +139,7 @@ def check(
     precision: str,
     least_labels: float | None = None,
     subject: str = "the exported graphs",
+    outcome: str = "Nothing was written",
 ) -> None:
     """Raise ExportError, naming the stage, unless what `compare` returned reaches the precision's thresholds.
 
@@ -126,25 +148,25 @@ def check(
         precision: a key of `THRESHOLDS`.
         least_labels: share of equal labels to ask for in place of the threshold's, 0..1.
         subject: what was compared, for the message.
+        outcome: what the caller makes of an error, for the message.
     """
     threshold = THRESHOLDS[precision]
     least = threshold.labels if least_labels is None else least_labels
-    for stage, values in (("feature map", record["features"]), ("logits of", record["heads"])):
-        for name, difference in values.items():
+    for part, stage in _STAGES.items():
+        for name, difference in record.get(part, {}).items():
             if not difference["cosine"] >= threshold.cosine:
                 raise ExportError(
-                    f"{subject} do not compute what the model computes: {stage} {name} has cosine "
+                    f"{subject} do not compute what the model computes: {stage.format(name)} has cosine "
                     f"{difference['cosine']} with PyTorch's (largest difference {difference['max_abs']}); "
-                    f"{precision} must reach {threshold.cosine}. Nothing was kept; try another precision, and if "
-                    "it is fp32, report it"
+                    f"{precision} must reach {threshold.cosine}. {outcome}; try another precision, and if it is "
+                    "fp32, report it"
                 )
-    for name, head in record["heads"].items():
-        if head["labels_equal"] < least:
-            raise ExportError(
-                f"{subject} label too many pixels otherwise than the model: for head {name} only "
-                f"{head['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. Nothing was kept; try "
-                "another precision, or accept it with --least-labels"
-            )
+            if difference.get("labels_equal", 1.0) < least:
+                raise ExportError(
+                    f"{subject} label too many pixels otherwise than the model: by {stage.format(name)} only "
+                    f"{difference['labels_equal']:.4%} are equal; {precision} must reach {least:.4%}. {outcome}; "
+                    "try another precision, or accept it with --least-labels"
+                )
 
 
 def report(record: Mapping[str, Any], title: str) -> str:
@@ -154,7 +176,8 @@ def report(record: Mapping[str, Any], title: str) -> str:
         return "\n".join([*lines, f"Not verified: {record['unverified']}", ""])
     lines += [f"Compared with the PyTorch model in float32 on {record['images']} images, {record['machine']}.", ""]
     lines += ["| | cosine | largest difference | equal labels | mIoU (PyTorch's) |", "|---|---|---|---|---|"]
-    for name, values in {**record["features"], **record["heads"]}.items():
+    fused = {f"{name}, fused": values for name, values in record.get("fused", {}).items()}
+    for name, values in {**record["features"], **record["heads"], **fused}.items():
         equal = f"{values['labels_equal']:.4%}" if "labels_equal" in values else ""
         miou = f"{values['miou']:.4f} ({values['miou_reference']:.4f})" if "miou" in values else ""
         lines.append(f"| {name} | {values['cosine']:.7f} | {values['max_abs']:.3g} | {equal} | {miou} |")

@@ -7,6 +7,7 @@ only when asked for, so that a robot that runs one runtime needs no other instal
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,11 +18,17 @@ from dinov3_seg_ros.artefacts import PRECISIONS
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
 
-# Name -> module, class, and the extra that installs it; of two that use the same kind of device, the faster first.
+# Name -> module, class, what it imports only once it loads a model, and what installs all that; of two that use the
+# same kind of device, the faster first.
 RUNTIMES = {
-    "tensorrt": ("dinov3_seg_ros.runtimes.tensorrt", "TensorRTRuntime", "gpu"),
-    "onnx": ("dinov3_seg_ros.runtimes.onnx", "OnnxRuntime", "cpu"),
-    "torch": ("dinov3_seg_ros.runtimes.pytorch", "PyTorchRuntime", "torch"),
+    "tensorrt": ("dinov3_seg_ros.runtimes.tensorrt", "TensorRTRuntime", (), "pip install 'dinov3_seg_ros[gpu]'"),
+    "onnx": ("dinov3_seg_ros.runtimes.onnx", "OnnxRuntime", (), "pip install 'dinov3_seg_ros[cpu]'"),
+    "torch": (
+        "dinov3_seg_ros.runtimes.pytorch",
+        "PyTorchRuntime",
+        ("transformers", "safetensors"),
+        "pip install 'dinov3_seg_ros[torch]', with Python 3.11 or newer",
+    ),
 }
 #: What the node's parameter and the Segmenter accept.
 RUNTIME_NAMES = ("auto", *RUNTIMES)
@@ -69,11 +76,13 @@ class Runtime(Protocol):
     Attributes:
         name: the runtime's name, a key of `RUNTIMES`.
         description: runtime, device and precision, for people.
+        device: what computes, ``cpu`` or ``cuda``.
         sizes: (height, width) of the canvases it can take; None for any.
     """
 
     name: str
     description: str
+    device: str
     sizes: tuple[tuple[int, int], ...] | None
 
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
@@ -84,7 +93,8 @@ class Runtime(Protocol):
         """The device that it would use, ``cpu`` or ``cuda``; nothing is loaded.
 
         Raises:
-            RuntimeUnavailableError: it cannot serve these bundles here; says why.
+            RuntimeUnavailableError: it cannot serve these bundles here, or only unverified, which is for the user to
+                choose by its name; says why.
         """
 
     def features(self, canvases: np.ndarray) -> Any:
@@ -168,11 +178,15 @@ def available_runtimes() -> dict[str, str | None]:
 def _runtime_class(name: str) -> type[Runtime]:
     if name not in RUNTIME_NAMES:
         raise ParameterError(f"unknown runtime '{name}'; use one of: {', '.join(RUNTIME_NAMES)}")
-    module, attribute, extra = RUNTIMES[name]
+    module, attribute, needed_later, installation = RUNTIMES[name]
     try:
-        return getattr(importlib.import_module(module), attribute)
+        runtime = getattr(importlib.import_module(module), attribute)
+        for needed in needed_later:
+            if importlib.util.find_spec(needed) is None:
+                raise ModuleNotFoundError(f"No module named '{needed}'")
+        return runtime
     except (ImportError, OSError) as error:  # a broken build of a library fails to load its shared objects
         raise _NotInstalledError(
             f"runtime '{name}' is not installed ({error}); install it into the environment that runs the node: "
-            f"pip install 'dinov3_seg_ros[{extra}]'"
+            f"{installation}"
         ) from error

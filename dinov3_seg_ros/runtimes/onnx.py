@@ -5,6 +5,11 @@ Between the backbone's graph and those of the heads, feature maps stay on the de
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,15 +30,26 @@ from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ExportError, ImageError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
 
+_logger = logging.getLogger("dinov3_seg_ros.runtimes")
+
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
 _FASTEST = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32")}
+# y = Relu(x) for one number, as a serialised ModelProto (IR 8, opset 18): to see what a session really runs on.
+_TINY_MODEL = bytes.fromhex(
+    "0808 3a33 0a0c0a0178120179220452656c75 120167"
+    "5a0f0a0178120a0a08080112040a020801 620f0a0179120a0a08080112040a020801 42021012"
+)
 
 Maps = dict[str, ort.OrtValue]
 
 
 class OnnxRuntime:
-    """Exported graphs in ONNX Runtime; see `dinov3_seg_ros.runtimes.Runtime`."""
+    """Exported graphs in ONNX Runtime; see `dinov3_seg_ros.runtimes.Runtime`.
+
+    Attributes:
+        providers: the execution providers asked for, best first.
+    """
 
     name = "onnx"
 
@@ -44,32 +60,33 @@ class OnnxRuntime:
         exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
     ) -> None:
         """See `Runtime`. ``exports``, one of each bundle by network size, are taken in place of the bundles' own."""
-        providers = _providers(options)
+        self.providers = _providers(options)
         chosen, precision = exports, options.precision
         if chosen is None:
-            chosen, precision = choose_exports(bundles, _precisions(options), options.network_size)
+            chosen, precision, passed_over = choose_exports(bundles, _precisions(options), options.network_size)
+            for reason in passed_over:
+                _logger.warning("%s", reason)
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        maps = [map_name(layer) for layer in layers]
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self._backbones, self._heads = {}, {}
         for size, exports in chosen.items():
             backbone = backbone_export(exports, layers).graph(BACKBONE_GRAPH)
-            self._backbones[size] = _Graph(backbone, providers, options.threads, [map_name(layer) for layer in layers])
+            self._backbones[size] = _Graph(backbone, self.providers, options.threads, maps)
             for export in exports:
-                head = _Graph(export.graph(HEAD_GRAPH), providers, options.threads, [LOGITS])
+                head = _Graph(export.graph(HEAD_GRAPH), self.providers, options.threads, [LOGITS])
                 self._heads[export.bundle_name, size] = head
         used = next(iter(self._backbones.values())).provider
         if options.device == "cuda" and used == _CPU:
-            raise RuntimeUnavailableError(
-                "device 'cuda' was asked for, but ONNX Runtime fell back to the CPU: its CUDA provider could not be "
-                "loaded (see its message above); install the CUDA and cuDNN that its release needs, or use device 'cpu'"
-            )
+            raise _not_loaded(_CUDA)
+        self.device = _device(used)
         self.description = f"ONNX Runtime {ort.__version__}, {used}, {precision}"
 
     @classmethod
     def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
         """See `Runtime.find_device`."""
         choose_exports(bundles, _precisions(options), options.network_size)
-        return "cpu" if _providers(options)[0] == _CPU else "cuda"
+        return _device(_providers(options)[0])
 
     def features(self, canvases: np.ndarray) -> tuple[tuple[int, int], Maps]:
         """(N, H, W, 3) uint8 -> the canvases' size, and the union of the maps that the heads read, on the device.
@@ -116,7 +133,7 @@ class _Graph:
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
             raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
         self.provider = self._session.get_providers()[0]
-        self._device = "cpu" if self.provider == _CPU else "cuda"
+        self._device = _device(self.provider)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)
 
@@ -133,19 +150,25 @@ class _Graph:
 
 def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
     if options.precision == "auto":
-        return _FASTEST["cpu" if _providers(options)[0] == _CPU else "cuda"]
+        return _FASTEST[_device(_providers(options)[0])]
     return (options.precision,)
+
+
+def _device(provider: str) -> str:
+    return "cpu" if provider == _CPU else "cuda"
 
 
 def _providers(options: RuntimeOptions) -> list[str]:
     """Execution providers to ask for, best first."""
     available = ort.get_available_providers()
-    missing = [provider for provider in options.providers if provider not in available]
-    if missing:
-        raise RuntimeUnavailableError(
-            f"this build of ONNX Runtime has no {missing[0]}; it has: {', '.join(available)}. "
-            "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
-        )
+    for provider in options.providers:
+        if provider not in available:
+            raise RuntimeUnavailableError(
+                f"this build of ONNX Runtime has no {provider}; it has: {', '.join(available)}. "
+                "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
+            )
+        if not _loads(provider):
+            raise _not_loaded(provider)
     if options.providers:
         return list(options.providers)
     if options.device == "cuda" and _CUDA not in available:
@@ -154,5 +177,40 @@ def _providers(options: RuntimeOptions) -> list[str]:
             "of onnxruntime, or use device 'cpu'"
         )
     # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
-    wanted = (_CPU,) if options.device == "cpu" else (_CUDA, _CPU)
-    return [provider for provider in wanted if provider in available]
+    if options.device != "cpu" and _CUDA in available and _loads(_CUDA):
+        return [_CUDA, _CPU]
+    if options.device == "cuda":
+        raise _not_loaded(_CUDA)
+    return [_CPU]
+
+
+def usable_providers() -> list[str]:
+    """Execution providers that this build of ONNX Runtime has and that can be loaded here."""
+    return [provider for provider in ort.get_available_providers() if _loads(provider)]
+
+
+@functools.cache
+def _loads(provider: str) -> bool:
+    """Whether a session uses a provider that the build has: its libraries may be missing, or its GPU."""
+    if provider == _CPU:
+        return True
+    # What is missing is said on standard output, in many lines.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip installs them
+            ort.preload_dlls()
+        try:
+            session = ort.InferenceSession(_TINY_MODEL, providers=[provider, _CPU])
+            used = session.get_providers()[0]
+        except Exception:  # ONNX Runtime's errors have no common base but Exception
+            used = None
+    if used != provider:
+        _logger.warning("this build of ONNX Runtime has %s, which cannot be loaded here and is not used", provider)
+    return used == provider
+
+
+def _not_loaded(provider: str) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(
+        f"{provider} was asked for, which this build of ONNX Runtime has, but it could not be loaded (see its message "
+        "above); install the CUDA and cuDNN that its release needs, or use device 'cpu'"
+    )

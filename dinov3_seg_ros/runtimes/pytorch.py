@@ -9,10 +9,12 @@ import torch
 
 from dinov3_seg_ros.artefacts import map_name
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.errors import RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# The number is the whole process's, so that a former runtime's would stay.
+_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def normalise(canvases: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -32,15 +34,11 @@ class PyTorchRuntime:
     sizes: tuple[tuple[int, int], ...] | None = None
 
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
-        if options.precision not in _DTYPES:
-            raise ParameterError(
-                f"the torch runtime has no precision '{options.precision}'; use one of: {', '.join(_DTYPES)}"
-            )
-        self._device, self._dtype = _resolve_device(options.device), _DTYPES[options.precision]
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
+        torch.set_num_threads(options.threads or _DEFAULT_THREADS)
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
+        self.device = self._device.type
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
         first = bundles[0].manifest
         self._mean, self._std = first.input.mean, first.input.std
@@ -63,6 +61,7 @@ class PyTorchRuntime:
     @classmethod
     def find_device(cls, _bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
         """See `Runtime.find_device`."""
+        _resolve_precision(options.precision)
         return _resolve_device(options.device).type
 
     @torch.inference_mode()
@@ -145,3 +144,12 @@ def _resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeUnavailableError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU; use device 'cpu'")
     return torch.device(device)
+
+
+def _resolve_precision(precision: str) -> torch.dtype:
+    if precision not in _DTYPES:
+        raise RuntimeUnavailableError(
+            f"the torch runtime has no precision '{precision}', only {', '.join(_DTYPES)}; it takes exported graphs "
+            f"(python -m dinov3_seg_ros.export, --precision {precision}) and another runtime"
+        )
+    return _DTYPES[precision]

@@ -24,7 +24,7 @@ from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.engines.cuda import Gpu, Workspace, find_gpu
 from dinov3_seg_ros.engines.execution import Execution, Tensor
 from dinov3_seg_ros.engines.reference import Reference
-from dinov3_seg_ros.engines.store import StoredEngine, obtain
+from dinov3_seg_ros.engines.store import StoredEngine, obtain, why_unverified
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
 
@@ -71,6 +71,7 @@ class TensorRTRuntime:
     """
 
     name = "tensorrt"
+    device = "cuda"
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class TensorRTRuntime:
         precisions, gpu = usable(options)
         chosen, precision = exports, options.precision
         if chosen is None:
-            chosen, precision = choose_exports(bundles, precisions, options.network_size)
+            chosen, precision, _ = choose_exports(bundles, precisions, options.network_size)
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self.engines: list[StoredEngine] = []
         self._gpu, self._max_batch, self._run = gpu, options.max_batch, 0
@@ -102,8 +103,18 @@ class TensorRTRuntime:
     @classmethod
     def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
         """See `Runtime.find_device`."""
-        precisions, _ = usable(options)
-        choose_exports(bundles, precisions, options.network_size)
+        precisions, gpu = usable(options)
+        chosen, _, _ = choose_exports(bundles, precisions, options.network_size)
+        layers = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+        for of_size in chosen.values():
+            heads = [(export, HEAD_GRAPH) for export in of_size]
+            for export, graph in [(backbone_export(of_size, layers), BACKBONE_GRAPH), *heads]:
+                reason = why_unverified(export, graph, gpu, options.max_batch)
+                if reason:
+                    raise RuntimeUnavailableError(
+                        f"the TensorRT engine of {export.folder / graph} cannot be compared with its graph ({reason}); "
+                        "install onnxruntime, or set runtime to tensorrt to use it unverified"
+                    )
         return "cuda"
 
     def features(self, canvases: np.ndarray) -> Features:

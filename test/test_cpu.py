@@ -1,0 +1,67 @@
+"""Processors, as far as 8-bit graphs compute something else on another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from dinov3_seg_ros.cpu import Cpu, read_cpu, this_cpu
+
+X86 = """processor\t: 0
+model name\t: Intel(R) Core(TM) i7-1185G7 @ 3.00GHz
+flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni
+bugs\t\t: spectre_v1
+
+processor\t: 1
+model name\t: Intel(R) Core(TM) i7-1185G7 @ 3.00GHz
+flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni
+"""
+ARM = """processor\t: 0
+BogoMIPS\t: 31.25
+Features\t: fp asimd aes asimddp
+CPU implementer\t: 0x41
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture", "expected"),
+    [
+        (X86, "x86_64", ("Intel(R) Core(TM) i7-1185G7 @ 3.00GHz", ("avx2", "avx512f", "avx512_vnni"))),
+        (ARM, "aarch64", ("aarch64", ("asimddp",))),
+        (None, "arm64", ("arm64", None)),
+    ],
+)
+def test_name_and_features_are_those_that_the_kernel_tells(text, architecture, expected, tmp_path):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    cpu = read_cpu(tmp_path / "cpuinfo", architecture)
+    assert (cpu.name, cpu.features) == expected
+
+
+def cpu(*features, architecture="x86_64"):
+    return Cpu(name="a", architecture=architecture, features=features)
+
+
+UNKNOWN = Cpu(name="a", architecture="x86_64", features=None)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "same"),
+    [
+        (cpu("avx2", "avx512f", "avx512_vnni"), cpu("avx2", "avx512f", "avx512_vnni"), True),
+        (cpu("avx2", "avx512f"), cpu("avx2"), True),
+        (cpu("avx2", "avx512f", "avx512_vnni"), cpu("avx2"), True),
+        (cpu("avx2", "avx512f"), cpu("avx2", "avx512f", "avx512_vnni"), False),
+        (cpu("avx2", "avx_vnni"), cpu("avx2", "avx512f", "avx512_vnni"), False),
+        (cpu("avx2"), cpu(architecture="aarch64"), False),
+        (cpu("asimddp", "i8mm", architecture="aarch64"), cpu("asimddp", architecture="aarch64"), True),
+        (cpu("avx2"), UNKNOWN, False),
+        (UNKNOWN, cpu("avx2"), False),
+        (UNKNOWN, UNKNOWN, False),
+    ],
+)
+def test_8_bit_products_are_as_exact_where_no_feature_that_they_were_right_with_is_missing(here, there, same):
+    assert here.is_as_exact_as(there) is same
+
+
+def test_this_processor_has_a_name():
+    assert this_cpu().name
