@@ -8,11 +8,13 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from accelerate.utils import patch_environment
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -75,6 +77,15 @@ def assert_same(folder: Path, expected: Path) -> None:
     assert history(folder) == history(expected)
     assert drawn_steps(folder) == [record["step"] for record in history(expected)]
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the processes that are killed have: sums are rounded in the order in which threads share them out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
