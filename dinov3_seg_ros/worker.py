@@ -11,9 +11,9 @@ from typing import Any
 class LatestFrameWorker:
     """Runs ``process`` in a thread of its own on the newest item of each slot.
 
-    `put` never waits: an item that has not been taken is replaced. Slots that wait at the same
-    moment are handed over together, the one that has waited longest first, so that a fast camera cannot starve a slow
-    one.
+    `put` never waits: an item that has not been taken is replaced. Slots that wait at the same moment are handed over
+    together, first the one whose last turn is longest ago. So a fast camera cannot starve a slow one, and of cameras
+    that send at the same moment, always in the same order, the last does not bear all the losses.
 
     Args:
         process: called with ``[(slot, item), ...]``; an exception it raises is passed to ``on_error`` and ends nothing.
@@ -29,6 +29,7 @@ class LatestFrameWorker:
     ) -> None:
         self._process, self._on_error, self._max_items = process, on_error, max_items
         self._waiting: dict[str, Any] = {}
+        self._last_turns: dict[str, int] = {}
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segmentation_worker")
@@ -41,7 +42,6 @@ class LatestFrameWorker:
         """Leave an item for the thread; True when it takes the place of one that is now dropped."""
         with self._condition:
             replaces = slot in self._waiting
-            # A replaced item keeps its place in the queue: only being taken sends a slot to the back.
             self._waiting[slot] = item
             self._condition.notify()
             return replaces
@@ -61,10 +61,15 @@ class LatestFrameWorker:
                 self._condition.wait_for(lambda: self._waiting or self._stopping)
                 if self._stopping:
                     return
-                slots = list(self._waiting)[: self._max_items]
-                items = [(slot, self._waiting.pop(slot)) for slot in slots]
+                items = self._take()
             try:
                 self._process(items)
             except Exception as error:
                 with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
                     self._on_error([slot for slot, _ in items], error)
+
+    def _take(self) -> list[tuple[str, Any]]:
+        slots = sorted(self._waiting, key=lambda slot: self._last_turns.get(slot, 0))[: self._max_items]
+        turn = max(self._last_turns.values(), default=0)
+        self._last_turns |= {slot: turn + place for place, slot in enumerate(slots, start=1)}
+        return [(slot, self._waiting.pop(slot)) for slot in slots]

@@ -51,6 +51,29 @@ def test_a_fast_slot_does_not_starve_a_slow_one():
     assert gate.calls[1:] == [[("fast", 3)], [("slow", 1)]]
 
 
+def test_of_slots_that_are_filled_in_one_order_again_and_again_none_bears_all_the_losses():
+    turn, done, taken = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def process(items):
+        assert turn.acquire(timeout=5)
+        taken.extend(slot for slot, _ in items)
+        done.release()
+
+    worker = LatestFrameWorker(process, on_error=lambda slots, error: None)
+    worker.start()
+    for step in range(80):
+        # Six come while it does five.
+        if step % 5 in (0, 2):
+            for slot in ("front", "left", "rear"):
+                worker.put(slot, step)
+        turn.release()
+        assert done.acquire(timeout=5)
+    turn.release()
+    worker.stop()
+    counts = sorted(taken.count(slot) for slot in ("front", "left", "rear"))
+    assert counts[-1] - counts[0] <= 2
+
+
 def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
     gate = Gate()
     run(gate, [("a", 1), ("b", 2), ("c", 3)], calls=2, max_items=2)
