@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -55,19 +56,16 @@ def test_the_costmap_knows_exactly_the_classes_that_are_published():
 
 
 @pytest.mark.ros
-def test_the_parameter_file_holds_the_default_of_every_parameter_but_the_class_names():
-    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
+def test_the_parameter_file_holds_the_default_of_every_parameter_but_the_class_names(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
+    from ros_graph import Graph  # it sets the transport up, which a process can do only once
+
     from dinov3_seg_ros.parameters import NodeParameters
 
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context)
-    node = rclpy.create_node("declares", context=context)
-    try:
-        of_any_node = set(node.get_parameters_by_prefix(""))
-        NodeParameters(node)
-        declared = {name: node.get_parameter(name).value for name in node.get_parameters_by_prefix("")}
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown(context=context)
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        of_any_node = set(graph.peer.get_parameters_by_prefix(""))
+        NodeParameters(graph.peer)
+        declared = graph.peer.get_parameters_by_prefix("")
+    declared = {name: parameter.value for name, parameter in declared.items()}
     given = yaml.safe_load(read("segmentation.yaml"))["/**"]["ros__parameters"]
     assert given == {name: declared[name] for name in declared.keys() - of_any_node - {"class_names"}}
