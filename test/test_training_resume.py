@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import patch_environment
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import changed, records, tiny_recipe, train
+from trainings import changed, records, resume_with_one_thread, tiny_recipe, train
 
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.errors import OutputError
@@ -106,9 +105,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, unbrok
     context.set_forkserver_preload(["trainings"])
     moments, kills = random.Random(0), 0
     while True:
-        with patch_environment(omp_num_threads="1"):
-            process = context.Process(target=train, args=(recipe, True))
-            process.start()
+        process = context.Process(target=resume_with_one_thread, args=(recipe,))
+        process.start()
         process.join(moments.uniform(0, seconds) if kills < KILLS else None)
         if process.exitcode is not None:
             break

@@ -134,9 +134,12 @@ def test_an_epoch_can_be_entered_anywhere():
     assert list(batches) == whole[6:]
 
 
-@pytest.mark.parametrize(("count", "batch_size", "processes"), [(10, 3, 2), (1, 2, 2)])
-def test_a_batch_that_cannot_be_divided_is_refused(count, batch_size, processes):
-    with pytest.raises(RecipeError, match="batch_size"):
+@pytest.mark.parametrize(
+    ("count", "batch_size", "processes", "advice"),
+    [(10, 3, 2, "multiple of their number"), (1, 2, 2, "start fewer processes")],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(count, batch_size, processes, advice):
+    with pytest.raises(RecipeError, match=advice):
         share_out(count, batch_size, processes=processes)
 
 

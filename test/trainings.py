@@ -46,6 +46,12 @@ def train(recipe: Recipe, resume: bool = False) -> Trainer:
     return trainer
 
 
+def resume_with_one_thread(recipe: Recipe) -> None:
+    """For a process of its own."""
+    torch.set_num_threads(1)
+    train(recipe, resume=True)
+
+
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
