@@ -105,7 +105,10 @@ _TABLE: dict[str, _Entry] = {
         "", "stretch, letterbox, pad or native; empty: the bundle's.", check=_one_of("geometry", "", *GEOMETRIES)
     ),
     "max_batch": _Entry(
-        1, "The most frames of several cameras in one backbone pass; 1 is best on a CPU.", range=(1, 64)
+        1,
+        "The most frames of several cameras in one backbone pass; worth raising where cameras are synchronised, and on "
+        "a GPU.",
+        range=(1, 64),
     ),
     "class_list": _Entry(
         "", "YAML file of the classes to publish (config/classes shows one); empty: all of the bundle's."
