@@ -106,8 +106,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each side runs")
     rounds = parser.parse_args().rounds
-    decode.warm_up(classes=134)
-    decode.warm_up(classes=300)
     print(f"{decode.backend()}, torch {torch.__version__} with {torch.get_num_threads()} threads; milliseconds")
     print(f"{'logits':43s} {'torch':>10} {'labels':>8} {'ratio':>7} {'torch':>10} {'conf.':>8} {'ratio':>7}")
     for case in HEADLINE + OTHER_SHAPES:

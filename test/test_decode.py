@@ -337,7 +337,6 @@ def test_import_is_light():
         "import sys, numpy as np\n"
         "from dinov3_seg_ros import decode\n"
         "assert not {'numba', 'torch', 'triton'} & set(sys.modules)\n"
-        "decode.warm_up()\n"
         "decode.upsample_argmax(np.zeros((1, 2, 3, 3), np.float32), (9, 9))\n"
         "assert 'torch' not in sys.modules\n"
     )
@@ -348,7 +347,6 @@ def test_without_numba():
         "import sys, numpy as np\n"
         "sys.modules['numba'] = None\n"
         "from dinov3_seg_ros import decode\n"
-        "decode.warm_up()\n"
         "print(decode.backend(), decode.upsample_argmax(np.eye(4, dtype=np.float32)[None, :, :, None], (8, 1)).ravel())"
     )
     assert printed.split(maxsplit=1) == ["numpy", "[0 0 1 1 2 2 3 3]\n"]

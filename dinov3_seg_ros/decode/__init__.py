@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-__all__ = ["backend", "upsample_argmax", "upsample_argmax_confidence", "warm_up"]
+__all__ = ["backend", "upsample_argmax", "upsample_argmax_confidence"]
 
 _logger = logging.getLogger(__name__)
 
@@ -82,15 +82,6 @@ def backend(device: str = "cpu") -> str:
 
         return torch_form.backend(torch.device(device))
     return "numpy" if _host_decoder() is numpy_form.decode else "numba"
-
-
-def warm_up(classes: int = 255) -> None:
-    """Load the compiled kernel for that many classes, or compile it where numba's cache does not hold it.
-
-    Takes a second, or up to some twenty the first time; without it, the first decode does.
-    """
-    one_cell = np.zeros((1, classes, 1, 1), np.float32)
-    upsample_argmax(one_cell, (1, 1))
 
 
 def _decode(

@@ -32,7 +32,8 @@ class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def log(self, severity, msg):
-        raise NotImplementedError
+        # As the bindings do where a subclass has no method of its own.
+        raise RuntimeError('Tried to call pure virtual function "nvinfer1::ILogger::log"')
 
 
 class IProgressMonitor:
