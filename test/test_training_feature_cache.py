@@ -202,15 +202,17 @@ def test_a_complete_cache_is_used_whatever_else_fills_its_folder(recipe, tmp_pat
     assert sum(images_seen) == SAMPLES
 
 
-def test_what_killed_processes_left_is_removed(recipe, tmp_path):
+def test_what_killed_processes_left_is_removed_and_nothing_of_the_users(recipe, tmp_path):
     (cache,) = train(recipe())._samples
     old, new = cache.folder / "000" / "0000" / ".0000001.old", cache.folder / "000" / "0000" / ".0000001.new"
-    for path in (old, new):
+    precious = tmp_path / "features" / ".profile"
+    for path in (old, new, precious):
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
+    for path in (old, precious):
+        os.utime(path, (0, 0))
     entries(tmp_path)[-1].unlink()
     train(recipe(output=str(tmp_path / "again")))
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and precious.exists()
 
 
 def test_a_training_waits_while_another_fills_the_folder(recipe, tmp_path):

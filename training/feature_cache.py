@@ -219,6 +219,7 @@ def fill_caches(
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(_alone_in(folder, console))
+            _remove_stale(folder)
         accelerator.wait_for_everyone()
         # Another training may have computed some of them meanwhile.
         own, everybodys = _missing(caches, accelerator)
@@ -281,18 +282,23 @@ def _check_room(settings: CacheSettings, needed: int) -> int:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of all files in a folder, whatever comes and goes meanwhile; what killed processes left is removed."""
-    size, oldest = 0, time.time() - _STALE_SECONDS
+    """Bytes of all files in a folder, whatever comes and goes meanwhile."""
+    size = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            path = Path(place, name)
             with contextlib.suppress(FileNotFoundError):
-                state = path.stat()
-                if name.startswith(".") and state.st_mtime < oldest:
-                    path.unlink()
-                else:
-                    size += state.st_size
+                size += Path(place, name).stat().st_size
     return size
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left; nothing else, since the user chooses the folder and may keep more in it."""
+    oldest = time.time() - _STALE_SECONDS
+    for key in folder.glob(f"*/{KEY_FILE}"):
+        for path in key.parent.glob("[0-9][0-9][0-9]/[0-9][0-9][0-9][0-9]/.[0-9]*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def _gb(size: float) -> str:
