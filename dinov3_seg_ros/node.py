@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -20,7 +19,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dinov3_seg_ros import decode
@@ -45,6 +44,7 @@ from dinov3_seg_ros.parameters import NodeParameters
 from dinov3_seg_ros.pipeline import Segmentation, Segmenter, parse_mask_size
 from dinov3_seg_ros.ports import CameraInput, Frame, HeadOutput, Style, camera_names, create_switch
 from dinov3_seg_ros.qos import Endpoints
+from dinov3_seg_ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 from dinov3_seg_ros.worker import LatestFrameWorker
 
@@ -62,7 +62,8 @@ def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[.
             return result
         except Exception as error:
             self._last_error = f"{transition.__name__} failed: {_details(error)}"
-            self.get_logger().error(self._last_error)
+            if self.context.ok():  # else the process is ending, and the transition failed of that
+                self.get_logger().error(self._last_error)
         return TransitionCallbackReturn.FAILURE
 
     return wrapper
@@ -100,8 +101,9 @@ class SegmentationNode(LifecycleNode):
         try:
             self._given.check()
             self._mask_size = parse_mask_size(self._given["mask_size"])
-            self._segmenter = self._load_segmenter()
-            self._segmenter.warm_up()
+            with interruptible():
+                self._segmenter = self._load_segmenter()
+                self._segmenter.warm_up()
             self._create_outputs()
         except BaseException:
             self._release()
@@ -395,12 +397,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_transport()
     remove_unfinished_segments()
     keep_freed_memory()
+    leave_ending_to_rclpy()
     rclpy.init(args=arguments)
     try:
         node = SegmentationNode()
     except ParameterException as error:
         rclpy.try_shutdown()
         sys.exit(f"segmentation: {error}")
+    except Exception:
+        if rclpy.ok():
+            raise
+        return  # interrupted before there was anything to close
     logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
     executor = SingleThreadedExecutor()
@@ -411,23 +418,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         while rclpy.ok():
             try:
                 executor.spin()
-            except RCLError as error:
+            except Exception as error:
+                if not rclpy.ok():
+                    break  # whatever failed found its context gone
+                if not isinstance(error, RCLError):
+                    raise
                 node.get_logger().error(f"a message or request could not be taken: {error}")
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+    except KeyboardInterrupt:
+        pass  # while a model was loaded
     finally:
-        # A launch file's Ctrl-C arrives twice; the second must not cut the first one's work short.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         node.close()
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+        ignore_until_exit()
 
 
 def _start(node: SegmentationNode) -> None:
     for name, transition in (("configure", node.trigger_configure), ("activate", node.trigger_activate)):
-        if transition() != TransitionCallbackReturn.SUCCESS:
+        result = transition()
+        if not rclpy.ok():
+            return
+        if result != TransitionCallbackReturn.SUCCESS:
             node.get_logger().error(
                 "the node waits: set right what is wrong, then start it again, or: "
                 f"ros2 lifecycle set {node.get_fully_qualified_name()} {name}"

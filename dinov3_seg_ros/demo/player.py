@@ -25,6 +25,7 @@ from dinov3_seg_ros.demo.sources import Frame, open_source
 from dinov3_seg_ros.errors import SegmentationError, TransportError
 from dinov3_seg_ros.messages import fill_image
 from dinov3_seg_ros.qos import OUTPUT_QOS
+from dinov3_seg_ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 
 _MATCHING_S = 1.0
@@ -106,11 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_transport()
     remove_unfinished_segments()
     keep_freed_memory()
+    leave_ending_to_rclpy()
     rclpy.init(args=ros_arguments)
     player = Player(options.rate)
     try:
-        player.wait_for_subscribers(options.subscribers, timeout_s=60.0)
-        print(f"sent {player.play(_frames(options), options.seconds)} frames", flush=True)
+        with interruptible():
+            player.wait_for_subscribers(options.subscribers, timeout_s=60.0)
+            print(f"sent {player.play(_frames(options), options.seconds)} frames", flush=True)
     except SegmentationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -119,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         player.destroy_node()
         rclpy.try_shutdown()
+        ignore_until_exit()
     return 0
 
 
