@@ -193,7 +193,7 @@ def node_status(
         state: its lifecycle state.
         last_error: of a transition that failed, until one succeeds; empty for none.
         runtime: what computes the network, and in which precision.
-        decode: what decodes its logits in the host's memory, from `decode.backend`.
+        decode: what decodes its logits, from `decode.backend`.
         switches: what can be switched -> whether it is on.
         stages: from `StageTimes.summary_ms`.
         mismatches: from `Endpoints.mismatches`.

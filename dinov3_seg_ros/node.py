@@ -316,14 +316,15 @@ class SegmentationNode(LifecycleNode):
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name, state = self.get_fully_qualified_name().lstrip("/"), self._state_machine.current_state[1]
         switches = {"segmentation": self._is_on}
-        runtime, host_decode, stages = "none loaded", "none loaded", {}
+        runtime, decoder, stages = "none loaded", "none loaded", {}
         if self._segmenter is not None:
             switches |= {f"head {head}": head not in self._heads_off for head in self._segmenter.manifests}
-            runtime, host_decode = self._segmenter.runtime.description, decode.backend()
+            runtime = self._segmenter.runtime.description
+            decoder = decode.backend(self._segmenter.runtime.logits_device)
             stages = self._segmenter.times.summary_ms()
         mismatches = self._endpoints.mismatches()
         return [
-            node_status(name, state, self._last_error, runtime, host_decode, switches, stages, mismatches),
+            node_status(name, state, self._last_error, runtime, decoder, switches, stages, mismatches),
             *(
                 self._statistics[camera].status(f"{name}: camera {camera}".rstrip(), source.image_topic)
                 for camera, source in self._inputs.items()

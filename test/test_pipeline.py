@@ -15,6 +15,8 @@ from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailable
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
@@ -170,3 +172,11 @@ def test_importing_the_robots_side_imports_neither_torch_nor_training():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_logits_are_left_where_the_runtime_says(bundle, device):
+    runtime = Segmenter.from_bundle(bundle.path, "torch", device=device).runtime
+    logits = runtime.logits(bundle.manifest.name, runtime.features(np.zeros((1, 64, 96, 3), np.uint8)))
+    assert runtime.logits_device == device
+    assert isinstance(logits, np.ndarray) == (device == "cpu")

@@ -16,7 +16,8 @@ class ModelRuntime:
     sizes = None
 
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
-        self._model, self._device, self.device = model, device, device.type
+        self._model, self._device = model, device
+        self.device = self.logits_device = device.type
 
     @torch.inference_mode()
     def features(self, canvases: np.ndarray) -> list[torch.Tensor]:

@@ -77,12 +77,14 @@ class Runtime(Protocol):
         name: the runtime's name, a key of `RUNTIMES`.
         description: runtime, device and precision, for people.
         device: what computes, ``cpu`` or ``cuda``.
+        logits_device: where `logits` are left, and so decoded: ``cpu`` or ``cuda``.
         sizes: (height, width) of the canvases it can take; None for any.
     """
 
     name: str
     description: str
     device: str
+    logits_device: str
     sizes: tuple[tuple[int, int], ...] | None
 
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
@@ -111,7 +113,7 @@ class Runtime(Protocol):
         """The feature maps (N, C_i, h_i, w_i) in the host's memory, by `artefacts.map_name`; for comparisons."""
 
     def logits(self, bundle_name: str, features: Any) -> Any:
-        """Run one head, and wait for it: (N, C, h, w) float32, a NumPy array or a tensor on the runtime's device."""
+        """Run one head, and wait for it: (N, C, h, w) float32, a NumPy array, or a tensor on a GPU."""
 
     def close(self) -> None:
         """Release the memory held, the device's too. The runtime cannot be used afterwards."""

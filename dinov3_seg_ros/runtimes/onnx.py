@@ -52,6 +52,7 @@ class OnnxRuntime:
     """
 
     name = "onnx"
+    logits_device = "cpu"
 
     def __init__(
         self,

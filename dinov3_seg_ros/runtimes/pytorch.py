@@ -38,7 +38,7 @@ class PyTorchRuntime:
         torch.set_num_threads(options.threads or _DEFAULT_THREADS)
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
-        self.device = self._device.type
+        self.device = self.logits_device = self._device.type
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
         first = bundles[0].manifest
         self._mean, self._std = first.input.mean, first.input.std

@@ -72,6 +72,7 @@ class TensorRTRuntime:
 
     name = "tensorrt"
     device = "cuda"
+    logits_device = "cpu"
 
     def __init__(
         self,
