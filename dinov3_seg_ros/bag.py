@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
+import sqlite3
 import sys
 import tempfile
 import time
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dinov3_seg_ros.errors import DatasetError, MessageError, OutputError, RuntimeUnavailableError, SegmentationError
-from dinov3_seg_ros.messages import compressed_to_rgb, image_to_rgb, mask_encoding
+from dinov3_seg_ros.messages import MAX_PIXELS, compressed_to_rgb, image_to_rgb, mask_encoding
 from dinov3_seg_ros.output_classes import (
     ClassList,
     OutputClasses,
@@ -35,12 +37,13 @@ from dinov3_seg_ros.resources import resource_path
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
+    from rosbags.rosbag2 import Reader, Writer
 
 OUTPUTS = ("mask", "confidence", "overlay")
 STORAGES = ("sqlite3", "mcap")
 
 _IMAGE = "sensor_msgs/msg/Image"
-_READERS: dict[str, Callable[[Any], np.ndarray]] = {
+_READERS: dict[str, Callable[[Any, int], np.ndarray]] = {
     _IMAGE: image_to_rgb,
     "sensor_msgs/msg/CompressedImage": compressed_to_rgb,
 }
@@ -71,11 +74,12 @@ class BagSegmenter:
     Args:
         segmenter: its ``max_batch`` frames go through the backbone at once.
         class_list: what to publish; None for the bundles' own classes.
-        outputs: which of `OUTPUTS` to add.
+        outputs: which of `OUTPUTS` to add; once each.
         mask_size: as in `Segmenter.segment`.
         threshold: the least confidence (1/255) of a labelled pixel.
         alpha: weight of the colours in the overlay, 0..1.
         with_names: whether the overlay has class names.
+        max_pixels: an image that claims more is copied only.
     """
 
     def __init__(
@@ -87,14 +91,15 @@ class BagSegmenter:
         threshold: int = 0,
         alpha: float = 0.5,
         with_names: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         from rosbags.typesys import Stores, get_typestore
 
         of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
         check_class_list(class_list or ClassList(), list(of_bundles.values()))
         self._classes = {name: OutputClasses.of(classes, class_list) for name, classes in of_bundles.items()}
-        self._segmenter, self._outputs, self._mask_size = segmenter, tuple(outputs), mask_size
-        self._threshold, self._alpha, self._with_names = threshold, alpha, with_names
+        self._segmenter, self._outputs, self._mask_size = segmenter, tuple(dict.fromkeys(outputs)), mask_size
+        self._threshold, self._alpha, self._with_names, self._max_pixels = threshold, alpha, with_names, max_pixels
         # Images and headers are the same in all distributions.
         self._types = get_typestore(Stores.ROS2_JAZZY)
 
@@ -122,25 +127,21 @@ class BagSegmenter:
             DatasetError: the recording cannot be read, or its images are not unambiguous.
             OutputError: ``target`` exists or cannot be written.
         """
-        from rosbags.rosbag2 import Reader, ReaderError
-
-        try:
-            with Reader(Path(source)) as reader, _new_bag(Path(target), storage or _storage_of(reader)) as writer:
-                images = choose_topics(reader.connections, topics)
-                copies = {connection.id: self._copied(writer, connection) for connection in reader.connections}
-                added = self._added_connections(writer, images, {c.topic for c in reader.connections})
-                counts: Counter[str] = Counter()
-                messages = track(reader.messages(), reader.message_count)
-                for record, result in self._segmented(self._read(messages, images, counts)):
-                    writer.write(copies[record.connection.id], record.timestamp, record.raw)
-                    for head, published in (result or {}).items():
-                        for output, message in self._messages(head, published, record):
-                            connection = added[record.connection.topic, head, output]
-                            writer.write(connection, record.timestamp, message)
-                    counts["segmented"] += result is not None
-                return dict(counts)
-        except (ReaderError, FileNotFoundError) as error:
-            raise DatasetError(f"{source} cannot be read as a rosbag2: {error}") from error
+        source, target = Path(source), Path(target)
+        with _opened(source) as reader, _new_bag(target, storage or _storage_of(reader)) as writer:
+            images = choose_topics(reader.connections, topics)
+            copies = self._copies(writer, reader.connections)
+            added = self._added_connections(writer, images, {c.topic for c in reader.connections})
+            counts: Counter[str] = Counter()
+            messages = track(_messages_of(reader, source), reader.message_count)
+            for record, result in self._segmented(self._read(messages, images, counts)):
+                writer.write(copies[record.connection.id], record.timestamp, record.raw)
+                for head, published in (result or {}).items():
+                    for output, message in self._messages(head, published, record):
+                        connection = added[record.connection.topic, head, output]
+                        writer.write(connection, record.timestamp, message)
+                counts["segmented"] += result is not None
+            return dict(counts)
 
     def _read(
         self, messages: Iterable[tuple[Connection, int, bytes]], images: Sequence[str], counts: Counter[str]
@@ -150,7 +151,8 @@ class BagSegmenter:
             if connection.topic in images:
                 try:
                     message = self._message(connection.msgtype, raw)
-                    record = record._replace(header=message.header, rgb=_READERS[connection.msgtype](message))
+                    rgb = _READERS[connection.msgtype](message, self._max_pixels)
+                    record = record._replace(header=message.header, rgb=rgb)
                 except MessageError as error:
                     counts[error.fault] += 1
             yield record
@@ -226,8 +228,18 @@ class BagSegmenter:
         )
         return self._types.serialize_cdr(image, _IMAGE)
 
-    def _copied(self, writer: Any, connection: Connection) -> Connection:
-        definition = connection.msgdef.data or None
+    def _copies(self, writer: Writer, connections: Sequence[Connection]) -> dict[int, Connection]:
+        """The writer's connection for each of the recording's, by its id; several publishers of a topic share one."""
+        copies: dict[int, Connection] = {}
+        for connection in connections:
+            alike = next(c for c in connections if _kind(c) == _kind(connection))
+            copies[connection.id] = copies.get(alike.id) or self._copied(writer, connection)
+        return copies
+
+    def _copied(self, writer: Writer, connection: Connection) -> Connection:
+        definition, type_hash = connection.msgdef.data or None, connection.digest or None
+        if definition is not None and type_hash is None:
+            type_hash = _type_hash(connection)
         if definition is None and connection.msgtype not in self._types.fielddefs:
             raise DatasetError(
                 f"the recording does not say what {connection.msgtype} ({connection.topic}) is; convert it with "
@@ -238,13 +250,13 @@ class BagSegmenter:
             connection.msgtype,
             typestore=self._types,
             msgdef=definition,
-            rihs01=connection.digest or None,
+            rihs01=type_hash,
             serialization_format=connection.ext.serialization_format,
             offered_qos_profiles=connection.ext.offered_qos_profiles,
         )
 
     def _added_connections(
-        self, writer: Any, images: Sequence[str], existing: set[str]
+        self, writer: Writer, images: Sequence[str], existing: set[str]
     ) -> dict[tuple[str, str, str], Connection]:
         added = {}
         for image in images:
@@ -273,7 +285,7 @@ def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> l
             raise DatasetError(f"the recording has no images on {topic}; it has: {', '.join(found) or 'none'}")
     if not wanted and len(found) != 1:
         raise DatasetError(f"name the topics of the images to segment; the recording has: {', '.join(found) or 'none'}")
-    return list(wanted) or found
+    return list(dict.fromkeys(wanted)) or found
 
 
 def _with_results(
@@ -285,7 +297,7 @@ def _with_results(
 
 
 def _namespace(image_topic: str) -> str:
-    """``/front/image`` and ``/front/image/compressed`` -> ``front``, as the node names its outputs."""
+    """``/front/image`` and ``/front/image/compressed`` -> ``front``, as the node names the outputs of its cameras."""
     return image_topic.removesuffix("/compressed").strip("/").rpartition("/")[0]
 
 
@@ -294,10 +306,58 @@ def _storage_of(reader: Any) -> str:
     return "mcap" if any(".mcap" in file.suffixes for file in files) else "sqlite3"
 
 
+def _kind(connection: Connection) -> tuple[Any, ...]:
+    """What a rosbag2 tells connections apart by."""
+    return connection.topic, connection.msgtype, connection.ext
+
+
+def _type_hash(connection: Connection) -> str:
+    """The type's hash (REP 2016) by its definition in the recording, which may not be the one that is known here.
+
+    MCAP files hold definitions without hashes; a bag's metadata has them from Iron on.
+    """
+    from rosbags.interfaces import MessageDefinitionFormat
+    from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+
+    types, text = get_typestore(Stores.EMPTY), connection.msgdef.data
+    try:
+        if connection.msgdef.format == MessageDefinitionFormat.MSG:
+            types.register(get_types_from_msg(text, connection.msgtype))
+        else:
+            for part in re.split(r"^=+\nIDL: .*\n", text, flags=re.MULTILINE):
+                if part.strip():
+                    types.register(get_types_from_idl(part))
+        return types.hash_rihs01(connection.msgtype)
+    except Exception as error:  # the parser's errors are of several types, and of several lines
+        raise DatasetError(
+            f"the recording's definition of {connection.msgtype} ({connection.topic}) cannot be read: "
+            f"{' '.join(str(error).split())}; convert it with 'ros2 bag convert' on a machine that has this type"
+        ) from error
+
+
 @contextlib.contextmanager
-def _new_bag(target: Path, storage: str) -> Iterator[Any]:
+def _opened(source: Path) -> Iterator[Reader]:
+    from rosbags.rosbag2 import Reader
+
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(Reader(source))
+        except Exception as error:  # of the file system, YAML, SQLite, MCAP and the compressions
+            raise DatasetError(f"{source} cannot be read as a rosbag2: {error}") from error
+        yield reader
+
+
+def _messages_of(reader: Reader, source: Path) -> Iterator[tuple[Connection, int, bytes]]:
+    try:
+        yield from reader.messages()
+    except Exception as error:
+        raise DatasetError(f"{source} is damaged, or cannot be read to its end: {error}") from error
+
+
+@contextlib.contextmanager
+def _new_bag(target: Path, storage: str) -> Iterator[Writer]:
     """A writer of a rosbag2 that appears under its name only once it is complete."""
-    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
     if target.exists():
         raise OutputError(f"{target} exists; name a folder that does not")
@@ -309,8 +369,8 @@ def _new_bag(target: Path, storage: str) -> Iterator[Any]:
             with Writer(Path(folder) / target.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
                 yield writer
             (Path(folder) / target.name).rename(target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    except (OSError, sqlite3.Error, WriterError) as error:
+        raise OutputError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -327,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 confidence_threshold(options.confidence_threshold),
                 options.overlay_alpha,
                 options.overlay_names,
+                options.max_pixels,
             )
             start = time.monotonic()
             counts = adder.process(options.source, options.target, options.topics, options.storage, _track)
@@ -358,6 +419,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--confidence-threshold", type=float, default=0.0, help="0..1; below it a pixel is unlabelled")
     parser.add_argument("--overlay-alpha", type=float, default=0.5, help="weight of the colours, 0..1")
     parser.add_argument("--overlay-names", action="store_true", help="write the class names into the overlay")
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, help="larger images are only copied (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     for name in ("confidence_threshold", "overlay_alpha"):
         if not 0.0 <= getattr(options, name) <= 1.0:

@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
+from full_disk import full_disk
 
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from dinov3_seg_ros import bag
 from dinov3_seg_ros.bag import BagSegmenter
@@ -55,12 +56,12 @@ def compressed(number):
     return TYPES.types[COMPRESSED](header=header(number), format="png", data=data)
 
 
-def write_bag(path, messages, storage="sqlite3"):
+def write_bag(path, messages, storage="sqlite3", types=TYPES):
     """A recording of (topic, type, message), one every millisecond; bytes stand for themselves."""
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
     with Writer(path, version=9, storage_plugin=plugin) as writer:
         kinds = dict.fromkeys((topic, kind) for topic, kind, _ in messages)
-        connections = {topic: writer.add_connection(topic, kind, typestore=TYPES) for topic, kind in kinds}
+        connections = {topic: writer.add_connection(topic, kind, typestore=types) for topic, kind in kinds}
         for number, (topic, kind, message) in enumerate(messages):
             raw = message if isinstance(message, bytes) else TYPES.serialize_cdr(message, kind)
             writer.write(connections[topic], 10**6 * (1 + number), raw)
@@ -175,6 +176,88 @@ def test_which_images_are_meant_must_be_said_where_there_are_several(segmenter, 
     assert set(contents(tmp_path / "out")) == {"/a/image", "/b/image", "/b/segmentation/mask"}
     with pytest.raises(DatasetError, match="second topic /b/segmentation/mask"):
         adder.process(tmp_path / "out", tmp_path / "again", ["/b/image"])
+
+
+@pytest.mark.parametrize("kind", ["my_msgs/msg/Wheel", TEXT])
+def test_types_are_copied_by_the_recordings_own_definition_though_an_mcap_file_has_no_hash_of_it(
+    segmenter, tmp_path, kind
+):
+    types = get_typestore(Stores.EMPTY)
+    types.register(get_types_from_msg("string data\nfloat64 speed  # of another distribution", kind))
+    types.register({name: TYPES.fielddefs[name] for name in (IMAGE, "std_msgs/msg/Header")})
+    messages = [("/wheel", kind, b"\0\1\0\0 anything"), ("/image", IMAGE, image(0))]
+    source = write_bag(tmp_path / "in", messages, "mcap", types)
+    assert BagSegmenter(segmenter).process(source / "in.mcap", tmp_path / "out") == {"segmented": 1}
+    with Reader(source) as before, Reader(tmp_path / "out") as after:
+        expected, found = (next(c for c in bag.connections if c.topic == "/wheel") for bag in (before, after))
+        assert (found.msgdef, found.digest) == (expected.msgdef, expected.digest)
+        assert found.digest == types.hash_rihs01(kind)
+    assert raw_contents(source)[0] == raw_contents(tmp_path / "out")[0]
+
+
+def rewritten(path, old, new, target):
+    """An MCAP file with some bytes exchanged."""
+    content = path.read_bytes()
+    assert old in content
+    assert len(old) == len(new)
+    target.write_bytes(content.replace(old, new))
+    return target
+
+
+def test_a_definition_that_cannot_be_read_is_named(segmenter, tmp_path):
+    messages = [("/text", TEXT, TYPES.types[TEXT](data="hello")), ("/image", IMAGE, image(0))]
+    source = write_bag(tmp_path / "in", messages, "mcap")
+    damaged = rewritten(source / "in.mcap", b"string data", b"string dat!", tmp_path / "damaged.mcap")
+    with pytest.raises(DatasetError, match=r"definition of std_msgs/msg/String \(/text\) cannot be read"):
+        BagSegmenter(segmenter).process(damaged, tmp_path / "out")
+
+
+def test_several_publishers_of_a_topic_share_it_in_the_copy(segmenter, tmp_path):
+    messages = [(topic, IMAGE, image(number)) for number, topic in enumerate(["/image", "/imagf", "/image"])]
+    source = write_bag(tmp_path / "in", messages, "mcap")
+    twice = rewritten(source / "in.mcap", b"/imagf", b"/image", tmp_path / "twice.mcap")
+    counts = BagSegmenter(segmenter, outputs=["mask"]).process(twice, tmp_path / "out")
+    assert counts == {"segmented": 3}
+    assert {topic: len(found) for topic, found in contents(tmp_path / "out").items()} == {
+        "/image": 3,
+        "/segmentation/mask": 3,
+    }
+
+
+def test_what_is_named_twice_counts_once(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    adder = BagSegmenter(segmenter, outputs=["mask", "mask"])
+    assert adder.process(source, tmp_path / "out", ["/image", "/image"]) == {"segmented": 1}
+
+
+def test_images_above_the_bound_are_copied_and_counted(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    adder = BagSegmenter(segmenter, max_pixels=SIZE[0] * SIZE[1] - 1)
+    assert adder.process(source, tmp_path / "out") == {"too many pixels": 1, "segmented": 0}
+
+
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_a_full_disk_is_named_and_leaves_nothing_behind(segmenter, tmp_path, storage):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(200)])
+    with full_disk(100_000), pytest.raises(OutputError, match="out cannot be written"):
+        BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out", storage=storage)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "kept", "message"), [("sqlite3", 1.0, "in is damaged"), ("mcap", 0.5, "in cannot be read")]
+)
+def test_a_damaged_recording_is_named_and_leaves_nothing_behind(segmenter, tmp_path, storage, kept, message):
+    # So large that SQLite lays it over many pages, which opening does not look at.
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0, padding=20_000))], storage)
+    (file,) = [path for path in source.iterdir() if path.suffix in (".db3", ".mcap")]
+    content = bytearray(file.read_bytes())
+    half = len(content) // 2
+    content[half : half + 8192] = bytes(8192)
+    file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DatasetError, match=message):
+        BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monkeypatch):
