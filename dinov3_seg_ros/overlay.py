@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 #: Names are placed on a mask reduced to about this many pixels in height: finding a region needs no more.
-_PLACEMENT_HEIGHT = 120
+_PLACEMENT_SIDE = 120
 #: A region smaller than this share of the picture gets no name: the text would cover more than the region.
 _LEAST_NAMED_SHARE = 0.004
 
@@ -56,7 +56,7 @@ def blend_overlay(
     if labels.shape != (height, width):
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
     blended = cv2.addWeighted(colour_mask(labels, palette), alpha, image, 1.0 - alpha, 0.0)
-    unlabelled = cv2.compare(labels, len(palette) - 1, cv2.CMP_GT)
+    unlabelled = (labels >= len(palette)).view(np.uint8)
     if cv2.countNonZero(unlabelled):
         cv2.copyTo(image, unlabelled, blended)
     if names:
@@ -70,7 +70,7 @@ def to_bgr(picture: np.ndarray) -> np.ndarray:
 
 
 def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    step = max(labels.shape[0] // _PLACEMENT_HEIGHT, 1)
+    step = max(min(labels.shape) // _PLACEMENT_SIDE, 1)
     small = np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
     counts = np.bincount(small.reshape(-1), minlength=len(names))[: len(names)]
     scale = max(picture.shape[0] / 960.0, 0.35)

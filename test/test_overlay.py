@@ -58,3 +58,10 @@ def test_a_mask_of_sixteen_bits_is_coloured():
     palette = default_palette(300)
     labels = np.array([[299, 0]], np.uint16)
     assert [tuple(c) for c in colour_mask(labels, palette)[0]] == [palette[299], palette[0]]
+
+
+@pytest.mark.parametrize("size", [(2160, 9), (9, 2160), (1, 1), (2000, 1)])
+def test_names_are_written_into_strips_too(size):
+    image = np.zeros((*size, 3), np.uint8)
+    overlay = blend_overlay(image, np.ones(size, np.uint8), PALETTE, alpha=1.0, names=["a", "b", "c"])
+    assert (overlay == PALETTE[1]).all(-1).any()
