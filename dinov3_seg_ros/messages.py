@@ -21,6 +21,7 @@ from dinov3_seg_ros.errors import MessageError
 MAX_PIXELS = 1 << 25
 # A thin strip becomes a canvas of at least one patch or stride in height.
 _LEAST_COUNTED_SIDE = 64
+_MOST_QUOTED = 40
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def image_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if message.encoding not in _ENCODINGS:
         raise MessageError(
             "unknown encoding",
-            f"image encoding '{message.encoding}' is not supported; the camera driver must publish one of: "
+            f"image encoding {_quoted(message.encoding)} is not supported; the camera driver must publish one of: "
             f"{', '.join(INPUT_ENCODINGS)}",
         )
     encoding = _ENCODINGS[message.encoding]
@@ -155,7 +156,7 @@ def compressed_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         MessageError: neither JPEG nor PNG, no pixels or too many, or data that cannot be decoded.
     """
     data = np.frombuffer(message.data, np.uint8)
-    described = f"compressed image ({data.size} bytes, '{message.format}')"
+    described = f"compressed image ({data.size} bytes, {_quoted(message.format)})"
     height, width = _compressed_size(data.data, described)
     _check_size(height, width, max_pixels)
     try:
@@ -165,6 +166,11 @@ def compressed_to_rgb(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if picture is None:
         raise MessageError("damaged data", f"{described} is damaged or cut short")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _quoted(text: str) -> str:
+    """A message's text, as far as it may go into logs: whoever publishes chooses its length."""
+    return f"'{text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + '...'}'"
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

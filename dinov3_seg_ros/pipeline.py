@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -283,9 +284,10 @@ def parse_mask_size(text: str) -> str | tuple[int, int]:
     """
     if text in ("source", "network"):
         return text
-    width, _, height = text.partition("x")
-    if width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MAX_PIXELS:
-        return int(height), int(width)
+    if match := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII):
+        width, height = map(int, match.groups())
+        if 0 < width * height <= MAX_PIXELS:
+            return height, width
     raise ParameterError(
         f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT (at most {MAX_PIXELS} pixels), for example 640x480"
     )

@@ -242,3 +242,14 @@ def test_a_compressed_picture_is_a_jpeg_of_the_quality_asked_for():
     small, large = (fill_jpeg(SimpleNamespace(data=array("B")), bgr, quality, None) for quality in (20, 95))
     assert len(small.data) < len(large.data)
     assert np.abs(compressed_to_rgb(large).astype(int) - smooth_rgb()).max() <= 20
+
+
+def test_a_text_of_any_length_from_a_topic_is_quoted_only_in_part():
+    image = message_of(smooth_rgb(), "rgb8")
+    image.encoding = 10_000 * "x"
+    with pytest.raises(MessageError, match=r"encoding 'x{40}\.\.\.' is not supported") as caught:
+        image_to_rgb(image)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(MessageError, match="neither JPEG nor PNG") as caught:
+        compressed_to_rgb(SimpleNamespace(format=10_000 * "x", data=b"none of them"))
+    assert len(str(caught.value)) < 1000

@@ -12,7 +12,7 @@ from bundles import write_tiny_bundle
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.pipeline import Segmenter, parse_mask_size
 from dinov3_seg_ros.preprocessing import GEOMETRIES
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -180,3 +180,11 @@ def test_the_logits_are_left_where_the_runtime_says(bundle, device):
     logits = runtime.logits(bundle.manifest.name, runtime.features(np.zeros((1, 64, 96, 3), np.uint8)))
     assert runtime.logits_device == device
     assert isinstance(logits, np.ndarray) == (device == "cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "0x4", "64", "64x", "-4x4", "1e3x4", "64x48x3", "99999x99999", 5000 * "9" + "x1"]
+)
+def test_a_mask_size_that_is_none_is_refused(text):
+    with pytest.raises(ParameterError, match="use source, network or WIDTHxHEIGHT"):
+        parse_mask_size(text)
