@@ -63,6 +63,17 @@ def test_a_missing_mask_is_named(tmp_path):
         list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
 
 
+@pytest.mark.parametrize(
+    "mask", [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16), np.zeros((2, 4), np.uint8)]
+)
+def test_a_mask_that_holds_no_class_ids_of_its_image_is_named(tmp_path, mask):
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask)
+    with pytest.raises(DatasetError, match=r"masks/a\.png is no mask of class ids for its image"):
+        list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
+
+
 def test_the_demos_bundle_is_small_and_runs_without_torch():
     bundle = load_bundle(resource_path("weights/demo"))
     exports, refused = find_exports(bundle)

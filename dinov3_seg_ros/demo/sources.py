@@ -57,8 +57,18 @@ def _folder(folder: Path, masks: Path | None) -> Iterator[Frame]:
     if not images:
         raise DatasetError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     for path in images:
-        mask = None if masks is None else _read(masks / f"{path.stem}.png", cv2.IMREAD_UNCHANGED)
-        yield cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), mask
+        picture = cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        yield picture, None if masks is None else _read_mask(masks / f"{path.stem}.png", picture.shape[:2])
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    mask = _read(path, cv2.IMREAD_UNCHANGED)
+    if mask.dtype != np.uint8 or mask.shape != size:
+        raise DatasetError(
+            f"{path} is no mask of class ids for its image: it must have one channel of 8 bits, not a palette, and be "
+            f"{size[1]}x{size[0]} pixels; OpenCV reads {mask.dtype} of shape {mask.shape}"
+        )
+    return mask
 
 
 def _read(path: Path, flags: int) -> np.ndarray:
