@@ -32,10 +32,20 @@ _LONGEST_DELAY_S = 60.0
 _STAGE, _DURATIONS = re.compile(r"stage (\w+) \[ms\]"), re.compile(r"median ([\d.]+), 95th percentile ([\d.]+)")
 
 
-class _Fault(NamedTuple):
-    moment: float
+class Fault(NamedTuple):
+    """Something wrong with what a camera sent.
+
+    Attributes:
+        name: its kind.
+        details: what is wrong, for people.
+        moment: when it was seen, by the monotonic clock.
+        lost_frame: whether it cost the frame.
+    """
+
     name: str
     details: str
+    moment: float
+    lost_frame: bool = False
 
 
 class CameraStatistics:
@@ -55,11 +65,11 @@ class CameraStatistics:
         self._received = self._lost = self._segmented = 0
         self._dropped: Counter[str] = Counter()
         self._noted: Counter[str] = Counter()
-        self._faults: deque[_Fault] = deque(maxlen=100)
+        self._faults: deque[Fault] = deque(maxlen=100)
         self._latency = StageTimes()
 
-    def received(self, stamp: float, lost: int = 0) -> None:
-        """Record a frame's arrival.
+    def received(self, stamp: float, lost: int = 0) -> Fault | None:
+        """Record a frame's arrival; return what is wrong with its stamp.
 
         Args:
             stamp: its header's, seconds.
@@ -70,12 +80,13 @@ class CameraStatistics:
             self._lost += lost
             self._input.add()
             self._last_received = time.monotonic()
-            if self._last_stamp is not None and stamp < self._last_stamp:
-                self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {self._last_stamp:.3f}")
-            self._last_stamp = stamp
+            last, self._last_stamp = self._last_stamp, stamp
+            if last is None or stamp >= last:
+                return None
+            return self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
 
-    def segmented(self, received: float, delay: float) -> None:
-        """Record a frame as published.
+    def segmented(self, received: float, delay: float) -> Fault | None:
+        """Record a frame as published; return what is wrong with its stamp.
 
         Args:
             received: when it arrived, by the monotonic clock.
@@ -88,20 +99,27 @@ class CameraStatistics:
             self._latency.add("in the node", self._last_segmented - received)
             if 0.0 <= delay < _LONGEST_DELAY_S:
                 self._latency.add("end to end", delay)
-            else:
-                self._noted["stamp of another clock"] += 1
+                return None
+            # Usual where a recording is played, and so no reason for a warning level.
+            self._noted["stamp of another clock"] += 1
+            return Fault(
+                "stamp of another clock",
+                f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so that no latency can be told; "
+                "a recording is best played with --clock, to a node with the parameter use_sim_time",
+                self._last_segmented,
+            )
 
     def dropped(self, cause: str, details: str = "") -> None:
         """Record a frame as dropped; with details when it is a fault."""
         with self._lock:
             self._dropped[cause] += 1
             if details:
-                self._faults.append(_Fault(time.monotonic(), cause, details))
+                self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
 
-    def noted(self, fault: str, details: str) -> None:
-        """Record a fault that costs no frame."""
+    def noted(self, name: str, details: str) -> Fault:
+        """Record a fault that costs no frame; return it."""
         with self._lock:
-            self._note(fault, details)
+            return self._note(name, details)
 
     def summary(self) -> str:
         """All counts in one line."""
@@ -133,9 +151,11 @@ class CameraStatistics:
                 values["last error"] = self._faults[-1].details
         return _status(level, name, message, values)
 
-    def _note(self, fault: str, details: str) -> None:
-        self._noted[fault] += 1
-        self._faults.append(_Fault(time.monotonic(), fault, details))
+    def _note(self, name: str, details: str) -> Fault:
+        fault = Fault(name, details, time.monotonic())
+        self._noted[name] += 1
+        self._faults.append(fault)
+        return fault
 
     def _judge(self, topic: str) -> tuple[bytes, str]:
         now = time.monotonic()
@@ -146,7 +166,7 @@ class CameraStatistics:
         recent = [fault for fault in self._faults if now - fault.moment < _MEMORY_S]
         if recent:
             found = ", ".join(sorted({fault.name for fault in recent}))
-            if now - self._last_segmented > _MEMORY_S:
+            if now - self._last_segmented > _MEMORY_S and any(fault.lost_frame for fault in recent):
                 return DiagnosticStatus.ERROR, f"no frame could be segmented: {found}"
             return DiagnosticStatus.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
         return DiagnosticStatus.OK, (

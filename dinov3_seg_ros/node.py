@@ -30,6 +30,7 @@ from dinov3_seg_ros.diagnostics import (
     UNWANTED,
     CameraStatistics,
     DiagnosticsPublisher,
+    Fault,
     node_status,
 )
 from dinov3_seg_ros.errors import MessageError, ParameterError, SegmentationError
@@ -48,7 +49,9 @@ from dinov3_seg_ros.signals import ignore_until_exit, interruptible, leave_endin
 from dinov3_seg_ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
 from dinov3_seg_ros.worker import LatestFrameWorker
 
-_LOG_PERIOD_S = 5.0
+# A fault of one kind that goes on is logged so often.
+_LOG_PERIOD_S = 5.0  # where it costs frames
+_NOTE_PERIOD_S = 60.0
 
 
 def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
@@ -221,7 +224,7 @@ class SegmentationNode(LifecycleNode):
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
         statistics, stamp = self._statistics[camera], message.header.stamp
-        statistics.received(stamp.sec + 1e-9 * stamp.nanosec, lost)
+        self._log_note(camera, statistics.received(stamp.sec + 1e-9 * stamp.nanosec, lost))
         if not self._is_on:
             statistics.dropped(SWITCHED_OFF)
         elif self._worker.put(camera, (message, time.monotonic())):
@@ -266,7 +269,7 @@ class SegmentationNode(LifecycleNode):
             self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
         stamp = frame.header.stamp
         delay = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
-        self._statistics[frame.camera].segmented(frame.received, delay)
+        self._log_note(frame.camera, self._statistics[frame.camera].segmented(frame.received, delay))
 
     def _wanted_heads(self, camera: str) -> list[str]:
         return [n for n, output in self._outputs[camera].items() if n not in self._heads_off and output.wanted]
@@ -293,25 +296,31 @@ class SegmentationNode(LifecycleNode):
             return  # the process is ending, and the frame in work finds its publishers gone
         fault, details = error.fault if isinstance(error, MessageError) else "failed", _details(error)
         self._statistics[camera].dropped(fault, details)
-        self._log_fault((camera, fault), f"a frame{_of(camera)} was dropped: {details}")
+        if self._is_due((camera, fault), _LOG_PERIOD_S):
+            self.get_logger().error(f"a frame{_of(camera)} was dropped: {details}")
 
     def _note(self, camera: str, error: Exception) -> None:
-        """Count and log a fault that costs no frame."""
+        """Count and log a camera_info that is not used."""
         fault = error.fault if isinstance(error, MessageError) else "failed"
-        self._statistics[camera].noted(fault, str(error))
-        self._log_fault((camera, fault), f"camera_info{_of(camera)} is not used: {error}")
+        self._log_note(camera, self._statistics[camera].noted(fault, f"camera_info is not used: {error}"))
 
     def _on_worker_error(self, cameras: Sequence[str], error: Exception) -> None:
         """What no frame alone is to blame for costs all that were in work."""
         for camera in cameras:
             self._drop(camera, error)
 
-    def _log_fault(self, kind: tuple[str, str], text: str) -> None:
-        """Log each kind of fault at most once in a while; rclpy's own throttle knows only places in the code."""
+    def _log_note(self, camera: str, fault: Fault | None) -> None:
+        """Log a fault that costs no frame."""
+        if fault and self._is_due((camera, fault.name), _NOTE_PERIOD_S):
+            self.get_logger().warning(f"{fault.name}{_of(camera)}: {fault.details}")
+
+    def _is_due(self, kind: tuple[str, str], period_s: float) -> bool:
+        """Whether a kind of fault is to be logged again; rclpy's own throttle knows only places in the code."""
         now = time.monotonic()
-        if now - self._logged.get(kind, float("-inf")) >= _LOG_PERIOD_S:
-            self._logged[kind] = now
-            self.get_logger().error(text)
+        if now - self._logged.get(kind, float("-inf")) < period_s:
+            return False
+        self._logged[kind] = now
+        return True
 
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name, state = self.get_fully_qualified_name().lstrip("/"), self._state_machine.current_state[1]
@@ -381,8 +390,10 @@ class _RosLog(logging.Handler):
 
 
 def _details(error: Exception) -> str:
-    """What to tell of an error: its own words where they were chosen for that, else its traceback."""
-    return str(error) if isinstance(error, SegmentationError) else "".join(traceback.format_exception(error)).rstrip()
+    """What to tell of an error: its own words, and where they were not chosen for that, its traceback after them."""
+    if isinstance(error, SegmentationError):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error)).rstrip()}"
 
 
 def _of(camera: str) -> str:
@@ -422,9 +433,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except Exception as error:
                 if not rclpy.ok():
                     break  # whatever failed found its context gone
-                if not isinstance(error, RCLError):
-                    raise
-                node.get_logger().error(f"a message or request could not be taken: {error}")
+                details = error if isinstance(error, RCLError) else _details(error)
+                node.get_logger().error(f"a message or request could not be handled: {details}")
     except KeyboardInterrupt:
         pass  # while a model was loaded
     finally:

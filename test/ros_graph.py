@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,12 @@ class Graph:
         self.peer.destroy_node()
         rclpy.try_shutdown(context=self.context)
 
-    def start_node(self, namespace: str = "", **parameters: Any) -> NodeProcess:
+    def start_node(
+        self, namespace: str = "", program: Sequence[str] = ("-m", "dinov3_seg_ros.node"), **parameters: Any
+    ) -> NodeProcess:
         """Start the segmentation node in a process of its own."""
         log = self._log_folder / f"node_{len(self._processes)}.log"
-        command = [sys.executable, "-m", "dinov3_seg_ros.node", "--ros-args"]
+        command = [sys.executable, *program, "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
         command += ["-r", f"__ns:=/{namespace}"] if namespace else []

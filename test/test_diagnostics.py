@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.diagnostics import REPLACED, CameraStatistics, node_status, stages_of
+from dinov3_seg_ros.diagnostics import REPLACED, UNWANTED, CameraStatistics, node_status, stages_of
 from dinov3_seg_ros.timing import Rate
 
 pytestmark = pytest.mark.ros
@@ -124,3 +124,19 @@ def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, exp
     assert (values["runtime"], values["decode"]) == ("torch", "numpy")
     assert values["stage backbone [ms]"] == "median 10.00, 95th percentile 12.30"
     assert stages_of(status) == stages
+
+
+def test_a_fault_that_cost_no_frame_is_no_error_where_nobody_wants_segmentations(clock):
+    statistics = CameraStatistics()
+    statistics.received(1.0)
+    statistics.dropped(UNWANTED)
+    assert statistics.noted("camera_info not finite", "NaN").details == "NaN"
+    assert status_of(statistics)[:2] == (WARN, "faults in the last 10 s: camera_info not finite")
+
+
+def test_what_is_wrong_with_a_stamp_is_returned_to_be_logged(clock):
+    statistics = CameraStatistics()
+    assert statistics.received(5.0) is None
+    assert statistics.received(4.0).details == "stamp 4.000 follows 5.000"
+    assert statistics.segmented(clock.now, delay=0.1) is None
+    assert "differ by 1000.000 s" in statistics.segmented(clock.now, delay=1000.0).details

@@ -258,6 +258,17 @@ def test_a_signal_while_the_models_load_ends_the_process_with_code_zero(graph, t
     assert "Traceback" not in node.log
 
 
+def test_a_callback_that_fails_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
+    broken = "import dinov3_seg_ros.node as node; node.SegmentationNode._receive = lambda *_: 1 / 0; node.main()"
+    node = graph.start_node(program=("-c", broken), bundle=bundle.path)
+    camera = graph.camera()
+    camera.wait_for_subscriber()
+    camera.send(camera.message(picture()))
+    graph.spin_until(lambda: "could not be handled: ZeroDivisionError: division by zero" in node.log, "the log's line")
+    assert node.state() == "active"
+    assert node.end() == 0, node.log
+
+
 def _opened_by_its_reader(fifo):
     with contextlib.suppress(OSError):  # nobody reads yet
         return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
