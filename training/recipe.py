@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import operator
 import os
@@ -18,7 +17,7 @@ import tyro
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.errors import RecipeError, nearest
 from training.datasets import DataSection
 from training.feature_cache import CacheSettings
 from training.inference import Inference
@@ -262,12 +261,6 @@ def _parse(section: AnySection, overrides: Sequence[str]) -> AnySection:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the names of subcommands, which are not used
         return tyro.cli(type(section), default=section, args=list(overrides), config=config)
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    """A hint at the most similar of ``words``, or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _problem(error: ValidationError, section: type[Section]) -> str:
