@@ -243,3 +243,17 @@ def test_a_recipe_states_how_its_bundle_is_evaluated(tmp_path):
     assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output), *once]) == 0
     recorded = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert json.loads(output.read_text())["miou"] == pytest.approx(recorded["miou"], abs=1e-4)
+
+
+def test_a_resumed_training_is_evaluated_by_the_inference_that_it_has_now(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tiny_recipe(tmp_path, epochs=1, inference={"mode": "slide"}).model_dump_json())
+    for options in ([], ["--resume", "--inference.flip", "True"]):
+        forget_accelerator()
+        assert train.main([str(path), *options]) == 0
+    at_the_end = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (at_the_end["inference"]["mode"], at_the_end["inference"]["flip"]) == ("slide", True)
+    output = tmp_path / "scores.json"
+    command = [str(tmp_path / "run" / "best"), "--json", str(output), "--inference.flip", "True"]
+    assert evaluate.main(command) == 0
+    assert json.loads(output.read_text())["miou"] == at_the_end["miou"]

@@ -130,8 +130,9 @@ def evaluate_bundle(
     dataset: str | None = None,
     overrides: Sequence[str] = (),
     report: Path | None = None,
+    inference: Inference | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a bundle as its recipe says.
+    """Evaluate a bundle.
 
     Args:
         path: the bundle's folder.
@@ -139,6 +140,7 @@ def evaluate_bundle(
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `EvaluationSettings`, as on the command line.
         report: folder to write tables, pictures and examples to; see `output.check_free`.
+        inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
 
     Returns:
         The scores, and what they are of, for JSON.
@@ -147,10 +149,9 @@ def evaluate_bundle(
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
     manifest = load_bundle(path).manifest
-    settings = EvaluationSettings(
-        data=_data_section(dataset, manifest, overrides),
-        inference=Inference.model_validate(manifest.training.recipe.get("inference", {})),
-    )
+    if inference is None:
+        inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
+    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
     settings = apply_overrides(settings, overrides)
     data = settings.data.open(settings.split)
     if data.class_names != manifest.classes.names:
