@@ -243,6 +243,28 @@ def wrong_classes_file(root: Path) -> FolderData:
     return FolderData(root=str(root))
 
 
+def file_with_two_classes_of_one_name(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "classes.yaml").write_text("[floor, wall, floor]")
+    return FolderData(root=str(root))
+
+
+def file_with_names_that_differ_in_type(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "classes.yaml").write_text("1: [0, 0, 0]\n'1': [1, 1, 1]")
+    return FolderData(root=str(root))
+
+
+def two_classes_of_one_name(root: Path) -> FolderData:
+    write_split(root, "train")
+    return FolderData(root=str(root), classes=["floor", "wall", "floor"])
+
+
+def colour_out_of_range(root: Path) -> FolderData:
+    write_split(root, "train")
+    return FolderData(root=str(root), classes={**COLOURS, "box": [0, 256, 0]})
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
@@ -263,7 +285,11 @@ def wrong_classes_file(root: Path) -> FolderData:
         (other_size, ["9x6", "8x6"]),
         (value_out_of_range, ["train_0.png", "value 3", "row 0, column 0", "0 to 2", "[255]"]),
         (no_classes, ["class names", "classes.yaml"]),
-        (wrong_classes_file, ["classes.yaml", "[r, g, b]"]),
+        (wrong_classes_file, ["classes.yaml", "'a'", "[1, 2]", "[r, g, b]"]),
+        (file_with_two_classes_of_one_name, ["classes.yaml", "'floor'", "two classes"]),
+        (file_with_names_that_differ_in_type, ["classes.yaml", "'1'", "two classes"]),
+        (two_classes_of_one_name, ["data.classes", "'floor'", "two classes"]),
+        (colour_out_of_range, ["data.classes", "'box'", "(0, 256, 0)", "0 to 255"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

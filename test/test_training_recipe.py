@@ -61,6 +61,9 @@ def test_an_unknown_key_is_named_with_the_file_and_the_nearest_key(tmp_path, cha
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
+        ({"data": {"name": "folder", "root": "r", "ignore_values": [-1]}}, r"data\.ignore_values\.0: .*equal to 0"),
+        ({"data": {"name": "folder", "root": "r", "ignore_values": [1 << 24]}}, r"data\.ignore_values\.0: .*16777216"),
+        ({"data": {"name": "folder", "root": "r", "ignore_colours": [[0, 256, 0]]}}, r"ignore_colours\.0\.1: .*255"),
         ({"stages": [{"augmentation": {"saturation": [1, 0]}}]}, r"stages\.0\.augmentation\.saturation: .*1 before 0"),
     ],
 )
