@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,16 +15,19 @@ import torch.nn.functional as F
 from bundles import write_tiny_bundle
 from full_disk import full_disk
 from PIL import Image
+from rich.console import Console
 from trainings import forget_accelerator, tiny_recipe
 
-from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.bundle import Bundle, load_bundle
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
+from dinov3_seg_ros.resources import resource_path
 from dinov3_seg_ros.runtimes import open_runtime
 from training import evaluate, train
-from training.inference import AveragingSegmenter, Inference
+from training.engine import Trainer
+from training.inference import AveragingSegmenter, Inference, open_segmenter
 
 NETWORK_SIZE = (64, 128)
 
@@ -150,6 +154,55 @@ def test_a_mirrored_image_has_the_mirrored_labels_when_both_are_looked_at(tmp_pa
 def test_a_stride_that_leaves_gaps_is_refused(bundle):
     with pytest.raises(ParameterError, match="gaps"):
         averaging(bundle, mode="slide", stride=(64, 129))
+
+
+def test_a_stride_that_leaves_gaps_is_refused_before_a_training_begins(tmp_path):
+    forget_accelerator()
+    with pytest.raises(ParameterError, match=r"\(64, 97\) leaves gaps .* \(64, 96\) pixels; set inference\.stride"):
+        Trainer(tiny_recipe(tmp_path, inference={"mode": "slide", "stride": [64, 97]}), Console(quiet=True))
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """The demo's bundle, which has a graph of its network size, with a geometry of choice."""
+
+    def copy(geometry: str) -> Path:
+        shutil.copytree(resource_path("weights/demo"), tmp_path / geometry)
+        manifest = json.loads((tmp_path / geometry / "bundle.json").read_text())
+        manifest["input"]["geometry"] = geometry
+        (tmp_path / geometry / "bundle.json").write_text(json.dumps(manifest))
+        return tmp_path / geometry
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("geometry", "views", "used"),
+    [
+        ("stretch", {"flip": True}, "onnx"),
+        ("letterbox", {"mode": "slide", "scales": [1.0, 1.5]}, "onnx"),
+        ("pad", {"mode": "slide"}, "onnx"),
+        ("stretch", {"scales": [0.75, 1.0]}, "torch"),
+        ("pad", {"flip": True}, "torch"),
+        ("native", {"flip": True}, "torch"),
+    ],
+    ids=str,
+)
+def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_model(exported, geometry, views, used):
+    path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
+    segmenter = open_segmenter(path, "auto", inference)
+    assert segmenter.runtime.name == used
+    labels = segmenter.segment([image])[0].labels
+    by_the_model = averaging(load_bundle(path), **views).segment([image])[0].labels
+    assert len(np.unique(labels)) > 1
+    assert (labels == by_the_model).mean() > 0.999
+
+
+@pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
+def test_a_runtime_that_was_named_and_lacks_a_views_size_is_refused_in_favour_of_torch(exported, geometry, views):
+    segmenter = open_segmenter(exported(geometry), "onnx", Inference(**views))
+    with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
+        segmenter.segment([picture(100, 140)])
 
 
 def run(bundle: Bundle, data: Path, output: Path, *options: str) -> dict:
