@@ -130,6 +130,10 @@ def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):
     assert not names["val"] & names["train"]
 
 
+def test_all_may_be_held_out_where_nothing_is_to_be_trained(tmp_path):
+    assert len(fraction_of_almost_all(tmp_path).open("val")) == 3
+
+
 def test_classes_come_from_the_data_sets_own_file(tmp_path):
     write_split(tmp_path, "train")
     (tmp_path / "classes.yaml").write_text(
@@ -152,6 +156,17 @@ def no_splits(root: Path) -> FolderData:
 def needless_fraction(root: Path) -> FolderData:
     write_split(root, "train")
     return folder(root, val_fraction=0.5)
+
+
+def single_image_to_be_split(root: Path) -> FolderData:
+    write_pair(root / "images", root / "masks", "a")
+    return folder(root, val_fraction=0.1)
+
+
+def fraction_of_almost_all(root: Path) -> FolderData:
+    for stem in "abc":
+        write_pair(root / "images", root / "masks", stem)
+    return folder(root, val_fraction=0.9)
 
 
 def missing_masks_folder(root: Path) -> FolderData:
@@ -271,6 +286,8 @@ def colour_out_of_range(root: Path) -> FolderData:
         (missing_root, ["absent", "no such folder", "data.root"]),
         (no_splits, ["val_fraction"]),
         (needless_fraction, ["val_fraction", "remove"]),
+        (single_image_to_be_split, ["data.val_fraction is 0.1", "no image of 1 to train on"]),
+        (fraction_of_almost_all, ["data.val_fraction is 0.9", "no image of 3 to train on"]),
         (missing_masks_folder, ["masks", "no such folder"]),
         (empty_folder, ["images", "holds no file"]),
         (image_without_mask, ["1 of 2 images", "train_1.png", "masks"]),

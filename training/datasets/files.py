@@ -195,9 +195,17 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> lis
     """The share of the pairs that is kept for validation, at least one, or the others.
 
     Which pair is which depends on the stems alone, so that it is the same on every machine.
+
+    Raises:
+        DatasetError: the others are wanted, and there are none.
     """
     by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair.image.stem.encode()).digest())
     held_out = set(by_hash[: max(1, round(len(pairs) * val_fraction))])
+    if split == "train" and len(held_out) == len(pairs):
+        raise DatasetError(
+            f"data.val_fraction is {val_fraction:g}, which leaves no image of {len(pairs)} to train on; lower it, or "
+            "add images"
+        )
     return [pair for pair in pairs if (pair in held_out) == (split == "val")]
 
 
