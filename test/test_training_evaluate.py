@@ -229,6 +229,12 @@ def test_other_views_are_chosen_on_the_command_line_and_recorded(bundle, data, t
     assert scores["miou"] != run(bundle, data, tmp_path)["miou"]
 
 
+def test_a_value_may_follow_an_equals_sign(bundle, data, tmp_path):
+    command = ["--dataset=folder", f"--data.root={data}", "--split=val", f"--json={tmp_path / 'scores.json'}"]
+    assert evaluate.main([str(bundle.path), *command]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 3
+
+
 def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(bundle, data, tmp_path):
     report = tmp_path / "report"
     scores = run(bundle, data, tmp_path, "--report", str(report))

@@ -87,6 +87,14 @@ def test_overrides_reach_every_depth(tmp_path):
     assert recipe.batch_size == load_recipe(path).batch_size
 
 
+def test_a_value_may_follow_an_equals_sign(tmp_path):
+    path = write(tmp_path, head={"options": {"width": 8}})
+    overrides = "--optimizer.lr=0.5 --input.network-size=32 64 --head.options.width=24 --head.options.rates=1 2"
+    recipe = load_recipe(path, [*overrides.split(), "--description=a=b"])
+    assert (recipe.optimizer.lr, recipe.input.network_size, recipe.description) == (0.5, (32, 64), "a=b")
+    assert recipe.head.options == {"width": 24, "rates": [1, 2]}
+
+
 def test_overrides_reach_each_of_several_losses(tmp_path):
     path = write(tmp_path, losses=[{"name": "focal"}, {"name": "dice", "weight": 0.5}, {"name": "lovasz"}])
     overrides = "--losses.0.gamma 1.5 --losses.1.smooth 1 --losses.2.per-image True"

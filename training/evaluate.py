@@ -29,7 +29,7 @@ from training.evaluation_folder import Examples, write_evaluation
 from training.inference import AveragingSegmenter, Inference, open_segmenter
 from training.metrics import BoundaryIoU
 from training.output import check_free, writing
-from training.recipe import apply_overrides, load_recipe
+from training.recipe import apply_overrides, load_recipe, separated
 from training.report import percent
 from training.section import Section
 
@@ -148,7 +148,7 @@ def evaluate_bundle(
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
-    manifest = load_bundle(path).manifest
+    manifest, overrides = load_bundle(path).manifest, separated(overrides)
     if inference is None:
         inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
     settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)

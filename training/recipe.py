@@ -176,12 +176,12 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Args:
         name: path of a YAML file, or the name of one in training/recipes.
-        overrides: as on the command line, such as ``["--optimizer.lr", "1e-3"]``.
+        overrides: as on the command line, such as ``["--optimizer.lr", "1e-3"]`` or ``["--optimizer.lr=1e-3"]``.
 
     Raises:
         RecipeError: names the file, the key and, for a typo, the nearest key.
     """
-    path = find_recipe(name)
+    path, overrides = find_recipe(name), separated(overrides)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -209,6 +209,11 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
         return by_name
     known = sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.yaml"))
     raise RecipeError(f"there is no recipe {name}{nearest(path.stem, known)}; the recipes are: {', '.join(known)}")
+
+
+def separated(overrides: Sequence[str]) -> list[str]:
+    """The words of a command line with ``--key=value`` in two, ``--key`` and ``value``."""
+    return [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection:
