@@ -110,6 +110,15 @@ def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
         load_recipe(write(tmp_path), override.split())
 
 
+@pytest.mark.parametrize(
+    "override", ["--optimizer.name sgd", "--losses.0.name lovasz", "--data.name voc", "--stages.0.optimizer.lr 1"]
+)
+def test_what_only_the_file_can_change_is_answered_with_the_file(tmp_path, override):
+    path = write(tmp_path, losses=[{"name": "cross_entropy"}], epochs=None, stages=[{"epochs": 1}])
+    with pytest.raises(RecipeError, match=f"loss, must be written in {path}"):
+        load_recipe(path, override.split())
+
+
 def test_an_unknown_recipe_is_answered_with_the_nearest_name():
     with pytest.raises(RecipeError, match="'camvid_quick'"):
         load_recipe("camvid_quik")

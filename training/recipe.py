@@ -192,7 +192,11 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_problem(error, Recipe)}") from error
-    return apply_overrides(recipe, _apply_free_overrides(recipe, overrides))
+    advice = (
+        "--help after the recipe lists the keys that can be set here; others, such as the name of an optimizer or a "
+        f"loss, must be written in {path}"
+    )
+    return apply_overrides(recipe, _apply_free_overrides(recipe, overrides), advice)
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -216,12 +220,13 @@ def separated(overrides: Sequence[str]) -> list[str]:
     return [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
-def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection:
+def apply_overrides(section: AnySection, overrides: Sequence[str], advice: str = "") -> AnySection:
     """A copy of a section with command-line overrides applied; ``--help`` among them prints the keys and exits.
 
     Args:
         section: a `Recipe` or any other section.
         overrides: such as ``["--optimizer.lr", "1e-3"]``.
+        advice: what to do about a key that the section does not have, or not for such a value.
 
     Raises:
         RecipeError: unknown key or wrong value.
@@ -235,7 +240,7 @@ def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
             return _parse(section, overrides)
     except SystemExit:
-        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}") from None
+        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}{advice}") from None
     except ValidationError as error:
         raise RecipeError(f"cannot use {' '.join(overrides)}: {_problem(error, type(section))}") from error
 

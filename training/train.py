@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
         usage="python -m training.train RECIPE [--key value ...] [--dry-run | --resume]",
-        description="Train by a recipe. Every setting can be given as an option, such as --optimizer.lr 1e-3; "
-        "'python -m training.train RECIPE --help' lists them.",
+        description="Train by a recipe. Its settings can be given as options, such as --optimizer.lr 1e-3; "
+        "'python -m training.train RECIPE --help' lists which.",
         add_help=False,
         allow_abbrev=False,
     )
