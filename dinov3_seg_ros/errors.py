@@ -3,6 +3,9 @@
 Every message says what was wrong, where, and what to do about it, so that it can be shown to a user as it is.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SegmentationError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -66,3 +69,9 @@ class DatasetError(SegmentationError):
 
 class OutputError(SegmentationError):
     """Results cannot be written: the folder holds something else, or the disk is full or read-only."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint for a message, at the most similar of ``words``; empty where none is similar."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,16 +15,19 @@ import torch.nn.functional as F
 from bundles import write_tiny_bundle
 from full_disk import full_disk
 from PIL import Image
+from rich.console import Console
 from trainings import forget_accelerator, tiny_recipe
 
-from dinov3_seg_ros.bundle import Bundle
+from dinov3_seg_ros.bundle import Bundle, load_bundle
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.metrics import ConfusionMatrix
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.preprocessing import GEOMETRIES
+from dinov3_seg_ros.resources import resource_path
 from dinov3_seg_ros.runtimes import open_runtime
 from training import evaluate, train
-from training.inference import AveragingSegmenter, Inference
+from training.engine import Trainer
+from training.inference import AveragingSegmenter, Inference, open_segmenter
 
 NETWORK_SIZE = (64, 128)
 
@@ -152,6 +156,55 @@ def test_a_stride_that_leaves_gaps_is_refused(bundle):
         averaging(bundle, mode="slide", stride=(64, 129))
 
 
+def test_a_stride_that_leaves_gaps_is_refused_before_a_training_begins(tmp_path):
+    forget_accelerator()
+    with pytest.raises(ParameterError, match=r"\(64, 97\) leaves gaps .* \(64, 96\) pixels; set inference\.stride"):
+        Trainer(tiny_recipe(tmp_path, inference={"mode": "slide", "stride": [64, 97]}), Console(quiet=True))
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """The demo's bundle, which has a graph of its network size, with a geometry of choice."""
+
+    def copy(geometry: str) -> Path:
+        shutil.copytree(resource_path("weights/demo"), tmp_path / geometry)
+        manifest = json.loads((tmp_path / geometry / "bundle.json").read_text())
+        manifest["input"]["geometry"] = geometry
+        (tmp_path / geometry / "bundle.json").write_text(json.dumps(manifest))
+        return tmp_path / geometry
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("geometry", "views", "used"),
+    [
+        ("stretch", {"flip": True}, "onnx"),
+        ("letterbox", {"mode": "slide", "scales": [1.0, 1.5]}, "onnx"),
+        ("pad", {"mode": "slide"}, "onnx"),
+        ("stretch", {"scales": [0.75, 1.0]}, "torch"),
+        ("pad", {"flip": True}, "torch"),
+        ("native", {"flip": True}, "torch"),
+    ],
+    ids=str,
+)
+def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_model(exported, geometry, views, used):
+    path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
+    segmenter = open_segmenter(path, "auto", inference)
+    assert segmenter.runtime.name == used
+    labels = segmenter.segment([image])[0].labels
+    by_the_model = averaging(load_bundle(path), **views).segment([image])[0].labels
+    assert len(np.unique(labels)) > 1
+    assert (labels == by_the_model).mean() > 0.999
+
+
+@pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
+def test_a_runtime_that_was_named_and_lacks_a_views_size_is_refused_in_favour_of_torch(exported, geometry, views):
+    segmenter = open_segmenter(exported(geometry), "onnx", Inference(**views))
+    with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
+        segmenter.segment([picture(100, 140)])
+
+
 def run(bundle: Bundle, data: Path, output: Path, *options: str) -> dict:
     arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(output / "scores.json"), *options]
     assert evaluate.main([str(bundle.path), *arguments]) == 0
@@ -174,6 +227,12 @@ def test_other_views_are_chosen_on_the_command_line_and_recorded(bundle, data, t
     scores = run(bundle, data, tmp_path, *options.split())
     assert scores["inference"] == {"mode": "slide", "stride": [32, 64], "scales": [1.0, 1.5], "flip": True}
     assert scores["miou"] != run(bundle, data, tmp_path)["miou"]
+
+
+def test_a_value_may_follow_an_equals_sign(bundle, data, tmp_path):
+    command = ["--dataset=folder", f"--data.root={data}", "--split=val", f"--json={tmp_path / 'scores.json'}"]
+    assert evaluate.main([str(bundle.path), *command]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 3
 
 
 def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(bundle, data, tmp_path):
@@ -243,3 +302,17 @@ def test_a_recipe_states_how_its_bundle_is_evaluated(tmp_path):
     assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output), *once]) == 0
     recorded = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert json.loads(output.read_text())["miou"] == pytest.approx(recorded["miou"], abs=1e-4)
+
+
+def test_a_resumed_training_is_evaluated_by_the_inference_that_it_has_now(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tiny_recipe(tmp_path, epochs=1, inference={"mode": "slide"}).model_dump_json())
+    for options in ([], ["--resume", "--inference.flip", "True"]):
+        forget_accelerator()
+        assert train.main([str(path), *options]) == 0
+    at_the_end = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (at_the_end["inference"]["mode"], at_the_end["inference"]["flip"]) == ("slide", True)
+    output = tmp_path / "scores.json"
+    command = [str(tmp_path / "run" / "best"), "--json", str(output), "--inference.flip", "True"]
+    assert evaluate.main(command) == 0
+    assert json.loads(output.read_text())["miou"] == at_the_end["miou"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_the_backbone_sees_each_view_once_whatever_the_epochs_and_the_head(recip
     assert len(entries(tmp_path)) == SAMPLES
     train(recipe(head={"name": "linear"}, output=str(tmp_path / "other"), losses=[{"name": "dice"}]))
     assert sum(images_seen) == SAMPLES
+
+
+def test_resuming_what_has_ended_computes_no_features(recipe, tmp_path, images_seen):
+    train(recipe())
+    shutil.rmtree(tmp_path / "features")
+    train(recipe(), resume=True)
+    assert sum(images_seen) == SAMPLES
+    assert not (tmp_path / "features").exists()
 
 
 def test_views_differ_and_are_used_in_turn(recipe, tmp_path):

@@ -130,6 +130,10 @@ def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):
     assert not names["val"] & names["train"]
 
 
+def test_all_may_be_held_out_where_nothing_is_to_be_trained(tmp_path):
+    assert len(fraction_of_almost_all(tmp_path).open("val")) == 3
+
+
 def test_classes_come_from_the_data_sets_own_file(tmp_path):
     write_split(tmp_path, "train")
     (tmp_path / "classes.yaml").write_text(
@@ -152,6 +156,17 @@ def no_splits(root: Path) -> FolderData:
 def needless_fraction(root: Path) -> FolderData:
     write_split(root, "train")
     return folder(root, val_fraction=0.5)
+
+
+def single_image_to_be_split(root: Path) -> FolderData:
+    write_pair(root / "images", root / "masks", "a")
+    return folder(root, val_fraction=0.1)
+
+
+def fraction_of_almost_all(root: Path) -> FolderData:
+    for stem in "abc":
+        write_pair(root / "images", root / "masks", stem)
+    return folder(root, val_fraction=0.9)
 
 
 def missing_masks_folder(root: Path) -> FolderData:
@@ -243,12 +258,36 @@ def wrong_classes_file(root: Path) -> FolderData:
     return FolderData(root=str(root))
 
 
+def file_with_two_classes_of_one_name(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "classes.yaml").write_text("[floor, wall, floor]")
+    return FolderData(root=str(root))
+
+
+def file_with_names_that_differ_in_type(root: Path) -> FolderData:
+    write_split(root, "train")
+    (root / "classes.yaml").write_text("1: [0, 0, 0]\n'1': [1, 1, 1]")
+    return FolderData(root=str(root))
+
+
+def two_classes_of_one_name(root: Path) -> FolderData:
+    write_split(root, "train")
+    return FolderData(root=str(root), classes=["floor", "wall", "floor"])
+
+
+def colour_out_of_range(root: Path) -> FolderData:
+    write_split(root, "train")
+    return FolderData(root=str(root), classes={**COLOURS, "box": [0, 256, 0]})
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
         (missing_root, ["absent", "no such folder", "data.root"]),
         (no_splits, ["val_fraction"]),
         (needless_fraction, ["val_fraction", "remove"]),
+        (single_image_to_be_split, ["data.val_fraction is 0.1", "no image of 1 to train on"]),
+        (fraction_of_almost_all, ["data.val_fraction is 0.9", "no image of 3 to train on"]),
         (missing_masks_folder, ["masks", "no such folder"]),
         (empty_folder, ["images", "holds no file"]),
         (image_without_mask, ["1 of 2 images", "train_1.png", "masks"]),
@@ -263,7 +302,11 @@ def wrong_classes_file(root: Path) -> FolderData:
         (other_size, ["9x6", "8x6"]),
         (value_out_of_range, ["train_0.png", "value 3", "row 0, column 0", "0 to 2", "[255]"]),
         (no_classes, ["class names", "classes.yaml"]),
-        (wrong_classes_file, ["classes.yaml", "[r, g, b]"]),
+        (wrong_classes_file, ["classes.yaml", "'a'", "[1, 2]", "[r, g, b]"]),
+        (file_with_two_classes_of_one_name, ["classes.yaml", "'floor'", "two classes"]),
+        (file_with_names_that_differ_in_type, ["classes.yaml", "'1'", "two classes"]),
+        (two_classes_of_one_name, ["data.classes", "'floor'", "two classes"]),
+        (colour_out_of_range, ["data.classes", "'box'", "(0, 256, 0)", "0 to 255"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

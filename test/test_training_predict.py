@@ -148,6 +148,28 @@ def test_an_interrupted_stream_keeps_what_was_written(bundle, tmp_path, video, m
     assert summary(tmp_path / "out")["interrupted"]
 
 
+def test_ctrl_c_while_a_frame_is_written_keeps_the_video(bundle, tmp_path, video, monkeypatch):
+    whole = cv2.VideoWriter
+
+    class Interrupted:
+        fourcc = whole.fourcc
+
+        def __init__(self, *options):
+            self._writer, self._pictures = whole(*options), 0
+            self.release = self._writer.release
+
+        def write(self, picture):
+            self._writer.write(picture)
+            self._pictures += 1
+            if self._pictures == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv2, "VideoWriter", Interrupted)
+    assert predict(bundle, video, tmp_path / "out") == 130
+    assert cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert summary(tmp_path / "out")["interrupted"]
+
+
 def test_an_output_folder_in_use_is_refused_before_anything_is_written(bundle, tmp_path, capsys):
     Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
     (tmp_path / "out").mkdir()

@@ -61,6 +61,9 @@ def test_an_unknown_key_is_named_with_the_file_and_the_nearest_key(tmp_path, cha
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
+        ({"data": {"name": "folder", "root": "r", "ignore_values": [-1]}}, r"data\.ignore_values\.0: .*equal to 0"),
+        ({"data": {"name": "folder", "root": "r", "ignore_values": [1 << 24]}}, r"data\.ignore_values\.0: .*16777216"),
+        ({"data": {"name": "folder", "root": "r", "ignore_colours": [[0, 256, 0]]}}, r"ignore_colours\.0\.1: .*255"),
         ({"stages": [{"augmentation": {"saturation": [1, 0]}}]}, r"stages\.0\.augmentation\.saturation: .*1 before 0"),
     ],
 )
@@ -84,6 +87,14 @@ def test_overrides_reach_every_depth(tmp_path):
     assert recipe.batch_size == load_recipe(path).batch_size
 
 
+def test_a_value_may_follow_an_equals_sign(tmp_path):
+    path = write(tmp_path, head={"options": {"width": 8}})
+    overrides = "--optimizer.lr=0.5 --input.network-size=32 64 --head.options.width=24 --head.options.rates=1 2"
+    recipe = load_recipe(path, [*overrides.split(), "--description=a=b"])
+    assert (recipe.optimizer.lr, recipe.input.network_size, recipe.description) == (0.5, (32, 64), "a=b")
+    assert recipe.head.options == {"width": 24, "rates": [1, 2]}
+
+
 def test_overrides_reach_each_of_several_losses(tmp_path):
     path = write(tmp_path, losses=[{"name": "focal"}, {"name": "dice", "weight": 0.5}, {"name": "lovasz"}])
     overrides = "--losses.0.gamma 1.5 --losses.1.smooth 1 --losses.2.per-image True"
@@ -97,6 +108,15 @@ def test_overrides_reach_each_of_several_losses(tmp_path):
 def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
     with pytest.raises(RecipeError, match=override.split()[0]):
         load_recipe(write(tmp_path), override.split())
+
+
+@pytest.mark.parametrize(
+    "override", ["--optimizer.name sgd", "--losses.0.name lovasz", "--data.name voc", "--stages.0.optimizer.lr 1"]
+)
+def test_what_only_the_file_can_change_is_answered_with_the_file(tmp_path, override):
+    path = write(tmp_path, losses=[{"name": "cross_entropy"}], epochs=None, stages=[{"epochs": 1}])
+    with pytest.raises(RecipeError, match=f"loss, must be written in {path}"):
+        load_recipe(path, override.split())
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest_name():

@@ -167,7 +167,7 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
-        if self.recipe.cache.views:
+        if self.recipe.cache.views and self._step < self.stages[-1].end:
             self.use_cache()
         with _progress(self._console) as progress:
             task = progress.add_task("training", total=self.stages[-1].end, completed=self._step, loss="-", miou="-")

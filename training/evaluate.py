@@ -29,7 +29,7 @@ from training.evaluation_folder import Examples, write_evaluation
 from training.inference import AveragingSegmenter, Inference, open_segmenter
 from training.metrics import BoundaryIoU
 from training.output import check_free, writing
-from training.recipe import apply_overrides, load_recipe
+from training.recipe import apply_overrides, load_recipe, separated
 from training.report import percent
 from training.section import Section
 
@@ -130,8 +130,9 @@ def evaluate_bundle(
     dataset: str | None = None,
     overrides: Sequence[str] = (),
     report: Path | None = None,
+    inference: Inference | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a bundle as its recipe says.
+    """Evaluate a bundle.
 
     Args:
         path: the bundle's folder.
@@ -139,6 +140,7 @@ def evaluate_bundle(
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `EvaluationSettings`, as on the command line.
         report: folder to write tables, pictures and examples to; see `output.check_free`.
+        inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
 
     Returns:
         The scores, and what they are of, for JSON.
@@ -146,11 +148,10 @@ def evaluate_bundle(
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
-    manifest = load_bundle(path).manifest
-    settings = EvaluationSettings(
-        data=_data_section(dataset, manifest, overrides),
-        inference=Inference.model_validate(manifest.training.recipe.get("inference", {})),
-    )
+    manifest, overrides = load_bundle(path).manifest, separated(overrides)
+    if inference is None:
+        inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
+    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
     settings = apply_overrides(settings, overrides)
     data = settings.data.open(settings.split)
     if data.class_names != manifest.classes.names:

@@ -19,8 +19,8 @@ from torch import Tensor
 from dinov3_seg_ros.bundle import Bundle, load_bundle
 from dinov3_seg_ros.errors import ParameterError
 from dinov3_seg_ros.pipeline import HeadSegmentation, Segmentation, Segmenter
-from dinov3_seg_ros.preprocessing import Placement, check_image, fill_canvas, place
-from dinov3_seg_ros.runtimes import Runtime, open_runtime
+from dinov3_seg_ros.preprocessing import FRAME_SIZED, Placement, check_image, fill_canvas, place
+from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 from training.section import Section
 
@@ -46,11 +46,27 @@ class Inference(Section):
         """Whether there is but one view, the robot's."""
         return self.mode == "whole" and self.scales == (1.0,) and not self.flip
 
+    def has_one_canvas(self, geometry: str) -> bool:
+        """Whether the network sees all views on canvases of its own size, whatever a frame's."""
+        return self.mode == "slide" or (geometry not in FRAME_SIZED and self.scales == (1.0,))
+
     def resolved(self, network_size: Size) -> Inference:
-        """These settings with every "auto" replaced by what it stands for."""
-        if self.stride != "auto":
-            return self
-        return self.model_copy(update={"stride": tuple(max(round(side * 2 / 3), 1) for side in network_size)})
+        """These settings with every "auto" replaced by what it stands for.
+
+        Args:
+            network_size: (height, width) of the windows, pixels.
+
+        Raises:
+            ParameterError: the stride leaves gaps between windows.
+        """
+        if self.stride == "auto":
+            return self.model_copy(update={"stride": tuple(max(round(side * 2 / 3), 1) for side in network_size)})
+        if self.mode == "slide" and any(step > side for step, side in zip(self.stride, network_size, strict=True)):
+            raise ParameterError(
+                f"a stride of {self.stride} leaves gaps between windows of {tuple(network_size)} pixels; set "
+                "inference.stride to at most that"
+            )
+        return self
 
 
 class AveragingSegmenter:
@@ -74,11 +90,6 @@ class AveragingSegmenter:
         self._window = tuple(manifest.input.network_size)
         self.runtime, self._inference = runtime, inference.resolved(self._window)
         self._stride = self._inference.stride
-        if any(step > side for step, side in zip(self._stride, self._window, strict=True)):
-            raise ParameterError(
-                f"a stride of {self._stride} leaves gaps between windows of {self._window} pixels; set "
-                "inference.stride to at most that"
-            )
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
@@ -89,6 +100,7 @@ class AveragingSegmenter:
 
         Raises:
             ImageError: an image is not (H, W, 3) uint8.
+            ParameterError: a view has a size for which the runtime has no graph.
         """
         return [self._segment(image) for image in images]
 
@@ -156,6 +168,13 @@ class AveragingSegmenter:
         return total.div_(looks.to(total.device))
 
     def _logits(self, canvas: np.ndarray) -> Tensor:
+        size = canvas.shape[:2]
+        if self.runtime.sizes is not None and size not in self.runtime.sizes:
+            sizes = ", ".join(f"{height}x{width}" for height, width in self.runtime.sizes)
+            raise ParameterError(
+                f"a view by these settings of inference is {size[0]}x{size[1]} pixels large, and runtime "
+                f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
+            )
         return torch.as_tensor(self.runtime.logits(self._name, self.runtime.features(canvas[None]))).float()
 
 
@@ -164,7 +183,7 @@ def open_segmenter(path: Path, runtime: str, inference: Inference) -> Segmenter 
 
     Args:
         path: of the bundle.
-        runtime: one of `runtimes.RUNTIME_NAMES`.
+        runtime: one of `runtimes.RUNTIME_NAMES`; auto is torch where views are of other sizes than exported graphs.
         inference: which views of an image are averaged.
 
     Raises:
@@ -173,7 +192,13 @@ def open_segmenter(path: Path, runtime: str, inference: Inference) -> Segmenter 
     if inference.looks_once:
         return Segmenter.from_bundle(path, runtime=runtime)
     bundle = load_bundle(path)
-    return AveragingSegmenter(bundle, open_runtime(runtime, [bundle]), inference)
+    network, options = bundle.manifest.input, RuntimeOptions()
+    if inference.has_one_canvas(network.geometry):
+        options = RuntimeOptions(network_size=tuple(network.network_size))
+    elif runtime == "auto":
+        # Graphs are exported for the robot's one view.
+        runtime = "torch"
+    return AveragingSegmenter(bundle, open_runtime(runtime, [bundle], options), inference)
 
 
 def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:

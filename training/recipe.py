@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import operator
 import os
@@ -18,7 +17,7 @@ import tyro
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.errors import RecipeError, nearest
 from training.datasets import DataSection
 from training.feature_cache import CacheSettings
 from training.inference import Inference
@@ -177,12 +176,12 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Args:
         name: path of a YAML file, or the name of one in training/recipes.
-        overrides: as on the command line, such as ``["--optimizer.lr", "1e-3"]``.
+        overrides: as on the command line, such as ``["--optimizer.lr", "1e-3"]`` or ``["--optimizer.lr=1e-3"]``.
 
     Raises:
         RecipeError: names the file, the key and, for a typo, the nearest key.
     """
-    path = find_recipe(name)
+    path, overrides = find_recipe(name), separated(overrides)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -193,7 +192,11 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_problem(error, Recipe)}") from error
-    return apply_overrides(recipe, _apply_free_overrides(recipe, overrides))
+    advice = (
+        "--help after the recipe lists the keys that can be set here; others, such as the name of an optimizer or a "
+        f"loss, must be written in {path}"
+    )
+    return apply_overrides(recipe, _apply_free_overrides(recipe, overrides), advice)
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -212,12 +215,18 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
     raise RecipeError(f"there is no recipe {name}{nearest(path.stem, known)}; the recipes are: {', '.join(known)}")
 
 
-def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection:
+def separated(overrides: Sequence[str]) -> list[str]:
+    """The words of a command line with ``--key=value`` in two, ``--key`` and ``value``."""
+    return [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
+def apply_overrides(section: AnySection, overrides: Sequence[str], advice: str = "") -> AnySection:
     """A copy of a section with command-line overrides applied; ``--help`` among them prints the keys and exits.
 
     Args:
         section: a `Recipe` or any other section.
         overrides: such as ``["--optimizer.lr", "1e-3"]``.
+        advice: what to do about a key that the section does not have, or not for such a value.
 
     Raises:
         RecipeError: unknown key or wrong value.
@@ -231,7 +240,7 @@ def apply_overrides(section: AnySection, overrides: Sequence[str]) -> AnySection
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
             return _parse(section, overrides)
     except SystemExit:
-        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}") from None
+        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}{advice}") from None
     except ValidationError as error:
         raise RecipeError(f"cannot use {' '.join(overrides)}: {_problem(error, type(section))}") from error
 
@@ -262,12 +271,6 @@ def _parse(section: AnySection, overrides: Sequence[str]) -> AnySection:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the names of subcommands, which are not used
         return tyro.cli(type(section), default=section, args=list(overrides), config=config)
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    """A hint at the most similar of ``words``, or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _problem(error: ValidationError, section: type[Section]) -> str:

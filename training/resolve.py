@@ -22,6 +22,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
 
     Raises:
         RecipeError: a trained backbone would be stored as a mere reference; or BatchNorm cannot be synchronised.
+        ParameterError: windows of the evaluation at the end would leave gaps.
     """
     choice = recipe.backbone
     trainable = backbone.trainable_blocks or "none"

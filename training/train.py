@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
         usage="python -m training.train RECIPE [--key value ...] [--dry-run | --resume]",
-        description="Train by a recipe. Every setting can be given as an option, such as --optimizer.lr 1e-3; "
-        "'python -m training.train RECIPE --help' lists them.",
+        description="Train by a recipe. Its settings can be given as options, such as --optimizer.lr 1e-3; "
+        "'python -m training.train RECIPE --help' lists which.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -71,8 +71,10 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
-    if not trainer.recipe.inference.looks_once and process_state().is_main_process:
-        scores = evaluate_bundle(trainer.output / BEST, console)
+    inference = trainer.recipe.inference
+    if not inference.looks_once and process_state().is_main_process:
+        # The best bundle may be older than a resumed training's inference, which is free to change.
+        scores = evaluate_bundle(trainer.output / BEST, console, inference=inference)
         with writing(trainer.output):
             write_json(trainer.output / EVALUATION_FILE, scores)
         console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")

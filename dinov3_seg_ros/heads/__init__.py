@@ -5,12 +5,11 @@ To add a head: subclass `Head` in a file of its own and add one line to `HEADS`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from dinov3_seg_ros.errors import HeadError
+from dinov3_seg_ros.errors import HeadError, nearest
 from dinov3_seg_ros.heads.aspp import ASPPHead, PlainASPPHead
 from dinov3_seg_ros.heads.base import Head
 from dinov3_seg_ros.heads.linear import LinearHead
@@ -48,7 +47,7 @@ def build_head(
         HeadError: unknown name, variant or option, or values that do not fit the head.
     """
     if name not in HEADS:
-        raise HeadError(f"unknown head '{name}'{_nearest(name, HEADS)}; the heads are: {', '.join(sorted(HEADS))}")
+        raise HeadError(f"unknown head '{name}'{nearest(name, HEADS)}; the heads are: {', '.join(sorted(HEADS))}")
     variants = HEADS[name]
     variant = next(iter(variants)) if variant is None else variant
     if variant not in variants:
@@ -60,18 +59,13 @@ def build_head(
     for option in options:
         if option not in known:
             raise HeadError(
-                f"head '{name}' ({variant}) has no option '{option}'{_nearest(option, known)}; its options are: "
+                f"head '{name}' ({variant}) has no option '{option}'{nearest(option, known)}; its options are: "
                 f"{', '.join(known) or 'none'}"
             )
     try:
         return head_class(in_channels, strides, num_classes, **options)
     except (TypeError, ValueError) as error:
         raise HeadError(f"head '{name}' ({variant}) cannot be built with the options {options}: {error}") from error
-
-
-def _nearest(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 __all__ = ["HEADS", "Head", "build_head"]

@@ -26,7 +26,7 @@ def read_classes(path: Path) -> Classes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DatasetError: it holds something else.
+        DatasetError: it holds something else; see `checked_classes`.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -34,7 +34,35 @@ def read_classes(path: Path) -> Classes:
         raise
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
-    return _checked(content, path)
+    return checked_classes(content, str(path))
+
+
+def checked_classes(classes: Any, source: str) -> Classes:
+    """Classes as a person wrote them, once it is certain that a bundle can hold them.
+
+    Args:
+        classes: a list of names, or a mapping of names to colours.
+        source: where they were written, for messages.
+
+    Raises:
+        DatasetError: they are something else, a colour is out of 0..255, or two classes have the same name.
+    """
+    if isinstance(classes, dict):
+        names = [str(name) for name in classes]
+    elif isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        names = classes
+    else:
+        names = []
+    if not names:
+        raise DatasetError(
+            f"{source} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise DatasetError(f"{source} gives the name '{name}' to two classes; rename one, or remove it")
+    if names is classes:
+        return classes
+    return {name: _checked_colour(value, name, source) for name, value in zip(names, classes.values(), strict=True)}
 
 
 def names_and_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
@@ -44,16 +72,11 @@ def names_and_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
     return list(classes), default_palette(len(classes))
 
 
-def _checked(classes: Any, path: Path) -> Classes:
-    if isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes):
-        return classes
-    if isinstance(classes, dict) and classes:
-        try:
-            colours = {str(name): tuple(map(int, colour)) for name, colour in classes.items()}
-        except (TypeError, ValueError):
-            colours = {}
-        if colours and all(len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in colours.values()):
-            return colours
-    raise DatasetError(
-        f"{path} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
-    )
+def _checked_colour(value: Any, name: str, source: str) -> Colour:
+    try:
+        colour = tuple(map(int, value))
+    except (TypeError, ValueError):
+        colour = ()
+    if len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255:
+        raise DatasetError(f"{source} gives '{name}' the colour {value}; write it as [r, g, b], each of 0 to 255")
+    return colour

@@ -25,6 +25,8 @@ _INDEX_MODES = ("1", "L", "P", "I", "I;16")
 _COLOUR_MODES = ("RGB", "RGBA")
 #: The number of a colour is its scalar product with these.
 COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
+#: Values of a mask are below this: three bytes, as colours have.
+VALUE_COUNT = 2**24
 _EXIF_ORIENTATION = 0x0112
 _NAMED = 3
 
@@ -93,7 +95,7 @@ class LabelTable:
     """Which label each value in a mask stands for.
 
     Args:
-        label_of: class id, or ignore value, of each value that may occur; values below 2**24.
+        label_of: class id, or ignore value, of each value that may occur; values below `VALUE_COUNT`.
         class_count: number of classes.
         name: what people call a value, such as `as_number`.
         advice: what to do about a value that may not occur.
@@ -193,9 +195,17 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> lis
     """The share of the pairs that is kept for validation, at least one, or the others.
 
     Which pair is which depends on the stems alone, so that it is the same on every machine.
+
+    Raises:
+        DatasetError: the others are wanted, and there are none.
     """
     by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair.image.stem.encode()).digest())
     held_out = set(by_hash[: max(1, round(len(pairs) * val_fraction))])
+    if split == "train" and len(held_out) == len(pairs):
+        raise DatasetError(
+            f"data.val_fraction is {val_fraction:g}, which leaves no image of {len(pairs)} to train on; lower it, or "
+            "add images"
+        )
     return [pair for pair in pairs if (pair in held_out) == (split == "val")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import Field
@@ -12,9 +12,10 @@ from tyro.conf import Fixed
 
 from dinov3_seg_ros.errors import DatasetError
 from training.datasets.base import Colour, DataSettings, ItemError, Split, unlabelled_value
-from training.datasets.class_lists import Classes, read_classes
+from training.datasets.class_lists import Classes, checked_classes, read_classes
 from training.datasets.files import (
     COLOUR_WEIGHTS,
+    VALUE_COUNT,
     FileDataset,
     LabelTable,
     Pair,
@@ -26,6 +27,8 @@ from training.datasets.files import (
 )
 
 CLASSES_FILE = "classes.yaml"
+
+Byte: TypeAlias = Annotated[int, Field(ge=0, le=255)]
 
 
 class FolderData(DataSettings):
@@ -47,9 +50,9 @@ class FolderData(DataSettings):
     classes: Annotated[Classes | None, Fixed] = None
     """Class names in the order of their ids, or a mapping of names to colours [r, g, b]. Default: root/classes.yaml,
     which holds the same."""
-    ignore_values: tuple[int, ...] | Literal["auto"] = "auto"
+    ignore_values: tuple[Annotated[int, Field(ge=0, lt=VALUE_COUNT)], ...] | Literal["auto"] = "auto"
     """Mask values that belong to no class; auto: 255, above 255 classes 65535."""
-    ignore_colours: Annotated[tuple[Colour, ...], Fixed] = ()
+    ignore_colours: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Fixed] = ()
     """Colours, in masks of colours, that belong to no class."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the images kept for validation where root has no train and val folders."""
@@ -58,7 +61,8 @@ class FolderData(DataSettings):
         """Find the files of one split.
 
         Raises:
-            DatasetError: a folder is missing or empty, an image has no mask, or what is to be ignored is a class.
+            DatasetError: a folder is missing or empty, an image has no mask, the classes cannot be used, or what is
+                to be ignored is a class.
         """
         classes = self._classes()
         read_mask = FolderMasks(classes, self.resolved().ignore_values, self.ignore_colours)
@@ -73,7 +77,7 @@ class FolderData(DataSettings):
 
     def _classes(self) -> Classes:
         if self.classes:
-            return self.classes
+            return checked_classes(self.classes, "data.classes")
         path = Path(self.root) / CLASSES_FILE
         try:
             return read_classes(path)
