@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
+from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
@@ -497,6 +497,20 @@ def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exporte
     reference = Segmenter.from_bundle(exported.path, "torch").segment([picture()])[0].labels
     assert (labels(exported) == reference).mean() > 0.9995
     assert len(trt.built) == 2
+
+
+def test_graphs_quantised_for_tensorrt_are_read_by_its_parser(trt, tmp_path, capsys):
+    import torch
+
+    from dinov3_seg_ros.export.__main__ import main
+
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        for parameter in backbone.parameters():  # biases, which are 0 at first, would be left out of the graph
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    bundle = write_tiny_bundle(tmp_path / "tiny", backbone=backbone, network_size=SIZE, geometry="stretch")
+    assert main([str(bundle.path), "--engine", "--precision", "int8_qdq", "--least-labels", "0.8"]) == 0
+    assert "# Engines of tiny, 64x96, int8_qdq" in capsys.readouterr().out
 
 
 def test_engines_that_differ_from_the_model_fail_the_export_and_are_removed(trt, exported, capsys, monkeypatch):

@@ -107,9 +107,13 @@ class OnnxParser:
         except Exception as error:
             self._errors.append(ParserError(str(error)))
             return False
+        types = {tensor.name: tensor.data_type for tensor in self._network.model.graph.initializer}
         for node in self._network.model.graph.node:
             if node.op_type == "NonMaxSuppression":
                 self._errors.append(ParserError("no importer registered for op", node.name, node.op_type))
+            if node.op_type == "DequantizeLinear" and types.get(node.input[0]) == onnx.TensorProto.INT32:
+                reason = "input has type Int32 but must have type FP8, FP4, Int4, or Int8"
+                self._errors.append(ParserError(reason, node.name, node.op_type))
         return not self._errors
 
     @property
