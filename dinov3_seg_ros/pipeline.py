@@ -22,7 +22,7 @@ from dinov3_seg_ros.preprocessing import (
     nearest_in_aspect,
     place,
 )
-from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, choose_runtime, open_runtime
+from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, open_fastest, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 
 
@@ -161,10 +161,15 @@ class Segmenter:
         one_size = (geometry or own.geometry) not in FRAME_SIZED
         size = tuple(network_size or own.network_size) if one_size else None
         wanted = RuntimeOptions(network_size=size, max_batch=max_batch, **options)
-        reason = "asked for"
         if runtime == "auto":
-            runtime, reason = choose_runtime(loaded, wanted)
-        segmenter = cls(loaded, open_runtime(runtime, loaded, wanted), network_size, geometry, max_batch)
+            opened, reason = open_fastest(loaded, wanted)
+        else:
+            opened, reason = open_runtime(runtime, loaded, wanted), "asked for"
+        try:
+            segmenter = cls(loaded, opened, network_size, geometry, max_batch)
+        except BaseException:
+            opened.close()
+            raise
         segmenter.runtime_reason = reason
         return segmenter
 

@@ -23,7 +23,7 @@ from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -214,6 +214,27 @@ def test_auto_leaves_a_precision_that_torch_lacks_to_the_graphs_and_says_how_to_
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose_runtime([bundle], RuntimeOptions())[0] == "torch"
     assert choose_runtime([bundle], RuntimeOptions(precision="int8"))[0] == "onnx"
+
+
+def test_auto_goes_on_to_the_graphs_where_the_faster_runtime_cannot_load_the_backbone(copy, monkeypatch, caplog):
+    content = json.loads((copy.path / "bundle.json").read_text())
+    content["backbone"].update(storage="reference", source=str(copy.path / "absent.pth"))
+    content["files"] = {"head.safetensors": content["files"]["head.safetensors"]}
+    (copy.path / "bundle.json").write_text(json.dumps(content))
+    shutil.rmtree(copy.path / "backbone")
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert choose_runtime([load_bundle(copy.path)], RuntimeOptions())[0] == "torch"
+    segmenter = Segmenter.from_bundle(copy.path)
+    assert segmenter.runtime.name == "onnx"
+    assert "torch: " in segmenter.runtime_reason and "absent.pth" in segmenter.runtime_reason
+    assert "the torch runtime cannot load the bundle" in caplog.text
+    with pytest.raises(BackboneError, match=r"absent\.pth"):
+        Segmenter.from_bundle(copy.path, "torch")
+    shutil.rmtree(copy.path / "onnx")
+    with pytest.raises(RuntimeUnavailableError, match=r"no runtime can be used: .*absent\.pth.*make them with"):
+        Segmenter.from_bundle(copy.path)
 
 
 @pytest.mark.parametrize("module", ["transformers", "safetensors"])

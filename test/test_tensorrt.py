@@ -443,6 +443,16 @@ def test_auto_takes_tensorrt_and_half_precision_where_there_is_a_gpu(trt, cuda, 
     assert Segmenter.from_bundle(bundles[0].path).runtime.name == "onnx"
 
 
+def test_auto_goes_on_to_onnx_where_the_engines_are_not_what_they_should_be(trt, cuda, bundles):
+    trt.behaviour.spoil = np.negative
+    chosen = Segmenter.from_bundle(bundles[0].path, precision="fp32")
+    assert chosen.runtime.name == "onnx"
+    assert chosen.runtime_reason.startswith("onnx is the fastest that can run here on the CPU (tensorrt: ")
+    assert "does not compute what the graph computes" in chosen.runtime_reason
+    assert not cuda.device and not cuda.host and not cuda.objects
+    assert np.array_equal(chosen.segment([picture()])[0].labels, expected(bundles[0]))
+
+
 def test_an_old_tensorrt_is_not_taken_for_one_that_works(trt, bundles, monkeypatch):
     monkeypatch.setattr(trt, "__version__", "8.6.1")
     with pytest.raises(RuntimeUnavailableError, match=r"TensorRT 8\.6\.1 is too old; 10 or newer is needed"):
