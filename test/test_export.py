@@ -182,6 +182,36 @@ def test_weights_that_float16_holds_exactly_are_stored_so_at_no_loss(tmp_path):
     assert find_exports(bundle)[0][0].manifest.parity["features"]["layer_3"]["cosine"] == 1.0
 
 
+@pytest.mark.parametrize("is_too_large", [False, True])
+def test_a_large_graph_leaves_no_weights_behind_that_it_does_not_read(is_too_large, tmp_path, monkeypatch):
+    # From some size on PyTorch's exporter puts the weights beside the graph; from a larger one on they must be there.
+    program = importlib.import_module("torch.onnx._internal.exporter._onnx_program")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 0)
+    if is_too_large:
+        monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 0)
+    bundle = tiny_bundle(tmp_path / "tiny")
+    (folder,) = export([bundle.path], ExportOptions())
+    weights = folder / "backbone.onnx.data"
+    assert weights.exists() == is_too_large
+    if is_too_large:
+        stored = onnx.load(folder / "backbone.onnx", load_external_data=False).graph.initializer
+        places = [{e.key: e.value for e in tensor.external_data} for tensor in stored if tensor.external_data]
+        assert min(int(place["offset"]) for place in places) == 0
+        assert max(int(place["offset"]) + int(place["length"]) for place in places) == weights.stat().st_size
+    assert Segmenter.from_bundle(bundle.path, "onnx").runtime.sizes == (SIZE,)
+
+
+@pytest.mark.parametrize("spoilt", ["reference", "found"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_agrees_with_nothing(spoilt, value):
+    arrays = {"reference": np.ones(4, np.float32), "found": np.ones(4, np.float32)}
+    arrays[spoilt][2] = value
+    difference = Difference()
+    difference.update(**arrays)
+    difference.update(np.ones(4), np.ones(4))
+    assert difference.record() == {"cosine": -1.0, "max_abs": float("inf")}
+
+
 def test_the_robot_runs_the_graphs_without_torch(exported):
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, safetensors=None)\n"

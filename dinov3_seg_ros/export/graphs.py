@@ -159,9 +159,14 @@ def store_compactly(path: Path) -> None:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it."""
-    large = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
-    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    """Replace a graph by this model; weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it.
+
+    The model must hold its weights itself.
+    """
+    large, weights = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF, path.with_name(f"{path.name}.data")
+    # Of the graph that was here, which PyTorch's exporter writes so from 1.5 GB on; onnx would append to it.
+    weights.unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=large, location=weights.name if large else None)
 
 
 def operators(path: Path) -> set[str]:
