@@ -28,7 +28,8 @@ from dinov3_seg_ros.errors import BackboneError, ExportError, ParameterError, Ru
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, operators
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
+from dinov3_seg_ros.heads import HEADS, build_head
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
 
@@ -101,6 +102,65 @@ def test_every_family_gives_pytorchs_labels_with_operators_that_tensorrt_reads(f
     assert len(np.unique(expected.labels)) > 1
     assert (result.labels == expected.labels).mean() >= 0.9995
     assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8_qdq"])
+@pytest.mark.parametrize("family", ["dinov3_vit", "dinov3_convnext"])
+def test_every_precision_for_gpus_is_written_as_tensorrt_reads_it(family, precision, tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny", family)
+    (folder,) = export([bundle.path], ExportOptions(precision=precision, least_labels=0.5))
+    for graph in ("backbone.onnx", "head.onnx"):
+        assert operators(folder / graph) <= TENSORRT_OPERATORS
+    dequantised = dequantised_constants(folder / "backbone.onnx")
+    assert dequantised == ({onnx.TensorProto.INT8} if precision == "int8_qdq" else set())
+
+
+def dequantised_constants(graph):
+    """Types of what is stored and dequantised; TensorRT takes no INT32, which a quantised bias would be."""
+    graph = onnx.load(graph).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    read = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return {types[name] for name in read & types.keys()}
+
+
+SMALL = {"aspp": {"width": 16}, "pyramid": {"width": 16, "hidden": 8}, "unet": {"widths": (16, 8)}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in HEADS for variant in HEADS[name]])
+def test_every_head_is_exported_as_it_computes_with_operators_that_tensorrt_reads(name, variant, dtype, tmp_path):
+    torch.manual_seed(0)
+    layers, channels, strides = ([3], [16], [32]) if variant == "plain" else ([2, 3], [12, 16], [16, 32])
+    options = {} if variant == "plain" else SMALL.get(name, {})
+    head = build_head(name, channels, strides, 5, variant, **options).eval()
+    for norm in [module for module in head.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
+        # Variances that float16 does not hold, of norms that hardly change the scale.
+        norm.running_var.uniform_(1e5, 2e5)
+        norm.running_mean.normal_()
+        torch.nn.init.constant_(norm.weight, 400.0)
+    maps = [
+        torch.randn(2, depth, 128 // stride, 192 // stride) for depth, stride in zip(channels, strides, strict=True)
+    ]
+    with torch.no_grad():
+        expected = head(maps).numpy()
+    path, typed = tmp_path / "head.onnx", [each.to(dtype) for each in maps]
+    export_head(HeadGraph(head, dtype), typed, layers, path, {})
+    assert operators(path) <= TENSORRT_OPERATORS
+    inputs = {f"layer_{layer}": each.numpy() for layer, each in zip(layers, typed, strict=True)}
+    (found,) = onnxruntime.InferenceSession(path).run(None, inputs)
+    difference = Difference()
+    difference.update(expected, found)
+    assert np.ptp(expected) > 0.01, "else nothing is compared"
+    assert difference.cosine > (0.999999 if dtype == torch.float32 else 0.9995)
+
+
+def test_a_norm_behind_a_convolution_costs_nothing_in_half_precision(tmp_path):
+    head = build_head("aspp", [16], [16], 5, width=16).eval()
+    maps = [torch.randn(2, 16, 8, 12, dtype=torch.float16)]
+    export_head(HeadGraph(head, torch.float16), maps, [3], tmp_path / "head.onnx", {})
+    nodes = onnx.load(tmp_path / "head.onnx").graph.node
+    assert [node.op_type for node in nodes].count("Cast") == 1, "of the logits"
+    assert "BatchNormalization" not in operators(tmp_path / "head.onnx")
 
 
 def test_the_graphs_say_what_they_are(exported):
