@@ -221,7 +221,8 @@ class Segmenter:
         Where canvases are as large as frames will be, one of the bundle's size has to do.
         """
         sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
-        counts = range(1, self.max_batch + 1) if self.runtime.device == "cuda" and sizes_are_known else [1]
+        # The largest first: PyTorch's runtime records only so many, and under load the batches are full.
+        counts = range(self.max_batch, 0, -1) if self.runtime.device == "cuda" and sizes_are_known else [1]
         for size in self.runtime.sizes or [self._network_size]:
             for count in counts:
                 results = self.segment([np.zeros((*size, 3), np.uint8)] * count)

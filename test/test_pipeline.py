@@ -122,9 +122,9 @@ def noting(classes, function):
 
 @pytest.mark.parametrize(
     ("device", "geometry", "counts"),
-    [("cpu", "stretch", [1]), ("cuda", "stretch", [1, 2, 3]), ("cuda", "native", [1])],
+    [("cpu", "stretch", [1]), ("cuda", "stretch", [3, 2, 1]), ("cuda", "native", [1])],
 )
-def test_warming_up_sees_every_batch_of_a_gpu_and_decodes_every_head(
+def test_warming_up_sees_every_batch_of_a_gpu_the_largest_first_and_decodes_every_head(
     bundle, further, device, geometry, counts, monkeypatch
 ):
     segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
