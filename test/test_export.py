@@ -574,6 +574,33 @@ def test_a_provider_that_loads_is_used(exported, providers, monkeypatch):
     assert providers.OnnxRuntime.find_device([exported], RuntimeOptions(device="cpu")) == "cpu"
 
 
+@pytest.fixture
+def sessions_on_a_gpu(providers, monkeypatch):
+    """What sessions are asked to run on, of a build whose CUDA loads; they run on the CPU all the same."""
+    asked, real = [], onnxruntime.InferenceSession
+
+    def session(*arguments, providers, **options):
+        asked.append(providers)
+        return real(*arguments, providers=["CPUExecutionProvider"], **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(providers, "_loads", lambda provider: True)
+        patched.setattr(onnxruntime, "InferenceSession", session)
+        yield asked
+
+
+def test_float32_is_not_multiplied_as_tf32_by_onnx_runtime(exported, sessions_on_a_gpu):
+    Segmenter.from_bundle(exported.path, "onnx", precision="fp32")
+    assert len(sessions_on_a_gpu) == 2
+    assert all(asked[0] == ("CUDAExecutionProvider", {"use_tf32": "0"}) for asked in sessions_on_a_gpu)
+
+
+def test_graphs_are_compared_on_the_processor_that_the_export_names_even_where_there_is_a_gpu(copy, sessions_on_a_gpu):
+    export([copy.path], ExportOptions(fuse=True))
+    names = [one if isinstance(one, str) else one[0] for asked in sessions_on_a_gpu for one in asked]
+    assert names == ["CPUExecutionProvider"] * 3
+
+
 def test_a_size_without_graphs_names_the_command_that_makes_them(exported):
     with pytest.raises(RuntimeUnavailableError, match=r"dinov3_seg_ros\.export .* --size 128 96"):
         Segmenter.from_bundle(exported.path, "onnx", network_size=(128, 96))

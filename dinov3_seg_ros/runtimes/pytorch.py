@@ -39,6 +39,8 @@ class PyTorchRuntime:
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
         torch.set_num_threads(options.threads or _DEFAULT_THREADS)
+        # Convolutions take TF32 by default, and fp32 would have 10 bits of mantissa. The whole process's as well.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = self._device.type
