@@ -151,6 +151,18 @@ def test_a_stage_in_parts_is_one_duration():
     assert 0 < summary["out"]["median"] < summary["between"]["median"]
 
 
+def test_a_stage_is_never_without_a_duration_for_another_thread():
+    class Watched(dict):
+        def __setitem__(self, name, seconds):
+            super().__setitem__(name, seconds)
+            seen.append(times.summary_ms())
+
+    times, seen = StageTimes(), []
+    times._seconds = Watched()
+    times.add("decode", 0.002)
+    assert seen == [{"decode": {"median": 2.0, "p95": 2.0}}]
+
+
 def test_the_pictures_bars_are_as_long_as_the_times(tmp_path):
     stages = {"slow": 30.0, "fast": 10.0}
     pipelines = {
