@@ -148,6 +148,22 @@ def test_several_batch_sizes_go_through_one_engine(trt, bundles):
         several.runtime.features(np.zeros((1, 32, 32, 3), np.uint8))
 
 
+def test_further_batch_sizes_take_no_further_memory_on_the_gpu(trt, cuda, bundles):
+    several = segmenter(bundles[0], max_batch=3)
+    taken = sum(size for size, _ in cuda.device.values())
+    for count in (3, 1, 2):
+        several.segment([picture(seed) for seed in range(count)])
+    assert sum(size for size, _ in cuda.device.values()) == taken
+
+
+def test_a_tensorrt_whose_contexts_cannot_share_memory_gives_each_its_own(trt, cuda, bundles, monkeypatch):
+    monkeypatch.delattr(trt.IExecutionContext, "set_device_memory")  # as in 10.0
+    several = segmenter(bundles[0], max_batch=2)
+    for count in (1, 2):
+        results = several.segment([picture(seed) for seed in range(count)])
+        assert np.array_equal(results[-1].labels, expected(bundles[0], seed=count - 1))
+
+
 def test_frames_after_the_first_are_replayed_as_cuda_graphs(trt, cuda, bundles):
     warm = segmenter(bundles[0])
     warm.segment([picture()])
