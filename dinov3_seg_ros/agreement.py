@@ -9,7 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a graph must reach on every image: cosine of features and of logits, and share of equal labels."""
+    """What a graph must reach.
+
+    Attributes:
+        cosine: of features and of logits, on every image.
+        labels: share of equal labels among the pixels of all images together. On a single one, such as an even grey,
+            two classes may be equally probable everywhere, so that the smallest difference decides.
+    """
 
     cosine: float
     labels: float
@@ -39,7 +45,7 @@ class Difference:
     def update(self, reference: np.ndarray, found: np.ndarray) -> None:
         """Compare one array with its reference; anything that is not finite is as wrong as can be."""
         a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-        if a.shape != b.shape or not np.isfinite(b).all():
+        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
             self.cosine, self.max_abs = -1.0, float("inf")
             return
         scale = np.linalg.norm(a) * np.linalg.norm(b)

@@ -23,7 +23,7 @@ from dinov3_seg_ros.preprocessing import (
     nearest_in_aspect,
     place,
 )
-from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, choose_runtime, open_runtime
+from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, open_fastest, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 
 
@@ -162,10 +162,15 @@ class Segmenter:
         one_size = (geometry or own.geometry) not in FRAME_SIZED
         size = tuple(network_size or own.network_size) if one_size else None
         wanted = RuntimeOptions(network_size=size, max_batch=max_batch, **options)
-        reason = "asked for"
         if runtime == "auto":
-            runtime, reason = choose_runtime(loaded, wanted)
-        segmenter = cls(loaded, open_runtime(runtime, loaded, wanted), network_size, geometry, max_batch)
+            opened, reason = open_fastest(loaded, wanted)
+        else:
+            opened, reason = open_runtime(runtime, loaded, wanted), "asked for"
+        try:
+            segmenter = cls(loaded, opened, network_size, geometry, max_batch)
+        except BaseException:
+            opened.close()
+            raise
         segmenter.runtime_reason = reason
         return segmenter
 
@@ -217,7 +222,8 @@ class Segmenter:
         Where canvases are as large as frames will be, one of the bundle's size has to do.
         """
         sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
-        counts = range(1, self.max_batch + 1) if self.runtime.device == "cuda" and sizes_are_known else [1]
+        # The largest first: PyTorch's runtime records only so many, and under load the batches are full.
+        counts = range(self.max_batch, 0, -1) if self.runtime.device == "cuda" and sizes_are_known else [1]
         for size in self.runtime.sizes or [self._network_size]:
             for count in counts:
                 results = self.segment([np.zeros((*size, 3), np.uint8)] * count)

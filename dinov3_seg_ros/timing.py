@@ -44,9 +44,10 @@ class StageTimes:
 
     def add(self, name: str, seconds: float) -> None:
         """Record one duration in seconds."""
-        if name not in self._seconds:
-            self._seconds[name] = deque(maxlen=self._window)
-        self._seconds[name].append(seconds)
+        if name in self._seconds:
+            self._seconds[name].append(seconds)
+        else:  # not empty at any moment, since another thread may read in between
+            self._seconds[name] = deque([seconds], maxlen=self._window)
 
     def clear(self) -> None:
         """Forget what was recorded, such as the first, slower frame."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from bundles import write_tiny_bundle
 
 from dinov3_seg_ros.backbone import build_backbone
+from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
@@ -93,6 +95,64 @@ def test_without_torch_the_operations_are_not_counted_and_the_table_says_so(bund
     assert "were not counted" in capsys.readouterr().out
 
 
+def test_what_a_gpu_reaches_is_not_measured_against_the_processor(bundle, monkeypatch, tmp_path, capsys):
+    def on_a_gpu(options):
+        segmenter = load(options)
+        segmenter.runtime.device = "cuda"
+        return segmenter
+
+    load = command._load_segmenter
+    monkeypatch.setattr(command, "_load_segmenter", on_a_gpu)
+    file = tmp_path / "result.json"
+    assert main([str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert result["backbone"]["gflops"] > 0
+    assert result["backbone"]["share_of_gemm"] is result["gemm_gflops"] is None
+    assert "GEMM" not in capsys.readouterr().out
+
+
+def test_without_torch_the_baselines_say_what_to_install():
+    code = (
+        "import sys; sys.modules.update(torch=None)\n"
+        "from dinov3_seg_ros.benchmark.__main__ import main\n"
+        f"sys.exit(main([{str(resource_path('weights/demo'))!r}, '--baseline', '--frames', '1']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "dinov3_seg_ros[torch]" in run.stderr and "leave --baseline out" in run.stderr
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+
+
+@pytest.mark.parametrize("where", ["", "file/result.json"])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(bundle, where, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(bundle.path), "--frames", "1", "--json", str(tmp_path / where)]) == 1
+    found = capsys.readouterr()
+    assert "cannot be written" in found.err and "--json" in found.err
+    assert found.out == ""
+
+
+def test_a_disk_that_is_full_once_all_is_measured_costs_the_file_alone(bundle, monkeypatch, tmp_path, capsys):
+    def write(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "write_json", write)
+    arguments = [
+        str(bundle.path),
+        "--frames",
+        "1",
+        "--frame-size",
+        "96",
+        "128",
+        "--json",
+        str(tmp_path / "result.json"),
+    ]
+    assert main(arguments) == 1
+    found = capsys.readouterr()
+    assert "No space left on device" in found.err
+    assert "frames per second" in found.out
+
+
 def test_the_processors_rate_is_measured_with_the_threads_asked_for():
     assert gemm_gflops(threads=1) > 0
 
@@ -149,6 +209,18 @@ def test_a_stage_in_parts_is_one_duration():
     summary = times.summary_ms()
     assert summary["out"]["median"] == summary["out"]["p95"], "there is one"
     assert 0 < summary["out"]["median"] < summary["between"]["median"]
+
+
+def test_a_stage_is_never_without_a_duration_for_another_thread():
+    class Watched(dict):
+        def __setitem__(self, name, seconds):
+            super().__setitem__(name, seconds)
+            seen.append(times.summary_ms())
+
+    times, seen = StageTimes(), []
+    times._seconds = Watched()
+    times.add("decode", 0.002)
+    assert seen == [{"decode": {"median": 2.0, "p95": 2.0}}]
 
 
 def test_the_pictures_bars_are_as_long_as_the_times(tmp_path):

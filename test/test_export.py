@@ -18,16 +18,18 @@ import torch
 from bundles import write_tiny_bundle
 from graphs import write_graphs
 
+from dinov3_seg_ros.agreement import Difference
 from dinov3_seg_ros.artefacts import find_exports
 from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, operators
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
+from dinov3_seg_ros.heads import HEADS, build_head
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
 
@@ -102,6 +104,65 @@ def test_every_family_gives_pytorchs_labels_with_operators_that_tensorrt_reads(f
     assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8_qdq"])
+@pytest.mark.parametrize("family", ["dinov3_vit", "dinov3_convnext"])
+def test_every_precision_for_gpus_is_written_as_tensorrt_reads_it(family, precision, tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny", family)
+    (folder,) = export([bundle.path], ExportOptions(precision=precision, least_labels=0.5))
+    for graph in ("backbone.onnx", "head.onnx"):
+        assert operators(folder / graph) <= TENSORRT_OPERATORS
+    dequantised = dequantised_constants(folder / "backbone.onnx")
+    assert dequantised == ({onnx.TensorProto.INT8} if precision == "int8_qdq" else set())
+
+
+def dequantised_constants(graph):
+    """Types of what is stored and dequantised; TensorRT takes no INT32, which a quantised bias would be."""
+    graph = onnx.load(graph).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    read = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return {types[name] for name in read & types.keys()}
+
+
+SMALL = {"aspp": {"width": 16}, "pyramid": {"width": 16, "hidden": 8}, "unet": {"widths": (16, 8)}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in HEADS for variant in HEADS[name]])
+def test_every_head_is_exported_as_it_computes_with_operators_that_tensorrt_reads(name, variant, dtype, tmp_path):
+    torch.manual_seed(0)
+    layers, channels, strides = ([3], [16], [32]) if variant == "plain" else ([2, 3], [12, 16], [16, 32])
+    options = {} if variant == "plain" else SMALL.get(name, {})
+    head = build_head(name, channels, strides, 5, variant, **options).eval()
+    for norm in [module for module in head.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
+        # Variances that float16 does not hold, of norms that hardly change the scale.
+        norm.running_var.uniform_(1e5, 2e5)
+        norm.running_mean.normal_()
+        torch.nn.init.constant_(norm.weight, 400.0)
+    maps = [
+        torch.randn(2, depth, 128 // stride, 192 // stride) for depth, stride in zip(channels, strides, strict=True)
+    ]
+    with torch.no_grad():
+        expected = head(maps).numpy()
+    path, typed = tmp_path / "head.onnx", [each.to(dtype) for each in maps]
+    export_head(HeadGraph(head, dtype), typed, layers, path, {})
+    assert operators(path) <= TENSORRT_OPERATORS
+    inputs = {f"layer_{layer}": each.numpy() for layer, each in zip(layers, typed, strict=True)}
+    (found,) = onnxruntime.InferenceSession(path).run(None, inputs)
+    difference = Difference()
+    difference.update(expected, found)
+    assert np.ptp(expected) > 0.01, "else nothing is compared"
+    assert difference.cosine > (0.999999 if dtype == torch.float32 else 0.9995)
+
+
+def test_a_norm_behind_a_convolution_costs_nothing_in_half_precision(tmp_path):
+    head = build_head("aspp", [16], [16], 5, width=16).eval()
+    maps = [torch.randn(2, 16, 8, 12, dtype=torch.float16)]
+    export_head(HeadGraph(head, torch.float16), maps, [3], tmp_path / "head.onnx", {})
+    nodes = onnx.load(tmp_path / "head.onnx").graph.node
+    assert [node.op_type for node in nodes].count("Cast") == 1, "of the logits"
+    assert "BatchNormalization" not in operators(tmp_path / "head.onnx")
+
+
 def test_the_graphs_say_what_they_are(exported):
     (found,), refused = find_exports(exported)
     assert refused == []
@@ -115,7 +176,9 @@ def test_the_graphs_say_what_they_are(exported):
     said = {p.key: p.value for p in onnx.load(found.folder / "head.onnx").metadata_props}
     assert json.loads(said["class_names"]) == exported.manifest.classes.names
     assert b"site-packages" not in (found.folder / "backbone.onnx").read_bytes(), "no path of the machine that made it"
-    assert "| tiny | 1.0" in (found.folder / "report.md").read_text()
+    report = (found.folder / "report.md").read_text()
+    assert "| equal labels (worst image) |" in report
+    assert "| tiny | 1.0" in report
 
 
 def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
@@ -179,6 +242,36 @@ def test_weights_that_float16_holds_exactly_are_stored_so_at_no_loss(tmp_path):
     assert find_exports(bundle)[0][0].manifest.parity["features"]["layer_3"]["cosine"] == 1.0
 
 
+@pytest.mark.parametrize("is_too_large", [False, True])
+def test_a_large_graph_leaves_no_weights_behind_that_it_does_not_read(is_too_large, tmp_path, monkeypatch):
+    # From some size on PyTorch's exporter puts the weights beside the graph; from a larger one on they must be there.
+    program = importlib.import_module("torch.onnx._internal.exporter._onnx_program")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 0)
+    if is_too_large:
+        monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 0)
+    bundle = tiny_bundle(tmp_path / "tiny")
+    (folder,) = export([bundle.path], ExportOptions())
+    weights = folder / "backbone.onnx.data"
+    assert weights.exists() == is_too_large
+    if is_too_large:
+        stored = onnx.load(folder / "backbone.onnx", load_external_data=False).graph.initializer
+        places = [{e.key: e.value for e in tensor.external_data} for tensor in stored if tensor.external_data]
+        assert min(int(place["offset"]) for place in places) == 0
+        assert max(int(place["offset"]) + int(place["length"]) for place in places) == weights.stat().st_size
+    assert Segmenter.from_bundle(bundle.path, "onnx").runtime.sizes == (SIZE,)
+
+
+@pytest.mark.parametrize("spoilt", ["reference", "found"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_agrees_with_nothing(spoilt, value):
+    arrays = {"reference": np.ones(4, np.float32), "found": np.ones(4, np.float32)}
+    arrays[spoilt][2] = value
+    difference = Difference()
+    difference.update(**arrays)
+    difference.update(np.ones(4), np.ones(4))
+    assert difference.record() == {"cosine": -1.0, "max_abs": float("inf")}
+
+
 def test_the_robot_runs_the_graphs_without_torch(exported):
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, safetensors=None)\n"
@@ -214,6 +307,27 @@ def test_auto_leaves_a_precision_that_torch_lacks_to_the_graphs_and_says_how_to_
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose_runtime([bundle], RuntimeOptions())[0] == "torch"
     assert choose_runtime([bundle], RuntimeOptions(precision="int8"))[0] == "onnx"
+
+
+def test_auto_goes_on_to_the_graphs_where_the_faster_runtime_cannot_load_the_backbone(copy, monkeypatch, caplog):
+    content = json.loads((copy.path / "bundle.json").read_text())
+    content["backbone"].update(storage="reference", source=str(copy.path / "absent.pth"))
+    content["files"] = {"head.safetensors": content["files"]["head.safetensors"]}
+    (copy.path / "bundle.json").write_text(json.dumps(content))
+    shutil.rmtree(copy.path / "backbone")
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert choose_runtime([load_bundle(copy.path)], RuntimeOptions())[0] == "torch"
+    segmenter = Segmenter.from_bundle(copy.path)
+    assert segmenter.runtime.name == "onnx"
+    assert "torch: " in segmenter.runtime_reason and "absent.pth" in segmenter.runtime_reason
+    assert "the torch runtime cannot load the bundle" in caplog.text
+    with pytest.raises(BackboneError, match=r"absent\.pth"):
+        Segmenter.from_bundle(copy.path, "torch")
+    shutil.rmtree(copy.path / "onnx")
+    with pytest.raises(RuntimeUnavailableError, match=r"no runtime can be used: .*absent\.pth.*make them with"):
+        Segmenter.from_bundle(copy.path)
 
 
 @pytest.mark.parametrize("module", ["transformers", "safetensors"])
@@ -458,6 +572,33 @@ def test_a_provider_that_loads_is_used(exported, providers, monkeypatch):
         "onnx is the fastest that can run here on the CUDA"
     )
     assert providers.OnnxRuntime.find_device([exported], RuntimeOptions(device="cpu")) == "cpu"
+
+
+@pytest.fixture
+def sessions_on_a_gpu(providers, monkeypatch):
+    """What sessions are asked to run on, of a build whose CUDA loads; they run on the CPU all the same."""
+    asked, real = [], onnxruntime.InferenceSession
+
+    def session(*arguments, providers, **options):
+        asked.append(providers)
+        return real(*arguments, providers=["CPUExecutionProvider"], **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(providers, "_loads", lambda provider: True)
+        patched.setattr(onnxruntime, "InferenceSession", session)
+        yield asked
+
+
+def test_float32_is_not_multiplied_as_tf32_by_onnx_runtime(exported, sessions_on_a_gpu):
+    Segmenter.from_bundle(exported.path, "onnx", precision="fp32")
+    assert len(sessions_on_a_gpu) == 2
+    assert all(asked[0] == ("CUDAExecutionProvider", {"use_tf32": "0"}) for asked in sessions_on_a_gpu)
+
+
+def test_graphs_are_compared_on_the_processor_that_the_export_names_even_where_there_is_a_gpu(copy, sessions_on_a_gpu):
+    export([copy.path], ExportOptions(fuse=True))
+    names = [one if isinstance(one, str) else one[0] for asked in sessions_on_a_gpu for one in asked]
+    assert names == ["CPUExecutionProvider"] * 3
 
 
 def test_a_size_without_graphs_names_the_command_that_makes_them(exported):

@@ -14,6 +14,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.pipeline import Segmenter, parse_mask_size
 from dinov3_seg_ros.preprocessing import GEOMETRIES
+from dinov3_seg_ros.runtimes import pytorch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -122,9 +123,9 @@ def noting(classes, function):
 
 @pytest.mark.parametrize(
     ("device", "geometry", "counts"),
-    [("cpu", "stretch", [1]), ("cuda", "stretch", [1, 2, 3]), ("cuda", "native", [1])],
+    [("cpu", "stretch", [1]), ("cuda", "stretch", [3, 2, 1]), ("cuda", "native", [1])],
 )
-def test_warming_up_sees_every_batch_of_a_gpu_and_decodes_every_head(
+def test_warming_up_sees_every_batch_of_a_gpu_the_largest_first_and_decodes_every_head(
     bundle, further, device, geometry, counts, monkeypatch
 ):
     segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
@@ -163,6 +164,44 @@ def test_the_threads_of_a_former_runtime_are_forgotten(bundle):
     assert torch.get_num_threads() == default + 1
     Segmenter.from_bundle(bundle.path, "torch", threads=0).close()
     assert torch.get_num_threads() == default
+
+
+def test_float32_is_not_multiplied_as_tf32_by_pytorch(bundle):
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for library in libraries:
+        library.allow_tf32 = True
+    Segmenter.from_bundle(bundle.path, "torch")
+    assert [library.allow_tf32 for library in libraries] == [False, False]
+
+
+def test_a_runtime_that_turns_out_to_be_of_no_use_is_closed(bundle, monkeypatch):
+    closed, close = [], pytorch.PyTorchRuntime.close
+    monkeypatch.setattr(pytorch.PyTorchRuntime, "close", lambda runtime: closed.append(runtime) or close(runtime))
+    for runtime in ("torch", "auto"):
+        with pytest.raises(ParameterError, match="sideways"):
+            Segmenter.from_bundle(bundle.path, runtime, geometry="sideways")
+    assert len(closed) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records it")
+def test_a_backbone_that_cannot_be_recorded_as_a_cuda_graph_runs_without_and_says_so_once(caplog):
+    module = torch.nn.Conv2d(3, 4, 1)
+    recorded, images = pytorch._Recorded(module), torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        for _ in range(2):
+            assert torch.equal(recorded(images), module(images))
+    assert caplog.text.count("without a CUDA graph for 1x3x8x8") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_labels_that_are_read_late_are_still_those_of_their_own_frame(bundle, compiled):
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=compiled)
+    frames = [picture(seed=0), picture(seed=1)]
+    at_once = [segmenter.segment([frame])[0].labels for frame in frames]
+    late = [segmenter.segment([frame])[0] for frame in frames]
+    for one, other in zip(at_once, late, strict=True):
+        assert np.array_equal(one, other.labels)
 
 
 def test_importing_the_robots_side_imports_neither_torch_nor_training():

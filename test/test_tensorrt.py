@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
+from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
@@ -146,6 +146,22 @@ def test_several_batch_sizes_go_through_one_engine(trt, bundles):
         several.runtime.features(np.zeros((4, *SIZE, 3), np.uint8))
     with pytest.raises(ImageError, match="no engine for canvases of 32x32 pixels; there are: 64x96"):
         several.runtime.features(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_further_batch_sizes_take_no_further_memory_on_the_gpu(trt, cuda, bundles):
+    several = segmenter(bundles[0], max_batch=3)
+    taken = sum(size for size, _ in cuda.device.values())
+    for count in (3, 1, 2):
+        several.segment([picture(seed) for seed in range(count)])
+    assert sum(size for size, _ in cuda.device.values()) == taken
+
+
+def test_a_tensorrt_whose_contexts_cannot_share_memory_gives_each_its_own(trt, cuda, bundles, monkeypatch):
+    monkeypatch.delattr(trt.IExecutionContext, "set_device_memory")  # as in 10.0
+    several = segmenter(bundles[0], max_batch=2)
+    for count in (1, 2):
+        results = several.segment([picture(seed) for seed in range(count)])
+        assert np.array_equal(results[-1].labels, expected(bundles[0], seed=count - 1))
 
 
 def test_frames_after_the_first_are_replayed_as_cuda_graphs(trt, cuda, bundles):
@@ -443,6 +459,16 @@ def test_auto_takes_tensorrt_and_half_precision_where_there_is_a_gpu(trt, cuda, 
     assert Segmenter.from_bundle(bundles[0].path).runtime.name == "onnx"
 
 
+def test_auto_goes_on_to_onnx_where_the_engines_are_not_what_they_should_be(trt, cuda, bundles):
+    trt.behaviour.spoil = np.negative
+    chosen = Segmenter.from_bundle(bundles[0].path, precision="fp32")
+    assert chosen.runtime.name == "onnx"
+    assert chosen.runtime_reason.startswith("onnx is the fastest that can run here on the CPU (tensorrt: ")
+    assert "does not compute what the graph computes" in chosen.runtime_reason
+    assert not cuda.device and not cuda.host and not cuda.objects
+    assert np.array_equal(chosen.segment([picture()])[0].labels, expected(bundles[0]))
+
+
 def test_an_old_tensorrt_is_not_taken_for_one_that_works(trt, bundles, monkeypatch):
     monkeypatch.setattr(trt, "__version__", "8.6.1")
     with pytest.raises(RuntimeUnavailableError, match=r"TensorRT 8\.6\.1 is too old; 10 or newer is needed"):
@@ -497,6 +523,20 @@ def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exporte
     reference = Segmenter.from_bundle(exported.path, "torch").segment([picture()])[0].labels
     assert (labels(exported) == reference).mean() > 0.9995
     assert len(trt.built) == 2
+
+
+def test_graphs_quantised_for_tensorrt_are_read_by_its_parser(trt, tmp_path, capsys):
+    import torch
+
+    from dinov3_seg_ros.export.__main__ import main
+
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        for parameter in backbone.parameters():  # biases, which are 0 at first, would be left out of the graph
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    bundle = write_tiny_bundle(tmp_path / "tiny", backbone=backbone, network_size=SIZE, geometry="stretch")
+    assert main([str(bundle.path), "--engine", "--precision", "int8_qdq", "--least-labels", "0.8"]) == 0
+    assert "# Engines of tiny, 64x96, int8_qdq" in capsys.readouterr().out
 
 
 def test_engines_that_differ_from_the_model_fail_the_export_and_are_removed(trt, exported, capsys, monkeypatch):

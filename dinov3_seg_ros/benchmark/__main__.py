@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,16 @@ from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.pipelines import FramePipeline, OurPipeline
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, peak_memory_mb
 from dinov3_seg_ros.bundle import Bundle, load_bundle
-from dinov3_seg_ros.errors import ParameterError, SegmentationError, TransportError
+from dinov3_seg_ros.errors import (
+    OutputError,
+    ParameterError,
+    RuntimeUnavailableError,
+    SegmentationError,
+    TransportError,
+)
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.runtimes import available_runtimes
 from dinov3_seg_ros.timing import STAGES, summarise_ms
 
 
@@ -28,12 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 when something cannot be measured."""
     options = _parser().parse_args(arguments)
     try:
+        # Now, rather than after minutes of measuring.
         if options.picture:
             check_can_draw()
+        if options.json:
+            _check_can_write(options.json)
         result = measure(options)
         print(table(result))
         if options.json:
-            write_json(options.json, result)
+            _write(options.json, result)
         if options.picture:
             draw_stages({name: column["stages_ms"] for name, column in _columns(result).items()}, options.picture)
     except SegmentationError as error:
@@ -50,8 +61,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         What was measured, with ``stages_ms: {stage: {median, p95}}`` (None for the stages that only a ROS node has),
         ``total_ms`` likewise, ``outside_backbone`` (its time as a share of the backbone's), ``frames_per_second``,
-        ``peak_memory_mb``, ``gemm_gflops``, and ``backbone: {gflop, gflops, share_of_gemm}``, None where PyTorch,
-        which counts them, or the weights are missing.
+        ``peak_memory_mb``, ``gemm_gflops`` of the processor, and ``backbone: {gflop, gflops, share_of_gemm}``, None
+        where PyTorch, which counts them, or the weights are missing. Where a GPU computes, ``gemm_gflops`` and
+        ``share_of_gemm`` are None.
 
         With ``--ros`` all that is the node's, ``total_ms`` being from a frame's stamp to the arrival of both outputs,
         and there are ``ros``, see `_through_ros`, and ``pipeline``, the same steps without a node, frame by frame in
@@ -65,6 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ParameterError: fewer than one frame.
         TransportError: there is no ROS 2, or the node cannot be run.
+        RuntimeUnavailableError: there is no PyTorch for the baselines.
         SegmentationError: the bundle cannot be run.
     """
     if options.frames < 1:
@@ -91,7 +104,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **main_part.summary(),
         "frames_per_second": round(1000.0 / main_part.total_ms["median"], 2),
         "peak_memory_mb": round(memory),
-        **_processor(bundle, network_size, options.threads, main_part.stages_ms["backbone"]["median"]),
+        **_processor(
+            bundle, network_size, segmenter.runtime.device, options.threads, main_part.stages_ms["backbone"]["median"]
+        ),
     }
     if nodes:
         result["ros"] = _through_ros(nodes[0], main_part, without_node)
@@ -122,16 +137,11 @@ def table(result: dict[str, Any]) -> str:
         if any(times):
             cells = [f"{t['median']:.2f} ({t['p95']:.2f})" if t else "" for t in times]
             lines.append(f"{stage:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
-    backbone = result["backbone"]
     lines += [
         f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB; "
         f"{result['classes_in_view']} classes in view; outside the backbone {result['outside_backbone']:.1%} of its "
         "time",
-        f"backbone {backbone['gflop']:.1f} GFLOP, {backbone['gflops']:.0f} GFLOP/s, {backbone['share_of_gemm']:.0%} of "
-        f"the measured float32 GEMM rate ({result['gemm_gflops']:.0f} GFLOP/s)"
-        if backbone
-        else f"float32 GEMM rate {result['gemm_gflops']:.0f} GFLOP/s; the backbone's operations were not counted: that "
-        "needs PyTorch, transformers and the backbone's weights",
+        _rates(result["backbone"], result["gemm_gflops"]),
     ]
     if "ros" in result:
         ros = result["ros"]
@@ -145,6 +155,15 @@ def table(result: dict[str, Any]) -> str:
         equal = "" if column["equal_labels"] is None else f"; equal labels {column['equal_labels']:.4%}"
         lines.append(f"{column['ratio']} times faster than {name}{equal}")
     return "\n".join(lines)
+
+
+def _rates(backbone: dict[str, Any] | None, gemm_gflops: float | None) -> str:
+    gemm = "" if gemm_gflops is None else f"the processor's float32 GEMM rate {gemm_gflops:.0f} GFLOP/s"
+    if backbone is None:
+        missing = "the backbone's operations were not counted: that needs PyTorch, transformers and the weights"
+        return "; ".join(filter(None, (gemm, missing)))
+    share = "" if gemm_gflops is None else f", {backbone['share_of_gemm']:.0%} of {gemm}"
+    return f"backbone {backbone['gflop']:.1f} GFLOP, {backbone['gflops']:.0f} GFLOP/s{share}"
 
 
 def _columns(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -188,23 +207,39 @@ def _running_node(bundle: Bundle, options: argparse.Namespace, frame: Any) -> co
     return running_node(parameters, frame)
 
 
+def _check_can_write(path: Path) -> None:
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{path} cannot be written; name a file in a folder of yours with --json")
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    try:
+        write_json(path, result)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
 def _baselines(bundle: Bundle, options: argparse.Namespace) -> list[FramePipeline]:
+    reason = available_runtimes()["torch"]
+    if reason:
+        raise RuntimeUnavailableError(f"the baselines are PyTorch's: {reason}; or leave --baseline out")
     from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
 
     size = tuple(options.size or bundle.manifest.input.network_size)
     return [TextbookPipeline(bundle, size), PredecessorPipeline(bundle, size)]
 
 
-def _processor(bundle: Bundle, size: tuple[int, int], threads: int, backbone_ms: float) -> dict[str, Any]:
-    """What the processor gives, measured once nothing else runs any more."""
-    rate, gflop = gemm_gflops(threads), backbone_gflop(bundle, size)
-    found: dict[str, Any] = {"gemm_gflops": round(rate, 1), "backbone": None}
+def _processor(bundle: Bundle, size: tuple[int, int], device: str, threads: int, backbone_ms: float) -> dict[str, Any]:
+    """What the processor gives, measured once nothing else runs any more. It says nothing of what a GPU reaches."""
+    rate, gflop = gemm_gflops(threads) if device == "cpu" else None, backbone_gflop(bundle, size)
+    found: dict[str, Any] = {"gemm_gflops": rate and round(rate, 1), "backbone": None}
     if gflop is not None:
         reached = gflop / (backbone_ms / 1000.0)
         found["backbone"] = {
             "gflop": round(gflop, 6),
             "gflops": round(reached, 6),
-            "share_of_gemm": round(reached / rate, 6),
+            "share_of_gemm": rate and round(reached / rate, 6),
         }
     return found
 

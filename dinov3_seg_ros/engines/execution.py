@@ -55,8 +55,8 @@ class Tensor:
 class Execution:
     """An engine ready to run.
 
-    Each batch size has a context of its own, since a CUDA graph is valid as long as its context's shapes stay; a
-    context holds the engine's working memory. Contexts are made when their batch size first comes.
+    Each batch size has a context of its own, since a CUDA graph is valid as long as its context's shapes stay. They are
+    made when their batch size first comes, and share the working memory: only one at a time runs on the one stream.
 
     Args:
         engine: what to run.
@@ -84,6 +84,7 @@ class Execution:
         self._engine, self._name, self._workspace = engine, name, workspace
         self._contexts: dict[int, trt.IExecutionContext] = {}
         self._runs: dict[int, Callable[[], None]] = {}
+        self._create_context = self._contexts_with_shared_memory()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._inputs = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names if self._is_input(n)}
         # Known only once a context knows its inputs' shapes.
@@ -131,12 +132,26 @@ class Execution:
 
     def _context(self, batch: int) -> trt.IExecutionContext:
         if batch not in self._contexts:
-            context = self._engine.create_execution_context()
+            context = self._create_context()
             self._check(context is not None, "there is not enough memory on the GPU")
             for name, shape in self._inputs.items():
                 self._check(context.set_input_shape(name, (batch, *shape)), f"{name} cannot have a batch of {batch}")
             self._contexts[batch] = context
         return self._contexts[batch]
+
+    def _contexts_with_shared_memory(self) -> Callable[[], trt.IExecutionContext | None]:
+        if not hasattr(trt.IExecutionContext, "set_device_memory"):  # 10.0: each takes memory for the largest batch
+            return self._engine.create_execution_context
+        size = self._engine.device_memory_size_v2
+        memory = self._workspace.allocate(size)
+
+        def create() -> trt.IExecutionContext | None:
+            context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is not None:
+                context.set_device_memory(memory, size)
+            return context
+
+        return create
 
     def _is_input(self, name: str) -> bool:
         return self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT

@@ -237,7 +237,9 @@ class _Job:
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
         try:
-            found = OnnxRuntime(self._bundles, RuntimeOptions(precision=self._options.precision), {self._size: exports})
+            # On the CPU, for which the export vouches, even where there is a GPU.
+            options = RuntimeOptions(device="cpu", precision=self._options.precision)
+            found = OnnxRuntime(self._bundles, options, {self._size: exports})
         except ExportError as error:
             if self._options.precision != "bf16":
                 raise

@@ -1,12 +1,15 @@
 """PyTorch modules -> ONNX graphs: one for the backbone, one for each head.
 
 The precision is in the graph (TensorRT 11 knows no other way): weights and activations of the wanted type, but
-normalisation and attention scores in float32, which DINOv3 needs on more than one inference library.
+normalisation and attention scores in float32, which DINOv3 needs on more than one inference library. A BatchNorm right
+behind a convolution becomes a part of it instead, before its weights are rounded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import json
 import logging
 import math
@@ -20,6 +23,8 @@ import onnx
 import torch
 from onnx.compose import merge_models
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
 from dinov3_seg_ros.artefacts import CANVASES, LOGITS, map_name
@@ -63,9 +68,7 @@ class BackboneGraph(nn.Module):
             AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
             backbone.model.set_attn_implementation(_FUSED_ATTENTION if fused_attention else _PLAIN_ATTENTION)
         _make_positions_constant(backbone.model, size)
-        self.backbone = backbone.to(dtype)
-        if dtype != torch.float32:
-            _keep_norms_in_float32(self.backbone)
+        self.backbone = _converted(backbone.eval(), dtype)
 
     def forward(self, canvases: Tensor) -> tuple[Tensor, ...]:
         """Maps (N, C_i, h_i, w_i) of the dtype, in the order of the backbone's layers."""
@@ -73,11 +76,11 @@ class BackboneGraph(nn.Module):
 
 
 class HeadGraph(nn.Module):
-    """Feature maps -> logits (N, C, h, w) float32, as exported."""
+    """Feature maps -> logits (N, C, h, w) float32, as exported. Changes the head that it is given: types and norms."""
 
     def __init__(self, head: Head, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.head = head.eval().to(dtype)
+        self.head = _converted(head.eval(), dtype)
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps (N, C_i, h_i, w_i) in the order of the head's layers."""
@@ -85,9 +88,9 @@ class HeadGraph(nn.Module):
 
 
 class _Float32Norm(nn.Module):
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm | _BatchNorm) -> None:
         super().__init__()
-        self.norm = norm.float()
+        self.norm = norm
 
     def forward(self, features: Tensor) -> Tensor:
         return self.norm(features.float()).to(features.dtype)
@@ -159,9 +162,14 @@ def store_compactly(path: Path) -> None:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it."""
-    large = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
-    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    """Replace a graph by this model; weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it.
+
+    The model must hold its weights itself.
+    """
+    large, weights = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF, path.with_name(f"{path.name}.data")
+    # Of the graph that was here, which PyTorch's exporter writes so from 1.5 GB on; onnx would append to it.
+    weights.unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=large, location=weights.name if large else None)
 
 
 def operators(path: Path) -> set[str]:
@@ -266,12 +274,27 @@ def _make_positions_constant(model: nn.Module, size: tuple[int, int]) -> None:
         embeddings.interpolate_pos_encoding = lambda *_: embeddings.positions_of_size
 
 
-def _keep_norms_in_float32(module: nn.Module) -> None:
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.LayerNorm):
-            setattr(module, name, _Float32Norm(child))
-        else:
-            _keep_norms_in_float32(child)
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module, changed, with weights and activations of the type, but for its norms."""
+    if dtype == torch.float32:
+        return module
+    _fold_norms_into_convolutions(module)
+    # Copies, which are not rounded: variances may be more than float16 holds.
+    parts = dict(module.named_modules(remove_duplicate=False))
+    norms = {name: copy.deepcopy(part) for name, part in parts.items() if isinstance(part, nn.LayerNorm | _BatchNorm)}
+    module.to(dtype)
+    for name, norm in norms.items():
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, _Float32Norm(norm))
+    return module
+
+
+def _fold_norms_into_convolutions(module: nn.Module) -> None:
+    """Where a sequence tells that a BatchNorm reads a convolution and nothing else does."""
+    for sequence in [part for part in module.modules() if isinstance(part, nn.Sequential)]:
+        for index, (convolution, norm) in enumerate(itertools.pairwise(list(sequence))):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                sequence[index], sequence[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 @contextlib.contextmanager

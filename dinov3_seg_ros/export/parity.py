@@ -106,8 +106,8 @@ def compare(
 
     Returns:
         ``images``, their number; ``features`` by map name and ``heads`` by bundle name, each with ``cosine`` and
-        ``max_abs``; heads also with ``labels_equal`` (share of the canvases' pixels, 0..1) and, with masks, ``miou``
-        of both; ``fused`` like ``heads``, where there are any.
+        ``max_abs``; heads also with ``labels_equal`` (share of the canvases' pixels, 0..1),
+        ``labels_equal_worst_image`` and, with masks, ``miou`` of both; ``fused`` like ``heads``, where there are any.
     """
     first = bundles[0].manifest
     layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
@@ -175,10 +175,13 @@ def report(record: Mapping[str, Any], title: str) -> str:
     if "unverified" in record:
         return "\n".join([*lines, f"Not verified: {record['unverified']}", ""])
     lines += [f"Compared with the PyTorch model in float32 on {record['images']} images, {record['machine']}.", ""]
-    lines += ["| | cosine | largest difference | equal labels | mIoU (PyTorch's) |", "|---|---|---|---|---|"]
+    lines.append("| | cosine | largest difference | equal labels (worst image) | mIoU (PyTorch's) |")
+    lines.append("|---|---|---|---|---|")
     fused = {f"{name}, fused": values for name, values in record.get("fused", {}).items()}
     for name, values in {**record["features"], **record["heads"], **fused}.items():
-        equal = f"{values['labels_equal']:.4%}" if "labels_equal" in values else ""
+        equal = ""
+        if "labels_equal" in values:
+            equal = f"{values['labels_equal']:.4%} ({values['labels_equal_worst_image']:.4%})"
         miou = f"{values['miou']:.4f} ({values['miou_reference']:.4f})" if "miou" in values else ""
         lines.append(f"| {name} | {values['cosine']:.7f} | {values['max_abs']:.3g} | {equal} | {miou} |")
     if record.get("float_nodes"):

@@ -50,7 +50,8 @@ def dynamic(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
 def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
     """Symmetric int8 with ranges measured on canvases (1, H, W, 3) uint8, as QuantizeLinear and DequantizeLinear.
 
-    That is the form TensorRT reads; it asks for symmetric ranges and for weights quantised by output channel.
+    That is the form TensorRT reads; it asks for symmetric ranges, for weights quantised by output channel, and for
+    biases in float: it refuses to dequantise the int32 that they would be.
     """
 
     def quantise(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
@@ -66,7 +67,7 @@ def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=sorted(excluded),
-                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
             )
 
     return quantise

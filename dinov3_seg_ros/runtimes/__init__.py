@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from dinov3_seg_ros.artefacts import PRECISIONS
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.errors import ParameterError, RuntimeUnavailableError, SegmentationError
+
+_logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 # Name -> module, class, what it imports only once it loads a model, and what installs all that; of two that use the
 # same kind of device, the faster first.
@@ -124,7 +127,7 @@ class _NotInstalledError(RuntimeUnavailableError):
 
 
 def open_runtime(name: str, bundles: Sequence[Bundle], options: RuntimeOptions | None = None) -> Runtime:
-    """Load bundles into the named runtime; ``auto`` takes the one that `choose_runtime` names.
+    """Load bundles into the named runtime; ``auto`` takes the one that `open_fastest` finds.
 
     Args:
         name: one of `RUNTIME_NAMES`.
@@ -138,18 +141,52 @@ def open_runtime(name: str, bundles: Sequence[Bundle], options: RuntimeOptions |
     """
     options = options or RuntimeOptions()
     if name == "auto":
-        name, _ = choose_runtime(bundles, options)
+        return open_fastest(bundles, options)[0]
     return _runtime_class(name)(bundles, options)
 
 
-def choose_runtime(bundles: Sequence[Bundle], options: RuntimeOptions) -> tuple[str, str]:
+def open_fastest(bundles: Sequence[Bundle], options: RuntimeOptions) -> tuple[Runtime, str]:
+    """Load bundles into the runtime that `choose_runtime` names; where it cannot load them, into the next best.
+
+    Args:
+        bundles: at least one; they must be able to share a backbone pass.
+        options: how to compute.
+
+    Returns:
+        The runtime, and why it is this one, for people.
+
+    Raises:
+        ParameterError: an option that the runtime does not know.
+        RuntimeUnavailableError: none can serve these bundles; says why, for each.
+    """
+    failed: dict[str, str] = {}
+    while True:
+        name, reason = choose_runtime(bundles, options, failed)
+        try:
+            return _runtime_class(name)(bundles, options), reason
+        except ParameterError:  # the user's to correct
+            raise
+        except SegmentationError as error:
+            # In words only: the error itself would keep what was loaded so far, in a GPU's memory too.
+            failed[name] = str(error)
+            _logger.warning("the %s runtime cannot load the bundle; the next best is tried: %s", name, error)
+
+
+def choose_runtime(
+    bundles: Sequence[Bundle], options: RuntimeOptions, failed: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     """The runtime that is probably the fastest here, and why: one that uses a GPU, else the first of `RUNTIMES`.
+
+    Args:
+        bundles: what it is to serve; nothing of them is loaded.
+        options: how to compute.
+        failed: runtimes that are passed over -> why.
 
     Raises:
         RuntimeUnavailableError: none can serve these bundles; says why, for each.
     """
-    devices, errors = {}, {}
-    for name in RUNTIMES:
+    devices, errors = {}, dict(failed or {})
+    for name in [name for name in RUNTIMES if name not in errors]:
         try:
             devices[name] = _runtime_class(name).find_device(bundles, options)
         except RuntimeUnavailableError as error:

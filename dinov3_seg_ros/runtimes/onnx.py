@@ -33,6 +33,8 @@ from dinov3_seg_ros.runtimes import RuntimeOptions
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# TF32 is on by default: fp32 would then be multiplied with 10 bits of mantissa.
+_PROVIDER_OPTIONS = {_CUDA: {"use_tf32": "0"}}
 # What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
 _FASTEST = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32")}
 # y = Relu(x) for one number, as a serialised ModelProto (IR 8, opset 18): to see what a session really runs on.
@@ -130,7 +132,8 @@ class _Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(path, options, providers=list(providers))
+            with_options = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in providers]
+            self._session = ort.InferenceSession(path, options, providers=with_options)
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
             raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
         self.provider = self._session.get_providers()[0]

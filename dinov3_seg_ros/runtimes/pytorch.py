@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from dinov3_seg_ros.artefacts import map_name
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
+
+_logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The number is the whole process's, so that a former runtime's would stay.
@@ -36,6 +39,8 @@ class PyTorchRuntime:
     def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
         torch.set_num_threads(options.threads or _DEFAULT_THREADS)
+        # Convolutions take TF32 by default, and fp32 would have 10 bits of mantissa. The whole process's as well.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = self._device.type
@@ -52,6 +57,7 @@ class PyTorchRuntime:
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
         if options.cuda_graphs and not options.compile and self._device.type == "cuda":
             self._backbone = _Recorded(self._backbone)
+        self._overwrites_logits = options.compile and self._device.type == "cuda"
         if options.compile:
             # On a GPU this mode replays the whole network as one CUDA graph.
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
@@ -81,6 +87,8 @@ class PyTorchRuntime:
         """Logits (N, C, h, w) float32: an array on the CPU, a tensor on a GPU."""
         maps = [features[index] for index in self._maps_of[bundle_name]]
         logits = self._heads[bundle_name](maps).float()
+        if self._overwrites_logits:  # they lie in the memory of a CUDA graph, and are decoded only when they are read
+            logits = logits.clone()
         self._wait()
         return logits if logits.is_cuda else logits.numpy()
 
@@ -96,6 +104,10 @@ class PyTorchRuntime:
             torch.cuda.synchronize(self._device)
 
 
+# The graph, where its input is copied to, and the maps that it writes.
+_Recording = tuple[torch.cuda.CUDAGraph, torch.Tensor, list[torch.Tensor]]
+
+
 class _Recorded:
     """A module whose kernels are recorded once for each shape of its input, then replayed as one CUDA graph.
 
@@ -107,22 +119,24 @@ class _Recorded:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._recordings: dict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, list[torch.Tensor]]] = {}
+        self._recordings: dict[torch.Size, _Recording | None] = {}
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         """What the module gives; overwritten by the next call with the same shape."""
-        if images.shape not in self._recordings:
-            if len(self._recordings) == self._MOST:
-                return self._module(images)
+        if images.shape not in self._recordings and len(self._recordings) < self._MOST:
             self._recordings[images.shape] = self._record(images)
-        graph, place, maps = self._recordings[images.shape]
+        recording = self._recordings.get(images.shape)
+        if recording is None:
+            return self._module(images)
+        graph, place, maps = recording
         place.copy_(images)
         graph.replay()
         return maps
 
-    def _record(self, images: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, list[torch.Tensor]]:
-        place, stream, graph = images.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    def _record(self, images: torch.Tensor) -> _Recording | None:
+        """None where it cannot be recorded."""
         try:
+            place, stream, graph = images.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
             # Libraries choose their kernels and allocate their work space at the first runs, which no graph may record.
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -132,9 +146,9 @@ class _Recorded:
             with torch.cuda.graph(graph, stream=stream):
                 maps = self._module(place)
         except RuntimeError as error:
-            raise RuntimeUnavailableError(
-                f"the backbone cannot be recorded as a CUDA graph: {error}; set the option cuda_graphs to false"
-            ) from error
+            shape = "x".join(map(str, images.shape))
+            _logger.warning("the backbone runs without a CUDA graph for %s, somewhat slower: %s", shape, error)
+            return None
         return graph, place, maps
 
 

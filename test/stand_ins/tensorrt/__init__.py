@@ -49,6 +49,10 @@ class TensorIOMode(enum.Enum):
     NONE, INPUT, OUTPUT = range(3)
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class BuilderFlag(enum.IntEnum):
     TF32 = 7
 
@@ -107,9 +111,13 @@ class OnnxParser:
         except Exception as error:
             self._errors.append(ParserError(str(error)))
             return False
+        types = {tensor.name: tensor.data_type for tensor in self._network.model.graph.initializer}
         for node in self._network.model.graph.node:
             if node.op_type == "NonMaxSuppression":
                 self._errors.append(ParserError("no importer registered for op", node.name, node.op_type))
+            if node.op_type == "DequantizeLinear" and types.get(node.input[0]) == onnx.TensorProto.INT32:
+                reason = "input has type Int32 but must have type FP8, FP4, Int4, or Int8"
+                self._errors.append(ParserError(reason, node.name, node.op_type))
         return not self._errors
 
     @property
@@ -221,14 +229,29 @@ class _Engine:
     def names(self, mode):
         return [name for name in self._tensors if self.get_tensor_mode(name) == mode]
 
-    def create_execution_context(self):
-        return _Context(self)
+    @property
+    def device_memory_size_v2(self):
+        return 1024 * max(most[0] for _, _, most in self.profile.values())
+
+    def create_execution_context(self, strategy=ExecutionContextAllocationStrategy.STATIC):
+        return IExecutionContext(self, strategy)
 
 
-class _Context:
-    def __init__(self, engine):
+class IExecutionContext:
+    def __init__(self, engine, strategy):
         self.engine, self._shapes, self._addresses = engine, {}, {}
-        self._initialised = None
+        self._initialised, self._own, self._memory = None, None, (None, 0)
+        if strategy == ExecutionContextAllocationStrategy.STATIC:
+            _, self._own = cudart.cudaMalloc(engine.device_memory_size_v2)
+            self._memory = (self._own, engine.device_memory_size_v2)
+
+    def __del__(self):
+        if self._own is not None:
+            cudart.cudaFree(self._own)
+
+    def set_device_memory(self, memory, size):
+        assert size >= self.engine.device_memory_size_v2, "less memory than the engine works with"
+        self._memory = (memory, size)
 
     def set_input_shape(self, name, shape):
         least, _, most = self.engine.profile[name]
@@ -264,6 +287,7 @@ class _Context:
 
     def _compute(self, state):
         assert (self._shapes, self._addresses) == state, "a CUDA graph was replayed after its context had changed"
+        cudart.view(*self._memory)
         runs.append(self.engine)
         feeds = {}
         for name in self.engine.names(TensorIOMode.INPUT):
