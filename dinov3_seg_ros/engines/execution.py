@@ -143,7 +143,7 @@ class Execution:
         if not hasattr(trt.IExecutionContext, "set_device_memory"):  # 10.0: each takes memory for the largest batch
             return self._engine.create_execution_context
         size = self._engine.device_memory_size_v2
-        memory = self._workspace.allocate(size)
+        memory = self._workspace.allocate(max(size, 1))  # a small engine may need none, which CUDA gives no address for
 
         def create() -> trt.IExecutionContext | None:
             context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
