@@ -104,8 +104,10 @@ def test_every_family_gives_pytorchs_labels_with_operators_that_tensorrt_reads(f
     assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8_qdq"])
-@pytest.mark.parametrize("family", ["dinov3_vit", "dinov3_convnext"])
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [("dinov3_vit", "fp16"), ("dinov3_vit", "bf16"), ("dinov3_convnext", "fp16"), ("dinov3_convnext", "int8_qdq")],
+)
 def test_every_precision_for_gpus_is_written_as_tensorrt_reads_it(family, precision, tmp_path):
     bundle = tiny_bundle(tmp_path / "tiny", family)
     (folder,) = export([bundle.path], ExportOptions(precision=precision, least_labels=0.5))
