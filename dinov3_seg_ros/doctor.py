@@ -124,7 +124,7 @@ def _ros() -> Iterator[Finding]:
 
 
 def _transport() -> Iterator[Finding]:
-    from dinov3_seg_ros.transport import TRANSPORTS_VARIABLE, configure_transport, profile_variable
+    from dinov3_seg_ros.transport import configure_transport, profile_variable
 
     middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     if "fastrtps" not in middleware:
@@ -132,18 +132,18 @@ def _transport() -> Iterator[Finding]:
         return
     variable = profile_variable()
     profile = configure_transport(dict(os.environ))
-    if profile is None:
-        chosen = os.environ[TRANSPORTS_VARIABLE]
-        yield Finding(OK, "DDS transports", f"{chosen} (from {TRANSPORTS_VARIABLE}, which every process must share)")
-    elif not Path(profile).is_file():
+    if not Path(profile).is_file():
         yield Finding(FAULT, "DDS profile", f"{profile} does not exist", f"correct or unset {variable}")
     elif os.environ.get(variable):
         yield Finding(OK, "DDS profile", f"{profile} (from {variable})")
     else:
+        # Of 640x480 colour images, best effort, next to none arrived with LARGE_DATA or UDPv4 either.
+        chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
+        used = f"FASTDDS_BUILTIN_TRANSPORTS={chosen}" if chosen else "the default"
         yield Finding(
             WARNING,
             "DDS profile",
-            "the node sets its own; your camera driver and viewers use the default, which loses images",
+            f"the node sets its own; your camera driver and viewers use {used}, which loses images",
             f"export {variable}={profile}",
         )
 

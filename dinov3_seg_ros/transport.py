@@ -1,7 +1,7 @@
 """The process's environment for sending images over ROS 2. Call before ``rclpy.init``.
 
 Fast DDS gives shared memory 512 KB by default: less than one 640x480 colour image, so that best-effort images get lost
-between processes. `configure_transport` points it to the profile in ``config/``, unless the user has chosen himself.
+between processes. `configure_transport` points it to the profile in ``config/``, unless the user has set one.
 """
 
 from __future__ import annotations
@@ -20,24 +20,19 @@ PROFILE = "config/fastdds.xml"
 #: Kilted and later read the first, and warn of the second; earlier distributions read only the second.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
-#: Chooses among Fast DDS's own transports; a profile that lists transports would overrule it.
-TRANSPORTS_VARIABLE = "FASTDDS_BUILTIN_TRANSPORTS"
-
 SHARED_MEMORY = Path("/dev/shm")
 # Between making a segment's file and giving it a size lie microseconds.
 _UNFINISHED_AFTER_S = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str | None:
+def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
     """Make this process, and those it starts, send images through large enough shared memory.
 
     Returns:
-        The path of the profile in use: the user's own where one is set; None where he has chosen transports by name.
+        The path of the profile in use: the user's own where one is set.
     """
     variable = profile_variable()
-    if environment.get(TRANSPORTS_VARIABLE) and not any(environment.get(name) for name in PROFILE_VARIABLES):
-        return None  # with LARGE_DATA, a participant that has not chosen it neither hears the others nor is heard
     # A profile set only under the name that another distribution reads is the user's wish all the same.
     others = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
     environment[variable] = environment.get(variable) or next(iter(others), str(resource_path(PROFILE)))

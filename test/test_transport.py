@@ -18,7 +18,6 @@ from dinov3_seg_ros.resources import resource_path
 from dinov3_seg_ros.transport import (
     PROFILE,
     PROFILE_VARIABLES,
-    TRANSPORTS_VARIABLE,
     configure_transport,
     profile_variable,
     remove_unfinished_segments,
@@ -35,21 +34,16 @@ def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():
         assert own[profile_variable()] == "/own/profile.xml", "also when set under another distribution's name"
 
 
-def test_transports_that_the_user_has_chosen_by_name_are_left_alone():
-    environment = {TRANSPORTS_VARIABLE: "LARGE_DATA"}
-    assert configure_transport(environment) is None
-    assert environment == {TRANSPORTS_VARIABLE: "LARGE_DATA"}
-    own = {TRANSPORTS_VARIABLE: "LARGE_DATA", PROFILE_VARIABLES[0]: "/own/profile.xml"}
-    assert configure_transport(own) == "/own/profile.xml"
-
-
-def test_the_doctor_tells_transports_chosen_by_name(monkeypatch):
-    monkeypatch.delenv(PROFILE_VARIABLES[0], raising=False)
-    monkeypatch.delenv(PROFILE_VARIABLES[1], raising=False)
-    monkeypatch.setenv(TRANSPORTS_VARIABLE, "UDPv4")
-    (finding,) = [found for found in examine() if found.subject == "DDS transports"]
-    assert finding.level == "ok"
-    assert "UDPv4 (from FASTDDS_BUILTIN_TRANSPORTS" in finding.detail
+@pytest.mark.parametrize(
+    ("chosen", "used"), [("", "the default"), ("LARGE_DATA", "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA")]
+)
+def test_the_doctor_tells_that_other_processes_lose_images_and_by_which_transports(monkeypatch, chosen, used):
+    for variable in PROFILE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", chosen)
+    (finding,) = [found for found in examine() if found.subject == "DDS profile"]
+    assert finding.detail.endswith(f"use {used}, which loses images")
+    assert finding.remedy == f"export {profile_variable()}={resource_path(PROFILE)}"
 
 
 def test_the_profile_gives_images_32_mb_of_shared_memory_and_keeps_the_network():
