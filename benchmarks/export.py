@@ -34,7 +34,7 @@ def interleaved_ms(segmenters: dict[str, Segmenter], size: tuple[int, int], roun
     for _ in range(rounds):
         for name, segmenter in segmenters.items():
             start = time.perf_counter()
-            segmenter.runtime.features(canvas)
+            segmenter.runtime.start(canvas, []).logits()
             times[name].append(1000 * (time.perf_counter() - start))
     return {name: round(float(np.median(values[1:])), 1) for name, values in times.items()}
 

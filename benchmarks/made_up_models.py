@@ -24,7 +24,7 @@ from dinov3_seg_ros.bundle import (
 )
 from dinov3_seg_ros.heads import Head, build_head
 from dinov3_seg_ros.overlay import default_palette
-from dinov3_seg_ros.runtimes.pytorch import normalise
+from dinov3_seg_ros.runtimes.pytorch import Normalise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MODELS = {
@@ -84,10 +84,11 @@ def _cells(backbone: Backbone, head: Head, size: tuple[int, int], frames: Sequen
     """What the classifier sees of each frame: (frames, cells, channels)."""
     seen: list[torch.Tensor] = []
     hook = head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    normalise = Normalise(MEAN, STD)
     with torch.inference_mode():
         for frame in frames:
             canvas = torch.from_numpy(cv2.resize(frame, size[::-1])[None])
-            head(backbone(normalise(canvas, MEAN, STD)))
+            head(backbone(normalise(canvas)))
     hook.remove()
     return torch.cat(seen).flatten(2).permute(0, 2, 1).contiguous().numpy()
 

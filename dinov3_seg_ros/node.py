@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -42,7 +42,7 @@ from dinov3_seg_ros.output_classes import (
     load_class_list,
 )
 from dinov3_seg_ros.parameters import NodeParameters
-from dinov3_seg_ros.pipeline import Segmentation, Segmenter, parse_mask_size
+from dinov3_seg_ros.pipeline import Segmentation, Segmenter, StartedSegmentation, parse_mask_size
 from dinov3_seg_ros.ports import CameraInput, Frame, HeadOutput, Style, camera_names, create_switch
 from dinov3_seg_ros.qos import Endpoints
 from dinov3_seg_ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
@@ -70,6 +70,13 @@ def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[.
         return TransitionCallbackReturn.FAILURE
 
     return wrapper
+
+
+class _Started(NamedTuple):
+    """Frames that are segmented together."""
+
+    frames: list[Frame]
+    segmentation: StartedSegmentation
 
 
 class SegmentationNode(LifecycleNode):
@@ -128,7 +135,12 @@ class SegmentationNode(LifecycleNode):
             now = self.get_clock().now().to_msg()
             for output in self._each_output():
                 output.publish_label_info(now)
-            self._worker = LatestFrameWorker(self._process, self._on_worker_error, self._segmenter.max_batch)
+            self._worker = LatestFrameWorker(
+                self._begin,
+                self._on_worker_error,
+                self._segmenter.max_batch,
+                overlap=self._segmenter.runtime.device != "cpu",
+            )
             self._worker.start()
             transport = self._given["image_transport"]
             for camera in self._outputs:
@@ -230,8 +242,8 @@ class SegmentationNode(LifecycleNode):
         elif self._worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _process(self, items: Sequence[tuple[str, Any]]) -> None:
-        """Segment and publish the newest frames; runs in the worker's thread."""
+    def _begin(self, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+        """Read the newest frames and start to segment them; what is left to do. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
         for camera, item in items:
@@ -243,20 +255,32 @@ class SegmentationNode(LifecycleNode):
                 with self._segmenter.times.stage("message_in"):
                     frames.append(self._inputs[camera].read(*item, self._given["max_pixels"]))
                 heads |= dict.fromkeys(wanted)
-        for frame, result in self._segment(frames, list(heads)):
-            with self._costing_its_frame(frame.camera):
-                self._publish(frame, result)
+        started = self._start_segmenting(frames, list(heads))
+        return lambda: self._finish(started)
 
-    def _segment(self, frames: list[Frame], heads: list[str]) -> list[tuple[Frame, Segmentation]]:
+    def _start_segmenting(self, frames: list[Frame], heads: list[str]) -> list[_Started]:
         """All frames together; where that fails each alone, so that one camera's frame costs no other camera's."""
         try:
-            results = self._segmenter.segment([frame.rgb for frame in frames], heads=heads, size=self._mask_size)
-            return list(zip(frames, results, strict=True))
+            images = [frame.rgb for frame in frames]
+            return [_Started(frames, self._segmenter.start(images, heads=heads, size=self._mask_size))]
         except Exception as error:
             if len(frames) == 1:
                 self._drop(frames[0].camera, error)
                 return []
-            return [pair for frame in frames for pair in self._segment([frame], heads)]
+            return [started for frame in frames for started in self._start_segmenting([frame], heads)]
+
+    def _finish(self, started: Sequence[_Started]) -> None:
+        """Wait for the network, and publish."""
+        for frames, segmentation in started:
+            try:
+                results = segmentation.finish()
+            except Exception as error:
+                for frame in frames:
+                    self._drop(frame.camera, error)
+                continue
+            for frame, result in zip(frames, results, strict=True):
+                with self._costing_its_frame(frame.camera):
+                    self._publish(frame, result)
 
     def _publish(self, frame: Frame, result: Segmentation) -> None:
         style = Style(

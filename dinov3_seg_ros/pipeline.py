@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from dinov3_seg_ros.preprocessing import (
     nearest_in_aspect,
     place,
 )
-from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, open_fastest, open_runtime
+from dinov3_seg_ros.runtimes import Computation, Runtime, RuntimeOptions, open_fastest, open_runtime
 from dinov3_seg_ros.timing import StageTimes
 
 
@@ -90,17 +90,59 @@ class Segmentation:
         return next(iter(self.heads.values())).confidence
 
 
+class StartedSegmentation:
+    """Frames on their way through the network; see `Segmenter.start`."""
+
+    def __init__(self, count: int, batches: Sequence[_StartedBatch], times: StageTimes) -> None:
+        self._count, self._batches, self._times = count, batches, times
+
+    def finish(self) -> list[Segmentation]:
+        """Wait for the network.
+
+        Returns:
+            One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
+
+        Raises:
+            RuntimeUnavailableError: the GPU failed.
+        """
+        results: list[Segmentation | None] = [None] * self._count
+        for batch in self._batches:
+            logits = batch.computation.logits()
+            for stage, seconds in batch.computation.seconds().items():
+                self._times.add(stage, seconds)
+            for i, (index, placement) in enumerate(batch.placements.items()):
+                heads = {
+                    name: HeadSegmentation(
+                        some[i : i + 1],
+                        mask_size(batch.size, placement),
+                        placement.window(tuple(some.shape[-2:])),
+                        self._times,
+                    )
+                    for name, some in logits.items()
+                }
+                results[index] = Segmentation(heads)
+        return results
+
+
+class _StartedBatch(NamedTuple):
+    """One computation, and by the index of each of its frames, where that lies on its canvas."""
+
+    computation: Computation
+    placements: dict[int, Placement]
+    size: str | tuple[int, int]
+
+
 class Segmenter:
     """Frames in, segmentations out; one backbone pass for each batch, however many heads.
 
-    Not for use from several threads at once.
+    Not for use from several threads at once, but for what `start` returns.
 
     Attributes:
         manifests: bundle name -> manifest, in order.
         runtime: what computes the network.
         runtime_reason: why this runtime was chosen, for people.
         max_batch: the most frames in one backbone pass.
-        times: duration of the stages preprocess, backbone, heads and decode.
+        times: duration of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
     """
 
     def __init__(
@@ -195,6 +237,21 @@ class Segmenter:
         Raises:
             ImageError: an image is not (H, W, 3) uint8.
             ParameterError: unknown head or size.
+            RuntimeUnavailableError: the GPU failed.
+        """
+        return self.start(images, heads=heads, size=size).finish()
+
+    def start(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        heads: Sequence[str] | None = None,
+        size: str | tuple[int, int] = "source",
+    ) -> StartedSegmentation:
+        """Like `segment`, but where a GPU computes this need not wait for it.
+
+        So the next frames can be prepared and uploaded while the GPU computes these, and `StartedSegmentation.finish`
+        and the decode may have another thread. Frames are computed in the order in which they are started.
         """
         names = list(self.manifests) if heads is None else list(heads)
         for name in names:
@@ -203,12 +260,14 @@ class Segmenter:
         for image in images:
             check_image(image)
         placements = [self._place(image.shape[:2]) for image in images]
-        results: list[Segmentation | None] = [None] * len(images)
-        for batch in self._batches(placements):
-            segmentations = self._segment_batch([images[i] for i in batch], [placements[i] for i in batch], names, size)
-            for index, segmentation in zip(batch, segmentations, strict=True):
-                results[index] = segmentation
-        return results
+        for placement in placements:
+            mask_size(size, placement)  # an unknown one is refused before anything is computed
+        batches = []
+        for indices in self._batches(placements):
+            of_batch = {index: placements[index] for index in indices}
+            canvases = self._fill_canvases([images[index] for index in indices], list(of_batch.values()))
+            batches.append(_StartedBatch(self.runtime.start(canvases, names), of_batch, size))
+        return StartedSegmentation(len(images), batches, self.times)
 
     def canvas_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a frame of (height, width), pixels."""
@@ -251,35 +310,12 @@ class Segmenter:
             for start in range(0, len(indices), self.max_batch)
         ]
 
-    def _segment_batch(
-        self,
-        images: list[np.ndarray],
-        placements: list[Placement],
-        names: list[str],
-        size: str | tuple[int, int],
-    ) -> list[Segmentation]:
+    def _fill_canvases(self, images: Sequence[np.ndarray], placements: Sequence[Placement]) -> np.ndarray:
         with self.times.stage("preprocess"):
             canvases = np.empty((len(images), *placements[0].canvas_size, 3), np.uint8)
             for canvas, image, placement in zip(canvases, images, placements, strict=True):
                 fill_canvas(image, placement, self._mean, canvas)
-        with self.times.stage("backbone"):
-            features = self.runtime.features(canvases)
-        with self.times.stage("heads"):
-            logits = {name: self.runtime.logits(name, features) for name in names}
-        return [
-            Segmentation(
-                {
-                    name: HeadSegmentation(
-                        logits[name][i : i + 1],
-                        mask_size(size, placement),
-                        placement.window(tuple(logits[name].shape[-2:])),
-                        self.times,
-                    )
-                    for name in names
-                }
-            )
-            for i, placement in enumerate(placements)
-        ]
+        return canvases
 
 
 def parse_mask_size(text: str) -> str | tuple[int, int]:

@@ -11,10 +11,20 @@ import numpy as np
 
 #: Every step of a frame, in the order of the data.
 STAGES = ("message_in", "preprocess", "backbone", "heads", "decode", "overlay", "message_out")
+#: The same with the copies to and from a device, where one computes.
+STAGES_WITH_COPIES = (*STAGES[:2], "upload", *STAGES[2:4], "download", *STAGES[4:])
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long the body takes in ``seconds``, under ``stage``."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
 
 
 class StageTimes:
-    """The last durations of each stage, over a bounded window. One thread records, any thread may read."""
+    """The last durations of each stage, over a bounded window. Any thread may record and read."""
 
     def __init__(self, window: int = 300) -> None:
         self._window = window
@@ -44,10 +54,7 @@ class StageTimes:
 
     def add(self, name: str, seconds: float) -> None:
         """Record one duration in seconds."""
-        if name in self._seconds:
-            self._seconds[name].append(seconds)
-        else:  # not empty at any moment, since another thread may read in between
-            self._seconds[name] = deque([seconds], maxlen=self._window)
+        self._seconds.setdefault(name, deque(maxlen=self._window)).append(seconds)
 
     def clear(self) -> None:
         """Forget what was recorded, such as the first, slower frame."""
@@ -55,7 +62,8 @@ class StageTimes:
 
     def summary_ms(self) -> dict[str, dict[str, float]]:
         """``{stage: {"median": ms, "p95": ms}}`` over the window, for the stages recorded so far."""
-        return {name: summarise_ms(list(seconds)) for name, seconds in list(self._seconds.items())}
+        recorded = {name: list(seconds) for name, seconds in list(self._seconds.items())}
+        return {name: summarise_ms(seconds) for name, seconds in recorded.items() if seconds}
 
 
 class Rate:

@@ -1,42 +1,56 @@
-"""One thread that always works on the newest frames: one slot for each camera, and what is late is dropped."""
+"""Threads that always work on the newest frames: one slot for each camera, and what is late is dropped."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
+
+#: What is left to do of a turn that was started.
+Finish = Callable[[], None]
 
 
 class LatestFrameWorker:
-    """Runs ``process`` in a thread of its own on the newest item of each slot.
+    """Runs ``start`` in a thread of its own on the newest item of each slot, then what it returns.
 
     `put` never waits: an item that has not been taken is replaced. Slots that wait at the same moment are handed over
     together, first the one whose last turn is longest ago. So a fast camera cannot starve a slow one, and of cameras
     that send at the same moment, always in the same order, the last does not bear all the losses.
 
     Args:
-        process: called with ``[(slot, item), ...]``; an exception it raises is passed to ``on_error`` and ends nothing.
-        on_error: called, in the worker's thread, with the slots of the items and what ``process`` raised of them.
+        start: called with ``[(slot, item), ...]``; returns what is then left to do. An exception that either raises is
+            passed to ``on_error`` and ends nothing.
+        on_error: called, in the thread that failed, with the slots of the items and what was raised of them.
         max_items: the most items handed over at once.
+        overlap: whether a second thread finishes items while the first starts the next: worth it where another device
+            computes in between. No more than two turns are under way then, so that items are still taken late.
     """
 
     def __init__(
         self,
-        process: Callable[[Sequence[tuple[str, Any]]], None],
+        start: Callable[[Sequence[tuple[str, Any]]], Finish],
         on_error: Callable[[Sequence[str], Exception], None],
         max_items: int = 1,
+        overlap: bool = False,
     ) -> None:
-        self._process, self._on_error, self._max_items = process, on_error, max_items
+        self._start, self._on_error, self._max_items = start, on_error, max_items
         self._waiting: dict[str, Any] = {}
         self._last_turns: dict[str, int] = {}
         self._condition = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="segmentation_worker")
+        self._room = threading.Semaphore(2 if overlap else 1)
+        self._started: SimpleQueue[tuple[Sequence[str], Finish] | None] = SimpleQueue()
+        self._hand_over = self._started.put if overlap else self._end_turn
+        self._threads = [threading.Thread(target=self._take_turns, name="segmentation_worker")]
+        if overlap:
+            self._threads.append(threading.Thread(target=self._end_turns, name="segmentation_finisher"))
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def put(self, slot: str, item: Any) -> bool:
         """Leave an item for the thread; True when it takes the place of one that is now dropped."""
@@ -47,26 +61,49 @@ class LatestFrameWorker:
             return replaces
 
     def stop(self) -> list[str]:
-        """Let the item in work finish, and join the thread; the slots whose items were waiting and are now dropped."""
+        """Let the items in work finish and join the threads; the slots whose items waited and are dropped."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         return list(self._waiting)
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._waiting or self._stopping)
-                if self._stopping:
-                    return
-                items = self._take()
+    def _take_turns(self) -> None:
+        while items := self._next():
+            slots = [slot for slot, _ in items]
             try:
-                self._process(items)
+                finish = self._start(items)
             except Exception as error:
-                with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
-                    self._on_error([slot for slot, _ in items], error)
+                self._report(slots, error)
+                self._room.release()
+            else:
+                self._hand_over((slots, finish))
+        self._started.put(None)
+
+    def _end_turns(self) -> None:
+        while turn := self._started.get():
+            self._end_turn(turn)
+
+    def _end_turn(self, turn: tuple[Sequence[str], Finish]) -> None:
+        slots, finish = turn
+        try:
+            finish()
+        except Exception as error:
+            self._report(slots, error)
+        self._room.release()
+
+    def _report(self, slots: Sequence[str], error: Exception) -> None:
+        with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
+            self._on_error(slots, error)
+
+    def _next(self) -> list[tuple[str, Any]]:
+        """The next turn's items, once there is room for a turn; none when the worker stops."""
+        self._room.acquire()
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._stopping)
+            return [] if self._stopping else self._take()
 
     def _take(self) -> list[tuple[str, Any]]:
         slots = sorted(self._waiting, key=lambda slot: self._last_turns.get(slot, 0))[: self._max_items]

@@ -188,7 +188,7 @@ def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
     canvases = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
     (logits,) = onnxruntime.InferenceSession(folder / "fused.onnx").run(["logits"], {"canvases": canvases})
     runtime = Segmenter.from_bundle(exported.path, "onnx", max_batch=3).runtime
-    np.testing.assert_allclose(logits, runtime.logits("tiny", runtime.features(canvases)), atol=1e-4)
+    np.testing.assert_allclose(logits, runtime.start(canvases, ["tiny"]).logits()["tiny"], atol=1e-4)
 
 
 def licensed(bundle, licence):
@@ -214,7 +214,7 @@ def test_heads_of_other_layers_and_licences_are_fused_with_the_backbone_that_the
         assert (said["name"], said["licence"]) == (name, f"licence of {name}")
         assert json.loads(said["layers"]) == bundle.manifest.backbone.layers
         (logits,) = onnxruntime.InferenceSession(found.folder / "fused.onnx").run(["logits"], {"canvases": canvases})
-        np.testing.assert_allclose(logits, runtime.logits(name, runtime.features(canvases)), atol=1e-3)
+        np.testing.assert_allclose(logits, runtime.start(canvases, [name]).logits()[name], atol=1e-3)
         assert found.manifest.parity["fused"][name]["labels_equal"] >= 0.8
         assert f"| {name}, fused | " in (found.folder / "report.md").read_text()
 
@@ -346,8 +346,9 @@ def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):
     two = write_tiny_bundle(tmp_path / "two", name="two", num_classes=9, network_size=SIZE, geometry="stretch", seed=3)
     export([one.path, two.path], ExportOptions())
     segmenter = Segmenter.from_bundle([one.path, two.path], "onnx")
-    calls, run = [], segmenter.runtime.features
-    segmenter.runtime.features = lambda canvases: calls.append(len(canvases)) or run(canvases)
+    backbone, calls = segmenter.runtime._backbones[SIZE], []
+    run = backbone.run
+    backbone.run = lambda inputs: calls.append(inputs["canvases"].shape()[0]) or run(inputs)
     result = segmenter.segment([picture])[0]
     assert calls == [1]
     for bundle in (one, two):
@@ -526,8 +527,8 @@ def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, pict
     export([copy.path], ExportOptions(size=(96, 64)))
     segmenter = Segmenter.from_bundle(copy.path, "onnx", geometry="native")
     assert segmenter.runtime.sizes == ((64, 96), (96, 64))
-    taken, run = [], segmenter.runtime.features
-    segmenter.runtime.features = lambda canvases: taken.append(canvases.shape[1:3]) or run(canvases)
+    taken, run = [], segmenter.runtime.start
+    segmenter.runtime.start = lambda canvases, heads: taken.append(canvases.shape[1:3]) or run(canvases, heads)
     upright = np.ascontiguousarray(picture.transpose(1, 0, 2))
     results = segmenter.segment([picture, upright])
     assert taken == [(64, 96), (96, 64)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -90,24 +91,66 @@ def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_
         for name in cameras:
             publisher = node._outputs[name]["tiny"]._publishers["mask"]
             graph.spin_until(publisher.get_subscription_count, f"a subscription to the mask of {name}")
-        batches, features = [], node._segmenter.runtime.features
+        batches, run = [], node._segmenter.runtime.start
 
-        def features_of_dark_frames(canvases):
+        def start_dark_frames(canvases, heads):
             batches.append(len(canvases))
             if canvases.max() == 255:
                 raise RuntimeError("made to fail")
-            return features(canvases)
+            return run(canvases, heads)
 
-        monkeypatch.setattr(node._segmenter.runtime, "features", features_of_dark_frames)
+        monkeypatch.setattr(node._segmenter.runtime, "start", start_dark_frames)
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
-        node._process([(name, (message, 0.0)) for name, message in messages.items()])
+        node._begin([(name, (message, 0.0)) for name, message in messages.items()])()
         graph.spin_until(lambda: masks["good"], "the mask of the good frame")
         assert masks["good"][0].header == messages["good"].header
         assert batches == [2, 1, 1], "first together, then each alone"
         assert masks["bad"] == []
         assert node._statistics["bad"].summary() == "1 failed"
         assert node._statistics["good"].summary() == "1 segmented"
+
+
+class _Slow:
+    """A computation that ends only once the next one was started."""
+
+    def __init__(self, computed, next_one):
+        self._computed, self._next_one = computed, next_one
+
+    def logits(self):
+        assert self._next_one.wait(10), "the next frame was not started meanwhile"
+        return self._computed.logits()
+
+    def seconds(self):
+        return self._computed.seconds()
+
+
+def test_where_a_gpu_computes_the_next_frame_is_started_before_the_mask_of_the_one_before_is_sent(
+    bundle, tmp_path, monkeypatch
+):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        assert node.trigger_configure() == SUCCESS
+        runtime, started = node._segmenter.runtime, [threading.Event() for _ in range(4)]
+        run, indices = runtime.start, iter(range(3))
+
+        def start_slowly(canvases, heads):
+            index = next(indices)
+            started[index].set()
+            return _Slow(run(canvases, heads), started[min(index + 1, 2)])
+
+        monkeypatch.setattr(runtime, "device", "cuda")
+        monkeypatch.setattr(runtime, "start", start_slowly)
+        assert node.trigger_activate() == SUCCESS
+        camera, masks = graph.camera("image"), graph.listen("segmentation/mask", reliable=True)
+        publisher = node._outputs[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        sent = [camera.message(np.full((32, 32, 3), 60 * index, np.uint8)) for index in range(3)]
+        for index, message in enumerate(sent):
+            node._receive("", message, 0)
+            graph.spin_until(started[index].is_set, f"frame {index} on its way")
+        graph.spin_until(lambda: len(masks) == 3, "three masks")
+        assert [mask.header for mask in masks] == [message.header for message in sent]
+        assert node._statistics[""].summary() == "3 received, 3 segmented"
 
 
 @pytest.fixture
@@ -147,7 +190,7 @@ def test_a_failed_configuration_keeps_its_reason_though_the_models_cannot_be_clo
         start(node)
 
 
-@pytest.mark.parametrize("broken", ["_wanted_heads", "_segment", "_publish"])
+@pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])
 def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with_the_next(
     bundle, tmp_path, monkeypatch, broken
 ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -86,8 +88,7 @@ def test_frames_of_mixed_sizes_come_back_in_order_whatever_the_batch(bundle):
 def test_several_heads_share_one_backbone_pass(bundle, further):
     segmenter = Segmenter.from_bundle([bundle.path, further.path])
     calls = []
-    run = segmenter.runtime.features
-    segmenter.runtime.features = lambda canvases: calls.append(len(canvases)) or run(canvases)
+    segmenter.runtime._backbone.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     result = segmenter.segment([picture()])[0]
     assert calls == [1]
     assert list(result.heads) == ["tiny", "further"]
@@ -131,8 +132,8 @@ def test_warming_up_sees_every_batch_of_a_gpu_the_largest_first_and_decodes_ever
     segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
     assert segmenter.runtime.device == "cpu"
     segmenter.runtime.device = device
-    seen, run = [], segmenter.runtime.features
-    segmenter.runtime.features = lambda canvases: seen.append(len(canvases)) or run(canvases)
+    seen, run = [], segmenter.runtime.start
+    segmenter.runtime.start = lambda canvases, heads: seen.append(len(canvases)) or run(canvases, heads)
     decoded = {"upsample_argmax": set(), "upsample_argmax_confidence": set()}
     for name in decoded:
         monkeypatch.setattr(decode, name, noting(decoded[name], getattr(decode, name)))
@@ -193,6 +194,76 @@ def test_a_backbone_that_cannot_be_recorded_as_a_cuda_graph_runs_without_and_say
     assert caplog.text.count("without a CUDA graph for 1x3x8x8") == 1
 
 
+class _StandInStream:
+    """In the place of torch.cuda.Stream: notes what is asked of it, and does the work at once."""
+
+    notes: ClassVar[list] = []
+
+    def __init__(self, device):
+        self.number = len(self.notes)
+        self.notes.append(("made", self.number))
+
+    def wait_stream(self, stream):
+        pass
+
+    def record_event(self, event):
+        self.notes.append(("record", self.number, id(event)))
+
+    def wait_event(self, event):
+        self.notes.append(("wait", self.number, id(event)))
+
+
+class _StandInEvent:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def synchronize(self):
+        _StandInStream.notes.append("host waits")
+
+    def elapsed_time(self, end):
+        return 1000.0
+
+
+def test_on_a_gpu_nothing_is_waited_for_until_the_logits_are_asked_for(bundle, monkeypatch):
+    frames = [picture(seed=0), picture(seed=1)]
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cpu")
+    expected = [segmenter.segment([frame])[0].labels for frame in frames]
+    notes = _StandInStream.notes
+    notes.clear()
+    for name, stand_in in {
+        "Stream": _StandInStream,
+        "Event": _StandInEvent,
+        "stream": contextlib.nullcontext,
+        "default_stream": lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    segmenter.runtime._streams = pytorch._Streams(torch.device("cpu"))
+    segmenter.times.clear()
+    started = [segmenter.start([frame]) for frame in frames]
+    assert "host waits" not in notes
+    found = [one.finish()[0].labels for one in started]
+    assert "host waits" in notes
+    assert all(map(np.array_equal, found, expected))
+    times = segmenter.times.summary_ms()
+    assert all(times[stage]["median"] == 1000.0 for stage in ("upload", "backbone", "heads"))
+    uploading, computing = (note[1] for note in notes if note[0] == "made")
+    steps = [note[:2] for note in notes if note[0] in ("record", "wait")]
+    upload, compute = [("record", uploading)] * 2, [("wait", computing), *[("record", computing)] * 2]
+    assert steps == 2 * [*upload, *compute, *compute]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_frames_that_overlap_on_a_gpu_have_the_labels_that_each_has_alone(bundle):
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
+    frames = [picture(seed=seed) for seed in range(6)]
+    alone = [segmenter.segment([frame])[0].labels for frame in frames]
+    started = [segmenter.start([frame]) for frame in frames]
+    for one, other in zip(alone, started, strict=True):
+        assert np.array_equal(one, other.finish()[0].labels)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_labels_that_are_read_late_are_still_those_of_their_own_frame(bundle, compiled):
@@ -216,7 +287,8 @@ def test_importing_the_robots_side_imports_neither_torch_nor_training():
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_logits_are_left_where_the_runtime_says(bundle, device):
     runtime = Segmenter.from_bundle(bundle.path, "torch", device=device).runtime
-    logits = runtime.logits(bundle.manifest.name, runtime.features(np.zeros((1, 64, 96, 3), np.uint8)))
+    name = bundle.manifest.name
+    logits = runtime.start(np.zeros((1, 64, 96, 3), np.uint8), [name]).logits()[name]
     assert runtime.logits_device == device
     assert isinstance(logits, np.ndarray) == (device == "cpu")
 

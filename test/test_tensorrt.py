@@ -143,9 +143,9 @@ def test_several_batch_sizes_go_through_one_engine(trt, bundles):
     assert len(trt.built) == 2
     assert trt.built[0].config.profile.shapes["canvases"] == [[1, *SIZE, 3], [3, *SIZE, 3], [3, *SIZE, 3]]
     with pytest.raises(ParameterError, match="4 canvases came at once, but max_batch is 3"):
-        several.runtime.features(np.zeros((4, *SIZE, 3), np.uint8))
+        several.runtime.start(np.zeros((4, *SIZE, 3), np.uint8), [])
     with pytest.raises(ImageError, match="no engine for canvases of 32x32 pixels; there are: 64x96"):
-        several.runtime.features(np.zeros((1, 32, 32, 3), np.uint8))
+        several.runtime.start(np.zeros((1, 32, 32, 3), np.uint8), [])
 
 
 def test_further_batch_sizes_take_no_further_memory_on_the_gpu(trt, cuda, bundles):
@@ -182,23 +182,61 @@ def test_what_cannot_be_captured_runs_without_a_cuda_graph(trt, cuda, bundles, c
     assert "operation not permitted when stream is capturing" in caplog.text
 
 
-def test_logits_stay_as_they_were_when_the_next_frame_comes(trt, bundles):
-    runtime = segmenter(bundles[0]).runtime
-    canvases = np.stack([np.resize(picture(seed), (*SIZE, 3)) for seed in (0, 1)])
-    first = runtime.logits("one", runtime.features(canvases[:1]))
-    kept = first.copy()
-    features = runtime.features(canvases[1:])
-    assert not np.array_equal(runtime.logits("one", features), kept)
-    assert np.array_equal(first, kept)
+def canvases(seed):
+    return np.resize(picture(seed), (1, *SIZE, 3))
 
 
-def test_overwritten_feature_maps_give_an_error_and_not_another_frames_mask(trt, bundles):
+def logits_alone(bundle, seed):
+    runtime = Segmenter.from_bundle(bundle.path, "onnx", precision="fp32").runtime
+    return runtime.start(canvases(seed), ["one"]).logits()["one"]
+
+
+@pytest.mark.parametrize("late", [None, 0, 1, 2])
+def test_computations_that_overlap_give_each_its_own_logits_whichever_stream_is_late(trt, cuda, bundles, late):
     runtime = segmenter(bundles[0]).runtime
-    canvases = np.zeros((1, *SIZE, 3), np.uint8)
-    old = runtime.features(canvases)
-    runtime.features(canvases)
+    cuda.gpu.late = late
+    given, started = canvases(0), []
+    for seed in range(5):
+        given[:] = canvases(seed)  # the caller may use its array again at once
+        started.append(runtime.start(given, ["one"]))
+    for seed, computation in enumerate(started):
+        np.testing.assert_array_equal(computation.logits()["one"], logits_alone(bundles[0], seed))
+        seconds = computation.seconds()
+        assert list(seconds) == ["upload", "backbone", "heads", "download"]
+        assert min(seconds.values()) >= 0
+
+
+def test_nothing_is_waited_for_until_the_third_computation_needs_the_place_of_the_first(trt, cuda, bundles):
+    runtime = segmenter(bundles[0]).runtime
+    for seed in range(2):  # the first two record CUDA graphs
+        runtime.start(canvases(seed), ["one"]).logits()
+    trt.runs.clear()
+    started = [runtime.start(canvases(seed), ["one"]) for seed in range(2)]
+    assert trt.runs == []
+    started.append(runtime.start(canvases(2), ["one"]))
+    assert len(trt.runs) == 2
+    runtime.close()
+
+
+def test_overwritten_feature_maps_give_an_error_and_not_another_frames_maps(trt, bundles):
+    runtime = segmenter(bundles[0]).runtime
+    old, new = (runtime.start(canvases(seed), []) for seed in range(2))
+    reference = Segmenter.from_bundle(bundles[0].path, "onnx", precision="fp32").runtime.start(canvases(1), [])
+    for name, found in new.maps().items():
+        np.testing.assert_array_equal(found, reference.maps()[name])
     with pytest.raises(ParameterError, match="overwritten by a later frame's"):
-        runtime.logits("one", old)
+        old.maps()
+
+
+def test_a_gpu_that_fails_fails_its_frame_and_not_those_after_it(trt, cuda, bundles, monkeypatch):
+    broken = segmenter(bundles[0])
+    broken.segment([picture()])
+    monkeypatch.setattr(cuda, "cudaEventSynchronize", lambda event: (cuda.cudaError_t.cudaErrorInvalidValue,))
+    started = [broken.start([picture(seed)]) for seed in range(2)]
+    with pytest.raises(RuntimeUnavailableError, match="failed: InvalidValue"):
+        started[0].finish()
+    monkeypatch.undo()
+    assert np.array_equal(broken.segment([picture(3)])[0].labels, expected(bundles[0], seed=3))
 
 
 def test_closing_frees_all_that_was_allocated(trt, cuda, bundles):

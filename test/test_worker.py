@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+
+import pytest
 
 from dinov3_seg_ros.worker import LatestFrameWorker
 
@@ -19,7 +22,7 @@ class Gate:
         self.entered.set()
         assert self.open.wait(5)
         self.calls.append(list(items))
-        self.finished.release()
+        return self.finished.release
 
     def wait(self, calls):
         for _ in range(calls):
@@ -57,7 +60,7 @@ def test_of_slots_that_are_filled_in_one_order_again_and_again_none_bears_all_th
     def process(items):
         assert turn.acquire(timeout=5)
         taken.extend(slot for slot, _ in items)
-        done.release()
+        return done.release
 
     worker = LatestFrameWorker(process, on_error=lambda slots, error: None)
     worker.start()
@@ -80,26 +83,99 @@ def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
     assert gate.calls[1:] == [[("a", 1), ("b", 2)], [("c", 3)]]
 
 
-def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken():
-    errors, failed, done = [], threading.Event(), threading.Event()
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("when", ["started", "finished"])
+def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken(overlap, when):
+    errors, done = [], threading.Semaphore(0)
 
-    def process(items):
-        if items[0][1] == "bad":
-            raise ValueError("bad item")
-        done.set()
+    def start(items):
+        def finish():
+            if items[0][1] == "bad":
+                raise ValueError("bad item")
+            done.release()
+
+        if when == "started":
+            finish()
+            return lambda: None
+        return finish
 
     def note(slots, error):
         errors.append((slots, str(error)))
-        failed.set()
+        done.release()
+        raise RuntimeError("a report that fails")
 
-    worker = LatestFrameWorker(process, note)
+    worker = LatestFrameWorker(start, note, overlap=overlap)
     worker.start()
-    worker.put("a", "bad")
-    assert failed.wait(5)
-    worker.put("a", "good")
-    assert done.wait(5)
+    for item in ("bad", "good", "bad", "good", "bad", "good"):  # more than may be under way
+        worker.put("a", item)
+        assert done.acquire(timeout=5)
     worker.stop()
-    assert errors == [(["a"], "bad item")]
+    assert errors == 3 * [(["a"], "bad item")]
+
+
+class Turns:
+    """Notes what is started and finished; nothing is finished before it is let."""
+
+    def __init__(self):
+        self.started, self.finished = [], []
+        self.step, self.let = threading.Condition(), threading.Semaphore(0)
+
+    def start(self, items):
+        self._note(self.started, items)
+        return lambda: self._finish(items)
+
+    def _finish(self, items):
+        assert self.let.acquire(timeout=5)
+        self._note(self.finished, items)
+
+    def _note(self, notes, items):
+        with self.step:
+            notes.extend(item for _, item in items)
+            self.step.notify_all()
+
+    def wait(self, started, finished):
+        with self.step:
+            assert self.step.wait_for(lambda: (len(self.started), len(self.finished)) >= (started, finished), 5)
+
+
+@pytest.mark.parametrize(("overlap", "under_way"), [(False, 1), (True, 2)])
+def test_with_overlap_the_next_item_is_started_before_the_one_before_is_finished_and_no_more(overlap, under_way):
+    turns = Turns()
+    worker = LatestFrameWorker(turns.start, on_error=lambda slots, error: None, overlap=overlap)
+    worker.start()
+    for item in range(under_way):
+        worker.put("a", item)
+        turns.wait(started=item + 1, finished=0)
+    # What comes now is taken only once there is room, and then it is the newest.
+    for item in ("late", "later", "newest"):
+        worker.put("a", item)
+    time.sleep(0.05)
+    assert turns.started == list(range(under_way))
+    turns.let.release()
+    turns.wait(started=under_way + 1, finished=1)
+    assert turns.started[-1] == "newest"
+    for _ in range(under_way):
+        turns.let.release()
+    turns.wait(started=under_way + 1, finished=under_way + 1)
+    worker.stop()
+    assert turns.finished == turns.started
+
+
+def test_stopping_lets_all_that_overlaps_finish():
+    turns, waiting = Turns(), []
+    worker = LatestFrameWorker(turns.start, on_error=lambda slots, error: None, overlap=True)
+    worker.start()
+    for item in range(2):
+        worker.put("a", item)
+        turns.wait(started=item + 1, finished=0)
+    worker.put("a", 2)
+    stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
+    stopper.start()
+    turns.let.release(2)
+    stopper.join(5)
+    assert not stopper.is_alive()
+    assert turns.finished == [0, 1]
+    assert waiting == ["a"]
 
 
 def test_stopping_lets_the_item_in_work_finish_and_tells_what_was_waiting():

@@ -42,7 +42,7 @@ from torch.utils.data import Dataset
 from dinov3_seg_ros import backbone, preprocessing
 from dinov3_seg_ros.errors import DatasetError, RecipeError
 from dinov3_seg_ros.files import locked, replacing_file, write_json
-from dinov3_seg_ros.runtimes.pytorch import normalise
+from dinov3_seg_ros.runtimes.pytorch import Normalise
 from training import datasets, loader, randomness, transforms
 from training.loader import AugmentedDataset, BatchLoader, Key
 from training.output import writing
@@ -327,7 +327,7 @@ def _png(mask: Tensor) -> np.ndarray:
 
 def _code_fingerprint() -> str:
     """SHA-256 of the code that makes canvases, masks and features: what another version of it made is not used."""
-    sources = [inspect.getsource(part) for part in (preprocessing, backbone, normalise, transforms, loader, randomness)]
+    sources = [inspect.getsource(part) for part in (preprocessing, backbone, Normalise, transforms, loader, randomness)]
     sources += [path.read_text(encoding="utf-8") for path in sorted(Path(datasets.__file__).parent.rglob("*.py"))]
     versions = [importlib.metadata.version(package) for package in ("torch", "transformers")]
     return hashlib.sha256("".join([*sources, *versions]).encode()).hexdigest()

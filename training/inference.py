@@ -175,7 +175,7 @@ class AveragingSegmenter:
                 f"a view by these settings of inference is {size[0]}x{size[1]} pixels large, and runtime "
                 f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
             )
-        return torch.as_tensor(self.runtime.logits(self._name, self.runtime.features(canvas[None]))).float()
+        return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()
 
 
 def open_segmenter(path: Path, runtime: str, inference: Inference) -> Segmenter | AveragingSegmenter:

@@ -11,7 +11,7 @@ from dinov3_seg_ros.backbone import Backbone, build_backbone, load_backbone
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.errors import HeadError
 from dinov3_seg_ros.heads import Head, build_head
-from dinov3_seg_ros.runtimes.pytorch import normalise
+from dinov3_seg_ros.runtimes.pytorch import Normalise
 from training.recipe import BackboneChoice, HeadChoice
 
 
@@ -29,7 +29,7 @@ class SegmentationModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        self._mean, self._std, self._freeze_norm = tuple(mean), tuple(std), freeze_norm
+        self._normalise, self._freeze_norm = Normalise(mean, std), freeze_norm
 
     def train(self, mode: bool = True) -> SegmentationModel:
         """Like Module.train, but what is frozen stays in evaluation mode."""
@@ -42,7 +42,7 @@ class SegmentationModel(nn.Module):
 
     def features(self, canvases: Tensor) -> list[Tensor]:
         """The feature maps of canvases (B, H, W, 3) uint8 RGB."""
-        return self.backbone(normalise(canvases, self._mean, self._std))
+        return self.backbone(self._normalise(canvases))
 
     def forward(self, seen: Tensor | Sequence[Tensor]) -> Tensor:
         """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from dinov3_seg_ros.runtimes import Computed
 from training.model import SegmentationModel
 
 
@@ -20,14 +23,10 @@ class ModelRuntime:
         self.device = self.logits_device = device.type
 
     @torch.inference_mode()
-    def features(self, canvases: np.ndarray) -> list[torch.Tensor]:
-        """See `Runtime.features`."""
-        return self._model.features(torch.from_numpy(canvases).to(self._device))
-
-    @torch.inference_mode()
-    def logits(self, _bundle_name: str, features: list[torch.Tensor]) -> torch.Tensor:
-        """See `Runtime.logits`."""
-        return self._model.head(features).float()
+    def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computed:
+        """See `Runtime.start`; every head is the model's."""
+        maps = self._model.features(torch.from_numpy(canvases).to(self._device))
+        return Computed({name: self._model.head(maps).float() for name in heads}, {}, dict)
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the training."""

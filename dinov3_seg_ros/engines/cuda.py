@@ -1,4 +1,4 @@
-"""GPU memory, a stream and CUDA graphs, by cuda-python; written for its releases 12.9 and 13."""
+"""GPU memory, streams, events and CUDA graphs, by cuda-python; written for its releases 12.9 and 13."""
 
 from __future__ import annotations
 
@@ -41,18 +41,25 @@ def find_gpu() -> Gpu:
 
 
 class Workspace:
-    """A stream and the memory that is used on it. What is made here lives until `close`, which frees all of it.
-
-    Attributes:
-        handle: of the stream, as TensorRT takes it.
-    """
+    """Memory, streams and events on a GPU. What is made here lives until `close`, which frees all of it."""
 
     def __init__(self) -> None:
         self._owned = contextlib.ExitStack()
+        self._streams: list[Stream] = []
+
+    def stream(self) -> Stream:
+        """A queue of its own."""
         # The default stream would make TensorRT wait for the whole device at every run.
-        self._stream = _call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
-        self._owned.callback(_call, cudart.cudaStreamDestroy, self._stream)
-        self.handle = get_cuda_native_handle(self._stream)
+        handle = _call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self._owned.callback(_call, cudart.cudaStreamDestroy, handle)
+        self._streams.append(Stream(handle, self._owned))
+        return self._streams[-1]
+
+    def event(self) -> Event:
+        """A moment that no stream has come to yet."""
+        handle = _call(cudart.cudaEventCreate)
+        self._owned.callback(_call, cudart.cudaEventDestroy, handle)
+        return Event(handle)
 
     def allocate(self, size: int) -> int:
         """Address of ``size`` bytes on the GPU."""
@@ -67,25 +74,68 @@ class Workspace:
         self._owned.callback(_call, cudart.cudaFreeHost, address)
         return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
 
+    def close(self) -> None:
+        """Wait for every stream, then free everything."""
+        with self._owned:
+            while self._streams:
+                self._streams.pop().wait()
+
+
+class Event:
+    """A moment on a stream; made by `Workspace.event`. Its methods are named like those of PyTorch's events."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come to it."""
+        _call(cudart.cudaEventSynchronize, self.handle)
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds from this moment to another, both of which have passed."""
+        return _call(cudart.cudaEventElapsedTime, self.handle, later.handle)
+
+
+class Stream:
+    """A queue of copies and kernels, which the GPU works off in order; made by `Workspace.stream`.
+
+    Attributes:
+        handle: as TensorRT takes it.
+    """
+
+    def __init__(self, stream: Any, owned: contextlib.ExitStack) -> None:
+        self._stream, self._owned = stream, owned
+        self.handle = get_cuda_native_handle(stream)
+
     def to_gpu(self, address: int, array: np.ndarray) -> None:
-        """Put a copy of a contiguous array on the stream; the array must not change before `wait`."""
-        kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _call(cudart.cudaMemcpyAsync, address, array.ctypes.data, array.nbytes, kind, self._stream)
+        """Queue a copy of a contiguous array, which must not change until that is done."""
+        self._copy(address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def from_gpu(self, array: np.ndarray, address: int) -> None:
-        """Put a copy into a contiguous array on the stream; the array is filled after `wait`."""
-        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _call(cudart.cudaMemcpyAsync, array.ctypes.data, address, array.nbytes, kind, self._stream)
+        """Queue a copy into a contiguous array, which is filled once that is done."""
+        self._copy(array.ctypes.data, address, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def on_gpu(self, target: int, source: int, size: int) -> None:
+        """Queue a copy of ``size`` bytes from one address on the GPU to another."""
+        self._copy(target, source, size, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
+    def record_event(self, event: Event) -> None:
+        """Let ``event`` be the moment when everything queued so far is done."""
+        _call(cudart.cudaEventRecord, event.handle, self._stream)
+
+    def wait_event(self, event: Event) -> None:
+        """Begin nothing that is queued from now on before another stream, where it is recorded, has come to it."""
+        _call(cudart.cudaStreamWaitEvent, self._stream, event.handle, 0)
 
     def wait(self) -> None:
-        """Until everything on the stream is done."""
+        """Until everything queued is done."""
         _call(cudart.cudaStreamSynchronize, self._stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``work`` puts on the stream as a CUDA graph; it is not run.
+        """Record what ``work`` queues as a CUDA graph; it is not run.
 
         Returns:
-            Puts all of it on the stream at once. Addresses and shapes are those of the recording.
+            Queues all of it at once. Addresses and shapes are those of the recording.
 
         Raises:
             RuntimeUnavailableError: it cannot be recorded; the stream can be used as before.
@@ -106,12 +156,8 @@ class Workspace:
         self._owned.callback(_call, cudart.cudaGraphExecDestroy, executable)
         return lambda: _call(cudart.cudaGraphLaunch, executable, self._stream)
 
-    def close(self) -> None:
-        """Wait, then free memory, graphs and stream."""
-        with self._owned:
-            if self.handle is not None:
-                self.handle = None
-                self.wait()
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        _call(cudart.cudaMemcpyAsync, target, source, size, kind, self._stream)
 
     def _end_capture(self, recorded: contextlib.ExitStack) -> Any:
         graph = _call(cudart.cudaStreamEndCapture, self._stream)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorrt as trt
 
-from dinov3_seg_ros.engines.cuda import Workspace
+from dinov3_seg_ros.engines.cuda import Stream, Workspace
 from dinov3_seg_ros.engines.log import TENSORRT_LOG, logger
 from dinov3_seg_ros.errors import ExportError, RuntimeUnavailableError
 
@@ -42,11 +42,15 @@ class Tensor:
         """NumPy's; uint16 for bfloat16."""
         return np.dtype(_NUMPY[self.type])
 
-    def read(self, workspace: Workspace, batch: int) -> np.ndarray:
-        """A copy of the first ``batch`` elements, bfloat16 as float32; waits for it."""
+    def nbytes(self, batch: int) -> int:
+        """Bytes of the first ``batch`` elements."""
+        return batch * math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, stream: Stream, batch: int) -> np.ndarray:
+        """A copy of the first ``batch`` elements, bfloat16 as float32; waits for everything on the stream."""
         array = np.empty((batch, *self.shape), self.dtype)
-        workspace.from_gpu(array, self.address)
-        workspace.wait()
+        stream.from_gpu(array, self.address)
+        stream.wait()
         if self.type == trt.DataType.BF16:
             return (array.astype(np.uint32) << 16).view(np.float32)
         return array
@@ -62,6 +66,7 @@ class Execution:
         engine: what to run.
         name: for messages.
         workspace: owns the memory.
+        stream: where it runs.
         max_batch: the largest batch.
         given: inputs that lie on the GPU already, such as another engine's outputs.
 
@@ -78,10 +83,11 @@ class Execution:
         engine: trt.ICudaEngine,
         name: str,
         workspace: Workspace,
+        stream: Stream,
         max_batch: int,
         given: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._engine, self._name, self._workspace = engine, name, workspace
+        self._engine, self._name, self._workspace, self._stream = engine, name, workspace, stream
         self._contexts: dict[int, trt.IExecutionContext] = {}
         self._runs: dict[int, Callable[[], None]] = {}
         self._create_context = self._contexts_with_shared_memory()
@@ -100,8 +106,8 @@ class Execution:
                     )
                 self.tensors[n] = given[n]
             else:
-                size = max_batch * math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
-                self.tensors[n] = Tensor(workspace.allocate(size), shape, kind)
+                address = workspace.allocate(Tensor(0, shape, kind).nbytes(max_batch))
+                self.tensors[n] = Tensor(address, shape, kind)
 
     def run(self, batch: int) -> None:
         """Put a run on the first ``batch`` elements of the inputs on the stream.
@@ -120,15 +126,15 @@ class Execution:
         enqueue = functools.partial(self._enqueue, context)
         # The first run in new shapes initialises, which a recording does not allow (NVIDIA/TensorRT#2603).
         enqueue()
-        self._workspace.wait()
+        self._stream.wait()
         try:
-            return self._workspace.capture(enqueue)
+            return self._stream.capture(enqueue)
         except RuntimeUnavailableError as error:
             logger.warning("%s runs without a CUDA graph, somewhat slower: %s", self._name, error)
             return enqueue
 
     def _enqueue(self, context: trt.IExecutionContext) -> None:
-        self._check(context.execute_async_v3(self._workspace.handle), "it cannot be run")
+        self._check(context.execute_async_v3(self._stream.handle), "it cannot be run")
 
     def _context(self, batch: int) -> trt.IExecutionContext:
         if batch not in self._contexts:

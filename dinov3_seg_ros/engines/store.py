@@ -256,15 +256,16 @@ def _compare(engine: trt.ICudaEngine, graph: Path, max_batch: int, reference: Re
     expected, inputs = reference.outputs(graph), reference.maps
     differences = {name: Difference() for name in expected}
     with contextlib.closing(Workspace()) as workspace:
-        execution = Execution(engine, graph.name, workspace, max_batch)
+        stream = workspace.stream()
+        execution = Execution(engine, graph.name, workspace, stream, max_batch)
         for batch in sorted({1, max_batch}):
             for name in execution.tensors.keys() & inputs.keys() - expected.keys():
-                workspace.to_gpu(execution.tensors[name].address, np.ascontiguousarray(inputs[name][:batch]))
+                stream.to_gpu(execution.tensors[name].address, np.ascontiguousarray(inputs[name][:batch]))
             # The second run is the one that replays the CUDA graph.
             for _ in range(2):
                 execution.run(batch)
             for name, difference in differences.items():
-                difference.update(expected[name][:batch], execution.tensors[name].read(workspace, batch))
+                difference.update(expected[name][:batch], execution.tensors[name].read(stream, batch))
     return {name: difference.record() for name, difference in differences.items()}
 
 

@@ -30,7 +30,7 @@ from transformers import AttentionInterface
 from dinov3_seg_ros.artefacts import CANVASES, LOGITS, map_name
 from dinov3_seg_ros.backbone import Backbone
 from dinov3_seg_ros.heads import Head
-from dinov3_seg_ros.runtimes.pytorch import normalise
+from dinov3_seg_ros.runtimes.pytorch import Normalise
 
 #: The newest that TensorRT 10 and 11 and every ONNX Runtime of the last years read.
 OPSET = 18
@@ -62,7 +62,7 @@ class BackboneGraph(nn.Module):
         fused_attention: bool = False,
     ) -> None:
         super().__init__()
-        self._mean, self._std, self._dtype = tuple(mean), tuple(std), dtype
+        self._normalise, self._dtype = Normalise(mean, std), dtype
         if hasattr(backbone.model, "set_attn_implementation"):
             AttentionInterface.register(_PLAIN_ATTENTION, _attention_with_float32_scores)
             AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
@@ -72,7 +72,7 @@ class BackboneGraph(nn.Module):
 
     def forward(self, canvases: Tensor) -> tuple[Tensor, ...]:
         """Maps (N, C_i, h_i, w_i) of the dtype, in the order of the backbone's layers."""
-        return tuple(self.backbone(normalise(canvases, self._mean, self._std).to(self._dtype)))
+        return tuple(self.backbone(self._normalise(canvases).to(self._dtype)))
 
 
 class HeadGraph(nn.Module):

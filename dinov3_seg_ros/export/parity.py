@@ -120,13 +120,13 @@ def compare(
     for image, truth in samples:
         count += 1
         canvas, placement = lay_out(image, first, size)
-        expected, actual = reference.features(canvas), found.features(canvas)
-        maps = reference.maps(expected), found.maps(actual)
+        expected, actual = (runtime.start(canvas, list(heads)) for runtime in (reference, found))
+        maps = expected.maps(), actual.maps()
         for name, difference in features.items():
             difference.update(*(some[name] for some in maps))
         for name, head in heads.items():
-            logits = reference.logits(name, expected)
-            head.update(logits, found.logits(name, actual), placement, truth)
+            logits = expected.logits()[name]
+            head.update(logits, actual.logits()[name], placement, truth)
             if name in fused:
                 fused_heads[name].update(logits, fused[name](canvas), placement, truth)
     compared = {"features": features, "heads": heads, **({"fused": fused_heads} if fused else {})}

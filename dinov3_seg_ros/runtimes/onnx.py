@@ -28,7 +28,8 @@ from dinov3_seg_ros.artefacts import (
 )
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import ExportError, ImageError, RuntimeUnavailableError
-from dinov3_seg_ros.runtimes import RuntimeOptions
+from dinov3_seg_ros.runtimes import Computed, RuntimeOptions
+from dinov3_seg_ros.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -91,8 +92,8 @@ class OnnxRuntime:
         choose_exports(bundles, _precisions(options), options.network_size)
         return _device(_providers(options)[0])
 
-    def features(self, canvases: np.ndarray) -> tuple[tuple[int, int], Maps]:
-        """(N, H, W, 3) uint8 -> the canvases' size, and the union of the maps that the heads read, on the device.
+    def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computed:
+        """See `Runtime.start`; this one waits for the end, and leaves the logits in the host's memory.
 
         Raises:
             ImageError: no graph takes canvases of this size.
@@ -101,16 +102,12 @@ class OnnxRuntime:
         if size not in self._backbones:
             sizes = ", ".join(f"{height}x{width}" for height, width in self._backbones)
             raise ImageError(f"there is no graph for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
-        return size, self._backbones[size].run({CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases)})
-
-    def maps(self, features: tuple[tuple[int, int], Maps]) -> dict[str, np.ndarray]:
-        """See `Runtime.maps`."""
-        return {name: value.numpy() for name, value in features[1].items()}
-
-    def logits(self, bundle_name: str, features: tuple[tuple[int, int], Maps]) -> np.ndarray:
-        """Logits (N, C, h, w) float32."""
-        size, maps = features
-        return self._heads[bundle_name, size].run(maps)[LOGITS].numpy()
+        seconds: dict[str, float] = {}
+        with timed(seconds, "backbone"):
+            maps = self._backbones[size].run({CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases)})
+        with timed(seconds, "heads"):
+            logits = {name: self._heads[name, size].run(maps)[LOGITS].numpy() for name in heads}
+        return Computed(logits, seconds, lambda: {name: value.numpy() for name, value in maps.items()})
 
     def close(self) -> None:
         """Drop the sessions, which hold weights and working memory."""

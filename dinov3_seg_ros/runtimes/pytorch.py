@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from dinov3_seg_ros.artefacts import map_name
 from dinov3_seg_ros.bundle import Bundle
 from dinov3_seg_ros.errors import RuntimeUnavailableError
-from dinov3_seg_ros.runtimes import RuntimeOptions
+from dinov3_seg_ros.runtimes import Computation, Computed, RuntimeOptions
+from dinov3_seg_ros.runtimes.timeline import Timeline
+from dinov3_seg_ros.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -20,11 +23,18 @@ _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, 
 _DEFAULT_THREADS = torch.get_num_threads()
 
 
-def normalise(canvases: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+class Normalise(nn.Module):
     """Canvases (N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, (x / 255 - mean) / std; mean and std in 0..1."""
-    scale = torch.tensor([255.0 * s for s in std], device=canvases.device)
-    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=canvases.device)
-    return (canvases / scale - offset).permute(0, 3, 1, 2)
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # Kept on the device: made anew for each batch, they would make the host wait for what a GPU still computes.
+        self.register_buffer("_scale", torch.tensor([255.0 * s for s in std]), persistent=False)
+        self.register_buffer("_offset", torch.tensor([m / s for m, s in zip(mean, std, strict=True)]), persistent=False)
+
+    def forward(self, canvases: torch.Tensor) -> torch.Tensor:
+        """As the class says."""
+        return (canvases / self._scale - self._offset).permute(0, 3, 1, 2)
 
 
 class PyTorchRuntime:
@@ -45,18 +55,19 @@ class PyTorchRuntime:
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = self._device.type
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
-        first = bundles[0].manifest
-        self._mean, self._std = first.input.mean, first.input.std
         wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
         union = sorted({layer for layers in wanted.values() for layer in layers})
         self._map_names = [map_name(layer) for layer in union]
         self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
         # In this layout depthwise convolutions are many times faster on a CPU, and tensor cores serve convolutions.
         placed = {"device": self._device, "dtype": self._dtype, "memory_format": torch.channels_last}
-        self._backbone = bundles[0].load_backbone(layers=union).to(**placed)
+        own = bundles[0].manifest.input
+        backbone = bundles[0].load_backbone(layers=union).to(**placed)
+        self._backbone = _FromCanvases(Normalise(own.mean, own.std).to(self._device), backbone, self._dtype)
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
         if options.cuda_graphs and not options.compile and self._device.type == "cuda":
             self._backbone = _Recorded(self._backbone)
+        self._streams = _Streams(self._device) if self._device.type == "cuda" else None
         self._overwrites_logits = options.compile and self._device.type == "cuda"
         if options.compile:
             # On a GPU this mode replays the whole network as one CUDA graph.
@@ -71,26 +82,17 @@ class PyTorchRuntime:
         return _resolve_device(options.device).type
 
     @torch.inference_mode()
-    def features(self, canvases: np.ndarray) -> list[torch.Tensor]:
-        """(N, H, W, 3) uint8 -> the union of the maps that the heads read, on the device."""
-        images = torch.from_numpy(np.ascontiguousarray(canvases)).to(self._device)
-        maps = self._backbone(normalise(images, self._mean, self._std).to(self._dtype))
-        self._wait()
-        return maps
-
-    def maps(self, features: list[torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `Runtime.maps`."""
-        return {name: tensor.float().cpu().numpy() for name, tensor in zip(self._map_names, features, strict=True)}
-
-    @torch.inference_mode()
-    def logits(self, bundle_name: str, features: list[torch.Tensor]) -> np.ndarray | torch.Tensor:
-        """Logits (N, C, h, w) float32: an array on the CPU, a tensor on a GPU."""
-        maps = [features[index] for index in self._maps_of[bundle_name]]
-        logits = self._heads[bundle_name](maps).float()
-        if self._overwrites_logits:  # they lie in the memory of a CUDA graph, and are decoded only when they are read
-            logits = logits.clone()
-        self._wait()
-        return logits if logits.is_cuda else logits.numpy()
+    def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computation:
+        """See `Runtime.start`; logits are arrays on the CPU, tensors on a GPU, where this does not wait for them."""
+        images = torch.from_numpy(np.ascontiguousarray(canvases))
+        if self._streams is not None:
+            return self._queue(images, heads, self._streams)
+        seconds: dict[str, float] = {}
+        with timed(seconds, "backbone"):
+            maps = self._backbone(images)
+        with timed(seconds, "heads"):
+            logits = {name: self._run_head(name, maps).numpy() for name in heads}
+        return Computed(logits, seconds, lambda: _read(self._named(maps)))
 
     def close(self) -> None:
         """Drop the modules and give a GPU's cached memory back."""
@@ -99,9 +101,71 @@ class PyTorchRuntime:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+    def _queue(self, images: torch.Tensor, heads: Sequence[str], streams: _Streams) -> _Computation:
+        timeline = Timeline(lambda: torch.cuda.Event(enable_timing=True))
+        with timeline.step("upload", streams.uploading), torch.cuda.stream(streams.uploading):
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        with torch.cuda.stream(streams.computing):
+            images.record_stream(streams.computing)  # which reads what belongs to the other stream
+            with timeline.step("backbone", streams.computing):
+                maps = self._backbone(images)
+            with timeline.step("heads", streams.computing):
+                logits = {name: self._run_head(name, maps) for name in heads}
+        return _Computation(timeline, self._named(maps), logits)
+
+    def _run_head(self, name: str, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        logits = self._heads[name]([maps[index] for index in self._maps_of[name]]).float()
+        # A CUDA graph's memory is overwritten by the next batch, and logits are decoded only when they are read.
+        return logits.clone() if self._overwrites_logits else logits
+
+    def _named(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(zip(self._map_names, maps, strict=True))
+
+
+class _FromCanvases(nn.Module):
+    """Canvases (N, H, W, 3) uint8 RGB -> the backbone's maps in ``dtype``, which its weights have already."""
+
+    def __init__(self, normalise: Normalise, backbone: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._normalise, self._backbone, self._dtype = normalise, backbone, dtype
+
+    def forward(self, canvases: torch.Tensor) -> list[torch.Tensor]:
+        return self._backbone(self._normalise(canvases).to(self._dtype))
+
+
+class _Streams:
+    """A GPU's queues. The next batch is uploaded by one while the other computes; decoding has the default stream, so
+    that the batch before need not wait for either."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.uploading, self.computing = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        # What was loaded so far lies on the default stream.
+        for stream in (self.uploading, self.computing):
+            stream.wait_stream(torch.cuda.default_stream(device))
+
+
+class _Computation:
+    """See `dinov3_seg_ros.runtimes.Computation`; on a GPU."""
+
+    def __init__(
+        self, timeline: Timeline, maps: Mapping[str, torch.Tensor], logits: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._timeline, self._maps, self._logits = timeline, maps, logits
+
+    def logits(self) -> dict[str, torch.Tensor]:
+        self._timeline.wait()
+        return dict(self._logits)
+
+    def maps(self) -> dict[str, np.ndarray]:
+        self._timeline.wait()
+        return _read(self._maps)
+
+    def seconds(self) -> dict[str, float]:
+        return self._timeline.wait()
+
+
+def _read(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.float().cpu().numpy() for name, tensor in maps.items()}
 
 
 # The graph, where its input is copied to, and the maps that it writes.
@@ -117,7 +181,7 @@ class _Recorded:
     # Frame-sized geometries bring ever new shapes, and each recording keeps its own memory.
     _MOST = 8
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._recordings: dict[torch.Size, _Recording | None] = {}
 
@@ -143,7 +207,7 @@ class _Recorded:
                 for _ in range(3):
                     self._module(place)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 maps = self._module(place)
         except RuntimeError as error:
             shape = "x".join(map(str, images.shape))

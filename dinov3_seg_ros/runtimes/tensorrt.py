@@ -1,12 +1,16 @@
 """The TensorRT runtime: exported graphs as engines on an NVIDIA GPU, without torch.
 
-The heads' engines read the feature maps where the backbone's engine leaves them.
+The heads' engines read the feature maps where the backbone's engine leaves them. Canvases come and logits go on streams
+of their own, so that the copies of one frame overlap with the computation of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import tensorrt as trt
@@ -21,43 +25,83 @@ from dinov3_seg_ros.artefacts import (
     choose_exports,
 )
 from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.engines.cuda import Gpu, Workspace, find_gpu
+from dinov3_seg_ros.engines.cuda import Event, Gpu, Workspace, find_gpu
 from dinov3_seg_ros.engines.execution import Execution, Tensor
 from dinov3_seg_ros.engines.reference import Reference
 from dinov3_seg_ros.engines.store import StoredEngine, obtain, why_unverified
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.runtimes import RuntimeOptions
+from dinov3_seg_ros.runtimes.timeline import Timeline
 
 # What "auto" takes, best first. Types are in the graph, so that each needs graphs of its own; 8 bits and bfloat16
 # lose accuracy that only the user can weigh.
 _FASTEST = ("fp16", "fp32")
-
-
-@dataclass(frozen=True)
-class Features:
-    """Feature maps on the GPU.
-
-    Attributes:
-        size: (height, width) of the canvases.
-        batch: how many there were.
-        maps: by name.
-        run: number of the run that computed them; the next one overwrites them.
-    """
-
-    size: tuple[int, int]
-    batch: int
-    maps: Mapping[str, Tensor]
-    run: int
+# So many computations may be on their way: one is copied while another is computed.
+_SLOTS = 2
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The engines for one size of canvases, and the host's ends of what goes in and comes out."""
+    """The engines for one size of canvases, and where its computations have their ends; they take turns."""
 
     backbone: Execution
     heads: dict[str, Execution]
-    canvases: np.ndarray
-    logits: dict[str, np.ndarray]
+    slots: tuple[_Slot, ...]
+
+
+class _Copy(NamedTuple):
+    """The two ends of what is copied between the host and the GPU, with room for the largest batch."""
+
+    host: np.ndarray
+    address: int
+
+
+@dataclass
+class _Slot:
+    """What a computation on its way has for itself. The engines' own ends are used by one after the other."""
+
+    canvases: _Copy
+    logits: dict[str, _Copy]
+    events: dict[str, tuple[Event, Event]] = field(default_factory=dict)
+    computation: _Computation | None = None
+
+
+class _Computation:
+    """See `dinov3_seg_ros.runtimes.Computation`.
+
+    Args:
+        timeline: of the copies and engines.
+        logits: arrays that it fills, and that the next computation in its place overwrites.
+        read_maps: gives the maps, or raises ParameterError once they are another computation's.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        logits: Mapping[str, np.ndarray],
+        read_maps: Callable[[_Computation], dict[str, np.ndarray]],
+    ) -> None:
+        self._timeline, self._read_maps = timeline, read_maps
+        self._filled: Mapping[str, np.ndarray] | None = logits
+        self._logits: dict[str, np.ndarray] = {}
+        self._seconds: dict[str, float] = {}
+        # Asked both by whoever started it and by the computation that takes its place.
+        self._lock = threading.Lock()
+
+    def logits(self) -> dict[str, np.ndarray]:
+        with self._lock:
+            if self._filled is not None:
+                self._seconds = self._timeline.wait()
+                self._logits = {name: array.copy() for name, array in self._filled.items()}
+                self._filled = None
+        return self._logits
+
+    def maps(self) -> dict[str, np.ndarray]:
+        return self._read_maps(self)
+
+    def seconds(self) -> dict[str, float]:
+        self.logits()
+        return self._seconds
 
 
 class TensorRTRuntime:
@@ -87,11 +131,13 @@ class TensorRTRuntime:
             chosen, precision, _ = choose_exports(bundles, precisions, options.network_size)
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self.engines: list[StoredEngine] = []
-        self._gpu, self._max_batch, self._run = gpu, options.max_batch, 0
+        self._gpu, self._max_batch = gpu, options.max_batch
+        self._turn, self._newest = 0, None
         self._networks: dict[tuple[int, int], _Network] = {}
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
         self._workspace = Workspace()
         try:
+            self._uploading, self._computing, self._downloading = (self._workspace.stream() for _ in range(3))
             for size, of_size in chosen.items():
                 self._networks[size] = self._load(size, backbone_export(of_size, layers), of_size)
         except BaseException:
@@ -118,8 +164,8 @@ class TensorRTRuntime:
                     )
         return "cuda"
 
-    def features(self, canvases: np.ndarray) -> Features:
-        """(N, H, W, 3) uint8 -> the maps that the heads read, on the GPU.
+    def start(self, canvases: np.ndarray, heads: Sequence[str]) -> _Computation:
+        """See `Runtime.start`; the third in a row waits for the first.
 
         Raises:
             ImageError: no engine takes canvases of this size.
@@ -132,38 +178,33 @@ class TensorRTRuntime:
             raise ImageError(f"there is no engine for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
         if batch > self._max_batch:
             raise ParameterError(f"{batch} canvases came at once, but max_batch is {self._max_batch}; raise max_batch")
-        network = self._networks[size]
-        tensors = network.backbone.tensors
-        network.canvases[:batch] = canvases
-        self._workspace.to_gpu(tensors[CANVASES].address, network.canvases[:batch])
-        network.backbone.run(batch)
-        self._workspace.wait()
-        self._run += 1
-        maps = {name: tensor for name, tensor in tensors.items() if name != CANVASES}
-        return Features(size, batch, maps, self._run)
-
-    def maps(self, features: Features) -> dict[str, np.ndarray]:
-        """See `Runtime.maps`."""
-        self._check_current(features)
-        return {name: tensor.read(self._workspace, features.batch) for name, tensor in features.maps.items()}
-
-    def logits(self, bundle_name: str, features: Features) -> np.ndarray:
-        """Logits (N, C, h, w) float32.
-
-        Raises:
-            ParameterError: the features are not those of the last call of `features`.
-            RuntimeUnavailableError: the GPU fails.
-        """
-        self._check_current(features)
-        network = self._networks[features.size]
-        head, logits = network.heads[bundle_name], network.logits[bundle_name][: features.batch]
-        head.run(features.batch)
-        self._workspace.from_gpu(logits, head.tensors[LOGITS].address)
-        self._workspace.wait()
-        return logits.copy()
+        network, self._turn = self._networks[size], self._turn + 1
+        slot = network.slots[self._turn % len(network.slots)]
+        before, slot.computation = slot.computation, None
+        if before is not None:
+            before.logits()
+        slot.canvases.host[:batch] = canvases
+        timeline = Timeline(self._workspace.event, slot.events)
+        with timeline.step("upload", self._uploading):
+            self._uploading.to_gpu(slot.canvases.address, slot.canvases.host[:batch])
+        inputs = network.backbone.tensors[CANVASES]
+        with timeline.step("backbone", self._computing):
+            self._computing.on_gpu(inputs.address, slot.canvases.address, inputs.nbytes(batch))
+            network.backbone.run(batch)
+        outputs = {name: network.heads[name].tensors[LOGITS] for name in heads}
+        with timeline.step("heads", self._computing):
+            for name, logits in outputs.items():
+                network.heads[name].run(batch)
+                self._computing.on_gpu(slot.logits[name].address, logits.address, logits.nbytes(batch))
+        filled = {name: slot.logits[name].host[:batch] for name in heads}
+        with timeline.step("download", self._downloading):
+            for name, array in filled.items():
+                self._downloading.from_gpu(array, slot.logits[name].address)
+        slot.computation = self._newest = _Computation(timeline, filled, partial(self._read_maps, network, batch))
+        return slot.computation
 
     def close(self) -> None:
-        """Free engines, contexts, CUDA graphs, memory and stream."""
+        """Free engines, contexts, CUDA graphs, memory and streams."""
         self._networks.clear()
         self.engines.clear()
         self._workspace.close()
@@ -172,24 +213,27 @@ class TensorRTRuntime:
         reference = Reference(shared.graph(BACKBONE_GRAPH), size, self._max_batch)
         backbone = self._execution(shared, BACKBONE_GRAPH, reference, {})
         heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, reference, backbone.tensors) for e in exports}
-        return _Network(
-            backbone,
-            heads,
-            self._pinned(backbone.tensors[CANVASES]),
-            {name: self._pinned(head.tensors[LOGITS]) for name, head in heads.items()},
-        )
+        logits = {name: head.tensors[LOGITS] for name, head in heads.items()}
+        return _Network(backbone, heads, tuple(self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)))
+
+    def _slot(self, canvases: Tensor, logits: Mapping[str, Tensor]) -> _Slot:
+        return _Slot(self._copy(canvases), {name: self._copy(tensor) for name, tensor in logits.items()})
+
+    def _copy(self, tensor: Tensor) -> _Copy:
+        host = self._workspace.pinned((self._max_batch, *tensor.shape), tensor.dtype)
+        return _Copy(host, self._workspace.allocate(host.nbytes))
 
     def _execution(self, export: Export, graph: str, reference: Reference, given: Mapping[str, Tensor]) -> Execution:
         stored = obtain(export, graph, self._gpu, self._max_batch, reference)
         self.engines.append(stored)
-        return Execution(stored.engine, f"{export.bundle_name}/{graph}", self._workspace, self._max_batch, given)
+        name = f"{export.bundle_name}/{graph}"
+        return Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
 
-    def _pinned(self, tensor: Tensor) -> np.ndarray:
-        return self._workspace.pinned((self._max_batch, *tensor.shape), tensor.dtype)
-
-    def _check_current(self, features: Features) -> None:
-        if features.run != self._run:
-            raise ParameterError("these feature maps were overwritten by a later frame's; ask for logits before it")
+    def _read_maps(self, network: _Network, batch: int, computation: _Computation) -> dict[str, np.ndarray]:
+        if computation is not self._newest:
+            raise ParameterError("these feature maps were overwritten by a later frame's; ask for them before it")
+        maps = {name: tensor for name, tensor in network.backbone.tensors.items() if name != CANVASES}
+        return {name: tensor.read(self._computing, batch) for name, tensor in maps.items()}
 
 
 def usable(options: RuntimeOptions) -> tuple[tuple[str, ...], Gpu]:

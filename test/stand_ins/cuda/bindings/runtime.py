@@ -1,8 +1,9 @@
 """In the place of cuda.bindings.runtime, with the host's memory and no GPU.
 
-Signatures and returned tuples are those of cuda-python 12.9 and 13. Like the real one it does nothing that was put on
-a stream before somebody waits for it, so that a wait that is missing is seen; unlike it, it refuses addresses that
-nobody allocated, and knows what is still allocated.
+Signatures and returned tuples are those of cuda-python 12.9 and 13. Like the real one it does what was put on a stream
+some time before somebody waits for it, so that a wait that is missing is seen: as late as it may, or (`gpu.late`) at
+once but for one of the streams. Unlike the real one it refuses addresses that nobody allocated, and knows what is still
+allocated.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 
@@ -18,12 +21,14 @@ class cudaError_t(enum.IntEnum):
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
+    cudaErrorNotReady = 600
     cudaErrorStreamCaptureInvalidated = 901
 
 
 class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class cudaStreamCaptureMode(enum.IntEnum):
@@ -39,6 +44,18 @@ class cudaStream_t:
         self.work, self.recording, self.invalid = [], None, False
 
 
+class cudaEvent_t:
+    def __init__(self):
+        self.mark = None
+
+
+class _Mark:
+    """One recording of an event on a stream."""
+
+    def __init__(self, stream):
+        self.stream, self.time = stream, None
+
+
 class cudaGraph_t:
     def __init__(self, work):
         self.work = work
@@ -52,10 +69,16 @@ cudaStreamNonBlocking = 1
 
 # What the tests set and look at.
 gpu = SimpleNamespace(
-    count=1, name=os.environ.get("STAND_IN_GPU", "Stand-in GPU").encode(), major=8, minor=7, memory=1 << 30
+    count=1,
+    name=os.environ.get("STAND_IN_GPU", "Stand-in GPU").encode(),
+    major=8,
+    minor=7,
+    memory=1 << 30,
+    late=None,  # which stream, in the order of their making, works as late as it may; None: all
 )
 device, host, objects = {}, {}, set()
-launches = []
+launches, made_streams = [], []
+_lock = threading.RLock()
 _OK = (cudaError_t.cudaSuccess,)
 
 
@@ -122,11 +145,36 @@ def view(address, size):
 
 def submit(stream, work):
     """Put work on a stream, or into the graph that it records."""
-    (stream.work if stream.recording is None else stream.recording).append(work)
+    with _lock:
+        (stream.work if stream.recording is None else stream.recording).append(work)
+        if gpu.late is not None:
+            for other in made_streams:
+                if other is not made_streams[gpu.late]:
+                    _run(other, spare=made_streams[gpu.late])
+
+
+def _run(stream, until=None, spare=None):
+    """Do what is on a stream, up to a mark; not what waits for the stream that is spared."""
+    while stream.work and (until is None or until.time is None):
+        step = stream.work[0]
+        if isinstance(step, tuple):
+            if step[0].time is None and step[0].stream is spare:
+                return
+            _run(step[0].stream, step[0], spare)
+            if step[0].time is None:
+                return
+        elif isinstance(step, _Mark):
+            step.time = time.perf_counter()
+        else:
+            step()
+        stream.work.pop(0)
 
 
 def cudaMemcpyAsync(dst, src, count, kind, stream):
-    view(dst if kind == cudaMemcpyKind.cudaMemcpyHostToDevice else src, count)
+    if kind != cudaMemcpyKind.cudaMemcpyDeviceToHost:
+        view(dst, count)
+    if kind != cudaMemcpyKind.cudaMemcpyHostToDevice:
+        view(src, count)
     submit(stream, lambda: ctypes.memmove(dst, src, count))
     return _OK
 
@@ -144,17 +192,54 @@ def _destroy(made):
 
 def cudaStreamCreateWithFlags(flags):
     assert flags == cudaStreamNonBlocking
-    return _make(cudaStream_t)
+    status, stream = _make(cudaStream_t)
+    made_streams.append(stream)
+    return status, stream
 
 
 def cudaStreamSynchronize(stream):
-    work, stream.work = stream.work, []
-    for step in work:
-        step()
+    with _lock:
+        _run(stream)
     return _OK
 
 
-cudaStreamDestroy = cudaGraphDestroy = cudaGraphExecDestroy = _destroy
+def cudaStreamDestroy(stream):
+    made_streams.remove(stream)
+    return _destroy(stream)
+
+
+def cudaEventCreate():
+    return _make(cudaEvent_t)
+
+
+def cudaEventRecord(event, stream):
+    event.mark = _Mark(stream)
+    submit(stream, event.mark)
+    return _OK
+
+
+def cudaStreamWaitEvent(stream, event, flags):
+    if event.mark is not None:
+        submit(stream, (event.mark,))
+    return _OK
+
+
+def cudaEventSynchronize(event):
+    with _lock:
+        if event.mark is not None:
+            _run(event.mark.stream, event.mark)
+    return _OK
+
+
+def cudaEventElapsedTime(start, end):
+    if start.mark is None or end.mark is None:
+        return cudaError_t.cudaErrorInvalidValue, None
+    if start.mark.time is None or end.mark.time is None:
+        return cudaError_t.cudaErrorNotReady, None
+    return (*_OK, 1000.0 * (end.mark.time - start.mark.time))
+
+
+cudaEventDestroy = cudaGraphDestroy = cudaGraphExecDestroy = _destroy
 
 
 def cudaStreamBeginCapture(stream, mode):
