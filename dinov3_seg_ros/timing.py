@@ -11,8 +11,8 @@ import numpy as np
 
 #: Every step of a frame, in the order of the data.
 STAGES = ("message_in", "preprocess", "backbone", "heads", "decode", "overlay", "message_out")
-#: The same with the copies to and from a device, where one computes.
-STAGES_WITH_COPIES = (*STAGES[:2], "upload", *STAGES[2:4], "download", *STAGES[4:])
+#: The same with the copies of canvases and logits, where a GPU computes and times them.
+GPU_STAGES = (*STAGES[:2], "upload", *STAGES[2:4], "download", *STAGES[4:])
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,17 +12,19 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from bundles import write_tiny_bundle
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
-from dinov3_seg_ros.benchmark.processor import gemm_gflops, peak_memory_mb
+from dinov3_seg_ros.benchmark.processor import _gpu_gemm_gflops, gemm_gflops, peak_memory_mb
 from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.timing import STAGES, StageTimes
+from dinov3_seg_ros.timing import GPU_STAGES, STAGES, StageTimes
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +98,79 @@ def test_without_torch_the_operations_are_not_counted_and_the_table_says_so(bund
     assert "were not counted" in capsys.readouterr().out
 
 
-def test_what_a_gpu_reaches_is_not_measured_against_the_processor(bundle, monkeypatch, tmp_path, capsys):
+class _OnAGpu:
+    """A runtime that says of itself that it computes on a GPU, and times its copies."""
+
+    device = "cuda"
+
+    def __init__(self, runtime):
+        self._runtime = runtime
+
+    def __getattr__(self, name):
+        return getattr(self._runtime, name)
+
+    def start(self, canvases, heads):
+        computed = self._runtime.start(canvases, heads)
+        copies = {"upload": 0.001, "download": 0.002}
+        return dataclasses.replace(computed, durations={**computed.durations, **copies})
+
+
+@pytest.mark.parametrize("rate", [None, 1000.0])
+def test_where_a_gpu_computes_its_copies_its_own_rate_and_overlapping_frames_are_reported(
+    bundle, monkeypatch, tmp_path, capsys, rate
+):
     def on_a_gpu(options):
         segmenter = load(options)
-        segmenter.runtime.device = "cuda"
+        segmenter.runtime = _OnAGpu(segmenter.runtime)
         return segmenter
 
-    load = command._load_segmenter
+    load, asked = command._load_segmenter, []
     monkeypatch.setattr(command, "_load_segmenter", on_a_gpu)
+    monkeypatch.setattr(command, "gemm_gflops", lambda device, threads: asked.append(device) or rate)
     file = tmp_path / "result.json"
-    assert main([str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--json", str(file)]) == 0
-    result = json.loads(file.read_text())
-    assert result["backbone"]["gflops"] > 0
-    assert result["backbone"]["share_of_gemm"] is result["gemm_gflops"] is None
-    assert "GEMM" not in capsys.readouterr().out
+    assert main([str(bundle.path), "--frames", "2", "--frame-size", "96", "128", "--json", str(file)]) == 0
+    result, said = json.loads(file.read_text()), capsys.readouterr().out
+    assert asked == ["cuda"]
+    assert result["gemm_type"] == "bfloat16"
+    assert result["gemm_gflops"] == rate
+    assert list(result["stages_ms"]) == list(GPU_STAGES)
+    assert [result["stages_ms"][stage]["median"] for stage in ("upload", "download")] == [1.0, 2.0]
+    assert result["overlapped_frames_per_second"] > 0
+    assert "where the next is under way meanwhile" in said
+    reached = result["backbone"]["gflops"]
+    share = None if rate is None else pytest.approx(reached / rate, rel=0.05, abs=1e-6)
+    assert result["backbone"]["share_of_gemm"] == share
+    assert ("bfloat16 GEMM rate" in said) == (rate is not None)
+
+
+def test_a_batch_is_timed_as_a_whole(bundle, monkeypatch, tmp_path, capsys):
+    file, decoded = tmp_path / "result.json", []
+    upsample = decode.upsample_argmax
+    monkeypatch.setattr(decode, "upsample_argmax", lambda *given: decoded.append(given[1]) or upsample(*given))
+    arguments = [str(bundle.path), "--frames", "2", "--frame-size", "96", "128", "--json", str(file)]
+    assert main([*arguments, "--batch", "3"]) == 0
+    batch = json.loads(file.read_text())
+    assert len(decoded) >= 6
+    assert "batches of 3" in capsys.readouterr().out
+    total = batch["total_ms"]["median"]
+    assert sum(times["median"] for times in batch["stages_ms"].values() if times) <= 1.5 * total
+    assert batch["frames_per_second"] == pytest.approx(3000 / total, rel=0.01)
+    assert main(arguments) == 0
+    one = json.loads(file.read_text())
+    assert batch["backbone"]["gflop"] == pytest.approx(3 * one["backbone"]["gflop"], rel=1e-3)
+    assert one["overlapped_frames_per_second"] is None
+
+
+@pytest.mark.parametrize("options", [["--batch", "0"], ["--batch", "2", "--baseline"], ["--batch", "2", "--ros"]])
+def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, capsys):
+    assert main([str(bundle.path), *options]) == 1
+    assert "use 1 or more, and only 1 with --ros or --baseline" in capsys.readouterr().err
+
+
+def test_without_a_gpu_pytorch_has_no_rate_of_one_and_its_measure_is_that_of_a_product():
+    if not torch.cuda.is_available():
+        assert gemm_gflops("cuda") is None
+    assert _gpu_gemm_gflops("cpu", side=64) > 0
 
 
 def test_without_torch_the_baselines_say_what_to_install():
@@ -154,7 +216,7 @@ def test_a_disk_that_is_full_once_all_is_measured_costs_the_file_alone(bundle, m
 
 
 def test_the_processors_rate_is_measured_with_the_threads_asked_for():
-    assert gemm_gflops(threads=1) > 0
+    assert gemm_gflops("cpu", threads=1) > 0
 
 
 def test_the_peak_memory_of_another_process_is_its_own():
@@ -211,16 +273,18 @@ def test_a_stage_in_parts_is_one_duration():
     assert 0 < summary["out"]["median"] < summary["between"]["median"]
 
 
-def test_a_stage_is_never_without_a_duration_for_another_thread():
+def test_a_stage_that_another_thread_is_just_adding_is_left_out():
     class Watched(dict):
-        def __setitem__(self, name, seconds):
-            super().__setitem__(name, seconds)
+        def setdefault(self, name, seconds):
+            found = super().setdefault(name, seconds)
             seen.append(times.summary_ms())
+            return found
 
     times, seen = StageTimes(), []
     times._seconds = Watched()
     times.add("decode", 0.002)
-    assert seen == [{"decode": {"median": 2.0, "p95": 2.0}}]
+    assert seen == [{}]
+    assert times.summary_ms() == {"decode": {"median": 2.0, "p95": 2.0}}
 
 
 def test_the_pictures_bars_are_as_long_as_the_times(tmp_path):

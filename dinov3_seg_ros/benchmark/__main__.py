@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, run_in_turn
+from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.pipelines import FramePipeline, OurPipeline
-from dinov3_seg_ros.benchmark.processor import gemm_gflops, peak_memory_mb
+from dinov3_seg_ros.benchmark.processor import GEMM_TYPES, gemm_gflops, peak_memory_mb
 from dinov3_seg_ros.bundle import Bundle, load_bundle
 from dinov3_seg_ros.errors import (
     OutputError,
@@ -29,7 +29,7 @@ from dinov3_seg_ros.errors import (
 from dinov3_seg_ros.files import write_json
 from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.runtimes import available_runtimes
-from dinov3_seg_ros.timing import STAGES, summarise_ms
+from dinov3_seg_ros.timing import GPU_STAGES, summarise_ms
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,9 +61,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         What was measured, with ``stages_ms: {stage: {median, p95}}`` (None for the stages that only a ROS node has),
         ``total_ms`` likewise, ``outside_backbone`` (its time as a share of the backbone's), ``frames_per_second``,
-        ``peak_memory_mb``, ``gemm_gflops`` of the processor, and ``backbone: {gflop, gflops, share_of_gemm}``, None
-        where PyTorch, which counts them, or the weights are missing. Where a GPU computes, ``gemm_gflops`` and
-        ``share_of_gemm`` are None.
+        ``peak_memory_mb``, ``gemm_gflops`` of what computes (of ``gemm_type``, see `processor.gemm_gflops`), and
+        ``backbone: {gflop, gflops, share_of_gemm}``, None where PyTorch, which counts them, or the weights are missing.
+
+        Where a GPU computes, ``stages_ms`` of upload, backbone, heads and download are by its own events (but with ONNX
+        Runtime, which has no times of copies), and
+        ``overlapped_frames_per_second`` is the rate with the next frame under way meanwhile, as in the node; else None.
+
+        With ``--batch N`` all times are of N frames in one pass, and ``gflop`` is of all of them.
 
         With ``--ros`` all that is the node's, ``total_ms`` being from a frame's stamp to the arrival of both outputs,
         and there are ``ros``, see `_through_ros`, and ``pipeline``, the same steps without a node, frame by frame in
@@ -75,22 +80,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         know.
 
     Raises:
-        ParameterError: fewer than one frame.
+        ParameterError: fewer than one frame, or a batch beside what takes single frames.
         TransportError: there is no ROS 2, or the node cannot be run.
         RuntimeUnavailableError: there is no PyTorch for the baselines.
         SegmentationError: the bundle cannot be run.
     """
     if options.frames < 1:
         raise ParameterError(f"frames is {options.frames}; measure at least one")
+    if options.batch < 1 or (options.batch > 1 and (options.ros or options.baseline)):
+        raise ParameterError(f"batch is {options.batch}; use 1 or more, and only 1 with --ros or --baseline")
     bundle, frame_size = load_bundle(options.bundle), tuple(options.frame_size)
     frames = made_frames(frame_size, options.frames)
     with contextlib.ExitStack() as stack:
         # The node first: nothing else shall keep the processor busy while it starts.
         nodes = [stack.enter_context(_running_node(bundle, options, frames[0]))] if options.ros else []
         segmenter = _load_segmenter(options)
-        ours, baselines = OurPipeline(segmenter), _baselines(bundle, options) if options.baseline else []
+        ours = OurPipeline(segmenter, batch=options.batch)
+        baselines = _baselines(bundle, options) if options.baseline else []
         pipelines: list[FramePipeline] = [ours, *nodes, *baselines]
         measured = dict(zip([p.name for p in pipelines], run_in_turn(pipelines, frames, options.frames), strict=True))
+        on_gpu = segmenter.runtime.device != "cpu"
+        overlapped = overlapped_rate(ours, frames, options.frames) if on_gpu else None
         memory = nodes[0].peak_memory_mb() if nodes else peak_memory_mb()
     without_node = measured[ours.name]
     main_part = measured[nodes[0].name] if nodes else without_node
@@ -101,11 +111,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "frame_size": list(frame_size),
         "network_size": list(network_size),
         "frames": options.frames,
+        "batch": options.batch,
         **main_part.summary(),
-        "frames_per_second": round(1000.0 / main_part.total_ms["median"], 2),
+        "frames_per_second": round(options.batch * 1000.0 / main_part.total_ms["median"], 2),
+        "overlapped_frames_per_second": overlapped and round(options.batch * overlapped, 2),
         "peak_memory_mb": round(memory),
         **_processor(
-            bundle, network_size, segmenter.runtime.device, options.threads, main_part.stages_ms["backbone"]["median"]
+            bundle, network_size, segmenter.runtime.device, options, main_part.stages_ms["backbone"]["median"]
         ),
     }
     if nodes:
@@ -129,11 +141,12 @@ def table(result: dict[str, Any]) -> str:
     width = max(map(len, columns)) + 10
     lines = [
         f"{result['bundle']}: {result['runtime']}, frames {'x'.join(map(str, result['frame_size']))}, "
-        f"network {'x'.join(map(str, result['network_size']))}",
+        f"network {'x'.join(map(str, result['network_size']))}"
+        + (f", batches of {result['batch']}" if result["batch"] > 1 else ""),
         f"{'median ms (95th percentile)':<28}" + "".join(f"{name:>{width}}" for name in columns),
     ]
-    for stage in (*STAGES, "total"):
-        times = [column["total_ms"] if stage == "total" else column["stages_ms"][stage] for column in columns.values()]
+    for stage in (*GPU_STAGES, "total"):
+        times = [c["total_ms"] if stage == "total" else c["stages_ms"].get(stage) for c in columns.values()]
         if any(times):
             cells = [f"{t['median']:.2f} ({t['p95']:.2f})" if t else "" for t in times]
             lines.append(f"{stage:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
@@ -141,8 +154,12 @@ def table(result: dict[str, Any]) -> str:
         f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB; "
         f"{result['classes_in_view']} classes in view; outside the backbone {result['outside_backbone']:.1%} of its "
         "time",
-        _rates(result["backbone"], result["gemm_gflops"]),
+        _rates(result["backbone"], result["gemm_gflops"], result["gemm_type"]),
     ]
+    if result["overlapped_frames_per_second"] is not None:
+        lines.append(
+            f"{result['overlapped_frames_per_second']} frames per second where the next is under way meanwhile"
+        )
     if "ros" in result:
         ros = result["ros"]
         lines += [
@@ -157,8 +174,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rates(backbone: dict[str, Any] | None, gemm_gflops: float | None) -> str:
-    gemm = "" if gemm_gflops is None else f"the processor's float32 GEMM rate {gemm_gflops:.0f} GFLOP/s"
+def _rates(backbone: dict[str, Any] | None, gemm_gflops: float | None, gemm_type: str) -> str:
+    gemm = "" if gemm_gflops is None else f"the measured {gemm_type} GEMM rate {gemm_gflops:.0f} GFLOP/s"
     if backbone is None:
         missing = "the backbone's operations were not counted: that needs PyTorch, transformers and the weights"
         return "; ".join(filter(None, (gemm, missing)))
@@ -179,6 +196,7 @@ def _load_segmenter(options: argparse.Namespace) -> Segmenter:
         options.runtime,
         network_size=tuple(options.size) if options.size else None,
         geometry=options.geometry,
+        max_batch=options.batch,
         precision=options.precision,
         threads=options.threads,
         device=options.device,
@@ -230,11 +248,14 @@ def _baselines(bundle: Bundle, options: argparse.Namespace) -> list[FramePipelin
     return [TextbookPipeline(bundle, size), PredecessorPipeline(bundle, size)]
 
 
-def _processor(bundle: Bundle, size: tuple[int, int], device: str, threads: int, backbone_ms: float) -> dict[str, Any]:
-    """What the processor gives, measured once nothing else runs any more. It says nothing of what a GPU reaches."""
-    rate, gflop = gemm_gflops(threads) if device == "cpu" else None, backbone_gflop(bundle, size)
-    found: dict[str, Any] = {"gemm_gflops": rate and round(rate, 1), "backbone": None}
+def _processor(
+    bundle: Bundle, size: tuple[int, int], device: str, options: argparse.Namespace, backbone_ms: float
+) -> dict[str, Any]:
+    """What the processor or GPU gives, measured once nothing else runs any more."""
+    rate, gflop = gemm_gflops(device, options.threads), backbone_gflop(bundle, size)
+    found = {"gemm_gflops": rate and round(rate, 1), "gemm_type": GEMM_TYPES[device], "backbone": None}
     if gflop is not None:
+        gflop *= options.batch
         reached = gflop / (backbone_ms / 1000.0)
         found["backbone"] = {
             "gflop": round(gflop, 6),
@@ -276,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--geometry", help="stretch, letterbox, pad or native (default: the bundle's)")
     parser.add_argument("--frame-size", nargs=2, type=int, metavar=("H", "W"), default=(480, 640))
     parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="frames in one pass (default: 1)")
     parser.add_argument("--ros", action="store_true", help="through the node in a process of its own, on ROS 2")
     parser.add_argument("--baseline", action="store_true", help="also the textbook's and the predecessor's pipeline")
     parser.add_argument("--json", type=Path, metavar="FILE")

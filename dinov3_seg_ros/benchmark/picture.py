@@ -7,11 +7,21 @@ from pathlib import Path
 
 from dinov3_seg_ros.errors import OutputError
 from dinov3_seg_ros.files import replacing_file
-from dinov3_seg_ros.timing import STAGES
+from dinov3_seg_ros.timing import GPU_STAGES
 
 Stages = Mapping[str, Mapping[str, float] | None]
 
-_COLOURS = ("#9c755f", "#59a14f", "#4e79a7", "#f28e2b", "#e15759", "#b07aa1", "#bab0ac")
+_COLOURS = (
+    "#9c755f",
+    "#59a14f",
+    "#edc948",
+    "#4e79a7",
+    "#f28e2b",
+    "#ff9da7",
+    "#e15759",
+    "#b07aa1",
+    "#bab0ac",
+)
 # A narrower part of a bar, as a share of the longest, has no room for its number.
 _LEAST_LABELLED = 0.045
 
@@ -42,14 +52,14 @@ def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
     from matplotlib.figure import Figure
 
     medians = {
-        name: {stage: times["median"] for stage in STAGES if (times := stages.get(stage))}
+        name: {stage: times["median"] for stage in GPU_STAGES if (times := stages.get(stage))}
         for name, stages in pipelines.items()
     }
     longest = max(sum(stages.values()) for stages in medians.values())
     figure = Figure(figsize=(10, 1.5 + 0.6 * len(medians)), layout="constrained")
     axes = figure.subplots()
     ends = [0.0] * len(medians)
-    for stage, colour in zip(STAGES, _COLOURS, strict=True):
+    for stage, colour in zip(GPU_STAGES, _COLOURS, strict=True):
         widths = [stages.get(stage, 0.0) for stages in medians.values()]
         if not any(widths):
             continue
@@ -63,7 +73,7 @@ def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.1 * longest), xlabel="ms for one frame, medians")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(STAGES), frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(GPU_STAGES), frameon=False)
     try:
         with replacing_file(path) as temporary:
             figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")

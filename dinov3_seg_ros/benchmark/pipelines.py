@@ -9,10 +9,13 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros.overlay import blend_overlay
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.pipeline import Segmenter, StartedSegmentation
 from dinov3_seg_ros.timing import StageTimes
 
 _ALPHA = 0.5
+
+#: A frame, and its segmentation on its way.
+Started = tuple[np.ndarray, StartedSegmentation]
 
 
 class FramePipeline(Protocol):
@@ -61,20 +64,54 @@ class TimedPipeline(ABC):
         return self.times.summary_ms()
 
 
-class OurPipeline(TimedPipeline):
-    """`pipeline.Segmenter` and `overlay.blend_overlay`, as the node runs them."""
+class _TurnTimes(StageTimes):
+    """Durations of whole turns: a stage that comes several times in a turn, once for each frame, is added up."""
 
-    def __init__(self, segmenter: Segmenter, name: str = "dinov3_seg_ros") -> None:
-        super().__init__(segmenter.times)
-        self.name, self._segmenter = name, segmenter
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn: dict[str, float] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        self._turn[name] = self._turn.get(name, 0.0) + seconds
+
+    def end_turn(self) -> None:
+        for name, seconds in self._turn.items():
+            super().add(name, seconds)
+        self._turn.clear()
+
+
+class OurPipeline(TimedPipeline):
+    """`pipeline.Segmenter` and `overlay.blend_overlay`, as the node runs them.
+
+    Args:
+        segmenter: what segments.
+        name: for people.
+        batch: a turn is so many frames, all alike, in one pass.
+    """
+
+    def __init__(self, segmenter: Segmenter, name: str = "dinov3_seg_ros", batch: int = 1) -> None:
+        super().__init__(_TurnTimes())
+        segmenter.times = self.times
+        self.name, self._segmenter, self._batch = name, segmenter, batch
         self._palette = next(iter(segmenter.manifests.values())).classes.palette
 
     def run(self, frame: np.ndarray) -> np.ndarray:
-        """See `FramePipeline.run`."""
-        labels = self._segmenter.segment([frame])[0].labels
+        """See `FramePipeline.run`; the whole turn, and the labels of its first frame."""
+        return self.finish(self.start(frame))
+
+    def start(self, frame: np.ndarray) -> Started:
+        """Begin a turn."""
+        return frame, self._segmenter.start([frame] * self._batch)
+
+    def finish(self, started: Started) -> np.ndarray:
+        """End a turn: labels (H, W) of its first frame."""
+        frame, segmentation = started
+        labels = [result.labels for result in segmentation.finish()]
         with self.times.stage("overlay"):
-            blend_overlay(frame, labels, self._palette, _ALPHA)
-        return labels
+            for of_frame in labels:
+                blend_overlay(frame, of_frame, self._palette, _ALPHA)
+        self.times.end_turn()
+        return labels[0]
 
 
 def blend_class_by_class(frame: np.ndarray, labels: np.ndarray, palette: list[tuple[int, int, int]]) -> np.ndarray:

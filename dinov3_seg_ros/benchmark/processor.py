@@ -1,6 +1,6 @@
 """What the processor can do, to compare with.
 
-``python -m dinov3_seg_ros.benchmark.processor`` prints the rate of `gemm_gflops`.
+``python -m dinov3_seg_ros.benchmark.processor [cpu | cuda] [THREADS]`` prints the rate of `gemm_gflops`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,32 @@ from pathlib import Path
 
 import numpy as np
 
+#: What matrices are multiplied in on a device.
+GEMM_TYPES = {"cpu": "float32", "cuda": "bfloat16"}
+
 _SIDE, _ROUNDS = 2048, 7
+_QUEUED = 10  # products in a row on a GPU, so that starting them costs nothing
 # The variables from which NumPy's BLAS, whichever it is, takes its number of threads when it is loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-def gemm_gflops(threads: int = 0) -> float:
-    """The rate at which large float32 matrices are multiplied, the best of a few times: GFLOP/s.
+def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
+    """The rate at which large matrices of the type in `GEMM_TYPES` are multiplied, the best of a few times: GFLOP/s.
 
-    By whichever is faster of NumPy and ONNX Runtime (where that and ``onnx`` are installed): NumPy's BLAS alone may be
-    far from what the processor can do.
+    On a CPU by whichever is faster of NumPy and ONNX Runtime (where that and ``onnx`` are installed): NumPy's BLAS
+    alone may be far from what the processor can do. On a GPU by PyTorch.
 
     Args:
-        threads: to compute with, as the network does; 0: one for each core.
+        device: ``cpu`` or ``cuda``.
+        threads: of a CPU to compute with, as the network does; 0: one for each core.
+
+    Returns:
+        None for a GPU where there is no PyTorch that can use it.
     """
     environment = {**os.environ, **({name: str(threads) for name in _THREADS} if threads else {})}
-    command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor", str(threads)]
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor", device, str(threads)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    return None if said == "None" else float(said)
 
 
 def peak_memory_mb(process_id: int | None = None) -> float:
@@ -43,7 +52,9 @@ def peak_memory_mb(process_id: int | None = None) -> float:
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
 
 
-def _gemm_gflops(threads: int) -> float:
+def _gemm_gflops(device: str, threads: int) -> float | None:
+    if device != "cpu":
+        return _gpu_gemm_gflops(device)
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
     best = float("inf")
     for multiply in _multipliers(threads):
@@ -52,6 +63,26 @@ def _gemm_gflops(threads: int) -> float:
             multiply(matrix)
             best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best / 1e9
+
+
+def _gpu_gemm_gflops(device: str, side: int = 8192) -> float | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        return None
+    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, GEMM_TYPES["cuda"]))
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        module.synchronize()
+        start = time.perf_counter()
+        for _ in range(_QUEUED):
+            torch.mm(matrix, matrix)
+        module.synchronize()
+        best = min(best, (time.perf_counter() - start) / _QUEUED)
+    return 2 * side**3 / best / 1e9
 
 
 def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
@@ -78,4 +109,5 @@ def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
 
 
 if __name__ == "__main__":
-    print(_gemm_gflops(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+    given = dict(enumerate(sys.argv))
+    print(_gemm_gflops(given.get(1, "cpu"), int(given.get(2, 0))))

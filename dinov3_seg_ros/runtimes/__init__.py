@@ -86,7 +86,7 @@ class Computation(Protocol):
         """
 
     def seconds(self) -> dict[str, float]:
-        """Wait for the end: how long each step took, by stage (`timing.STAGES`)."""
+        """Wait for the end: how long each step took, by stage (`timing.GPU_STAGES`)."""
 
 
 @dataclass(frozen=True)
