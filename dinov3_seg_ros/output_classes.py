@@ -138,6 +138,17 @@ class OutputClasses:
         return labels, confidence * (labels != self.unlabelled)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping with one key twice, of which the plain loader would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(problem=f"{key} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_class_list(path: str | os.PathLike[str]) -> ClassList:
     """Read a YAML file of published classes.
 
@@ -146,7 +157,7 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
     """
     path = Path(path).expanduser()
     try:
-        return ClassList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return ClassList.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {})
     except OSError as error:
         raise ParameterError(f"class list {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -140,6 +140,8 @@ def test_a_name_that_would_do_nothing_is_refused(chosen, message):
         ("palette: {floor: [1, 2, 256]}", "palette.floor.2"),
         ("klasses: [floor]", "klasses: "),
         ("classes: [", "is not YAML"),
+        ("classes: {a: [floor], b: [wall], a: [door]}", "is not YAML: a is given twice"),
+        ("classes:\n  a: [floor]\n  a: [wall]", "is not YAML: a is given twice\n.*line 2"),
         ("- floor", "the file: "),
     ],
 )
