@@ -314,7 +314,7 @@ class SegmentationNode(LifecycleNode):
         except Exception as error:
             self._drop(camera, error)
 
-    def _drop(self, camera: str, error: Exception) -> None:
+    def _drop(self, camera: str, error: BaseException) -> None:
         """Count and log a frame that is lost to a fault."""
         if not self.context.ok():
             return  # the process is ending, and the frame in work finds its publishers gone
@@ -328,7 +328,7 @@ class SegmentationNode(LifecycleNode):
         fault = error.fault if isinstance(error, MessageError) else "failed"
         self._log_note(camera, self._statistics[camera].noted(fault, f"camera_info is not used: {error}"))
 
-    def _on_worker_error(self, cameras: Sequence[str], error: Exception) -> None:
+    def _on_worker_error(self, cameras: Sequence[str], error: BaseException) -> None:
         """What no frame alone is to blame for costs all that were in work."""
         for camera in cameras:
             self._drop(camera, error)
@@ -413,7 +413,7 @@ class _RosLog(logging.Handler):
             self._logger.info(record.getMessage())
 
 
-def _details(error: Exception) -> str:
+def _details(error: BaseException) -> str:
     """What to tell of an error: its own words, and where they were not chosen for that, its traceback after them."""
     if isinstance(error, SegmentationError):
         return str(error)

@@ -31,7 +31,7 @@ class LatestFrameWorker:
     def __init__(
         self,
         start: Callable[[Sequence[tuple[str, Any]]], Finish],
-        on_error: Callable[[Sequence[str], Exception], None],
+        on_error: Callable[[Sequence[str], BaseException], None],
         max_items: int = 1,
         overlap: bool = False,
     ) -> None:
@@ -75,7 +75,7 @@ class LatestFrameWorker:
             slots = [slot for slot, _ in items]
             try:
                 finish = self._start(items)
-            except Exception as error:
+            except BaseException as error:  # whatever it is: nobody else sees it, and stop() would wait for ever
                 self._report(slots, error)
                 self._room.release()
             else:
@@ -90,12 +90,12 @@ class LatestFrameWorker:
         slots, finish = turn
         try:
             finish()
-        except Exception as error:
+        except BaseException as error:
             self._report(slots, error)
         self._room.release()
 
-    def _report(self, slots: Sequence[str], error: Exception) -> None:
-        with contextlib.suppress(Exception):  # whatever a report fails of, the next frame is worked on
+    def _report(self, slots: Sequence[str], error: BaseException) -> None:
+        with contextlib.suppress(BaseException):  # whatever a report fails of, the next frame is worked on
             self._on_error(slots, error)
 
     def _next(self) -> list[tuple[str, Any]]:

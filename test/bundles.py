@@ -20,17 +20,34 @@ from dinov3_seg_ros.bundle import (
 from dinov3_seg_ros.heads import build_head
 from dinov3_seg_ros.overlay import default_palette
 
-TINY_CONVNEXT = {
-    "model_type": "dinov3_convnext",
-    "hidden_sizes": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-}
+_VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+#: Configurations, by family, of networks that take no time.
+TINY_BACKBONES = {
+    "dinov3_vit": {
+        **_VIT, "model_type": "dinov3_vit", "patch_size": 16, "intermediate_size": 48, "num_register_tokens": 4,
+        "use_gated_mlp": True, "hidden_act": "silu",
+    },
+    "dinov3_convnext": {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "dinov2": {**_VIT, "model_type": "dinov2", "patch_size": 16, "image_size": 224},
+    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+}  # fmt: skip
+
+
+def made_backbone(family: str, layers: list[int] | None = None) -> Backbone:
+    """A frozen backbone of a family, with other weights than its initial ones."""
+    torch.manual_seed(0)
+    backbone = build_backbone(TINY_BACKBONES[family], layers=layers)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    backbone.freeze()
+    return backbone.eval()
 
 
 def tiny_backbone(layers: list[int] | None = None) -> Backbone:
     """A DINOv3 ConvNeXt of a few thousand parameters with reproducible made-up weights."""
     torch.manual_seed(0)
-    return build_backbone(TINY_CONVNEXT, layers=layers or [1, 2, 3])
+    return build_backbone(TINY_BACKBONES["dinov3_convnext"], layers=layers or [1, 2, 3])
 
 
 def write_tiny_bundle(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -144,16 +145,14 @@ def test_where_a_gpu_computes_its_copies_its_own_rate_and_overlapping_frames_are
 
 
 def test_a_batch_is_timed_as_a_whole(bundle, monkeypatch, tmp_path, capsys):
-    file, decoded = tmp_path / "result.json", []
-    upsample = decode.upsample_argmax
-    monkeypatch.setattr(decode, "upsample_argmax", lambda *given: decoded.append(given[1]) or upsample(*given))
+    file, upsample = tmp_path / "result.json", decode.upsample_argmax
+    monkeypatch.setattr(decode, "upsample_argmax", lambda *given: time.sleep(0.01) or upsample(*given))
     arguments = [str(bundle.path), "--frames", "2", "--frame-size", "96", "128", "--json", str(file)]
     assert main([*arguments, "--batch", "3"]) == 0
     batch = json.loads(file.read_text())
-    assert len(decoded) >= 6
     assert "batches of 3" in capsys.readouterr().out
     total = batch["total_ms"]["median"]
-    assert sum(times["median"] for times in batch["stages_ms"].values() if times) <= 1.5 * total
+    assert batch["stages_ms"]["decode"]["median"] >= 30, "three frames of 10 ms each"
     assert batch["frames_per_second"] == pytest.approx(3000 / total, rel=0.01)
     assert main(arguments) == 0
     one = json.loads(file.read_text())

@@ -15,12 +15,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bundles import write_tiny_bundle
+from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros.agreement import Difference
 from dinov3_seg_ros.artefacts import find_exports
-from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.bundle import load_bundle
 from dinov3_seg_ros.cpu import Cpu, this_cpu
 from dinov3_seg_ros.demo import scenes
@@ -34,17 +33,6 @@ from dinov3_seg_ros.pipeline import Segmenter
 from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
 
 SIZE = (64, 96)
-_VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-FAMILIES = {
-    "dinov3_vit": {
-        **_VIT, "model_type": "dinov3_vit", "patch_size": 16, "intermediate_size": 48, "num_register_tokens": 4,
-        "use_gated_mlp": True, "hidden_act": "silu",
-    },
-    "dinov3_convnext": {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
-    "dinov2": {**_VIT, "model_type": "dinov2", "patch_size": 16, "image_size": 224},
-    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
-}  # fmt: skip
-
 # Of the operators that the ONNX parsers of TensorRT 10 and 11 both list as supported, those we rely on.
 TENSORRT_OPERATORS = {
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
@@ -53,16 +41,6 @@ TENSORRT_OPERATORS = {
     "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
-
-
-def made_backbone(family, layers=None):
-    torch.manual_seed(0)
-    backbone = build_backbone(FAMILIES[family], layers=layers)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    backbone.freeze()
-    return backbone.eval()
 
 
 def tiny_bundle(folder, family="dinov3_convnext", **options):
@@ -91,7 +69,7 @@ def copy(exported, tmp_path):
     return load_bundle(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_BACKBONES)
 def test_every_family_gives_pytorchs_labels_with_operators_that_tensorrt_reads(family, tmp_path, picture):
     bundle = tiny_bundle(tmp_path / "tiny", family)
     (folder,) = export([bundle.path], ExportOptions())

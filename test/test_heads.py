@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dinov3_seg_ros.errors import HeadError
-from dinov3_seg_ros.heads import HEADS, build_head
+from dinov3_seg_ros.heads import HEADS, blocks, build_head
 from dinov3_seg_ros.heads.blocks import adaptive_mean, resize
 
 NUM_CLASSES = 7
@@ -326,3 +326,17 @@ class TestUNet:
 def test_what_does_not_fit_is_named(arguments, options, message):
     with pytest.raises(HeadError, match=message):
         build_head(*arguments, **options)
+
+
+def test_means_of_bins_are_weighted_by_matrices_that_are_made_once_and_serve_training_too(monkeypatch):
+    features, made = torch.rand(1, 2, 7, 9, requires_grad=True), []
+    blocks._averaging_matrix.cache_clear()
+    make = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *given, **options: made.append(given) or make(*given, **options))
+    with torch.inference_mode():
+        blocks.adaptive_mean(features, (3, 2))
+    blocks.adaptive_mean(features, (3, 2)).sum().backward()
+    assert len(made) == 2
+    torch.testing.assert_close(
+        blocks.adaptive_mean(features, (3, 2)), torch.nn.functional.adaptive_avg_pool2d(features, (3, 2))
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import subprocess
 import sys
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from bundles import write_tiny_bundle
+from bundles import made_backbone, write_tiny_bundle
+from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
@@ -194,64 +195,123 @@ def test_a_backbone_that_cannot_be_recorded_as_a_cuda_graph_runs_without_and_say
     assert caplog.text.count("without a CUDA graph for 1x3x8x8") == 1
 
 
-class _StandInStream:
-    """In the place of torch.cuda.Stream: notes what is asked of it, and does the work at once."""
+class _StandInGpu:
+    """In the place of torch.cuda's streams, events and graphs: notes what is asked of them, works at once."""
 
-    notes: ClassVar[list] = []
+    def __init__(self, monkeypatch):
+        gpu = self.gpu = self
+        self.notes, self.current = [], "default"
 
-    def __init__(self, device):
-        self.number = len(self.notes)
-        self.notes.append(("made", self.number))
+        class Stream:
+            def __init__(self, device=None):
+                self.name = f"stream {sum(note[0] == 'made' for note in gpu.notes)}"
+                gpu.notes.append(("made", self.name))
 
-    def wait_stream(self, stream):
-        pass
+            def wait_stream(self, stream):
+                gpu.notes.append(("waits", self.name, getattr(stream, "name", stream)))
 
-    def record_event(self, event):
-        self.notes.append(("record", self.number, id(event)))
+            def record_event(self, event):
+                event.stream = self.name
+                gpu.notes.append(("records", self.name, event))
 
-    def wait_event(self, event):
-        self.notes.append(("wait", self.number, id(event)))
+            def wait_event(self, event):
+                gpu.notes.append(("waits", self.name, event))
 
+        class Event:
+            def __init__(self, enable_timing, blocking):
+                assert enable_timing and blocking
 
-class _StandInEvent:
-    def __init__(self, enable_timing):
-        assert enable_timing
+            def synchronize(self):
+                gpu.notes.append(("host waits", self.stream))
 
-    def synchronize(self):
-        _StandInStream.notes.append("host waits")
+            def elapsed_time(self, end):
+                return 1000.0
 
-    def elapsed_time(self, end):
-        return 1000.0
+        class CUDAGraph:
+            def replay(self):
+                gpu.notes.append(("replays", gpu.current))
+
+        @contextlib.contextmanager
+        def stream(entered):
+            before, gpu.current = gpu.current, entered.name
+            yield
+            gpu.current = before
+
+        @contextlib.contextmanager
+        def graph(graph, stream, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+            gpu.notes.append("recording")
+            yield
+            gpu.notes.append("recorded")
+
+        here = type("Default", (Stream,), {"__init__": lambda stream: setattr(stream, "name", "default")})()
+        for name, stand_in in {
+            "Stream": Stream,
+            "Event": Event,
+            "CUDAGraph": CUDAGraph,
+            "stream": stream,
+            "graph": graph,
+            "current_stream": lambda device=None: here,
+            "default_stream": lambda device: here,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda tensor, stream: gpu.notes.append(("keeps", stream.name))
+        )
+
+    def of(self, *kinds):
+        return [note for note in self.notes if note[0] in kinds]
 
 
 def test_on_a_gpu_nothing_is_waited_for_until_the_logits_are_asked_for(bundle, monkeypatch):
     frames = [picture(seed=0), picture(seed=1)]
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cpu")
     expected = [segmenter.segment([frame])[0].labels for frame in frames]
-    notes = _StandInStream.notes
-    notes.clear()
-    for name, stand_in in {
-        "Stream": _StandInStream,
-        "Event": _StandInEvent,
-        "stream": contextlib.nullcontext,
-        "default_stream": lambda device: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    segmenter.runtime._streams = pytorch._Streams(torch.device("cpu"))
+    gpu, runtime = _StandInGpu(monkeypatch), segmenter.runtime
+    runtime._streams = pytorch._Streams(torch.device("cpu"))
+    uploading, computing = (note[1] for note in gpu.of("made"))
+    assert gpu.of("waits") == [("waits", uploading, "default"), ("waits", computing, "default")], "for the weights"
+    gpu.notes.clear()
+    for module in (runtime._backbone, *runtime._heads.values()):
+        module.register_forward_pre_hook(lambda *_: gpu.notes.append(("computes", gpu.current)))
     segmenter.times.clear()
     started = [segmenter.start([frame]) for frame in frames]
-    assert "host waits" not in notes
+    assert gpu.of("host waits") == []
+    assert gpu.of("computes") == 4 * [("computes", computing)]
+    assert gpu.of("keeps") == 2 * [("keeps", computing)], "the canvases, which the uploading stream made"
+    # Upload, backbone, heads of each frame: begin, end; each but the first waits for the end of the one before.
+    steps = gpu.of("records", "waits")
+    for first in (0, 8):
+        begin, end, *rest = steps[first : first + 8]
+        assert begin[:2] == end[:2] == ("records", uploading)
+        for wait, begin, following in (rest[:3], rest[3:]):
+            assert wait == ("waits", computing, end[2])
+            assert begin[:2] == following[:2] == ("records", computing)
+            end = following
+    gpu.notes.clear()
     found = [one.finish()[0].labels for one in started]
-    assert "host waits" in notes
+    assert set(gpu.of("host waits")) == {("host waits", computing)}
+    assert gpu.of("keeps") == 2 * [("keeps", "default")], "the logits, which are decoded there"
     assert all(map(np.array_equal, found, expected))
     times = segmenter.times.summary_ms()
     assert all(times[stage]["median"] == 1000.0 for stage in ("upload", "backbone", "heads"))
-    uploading, computing = (note[1] for note in notes if note[0] == "made")
-    steps = [note[:2] for note in notes if note[0] in ("record", "wait")]
-    upload, compute = [("record", uploading)] * 2, [("wait", computing), *[("record", computing)] * 2]
-    assert steps == 2 * [*upload, *compute, *compute]
+
+
+def test_a_recorded_backbone_reads_nothing_that_transformers_may_drop(tmp_path, monkeypatch):
+    backbone = made_backbone("dinov3_vit", [0, 1])
+    gpu, positions = _StandInGpu(monkeypatch), modeling_dinov3_vit.get_patches_center_coordinates
+    plain, seen = inspect.unwrap(positions), []
+    recorded = pytorch._Recorded(backbone)
+    backbone.register_forward_pre_hook(
+        lambda *_: seen.append((gpu.notes[-1], modeling_dinov3_vit.get_patches_center_coordinates))
+    )
+    with torch.inference_mode():
+        recorded(torch.rand(1, 3, 64, 96))
+    assert [position for note, position in seen if note == "recording"] == [plain]
+    assert [position for note, position in seen if note != "recording"] == 3 * [positions]
+    assert modeling_dinov3_vit.get_patches_center_coordinates is positions
+    assert gpu.of("replays")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

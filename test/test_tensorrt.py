@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import json
 import logging
@@ -13,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,15 +230,60 @@ def test_overwritten_feature_maps_give_an_error_and_not_another_frames_maps(trt,
         old.maps()
 
 
-def test_a_gpu_that_fails_fails_its_frame_and_not_those_after_it(trt, cuda, bundles, monkeypatch):
+def test_a_wait_that_fails_fails_its_own_frame_whoever_waits_and_no_other(trt, cuda, bundles, monkeypatch):
     broken = segmenter(bundles[0])
     broken.segment([picture()])
-    monkeypatch.setattr(cuda, "cudaEventSynchronize", lambda event: (cuda.cudaError_t.cudaErrorInvalidValue,))
     started = [broken.start([picture(seed)]) for seed in range(2)]
-    with pytest.raises(RuntimeUnavailableError, match="failed: InvalidValue"):
-        started[0].finish()
-    monkeypatch.undo()
-    assert np.array_equal(broken.segment([picture(3)])[0].labels, expected(bundles[0], seed=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "cudaEventSynchronize", lambda event: (cuda.cudaError_t.cudaErrorInvalidValue,))
+        started.append(broken.start([picture(2)]))  # which waits for the first
+    started += [broken.start([picture(seed)]) for seed in (3, 4)]
+    for _ in range(2):
+        with pytest.raises(RuntimeUnavailableError, match="failed: InvalidValue"):
+            started[0].finish()
+    for seed in (1, 2, 3, 4):
+        assert np.array_equal(started[seed].finish()[0].labels, expected(bundles[0], seed=seed))
+
+
+def test_canvases_of_two_sizes_in_turn_overlap_as_those_of_one(trt, bundles):
+    write_graphs(bundles[0], size=(96, 64))
+    upright = np.ascontiguousarray(picture().transpose(1, 0, 2))
+    both = segmenter(bundles[0], geometry="native")
+    frames = [picture(), upright] * 2
+    for frame in frames:
+        both.segment([frame])
+    trt.runs.clear()
+    started = [both.start([frame]) for frame in frames]
+    assert trt.runs == [], "two of each size have room"
+    assert [one.finish()[0].labels.shape for one in started] == [frame.shape[:2] for frame in frames]
+
+
+def test_closing_lets_go_of_engines_and_contexts_at_once(trt, cuda, bundles):
+    """Not only when Python next looks for cycles: their memory is the GPU's."""
+    runtime = segmenter(*bundles, max_batch=2).runtime
+    for batch in (1, 2):
+        runtime.start(np.concatenate(batch * [canvases(0)]), ["one", "two"])
+    held = [weakref.ref(held) for each in runtime._executions for held in (each._engine, *each._contexts.values())]
+    assert len(held) == 3 * 3
+    gc.collect()
+    gc.disable()
+    try:
+        runtime.close()
+        trt.runs.clear(), cuda.launches.clear()  # the stand-ins' own notes
+        assert [reference for reference in held if reference() is not None] == []
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
+def test_closing_waits_for_what_is_under_way(trt, bundles, under_way):
+    runtime = segmenter(bundles[0]).runtime
+    runtime.start(canvases(0), ["one"]).logits()
+    trt.runs.clear()
+    for seed in range(under_way):
+        runtime.start(canvases(seed), ["one"])
+    runtime.close()
+    assert len(trt.runs) == 2 * under_way
 
 
 def test_closing_frees_all_that_was_allocated(trt, cuda, bundles):

@@ -85,13 +85,14 @@ def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("when", ["started", "finished"])
-def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken(overlap, when):
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken(overlap, when, kind):
     errors, done = [], threading.Semaphore(0)
 
     def start(items):
         def finish():
             if items[0][1] == "bad":
-                raise ValueError("bad item")
+                raise kind("bad item")
             done.release()
 
         if when == "started":
@@ -171,6 +172,8 @@ def test_stopping_lets_all_that_overlaps_finish():
     worker.put("a", 2)
     stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
     stopper.start()
+    while not worker._stopping:
+        time.sleep(0.001)
     turns.let.release(2)
     stopper.join(5)
     assert not stopper.is_alive()

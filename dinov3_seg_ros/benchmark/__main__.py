@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ``backbone: {gflop, gflops, share_of_gemm}``, None where PyTorch, which counts them, or the weights are missing.
 
         Where a GPU computes, ``stages_ms`` of upload, backbone, heads and download are by its own events (ONNX Runtime
-        shows none, so that backbone and heads include the copies), and ``overlapped_frames_per_second`` is the rate
-        with the next frame under way meanwhile, as in the node; else None.
+        shows none, so that backbone and heads include the copies; with PyTorch decode includes the download, which is
+        of labels), and ``overlapped_frames_per_second`` is the rate with the next frame under way meanwhile; else None.
 
         With ``--batch N`` all times are of N frames in one pass, and ``gflop`` is of all of them.
 

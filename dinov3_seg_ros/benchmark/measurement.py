@@ -99,7 +99,9 @@ def run_in_turn(pipelines: Sequence[FramePipeline], frames: Sequence[np.ndarray]
 
 
 def overlapped_rate(pipeline: OurPipeline, frames: Sequence[np.ndarray], count: int) -> float:
-    """Turns per second where the next is started before the one before is finished, as the node does with a GPU.
+    """Turns per second where the next is started before the one before is finished.
+
+    All of it in one thread; the node has a second one to finish.
 
     Args:
         pipeline: whose turns.

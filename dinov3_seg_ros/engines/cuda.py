@@ -57,7 +57,8 @@ class Workspace:
 
     def event(self) -> Event:
         """A moment that no stream has come to yet."""
-        handle = _call(cudart.cudaEventCreate)
+        # Who waits for it sleeps: a thread that asks again and again would take a core from the robot.
+        handle = _call(cudart.cudaEventCreateWithFlags, cudart.cudaEventBlockingSync)
         self._owned.callback(_call, cudart.cudaEventDestroy, handle)
         return Event(handle)
 
@@ -74,11 +75,17 @@ class Workspace:
         self._owned.callback(_call, cudart.cudaFreeHost, address)
         return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
 
+    def wait(self) -> None:
+        """Until every stream has done all that is queued."""
+        for stream in self._streams:
+            stream.wait()
+
     def close(self) -> None:
-        """Wait for every stream, then free everything."""
+        """Wait, then free everything."""
         with self._owned:
-            while self._streams:
-                self._streams.pop().wait()
+            streams, self._streams = self._streams, []
+            for stream in streams:
+                stream.wait()
 
 
 class Event:

@@ -119,6 +119,12 @@ class Execution:
             self._runs[batch] = self._prepare(batch)
         self._runs[batch]()
 
+    def close(self) -> None:
+        """Let go of the engine and its contexts; nothing of it may be under way."""
+        self._runs.clear()
+        self._contexts.clear()
+        self._engine = self._create_context = None
+
     def _prepare(self, batch: int) -> Callable[[], None]:
         context = self._context(batch)
         for name, tensor in self.tensors.items():

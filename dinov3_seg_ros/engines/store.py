@@ -255,9 +255,10 @@ def _compare(engine: trt.ICudaEngine, graph: Path, max_batch: int, reference: Re
     """Output name -> how far the engine is from ONNX Runtime, in the smallest batch and the largest."""
     expected, inputs = reference.outputs(graph), reference.maps
     differences = {name: Difference() for name in expected}
-    with contextlib.closing(Workspace()) as workspace:
+    with contextlib.closing(Workspace()) as workspace, contextlib.ExitStack() as running:
         stream = workspace.stream()
         execution = Execution(engine, graph.name, workspace, stream, max_batch)
+        running.callback(execution.close)
         for batch in sorted({1, max_batch}):
             for name in execution.tensors.keys() & inputs.keys() - expected.keys():
                 stream.to_gpu(execution.tensors[name].address, np.ascontiguousarray(inputs[name][:batch]))

@@ -49,17 +49,22 @@ def adaptive_mean(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Ten
     It equals `torch.nn.functional.adaptive_avg_pool2d`, which neither ONNX nor TensorRT has when the bins do not divide
     the map; two products with constant matrices are the same sums.
     """
+    # What is traced becomes part of the graph, and must not be found in the cache again.
+    matrix = _averaging_matrix.__wrapped__ if torch.compiler.is_compiling() else _averaging_matrix
     rows, columns = (
-        feature_map.new_tensor(_averaging_matrix(cells, bins))
+        matrix(cells, bins, feature_map.dtype, feature_map.device)
         for cells, bins in zip(feature_map.shape[-2:], size, strict=True)
     )
     return rows @ (feature_map @ columns.T)
 
 
-def _averaging_matrix(cells: int, bins: int) -> list[list[float]]:
+@functools.lru_cache(maxsize=64)  # made anew, its copy would make the host wait for a GPU's work before it
+def _averaging_matrix(cells: int, bins: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Weights (bins, cells) of means over ``bins`` equal parts of a line; a cell on a border counts in both parts."""
     parts = [(i * cells // bins, -(-(i + 1) * cells // bins)) for i in range(bins)]
-    return [[1 / (end - start) if start <= cell < end else 0.0 for cell in range(cells)] for start, end in parts]
+    weights = [[1 / (end - start) if start <= cell < end else 0.0 for cell in range(cells)] for start, end in parts]
+    with torch.inference_mode(False):  # training may use it as well
+        return torch.tensor(weights, dtype=dtype, device=device)
 
 
 def finest_size(maps: Sequence[torch.Tensor]) -> tuple[int, int]:

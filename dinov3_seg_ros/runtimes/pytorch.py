@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -65,15 +67,12 @@ class PyTorchRuntime:
         backbone = bundles[0].load_backbone(layers=union).to(**placed)
         self._backbone = _FromCanvases(Normalise(own.mean, own.std).to(self._device), backbone, self._dtype)
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
-        if options.cuda_graphs and not options.compile and self._device.type == "cuda":
+        if options.compile:
+            for module in (self._backbone, *self._heads.values()):
+                module.compile(dynamic=False)
+        if options.cuda_graphs and self._device.type == "cuda":
             self._backbone = _Recorded(self._backbone)
         self._streams = _Streams(self._device) if self._device.type == "cuda" else None
-        self._overwrites_logits = options.compile and self._device.type == "cuda"
-        if options.compile:
-            # On a GPU this mode replays the whole network as one CUDA graph.
-            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
-            for module in (self._backbone, *self._heads.values()):
-                module.compile(mode=mode, dynamic=False)
 
     @classmethod
     def find_device(cls, _bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
@@ -102,9 +101,11 @@ class PyTorchRuntime:
             torch.cuda.empty_cache()
 
     def _queue(self, images: torch.Tensor, heads: Sequence[str], streams: _Streams) -> _Computation:
-        timeline = Timeline(lambda: torch.cuda.Event(enable_timing=True))
+        # Who waits for such an event sleeps: a thread that asks again and again would take a core from the robot.
+        timeline = Timeline(lambda: torch.cuda.Event(enable_timing=True, blocking=True))
+        images = images.pin_memory()
         with timeline.step("upload", streams.uploading), torch.cuda.stream(streams.uploading):
-            images = images.pin_memory().to(self._device, non_blocking=True)
+            images = images.to(self._device, non_blocking=True)
         with torch.cuda.stream(streams.computing):
             images.record_stream(streams.computing)  # which reads what belongs to the other stream
             with timeline.step("backbone", streams.computing):
@@ -114,9 +115,7 @@ class PyTorchRuntime:
         return _Computation(timeline, self._named(maps), logits)
 
     def _run_head(self, name: str, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        logits = self._heads[name]([maps[index] for index in self._maps_of[name]]).float()
-        # A CUDA graph's memory is overwritten by the next batch, and logits are decoded only when they are read.
-        return logits.clone() if self._overwrites_logits else logits
+        return self._heads[name]([maps[index] for index in self._maps_of[name]]).float()
 
     def _named(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self._map_names, maps, strict=True))
@@ -154,6 +153,8 @@ class _Computation:
 
     def logits(self) -> dict[str, torch.Tensor]:
         self._timeline.wait()
+        for tensor in self._logits.values():  # its memory is the computing stream's, and may be read on this one
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return dict(self._logits)
 
     def maps(self) -> dict[str, np.ndarray]:
@@ -207,13 +208,28 @@ class _Recorded:
                 for _ in range(3):
                     self._module(place)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            # Thread-local: another thread, which decodes the frame before, must not break the recording.
+            recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+            with _positions_not_cached(), recording:
                 maps = self._module(place)
         except RuntimeError as error:
             shape = "x".join(map(str, images.shape))
             _logger.warning("the backbone runs without a CUDA graph for %s, somewhat slower: %s", shape, error)
             return None
         return graph, place, maps
+
+
+@contextlib.contextmanager
+def _positions_not_cached() -> Iterator[None]:
+    """transformers keeps the positions of the last few sizes, and a graph must not read what it may drop."""
+    from transformers.models.dinov3_vit import modeling_dinov3_vit
+
+    cached = modeling_dinov3_vit.get_patches_center_coordinates
+    modeling_dinov3_vit.get_patches_center_coordinates = inspect.unwrap(cached)
+    try:
+        yield
+    finally:
+        modeling_dinov3_vit.get_patches_center_coordinates = cached
 
 
 def _resolve_device(device: str) -> torch.device:

@@ -6,8 +6,9 @@ of their own, so that the copies of one frame overlap with the computation of an
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class _Network:
 
     backbone: Execution
     heads: dict[str, Execution]
-    slots: tuple[_Slot, ...]
+    slots: Iterator[_Slot]
 
 
 class _Copy(NamedTuple):
@@ -81,19 +82,27 @@ class _Computation:
         logits: Mapping[str, np.ndarray],
         read_maps: Callable[[_Computation], dict[str, np.ndarray]],
     ) -> None:
-        self._timeline, self._read_maps = timeline, read_maps
-        self._filled: Mapping[str, np.ndarray] | None = logits
+        self._timeline, self._filled, self._read_maps = timeline, logits, read_maps
         self._logits: dict[str, np.ndarray] = {}
-        self._seconds: dict[str, float] = {}
-        # Asked both by whoever started it and by the computation that takes its place.
+        self._seconds: dict[str, float] | None = None
+        self._failure: RuntimeUnavailableError | None = None
+        # Ended either by whoever started it or by the computation that takes its place.
         self._lock = threading.Lock()
 
-    def logits(self) -> dict[str, np.ndarray]:
+    def end(self) -> None:
+        """Wait for it, and take what it gave out of the memory of the next; a failure is kept for who asks."""
         with self._lock:
-            if self._filled is not None:
-                self._seconds = self._timeline.wait()
-                self._logits = {name: array.copy() for name, array in self._filled.items()}
-                self._filled = None
+            if self._seconds is None and self._failure is None:
+                try:
+                    self._seconds = self._timeline.wait()
+                    self._logits = {name: array.copy() for name, array in self._filled.items()}
+                except RuntimeUnavailableError as error:
+                    self._failure = error
+
+    def logits(self) -> dict[str, np.ndarray]:
+        self.end()
+        if self._failure is not None:
+            raise self._failure
         return self._logits
 
     def maps(self) -> dict[str, np.ndarray]:
@@ -131,8 +140,9 @@ class TensorRTRuntime:
             chosen, precision, _ = choose_exports(bundles, precisions, options.network_size)
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
         self.engines: list[StoredEngine] = []
+        self._executions: list[Execution] = []
         self._gpu, self._max_batch = gpu, options.max_batch
-        self._turn, self._newest = 0, None
+        self._newest: _Computation | None = None
         self._networks: dict[tuple[int, int], _Network] = {}
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
         self._workspace = Workspace()
@@ -178,11 +188,11 @@ class TensorRTRuntime:
             raise ImageError(f"there is no engine for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
         if batch > self._max_batch:
             raise ParameterError(f"{batch} canvases came at once, but max_batch is {self._max_batch}; raise max_batch")
-        network, self._turn = self._networks[size], self._turn + 1
-        slot = network.slots[self._turn % len(network.slots)]
-        before, slot.computation = slot.computation, None
-        if before is not None:
-            before.logits()
+        network = self._networks[size]
+        slot = next(network.slots)
+        if slot.computation is not None:
+            slot.computation.end()
+        slot.computation = self._newest = None
         slot.canvases.host[:batch] = canvases
         timeline = Timeline(self._workspace.event, slot.events)
         with timeline.step("upload", self._uploading):
@@ -200,21 +210,29 @@ class TensorRTRuntime:
         with timeline.step("download", self._downloading):
             for name, array in filled.items():
                 self._downloading.from_gpu(array, slot.logits[name].address)
-        slot.computation = self._newest = _Computation(timeline, filled, partial(self._read_maps, network, batch))
+        maps = {name: tensor for name, tensor in network.backbone.tensors.items() if name != CANVASES}
+        slot.computation = self._newest = _Computation(timeline, filled, partial(self._read_maps, maps, batch))
         return slot.computation
 
     def close(self) -> None:
-        """Free engines, contexts, CUDA graphs, memory and streams."""
-        self._networks.clear()
-        self.engines.clear()
-        self._workspace.close()
+        """Wait for what is under way, then free engines, contexts, CUDA graphs, memory and streams."""
+        try:
+            self._workspace.wait()
+        finally:
+            self._newest = None
+            for execution in self._executions:
+                execution.close()
+            self._networks.clear()
+            self.engines.clear()
+            self._workspace.close()
 
     def _load(self, size: tuple[int, int], shared: Export, exports: Sequence[Export]) -> _Network:
         reference = Reference(shared.graph(BACKBONE_GRAPH), size, self._max_batch)
         backbone = self._execution(shared, BACKBONE_GRAPH, reference, {})
         heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, reference, backbone.tensors) for e in exports}
         logits = {name: head.tensors[LOGITS] for name, head in heads.items()}
-        return _Network(backbone, heads, tuple(self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)))
+        slots = [self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)]
+        return _Network(backbone, heads, itertools.cycle(slots))
 
     def _slot(self, canvases: Tensor, logits: Mapping[str, Tensor]) -> _Slot:
         return _Slot(self._copy(canvases), {name: self._copy(tensor) for name, tensor in logits.items()})
@@ -227,12 +245,13 @@ class TensorRTRuntime:
         stored = obtain(export, graph, self._gpu, self._max_batch, reference)
         self.engines.append(stored)
         name = f"{export.bundle_name}/{graph}"
-        return Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
+        execution = Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
+        self._executions.append(execution)
+        return execution
 
-    def _read_maps(self, network: _Network, batch: int, computation: _Computation) -> dict[str, np.ndarray]:
+    def _read_maps(self, maps: Mapping[str, Tensor], batch: int, computation: _Computation) -> dict[str, np.ndarray]:
         if computation is not self._newest:
             raise ParameterError("these feature maps were overwritten by a later frame's; ask for them before it")
-        maps = {name: tensor for name, tensor in network.backbone.tensors.items() if name != CANVASES}
         return {name: tensor.read(self._computing, batch) for name, tensor in maps.items()}
 
 

@@ -66,6 +66,7 @@ class cudaGraphExec_t(cudaGraph_t):
 
 
 cudaStreamNonBlocking = 1
+cudaEventBlockingSync = 1
 
 # What the tests set and look at.
 gpu = SimpleNamespace(
@@ -208,7 +209,8 @@ def cudaStreamDestroy(stream):
     return _destroy(stream)
 
 
-def cudaEventCreate():
+def cudaEventCreateWithFlags(flags):
+    assert flags == cudaEventBlockingSync  # without cudaEventDisableTiming it times
     return _make(cudaEvent_t)
 
 
