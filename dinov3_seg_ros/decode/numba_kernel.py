@@ -10,7 +10,9 @@ logits at the left and the right side of a cell in one row of pixels, (2, classe
 ``Axis.arrays``.
 
 The innermost loops run over whole blocks of ``_LANES`` pixels, on arrays padded to that, so that they become vector
-code without a remainder; what the padding holds is computed and never read.
+code without a remainder; what the padding holds is computed and never read. Where little is done at a time, they are
+functions of one loop, given whole arrays and where to begin: slices, tuples and branches inside a function count
+references, which takes longer than interpolating a short line.
 """
 
 from __future__ import annotations
@@ -85,14 +87,16 @@ def compile_decode(label_type: np.dtype) -> Callable[..., None]:
         types.intp,
     )
     try:
-        return numba.njit(signature, cache=True, **_OPTIONS)(decode_part)
+        compiled = numba.njit(signature, cache=True, **_OPTIONS)(decode_part)
     except Exception as error:  # no folder to write to, a full disk, a damaged file: numba raises many types
         _logger.warning(
             "numba's cache cannot be used (%s), so the decode is compiled anew in each process; "
             "set NUMBA_CACHE_DIR to a folder that can be written to",
             error,
         )
-        return numba.njit(signature, **_OPTIONS)(decode_part)
+        compiled = numba.njit(signature, **_OPTIONS)(decode_part)
+    # What numba calls after it has looked at every argument's type, which takes half a microsecond.
+    return next(iter(compiled.overloads.values())).entry_point
 
 
 @_compiled
@@ -205,9 +209,8 @@ def _decode_rows(logits, rows, columns, labels, confidence, with_confidence, par
             pixels = _padded((stop - start) * width)
             top = row_low[start]
             lines = row_high[stop - 1] - top + 1 if shared else stop - start
-            best[:pixels] = -np.inf
-            winner[:pixels] = 0
-            total[:pixels] = 0
+            for p in range(pixels):
+                best[p], winner[p], total[p] = -np.inf, 0, 0
             for c in range(logits.shape[1]):
                 for k in range(lines):
                     if shared:
@@ -297,7 +300,7 @@ def _even_step(low, high):
 
 @_compiled
 def _index(position):
-    """For innermost loops: a signed index would be tested for being negative, which keeps them from being vectorised."""
+    """For innermost loops: a signed index would be tested for being negative, which keeps a loop scalar."""
     return np.uintp(position)
 
 
