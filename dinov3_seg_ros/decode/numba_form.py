@@ -11,7 +11,7 @@ from dinov3_seg_ros.decode.numba_kernel import compile_decode
 from dinov3_seg_ros.decode.parallel import run_parts, thread_count
 
 # Measured, in interpolated values: what looking at a cell costs, without and with confidence, and with each class.
-_VALUES_WORTH_A_CELL = 1500, 6000
+_VALUES_WORTH_A_CELL = 1000, 10_000
 _VALUES_WORTH_A_CLASS = 8
 # About 0.1 ms of work, twice what handing it to a thread costs.
 _VALUES_WORTH_A_THREAD = 200_000

@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 _LANES = 16
 _STRIPS_AT_A_TIME = 2  # neighbouring strips share a map row; alternating between parts shares the load
 _CELL_TILE_PIXELS = 1024  # pixels of a cell in work at a time: their arrays stay in the first-level cache
-_ROW_TILE_PIXELS = 2048  # pixels of whole rows in work at a time: as above, and several rows share their map rows
+_ROW_TILE_PIXELS = 8192  # pixels of whole rows in work at a time: several rows that share their map rows
 
 _LEAST_EXPONENT = np.float32(-24 / 64)  # 65535 classes of exp(-24) weigh less than a thousandth of a level
 _ONE = np.float32(1)
