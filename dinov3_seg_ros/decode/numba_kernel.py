@@ -118,7 +118,7 @@ def _decode_cells(image, rows, columns, labels, confidence, with_confidence, rea
     corners, rated_corners = np.empty((4, classes), np.float32), np.empty((4, classes), np.float32)
     column_weights = np.zeros((2, _padded(widest)), np.float32)
     ends, survivors = np.empty((2, classes), np.float32), np.empty(classes, np.int32)
-    label_scratch = ends, survivors, np.empty(_padded(widest), np.float32), np.empty(_padded(widest), np.int32)
+    label_scratch = ends, survivors, np.empty(_padded(widest), np.int32)
     tile_size = _padded(tile_rows * widest) + _LANES
     best, rate_scratch = np.empty(tile_size, np.float32), np.zeros((5, tile_size), np.float32)
 
@@ -400,7 +400,7 @@ def _gather_corners(image, top, bottom, left, right, chosen, corners):
 @_compiled
 def _label_tile(corners, contenders, row_weights, column_weights, finite, with_best, scratch, best, labels):
     """Write the labels of a tile of one cell and, ``with_best``, the best logits, row after row."""
-    ends, survivors, value, winner = scratch
+    ends, survivors, winner = scratch
     height, width = labels.shape
     padded = _padded(width)
     for y in range(height):
@@ -411,9 +411,9 @@ def _label_tile(corners, contenders, row_weights, column_weights, finite, with_b
             if remaining == 1 and not with_best:
                 labels[y, :] = contenders[survivors[0]]
                 continue
-            _find_best(ends, survivors[:remaining], column_weights, best_row, winner[:padded])
+            _find_best(ends, survivors[:remaining], column_weights, best_row, winner)
         else:
-            _find_best_plainly(ends, len(contenders), column_weights, value, best_row, winner[:padded])
+            _find_best_plainly(ends, len(contenders), column_weights, best_row, winner)
         for x in range(width):
             labels[y, x] = contenders[winner[x]]
 
@@ -466,21 +466,29 @@ def _find_best(ends, survivors, column_weights, best, winner):
 
 
 @_compiled
-def _find_best_plainly(ends, count, column_weights, value, best, winner):
+def _find_best_plainly(ends, count, column_weights, best, winner):
     best[:] = -np.inf
     winner[:] = 0
     for k in range(count):
         left, right = ends[0, k], ends[1, k]
         for x in range(len(best)):
-            value[x] = column_weights[0, x] * left + column_weights[1, x] * right
-        _challenge(value, len(best), k, best, winner)
+            value = column_weights[0, x] * left + column_weights[1, x] * right
+            ahead = _is_ahead(value, best[x])
+            best[x] = value if ahead else best[x]
+            winner[x] = k if ahead else winner[x]
+
+
+@_compiled
+def _is_ahead(value, best):
+    """The first NaN is ahead of every number."""
+    return (value > best) | ((value != value) & (best == best))
 
 
 @_compiled
 def _challenge(value, pixels, label, best, winner):
-    """Let ``label`` win where its values are ahead; the first NaN is ahead of every number."""
+    """Let ``label`` win where its values are ahead."""
     for p in range(pixels):
-        ahead = (value[p] > best[p]) | ((value[p] != value[p]) & (best[p] == best[p]))
+        ahead = _is_ahead(value[p], best[p])
         best[p] = value[p] if ahead else best[p]
         winner[p] = label if ahead else winner[p]
 
@@ -516,7 +524,7 @@ def _challenge_and_add(value, pixels, label, best, winner, total):
     """As ``_challenge``, keeping the sum of exp(value - best) over the labels so far in ``total``."""
     for p in range(pixels):
         lead = value[p] - best[p]
-        ahead = (lead > 0) | ((value[p] != value[p]) & (best[p] == best[p]))
+        ahead = _is_ahead(value[p], best[p])
         share = _exp_of_64_times((-lead if ahead else lead) * _SIXTY_FOURTH)
         total[p] = total[p] * share + _ONE if ahead else total[p] + share
         best[p] = value[p] if ahead else best[p]
