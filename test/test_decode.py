@@ -153,6 +153,35 @@ def test_windows(either_backend, window, size):
     np.testing.assert_array_equal(decode.upsample_argmax(logits, size, window), labels)
 
 
+@pytest.mark.parametrize(
+    ("window", "size"),
+    [
+        ((2, 3, 12, 16), (12, 16)),  # one map position from each row and column to the next
+        ((2.5, 3.25, 12, 16), (12, 16)),
+        ((12, 16, 12, 16), (12, 16)),
+        ((0, 0, 24, 32), (12, 16)),  # two
+        ((1, 3, 20, 24), (10, 12)),
+        ((4, 0, 20, 32), (10, 900)),  # stretched across and shrunk down, and the other way round, in several tiles
+        ((0, 2, 24, 28), (1200, 14)),
+    ],
+)
+def test_windows_at_even_steps(either_way, window, size):
+    logits = noise_logits(23, 24, 32, batch=2)
+    volume = interpolated_window(logits, size, window)
+    labels, confidence = decode.upsample_argmax_confidence(logits, size, window)
+    check_labels(labels, volume)
+    check_labels(decode.upsample_argmax(logits, size, window), volume)
+    check_confidence(confidence, volume)
+
+
+def test_one_class_wins_everywhere(either_backend):
+    logits = np.array([np.nan, np.inf, -np.inf, 1], np.float32).reshape(1, 1, 2, 2)
+    assert not decode.upsample_argmax(logits, (2, 2)).any()
+    labels, confidence = decode.upsample_argmax_confidence(logits, (2, 2))
+    assert not labels.any()
+    assert confidence.ravel().tolist() == [0, 0, 0, 255]
+
+
 def test_window_is_a_part_of_a_larger_decode():
     logits = scene_logits(30, 10, 12)
     whole = decode.upsample_argmax(logits, (80, 96))

@@ -20,7 +20,6 @@ Importing this module loads none of numba, torch and triton.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -102,11 +101,13 @@ def _decode_tensor(
 
     if not logits.is_floating_point():
         raise _not_floating(logits.dtype)
-    if logits.device.type != "cpu":
+    if not logits.is_cpu:
         from dinov3_seg_ros.decode import torch_form
 
         return torch_form.decode(logits, _grid(logits.shape, size, window), with_confidence)
-    labels, confidence = _decode_array(logits.detach().float().numpy(), size, window, with_confidence)
+    if logits.dtype != torch.float32:  # NumPy has no bfloat16
+        logits = logits.float()
+    labels, confidence = _decode_array(logits.numpy(force=True), size, window, with_confidence)
     return torch.from_numpy(labels), None if confidence is None else torch.from_numpy(confidence)
 
 
@@ -119,14 +120,16 @@ def _decode_array(
     logits = np.ascontiguousarray(logits, np.float32)
     if not logits.flags.aligned:
         logits = logits.copy()
-    labels = np.empty((len(logits), *grid.size), grid.label_type)
-    confidence = np.empty(labels.shape, np.uint8) if with_confidence else None
-    _host_decoder()(logits, grid, labels, confidence, _confidence_reach(logits.shape[1]))
+    if logits.shape[1] == 1 and not with_confidence:
+        return np.zeros(grid.shape, grid.label_type), None  # a single class wins everywhere
+    labels = np.empty(grid.shape, grid.label_type)
+    confidence = np.empty(grid.shape, np.uint8) if with_confidence else None
+    _host_decoder()(logits, grid, labels, confidence)
     return labels, confidence
 
 
 @lru_cache(maxsize=1)
-def _host_decoder() -> Callable[[np.ndarray, Grid, np.ndarray, np.ndarray | None, float], None]:
+def _host_decoder() -> Callable[[np.ndarray, Grid, np.ndarray, np.ndarray | None], None]:
     try:
         from dinov3_seg_ros.decode import numba_form
     except Exception as error:  # a numba that does not fit the installed NumPy fails with several types
@@ -140,14 +143,6 @@ def _grid(shape: Sequence[int], size: Sequence[int], window: Sequence[float] | N
         return plan_grid(tuple(shape), tuple(size), None if window is None else tuple(window))
     except TypeError as error:
         raise ParameterError(f"size is {size!r} and window {window!r}; pass (H, W) and four numbers or None") from error
-
-
-def _confidence_reach(classes: int) -> float:
-    """How far below the best logit a class can be left out of the softmax.
-
-    All classes left out together then weigh less than 1/512 of the best one: half a level in 255.
-    """
-    return math.log(512.0 * classes)
 
 
 def _not_floating(dtype: object) -> ParameterError:

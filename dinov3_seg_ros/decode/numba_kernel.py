@@ -10,7 +10,9 @@ logits at the left and the right side of a cell in one row of pixels, (2, classe
 ``Axis.arrays``.
 
 The innermost loops run over whole blocks of ``_LANES`` pixels, on arrays padded to that, so that they become vector
-code without a remainder; what the padding holds is computed and never read.
+code without a remainder; what the padding holds is computed and never read. Where little is done at a time, they are
+functions of one loop, given whole arrays and where to begin: slices, tuples and branches inside a function count
+references, which takes longer than interpolating a short line.
 """
 
 from __future__ import annotations
@@ -55,12 +57,12 @@ def decode_part(logits, rows, columns, labels, confidence, with_confidence, reac
         by_cells: leave out classes cell by cell, rather than interpolate them all.
         part, parts: which part, from 0, of how many.
     """
+    if not by_cells:
+        _decode_rows(logits, rows, columns, labels, confidence, with_confidence, part, parts)
+        return
     for index in range(len(logits)):
         image, image_labels, image_confidence = logits[index], labels[index], confidence[index]
-        if by_cells:
-            _decode_cells(image, rows, columns, image_labels, image_confidence, with_confidence, reach, part, parts)
-        else:
-            _decode_rows(image, rows, columns, image_labels, image_confidence, with_confidence, part, parts)
+        _decode_cells(image, rows, columns, image_labels, image_confidence, with_confidence, reach, part, parts)
 
 
 @cache
@@ -85,14 +87,16 @@ def compile_decode(label_type: np.dtype) -> Callable[..., None]:
         types.intp,
     )
     try:
-        return numba.njit(signature, cache=True, **_OPTIONS)(decode_part)
+        compiled = numba.njit(signature, cache=True, **_OPTIONS)(decode_part)
     except Exception as error:  # no folder to write to, a full disk, a damaged file: numba raises many types
         _logger.warning(
             "numba's cache cannot be used (%s), so the decode is compiled anew in each process; "
             "set NUMBA_CACHE_DIR to a folder that can be written to",
             error,
         )
-        return numba.njit(signature, **_OPTIONS)(decode_part)
+        compiled = numba.njit(signature, **_OPTIONS)(decode_part)
+    # What numba calls after it has looked at every argument's type, which takes half a microsecond.
+    return next(iter(compiled.overloads.values())).entry_point
 
 
 @_compiled
@@ -113,7 +117,8 @@ def _decode_cells(image, rows, columns, labels, confidence, with_confidence, rea
     contenders, rated = np.empty(classes, np.int32), np.empty(classes, np.int32)
     corners, rated_corners = np.empty((4, classes), np.float32), np.empty((4, classes), np.float32)
     column_weights = np.zeros((2, _padded(widest)), np.float32)
-    label_scratch = np.empty((2, classes), np.float32), np.empty(classes, np.int32), np.empty(_padded(widest), np.int32)
+    ends, survivors = np.empty((2, classes), np.float32), np.empty(classes, np.int32)
+    label_scratch = ends, survivors, np.empty(_padded(widest), np.int32)
     tile_size = _padded(tile_rows * widest) + _LANES
     best, rate_scratch = np.empty(tile_size, np.float32), np.zeros((5, tile_size), np.float32)
 
@@ -178,37 +183,125 @@ def _decode_cells(image, rows, columns, labels, confidence, with_confidence, rea
 
 
 @_compiled
-def _decode_rows(image, rows, columns, labels, confidence, with_confidence, part, parts):
-    """Decode every so many tiles of rows of one image (C, h, w), with all classes everywhere."""
-    row_low, _, row_low_weight, row_high_weight, _ = rows
-    height, width = labels.shape
-    tile_rows = max(1, min(_ROW_TILE_PIXELS // width, (height + parts - 1) // parts))
-    padded = _padded(width)
-    blended = np.zeros((2, padded), np.float32)
-    best, total = np.empty((tile_rows, padded), np.float32), np.empty((tile_rows, padded), np.float32)
-    winner = np.empty((tile_rows, padded), np.int32)
+def _decode_rows(logits, rows, columns, labels, confidence, with_confidence, part, parts):
+    """Decode every so many tiles of rows of each image, with all classes everywhere.
 
-    for start in range(part * tile_rows, height, parts * tile_rows):
-        stop = min(start + tile_rows, height)
-        for c in range(len(image)):
-            for y in range(start, stop):
-                row = y - start
-                if y == start or row_low[y] != row_low[y - 1]:
-                    _blend_across(image[c], rows, columns, y, blended)
-                low_weight, high_weight = row_low_weight[y], row_high_weight[y]
-                if c == 0:
-                    best[row] = low_weight * blended[0] + high_weight * blended[1]
-                    winner[row] = 0
-                    total[row] = 1
-                elif with_confidence:
-                    _challenge_and_add(blended, low_weight, high_weight, c, best[row], winner[row], total[row])
+    Where output rows share map rows, those are stretched to the output's columns once and then blended; elsewhere
+    they are blended first, so that only one line is stretched for a row.
+    """
+    row_low, row_high, row_low_weight, row_high_weight, row_runs = rows
+    column_low, column_high, column_low_weight, column_high_weight, _ = columns
+    _, height, width = labels.shape
+    tile_rows = max(1, min(_ROW_TILE_PIXELS // width, (height + parts - 1) // parts))
+    tile_size = _padded(tile_rows * width)
+    left, apart, step = column_low[0], column_high[0] - column_low[0], _even_step(column_low, column_high)
+    shared = len(row_runs) - 1 < height
+
+    line = np.empty(column_high[width - 1] - left + 1, np.float32)
+    value, best = np.zeros(tile_size, np.float32), np.empty(tile_size, np.float32)
+    total, winner = np.empty(tile_size, np.float32), np.empty(tile_size, np.int32)
+    # Shared rows are less than about one apart.
+    stretched = np.empty((2 * tile_rows + 2) * width, np.float32) if shared else value
+
+    for image in range(len(logits)):
+        for start in range(part * tile_rows, height, parts * tile_rows):
+            stop = min(start + tile_rows, height)
+            pixels = _padded((stop - start) * width)
+            top = row_low[start]
+            lines = row_high[stop - 1] - top + 1 if shared else stop - start
+            for p in range(pixels):
+                best[p], winner[p], total[p] = -np.inf, 0, 0
+            for c in range(logits.shape[1]):
+                for k in range(lines):
+                    if shared:
+                        _copy_line(logits, image, c, top + k, left, line)
+                    else:
+                        y = start + k
+                        low_weight, high_weight = row_low_weight[y], row_high_weight[y]
+                        _blend_lines(logits, image, c, row_low[y], row_high[y], left, low_weight, high_weight, line)
+                    if step == 1:
+                        _shift(line, apart, column_low_weight, column_high_weight, stretched, k * width)
+                    elif step == 2:
+                        _halve(line, column_low_weight, column_high_weight, stretched, k * width)
+                    else:
+                        _stretch(
+                            line, column_low, column_high, column_low_weight, column_high_weight, stretched, k * width
+                        )
+                if shared:
+                    for y in range(start, stop):
+                        above, below = (row_low[y] - top) * width, (row_high[y] - top) * width
+                        low_weight, high_weight, first = row_low_weight[y], row_high_weight[y], (y - start) * width
+                        _blend_stretched(stretched, above, below, low_weight, high_weight, value, first, width)
+                if with_confidence:
+                    _challenge_and_add(value, pixels, c, best, winner, total)
                 else:
-                    _challenge(blended, low_weight, high_weight, c, best[row], winner[row])
-        for y in range(start, stop):
-            for x in range(width):
-                labels[y, x] = winner[y - start, x]
+                    _challenge(value, pixels, c, best, winner)
+            for y in range(start, stop):
+                for x in range(width):
+                    labels[image, y, x] = winner[_index((y - start) * width + x)]
             if with_confidence:
-                _write_confidence(total[y - start], best[y - start], confidence[y])
+                _write_confidence(total, best, confidence[image, start:stop])
+
+
+@_compiled
+def _copy_line(logits, image, c, row, left, line):
+    for x in range(len(line)):
+        line[x] = logits[image, c, row, _index(left + x)]
+
+
+@_compiled
+def _blend_lines(logits, image, c, above, below, left, low_weight, high_weight, line):
+    for x in range(len(line)):
+        column = _index(left + x)
+        line[x] = low_weight * logits[image, c, above, column] + high_weight * logits[image, c, below, column]
+
+
+@_compiled
+def _shift(line, apart, low_weight, high_weight, stretched, first):
+    """``_stretch`` for columns that lie one map position apart."""
+    for x in range(len(low_weight)):
+        value = low_weight[x] * line[x] + high_weight[x] * line[_index(x + apart)]
+        stretched[_index(first + x)] = value
+
+
+@_compiled
+def _halve(line, low_weight, high_weight, stretched, first):
+    """``_stretch`` for columns that lie two map positions apart."""
+    for x in range(len(low_weight)):
+        value = low_weight[x] * line[_index(2 * x)] + high_weight[x] * line[_index(2 * x + 1)]
+        stretched[_index(first + x)] = value
+
+
+@_compiled
+def _stretch(line, low, high, low_weight, high_weight, stretched, first):
+    """Interpolate a line of the map, from the first column's place on, at the output's columns."""
+    left = low[0]
+    for x in range(len(low)):
+        value = low_weight[x] * line[_index(low[x] - left)] + high_weight[x] * line[_index(high[x] - left)]
+        stretched[_index(first + x)] = value
+
+
+@_compiled
+def _blend_stretched(stretched, above, below, low_weight, high_weight, value, first, width):
+    for x in range(width):
+        blended = low_weight * stretched[_index(above + x)] + high_weight * stretched[_index(below + x)]
+        value[_index(first + x)] = blended
+
+
+@_compiled
+def _even_step(low, high):
+    """How many map positions columns lie apart, if always 1 or always 2, to be read without a table; else 0."""
+    step = low[1] - low[0] if len(low) > 1 else 1
+    for x in range(1, len(low)):
+        if low[x] - low[x - 1] != step or high[x] - high[x - 1] != step:
+            return 0
+    return step if step <= 2 else 0
+
+
+@_compiled
+def _index(position):
+    """For innermost loops: a signed index would be tested for being negative, which keeps a loop scalar."""
+    return np.uintp(position)
 
 
 @_compiled
@@ -318,9 +411,9 @@ def _label_tile(corners, contenders, row_weights, column_weights, finite, with_b
             if remaining == 1 and not with_best:
                 labels[y, :] = contenders[survivors[0]]
                 continue
-            _find_best(ends, survivors[:remaining], column_weights, best_row, winner[:padded])
+            _find_best(ends, survivors[:remaining], column_weights, best_row, winner)
         else:
-            _find_best_plainly(ends, len(contenders), column_weights, best_row, winner[:padded])
+            _find_best_plainly(ends, len(contenders), column_weights, best_row, winner)
         for x in range(width):
             labels[y, x] = contenders[winner[x]]
 
@@ -377,29 +470,27 @@ def _find_best_plainly(ends, count, column_weights, best, winner):
     best[:] = -np.inf
     winner[:] = 0
     for k in range(count):
-        _challenge(column_weights, ends[0, k], ends[1, k], k, best, winner)
+        left, right = ends[0, k], ends[1, k]
+        for x in range(len(best)):
+            value = column_weights[0, x] * left + column_weights[1, x] * right
+            ahead = _is_ahead(value, best[x])
+            best[x] = value if ahead else best[x]
+            winner[x] = k if ahead else winner[x]
 
 
 @_compiled
-def _challenge(pair, low_weight, high_weight, label, best, winner):
-    """Let ``label`` win where the blend of the pair (2, pixels) is ahead; the first NaN is ahead of every number."""
-    low, high = pair[0], pair[1]
-    for x in range(len(best)):
-        value = low_weight * low[x] + high_weight * high[x]
-        ahead = (value > best[x]) | ((value != value) & (best[x] == best[x]))
-        best[x] = value if ahead else best[x]
-        winner[x] = label if ahead else winner[x]
+def _is_ahead(value, best):
+    """The first NaN is ahead of every number."""
+    return (value > best) | ((value != value) & (best == best))
 
 
 @_compiled
-def _blend_across(channel, rows, columns, y, blended):
-    """Interpolate the two map rows around output row ``y`` of one class (h, w) to the output's columns."""
-    column_low, column_high, low_weight, high_weight, _ = columns
-    above, below = channel[rows[0][y]], channel[rows[1][y]]
-    for x in range(len(column_low)):
-        left, right = column_low[x], column_high[x]
-        blended[0, x] = low_weight[x] * above[left] + high_weight[x] * above[right]
-        blended[1, x] = low_weight[x] * below[left] + high_weight[x] * below[right]
+def _challenge(value, pixels, label, best, winner):
+    """Let ``label`` win where its values are ahead."""
+    for p in range(pixels):
+        ahead = _is_ahead(value[p], best[p])
+        best[p] = value[p] if ahead else best[p]
+        winner[p] = label if ahead else winner[p]
 
 
 @_compiled
@@ -425,23 +516,19 @@ def _rate_tile(corners, row_weights, column_weights, best, scratch, confidence):
             left = above[p] * top_left + below[p] * bottom_left
             right = above[p] * top_right + below[p] * bottom_right
             total[p] += _exp_of_64_times(before[p] * left + after[p] * right - best[p])
-    for y in range(height):
-        row = slice(y * width, (y + 1) * width)
-        _write_confidence(total[row], best[row], confidence[y])
+    _write_confidence(total, best, confidence)
 
 
 @_compiled
-def _challenge_and_add(pair, low_weight, high_weight, label, best, winner, total):
+def _challenge_and_add(value, pixels, label, best, winner, total):
     """As ``_challenge``, keeping the sum of exp(value - best) over the labels so far in ``total``."""
-    low, high = pair[0], pair[1]
-    for x in range(len(best)):
-        value = low_weight * low[x] + high_weight * high[x]
-        lead = value - best[x]
-        ahead = (lead > 0) | ((value != value) & (best[x] == best[x]))
+    for p in range(pixels):
+        lead = value[p] - best[p]
+        ahead = _is_ahead(value[p], best[p])
         share = _exp_of_64_times((-lead if ahead else lead) * _SIXTY_FOURTH)
-        total[x] = total[x] * share + _ONE if ahead else total[x] + share
-        best[x] = value if ahead else best[x]
-        winner[x] = label if ahead else winner[x]
+        total[p] = total[p] * share + _ONE if ahead else total[p] + share
+        best[p] = value[p] if ahead else best[p]
+        winner[p] = label if ahead else winner[p]
 
 
 @_compiled
@@ -461,5 +548,8 @@ def _exp_of_64_times(t):
 @_compiled
 def _write_confidence(total, best, confidence):
     """The best class's share is 1 / total; a best logit that is not finite leaves no softmax."""
-    for x in range(len(confidence)):
-        confidence[x] = np.uint8(_LEVELS / total[x] + _HALF) if best[x] - best[x] == 0 else np.uint8(0)
+    height, width = confidence.shape
+    for y in range(height):
+        for x in range(width):
+            p = _index(y * width + x)
+            confidence[y, x] = np.uint8(_LEVELS / total[p] + _HALF) if best[p] - best[p] == 0 else np.uint8(0)

@@ -18,17 +18,14 @@ _BAND_CORNERS = 1 << 21  # corner values of one band: 8 MiB in float32
 Box = tuple[slice, slice]
 
 
-def decode(logits: np.ndarray, grid: Grid, labels: np.ndarray, confidence: np.ndarray | None, reach: float) -> None:
-    """Fill ``labels`` and ``confidence``, both (B, H, W), from float32 ``logits`` (B, C, h, w).
-
-    ``reach`` is how far below the best logit a class still counts for the confidence.
-    """
+def decode(logits: np.ndarray, grid: Grid, labels: np.ndarray, confidence: np.ndarray | None) -> None:
+    """Fill ``labels`` and ``confidence``, both (B, H, W), from float32 ``logits`` (B, C, h, w)."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for image, image_logits in enumerate(logits):
             for band in _bands(image_logits.shape[0], grid):
                 rows = slice(grid.rows.runs[band.start], grid.rows.runs[band.stop])
                 band_confidence = None if confidence is None else confidence[image, rows]
-                _decode_band(image_logits, grid, band, labels[image, rows], band_confidence, reach)
+                _decode_band(image_logits, grid, band, labels[image, rows], band_confidence)
 
 
 def _bands(classes: int, grid: Grid) -> Iterator[slice]:
@@ -39,10 +36,10 @@ def _bands(classes: int, grid: Grid) -> Iterator[slice]:
 
 
 def _decode_band(
-    logits: np.ndarray, grid: Grid, band: slice, labels: np.ndarray, confidence: np.ndarray | None, reach: float
+    logits: np.ndarray, grid: Grid, band: slice, labels: np.ndarray, confidence: np.ndarray | None
 ) -> None:
     lowest, highest, finite = _cell_bounds(logits, grid, band)
-    margin = 0.0 if confidence is None else reach
+    margin = 0.0 if confidence is None else grid.reach
     counts = (highest >= lowest.max(axis=0) - np.float32(margin)) | ~finite
     classes = np.flatnonzero(counts.any(axis=(1, 2)))
     boxes = [_pixel_box(counts[index], grid, band) for index in classes]

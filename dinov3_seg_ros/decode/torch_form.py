@@ -23,7 +23,7 @@ _BAND_VALUES = 1 << 25  # interpolated logits that exist at a time: 128 MiB in f
 def decode(logits: torch.Tensor, grid: Grid, with_confidence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Labels and confidence, both (B, H, W) on the logits' device, from floating ``logits`` (B, C, h, w)."""
     label_type = torch.uint8 if grid.label_type == np.uint8 else torch.uint16
-    labels = torch.empty((len(logits), *grid.size), dtype=label_type, device=logits.device)
+    labels = torch.empty(grid.shape, dtype=label_type, device=logits.device)
     confidence = torch.empty_like(labels, dtype=torch.uint8) if with_confidence else None
     fill = _choose_fill(logits.device)
     fill(logits.detach(), *_upload(grid, logits.device), labels, confidence)
