@@ -71,7 +71,7 @@ def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
         axes.text(end + 0.01 * longest, row, f"{end:.0f} ms" if end >= 100 else f"{end:.1f} ms", va="center")
     axes.set_yticks(range(len(medians)), medians, fontsize=12)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1 * longest), xlabel="ms for one pass, medians")
+    axes.set(xlim=(0, 1.1 * longest), xlabel="ms, medians")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(GPU_STAGES), frameon=False)
     try:
