@@ -79,7 +79,7 @@ def by_numpy(logits, size, window=None):
     grid = geometry.plan_grid(logits.shape, size, window)
     labels = np.empty((len(logits), *size), grid.label_type)
     confidence = np.empty(labels.shape, np.uint8)
-    numpy_form.decode(logits, grid, labels, confidence, reach=50.0)
+    numpy_form.decode(logits, grid, labels, confidence)
     return labels, confidence
 
 
