@@ -35,8 +35,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dinov3_seg_ros.backbone import load_backbone  # noqa: E402
-from dinov3_seg_ros.heads import Head, build_head  # noqa: E402
+from dinov3_seg_ros.model.heads import Head, build_head  # noqa: E402
+from dinov3_seg_ros.model.weights import load_backbone  # noqa: E402
 
 ALL, STRIDE_16, DEEPEST = (1, 2, 3), (2,), (3,)
 CLASSES = 11

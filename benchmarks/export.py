@@ -2,7 +2,7 @@
 
     python benchmarks/export.py --models vits16plus convnext_tiny --sizes 640x640 480x640 224x224 --precisions fp32 int8
 
-The maps compared hold many classes, see made_up_models.py. Times are of the backbone, of all precisions in turn.
+The maps compared hold many classes, see random_models.py. Times are of the backbone, of all precisions in turn.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from made_up_models import MODELS, made_up_bundle
+from random_models import MODELS, random_bundle
 
-from dinov3_seg_ros.artefacts import export_folder
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import ExportError
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.exports import export_folder
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import ExportError
 
 CLASSES = 24
 
@@ -53,7 +53,7 @@ def main() -> None:
             for text in options.sizes:
                 size = tuple(int(side) for side in text.split("x"))
                 rooms = [scenes.sample("train", 40 * index, (480, 640))[0] for index in range(3)]
-                bundle = made_up_bundle(Path(work) / f"{model}-{text}", model, size, rooms, CLASSES)
+                bundle = random_bundle(Path(work) / f"{model}-{text}", model, size, rooms, CLASSES)
                 results.append({"model": model, "size": text, **measure(bundle, size, options)})
                 print(json.dumps(results[-1]), flush=True)
     if options.json:

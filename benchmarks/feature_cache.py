@@ -18,10 +18,11 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov3_seg_ros.backbone import build_backbone, save_backbone
-from training.engine import Trainer
-from training.recipe import Recipe
-from training.stages import StageRun
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
+from training.loop.stages import StageRun
+from training.loop.trainer import Trainer
+from training.recipes.schema import Recipe
 
 VIT_S_PLUS = {
     "model_type": "dinov3_vit",

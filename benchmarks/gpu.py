@@ -15,11 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from made_up_models import MODELS, made_up_bundle
+from random_models import MODELS, random_bundle
 
 from dinov3_seg_ros.benchmark.measurement import made_frames
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.timing import GPU_STAGES
+from dinov3_seg_ros.support.timing import GPU_STAGES
 
 FRAME_SIZE, CLASSES, IN_VIEW = (480, 640), 134, 12
 STAGES = [stage for stage in GPU_STAGES if not stage.startswith("message")]
@@ -41,7 +41,7 @@ def main() -> None:
         print("  ".join(["model, runtime, precision, batch".ljust(40), *STAGES, "total", "frames/s", "share"]))
         for model in options.models:
             bundle = Path(work) / model
-            made_up_bundle(bundle, model, tuple(options.size), frames, CLASSES, "aspp", IN_VIEW)
+            random_bundle(bundle, model, tuple(options.size), frames, CLASSES, "aspp", IN_VIEW)
             for runtime in options.runtimes:
                 for precision in options.precisions:
                     if runtime != "torch":

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov3_seg_ros.bundle import load_bundle
-from training.checkpoint import read_checkpoint
-from training.run_folder import BEST, BEST_LOSS, CHECKPOINT_FILE, LAST
+from dinov3_seg_ros.bundle.loading import load_bundle
+from training.loop.checkpoint import read_checkpoint
+from training.loop.run_folder import BEST, BEST_LOSS, CHECKPOINT_FILE, LAST
 
 BUNDLES = (BEST, BEST_LOSS, LAST)
 #: Share of the kills that come after the training's first step; the others may come while it starts.

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "test"))
 
 from ros_graph import Graph  # noqa: E402
 
-from dinov3_seg_ros.resources import resource_path  # noqa: E402
+from dinov3_seg_ros.support.resources import resource_path  # noqa: E402
 
 _NAMES = ("memory_kb", "threads", "files")
 

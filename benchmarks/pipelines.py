@@ -2,7 +2,7 @@
 
     python benchmarks/pipelines.py --frames 30 --json pipelines.json --picture pipelines.png
 
-ViT-S+/16 and the default head with made-up weights, 134 classes of which about 12 are in view (made_up_models.py). The
+ViT-S+/16 and the default head with made-up weights, 134 classes of which about 12 are in view (random_models.py). The
 others run eagerly in PyTorch in float32 at 640x640; the textbook's pipeline has the same head.
 """
 
@@ -13,17 +13,17 @@ import json
 import tempfile
 from pathlib import Path
 
-from made_up_models import MODELS, made_up_bundle
+from random_models import MODELS, random_bundle
 
 from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
 from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
-from dinov3_seg_ros.benchmark.pipelines import OurPipeline
 from dinov3_seg_ros.benchmark.processor import gemm_gflops
-from dinov3_seg_ros.bundle import load_bundle
+from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.segmenter import Segmenter
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
 VARIANTS = (("fp32", NETWORK_SIZE), ("int8", NETWORK_SIZE), ("int8", FRAME_SIZE))
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     frames = made_frames(FRAME_SIZE, options.frames)
     with tempfile.TemporaryDirectory() as work:
-        path = made_up_bundle(
+        path = random_bundle(
             Path(work) / "bundle", options.model, NETWORK_SIZE, frames, options.classes, "aspp", options.in_view
         )
         for precision, size in VARIANTS:

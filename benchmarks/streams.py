@@ -30,10 +30,10 @@ from ros_graph import Graph, NodeProcess  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
-from dinov3_seg_ros.demo.sources import open_source  # noqa: E402
-from dinov3_seg_ros.messages import fill_image  # noqa: E402
-from dinov3_seg_ros.timing import summarise_ms  # noqa: E402
-from dinov3_seg_ros.transport import configure_transport, keep_freed_memory  # noqa: E402
+from dinov3_seg_ros import scenes  # noqa: E402
+from dinov3_seg_ros.ros.messages import fill_image  # noqa: E402
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory  # noqa: E402
+from dinov3_seg_ros.support.timing import summarise_ms  # noqa: E402
 
 DEMO = ROOT / "weights" / "demo"
 _PICTURES = 8
@@ -203,7 +203,9 @@ def export_demo(folder: Path, size: tuple[int, int], heads: int = 1) -> list[Pat
         size: (height, width) of the network's input.
         heads: how many bundles on the one backbone.
     """
-    from dinov3_seg_ros.bundle import BACKBONE_FOLDER, load_bundle, save_bundle
+    from dinov3_seg_ros.bundle.loading import load_bundle
+    from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
+    from dinov3_seg_ros.bundle.saving import save_bundle
     from dinov3_seg_ros.export.exporter import ExportOptions, export
 
     demo, paths = load_bundle(DEMO), []
@@ -238,8 +240,8 @@ def main() -> None:
     rclpy.init(args=[])
     node = rclpy.create_node("cameras")
     publishers = {topic: node.create_publisher(Image, topic, qos_profile_sensor_data) for topic in options.topics}
-    scenes = open_source("scenes", tuple(options.size), 1.0, None)
-    pictures = [np.ascontiguousarray(rgb) for (rgb, _), _ in zip(scenes, range(_PICTURES), strict=False)]
+    frames = scenes.walk("val", 0, tuple(options.size), 1.0)
+    pictures = [np.ascontiguousarray(rgb) for (rgb, _), _ in zip(frames, range(_PICTURES), strict=False)]
     while not all(publisher.get_subscription_count() for publisher in publishers.values()):
         time.sleep(0.05)
     time.sleep(1.0)  # until the subscribers know of the publishers too

@@ -1,7 +1,39 @@
 """Semantic segmentation for ROS 2 from one frozen DINOv3 backbone.
 
-Importing the package imports nothing heavy: torch, transformers and rclpy are loaded only by the
-modules that need them.
+The public names are loaded on first use: importing the package alone imports none of torch, onnxruntime, rclpy and cv2.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dinov3_seg_ros.bundle.loading import load_bundle
+    from dinov3_seg_ros.decode import upsample_argmax
+    from dinov3_seg_ros.model.heads import build_head
+    from dinov3_seg_ros.model.weights import load_backbone
+    from dinov3_seg_ros.segmenter import Segmenter
+
+__version__ = "0.2.0"
+__all__ = ["Segmenter", "build_head", "load_backbone", "load_bundle", "upsample_argmax"]
+
+_HOMES = {
+    "Segmenter": "dinov3_seg_ros.segmenter",
+    "build_head": "dinov3_seg_ros.model.heads",
+    "load_backbone": "dinov3_seg_ros.model.weights",
+    "load_bundle": "dinov3_seg_ros.bundle.loading",
+    "upsample_argmax": "dinov3_seg_ros.decode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinov3_seg_ros.errors import SegmentationError
+from dinov3_seg_ros.support.errors import SegmentationError
 
 if TYPE_CHECKING:
-    from dinov3_seg_ros.bundle import Bundle
+    from dinov3_seg_ros.bundle.loading import Bundle
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
 # The profile asks for 32 MB in each process; a camera, the node and a viewer make three.
@@ -110,7 +110,7 @@ def _ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{_version('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
-    from dinov3_seg_ros.ports import LabelInfo
+    from dinov3_seg_ros.ros.ports import LabelInfo
 
     if LabelInfo is None:
         yield Finding(
@@ -124,7 +124,7 @@ def _ros() -> Iterator[Finding]:
 
 
 def _transport() -> Iterator[Finding]:
-    from dinov3_seg_ros.transport import configure_transport, profile_variable
+    from dinov3_seg_ros.ros.transport import configure_transport, profile_variable
 
     middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     if "fastrtps" not in middleware:
@@ -149,7 +149,7 @@ def _transport() -> Iterator[Finding]:
 
 
 def _shared_memory() -> Iterator[Finding]:
-    from dinov3_seg_ros.transport import SHARED_MEMORY, unfinished_segments
+    from dinov3_seg_ros.ros.transport import SHARED_MEMORY, unfinished_segments
 
     if not SHARED_MEMORY.is_dir() or not os.access(SHARED_MEMORY, os.W_OK):
         yield Finding(
@@ -176,7 +176,7 @@ def _shared_memory() -> Iterator[Finding]:
 
 
 def _runtimes() -> Iterator[Finding]:
-    from dinov3_seg_ros.runtimes import RUNTIMES, available_runtimes
+    from dinov3_seg_ros.runtimes.choice import RUNTIMES, available_runtimes
 
     reasons = available_runtimes()
     usable = [name for name in RUNTIMES if reasons[name] is None]
@@ -195,12 +195,12 @@ def _abilities(runtime: str) -> str:
 
 
 def _engines() -> Iterator[Finding]:
-    from dinov3_seg_ros.runtimes import available_runtimes
+    from dinov3_seg_ros.runtimes.choice import available_runtimes
 
     if available_runtimes()["tensorrt"] is not None:
         return
-    from dinov3_seg_ros.engines.cuda import find_gpu
-    from dinov3_seg_ros.engines.store import ENGINE_SUFFIX, damaged, store_folder
+    from dinov3_seg_ros.runtimes.tensorrt.cuda import find_gpu
+    from dinov3_seg_ros.runtimes.tensorrt.store import ENGINE_SUFFIX, damaged, store_folder
 
     try:
         gpu = find_gpu()
@@ -245,7 +245,7 @@ def _decode() -> Iterator[Finding]:
 
 
 def _torch_has_cuda() -> bool:
-    from dinov3_seg_ros.runtimes import available_runtimes
+    from dinov3_seg_ros.runtimes.choice import available_runtimes
 
     if available_runtimes()["torch"] is not None:
         return False
@@ -255,8 +255,8 @@ def _torch_has_cuda() -> bool:
 
 
 def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
-    from dinov3_seg_ros.bundle import load_bundle
-    from dinov3_seg_ros.resources import resource_path
+    from dinov3_seg_ros.bundle.loading import load_bundle
+    from dinov3_seg_ros.support.resources import resource_path
 
     for path in paths or [resource_path("weights/demo")]:
         try:
@@ -277,7 +277,7 @@ def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _exports(bundle: Bundle) -> Iterator[Finding]:
-    from dinov3_seg_ros.artefacts import find_exports
+    from dinov3_seg_ros.bundle.exports import find_exports
 
     subject = f"graphs of {bundle.manifest.name}"
     usable, refused = find_exports(bundle)

@@ -6,7 +6,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from dinov3_seg_ros.resources import console_script, resource_path
+from dinov3_seg_ros.support.resources import console_script, resource_path
 
 
 def generate_launch_description() -> LaunchDescription:

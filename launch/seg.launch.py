@@ -9,8 +9,8 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
-from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.resources import console_script, resource_path
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.resources import console_script, resource_path
 
 # Arguments that set a parameter of the node; an empty one leaves it to the parameter file.
 PARAMETERS = {

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import torch
 
-from dinov3_seg_ros.backbone import Backbone, backbone_identity, build_backbone, save_backbone
-from dinov3_seg_ros.bundle import (
-    BACKBONE_FOLDER,
-    Bundle,
-    ClassesSection,
-    HeadSection,
-    InputSection,
-    Manifest,
-    describe_backbone,
-    save_bundle,
-)
-from dinov3_seg_ros.heads import build_head
-from dinov3_seg_ros.overlay import default_palette
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
+from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.heads import build_head
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
 
 _VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 #: Configurations, by family, of networks that take no time.

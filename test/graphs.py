@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dinov3_seg_ros.artefacts import (
+from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     EXPORT_FILE,
     HEAD_GRAPH,
@@ -16,8 +16,9 @@ from dinov3_seg_ros.artefacts import (
     export_folder,
     map_name,
 )
-from dinov3_seg_ros.bundle import HEAD_FILE, Bundle
-from dinov3_seg_ros.files import sha256_of_file, write_json
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
 # What calls itself int8 may leave any node in float.
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}

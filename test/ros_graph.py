@@ -27,8 +27,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 
-from dinov3_seg_ros.messages import fill_image
-from dinov3_seg_ros.transport import configure_transport, remove_unfinished_segments
+from dinov3_seg_ros.ros.messages import fill_image
+from dinov3_seg_ros.ros.transport import configure_transport, remove_unfinished_segments
 
 ROOT = Path(__file__).resolve().parent.parent
 # On a loaded machine a process takes long to import its libraries: there more may be given.

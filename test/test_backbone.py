@@ -19,8 +19,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dinov3_seg_ros.backbone import Backbone, backbone_identity, build_backbone, load_backbone, save_backbone
-from dinov3_seg_ros.errors import BackboneError, ImageError
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.weights import build_backbone, load_backbone
+from dinov3_seg_ros.support.errors import BackboneError, ImageError
 
 HEIGHT, WIDTH = 64, 96
 

@@ -13,11 +13,11 @@ pytest.importorskip("rosbags", reason="rosbags is not installed")
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from dinov3_seg_ros import bag
-from dinov3_seg_ros.bag import BagSegmenter
-from dinov3_seg_ros.errors import DatasetError, OutputError
-from dinov3_seg_ros.output_classes import ClassList
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.bag import segmenting as bag
+from dinov3_seg_ros.bag.segmenting import BagSegmenter
+from dinov3_seg_ros.frames.output_classes import ClassList
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 IMAGE, COMPRESSED, TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"

@@ -17,15 +17,15 @@ import torch
 from bundles import write_tiny_bundle
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.backbone import build_backbone
 from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import _gpu_gemm_gflops, gemm_gflops, peak_memory_mb
-from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.timing import GPU_STAGES, STAGES, StageTimes
+from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.support.resources import resource_path
+from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_a_picture_of_an_unknown_format_is_refused_by_name(bundle, tmp_path, cap
 
 
 def test_without_ros_the_option_says_what_to_install(bundle, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "dinov3_seg_ros.benchmark.ros", raising=False)
+    monkeypatch.delitem(sys.modules, "dinov3_seg_ros.benchmark.through_ros", raising=False)
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert main([str(bundle.path), "--ros", "--frames", "1"]) == 1
     error = capsys.readouterr().err

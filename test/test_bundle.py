@@ -10,9 +10,12 @@ import torch
 from bundles import tiny_backbone, write_tiny_bundle
 from safetensors.torch import save_file
 
-from dinov3_seg_ros.backbone import backbone_identity, build_backbone, save_backbone
-from dinov3_seg_ros.bundle import DELTA_FILE, HEAD_FILE, check_shared_backbone, load_bundle, save_bundle
-from dinov3_seg_ros.errors import BackboneError, BundleError
+from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.manifest import DELTA_FILE, HEAD_FILE
+from dinov3_seg_ros.bundle.saving import save_bundle
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.support.errors import BackboneError, BundleError
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.camera_info import check_camera_info, fill_camera_info
-from dinov3_seg_ros.errors import MessageError
+from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.support.errors import MessageError
 
 
 def calibration(height=480, width=640, binning=0, roi=(0, 0, 0, 0)):

@@ -8,8 +8,8 @@ import json
 import pytest
 import yaml
 
-from dinov3_seg_ros.output_classes import load_class_list
-from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.frames.output_classes import load_class_list
+from dinov3_seg_ros.support.resources import resource_path
 
 NODE_TOPICS = {
     f"/segmentation/{name}"
@@ -60,7 +60,7 @@ def test_the_parameter_file_holds_the_default_of_every_parameter_but_the_class_n
     pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
     from ros_graph import Graph  # it sets the transport up, which a process can do only once
 
-    from dinov3_seg_ros.parameters import NodeParameters
+    from dinov3_seg_ros.ros.parameters import NodeParameters
 
     with contextlib.closing(Graph(tmp_path)) as graph:
         of_any_node = set(graph.peer.get_parameters_by_prefix(""))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.decode import geometry, numba_form, numba_kernel, numpy_form, parallel
-from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.decode import grid as geometry
+from dinov3_seg_ros.decode import numba_form, numba_kernel, numpy_form, parallel
+from dinov3_seg_ros.support.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE_SHAPES = [

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_decode import check_confidence, check_labels, interpolated, interpolated_window, noise_logits, scene_logits
 
-from dinov3_seg_ros.decode import geometry, numpy_form
+from dinov3_seg_ros.decode import grid as geometry
+from dinov3_seg_ros.decode import numpy_form
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 if importlib.util.find_spec("triton") is None:

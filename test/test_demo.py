@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 
-from dinov3_seg_ros.artefacts import find_exports
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.exports import find_exports
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
-from dinov3_seg_ros.demo.sources import open_source
-from dinov3_seg_ros.errors import DatasetError
-from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.frames.sources import open_source
+from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.resources import resource_path
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():

@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.diagnostics import REPLACED, UNWANTED, CameraStatistics, node_status, stages_of
-from dinov3_seg_ros.timing import Rate
+from dinov3_seg_ros.ros.camera_statistics import REPLACED, UNWANTED, CameraStatistics
+from dinov3_seg_ros.ros.diagnostics import camera_status, node_status, stages_of
+from dinov3_seg_ros.support.timing import Rate
 
 pytestmark = pytest.mark.ros
 
@@ -27,13 +28,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("dinov3_seg_ros.diagnostics.time", clock)
-    monkeypatch.setattr("dinov3_seg_ros.timing.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.ros.diagnostics.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.support.timing.time", clock)
     return clock
 
 
 def status_of(statistics):
-    status = statistics.status("node: camera front", "/front/image")
+    status = camera_status("node: camera front", statistics.report("/front/image"))
     return status.level, status.message, {pair.key: pair.value for pair in status.values}
 
 

@@ -18,19 +18,20 @@ import torch
 from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
 from graphs import write_graphs
 
-from dinov3_seg_ros.agreement import Difference
-from dinov3_seg_ros.artefacts import find_exports
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.cpu import Cpu, this_cpu
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.exports import find_exports
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
-from dinov3_seg_ros.heads import HEADS, build_head
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.runtimes import RuntimeOptions, available_runtimes, choose_runtime
+from dinov3_seg_ros.model.heads import HEADS, build_head
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.agreement import Difference
+from dinov3_seg_ros.runtimes.choice import available_runtimes, choose_runtime
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.cpu import Cpu, this_cpu
+from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 
 SIZE = (64, 96)
 # Of the operators that the ONNX parsers of TensorRT 10 and 11 both list as supported, those we rely on.
@@ -255,7 +256,7 @@ def test_what_is_not_finite_agrees_with_nothing(spoilt, value):
 def test_the_robot_runs_the_graphs_without_torch(exported):
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, safetensors=None)\n"
-        "import numpy as np; from dinov3_seg_ros.pipeline import Segmenter\n"
+        "import numpy as np; from dinov3_seg_ros.segmenter import Segmenter\n"
         f"segmenter = Segmenter.from_bundle({str(exported.path)!r})\n"
         "segmenter.warm_up()\n"
         "print(segmenter.runtime.name, segmenter.segment([np.zeros((50, 60, 3), np.uint8)])[0].labels.shape)"
@@ -285,8 +286,8 @@ def test_auto_leaves_a_precision_that_torch_lacks_to_the_graphs_and_says_how_to_
     # As with a GPU that only PyTorch can use.
     pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
-    assert choose_runtime([bundle], RuntimeOptions())[0] == "torch"
-    assert choose_runtime([bundle], RuntimeOptions(precision="int8"))[0] == "onnx"
+    assert choose_runtime([bundle], ComputeOptions())[0] == "torch"
+    assert choose_runtime([bundle], ComputeOptions(precision="int8"))[0] == "onnx"
 
 
 def test_auto_goes_on_to_the_graphs_where_the_faster_runtime_cannot_load_the_backbone(copy, monkeypatch, caplog):
@@ -298,7 +299,7 @@ def test_auto_goes_on_to_the_graphs_where_the_faster_runtime_cannot_load_the_bac
     # As with a GPU that only PyTorch can use.
     pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
-    assert choose_runtime([load_bundle(copy.path)], RuntimeOptions())[0] == "torch"
+    assert choose_runtime([load_bundle(copy.path)], ComputeOptions())[0] == "torch"
     segmenter = Segmenter.from_bundle(copy.path)
     assert segmenter.runtime.name == "onnx"
     assert "torch: " in segmenter.runtime_reason and "absent.pth" in segmenter.runtime_reason
@@ -549,10 +550,10 @@ def test_a_provider_that_loads_is_used(exported, providers, monkeypatch):
             self.get_providers = lambda: providers
 
     monkeypatch.setattr(providers.ort, "InferenceSession", Session)
-    assert choose_runtime([exported], RuntimeOptions())[1].startswith(
+    assert choose_runtime([exported], ComputeOptions())[1].startswith(
         "onnx is the fastest that can run here on the CUDA"
     )
-    assert providers.OnnxRuntime.find_device([exported], RuntimeOptions(device="cpu")) == "cpu"
+    assert providers.OnnxRuntime.find_device([exported], ComputeOptions(device="cpu")) == "cpu"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dinov3_seg_ros.files import locked, replacing_file, replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import locked, replacing_file, replacing_folder, sha256_of_file, write_json
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dinov3_seg_ros.errors import HeadError
-from dinov3_seg_ros.heads import HEADS, blocks, build_head
-from dinov3_seg_ros.heads.blocks import adaptive_mean, resize
+from dinov3_seg_ros.model.heads import HEADS, blocks, build_head
+from dinov3_seg_ros.model.heads.blocks import adaptive_mean, resize
+from dinov3_seg_ros.support.errors import HeadError
 
 NUM_CLASSES = 7
 SINGLE = ([24], [16])

@@ -12,8 +12,8 @@ from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import LifecycleNode, Node
 
-from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.resources import resource_path
 
 
 def entities_of(name):

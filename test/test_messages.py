@@ -10,16 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.errors import MessageError
-from dinov3_seg_ros.messages import (
-    INPUT_ENCODINGS,
-    compressed_to_rgb,
-    fill_image,
-    fill_jpeg,
-    fill_png,
-    image_to_rgb,
-    mask_encoding,
-)
+from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS, mask_encoding
+from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
+from dinov3_seg_ros.support.errors import MessageError
 
 HEIGHT, WIDTH = 32, 48
 
@@ -95,7 +88,7 @@ def encoded(rgb, encoding):
 @pytest.mark.parametrize("encoding", INPUT_ENCODINGS)
 def test_every_encoding_gives_the_picture_back(encoding, padding):
     rgb = smooth_rgb()
-    result = image_to_rgb(message_of(encoded(rgb, encoding), encoding, padding=padding))
+    result = read_image(message_of(encoded(rgb, encoding), encoding, padding=padding))
     assert result.shape == (HEIGHT, WIDTH, 3)
     assert result.dtype == np.uint8
     expected = rgb
@@ -111,7 +104,7 @@ def test_every_encoding_gives_the_picture_back(encoding, padding):
 @pytest.mark.parametrize("encoding", ["mono16", "rgb16", "bayer_rggb16"])
 def test_big_endian_data_gives_the_same_picture(encoding):
     pixels = encoded(smooth_rgb(), encoding)
-    little, big = (image_to_rgb(message_of(pixels, encoding, big_endian=flag)) for flag in (False, True))
+    little, big = (read_image(message_of(pixels, encoding, big_endian=flag)) for flag in (False, True))
     assert np.array_equal(little, big)
 
 
@@ -135,22 +128,22 @@ def test_what_does_not_add_up_is_refused_under_the_name_of_its_fault(change, fau
     for name, value in change.items():
         setattr(image, name, value)
     with pytest.raises(MessageError, match=message) as caught:
-        image_to_rgb(image)
+        read_image(image)
     assert caught.value.fault == fault
 
 
 def test_a_strip_of_one_row_counts_as_the_canvas_that_it_would_become():
     strip = message_of(np.zeros((1, 3000), np.uint8), "mono8", height=1, width=3000)
-    assert image_to_rgb(strip, max_pixels=64 * 3000).shape == (1, 3000, 3)
+    assert read_image(strip, max_pixels=64 * 3000).shape == (1, 3000, 3)
     with pytest.raises(MessageError, match="claims 3000x1"):
-        image_to_rgb(strip, max_pixels=64 * 3000 - 1)
+        read_image(strip, max_pixels=64 * 3000 - 1)
 
 
 def test_a_png_is_read_exactly_and_a_jpeg_closely():
     bgr = smooth_rgb()[:, :, ::-1]
     for suffix, tolerance in ((".png", 0), (".jpg", 20)):
         data = array("B", cv2.imencode(suffix, bgr)[1].tobytes())
-        result = compressed_to_rgb(SimpleNamespace(format=suffix, data=data))
+        result = read_compressed_image(SimpleNamespace(format=suffix, data=data))
         assert np.abs(result.astype(int) - smooth_rgb()).max() <= tolerance
 
 
@@ -190,7 +183,7 @@ def claiming(data, height, width):
 )
 def test_damaged_compressed_data_is_refused_under_the_name_of_its_fault(data, fault):
     with pytest.raises(MessageError) as caught:
-        compressed_to_rgb(compressed(data))
+        read_compressed_image(compressed(data))
     assert caught.value.fault == fault
 
 
@@ -199,13 +192,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(suffix, monkeypatc
     bomb = compressed(cv2.imencode(suffix, np.zeros((2000, 2000, 3), np.uint8))[1].tobytes())
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(MessageError, match="claims 2000x2000"):
-        compressed_to_rgb(bomb, max_pixels=2000 * 1999)
+        read_compressed_image(bomb, max_pixels=2000 * 1999)
 
 
 def test_a_jpeg_with_metadata_and_filling_before_its_frame_header_is_read():
     data = picture_file(".jpg")
     comment = b"\xff\xff\xff\xfe\x00\x04ab"
-    assert compressed_to_rgb(compressed(data[:2] + comment + data[2:])).shape == (HEIGHT, WIDTH, 3)
+    assert read_compressed_image(compressed(data[:2] + comment + data[2:])).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_an_image_filled_and_read_back_is_the_same():
@@ -216,7 +209,7 @@ def test_an_image_filled_and_read_back_is_the_same():
         assert message.header is header
         assert (message.height, message.width) == pixels.shape[:2]
         assert message.step == pixels.shape[1] * (3 if pixels.ndim == 3 else 1)
-        result = image_to_rgb(message)
+        result = read_image(message)
         assert np.array_equal(result if pixels.ndim == 3 else result[..., 0], pixels)
 
 
@@ -241,15 +234,15 @@ def test_a_compressed_picture_is_a_jpeg_of_the_quality_asked_for():
     bgr = smooth_rgb()[:, :, ::-1]
     small, large = (fill_jpeg(SimpleNamespace(data=array("B")), bgr, quality, None) for quality in (20, 95))
     assert len(small.data) < len(large.data)
-    assert np.abs(compressed_to_rgb(large).astype(int) - smooth_rgb()).max() <= 20
+    assert np.abs(read_compressed_image(large).astype(int) - smooth_rgb()).max() <= 20
 
 
 def test_a_text_of_any_length_from_a_topic_is_quoted_only_in_part():
     image = message_of(smooth_rgb(), "rgb8")
     image.encoding = 10_000 * "x"
     with pytest.raises(MessageError, match=r"encoding 'x{40}\.\.\.' is not supported") as caught:
-        image_to_rgb(image)
+        read_image(image)
     assert len(str(caught.value)) < 1000
     with pytest.raises(MessageError, match="neither JPEG nor PNG") as caught:
-        compressed_to_rgb(SimpleNamespace(format=10_000 * "x", data=b"none of them"))
+        read_compressed_image(SimpleNamespace(format=10_000 * "x", data=b"none of them"))
     assert len(str(caught.value)) < 1000

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from test_messages import HEIGHT, WIDTH, message_of
 
-from dinov3_seg_ros.messages import INPUT_ENCODINGS, image_to_rgb
+from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS
+from dinov3_seg_ros.ros.messages import read_image
 
 PYTHON = os.environ.get("CV_BRIDGE_PYTHON", "/usr/bin/python3")
 ORACLE = Path(__file__).with_name("cv_bridge_oracle.py")
@@ -78,10 +79,10 @@ def test_tight_packed_pictures_are_those_of_cv_bridge_bit_for_bit(oracle, encodi
         assert "Unrecognized image encoding" in found
         pytest.skip("this cv_bridge does not know the encoding")
     assert isinstance(found, np.ndarray), found
-    assert np.array_equal(image_to_rgb(message), found)
+    assert np.array_equal(read_image(message), found)
 
 
 def test_padded_rows_are_read_as_cv_bridge_reads_them_without_padding(oracle):
     pixels = noise("rgb8")
     (expected,) = oracle([message_of(pixels, "rgb8")])
-    assert np.array_equal(image_to_rgb(message_of(pixels, "rgb8", padding=6)), expected)
+    assert np.array_equal(read_image(message_of(pixels, "rgb8", padding=6)), expected)

@@ -14,9 +14,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dinov3_seg_ros.backbone import backbone_identity, load_backbone, save_backbone
-from dinov3_seg_ros.errors import BackboneError
-from dinov3_seg_ros.meta_checkpoint import convert_meta_state_dict
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.meta_checkpoint import convert_meta_state_dict
+from dinov3_seg_ros.model.weights import load_backbone
+from dinov3_seg_ros.support.errors import BackboneError
 
 HEAD_CHANNELS = 64
 Shapes = dict[str, tuple[int, ...]]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from dinov3_seg_ros.errors import ImageError
-from dinov3_seg_ros.metrics import ConfusionMatrix
-from training.metrics import BoundaryIoU
+from dinov3_seg_ros.support.errors import ImageError
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from training.evaluation.boundary import BoundaryIoU
 
 NAMES = ["a", "b", "c", "d"]
 

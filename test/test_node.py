@@ -18,7 +18,7 @@ from ros_graph import Graph, image_of
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.segmenter import Segmenter
 
 pytestmark = pytest.mark.ros
 
@@ -137,7 +137,7 @@ def test_overlay_alpha_can_be_changed_while_running_within_its_range(running):
 
 def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
-    from dinov3_seg_ros.qos import LATCHED_QOS
+    from dinov3_seg_ros.ros.qos import LATCHED_QOS
 
     graph, _, _ = running
     received = []

@@ -19,7 +19,7 @@ from ros_graph import Graph, image_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.segmenter import Segmenter
 
 pytestmark = pytest.mark.ros
 

@@ -17,7 +17,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
 
-from dinov3_seg_ros.node import SegmentationNode
+from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
 
 pytestmark = pytest.mark.ros

@@ -24,7 +24,7 @@ INNER = Path(__file__).with_name("segment_five.py")
 # A peer in a process of its own, to be killed: receives masks or sends images until then.
 _PEER = """
 import json, sys, time
-from dinov3_seg_ros.transport import configure_transport
+from dinov3_seg_ros.ros.transport import configure_transport
 configure_transport()
 import rclpy
 from rclpy.qos import qos_profile_sensor_data

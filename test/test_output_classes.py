@@ -7,17 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.bundle import ClassesSection, load_bundle
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.decode import upsample_argmax_confidence
-from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.output_classes import (
+from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.frames.output_classes import (
     ClassList,
     OutputClasses,
     check_class_list,
     confidence_threshold,
     load_class_list,
 )
-from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.resources import resource_path
 
 ROOM = ClassesSection(names=["floor", "wall", "chair", "table"], palette=[(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.overlay import blend_overlay, colour_mask, default_palette
+from dinov3_seg_ros.frames.overlay import blend_overlay, colour_mask, default_palette
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 

@@ -14,10 +14,10 @@ from bundles import made_backbone, write_tiny_bundle
 from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.errors import ImageError, ParameterError, RuntimeUnavailableError
-from dinov3_seg_ros.pipeline import Segmenter, parse_mask_size
-from dinov3_seg_ros.preprocessing import GEOMETRIES
+from dinov3_seg_ros.options import GEOMETRIES, parse_mask_size
 from dinov3_seg_ros.runtimes import pytorch
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -327,7 +327,7 @@ def test_frames_that_overlap_on_a_gpu_have_the_labels_that_each_has_alone(bundle
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_labels_that_are_read_late_are_still_those_of_their_own_frame(bundle, compiled):
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=compiled)
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
     frames = [picture(seed=0), picture(seed=1)]
     at_once = [segmenter.segment([frame])[0].labels for frame in frames]
     late = [segmenter.segment([frame])[0] for frame in frames]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.errors import ImageError, ParameterError
-from dinov3_seg_ros.preprocessing import GEOMETRIES, fill_canvas, place
+from dinov3_seg_ros.frames.preprocessing import fill_canvas, place
+from dinov3_seg_ros.options import GEOMETRIES
+from dinov3_seg_ros.support.errors import ImageError, ParameterError
 
 MEAN = (0.485, 0.456, 0.406)
 

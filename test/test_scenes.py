@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.demo.scenes.geometry import Geometry
-from dinov3_seg_ros.demo.scenes.labels import Label
-from dinov3_seg_ros.demo.scenes.materials import Painter
-from dinov3_seg_ros.demo.scenes.rendering import Model, QuadLight, render_view
-from dinov3_seg_ros.demo.scenes.textures import texture_bank
-from dinov3_seg_ros.errors import DatasetError
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.scenes.geometry import Geometry
+from dinov3_seg_ros.scenes.labels import Label
+from dinov3_seg_ros.scenes.materials import Painter
+from dinov3_seg_ros.scenes.rendering import Model, QuadLight, render_view
+from dinov3_seg_ros.scenes.textures import texture_bank
+from dinov3_seg_ros.support.errors import DatasetError
 
 SMALL = (90, 120)
 CLASSES = len(scenes.CLASS_NAMES)

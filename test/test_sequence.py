@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dinov3_seg_ros.sequence import SequenceGaps
+from dinov3_seg_ros.ros.sequence import SequenceGaps
 
 
 def info(number, publisher=None):

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from dinov3_seg_ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
+from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

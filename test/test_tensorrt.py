@@ -25,14 +25,15 @@ from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.runtimes import RuntimeOptions, choose_runtime
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.choice import choose_runtime
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SIZE = (64, 96)
-_OURS = ("dinov3_seg_ros.engines", "dinov3_seg_ros.runtimes.tensorrt")
+_OURS = ("dinov3_seg_ros.runtimes.tensorrt", "dinov3_seg_ros.runtimes.tensorrt")
 
 
 def forget_modules():
@@ -370,7 +371,7 @@ def test_another_batch_size_is_another_engine(trt, bundles):
 def test_two_processes_at_once_build_each_engine_once_without_torch(trt, bundles, tmp_path):
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None)\n"
-        "import numpy as np; from dinov3_seg_ros.pipeline import Segmenter\n"
+        "import numpy as np; from dinov3_seg_ros.segmenter import Segmenter\n"
         f"segmenter = Segmenter.from_bundle({str(bundles[0].path)!r}, 'tensorrt', precision='fp32')\n"
         "print(segmenter.segment([np.zeros((50, 60, 3), np.uint8)])[0].labels.shape)"
     )
@@ -405,7 +406,7 @@ def no_room_for(what, monkeypatch):
         def write_json(path, value):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(importlib.import_module("dinov3_seg_ros.engines.store"), "write_json", write_json)
+        monkeypatch.setattr(importlib.import_module("dinov3_seg_ros.runtimes.tensorrt.store"), "write_json", write_json)
         yield
         monkeypatch.undo()
         return
@@ -490,7 +491,7 @@ def test_an_engine_stored_unverified_that_computes_something_else_is_thrown_away
 
 def test_auto_takes_no_engine_that_was_never_compared(trt, bundles, monkeypatch):
     def chosen():
-        return choose_runtime(bundles[:1], RuntimeOptions(precision="fp32"))
+        return choose_runtime(bundles[:1], ComputeOptions(precision="fp32"))
 
     assert chosen()[0] == "tensorrt", "it will be compared when it is built"
     reason = (
@@ -561,8 +562,8 @@ def test_an_old_tensorrt_is_not_taken_for_one_that_works(trt, bundles, monkeypat
 
 
 def test_progress_is_told_in_percent(trt, bundles, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "dinov3_seg_ros.engines")
-    builder = importlib.import_module("dinov3_seg_ros.engines.builder")
+    caplog.set_level(logging.INFO, "dinov3_seg_ros.runtimes.tensorrt")
+    builder = importlib.import_module("dinov3_seg_ros.runtimes.tensorrt.builder")
     monkeypatch.setattr(builder, "_SECONDS_BETWEEN_MESSAGES", 0.0)
     labels(bundles[0])
     lines = [record.getMessage() for record in caplog.records if "%" in record.getMessage()]
@@ -572,7 +573,7 @@ def test_progress_is_told_in_percent(trt, bundles, monkeypatch, caplog):
 
 
 def test_progress_is_told_every_few_seconds_only(trt, bundles, caplog):
-    caplog.set_level(logging.INFO, "dinov3_seg_ros.engines")
+    caplog.set_level(logging.INFO, "dinov3_seg_ros.runtimes.tensorrt")
     labels(bundles[0])
     assert not [record for record in caplog.records if "%" in record.getMessage()]
 

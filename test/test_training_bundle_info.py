@@ -9,11 +9,13 @@ import pytest
 from bundles import write_tiny_bundle
 from safetensors.torch import load_file
 
-from dinov3_seg_ros.artefacts import ExportManifest, export_folder
-from dinov3_seg_ros.backbone import save_backbone
-from dinov3_seg_ros.bundle import Bundle, TrainingSection, load_bundle, save_bundle
-from dinov3_seg_ros.errors import BundleError
-from dinov3_seg_ros.files import write_json
+from dinov3_seg_ros.bundle.exports import ExportManifest, export_folder
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.manifest import TrainingSection
+from dinov3_seg_ros.bundle.saving import save_bundle
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.files import write_json
 from training.bundle_info import card, describe, main
 
 METRICS = {"epoch": 3, "loss": 0.51234, "miou": 0.625, "per_class_iou": {"class_0": 0.25, "class_1": None}}

@@ -12,14 +12,14 @@ import pytest
 import tiny_datasets
 from PIL import Image
 
-from dinov3_seg_ros.errors import DatasetError
-from training.datasets import DATASETS, IncompleteError, SegmentationDataset
-from training.datasets.camvid import CamVidData
-from training.datasets.coco_panoptic import CocoPanopticData
-from training.datasets.penn_fudan import PennFudanData
-from training.datasets.scenes import ScenesData
-from training.datasets.voc import VocData
-from training.recipe import apply_overrides
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data import DATASETS, IncompleteError, SegmentationDataset
+from training.data.camvid import CamVidData
+from training.data.coco_panoptic import CocoPanopticData
+from training.data.penn_fudan import PennFudanData
+from training.data.scenes import ScenesData
+from training.data.voc import VocData
+from training.recipes.overrides import apply_overrides
 
 
 def folder(root: Path):

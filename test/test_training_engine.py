@@ -19,17 +19,22 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainings import CONVNEXT, changed, records, tiny_recipe
 
-from dinov3_seg_ros.backbone import build_backbone, save_backbone
-from dinov3_seg_ros.bundle import DELTA_FILE, load_bundle
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import BundleError, HeadError, OutputError, RecipeError
-from dinov3_seg_ros.pipeline import Segmenter
-from training import bundles, engine, evaluate, train
-from training.checkpoint import read_checkpoint
-from training.ema import MovingAverage
-from training.engine import Trainer
-from training.recipe import Recipe, load_recipe
-from training.stages import StageRun
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.manifest import DELTA_FILE
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import BundleError, HeadError, OutputError, RecipeError
+from training import evaluate, train
+from training.loop import bundle_writer as bundles
+from training.loop import trainer as engine
+from training.loop.checkpoint import read_checkpoint
+from training.loop.stages import StageRun
+from training.loop.trainer import Trainer
+from training.optimization.ema import MovingAverage
+from training.recipes.loading import load_recipe
+from training.recipes.schema import Recipe
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 DINOV2 = {

@@ -18,16 +18,16 @@ from PIL import Image
 from rich.console import Console
 from trainings import forget_accelerator, tiny_recipe
 
-from dinov3_seg_ros.bundle import Bundle, load_bundle
-from dinov3_seg_ros.errors import ParameterError
-from dinov3_seg_ros.metrics import ConfusionMatrix
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.preprocessing import GEOMETRIES
-from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.runtimes import open_runtime
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
+from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from dinov3_seg_ros.support.resources import resource_path
 from training import evaluate, train
-from training.engine import Trainer
-from training.inference import AveragingSegmenter, Inference, open_segmenter
+from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.loop.trainer import Trainer
 
 NETWORK_SIZE = (64, 128)
 
@@ -60,7 +60,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def averaging(bundle: Bundle, **inference: object) -> AveragingSegmenter:
-    return AveragingSegmenter(bundle, open_runtime("torch", [bundle]), Inference(**inference))
+    return AveragingSegmenter(
+        bundle, open_runtime([bundle], ComputeOptions(runtime="torch"))[0], Inference(**inference)
+    )
 
 
 def network(bundle: Bundle):

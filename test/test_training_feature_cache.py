@@ -15,12 +15,14 @@ from accelerate import Accelerator
 from rich.console import Console
 from trainings import CONVNEXT, forget_accelerator, records, tiny_recipe, train
 
-from dinov3_seg_ros.backbone import Backbone, build_backbone, save_backbone
-from dinov3_seg_ros.errors import DatasetError, RecipeError
-from dinov3_seg_ros.files import locked
-from training import feature_cache
-from training.engine import Trainer
-from training.feature_cache import CacheSettings, FeatureCache, fill_caches
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.support.errors import DatasetError, RecipeError
+from dinov3_seg_ros.support.files import locked
+from training.loop.trainer import Trainer
+from training.samples import feature_cache
+from training.samples.feature_cache import CacheSettings, FeatureCache, fill_caches
 
 #: Two views of each of eight images.
 SAMPLES = 16
@@ -140,7 +142,7 @@ def test_other_features_are_kept_apart(recipe, tmp_path, source, changes):
         trainer = Trainer(recipe(backbone=backbone, **changes), Console(quiet=True))
         caches = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.engine.fill_caches", lambda made, *_: caches.extend(made))
+            patch.setattr("training.loop.trainer.fill_caches", lambda made, *_: caches.extend(made))
             trainer.use_cache()
         return caches[0].folder
 

@@ -10,10 +10,10 @@ import yaml
 from full_disk import full_disk
 from PIL import Image
 
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import DatasetError
-from training.datasets.folder import FolderData
-from training.datasets.scenes import ScenesData
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.folder import FolderData
+from training.data.scenes import ScenesData
 
 CLASSES = ["floor", "wall", "box"]
 

@@ -12,10 +12,19 @@ from bundles import write_tiny_bundle
 from full_disk import full_disk
 from torch import nn
 
-from dinov3_seg_ros.backbone import build_backbone, save_backbone
-from dinov3_seg_ros.bundle import Bundle, load_bundle, save_bundle
-from dinov3_seg_ros.errors import BackboneError, BundleError, ExportError, HeadError, OutputError, ParameterError
-from dinov3_seg_ros.pipeline import Segmenter
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.saving import save_bundle
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import (
+    BackboneError,
+    BundleError,
+    ExportError,
+    HeadError,
+    OutputError,
+    ParameterError,
+)
 from training import export_head as export_command
 from training import import_head as import_command
 from training.export_head import export_head

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.support.errors import RecipeError
 from training.losses import (
     CrossEntropySection,
     DiceSection,

@@ -11,12 +11,13 @@ import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
 
-from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.overlay import blend_overlay
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.runtimes import open_runtime
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.frames.overlay import blend_overlay
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.segmenter import Segmenter
 from training import predict as command
-from training.inference import AveragingSegmenter, Inference
+from training.evaluation.inference import AveragingSegmenter, Inference
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,9 @@ def test_other_views_are_averaged_as_in_evaluation(bundle, tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     views = ("--inference.mode", "slide", "--inference.flip", "True")
     assert predict(bundle, tmp_path / "a.png", tmp_path / "out", "--runtime", "torch", *views) == 0
-    averaging = AveragingSegmenter(bundle, open_runtime("torch", [bundle]), Inference(mode="slide", flip=True))
+    averaging = AveragingSegmenter(
+        bundle, open_runtime([bundle], ComputeOptions(runtime="torch"))[0], Inference(mode="slide", flip=True)
+    )
     mask = np.array(Image.open(tmp_path / "out" / "masks" / "a.png"))
     assert np.array_equal(mask, averaging.segment([image])[0].labels)
     assert not np.array_equal(mask, Segmenter.from_bundle(bundle.path).segment([image])[0].labels)

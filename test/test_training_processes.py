@@ -13,10 +13,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from trainings import CONVNEXT, records, tiny_recipe, train
 
-from dinov3_seg_ros.backbone import build_backbone, save_backbone
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
 from training.evaluate import evaluate_bundle
-from training.recipe import Recipe
-from training.stages import StageRun
+from training.loop.stages import StageRun
+from training.recipes.schema import Recipe
 
 #: At random sizes, the processes' images have different numbers of labelled pixels.
 ALIKE = {

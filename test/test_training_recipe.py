@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from dinov3_seg_ros.errors import RecipeError
-from training.optimizers import AdamSection, AdamWSection, SGDSection
-from training.recipe import RECIPES_FOLDER, load_recipe
-from training.schedules import Constant, Cosine, OneCycle, Poly, Step
+from dinov3_seg_ros.support.errors import RecipeError
+from training.optimization.optimizers import AdamSection, AdamWSection, SGDSection
+from training.optimization.schedules import Constant, Cosine, OneCycle, Poly, Step
+from training.recipes.loading import RECIPES_FOLDER, load_recipe
 
 MINIMAL = {
     "name": "minimal",

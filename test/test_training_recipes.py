@@ -13,12 +13,14 @@ import torch
 from rich.console import Console
 from trainings import forget_accelerator
 
-from dinov3_seg_ros.backbone import build_backbone, save_backbone
-from training.bundles import BundleWriter
-from training.engine import Trainer
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
 from training.evaluate import evaluate_bundle
-from training.recipe import RECIPES_FOLDER, Recipe, load_recipe
-from training.stages import Batch, Stage
+from training.loop.bundle_writer import BundleWriter
+from training.loop.stages import Batch, Stage
+from training.loop.trainer import Trainer
+from training.recipes.loading import RECIPES_FOLDER, load_recipe
+from training.recipes.schema import Recipe
 
 NAMES = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
 RECIPES = {name: load_recipe(name) for name in NAMES}

@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainings import changed, records, resume_with_one_thread, tiny_recipe, train
 
-from dinov3_seg_ros.bundle import load_bundle
-from dinov3_seg_ros.errors import OutputError
-from dinov3_seg_ros.files import locked
-from training.checkpoint import read_checkpoint
-from training.recipe import Recipe, load_recipe
-from training.run_folder import RunFolder
-from training.stages import StageRun
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.support.errors import OutputError
+from dinov3_seg_ros.support.files import locked
+from training.loop.checkpoint import read_checkpoint
+from training.loop.run_folder import RunFolder
+from training.loop.stages import StageRun
+from training.recipes.loading import load_recipe
+from training.recipes.schema import Recipe
 
 BUNDLES = ("best", "best_loss", "last")
 KILLS = 4

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from trainings import changed, records, tiny_recipe, train
 
-from dinov3_seg_ros.errors import RecipeError
-from training.loader import EpochBatches, share_out
-from training.recipe import load_recipe
-from training.stages import plan_stages
+from dinov3_seg_ros.support.errors import RecipeError
+from training.loop.stages import plan_stages
+from training.recipes.loading import load_recipe
+from training.samples.loader import EpochBatches, share_out
 
 STAGES = [
     {"epochs": 2, "augmentation": {"flip": 0.5}},

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dinov3_seg_ros.preprocessing import fill_canvas, place
-from training.loader import AugmentedDataset, BatchLoader, EpochBatches, share_out
-from training.randomness import Purpose, generator
-from training.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
+from dinov3_seg_ros.frames.preprocessing import fill_canvas, place
+from training.samples.loader import AugmentedDataset, BatchLoader, EpochBatches, share_out
+from training.samples.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
+from training.support.randomness import Purpose, generator
 
 MEAN = (0.485, 0.456, 0.406)
 STRONG = Augmentation(

@@ -14,14 +14,14 @@ import pytest
 from bundles import write_tiny_bundle
 
 from dinov3_seg_ros.doctor import FAULT, examine, main
-from dinov3_seg_ros.resources import resource_path
-from dinov3_seg_ros.transport import (
+from dinov3_seg_ros.ros.transport import (
     PROFILE,
     PROFILE_VARIABLES,
     configure_transport,
     profile_variable,
     remove_unfinished_segments,
 )
+from dinov3_seg_ros.support.resources import resource_path
 
 
 def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():
@@ -57,7 +57,7 @@ def page_faults_of_later_frames(before):
     """Of a new process that frees four buffers of 6 MB together, several times; what it does before is given."""
     code = f"""
 import resource
-from dinov3_seg_ros.transport import keep_freed_memory
+from dinov3_seg_ros.ros.transport import keep_freed_memory
 {before}
 for _ in range(5):
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

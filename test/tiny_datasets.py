@@ -1,6 +1,6 @@
 """Tiny copies of the published data sets, in their exact layouts and file formats.
 
-`BUILDERS[name](root)` writes one that `training.datasets.DATASETS[name](root=root)` opens: four images for training
+`BUILDERS[name](root)` writes one that `training.data.DATASETS[name](root=root)` opens: four images for training
 and two for validation, of 40x48 pixels, together with every class and every ignored value in each split.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.datasets.class_lists import known_classes
+from training.data.class_lists import known_classes
 
 HEIGHT, WIDTH = 40, 48
 COUNTS = {"train": 4, "val": 2}

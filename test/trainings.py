@@ -9,8 +9,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from rich.console import Console
 
-from training.engine import Trainer
-from training.recipe import Recipe
+from training.loop.trainer import Trainer
+from training.recipes.schema import Recipe
 
 CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 

@@ -18,13 +18,14 @@ from rich.filesize import decimal
 from rich.markdown import Markdown
 from safetensors import safe_open
 
-from dinov3_seg_ros.artefacts import Export, find_exports
-from dinov3_seg_ros.backbone import WEIGHTS_FILE
-from dinov3_seg_ros.bundle import BACKBONE_FOLDER, Bundle, load_bundle
-from dinov3_seg_ros.errors import SegmentationError
-from dinov3_seg_ros.files import write_json
-from training.output import writing
-from training.report import percent
+from dinov3_seg_ros.bundle.exports import Export, find_exports
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
+from dinov3_seg_ros.model.weights import WEIGHTS_FILE
+from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.files import write_json
+from training.reports.pictures import percent
+from training.support.output import writing
 
 # Scores are fractions, other metrics are counts, losses and seconds.
 _SCORES = ("miou", "macc", "aacc", "boundary_miou")

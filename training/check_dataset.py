@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.errors import DatasetError, SegmentationError
-from training.datasets import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
-from training.datasets.files import FileDataset
-from training.recipe import load_recipe
-from training.report import percent
+from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data.files import FileDataset
+from training.recipes.loading import load_recipe
+from training.reports.pictures import percent
 
 #: Of every kind of problem so many are named.
 NAMED = 5

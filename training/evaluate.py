@@ -1,8 +1,8 @@
 """Evaluate a bundle on a data set: ``python -m training.evaluate BUNDLE [--dataset NAME] [--key value ...]``.
 
-Images go through `dinov3_seg_ros.pipeline.Segmenter`, as on the robot, unless the bundle's recipe or an option asks for
-other views (``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``). Labels are
-compared at the size of the truth.
+Images go through `dinov3_seg_ros.segmenter.Segmenter`, as on the robot, unless the bundle's recipe or an option asks
+for other views (``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``).
+Labels are compared at the size of the truth.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.bundle import Manifest, load_bundle
-from dinov3_seg_ros.errors import DatasetError, SegmentationError
-from dinov3_seg_ros.files import write_json
-from dinov3_seg_ros.metrics import ConfusionMatrix
-from dinov3_seg_ros.pipeline import Segmenter
-from training.datasets import DATASETS, DataSection, SegmentationDataset, Split
-from training.evaluation_folder import Examples, write_evaluation
-from training.inference import AveragingSegmenter, Inference, open_segmenter
-from training.metrics import BoundaryIoU
-from training.output import check_free, writing
-from training.recipe import apply_overrides, load_recipe, separated
-from training.report import percent
-from training.section import Section
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.options import ComputeOptions, select
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from training.data import DATASETS, DataSection, SegmentationDataset, Split
+from training.evaluation.boundary import BoundaryIoU
+from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.recipes.loading import load_recipe
+from training.recipes.overrides import apply_overrides, separated
+from training.reports.evaluation_folder import Examples, write_evaluation
+from training.reports.pictures import percent
+from training.support.output import check_free, writing
+from training.support.section import Section
 
 OnPrediction = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
-class EvaluationSettings(Section):
+class EvaluationSettings(Section, ComputeOptions):
     """What can be changed on the command line."""
 
     data: DataSection
     split: Split = "val"
     """Which part of the data set."""
-    runtime: str = "auto"
-    """auto, torch, onnx or tensorrt."""
     inference: Inference = Inference()
     """Which views of each image are averaged; default: as the bundle's recipe says."""
     boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -167,7 +168,9 @@ def evaluate_bundle(
             examples.add(index, image, truth, labels)
 
     indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    matrix = evaluate(open_segmenter(path, settings.runtime, settings.inference), data, indices, compare)
+    matrix = evaluate(
+        open_segmenter(path, settings.inference, select(ComputeOptions, settings.model_dump())), data, indices, compare
+    )
     scores = {
         **matrix.summary(data.class_names),
         **boundary.summary(data.class_names),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinov3_seg_ros.bundle import Bundle, Manifest, load_bundle
-from dinov3_seg_ros.errors import SegmentationError
-from dinov3_seg_ros.files import replacing_folder
-from dinov3_seg_ros.heads import Head
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.model.heads import Head
+from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.files import replacing_folder
 from training.dinov3_ros import write_plugin
-from training.output import check_free, writing
+from training.support.output import check_free, writing
 
 Writer = Callable[[Manifest, Head, Path], list[str]]
 

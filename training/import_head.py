@@ -13,24 +13,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinov3_seg_ros.backbone import backbone_identity, load_backbone
-from dinov3_seg_ros.bundle import (
-    NAME_PATTERN,
-    Bundle,
-    ClassesSection,
-    HeadSection,
-    InputSection,
-    Manifest,
-    TrainingSection,
-    describe_backbone,
-    save_bundle,
-)
-from dinov3_seg_ros.errors import HeadError, SegmentationError
-from dinov3_seg_ros.overlay import default_palette
-from dinov3_seg_ros.preprocessing import check_geometry
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, HeadSection, InputSection, Manifest, TrainingSection
+from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.model.identity import backbone_identity
+from dinov3_seg_ros.model.weights import load_backbone
+from dinov3_seg_ros.support.errors import HeadError, SegmentationError
 from training import dinov3_ros
-from training.output import check_free, writing
-from training.resolve import lasting
+from training.recipes.resolve import lasting
+from training.support.output import check_free, writing
 
 _DEFAULT_BACKBONE = "facebook/dinov3-vits16plus-pretrain-lvd1689m"
 _LICENCES = (

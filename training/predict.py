@@ -25,17 +25,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dinov3_seg_ros.bundle import Manifest, load_bundle
-from dinov3_seg_ros.demo.sources import open_source, video_rate
-from dinov3_seg_ros.errors import DatasetError, SegmentationError
-from dinov3_seg_ros.files import replacing_file, write_json
-from dinov3_seg_ros.overlay import blend_overlay, to_bgr
-from dinov3_seg_ros.pipeline import Segmentation, Segmenter
-from training.datasets.files import IMAGE_SUFFIXES, read_image
-from training.inference import AveragingSegmenter, Inference, open_segmenter
-from training.output import check_free, writing
-from training.recipe import apply_overrides
-from training.section import Section
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
+from dinov3_seg_ros.options import ComputeOptions, select
+from dinov3_seg_ros.segmenter import Segmentation, Segmenter
+from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.support.files import replacing_file, write_json
+from training.data.files import read_image
+from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.recipes.overrides import apply_overrides
+from training.support.output import check_free, writing
+from training.support.section import Section
 
 MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
 SUMMARY_FILE = "summary.json"
@@ -43,14 +45,11 @@ SUMMARY_FILE = "summary.json"
 _INTERRUPTED = 130
 # Of a stream that does not say.
 _FRAMES_PER_SECOND = 10.0
-_SCENE_SIZE = (480, 640)
 
 
-class PredictionSettings(Section):
+class PredictionSettings(Section, ComputeOptions):
     """What can be changed on the command line."""
 
-    runtime: str = "auto"
-    """auto, torch, onnx or tensorrt."""
     inference: Inference = Inference()
     """Which views of each image are averaged."""
     masks: bool = True
@@ -126,15 +125,12 @@ def open_input(source: str) -> Source:
     """
     path = Path(source)
     if path.is_dir():
-        images = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        if not images:
-            raise DatasetError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        return _images(images, path)
+        return _images(find_images(path, recursive=True), path)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return _images([path], path.parent)
     rate, count = video_rate(path) if path.is_file() else (None, None)
     rate = rate or _FRAMES_PER_SECOND
-    frames = open_source(source, _SCENE_SIZE, rate)
+    frames = open_source(source)
     return Source(((f"{number:06d}", image) for number, (image, _) in enumerate(frames)), count, rate)
 
 
@@ -220,7 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_free(parsed.output, "--output")
         source = open_input(parsed.input)
         manifest = load_bundle(parsed.bundle).manifest
-        segmenter = open_segmenter(Path(parsed.bundle), settings.runtime, settings.inference)
+        segmenter = open_segmenter(
+            Path(parsed.bundle), settings.inference, select(ComputeOptions, settings.model_dump())
+        )
         done = predict(segmenter, manifest, source, parsed.output, settings, console)
         summary = {
             "bundle": parsed.bundle,

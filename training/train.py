@@ -14,15 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dinov3_seg_ros.errors import SegmentationError
-from dinov3_seg_ros.files import write_json
-from training.engine import Trainer
+from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.files import write_json
 from training.evaluate import evaluate_bundle
-from training.output import writing
-from training.processes import process_state
-from training.recipe import Recipe, load_recipe
-from training.report import percent
-from training.run_folder import BEST, BEST_LOSS, LAST, differences
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
+from training.loop.trainer import Trainer
+from training.recipes.loading import load_recipe
+from training.recipes.schema import Recipe
+from training.reports.pictures import percent
+from training.support.output import writing
+from training.support.processes import process_state
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -16,20 +16,20 @@ from typing import Any
 from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
-from dinov3_seg_ros.benchmark.pipelines import FramePipeline, OurPipeline
 from dinov3_seg_ros.benchmark.processor import GEMM_TYPES, gemm_gflops, peak_memory_mb
-from dinov3_seg_ros.bundle import Bundle, load_bundle
-from dinov3_seg_ros.errors import (
+from dinov3_seg_ros.benchmark.timed_pipeline import FramePipeline, OurPipeline
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.runtimes.choice import available_runtimes
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import (
     OutputError,
     ParameterError,
     RuntimeUnavailableError,
     SegmentationError,
     TransportError,
 )
-from dinov3_seg_ros.files import write_json
-from dinov3_seg_ros.pipeline import Segmenter
-from dinov3_seg_ros.runtimes import available_runtimes
-from dinov3_seg_ros.timing import GPU_STAGES, summarise_ms
+from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.timing import GPU_STAGES, summarise_ms
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,7 +206,7 @@ def _load_segmenter(options: argparse.Namespace) -> Segmenter:
 
 def _running_node(bundle: Bundle, options: argparse.Namespace, frame: Any) -> contextlib.AbstractContextManager[Any]:
     try:
-        from dinov3_seg_ros.benchmark.ros import running_node
+        from dinov3_seg_ros.benchmark.through_ros import running_node
     except ImportError as error:
         raise TransportError(
             f"ROS 2 cannot be imported ({error}); source a distribution, pip install 'dinov3_seg_ros[ros-kilted]', or "

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinov3_seg_ros.benchmark.pipelines import TimedPipeline, blend_class_by_class
-from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.heads import Head, build_head
-from dinov3_seg_ros.preprocessing import resize
-from dinov3_seg_ros.timing import StageTimes
+from dinov3_seg_ros.benchmark.timed_pipeline import TimedPipeline, blend_class_by_class
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.frames.preprocessing import resize
+from dinov3_seg_ros.model.heads import Head, build_head
+from dinov3_seg_ros.support.timing import StageTimes
 
 
 class _EagerPipeline(TimedPipeline):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dinov3_seg_ros.benchmark.pipelines import FramePipeline, OurPipeline
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.timing import GPU_STAGES, STAGES, summarise_ms
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.benchmark.timed_pipeline import FramePipeline, OurPipeline
+from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, summarise_ms
 
 _WARM_UP = 2
 _DISTINCT_FRAMES = 8

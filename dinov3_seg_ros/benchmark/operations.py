@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import BackboneError
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.support.errors import BackboneError
 
 
 def backbone_gflop(bundle: Bundle, size: tuple[int, int]) -> float | None:

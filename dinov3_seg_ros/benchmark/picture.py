@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dinov3_seg_ros.errors import OutputError
-from dinov3_seg_ros.files import replacing_file
-from dinov3_seg_ros.timing import GPU_STAGES
+from dinov3_seg_ros.support.errors import OutputError
+from dinov3_seg_ros.support.files import replacing_file
+from dinov3_seg_ros.support.timing import GPU_STAGES
 
 Stages = Mapping[str, Mapping[str, float] | None]
 

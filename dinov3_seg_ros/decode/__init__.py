@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from dinov3_seg_ros.decode import numpy_form
-from dinov3_seg_ros.decode.geometry import Grid, plan_grid
-from dinov3_seg_ros.errors import ParameterError
+from dinov3_seg_ros.decode.grid import Grid, plan_grid
+from dinov3_seg_ros.support.errors import ParameterError
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dinov3_seg_ros.decode.geometry import Grid
+from dinov3_seg_ros.decode.grid import Grid
 from dinov3_seg_ros.decode.numba_kernel import compile_decode
 from dinov3_seg_ros.decode.parallel import run_parts, thread_count
 

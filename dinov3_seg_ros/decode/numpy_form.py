@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov3_seg_ros.decode.geometry import Axis, Grid
+from dinov3_seg_ros.decode.grid import Axis, Grid
 
 _BAND_RUNS = 8
 _BAND_CORNERS = 1 << 21  # corner values of one band: 8 MiB in float32

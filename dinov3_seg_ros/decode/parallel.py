@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 
 _MOST_THREADS = 8
+_limit = 0
 
 
 def run_parts(work: Callable[[int, int], None], parts: int) -> None:
@@ -27,11 +28,20 @@ def run_parts(work: Callable[[int, int], None], parts: int) -> None:
         other.result()
 
 
+def set_thread_limit(threads: int) -> None:
+    """Decode with at most so many threads from now on, in the whole process; 0 sets no limit."""
+    global _limit
+    if threads != _limit:
+        _limit = threads
+        thread_count.cache_clear()
+        _pool.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def thread_count() -> int:
     """Threads that can run at once in this process."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, _MOST_THREADS)
+    return min(allowed, _limit or allowed, _MOST_THREADS)
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 
-from dinov3_seg_ros.decode.geometry import Grid, plan_grid
+from dinov3_seg_ros.decode.grid import Grid, plan_grid
 
 _logger = logging.getLogger(__name__)
 

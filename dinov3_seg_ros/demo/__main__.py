@@ -17,15 +17,15 @@ from typing import Any
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
-from dinov3_seg_ros.bundle import Bundle, load_bundle
-from dinov3_seg_ros.demo import scenes
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder
-from dinov3_seg_ros.errors import SegmentationError, TransportError
-from dinov3_seg_ros.files import write_json
-from dinov3_seg_ros.local_graph import node_command, prepare, ros_arguments, running
-from dinov3_seg_ros.resources import resource_path
+from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
+from dinov3_seg_ros.support.errors import SegmentationError, TransportError
+from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.resources import resource_path
 
 _NAMESPACE = "demo"
 _START_TIMEOUT_S = 90.0

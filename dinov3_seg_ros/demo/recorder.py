@@ -14,12 +14,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
-from dinov3_seg_ros.files import replacing_file
-from dinov3_seg_ros.messages import image_to_rgb
-from dinov3_seg_ros.metrics import ConfusionMatrix
-from dinov3_seg_ros.overlay import to_bgr
-from dinov3_seg_ros.qos import OUTPUT_QOS
-from dinov3_seg_ros.timing import summarise_ms
+from dinov3_seg_ros.frames.overlay import to_bgr
+from dinov3_seg_ros.ros.messages import read_image
+from dinov3_seg_ros.ros.qos import OUTPUT_QOS
+from dinov3_seg_ros.support.files import replacing_file
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from dinov3_seg_ros.support.timing import summarise_ms
 
 _FRAMES_REMEMBERED = 64
 _PICTURE_EVERY = 40
@@ -117,12 +117,12 @@ class Recorder(Node):
     def _on_overlay(self, message: Image) -> None:
         self._counts["overlays"] += 1
         self._check_header(message)
-        overlay = to_bgr(image_to_rgb(message))
+        overlay = to_bgr(read_image(message))
         self._write_video(overlay)
         frame = self._frames.get(_stamp(message))
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
-                cv2.imwrite(str(file), np.hstack((to_bgr(image_to_rgb(frame)), overlay)))
+                cv2.imwrite(str(file), np.hstack((to_bgr(read_image(frame)), overlay)))
 
     def _check_header(self, message: Image) -> None:
         frame = self._frames.get(_stamp(message))
@@ -140,7 +140,7 @@ class Recorder(Node):
         self._scores.update(truth, mask)
         self._counts["scored"] += 1
         if self._colours is not None and stamp in self._frames and self._counts["scored"] % _COLOUR_EVERY == 1:
-            self._colour_scores.update(truth, self._colours.predict(image_to_rgb(self._frames[stamp])))
+            self._colour_scores.update(truth, self._colours.predict(read_image(self._frames[stamp])))
 
     def _write_video(self, picture: np.ndarray) -> None:
         height, width = picture.shape[:2]

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinov3_seg_ros.artefacts import PRECISIONS
-from dinov3_seg_ros.errors import SegmentationError
+from dinov3_seg_ros.options import PRECISIONS
+from dinov3_seg_ros.support.errors import SegmentationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.engine:
         logging.basicConfig(format="%(message)s")
-        logging.getLogger("dinov3_seg_ros.engines").setLevel(logging.INFO)
+        logging.getLogger("dinov3_seg_ros.runtimes.tensorrt").setLevel(logging.INFO)
     try:
         from dinov3_seg_ros.export.exporter import ExportOptions, export
     except ImportError as error:

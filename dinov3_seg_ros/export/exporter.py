@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 import transformers
 
-from dinov3_seg_ros.artefacts import (
+from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     CANVASES,
     EXPORT_FILE,
@@ -31,16 +31,19 @@ from dinov3_seg_ros.artefacts import (
     ExportManifest,
     export_folder,
 )
-from dinov3_seg_ros.bundle import HEAD_FILE, Bundle, check_shared_backbone, load_bundle
-from dinov3_seg_ros.cpu import this_cpu
-from dinov3_seg_ros.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
-from dinov3_seg_ros.files import locked, replacing_folder, sha256_of_file, write_json
-from dinov3_seg_ros.preprocessing import check_geometry
-from dinov3_seg_ros.runtimes import Runtime, RuntimeOptions, available_runtimes, open_runtime
+from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.choice import available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 
 # The float type of a precision's graphs, of which the integer ones are then made.
 _DTYPES = {
@@ -160,11 +163,13 @@ class _Job:
         Raises:
             ExportError: they do not compute what the model computes; they were removed, the graphs were not.
         """
-        from dinov3_seg_ros.engines.store import store_folder
+        from dinov3_seg_ros.runtimes.tensorrt.store import store_folder
 
         precision = self._options.precision
-        options = RuntimeOptions(precision=precision, network_size=self._size, max_batch=self._options.max_batch)
-        with contextlib.closing(open_runtime("tensorrt", self._bundles, options)) as found:
+        options = ComputeOptions(
+            runtime="tensorrt", precision=precision, network_size=self._size, max_batch=self._options.max_batch
+        )
+        with contextlib.closing(open_runtime(self._bundles, options)[0]) as found:
             record = {"machine": found.description, **self._compare_with_model(found)}
             try:
                 parity.check(record, precision, self._options.least_labels, "the TensorRT engines", _ENGINES_REMOVED)
@@ -238,7 +243,7 @@ class _Job:
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
         try:
             # On the CPU, for which the export vouches, even where there is a GPU.
-            options = RuntimeOptions(device="cpu", precision=self._options.precision)
+            options = ComputeOptions(device="cpu", precision=self._options.precision)
             found = OnnxRuntime(self._bundles, options, {self._size: exports})
         except ExportError as error:
             if self._options.precision != "bf16":
@@ -250,7 +255,7 @@ class _Job:
         return record
 
     def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
-        reference = PyTorchRuntime(self._bundles, RuntimeOptions(device="cpu", precision="fp32"))
+        reference = PyTorchRuntime(self._bundles, ComputeOptions(device="cpu", precision="fp32"))
         return parity.compare(self._bundles, reference, found, self._size, self._samples(), fused)
 
     def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
@@ -301,9 +306,9 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
     reason = available_runtimes()["tensorrt"]
     if reason:
         raise RuntimeUnavailableError(reason)
-    from dinov3_seg_ros.runtimes.tensorrt import usable
+    from dinov3_seg_ros.runtimes.tensorrt.runtime import usable
 
-    usable(RuntimeOptions(precision=options.precision, max_batch=options.max_batch))
+    usable(ComputeOptions(precision=options.precision, max_batch=options.max_batch))
 
 
 def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:

@@ -27,10 +27,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
-from dinov3_seg_ros.artefacts import CANVASES, LOGITS, map_name
-from dinov3_seg_ros.backbone import Backbone
-from dinov3_seg_ros.heads import Head
-from dinov3_seg_ros.runtimes.pytorch import Normalise
+from dinov3_seg_ros.bundle.exports import CANVASES, LOGITS, map_name
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.heads import Head
+from dinov3_seg_ros.model.normalise import Normalise
 
 #: The newest that TensorRT 10 and 11 and every ONNX Runtime of the last years read.
 OPSET = 18

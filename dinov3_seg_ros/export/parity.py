@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from dinov3_seg_ros.agreement import THRESHOLDS, Difference
-from dinov3_seg_ros.artefacts import map_name
-from dinov3_seg_ros.bundle import Bundle, Manifest
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.exports import map_name
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.decode import upsample_argmax
-from dinov3_seg_ros.demo import scenes
-from dinov3_seg_ros.errors import ExportError
-from dinov3_seg_ros.metrics import ConfusionMatrix
-from dinov3_seg_ros.preprocessing import Placement, fill_canvas, place
-from dinov3_seg_ros.runtimes import Runtime
+from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place
+from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
+from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.support.errors import ExportError
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
 
 _ROOMS = 4
 _SIGNIFICANT_SHARE = 0.01

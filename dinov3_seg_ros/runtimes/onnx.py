@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from dinov3_seg_ros.artefacts import (
+from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     CANVASES,
     HEAD_GRAPH,
@@ -26,10 +26,11 @@ from dinov3_seg_ros.artefacts import (
     choose_exports,
     map_name,
 )
-from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import ExportError, ImageError, RuntimeUnavailableError
-from dinov3_seg_ros.runtimes import Computed, RuntimeOptions
-from dinov3_seg_ros.timing import timed
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.protocol import Computed
+from dinov3_seg_ros.support.errors import ExportError, ImageError, RuntimeUnavailableError
+from dinov3_seg_ros.support.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -60,7 +61,7 @@ class OnnxRuntime:
     def __init__(
         self,
         bundles: Sequence[Bundle],
-        options: RuntimeOptions,
+        options: ComputeOptions,
         exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
     ) -> None:
         """See `Runtime`. ``exports``, one of each bundle by network size, are taken in place of the bundles' own."""
@@ -87,7 +88,7 @@ class OnnxRuntime:
         self.description = f"ONNX Runtime {ort.__version__}, {used}, {precision}"
 
     @classmethod
-    def find_device(cls, bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
+    def find_device(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
         """See `Runtime.find_device`."""
         choose_exports(bundles, _precisions(options), options.network_size)
         return _device(_providers(options)[0])
@@ -149,7 +150,7 @@ class _Graph:
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
 
-def _precisions(options: RuntimeOptions) -> tuple[str, ...]:
+def _precisions(options: ComputeOptions) -> tuple[str, ...]:
     if options.precision == "auto":
         return _FASTEST[_device(_providers(options)[0])]
     return (options.precision,)
@@ -159,7 +160,7 @@ def _device(provider: str) -> str:
     return "cpu" if provider == _CPU else "cuda"
 
 
-def _providers(options: RuntimeOptions) -> list[str]:
+def _providers(options: ComputeOptions) -> list[str]:
     """Execution providers to ask for, best first."""
     available = ort.get_available_providers()
     for provider in options.providers:

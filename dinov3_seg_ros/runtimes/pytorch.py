@@ -11,32 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from dinov3_seg_ros.artefacts import map_name
-from dinov3_seg_ros.bundle import Bundle
-from dinov3_seg_ros.errors import RuntimeUnavailableError
-from dinov3_seg_ros.runtimes import Computation, Computed, RuntimeOptions
+from dinov3_seg_ros.bundle.exports import map_name
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.model.normalise import Normalise
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.protocol import Computation, Computed
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.timing import timed
+from dinov3_seg_ros.support.errors import RuntimeUnavailableError
+from dinov3_seg_ros.support.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The number is the whole process's, so that a former runtime's would stay.
 _DEFAULT_THREADS = torch.get_num_threads()
-
-
-class Normalise(nn.Module):
-    """Canvases (N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, (x / 255 - mean) / std; mean and std in 0..1."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        # Kept on the device: made anew for each batch, they would make the host wait for what a GPU still computes.
-        self.register_buffer("_scale", torch.tensor([255.0 * s for s in std]), persistent=False)
-        self.register_buffer("_offset", torch.tensor([m / s for m, s in zip(mean, std, strict=True)]), persistent=False)
-
-    def forward(self, canvases: torch.Tensor) -> torch.Tensor:
-        """As the class says."""
-        return (canvases / self._scale - self._offset).permute(0, 3, 1, 2)
 
 
 class PyTorchRuntime:
@@ -48,15 +36,14 @@ class PyTorchRuntime:
     name = "torch"
     sizes: tuple[tuple[int, int], ...] | None = None
 
-    def __init__(self, bundles: Sequence[Bundle], options: RuntimeOptions) -> None:
+    def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
         torch.set_num_threads(options.threads or _DEFAULT_THREADS)
         # Convolutions take TF32 by default, and fp32 would have 10 bits of mantissa. The whole process's as well.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        compiled = ", compiled" if options.compile else ""
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = self._device.type
-        self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}{compiled}"
+        self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}"
         wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
         union = sorted({layer for layers in wanted.values() for layer in layers})
         self._map_names = [map_name(layer) for layer in union]
@@ -67,15 +54,12 @@ class PyTorchRuntime:
         backbone = bundles[0].load_backbone(layers=union).to(**placed)
         self._backbone = _FromCanvases(Normalise(own.mean, own.std).to(self._device), backbone, self._dtype)
         self._heads = {bundle.manifest.name: bundle.load_head().to(**placed) for bundle in bundles}
-        if options.compile:
-            for module in (self._backbone, *self._heads.values()):
-                module.compile(dynamic=False)
         if options.cuda_graphs and self._device.type == "cuda":
             self._backbone = _Recorded(self._backbone)
         self._streams = _Streams(self._device) if self._device.type == "cuda" else None
 
     @classmethod
-    def find_device(cls, _bundles: Sequence[Bundle], options: RuntimeOptions) -> str:
+    def find_device(cls, _bundles: Sequence[Bundle], options: ComputeOptions) -> str:
         """See `Runtime.find_device`."""
         _resolve_precision(options.precision)
         return _resolve_device(options.device).type
@@ -235,9 +219,18 @@ def _positions_not_cached() -> Iterator[None]:
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeUnavailableError("device 'cuda' was asked for, but PyTorch finds no CUDA GPU; use device 'cpu'")
-    return torch.device(device)
+    if device == "cpu":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        raise RuntimeUnavailableError(
+            f"device '{device}' was asked for, but PyTorch finds no CUDA GPU; use device 'cpu'"
+        )
+    found = torch.device(device)
+    if found.index is not None and found.index >= torch.cuda.device_count():
+        raise RuntimeUnavailableError(
+            f"device '{device}' was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA GPUs, numbered from 0"
+        )
+    return found
 
 
 def _resolve_precision(precision: str) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.section import Section
+from training.support.section import Section
 
 #: Smallest count a sum is divided by: a batch without labelled pixels has the loss 0, not NaN.
 _TINY = 1e-6

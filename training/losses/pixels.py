@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dinov3_seg_ros.errors import RecipeError
+from dinov3_seg_ros.support.errors import RecipeError
 from training.losses.base import Loss, LossSettings
 
 

@@ -1,0 +1,120 @@
+"""Bundles with made-up weights in the published architectures, whose maps hold many classes all the same.
+
+The classifier tells clusters of the head's features apart, although no weight has learnt anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
+from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.heads import Head, build_head
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.normalise import Normalise
+from dinov3_seg_ros.model.weights import build_backbone
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MODELS = {
+    "vits16plus": {
+        "model_type": "dinov3_vit", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
+        "intermediate_size": 1536, "patch_size": 16, "num_register_tokens": 4, "use_gated_mlp": True,
+        "hidden_act": "silu", "layerscale_value": 1.0,
+    },
+    "convnext_tiny": {
+        "model_type": "dinov3_convnext", "hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 9, 3],
+        "layer_scale_init_value": 1.0,
+    },
+}  # fmt: skip
+
+
+def random_bundle(
+    folder: Path,
+    model: str,
+    size: tuple[int, int],
+    frames: Sequence[np.ndarray],
+    classes: int,
+    head_name: str = "linear",
+    in_view: int | None = None,
+) -> Path:
+    """Write a bundle.
+
+    Args:
+        folder: where.
+        model: one of `MODELS`.
+        size: (height, width) of the network's input, pixels.
+        frames: (H, W, 3) uint8 RGB each, whose features are clustered.
+        classes: how many there are.
+        head_name: the head, without options.
+        in_view: how many classes a frame shows on average, about; the others' logits are lower everywhere. None: as
+            many as there are clusters.
+    """
+    torch.manual_seed(0)
+    backbone = build_backbone(MODELS[model])
+    backbone.freeze()
+    backbone.eval()
+    head = build_head(head_name, backbone.channels, backbone.strides, classes).eval()
+    _set_classifier(head.classifier, _cells(backbone, head, size, frames), in_view)
+    manifest = Manifest(
+        name=model,
+        backbone=describe_backbone(
+            backbone, storage="embedded", source="made up", identity=backbone_identity(backbone)
+        ),
+        input=InputSection(network_size=size, geometry="stretch", mean=MEAN, std=STD),
+        classes=ClassesSection(names=[f"cluster_{i}" for i in range(classes)], palette=default_palette(classes)),
+        head=HeadSection(name=head_name),
+    )
+    save_bundle(folder, manifest, head.state_dict(), lambda path: save_backbone(backbone, path / BACKBONE_FOLDER))
+    return folder
+
+
+def _cells(backbone: Backbone, head: Head, size: tuple[int, int], frames: Sequence[np.ndarray]) -> np.ndarray:
+    """What the classifier sees of each frame: (frames, cells, channels)."""
+    seen: list[torch.Tensor] = []
+    hook = head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    normalise = Normalise(MEAN, STD)
+    with torch.inference_mode():
+        for frame in frames:
+            canvas = torch.from_numpy(cv2.resize(frame, size[::-1])[None])
+            head(backbone(normalise(canvas)))
+    hook.remove()
+    return torch.cat(seen).flatten(2).permute(0, 2, 1).contiguous().numpy()
+
+
+def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int | None) -> None:
+    """Give each cell the class of the nearest cluster, in features of mean 0 and deviation 1."""
+    classes, flat = classifier.out_channels, cells.reshape(-1, cells.shape[-1])
+    centre, spread = flat.mean(0), flat.std(0) + 1e-6
+    points = (flat - centre) / spread
+    for count in range(in_view or classes, classes + 1):
+        clusters, labels = _clusters(points, count)
+        mean_in_view = np.mean([len(np.unique(frame)) for frame in labels.reshape(len(cells), -1)])
+        if in_view is None or mean_in_view >= in_view:
+            break
+    bias = -0.5 * (clusters**2).sum(1)
+    if len(clusters) < classes:
+        # Further classes as a trained head has them: not far behind, but nowhere the first, between two cells neither.
+        others = np.random.default_rng(0).permuted(np.resize(clusters, (classes, clusters.shape[1])), axis=1)
+        others = others[len(clusters) :]
+        lead = (points @ clusters.T + bias).max(1, keepdims=True) - points @ others.T
+        clusters, bias = np.vstack([clusters, others]), np.concatenate([bias, lead.min(0) - 0.5 * lead.std(0)])
+    weight = clusters / spread
+    with torch.no_grad():
+        classifier.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
+        classifier.bias.copy_(torch.from_numpy(bias - weight @ centre))
+
+
+def _clusters(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (count, channels), and the cluster of each point."""
+    cv2.setRNGSeed(0)
+    criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0.0)
+    _, labels, centres = cv2.kmeans(points, count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)
+    return centres, labels

@@ -1,0 +1,63 @@
+"""rosbag2 recordings: opened, read to their end, and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinov3_seg_ros.support.errors import (
+    DatasetError,
+    OutputError,
+)
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+    from rosbags.rosbag2 import Reader, Writer
+STORAGES = ("sqlite3", "mcap")
+
+
+def storage_of(reader: Any) -> str:
+    files = [reader.path] if reader.path.is_file() else reader.path.iterdir()
+    return "mcap" if any(".mcap" in file.suffixes for file in files) else "sqlite3"
+
+
+@contextlib.contextmanager
+def open_recording(source: Path) -> Iterator[Reader]:
+    from rosbags.rosbag2 import Reader
+
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(Reader(source))
+        except Exception as error:  # of the file system, YAML, SQLite, MCAP and the compressions
+            raise DatasetError(f"{source} cannot be read as a rosbag2: {error}") from error
+        yield reader
+
+
+def messages_of(reader: Reader, source: Path) -> Iterator[tuple[Connection, int, bytes]]:
+    try:
+        yield from reader.messages()
+    except Exception as error:
+        raise DatasetError(f"{source} is damaged, or cannot be read to its end: {error}") from error
+
+
+@contextlib.contextmanager
+def new_recording(target: Path, storage: str) -> Iterator[Writer]:
+    """A writer of a rosbag2 that appears under its name only once it is complete."""
+    from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+
+    if target.exists():
+        raise OutputError(f"{target} exists; name a folder that does not")
+    plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A folder around it, since the files inside are named after the bag's own folder.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            with Writer(Path(folder) / target.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
+                yield writer
+            (Path(folder) / target.name).rename(target)
+    except (OSError, sqlite3.Error, WriterError) as error:
+        raise OutputError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error

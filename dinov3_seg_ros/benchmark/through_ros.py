@@ -1,0 +1,205 @@
+"""This package's node in a process of its own, as a pipeline: frames go to it, and come back, over ROS 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+
+from dinov3_seg_ros.benchmark.processor import peak_memory_mb
+from dinov3_seg_ros.ros.camera_player import CameraPlayer
+from dinov3_seg_ros.ros.diagnostics import stages_of
+from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
+from dinov3_seg_ros.ros.qos import OUTPUT_QOS
+from dinov3_seg_ros.support.errors import TransportError
+from dinov3_seg_ros.support.timing import StageTimes
+
+_OUTPUTS = ("mask", "overlay")
+# Until the node is known to hear and to be heard, frames come at this pace; later each waits for the one before.
+_PERIOD_S = 0.1
+# A first start may build an engine; what goes wrong meanwhile is told by the node.
+_START_TIMEOUT_S = 1200.0
+_TIMEOUT_S = 60.0
+
+
+@contextlib.contextmanager
+def running_node(parameters: Mapping[str, Any], frame: np.ndarray) -> Iterator[NodePipeline]:
+    """Start the node and wait for its first mask; end it afterwards.
+
+    Args:
+        parameters: the node's; those that are None keep their defaults.
+        frame: (H, W, 3) uint8 RGB, sent until the first mask comes.
+
+    Raises:
+        TransportError: no mask comes; says what the node says of it.
+    """
+    prepare()
+    # Nothing else on this machine shares the namespace, another benchmark included.
+    namespace = f"benchmark_{os.getpid()}"
+    rclpy.init(args=ros_arguments(namespace))
+    camera, receiver, executor = CameraPlayer(1.0 / _PERIOD_S), _Receiver(namespace), SingleThreadedExecutor()
+    executor.add_node(receiver)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            log, started = Path(folder) / "node.log", time.monotonic()
+            with running(node_command(namespace, parameters), log) as process:
+                yield NodePipeline(camera, receiver, executor, process, log, frame, started)
+    finally:
+        executor.shutdown()
+        receiver.destroy_node()
+        camera.destroy_node()
+        rclpy.try_shutdown()
+
+
+class NodePipeline:
+    """A `pipelines.FramePipeline`; see `running_node`. A frame is sent when all outputs of the one before have come.
+
+    Attributes:
+        startup_s: seconds from the start of the node's process to the arrival of its first mask.
+        latency: from a frame's stamp to the arrival of its mask, and to that of its overlay.
+    """
+
+    name = "node"
+    knows_classes = True
+
+    def __init__(
+        self,
+        camera: CameraPlayer,
+        receiver: _Receiver,
+        executor: SingleThreadedExecutor,
+        process: subprocess.Popen[bytes],
+        log: Path,
+        frame: np.ndarray,
+        started: float,
+    ) -> None:
+        self._camera, self._receiver, self._executor = camera, receiver, executor
+        self._process, self._log, self._frame = process, log, frame
+        self.latency = StageTimes()
+        self._send_until(lambda: receiver.first_mask, "mask arrived", _START_TIMEOUT_S)
+        self.startup_s = receiver.first_mask - started
+        self._settle()
+
+    def run(self, frame: np.ndarray) -> np.ndarray:
+        """See `pipelines.FramePipeline.run`; the labels are the mask's."""
+        self._receiver.arrived.clear()
+        stamp = self._camera.send(frame).stamp
+        found = self._receiver.arrived[_key(stamp)]
+        self._spin_until(lambda: len(found) == len(_OUTPUTS), "output of a frame arrived")
+        for output, (_, arrival) in found.items():
+            self.latency.add(output, arrival - stamp.sec - 1e-9 * stamp.nanosec)
+        mask = found["mask"][0]
+        pixels = np.frombuffer(mask.data, np.uint8 if mask.encoding == "mono8" else np.uint16)
+        return pixels.reshape(mask.height, mask.width)
+
+    def forget(self) -> None:
+        """See `pipelines.FramePipeline.forget`. The node's durations are of the time since its activation."""
+        self._change_state(Transition.TRANSITION_DEACTIVATE)
+        self._change_state(Transition.TRANSITION_ACTIVATE)
+        self._settle()
+        self.latency.clear()
+
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """See `pipelines.FramePipeline.stages_ms`; from the node's own /diagnostics, with those of both messages."""
+        now = time.time()
+        self._spin_until(lambda: self._receiver.status_time > now, "diagnostics arrived")
+        return stages_of(self._receiver.status)
+
+    def peak_memory_mb(self) -> float:
+        """The most memory that the node's process has held, MB."""
+        return peak_memory_mb(self._process.pid)
+
+    def _settle(self) -> None:
+        """Return when every connection stands and no frame is on its way."""
+        self._receiver.arrived.clear()
+        arrived = self._receiver.arrived
+        self._send_until(lambda: any(len(found) == len(_OUTPUTS) for found in arrived.values()), "overlay arrived")
+        # The node works on the newest frame last: those before this one are done when its outputs are here.
+        self.run(self._frame)
+
+    def _send_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
+        next_s = 0.0
+
+        def sent_and_fulfilled() -> Any:
+            nonlocal next_s
+            if condition():
+                return True
+            if time.monotonic() >= next_s:
+                self._camera.send(self._frame)
+                next_s = time.monotonic() + _PERIOD_S
+            return False
+
+        self._spin_until(sent_and_fulfilled, what, timeout_s)
+
+    def _spin_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            self._executor.spin_once(timeout_sec=_PERIOD_S / 2)
+            status = self._receiver.status
+            if status is not None and status.level == DiagnosticStatus.ERROR:
+                raise TransportError(f"the node says: {status.message}")
+            if self._process.poll() is not None:
+                raise TransportError(f"the node ended; its last words were: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise TransportError(f"no {what} within {timeout_s:.0f} s; the node said last: {self._last_words()}")
+
+    def _change_state(self, transition: int) -> None:
+        client = self._receiver.create_client(ChangeState, "segmentation/change_state")
+        self._spin_until(client.service_is_ready, "service of the node's lifecycle appeared")
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        self._spin_until(future.done, "answer to a change of state arrived")
+        self._receiver.destroy_client(client)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1] if lines else "nothing"
+
+
+class _Receiver(Node):
+    """Subscribes to what the node makes of a frame, and to what it says of itself.
+
+    Attributes:
+        arrived: stamp -> output -> message and arrival, seconds since the epoch.
+        first_mask: when the first mask arrived, by the monotonic clock.
+        status: the node's newest line of /diagnostics.
+        status_time: when it was made, seconds since the epoch.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__("receiver")
+        self.arrived: dict[tuple[int, int], dict[str, tuple[Image, float]]] = defaultdict(dict)
+        self.first_mask: float | None = None
+        self.status: DiagnosticStatus | None = None
+        self.status_time = 0.0
+        self._observed = f"{namespace}/segmentation"
+        self.create_subscription(Image, "segmentation/mask", lambda mask: self._take("mask", mask), OUTPUT_QOS)
+        self.create_subscription(Image, "segmentation/overlay", lambda image: self._take("overlay", image), OUTPUT_QOS)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
+
+    def _take(self, output: str, message: Image) -> None:
+        self.arrived[_key(message.header.stamp)][output] = message, time.time()
+        if output == "mask" and self.first_mask is None:
+            self.first_mask = time.monotonic()
+
+    def _take_status(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            if status.name == self._observed:
+                self.status, self.status_time = status, array.header.stamp.sec + 1e-9 * array.header.stamp.nanosec
+
+
+def _key(stamp: Any) -> tuple[int, int]:
+    return stamp.sec, stamp.nanosec

@@ -1,0 +1,124 @@
+"""What is measured: this package's pipeline, and what others that do the same work in the plain way have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.frames.overlay import blend_overlay
+from dinov3_seg_ros.segmenter import Segmenter, StartedSegmentation
+from dinov3_seg_ros.support.timing import StageTimes
+
+_ALPHA = 0.5
+
+#: A frame, and its segmentation on its way.
+Started = tuple[np.ndarray, StartedSegmentation]
+
+
+class FramePipeline(Protocol):
+    """From a frame to its labels and overlay.
+
+    Attributes:
+        name: for people.
+        knows_classes: whether its labels mean anything; made-up weights take as long as others.
+    """
+
+    name: str
+    knows_classes: bool
+
+    def run(self, frame: np.ndarray) -> np.ndarray:
+        """Labels (H, W) of a frame (H, W, 3) uint8 RGB; the overlay is made as well, and dropped."""
+
+    def forget(self) -> None:
+        """Drop the durations so far, those of the first, slower frames."""
+
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """``{stage: {"median": ms, "p95": ms}}`` of the frames since."""
+
+
+class TimedPipeline(ABC):
+    """A `FramePipeline` whose stages run in this process.
+
+    Attributes:
+        times: where they are recorded.
+    """
+
+    knows_classes = True
+
+    def __init__(self, times: StageTimes) -> None:
+        self.times = times
+
+    @abstractmethod
+    def run(self, frame: np.ndarray) -> np.ndarray:
+        """See `FramePipeline.run`."""
+
+    def forget(self) -> None:
+        """See `FramePipeline.forget`."""
+        self.times.clear()
+
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """See `FramePipeline.stages_ms`."""
+        return self.times.summary_ms()
+
+
+class _TurnTimes(StageTimes):
+    """Durations of whole turns: a stage that comes several times in a turn, once for each frame, is added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn: dict[str, float] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        self._turn[name] = self._turn.get(name, 0.0) + seconds
+
+    def end_turn(self) -> None:
+        for name, seconds in self._turn.items():
+            super().add(name, seconds)
+        self._turn.clear()
+
+
+class OurPipeline(TimedPipeline):
+    """`pipeline.Segmenter` and `overlay.blend_overlay`, as the node runs them.
+
+    Args:
+        segmenter: what segments.
+        name: for people.
+        batch: a turn is so many frames, all alike, in one pass.
+    """
+
+    def __init__(self, segmenter: Segmenter, name: str = "dinov3_seg_ros", batch: int = 1) -> None:
+        super().__init__(_TurnTimes())
+        segmenter.times = self.times
+        self.name, self._segmenter, self._batch = name, segmenter, batch
+        self._palette = next(iter(segmenter.manifests.values())).classes.palette
+
+    def run(self, frame: np.ndarray) -> np.ndarray:
+        """See `FramePipeline.run`; the whole turn, and the labels of its first frame."""
+        return self.finish(self.start(frame))
+
+    def start(self, frame: np.ndarray) -> Started:
+        """Begin a turn."""
+        return frame, self._segmenter.start([frame] * self._batch)
+
+    def finish(self, started: Started) -> np.ndarray:
+        """End a turn: labels (H, W) of its first frame."""
+        frame, segmentation = started
+        labels = [result.labels for result in segmentation.finish()]
+        with self.times.stage("overlay"):
+            for of_frame in labels:
+                blend_overlay(frame, of_frame, self._palette, _ALPHA)
+        self.times.end_turn()
+        return labels[0]
+
+
+def blend_class_by_class(frame: np.ndarray, labels: np.ndarray, palette: list[tuple[int, int, int]]) -> np.ndarray:
+    """The overlay that one finds in most projects: one blend of the whole picture for each class in view."""
+    picture = frame.astype(np.float32)
+    for label in np.unique(labels):
+        coloured = picture.copy()
+        coloured[labels == label] = palette[label]
+        picture = cv2.addWeighted(coloured, _ALPHA, picture, 1.0 - _ALPHA, 0.0)
+    return picture.astype(np.uint8)

@@ -1,0 +1,1 @@
+"""A trained model on disk: its description, its weights, its ONNX exports."""

@@ -1,0 +1,237 @@
+"""Exported graphs of a bundle on disk: what lies in its ``onnx`` folder, and whether it may be used.
+
+Each export is one folder of the bundle::
+
+    onnx/480x640-fp32/
+        export.json       `ExportManifest`
+        backbone.onnx     canvases -> the feature maps of one or more heads
+        head.onnx         feature maps -> logits
+        fused.onnx        both in one, where it was asked for
+        report.md         how far the graphs are from the PyTorch model
+        LICENCES.txt      what the weights inside are subject to
+
+An export is bound by SHA-256 to the backbone and the head it was made from: after another training it is stale and
+is refused. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.options import Precision
+from dinov3_seg_ros.support.cpu import Cpu, this_cpu
+from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
+from dinov3_seg_ros.support.files import sha256_of_file
+
+EXPORTS_FOLDER = "onnx"
+EXPORT_FILE = "export.json"
+BACKBONE_GRAPH = "backbone.onnx"
+HEAD_GRAPH = "head.onnx"
+FUSED_GRAPH = "fused.onnx"
+REPORT_FILE = "report.md"
+LICENCES_FILE = "LICENCES.txt"
+
+#: Names in the graphs.
+CANVASES, LOGITS = "canvases", "logits"
+
+
+def map_name(layer: int) -> str:
+    """Name, in the graphs, of the feature map of a layer."""
+    return f"layer_{layer}"
+
+
+class ExportManifest(BaseModel):
+    """The content of ``export.json``.
+
+    Attributes:
+        precision: see `options.Precision`.
+        network_size: (height, width) of the canvases, fixed in the graphs; the batch is not.
+        layers: those whose maps the backbone graph gives.
+        backbone_identity, head_weights: SHA-256 of what was exported; see `bundle.BackboneSection` and
+            `bundle.Manifest.files`.
+        mean, std: the normalisation inside the backbone graph.
+        verified: the graphs were run and agree with the PyTorch model.
+        cpu: the processor that ran them; None in exports older than this field.
+        parity: how far they are from it; see `dinov3_seg_ros.export.parity`.
+        versions: of the libraries that made it.
+        files: SHA-256 of the graphs, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    precision: Precision
+    network_size: tuple[int, int]
+    layers: list[int]
+    backbone_identity: str
+    head_weights: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    verified: bool
+    cpu: Cpu | None = None
+    parity: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One folder of graphs that belongs to a bundle as it is now.
+
+    Attributes:
+        folder: where the graphs lie.
+        bundle_name: of the bundle it belongs to.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    bundle_name: str
+    manifest: ExportManifest
+
+    @property
+    def reservation(self) -> str:
+        """Why it is for the user alone to choose it here; empty where it was compared and computes the same here."""
+        if not self.manifest.verified:
+            return "it was not compared with the model"
+        if self.manifest.precision == "int8" and not self._is_as_exact_here:
+            made_on = self.manifest.cpu.name if self.manifest.cpu else "an unknown processor"
+            return (
+                f"it was compared with the model on {made_on}, and this processor ({this_cpu().name}) may compute "
+                "something else of it; export int8 on this machine"
+            )
+        return ""
+
+    def graph(self, name: str) -> Path:
+        """Path of a graph, once its content has been compared with the manifest.
+
+        Raises:
+            ExportError: it is missing or damaged.
+        """
+        for file in self._files(name):
+            if not (self.folder / file).is_file():
+                raise ExportError(f"{self.folder / file} is missing; export the bundle again")
+            if sha256_of_file(self.folder / file) != self.manifest.files[file]:
+                raise ExportError(
+                    f"{self.folder / file} is damaged or was changed: its SHA-256 differs from the one in "
+                    f"{EXPORT_FILE}; export the bundle again"
+                )
+        if name not in self.manifest.files:
+            raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
+        return self.folder / name
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a graph's content, weights in a file beside it included, by the manifest."""
+        parts = "".join(self.manifest.files[file] for file in self._files(name))
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
+    def _is_as_exact_here(self) -> bool:
+        return self.manifest.cpu is not None and this_cpu().is_as_exact_as(self.manifest.cpu)
+
+    def _files(self, name: str) -> list[str]:
+        return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
+
+
+def export_folder(bundle: Bundle, network_size: tuple[int, int], precision: str) -> Path:
+    """Where the graphs of a bundle for a network size (height, width) and precision lie."""
+    return bundle.path / EXPORTS_FOLDER / f"{network_size[0]}x{network_size[1]}-{precision}"
+
+
+def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
+    """The exports that belong to a bundle as it is now, and one sentence on each that does not."""
+    usable, refused = [], []
+    for path in sorted(bundle.path.glob(f"{EXPORTS_FOLDER}/*/{EXPORT_FILE}")):
+        if path.parent.name.startswith("."):  # half a copy, left by an export that was killed
+            continue
+        try:
+            usable.append(_read(path, bundle))
+        except ExportError as error:
+            refused.append(str(error))
+    return usable, refused
+
+
+def choose_exports(
+    bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None
+) -> tuple[dict[tuple[int, int], list[Export]], str, list[str]]:
+    """Exports that together serve bundles which share a backbone.
+
+    Args:
+        bundles: at least one.
+        precisions: what will do, best first. With several it is not the user who chooses, and exports with
+            a `Export.reservation` are passed over.
+        network_size: (height, width), or None for every size that all bundles were exported for.
+
+    Returns:
+        Network size -> one export of each bundle, in their order; the precision; and one sentence on each export that
+        was passed over for it.
+
+    Raises:
+        RuntimeUnavailableError: there are none; says what there is, and the command that makes them.
+    """
+    found = [find_exports(bundle) for bundle in bundles]
+    union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    passed_over = []
+    for precision in precisions:
+        by_size: list[dict[tuple[int, int], Export]] = [{} for _ in bundles]
+        for exports, (of_bundle, _) in zip(by_size, found, strict=True):
+            for export in of_bundle:
+                size = export.manifest.network_size
+                if export.manifest.precision != precision or network_size not in (None, size):
+                    continue
+                if len(precisions) > 1 and export.reservation:
+                    passed_over.append(
+                        f"{export.folder} is used only when {precision} is asked for: {export.reservation}"
+                    )
+                else:
+                    exports[size] = export
+        sizes = set.intersection(*(set(exports) for exports in by_size))
+        served = {
+            size: [exports[size] for exports in by_size]
+            for size in sorted(sizes)
+            if any(union <= set(exports[size].manifest.layers) for exports in by_size)
+        }
+        if served:
+            return served, precision, passed_over
+    paths = " ".join(str(bundle.path) for bundle in bundles)
+    height, width = network_size or bundles[0].manifest.input.network_size
+    reasons = [*passed_over, *(text for _, refused in found for text in refused)]
+    present = [f"{e.manifest.network_size[0]}x{e.manifest.network_size[1]}-{e.manifest.precision}" for e in found[0][0]]
+    # An automatic choice does well with fp32, the default of the command.
+    wanted = f" --precision {precisions[0]}" if len(precisions) == 1 else ""
+    raise RuntimeUnavailableError(
+        f"{paths} has no exported graphs of {' or '.join(precisions)} for the network size {height}x{width}"
+        f"{' (there are: ' + ', '.join(present) + ')' if present else ''}"
+        f"{''.join(f'; {reason}' for reason in reasons)}; "
+        f"make them with: python -m dinov3_seg_ros.export {paths} --size {height} {width}{wanted}"
+    )
+
+
+def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Export:
+    """The first of the exports whose backbone graph gives all of the layers' maps."""
+    return next(export for export in exports if set(layers) <= set(export.manifest.layers))
+
+
+def _read(path: Path, bundle: Bundle) -> Export:
+    try:
+        manifest = ExportManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise ExportError(f"{path} cannot be read: {' '.join(str(error).split())}; export the bundle again") from error
+    wanted = bundle.manifest
+    for what, made_from, now in (
+        ("backbone", manifest.backbone_identity, wanted.backbone.identity),
+        ("head", manifest.head_weights, wanted.files.get(HEAD_FILE)),
+        ("mean", manifest.mean, wanted.input.mean),
+        ("standard deviation", manifest.std, wanted.input.std),
+    ):
+        if made_from != now:
+            raise ExportError(f"{path.parent} was exported with another {what} than the bundle's; export it again")
+    return Export(path.parent, wanted.name, manifest)

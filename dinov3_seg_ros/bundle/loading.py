@@ -1,0 +1,206 @@
+"""A trained model on disk: the one thing that passes from training to the robot.
+
+A bundle is a folder::
+
+    bundle.json                  `Manifest`
+    head.safetensors             the head's weights
+    backbone/                    config.json + model.safetensors, when the backbone is the project's own
+    backbone_delta.safetensors   only the tensors that training changed, when a published backbone was fine-tuned
+
+The manifest names the SHA-256 of every other file. Only JSON and safetensors are read; no pickle is ever loaded.
+Importing this module imports no torch; `Bundle.load_backbone` and `Bundle.load_head` do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from dinov3_seg_ros.bundle.manifest import (
+    BACKBONE_FOLDER,
+    DELTA_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    Manifest,
+    required_files,
+)
+from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.support.errors import BundleError, HeadError, ParameterError
+from dinov3_seg_ros.support.files import sha256_of_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinov3_seg_ros.model.backbone import Backbone
+    from dinov3_seg_ros.model.heads import Head
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest and files have been checked.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def load_backbone(self, layers: Sequence[int] | None = None) -> Backbone:
+        """Load the frozen backbone the head was trained on.
+
+        Args:
+            layers: the maps wanted, when other heads share the backbone; default those of this head.
+
+        Raises:
+            BundleError: it is not the one the head was trained on.
+            BackboneError: its weights are missing or unreadable.
+        """
+        from dinov3_seg_ros.model.identity import backbone_identity
+        from dinov3_seg_ros.model.weights import load_backbone
+
+        section = self.manifest.backbone
+        source = str(self.path / BACKBONE_FOLDER) if section.storage == "embedded" else section.source
+        changed = None
+        if section.storage == "delta":
+            self._require_identity(backbone_identity(load_backbone(source)), section.base_identity, source)
+            changed = self._read_tensors(DELTA_FILE)
+        backbone = load_backbone(
+            source,
+            layers=layers or section.layers,
+            feature_norm=section.feature_norm,
+            class_token=section.class_token,
+            output_stride=section.output_stride,
+            changed=changed,
+        )
+        self._require_identity(backbone_identity(backbone), section.identity, source)
+        return backbone
+
+    def load_head(self) -> Head:
+        """Build the head and load its weights, in eval mode.
+
+        Raises:
+            BundleError: its weights do not fit its description.
+        """
+        from dinov3_seg_ros.model.heads import build_head
+
+        section, backbone = self.manifest.head, self.manifest.backbone
+        try:
+            head = build_head(
+                section.name,
+                backbone.channels,
+                backbone.strides,
+                len(self.manifest.classes.names),
+                variant=section.variant,
+                **section.options,
+            )
+            head.load_weights(self._read_tensors(HEAD_FILE))
+        except HeadError as error:
+            raise BundleError(
+                f"{self.path / HEAD_FILE} does not fit head '{section.name}' as {MANIFEST_FILE} describes it: {error}"
+            ) from error
+        return head.eval()
+
+    def _read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path / name)
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{self.path / name} cannot be read as safetensors: {error}") from error
+
+    def _require_identity(self, found: str, expected: str | None, source: str) -> None:
+        if found != expected:
+            raise BundleError(
+                f"{self.path}: the backbone at {source} is not the one this head was trained on (its identity is "
+                f"{found[:12]}, the manifest says {str(expected)[:12]}); use the backbone that the recipe names"
+            )
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read and check a bundle: schema, presence and SHA-256 of every file. Weights are not loaded yet.
+
+    Raises:
+        BundleError: names the file and the reason.
+    """
+    path = Path(path).expanduser()
+    manifest_path = path / MANIFEST_FILE
+    if not path.is_dir():
+        raise BundleError(
+            f"{path}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE})"
+        )
+    try:
+        content = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{manifest_path} cannot be read as JSON: {error}; copy the bundle again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{manifest_path}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}; "
+            "install the release that wrote the bundle, or train it again"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+        check_geometry(manifest.input.geometry, manifest.input.network_size, manifest.backbone.multiple)
+    except (ValidationError, ParameterError) as error:
+        raise BundleError(f"{manifest_path}: {_first_problem(error)}") from error
+    for name in required_files(manifest):
+        if name not in manifest.files:
+            raise BundleError(f"{manifest_path}: 'files' does not list {name}")
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing; copy the bundle again")
+        if sha256_of_file(file) != digest:
+            raise BundleError(
+                f"{file} is damaged or was changed: its SHA-256 differs from the one in {MANIFEST_FILE}; "
+                "copy the bundle again (with git, check that the file is not a Git LFS pointer)"
+            )
+    return Bundle(path, manifest)
+
+
+def check_shared_backbone(bundles: list[Bundle]) -> None:
+    """Raise BundleError, naming the field, unless all bundles can be served by one pass of one backbone."""
+    first = bundles[0]
+    for other in bundles[1:]:
+        for section, field in (
+            ("backbone", "identity"),
+            ("backbone", "feature_norm"),
+            ("backbone", "class_token"),
+            ("backbone", "output_stride"),
+            ("input", "network_size"),
+            ("input", "geometry"),
+            ("input", "mean"),
+            ("input", "std"),
+        ):
+            a, b = (getattr(getattr(bundle.manifest, section), field) for bundle in (first, other))
+            if a != b:
+                raise BundleError(
+                    f"{first.path} and {other.path} cannot share a backbone pass: {section}.{field} is {a} in one and "
+                    f"{b} in the other; run them in two nodes, or train the heads alike"
+                )
+    names = [bundle.manifest.name for bundle in bundles]
+    for name in names:
+        if names.count(name) > 1:
+            raise BundleError(
+                f"two of the bundles are named '{name}'; names must differ, since topics are named by them"
+            )
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -1,0 +1,105 @@
+"""The description of a bundle: the schema of ``bundle.json``, and the names of its files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+from dinov3_seg_ros.frames.classes import ClassesSection
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "bundle.json"
+HEAD_FILE = "head.safetensors"
+BACKBONE_FOLDER = "backbone"
+DELTA_FILE = "backbone_delta.safetensors"
+#: What a bundle may be called: it becomes part of topics.
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSection(_Section):
+    """Which backbone the head was trained on, and which of its maps it reads.
+
+    Attributes:
+        storage: ``embedded`` (in the bundle's own folder), ``reference`` (``source``, unchanged) or ``delta``
+            (``source`` plus the tensors in `DELTA_FILE`).
+        source: Hugging Face id or path of the backbone; for an embedded one, where it came from.
+        identity: SHA-256 of the weights and architecture that the head was trained on.
+        base_identity: the same for ``source`` before the delta is applied; None without a delta.
+        model_type: Hugging Face's name of the architecture, such as ``dinov3_vit``.
+        layers: 0-based blocks (ViT) or stages, in the order the head reads them.
+        feature_norm, class_token, output_stride: see `dinov3_seg_ros.backbone.load_backbone`.
+        channels, strides: of each of these maps.
+        multiple: what the network's height and width must be multiples of.
+    """
+
+    storage: Literal["embedded", "reference", "delta"]
+    source: str
+    identity: str
+    base_identity: str | None = None
+    model_type: str
+    layers: list[int]
+    feature_norm: str
+    class_token: bool = False
+    output_stride: int | None = None
+    channels: list[int]
+    strides: list[int]
+    multiple: Annotated[int, Field(ge=1)]
+
+
+class InputSection(_Section):
+    """How a frame becomes the network's input: see `dinov3_seg_ros.frames.preprocessing`. Mean and std are in 0..1."""
+
+    network_size: tuple[int, int]
+    geometry: str
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class HeadSection(_Section):
+    """Arguments of `dinov3_seg_ros.model.heads.build_head`."""
+
+    name: str
+    variant: str | None = None
+    options: dict[str, Any] = {}
+
+
+class TrainingSection(_Section):
+    """Where the weights come from: for people to read; nothing on the robot depends on it."""
+
+    recipe: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    git_revision: str | None = None
+
+
+class Manifest(_Section):
+    """The content of ``bundle.json``.
+
+    Attributes:
+        name: a ROS name token; names the topics of a further head.
+        files: SHA-256 of every other file, by its path in the bundle; filled in by `save_bundle`.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    backbone: BackboneSection
+    input: InputSection
+    classes: ClassesSection
+    head: HeadSection
+    training: TrainingSection = TrainingSection()
+    licences: list[str] = []
+    files: dict[str, str] = {}
+
+
+def required_files(manifest: Manifest) -> list[str]:
+    """Paths, in the bundle, of the weights that a bundle of this manifest must hold."""
+    return {
+        "embedded": [HEAD_FILE, f"{BACKBONE_FOLDER}/config.json", f"{BACKBONE_FOLDER}/model.safetensors"],
+        "reference": [HEAD_FILE],
+        "delta": [HEAD_FILE, DELTA_FILE],
+    }[manifest.backbone.storage]

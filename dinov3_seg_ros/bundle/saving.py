@@ -1,0 +1,78 @@
+"""Writing a bundle: complete under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, BackboneSection, Manifest, required_files
+from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.files import replacing_folder, sha256_of_file, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinov3_seg_ros.model.backbone import Backbone
+
+
+def save_bundle(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    head: Mapping[str, torch.Tensor],
+    write_backbone: Callable[[Path], None] | None = None,
+) -> Bundle:
+    """Write a bundle; what was at ``path`` is replaced only once the new one is complete.
+
+    Args:
+        path: the bundle's folder.
+        manifest: its description; ``files`` is filled in here.
+        head: the head's state dict.
+        write_backbone: called with the folder being written, for an ``embedded`` or ``delta`` backbone.
+
+    Raises:
+        BundleError: the manifest asks for files that were not written.
+        OSError: the disk is full or not writable; the old bundle is still there.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    with replacing_folder(path) as folder:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}, folder / HEAD_FILE)
+        if write_backbone is not None:
+            write_backbone(folder)
+        files = {
+            file.relative_to(folder).as_posix(): sha256_of_file(file)
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        missing = [name for name in required_files(manifest) if name not in files]
+        if missing:
+            raise BundleError(
+                f"{path}: a bundle with a backbone stored as '{manifest.backbone.storage}' needs {missing}"
+            )
+        manifest = manifest.model_copy(update={"files": files})
+        write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return Bundle(path, manifest)
+
+
+def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:
+    """The manifest's section on a backbone.
+
+    Args:
+        backbone: as the head reads it.
+        origin: the fields that tell where it comes from: ``storage``, ``source``, ``identity``, ``base_identity``.
+    """
+    return BackboneSection(
+        **origin,
+        model_type=backbone.model.config.model_type,
+        layers=backbone.layers,
+        feature_norm=backbone.feature_norm,
+        class_token=backbone.class_token,
+        output_stride=backbone.output_stride,
+        channels=backbone.channels,
+        strides=backbone.strides,
+        multiple=backbone.patch_multiple,
+    )

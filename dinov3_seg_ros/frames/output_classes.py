@@ -1,0 +1,194 @@
+"""From a bundle's classes to those published: filter, merge, order, colours, and where a pixel has no label at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import cv2
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dinov3_seg_ros.frames.classes import Byte, ClassesSection, unlabelled_value
+from dinov3_seg_ros.support.errors import ParameterError
+
+
+class ClassList(BaseModel):
+    """What a YAML file says of the classes to publish; one file serves several heads.
+
+    Attributes:
+        classes: published name -> names of the bundle's classes that it stands for. Published ids count from 0 in this
+            order, and classes that are not named become unlabelled. A plain list of names publishes these as they are.
+            None publishes all classes of the bundle under their own ids.
+        palette: published name -> RGB colour, 0..255, in place of the bundle's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] | None = None
+    palette: dict[str, tuple[Byte, Byte, Byte]] = {}
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_stand_for_themselves(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if len({str(name) for name in value}) != len(value):
+            raise ValueError("a class is named twice")
+        return {name: [name] for name in value}
+
+    @field_validator("classes")
+    @classmethod
+    def _one_meaning_each(cls, value: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        sources = [source for names in (value or {}).values() for source in names]
+        for source in sources:
+            if sources.count(source) > 1:
+                raise ValueError(f"'{source}' is published as two classes")
+        return value
+
+
+class Labelled(Protocol):
+    """Labels (H, W) and confidence (H, W) uint8 of one frame, such as `pipeline.HeadSegmentation`."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def confidence(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class OutputClasses:
+    """The classes that one head publishes.
+
+    Attributes:
+        names: by published id.
+        palette: RGB colours, 0..255, by published id.
+        unlabelled: the mask value that stands for no class: 255, or 65535 above 255 published classes.
+        lookup: (256,) or (65536,) uint8 or uint16, the published id of each of the bundle's; None when they are equal.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    unlabelled: int
+    lookup: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, classes: ClassesSection, chosen: ClassList | None = None) -> OutputClasses:
+        """What is published of a bundle's classes.
+
+        Args:
+            classes: the bundle's.
+            chosen: from `load_class_list`; names that the bundle lacks are left to other heads (see
+                `check_class_list`), and their ids stay unused. None publishes the bundle's classes as they are.
+        """
+        chosen = chosen or ClassList()
+        ids = {name: index for index, name in enumerate(classes.names)}
+        if chosen.classes is None:
+            names, lookup = tuple(classes.names), None
+            palette = [classes.palette[index] for index in range(len(names))]
+            unlabelled = classes.unlabelled
+        else:
+            names = tuple(chosen.classes)
+            unlabelled = unlabelled_value(len(names))
+            lookup = np.full(classes.unlabelled + 1, unlabelled, np.uint8 if unlabelled == 255 else np.uint16)
+            palette = [(0, 0, 0)] * len(names)
+            for published, sources in enumerate(chosen.classes.values()):
+                known = [ids[source] for source in sources if source in ids]
+                lookup[known] = published
+                if known:
+                    palette[published] = classes.palette[known[0]]
+            if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
+                lookup = None
+        palette = [chosen.palette.get(name, colour) for name, colour in zip(names, palette, strict=True)]
+        return cls(names, tuple(map(tuple, palette)), unlabelled, lookup)
+
+    def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
+        """Published labels, (H, W) uint8 or uint16.
+
+        Args:
+            found: one head's answer for a frame.
+            threshold: the least confidence (1/255) of a labelled pixel, from `confidence_threshold`; 0 for none. The
+                confidence is decoded only where there is one.
+        """
+        confidence = found.confidence if threshold else None
+        labels = found.labels
+        if self.lookup is not None:
+            bytes_only = labels.dtype == self.lookup.dtype == np.uint8
+            labels = cv2.LUT(labels, self.lookup) if bytes_only else self.lookup[labels]
+        if confidence is not None:
+            doubtful = (confidence < threshold).astype(labels.dtype)
+            labels = labels | np.negative(doubtful)  # all bits where doubtful: unlabelled, 255 or 65535
+        return labels
+
+    def labels_and_confidence(self, found: Labelled, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Published labels as by `labels`, and confidence (H, W) uint8: 0 wherever a pixel is unlabelled.
+
+        A pixel of a merged class keeps the confidence of the class found; the probabilities are not added up.
+        """
+        confidence = found.confidence  # decoded first, it gives the labels as well
+        labels = self.labels(found, threshold)
+        if labels is found.labels:
+            return labels, confidence
+        return labels, confidence * (labels != self.unlabelled)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping with one key twice, of which the plain loader would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(problem=f"{key} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_class_list(path: str | os.PathLike[str]) -> ClassList:
+    """Read a YAML file of published classes.
+
+    Raises:
+        ParameterError: names the file and what is wrong in it.
+    """
+    path = Path(path).expanduser()
+    try:
+        return ClassList.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {})
+    except OSError as error:
+        raise ParameterError(f"class list {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"class list {path} is not YAML: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise ParameterError(
+            f"class list {path}: {where}: {problem['msg']}; it may hold 'classes' and 'palette', see config/classes"
+        ) from error
+
+
+def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None:
+    """Raise ParameterError for a name in a class list that occurs in no head, and thus would never do anything."""
+    of_bundles = {name for classes in heads for name in classes.names}
+    published = of_bundles if chosen.classes is None else set(chosen.classes)
+    for name in [source for sources in (chosen.classes or {}).values() for source in sources]:
+        if name not in of_bundles:
+            raise ParameterError(
+                f"the class list names '{name}', which no bundle has; the classes are: {', '.join(sorted(of_bundles))}"
+            )
+    for name in chosen.palette:
+        if name not in published:
+            raise ParameterError(
+                f"the palette colours '{name}', which is not published; published: {', '.join(sorted(published))}"
+            )
+
+
+def confidence_threshold(probability: float) -> int:
+    """The least confidence (1/255) of a pixel that is at least so probable (0..1).
+
+    Confidences are rounded, so a pixel that is less probable by less than 1/255 can have it too.
+    """
+    return math.floor(255.0 * probability + 0.5)

@@ -1,0 +1,1 @@
+"""The network in torch: backbones, where their weights come from, heads."""

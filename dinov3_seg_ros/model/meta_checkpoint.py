@@ -1,0 +1,268 @@
+"""Meta's original DINOv3 ``.pth`` files, read as a Hugging Face configuration and state dict.
+
+The architecture is told from names and shapes of the tensors alone, never from the file's name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinov3_seg_ros.support.errors import BackboneError
+
+_ROPE_THETA = 100.0
+_VIT_7B_CHANNELS = 4096
+
+_VIT_NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "storage_tokens": "embeddings.register_tokens",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.bias",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+}
+_VIT_BLOCK_PARTS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
+    "mlp.w1": "mlp.gate_proj",
+    "mlp.w2": "mlp.up_proj",
+    "mlp.w3": "mlp.down_proj",
+}
+# The position encoding is a function of the configuration; the other norm served small crops during pretraining.
+_VIT_DROPPED = ("rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
+
+_CONVNEXT_BLOCK_PARTS = {
+    "dwconv": "depthwise_conv",
+    "pwconv1": "pointwise_conv1",
+    "pwconv2": "pointwise_conv2",
+    "norm": "layer_norm",
+}
+_CONVNEXT_NAMES = {"norm.weight": "layer_norm.weight", "norm.bias": "layer_norm.bias"}
+# The same tensors as norm.weight and norm.bias, saved a second time.
+_CONVNEXT_DROPPED = ("norms.3.weight", "norms.3.bias")
+
+_VIT_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_CONVNEXT_BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
+_CONVNEXT_DOWNSAMPLING = re.compile(r"downsample_layers\.(\d+)\.(\d+)\.(weight|bias)")
+
+
+def read_meta_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights, both in Hugging Face form, of one of Meta's DINOv3 backbone files.
+
+    Only tensors are unpickled; a file that holds anything else is refused without running it.
+
+    Raises:
+        BackboneError: the file is absent, is not a state dict, or is not of a supported DINOv3 backbone.
+    """
+    path = Path(path)
+    tensors = _load_state_dict(path)
+    try:
+        return convert_meta_state_dict(tensors)
+    except BackboneError as error:
+        raise BackboneError(f"{path}: {error}") from error
+
+
+def convert_meta_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Hugging Face configuration and state dict for a state dict in Meta's layout.
+
+    Raises:
+        BackboneError: the architecture is not one of DINOv3's ViT (except 7B) or ConvNeXt, or tensors that it is
+            told from are missing or contradict each other.
+    """
+    if {"patch_embed.proj.weight", "rope_embed.periods"} <= tensors.keys():
+        return _vit_config(tensors), _vit_tensors(tensors)
+    if "downsample_layers.0.0.weight" in tensors:
+        return _convnext_config(tensors), _convnext_tensors(tensors)
+    raise BackboneError(f"not a DINOv3 backbone in Meta's layout. {_recognised(tensors)}")
+
+
+def _load_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BackboneError(
+            f"There is no file {path}. Download the backbone's .pth from Meta "
+            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
+            "where it lies. See weights/README.md."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged file can raise anything.
+        raise BackboneError(f"{path} cannot be read as PyTorch weights: {_why_unreadable(path)}.") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise BackboneError(
+            f"{path} is not a state dict (a dictionary of tensors) but a {_outline(content)}. "
+            "Give the backbone's own .pth file as Meta publishes it."
+        )
+    return content
+
+
+def _why_unreadable(path: Path) -> str:
+    with open(path, "rb") as handle:
+        start = handle.read(64).lstrip()
+    if start.startswith(b"<"):
+        return "it is a web page; the download link has probably expired, so ask Meta for a new one"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run `git lfs pull`"
+    return "it is damaged, incomplete, or holds code besides tensors (which is never run); download it again"
+
+
+def _outline(content: object) -> str:
+    if isinstance(content, dict):
+        return f"dictionary with the keys {_some(map(str, content))}"
+    return type(content).__name__
+
+
+def _recognised(tensors: Mapping[str, Tensor]) -> str:
+    """What else the tensors look like, and what to do then."""
+    if "pos_embed" in tensors:
+        return "It looks like DINOv2; use its Hugging Face form instead, e.g. facebook/dinov2-small."
+    if "embeddings.cls_token" in tensors or any(name.startswith("stages.0.layers") for name in tensors):
+        return "Its names are Hugging Face's; put config.json and model.safetensors in a folder and give the folder."
+    return f"Its tensors are named {_some(tensors)}."
+
+
+def _vit_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    channels, colours, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    if channels == _VIT_7B_CHANNELS:
+        raise BackboneError("DINOv3 ViT-7B/16 is not supported; the largest that is, is ViT-H+/16.")
+    depth = _count(tensors, _VIT_BLOCK)
+    gated = "blocks.0.mlp.w1.weight" in tensors
+    hidden = _require(tensors, "blocks.0.mlp.w1.weight" if gated else "blocks.0.mlp.fc1.weight")
+    return {
+        "model_type": "dinov3_vit",
+        "patch_size": patch_size,
+        "num_channels": colours,
+        "hidden_size": channels,
+        "intermediate_size": hidden.shape[0],
+        "num_hidden_layers": depth,
+        "num_attention_heads": _attention_heads(tensors["rope_embed.periods"], channels),
+        "num_register_tokens": _require(tensors, "storage_tokens").shape[1],
+        "use_gated_mlp": gated,
+        "hidden_act": "silu" if gated else "gelu",
+        "layer_norm_eps": 1e-5,
+        "rope_theta": _ROPE_THETA,
+        "query_bias": True,
+        "key_bias": "blocks.0.attn.qkv.bias_mask" not in tensors,
+        "value_bias": True,
+    }
+
+
+def _attention_heads(periods: Tensor, channels: int) -> int:
+    """Heads, since each has four channels per period of the position encoding; the periods must be the known ones."""
+    count = periods.numel()
+    expected = _ROPE_THETA ** (torch.arange(count) / count)
+    if channels % (4 * count) or not torch.allclose(periods.float(), expected, rtol=0.01):
+        raise BackboneError("its position encoding (rope_embed.periods) is not that of a published DINOv3 model.")
+    return channels // (4 * count)
+
+
+def _vit_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    converted: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        block = _VIT_BLOCK.fullmatch(name)
+        if block:
+            prefix, part = f"layer.{block[1]}.", block[2]
+            converted.update({prefix + key: value for key, value in _vit_block_part(part, name, tensors).items()})
+        elif name not in _VIT_DROPPED:
+            converted[_lookup(_VIT_NAMES, name)] = tensor
+    mask_token = converted.get("embeddings.mask_token")
+    if mask_token is not None:
+        converted["embeddings.mask_token"] = mask_token.reshape(1, 1, -1)
+    return converted
+
+
+def _vit_block_part(part: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor of a block, ``part`` being its name there, as zero or more of Hugging Face's."""
+    tensor = tensors[name]
+    if part == "attn.qkv.weight":
+        return {f"attention.{which}_proj.weight": piece for which, piece in _split_qkv(tensor).items()}
+    if part == "attn.qkv.bias":
+        biases = _split_qkv(tensor)
+        if f"{name}_mask" in tensors:
+            del biases["k"]
+        return {f"attention.{which}_proj.bias": piece for which, piece in biases.items()}
+    if part == "attn.qkv.bias_mask":
+        _check_bias_mask(tensor, name)
+        return {}
+    if part in ("ls1.gamma", "ls2.gamma"):
+        return {f"layer_scale{part[2]}.lambda1": tensor}
+    return {_lookup_part(_VIT_BLOCK_PARTS, part, name): tensor}
+
+
+def _split_qkv(fused: Tensor) -> dict[str, Tensor]:
+    # Copies, so that the three can be saved apart and the fused one is freed.
+    return {which: piece.clone() for which, piece in zip("qkv", fused.chunk(3), strict=True)}
+
+
+def _check_bias_mask(mask: Tensor, name: str) -> None:
+    query, key, value = mask.chunk(3)
+    if not (bool((query == 1).all()) and bool((key == 0).all()) and bool((value == 1).all())):
+        raise BackboneError(f"{name} masks something else than the bias of the keys.")
+
+
+def _convnext_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    stages = _count(tensors, _CONVNEXT_BLOCK)
+    return {
+        "model_type": "dinov3_convnext",
+        "num_channels": tensors["downsample_layers.0.0.weight"].shape[1],
+        "hidden_sizes": [_require(tensors, f"stages.{stage}.0.gamma").shape[0] for stage in range(stages)],
+        "depths": [_count(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in range(stages)],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def _convnext_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_convnext_name(name): tensor for name, tensor in tensors.items() if name not in _CONVNEXT_DROPPED}
+
+
+def _convnext_name(name: str) -> str:
+    downsampling = _CONVNEXT_DOWNSAMPLING.fullmatch(name)
+    if downsampling:
+        stage, index, kind = downsampling.groups()
+        return f"stages.{stage}.downsample_layers.{index}.{kind}"
+    block = _CONVNEXT_BLOCK.fullmatch(name)
+    if not block:
+        return _lookup(_CONVNEXT_NAMES, name)
+    stage, index, part = block.groups()
+    converted = part if part == "gamma" else _lookup_part(_CONVNEXT_BLOCK_PARTS, part, name)
+    return f"stages.{stage}.layers.{index}.{converted}"
+
+
+def _lookup(names: Mapping[str, str], name: str) -> str:
+    if name not in names:
+        raise BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
+    return names[name]
+
+
+def _lookup_part(parts: Mapping[str, str], part: str, name: str) -> str:
+    module, _, kind = part.rpartition(".")
+    if module not in parts or kind not in ("weight", "bias"):
+        raise BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
+    return f"{parts[module]}.{kind}"
+
+
+def _require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise BackboneError(f"the tensor {name} is missing.")
+    return tensors[name]
+
+
+def _count(tensors: Iterable[str], pattern: re.Pattern[str]) -> int:
+    """How many blocks or stages there are: one more than the highest number in the names."""
+    numbers = [int(match[1]) for match in map(pattern.fullmatch, tensors) if match]
+    return max(numbers, default=-1) + 1
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

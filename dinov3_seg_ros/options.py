@@ -1,0 +1,287 @@
+"""Every option of how to compute and what to publish, written once.
+
+The node's parameters, the launch arguments, the flags of the commands, the keyword arguments of `Segmenter.from_bundle`
+and the tables in docs/ are made from the models here. To add an option, add a field to one of them, and read it where
+it takes effect. Importing this module imports no other library than pydantic.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from dinov3_seg_ros.support.errors import ParameterError, nearest
+
+RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
+#: Number format of weights and activations.
+#: ``int8``: weights quantised ahead of time, activations as they come; for ONNX Runtime on CPUs alone.
+#: ``int8_qdq``: both quantised ahead of time, by calibration, as QuantizeLinear and DequantizeLinear, for TensorRT.
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_qdq"]
+#: How a frame is laid on the network input.
+#: ``stretch``: resized to the network size; the aspect ratio is lost.
+#: ``letterbox``: resized as a whole; the aspect ratio is kept, the rest of the network size is padded evenly.
+#: ``pad``: not resized; padded evenly to the next multiple.
+#: ``native``: the frame's own size, rounded to the nearest multiple.
+Geometry = Literal["stretch", "letterbox", "pad", "native"]
+ImageTransport = Literal["raw", "compressed"]
+
+RUNTIME_NAMES: tuple[str, ...] = typing.get_args(RuntimeName)
+PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
+GEOMETRIES: tuple[str, ...] = typing.get_args(Geometry)
+#: Geometries whose network input follows the frame instead of having the network size.
+FRAME_SIZED = ("pad", "native")
+#: The most pixels of a frame, unless the user says otherwise: those of 8K UHD.
+MAX_PIXELS = 1 << 25
+
+_DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+_DEVICE_HELP = "use auto, cpu, cuda, or cuda:N for the GPU with number N"
+
+
+@dataclass(frozen=True)
+class Live:
+    """Marks an option whose change takes effect at the next frame."""
+
+
+class Options(BaseModel):
+    """Base of the models: immutable, and a value that cannot be used raises ParameterError."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ParameterError(_complaint(error, type(self))) from error
+
+
+class ComputeOptions(Options):
+    """How the network is computed."""
+
+    runtime: Annotated[
+        RuntimeName, Field(description="Inference library; auto takes the one that is probably the fastest here.")
+    ] = "auto"
+    device: Annotated[
+        str, Field(pattern=_DEVICE, description="Where to compute: auto, cpu, cuda, or cuda:N for one of several GPUs.")
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", Precision],
+        Field(description="Number format of the network; auto takes the fastest that has been verified."),
+    ] = "auto"
+    threads: Annotated[
+        int,
+        Field(ge=0, le=1024, description="CPU threads of network, decode and OpenCV; 0 uses one thread per core."),
+    ] = 0
+    providers: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Execution providers of ONNX Runtime, best first, such as CUDAExecutionProvider; empty: by "
+            "'device'."
+        ),
+    ] = ()
+    network_size: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
+        Field(description="Height and width of the network input, pixels; default: the bundle's."),
+    ] = None
+    geometry: Annotated[
+        Geometry | None, Field(description="How a frame is laid on the network input; default: the bundle's.")
+    ] = None
+    max_batch: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="The most frames in one backbone pass; raise it for synchronised cameras, and on a GPU.",
+        ),
+    ] = 1
+    cuda_graphs: Annotated[
+        bool, Field(description="On a GPU, the PyTorch runtime records the backbone as a CUDA graph.")
+    ] = True
+
+    @field_validator("providers")
+    @classmethod
+    def _full_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
+                raise ValueError(
+                    f"it holds '{name}'; give each of ONNX Runtime's execution providers once and by its full name, "
+                    "such as CUDAExecutionProvider, CPUExecutionProvider"
+                )
+        return names
+
+
+class PublishOptions(Options):
+    """What is published of a segmentation."""
+
+    mask_size: Annotated[
+        str,
+        Field(
+            description="Size of mask and confidence: source (the frame's), network (the frame at the network's "
+            "resolution) or WIDTHxHEIGHT in pixels."
+        ),
+    ] = "source"
+    class_list: Annotated[
+        str,
+        Field(description="YAML file of the classes to publish (see config/classes); default: all of the bundle's."),
+    ] = ""
+    confidence_threshold: Annotated[
+        float,
+        Field(ge=0.0, le=1.0, description="Pixels less probable than this become unlabelled, with confidence 0."),
+        Live(),
+    ] = 0.0
+    overlay_alpha: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Weight of the class colours in the overlay."), Live()
+    ] = 0.5
+    overlay_names: Annotated[bool, Field(description="Write the class names into the overlay."), Live()] = False
+    jpeg_quality: Annotated[int, Field(ge=1, le=100, description="Quality of the compressed overlay."), Live()] = 80
+    max_pixels: Annotated[
+        int,
+        Field(ge=1, le=1 << 30, description="Larger frames are refused before they are decoded."),
+        Live(),
+    ] = MAX_PIXELS
+
+    @field_validator("mask_size")
+    @classmethod
+    def _known_size(cls, text: str) -> str:
+        try:
+            parse_mask_size(text)
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+
+class NodeOptions(ComputeOptions, PublishOptions):
+    """All that the node is told when it starts."""
+
+    bundle: Annotated[str, Field(description="Folder of the trained bundle.")] = ""
+    bundles: Annotated[
+        tuple[str, ...],
+        Field(description="Folders of several bundles that share a backbone, in place of 'bundle'."),
+    ] = ()
+    cameras: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Prefixes of the cameras' topics: 'front' reads front/image and publishes "
+            "front/segmentation/mask. Empty: one camera without a prefix."
+        ),
+    ] = ()
+    image_transport: Annotated[
+        ImageTransport, Field(description="Which topic to read: image (raw) or image/compressed (compressed).")
+    ] = "raw"
+    autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as parameters, flags and tables show it.
+
+    Attributes:
+        name: of the field.
+        kind: the type of its value; "texts" are a tuple of str, "size" is (height, width).
+        default: of the field.
+        description: one or two sentences.
+        choices: the values that can be used; empty where others bound them.
+        range: the least and the greatest value; None where there is none.
+        live: whether a change takes effect at the next frame.
+    """
+
+    name: str
+    kind: Literal["text", "texts", "size", "int", "float", "bool"]
+    default: Any
+    description: str
+    choices: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+    live: bool = False
+
+
+def describe_options(model: type[Options]) -> dict[str, Option]:
+    """The options of a model by name, in the order of its fields."""
+    return {name: _describe(name, field) for name, field in model.model_fields.items()}
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def select(model: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
+    """A model of those of ``values`` that are its own."""
+    return model(**{name: value for name, value in values.items() if name in model.model_fields})
+
+
+def parse_mask_size(text: str) -> str | tuple[int, int]:
+    """A mask size in words, for `Segmenter.segment`: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
+
+    Raises:
+        ParameterError: none of these, or more pixels than `MAX_PIXELS`.
+    """
+    if text in ("source", "network"):
+        return text
+    if match := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII):
+        width, height = map(int, match.groups())
+        if 0 < width * height <= MAX_PIXELS:
+            return height, width
+    raise ParameterError(
+        f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT (at most {MAX_PIXELS} pixels), for example 640x480"
+    )
+
+
+def _describe(name: str, field: FieldInfo) -> Option:
+    bounds = {key: getattr(mark, key) for mark in field.metadata for key in ("ge", "le") if hasattr(mark, key)}
+    return Option(
+        name,
+        _kind_of(field.annotation),
+        field.default,
+        field.description or "",
+        _choices_of(field.annotation),
+        (bounds["ge"], bounds["le"]) if len(bounds) == 2 else None,
+        any(isinstance(mark, Live) for mark in field.metadata),
+    )
+
+
+def _kind_of(annotation: Any) -> Literal["text", "texts", "size", "int", "float", "bool"]:
+    if annotation in (bool, int, float):
+        return annotation.__name__
+    members = [part for part in _members(annotation) if part is not type(None)]
+    if any(typing.get_origin(part) is tuple for part in members):
+        return "texts" if str in typing.get_args(members[0]) else "size"
+    return "text"
+
+
+def _choices_of(annotation: Any) -> tuple[str, ...]:
+    parts = _members(annotation)
+    if not any(typing.get_origin(part) is Literal for part in parts):
+        return ()
+    return tuple(value for part in parts for value in typing.get_args(part) if isinstance(value, str))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _complaint(error: ValidationError, model: type[Options]) -> str:
+    """The first of pydantic's complaints, with what can be used instead."""
+    problem = error.errors()[0]
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    value = problem["input"] if len(problem["loc"]) == 1 else getattr(error, "title", "")
+    if problem["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        return f"unknown option '{name}'{nearest(name, known)}; the options are: {', '.join(known)}"
+    option = describe_options(model).get(name)
+    if problem["type"] == "value_error":
+        said = str(problem["ctx"]["error"])
+        return said if said.startswith(name) else f"{name}: {said}"
+    if name == "device":
+        return f"device is {value!r}; {_DEVICE_HELP}"
+    if option is not None and option.choices:
+        return f"{name} is {value!r}; use one of: {', '.join(option.choices)}"
+    if option is not None and option.kind == "size":
+        return f"{name} must be two positive whole numbers, height and width in pixels: {problem['msg'].lower()}"
+    if option is not None and option.range:
+        return f"{name} is {value!r}; use a number from {option.range[0]:g} to {option.range[1]:g}"
+    return f"{name}: {problem['msg']}"

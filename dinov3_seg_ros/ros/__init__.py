@@ -1,0 +1,1 @@
+"""Everything that imports rclpy or speaks of the ROS graph."""

@@ -1,0 +1,188 @@
+"""What became of each camera's frames, and how well it goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from enum import Enum
+from typing import Any, NamedTuple
+
+from dinov3_seg_ros.support.timing import Rate, StageTimes
+
+#: Why a frame was dropped though nothing was wrong with it.
+REPLACED = "replaced by a newer one"
+UNWANTED = "nobody subscribes"
+SWITCHED_OFF = "switched off"
+STOPPED = "waiting when the node was deactivated"
+
+#: How long a fault shows in the level.
+_MEMORY_S = 10.0
+#: A camera silent for so long is stale.
+_SILENCE_S = 3.0
+#: A stamp older than this was made by another clock.
+_LONGEST_DELAY_S = 60.0
+
+
+class Level(Enum):
+    """How a camera does; the levels of diagnostic_msgs/Level."""
+
+    OK, WARN, ERROR, STALE = range(4)
+
+
+class CameraReport(NamedTuple):
+    """What /diagnostics tells of a camera.
+
+    Attributes:
+        level: how it does.
+        message: the same in words.
+        values: counts and rates by name.
+        latency: median and 95th percentile in ms, by where it was measured.
+        last_error: details of the last fault; empty for none.
+    """
+
+    level: Level
+    message: str
+    values: dict[str, Any]
+    latency: dict[str, dict[str, float]]
+    last_error: str
+
+
+class Fault(NamedTuple):
+    """Something wrong with what a camera sent.
+
+    Attributes:
+        name: its kind.
+        details: what is wrong, for people.
+        moment: when it was seen, by the monotonic clock.
+        lost_frame: whether it cost the frame.
+    """
+
+    name: str
+    details: str
+    moment: float
+    lost_frame: bool = False
+
+
+class CameraStatistics:
+    """What became of one camera's frames since activation. Any thread may record, any may read.
+
+    Every frame received is counted once more: as segmented, or as dropped under its cause. The difference is in work.
+    What a camera sent is what was received and what was lost before the node.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+        self._last_received: float | None = None
+        self._last_segmented = float("-inf")
+        self._last_stamp: float | None = None
+        self._input, self._output = Rate(), Rate()
+        self._received = self._lost = self._segmented = 0
+        self._dropped: Counter[str] = Counter()
+        self._noted: Counter[str] = Counter()
+        self._faults: deque[Fault] = deque(maxlen=100)
+        self._latency = StageTimes()
+
+    def received(self, stamp: float, lost: int = 0) -> Fault | None:
+        """Record a frame's arrival; return what is wrong with its stamp.
+
+        Args:
+            stamp: its header's, seconds.
+            lost: how many frames were sent between the one before and this one, and did not arrive.
+        """
+        with self._lock:
+            self._received += 1
+            self._lost += lost
+            self._input.add()
+            self._last_received = time.monotonic()
+            last, self._last_stamp = self._last_stamp, stamp
+            if last is None or stamp >= last:
+                return None
+            return self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
+
+    def segmented(self, received: float, delay: float) -> Fault | None:
+        """Record a frame as published; return what is wrong with its stamp.
+
+        Args:
+            received: when it arrived, by the monotonic clock.
+            delay: seconds from its stamp until now, by the node's clock.
+        """
+        with self._lock:
+            self._segmented += 1
+            self._output.add()
+            self._last_segmented = time.monotonic()
+            self._latency.add("in the node", self._last_segmented - received)
+            if 0.0 <= delay < _LONGEST_DELAY_S:
+                self._latency.add("end to end", delay)
+                return None
+            # Usual where a recording is played, and so no reason for a warning level.
+            self._noted["stamp of another clock"] += 1
+            return Fault(
+                "stamp of another clock",
+                f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so that no latency can be told; "
+                "a recording is best played with --clock, to a node with the parameter use_sim_time",
+                self._last_segmented,
+            )
+
+    def dropped(self, cause: str, details: str = "") -> None:
+        """Record a frame as dropped; with details when it is a fault."""
+        with self._lock:
+            self._dropped[cause] += 1
+            if details:
+                self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
+
+    def noted(self, name: str, details: str) -> Fault:
+        """Record a fault that costs no frame; return it."""
+        with self._lock:
+            return self._note(name, details)
+
+    def summary(self) -> str:
+        """All counts in one line."""
+        with self._lock:
+            counts = {
+                "received": self._received,
+                "segmented": self._segmented,
+                **self._dropped,
+                "lost before the node": self._lost,
+            }
+        return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
+
+    def report(self, topic: str) -> CameraReport:
+        """What to tell of the camera that publishes on ``topic``."""
+        with self._lock:
+            level, message = self._judge(topic)
+            values = {
+                "topic": topic,
+                "input rate [Hz]": f"{self._input.per_second():.1f}",
+                "output rate [Hz]": f"{self._output.per_second():.1f}",
+                "frames received": self._received,
+                "frames lost before the node": self._lost,
+                "frames segmented": self._segmented,
+                **{f"dropped: {cause}": count for cause, count in self._dropped.items()},
+                **{f"noted: {fault}": count for fault, count in self._noted.items()},
+            }
+            last_error = self._faults[-1].details if self._faults else ""
+            return CameraReport(level, message, values, self._latency.summary_ms(), last_error)
+
+    def _note(self, name: str, details: str) -> Fault:
+        fault = Fault(name, details, time.monotonic())
+        self._noted[name] += 1
+        self._faults.append(fault)
+        return fault
+
+    def _judge(self, topic: str) -> tuple[Level, str]:
+        now = time.monotonic()
+        silence = now - (self._last_received or self._start)
+        if silence > _SILENCE_S:
+            kind = "no further image" if self._last_received else "no image yet"
+            return Level.STALE, f"{kind} on {topic} for {silence:.0f} s"
+        recent = [fault for fault in self._faults if now - fault.moment < _MEMORY_S]
+        if recent:
+            found = ", ".join(sorted({fault.name for fault in recent}))
+            if now - self._last_segmented > _MEMORY_S and any(fault.lost_frame for fault in recent):
+                return Level.ERROR, f"no frame could be segmented: {found}"
+            return Level.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
+        return Level.OK, (
+            f"{self._output.per_second():.1f} of {self._input.per_second():.1f} frames per second segmented"
+        )

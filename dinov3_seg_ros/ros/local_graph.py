@@ -1,0 +1,51 @@
+"""A ROS 2 graph of processes on this machine, for commands that start the node themselves. Does not import rclpy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
+
+
+def prepare() -> None:
+    """Set this process, and those it starts, up for images over a graph that stays here; before ``rclpy.init``."""
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    configure_transport()
+    remove_unfinished_segments()
+    keep_freed_memory()
+
+
+def node_command(namespace: str, parameters: Mapping[str, Any]) -> list[str]:
+    """The command that runs the segmentation node with parameters; those that are None keep their defaults."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    settings = [word for name, value in given.items() for word in ("-p", f"{name}:={value}")]
+    return [sys.executable, "-m", "dinov3_seg_ros.node", *ros_arguments(namespace, *settings)]
+
+
+def ros_arguments(namespace: str, *settings: str) -> list[str]:
+    """The ROS arguments that put a process's nodes into a namespace."""
+    return ["--ros-args", "-r", f"__ns:=/{namespace}", *settings]
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process with its output in a file; interrupt it at the end, as Ctrl-C would."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

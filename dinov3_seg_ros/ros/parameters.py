@@ -1,0 +1,141 @@
+"""The node's parameters, made from `options.NodeOptions`: declared, described, checked and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from dinov3_seg_ros.options import NodeOptions, Option, describe_options
+from dinov3_seg_ros.ros.compatibility import given_parameters
+from dinov3_seg_ros.support.errors import ParameterError, nearest
+
+_CLASS_NAMES = "class_names"
+_CLASS_NAMES_DESCRIPTION = "Names of the published classes of the first head, by id. Read-only."
+# Parameters that rclpy declares itself.
+_OF_RCLPY = ("use_sim_time", "start_type_description_service")
+_OF_RCLPY_PREFIX = "qos_overrides."
+
+
+class NodeParameters:
+    """Declares the parameters, and refuses changes that cannot be used or would have no effect.
+
+    Setting a parameter to the value that it has is never refused.
+
+    Attributes:
+        in_use: set by the node while it is configured: changes of parameters that are not live are then refused.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.in_use = False
+        self._publishing_class_names = False
+        self._last_read = NodeOptions()
+        self._options = describe_options(NodeOptions)
+        for option in self._options.values():
+            node.declare_parameter(option.name, to_parameter(option, option.default), _descriptor(option))
+        # Not declared as read-only: then the node itself could not set it when another bundle is configured.
+        node.declare_parameter(_CLASS_NAMES, [""], ParameterDescriptor(description=_CLASS_NAMES_DESCRIPTION))
+        node.add_on_set_parameters_callback(self._examine)
+        self._warn_of_unknown_names()
+
+    def read(self) -> NodeOptions:
+        """All parameters as they are now.
+
+        Raises:
+            ParameterError: names the first value that cannot be used.
+        """
+        self._last_read = NodeOptions(**{name: self._value(option) for name, option in self._options.items()})
+        return self._last_read
+
+    def current(self) -> NodeOptions:
+        """The parameters as they were last read, with the live ones as they are now; cheap enough for each frame."""
+        live = {name: self._value(option) for name, option in self._options.items() if option.live}
+        return self._last_read.model_copy(update=live)
+
+    def publish_class_names(self, names: Sequence[str]) -> None:
+        """Set the read-only parameter ``class_names``."""
+        self._publishing_class_names = True
+        try:
+            self._node.set_parameters([Parameter(_CLASS_NAMES, Parameter.Type.STRING_ARRAY, list(names))])
+        finally:
+            self._publishing_class_names = False
+
+    def _value(self, option: Option) -> Any:
+        return from_parameter(option, self._node.get_parameter(option.name).value)
+
+    def _warn_of_unknown_names(self) -> None:
+        """A misspelt parameter in a file or on the command line would otherwise be ignored without a word."""
+        known = [*self._options, _CLASS_NAMES, *_OF_RCLPY]
+        for name in given_parameters(self._node):
+            if name not in known and not name.startswith(_OF_RCLPY_PREFIX):
+                self._node.get_logger().warning(
+                    f"parameter '{name}' is unknown and ignored{nearest(name, known)}; ros2 param list "
+                    f"{self._node.get_fully_qualified_name()} shows all"
+                )
+
+    def _examine(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        try:
+            for parameter in parameters:
+                self._examine_one(parameter)
+        except ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _examine_one(self, parameter: Parameter) -> None:
+        if parameter.name == _CLASS_NAMES:
+            if not self._publishing_class_names and parameter.value != self._node.get_parameter(_CLASS_NAMES).value:
+                raise ParameterError("class_names is read-only: it comes from the bundle and the class list")
+            return
+        option = self._options.get(parameter.name)
+        if option is None:
+            return
+        value = from_parameter(option, parameter.value)
+        if value == self._value(option):
+            return
+        if option.name == "autostart":
+            raise ParameterError("autostart is read when the process starts; start the node again with the new value")
+        if self.in_use and not option.live:
+            raise ParameterError(
+                f"{option.name} is read when the node is configured; deactivate and clean it up first: "
+                f"ros2 lifecycle set {self._node.get_fully_qualified_name()} deactivate, then cleanup"
+            )
+        NodeOptions(**{option.name: value})
+
+
+def to_parameter(option: Option, value: Any) -> Any:
+    """The value of an option as a ROS parameter, which knows neither None nor tuples."""
+    if option.kind == "size":
+        return list(value or (0, 0))
+    if option.kind == "texts":
+        return list(value) or [""]
+    return "" if value is None else value
+
+
+def from_parameter(option: Option, value: Any) -> Any:
+    """The value of an option from a ROS parameter, in which an empty text, list or [0, 0] stands for the default."""
+    if option.kind == "size":
+        return tuple(value) if value is not None and any(value) else None
+    if option.kind == "texts":
+        # A file's empty list has no type, and arrives as None.
+        return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
+    return option.default if value == "" else value
+
+
+def _descriptor(option: Option) -> ParameterDescriptor:
+    when = "May be changed at any time." if option.live else "Read when the node is configured."
+    if option.name == "autostart":
+        when = "Read when the process starts."
+    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
+    descriptor = ParameterDescriptor(description=f"{option.description}{choices} {when}")
+    descriptor.dynamic_typing = option.kind == "texts"  # else an empty list in a file would be an error
+    if option.range and option.kind == "int":
+        low, high = map(int, option.range)
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+    elif option.range:
+        low, high = option.range
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+    return descriptor

@@ -1,0 +1,277 @@
+"""What the node subscribes to and publishes for one camera: topics and messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rclpy.type_support import check_for_type_support
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from dinov3_seg_ros.frames.encodings import mask_encoding
+from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, confidence_threshold
+from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.options import PublishOptions
+from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
+from dinov3_seg_ros.ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
+from dinov3_seg_ros.ros.sequence import SequenceGaps
+from dinov3_seg_ros.support.errors import MessageError, ParameterError
+from dinov3_seg_ros.support.timing import StageTimes
+
+# Not on every robot, and neither its absence nor a broken build of it (which raises errors of many types) is a reason
+# to go without masks: the names are a parameter of the node as well.
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+
+    check_for_type_support(LabelInfo)
+except Exception:
+    LabelInfo = VisionClass = None
+
+#: Parameter image_transport -> topic suffix, message type, and how its pixels are read.
+TRANSPORTS = {
+    "raw": ("image", Image, read_image),
+    "compressed": ("image/compressed", CompressedImage, read_compressed_image),
+}
+# Outputs that a frame is segmented for. The calibration alone is no reason to run a network.
+_PICTURES = {
+    "mask": Image,
+    "mask/compressed": CompressedImage,
+    "confidence": Image,
+    "overlay": Image,
+    "overlay/compressed": CompressedImage,
+}
+
+
+class Frame(NamedTuple):
+    """A frame on its way.
+
+    Attributes:
+        camera: its camera's name.
+        header: as it came.
+        rgb: (H, W, 3) uint8.
+        received: when it arrived, seconds of the monotonic clock.
+        calibration: the newest sensor_msgs/CameraInfo of its camera, if any.
+    """
+
+    camera: str
+    header: Any
+    rgb: np.ndarray
+    received: float
+    calibration: Any
+
+
+class Style(NamedTuple):
+    """How results are shown; may change from frame to frame.
+
+    Attributes:
+        threshold: see `OutputClasses.labels`.
+        alpha: weight of the colours in the overlay, 0..1.
+        with_names: whether the overlay has class names.
+        jpeg_quality: of the compressed overlay, 1..100.
+    """
+
+    threshold: int
+    alpha: float
+    with_names: bool
+    jpeg_quality: int
+
+    @classmethod
+    def of(cls, options: PublishOptions) -> Style:
+        """The style that the options ask for."""
+        threshold = confidence_threshold(options.confidence_threshold)
+        return cls(threshold, options.overlay_alpha, options.overlay_names, options.jpeg_quality)
+
+
+class CameraInput:
+    """The subscriptions to one camera.
+
+    Args:
+        endpoints: where subscriptions are made.
+        camera: the camera's name, a prefix of its topics; empty for the only camera.
+        transport: the parameter ``image_transport``.
+        receive: called with the camera's name, each image, and the number of images that were sent since the one
+            before and never arrived; in the executor's thread.
+        note_fault: called with the camera's name and what is wrong with a calibration.
+
+    Attributes:
+        calibration: the newest usable sensor_msgs/CameraInfo; None before the first.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        camera: str,
+        transport: str,
+        receive: Callable[[str, Any, int], None],
+        note_fault: Callable[[str, Exception], None],
+    ) -> None:
+        suffix, message_type, self._to_rgb = TRANSPORTS[transport]
+        self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
+        self.calibration: CameraInfo | None = None
+        gaps = SequenceGaps()
+
+        def take(image: Any, info: Mapping[str, Any]) -> None:
+            receive(camera, image, gaps.before(info, self._subscriptions[0].get_publisher_count()))
+
+        self._subscriptions = [endpoints.subscribe(message_type, topic(camera, suffix), take, INPUT_QOS)]
+        try:
+            name = topic(camera, "camera_info")
+            self._subscriptions.append(endpoints.subscribe(CameraInfo, name, self._take_calibration, INPUT_QOS))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def image_topic(self) -> str:
+        """The full name of the topic of images."""
+        return self._subscriptions[0].topic_name
+
+    def read(self, image: Any, received: float, max_pixels: int) -> Frame:
+        """The frame of a message.
+
+        Raises:
+            MessageError: it cannot be read.
+        """
+        return Frame(self._camera, image.header, self._to_rgb(image, max_pixels), received, self.calibration)
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for subscription in self._subscriptions:
+            self._endpoints.unsubscribe(subscription)
+
+    def _take_calibration(self, info: CameraInfo) -> None:
+        try:
+            check_camera_info(info)
+        except MessageError as error:
+            self._note_fault(self._camera, error)
+        else:
+            self.calibration = info
+
+
+class HeadOutput:
+    """The topics of one head for one camera.
+
+    Args:
+        endpoints: where publishers are made.
+        camera: prefix of the topics; empty for the only camera.
+        head: the bundle's name as a further part of the topics; empty for the first head.
+        classes: what is published of the bundle's classes.
+        note_fault: called with the camera's name and what is wrong with a calibration.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        camera: str,
+        head: str,
+        classes: OutputClasses,
+        note_fault: Callable[[str, Exception], None],
+    ) -> None:
+        self._endpoints, self._classes, self._note_fault = endpoints, classes, note_fault
+        self._publishers: dict[str, Any] = {}
+
+        def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
+            full_name = topic(camera, "segmentation", head, name)
+            self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
+
+        try:
+            for name, message_type in _PICTURES.items():
+                advertise(name, message_type)
+            advertise("camera_info", CameraInfo)
+            if LabelInfo:
+                advertise("label_info", LabelInfo, LATCHED_QOS)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody subscribes to anything that a frame must be segmented for."""
+        return any(map(self._wants, _PICTURES))
+
+    def publish(self, found: Labelled, frame: Frame, style: Style, times: StageTimes) -> None:
+        """Compute and publish what somebody subscribes to, with the frame's header as it came."""
+        wanted = {name for name in (*_PICTURES, "camera_info") if self._wants(name)}
+        if not wanted & _PICTURES.keys():
+            return
+        confidence = None
+        if "confidence" in wanted:
+            labels, confidence = self._classes.labels_and_confidence(found, style.threshold)
+        else:
+            labels = self._classes.labels(found, style.threshold)
+        header, send = frame.header, self._send
+        with times.stage_in_parts("message_out") as sending:
+            with sending():
+                if "mask" in wanted:
+                    send("mask", fill_image(Image(), labels, mask_encoding(labels), header))
+                if confidence is not None:
+                    send("confidence", fill_image(Image(), confidence, "mono8", header))
+                if "mask/compressed" in wanted:
+                    send("mask/compressed", fill_png(CompressedImage(), labels, header))
+                if "camera_info" in wanted and frame.calibration is not None:
+                    self._send_calibration(frame, labels.shape)
+            if not wanted & {"overlay", "overlay/compressed"}:
+                return
+            with times.stage("overlay"):
+                names = self._classes.names if style.with_names else None
+                overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, style.alpha, names))
+            with sending():
+                if "overlay" in wanted:
+                    send("overlay", fill_image(Image(), overlay, "bgr8", header))
+                if "overlay/compressed" in wanted:
+                    send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
+
+    def publish_label_info(self, stamp: Any) -> None:
+        """Publish the latched class names, where vision_msgs is installed."""
+        if "label_info" not in self._publishers:
+            return
+        message = LabelInfo()
+        message.header.stamp = stamp
+        message.class_map = [
+            VisionClass(class_id=index, class_name=name) for index, name in enumerate(self._classes.names)
+        ]
+        self._send("label_info", message)
+
+    def close(self) -> None:
+        """Remove the publishers."""
+        for publisher in self._publishers.values():
+            self._endpoints.withdraw(publisher)
+        self._publishers.clear()
+
+    def _wants(self, name: str) -> bool:
+        return self._publishers[name].get_subscription_count() > 0
+
+    def _send(self, name: str, message: Any) -> None:
+        self._publishers[name].publish(message)
+
+    def _send_calibration(self, frame: Frame, mask_size: tuple[int, int]) -> None:
+        try:
+            message = fill_camera_info(CameraInfo(), frame.calibration, frame.rgb.shape[:2], mask_size, frame.header)
+        except MessageError as error:
+            self._note_fault(frame.camera, error)
+        else:
+            self._send("camera_info", message)
+
+
+def topic(*parts: str) -> str:
+    """Join the non-empty parts of a relative topic name."""
+    return "/".join(part for part in parts if part)
+
+
+def camera_names(names: Sequence[str]) -> list[str]:
+    """The parameter ``cameras`` without blanks; one nameless camera when nothing remains.
+
+    Raises:
+        ParameterError: two have the same name, or one cannot be part of a topic.
+    """
+    names = [name for name in names if name]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII) or names.count(name) > 1:
+            raise ParameterError(
+                f"cameras holds '{name}'; each name must occur once, start with a letter, and consist of letters, "
+                "digits and underscores"
+            )
+    return names or [""]

@@ -1,0 +1,86 @@
+"""The process's environment for sending images over ROS 2. Call before ``rclpy.init``.
+
+Fast DDS gives shared memory 512 KB by default: less than one 640x480 colour image, so that best-effort images get lost
+between processes. `configure_transport` points it to the profile in ``config/``, unless the user has set one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from dinov3_seg_ros.support.resources import resource_path
+
+PROFILE = "config/fastdds.xml"
+#: Kilted and later read the first, and warn of the second; earlier distributions read only the second.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+SHARED_MEMORY = Path("/dev/shm")
+# Between making a segment's file and giving it a size lie microseconds.
+_UNFINISHED_AFTER_S = 10.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Make this process, and those it starts, send images through large enough shared memory.
+
+    Returns:
+        The path of the profile in use: the user's own where one is set.
+    """
+    variable = profile_variable()
+    # A profile set only under the name that another distribution reads is the user's wish all the same.
+    others = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
+    environment[variable] = environment.get(variable) or next(iter(others), str(resource_path(PROFILE)))
+    return environment[variable]
+
+
+def profile_variable() -> str:
+    """The environment variable that the installed distribution reads the profile's path from."""
+    try:
+        is_old = int(importlib.metadata.version("rclpy").split(".")[0]) <= 7  # Jazzy's
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        is_old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+    return PROFILE_VARIABLES[is_old]
+
+
+def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Port segments of Fast DDS that a process left empty when it was killed while making them.
+
+    Every later process that opens one waits for its maker without end, inside ``rclpy.init`` or the first node.
+    """
+    found = []
+    for path in sorted(folder.glob("fast*_port*")):
+        # The files of locks are empty always. What another process removes meanwhile is no concern of ours.
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            is_old = time.time() - status.st_mtime > _UNFINISHED_AFTER_S
+            if is_old and status.st_size == 0 and not path.name.endswith(("_el", "_sl")):
+                found.append(path)
+    return found
+
+
+def remove_unfinished_segments(folder: Path = SHARED_MEMORY) -> None:
+    """Remove `unfinished_segments`, as far as they belong to this user."""
+    for path in unfinished_segments(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc not to give image-sized buffers back to the kernel after each frame.
+
+    Without it every multi-megabyte buffer is mapped, zeroed and unmapped again for each image.
+
+    Returns:
+        Whether it was done; False where the C library has no ``mallopt``.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 256 << 20))

@@ -1,0 +1,112 @@
+"""Light of a room, computed once per scene for points on every surface."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.scenes.geometry import Quads, Solids
+from dinov3_seg_ros.scenes.rendering import QuadLight
+
+_SIX_DIRECTIONS = np.array(((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)), float)
+_GRID_STEP = 0.15
+_MOST_GRID_POINTS = 96
+_SHADE_HEIGHT = 0.5
+
+
+class Source(NamedTuple):
+    """A lamp or a window."""
+
+    position: tuple[float, float, float]
+    """World coordinates, metres."""
+    strength: float
+    """Light on a surface that faces it from nearby."""
+    reach: float
+    """Metres at which it has halved."""
+
+
+class FloorPlan(NamedTuple):
+    """A map of the floor: cell (row, column) lies at x = column * step - half_x, y = row * step - half_y."""
+
+    half_x: float
+    half_y: float
+    step: float
+    """Metres between cells."""
+
+    def blank(self, dtype: type) -> np.ndarray:
+        """An empty map of this floor."""
+        return np.zeros((int(2 * self.half_y / self.step) + 1, int(2 * self.half_x / self.step) + 1), dtype)
+
+    def cells(self, points: np.ndarray) -> np.ndarray:
+        """Where the points (N, 2), metres, lie on the map: float (N, 2), column and row."""
+        return (points + np.array((self.half_x, self.half_y))) / self.step
+
+    def read(self, values: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Values of a map under the points (N, 2), interpolated; float32 (N,)."""
+        if not len(points):  # a bare room; OpenCV refuses to read nothing
+            return np.zeros(0, np.float32)
+        cells = self.cells(points).astype(np.float32).reshape(-1, 1, 2)
+        return cv2.remap(values, cells, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel()
+
+
+class Lighting:
+    """Ambient light, lamps, sun on the floor, and the darkness around and under what stands there."""
+
+    def __init__(
+        self,
+        sources: list[Source],
+        ambient: float,
+        bias: np.ndarray,
+        plan: FloorPlan,
+        footprints: np.ndarray,
+        sunlit: np.ndarray,
+    ) -> None:
+        """``bias`` (3,) tells the ambient light's directions apart; the maps are float32 0..1 of the ``plan``."""
+        self._sources = sources
+        self._ambient = ambient
+        self._bias = bias
+        self._plan = plan
+        wide, narrow = (cv2.GaussianBlur(footprints, (0, 0), metres / plan.step) for metres in (0.22, 0.06))
+        self._shade = 0.45 * wide + 0.3 * narrow
+        self._sunlit = sunlit * (1.0 - footprints)
+
+    def at(self, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """Light on surfaces at ``points`` (N, 3) that face along ``normals`` (N, 3); float64 (N,), 0 and up."""
+        light = self._ambient * (1.0 + normals @ self._bias)
+        for source in self._sources:
+            towards = np.asarray(source.position) - points
+            distance = np.maximum(np.linalg.norm(towards, axis=1), 0.15)
+            facing = np.einsum("ij,ij->i", towards, normals) / distance
+            wrapped = np.clip(0.8 * facing + 0.2, 0.0, 1.0)
+            light += source.strength * wrapped / (1.0 + (distance / source.reach) ** 2)
+        shade = self._plan.read(self._shade, points[:, :2])
+        light *= 1.0 - shade * np.exp(-points[:, 2] / _SHADE_HEIGHT)
+        on_floor = (points[:, 2] < 0.03) & (normals[:, 2] > 0.9)
+        return light + on_floor * self._plan.read(self._sunlit, points[:, :2])
+
+    def on_quads(self, quads: Quads) -> QuadLight:
+        """Light on a grid over each quad; the emission of those that shine."""
+        sizes = np.stack((np.linalg.norm(quads.edge_u, axis=1), np.linalg.norm(quads.edge_v, axis=1)))
+        columns, rows = np.clip(np.ceil(sizes / _GRID_STEP), 1, _MOST_GRID_POINTS - 1).astype(np.int64) + 1
+        shines = quads.emission > 0.0
+        is_small = sizes.max(axis=0) < 4 * _GRID_STEP
+        columns[shines | is_small] = rows[shines | is_small] = 2
+        counts = columns * rows
+        start = np.cumsum(counts) - counts
+        owner = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(owner)) - start[owner]
+        u = (place % columns[owner]) / (columns[owner] - 1)
+        v = (place // columns[owner]) / (rows[owner] - 1)
+        points = quads.origin[owner] + u[:, None] * quads.edge_u[owner] + v[:, None] * quads.edge_v[owner]
+        values = np.where(shines[owner], quads.emission[owner], self.at(points, quads.normal[owner]))
+        return QuadLight(start, columns, rows, values.astype(np.float32))
+
+    def on_solids(self, solids: Solids) -> np.ndarray:
+        """Light on each solid from six sides, float32 (S, 6) in the order -x, +x, -y, +y, -z, +z."""
+        points = np.repeat(solids.centre, 6, axis=0)
+        light = self.at(points, np.tile(_SIX_DIRECTIONS, (len(solids.centre), 1))).reshape(-1, 6)
+        shines = solids.emission > 0.0
+        light[shines] = solids.emission[shines, None]
+        return light.astype(np.float32)

@@ -1,0 +1,332 @@
+"""From frames to segmentations: the one place where the steps meet. Knows no ROS."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros import decode
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.decode.parallel import set_thread_limit
+from dinov3_seg_ros.frames.preprocessing import (
+    Placement,
+    check_geometry,
+    check_image,
+    fill_canvas,
+    nearest_in_aspect,
+    place,
+)
+from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
+from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.timing import StageTimes
+
+
+class HeadSegmentation:
+    """One head's answer for one frame; what nobody reads is not decoded.
+
+    Args:
+        logits: (1, C, h, w), an array or a tensor on any device.
+        size: (height, width) of labels and confidence.
+        window: the part of the map that the frame covers; see `decode.upsample_argmax`.
+        times: where the decode's time is recorded.
+
+    Attributes:
+        logits, window: as given.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        size: tuple[int, int],
+        window: tuple[float, float, float, float],
+        times: StageTimes,
+    ) -> None:
+        self.logits, self.window, self._size, self._times = logits, window, size, times
+        self._labels: np.ndarray | None = None
+        self._confidence: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) class ids, uint8 up to 255 classes, else uint16."""
+        if self._labels is None:
+            with self._times.stage("decode"):
+                self._labels = _to_numpy(decode.upsample_argmax(self.logits, self._size, self.window))[0]
+        return self._labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(H, W) uint8, round(255 * the largest softmax probability). Read first, it gives the labels as well."""
+        if self._confidence is None:
+            with self._times.stage("decode"):
+                labels, confidence = decode.upsample_argmax_confidence(self.logits, self._size, self.window)
+                self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
+        return self._confidence
+
+
+class Segmentation:
+    """What every head says of one frame.
+
+    Attributes:
+        heads: bundle name -> `HeadSegmentation`, in the order of the bundles.
+    """
+
+    def __init__(self, heads: dict[str, HeadSegmentation]) -> None:
+        self.heads = heads
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The first head's labels, (H, W)."""
+        return next(iter(self.heads.values())).labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The first head's confidence, (H, W) uint8."""
+        return next(iter(self.heads.values())).confidence
+
+
+class StartedSegmentation:
+    """Frames on their way through the network; see `Segmenter.start`."""
+
+    def __init__(self, count: int, batches: Sequence[_StartedBatch], times: StageTimes) -> None:
+        self._count, self._batches, self._times = count, batches, times
+
+    def finish(self) -> list[Segmentation]:
+        """Wait for the network.
+
+        Returns:
+            One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
+
+        Raises:
+            RuntimeUnavailableError: the GPU failed.
+        """
+        results: list[Segmentation | None] = [None] * self._count
+        for batch in self._batches:
+            logits = batch.computation.logits()
+            for stage, seconds in batch.computation.seconds().items():
+                self._times.add(stage, seconds)
+            for i, (index, placement) in enumerate(batch.placements.items()):
+                heads = {
+                    name: HeadSegmentation(
+                        some[i : i + 1],
+                        mask_size(batch.size, placement),
+                        placement.window(tuple(some.shape[-2:])),
+                        self._times,
+                    )
+                    for name, some in logits.items()
+                }
+                results[index] = Segmentation(heads)
+        return results
+
+
+class _StartedBatch(NamedTuple):
+    """One computation, and by the index of each of its frames, where that lies on its canvas."""
+
+    computation: Computation
+    placements: dict[int, Placement]
+    size: str | tuple[int, int]
+
+
+class Segmenter:
+    """Frames in, segmentations out; one backbone pass for each batch, however many heads.
+
+    Not for use from several threads at once, but for what `start` returns.
+
+    Attributes:
+        manifests: bundle name -> manifest, in order.
+        runtime: what computes the network.
+        runtime_reason: why this runtime was chosen, for people.
+        max_batch: the most frames in one backbone pass.
+        times: duration of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        runtime: Runtime,
+        network_size: tuple[int, int] | None = None,
+        geometry: str | None = None,
+        max_batch: int = 1,
+    ) -> None:
+        first = bundles[0].manifest
+        self.manifests: dict[str, Manifest] = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        self.runtime = runtime
+        self.runtime_reason = ""
+        self.times = StageTimes()
+        self._geometry = geometry or first.input.geometry
+        self._network_size = tuple(network_size or first.input.network_size)
+        # Heads may read different layers of one backbone, and coarser ones need a larger multiple.
+        self._multiple = math.lcm(*(bundle.manifest.backbone.multiple for bundle in bundles))
+        self._mean = first.input.mean
+        check_geometry(self._geometry, self._network_size, self._multiple)
+        if runtime.sizes is not None and self._geometry not in FRAME_SIZED and self._network_size not in runtime.sizes:
+            sizes = ", ".join(f"{height}x{width}" for height, width in runtime.sizes)
+            raise ParameterError(f"the runtime has no graph for network size {self._network_size}; it has: {sizes}")
+        if max_batch < 1:
+            raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
+        self.max_batch = max_batch
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        runtime: str = "auto",
+        **options: Any,
+    ) -> Segmenter:
+        """Load one bundle, or several that share a backbone.
+
+        Args:
+            bundles: path or paths.
+            runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
+            options: fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.
+
+        Raises:
+            BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
+        """
+        paths = [bundles] if isinstance(bundles, str | os.PathLike) else list(bundles)
+        if not paths:
+            raise ParameterError("no bundle was given; name the folder of at least one")
+        loaded = [load_bundle(path) for path in paths]
+        check_shared_backbone(loaded)
+        wanted = ComputeOptions(runtime=runtime, **options)
+        _limit_threads(wanted.threads)
+        own = loaded[0].manifest.input
+        one_size = (wanted.geometry or own.geometry) not in FRAME_SIZED
+        size = wanted.network_size or own.network_size if one_size else None
+        opened, reason = open_runtime(loaded, wanted.model_copy(update={"network_size": size}))
+        try:
+            segmenter = cls(loaded, opened, wanted.network_size, wanted.geometry, wanted.max_batch)
+        except BaseException:
+            opened.close()
+            raise
+        segmenter.runtime_reason = reason
+        return segmenter
+
+    def segment(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        heads: Sequence[str] | None = None,
+        size: str | tuple[int, int] = "source",
+    ) -> list[Segmentation]:
+        """Segment frames; frames of equal canvas size go through the backbone together.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+            heads: names of the bundles whose heads are wanted; None for all.
+            size: of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution, without
+                padding) or (height, width) in pixels.
+
+        Returns:
+            One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
+
+        Raises:
+            ImageError: an image is not (H, W, 3) uint8.
+            ParameterError: unknown head or size.
+            RuntimeUnavailableError: the GPU failed.
+        """
+        return self.start(images, heads=heads, size=size).finish()
+
+    def start(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        heads: Sequence[str] | None = None,
+        size: str | tuple[int, int] = "source",
+    ) -> StartedSegmentation:
+        """Like `segment`, but where a GPU computes this need not wait for it.
+
+        So the next frames can be prepared and uploaded while the GPU computes these, and `StartedSegmentation.finish`
+        and the decode may have another thread. Frames are computed in the order in which they are started.
+        """
+        names = list(self.manifests) if heads is None else list(heads)
+        for name in names:
+            if name not in self.manifests:
+                raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
+        for image in images:
+            check_image(image)
+        placements = [self._place(image.shape[:2]) for image in images]
+        for placement in placements:
+            mask_size(size, placement)  # an unknown one is refused before anything is computed
+        batches = []
+        for indices in self._batches(placements):
+            of_batch = {index: placements[index] for index in indices}
+            canvases = self._fill_canvases([images[index] for index in indices], list(of_batch.values()))
+            batches.append(_StartedBatch(self.runtime.start(canvases, names), of_batch, size))
+        return StartedSegmentation(len(images), batches, self.times)
+
+    def canvas_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for a frame of (height, width), pixels."""
+        return self._place(frame_size).canvas_size
+
+    def warm_up(self) -> None:
+        """Do once what only the first frames would pay for.
+
+        That is the compiled decode of every head, and the memory that the runtime plans for each size of its canvases;
+        on a GPU also the libraries' choice of kernels, and CUDA graphs, for each number of frames up to ``max_batch``.
+        Where canvases are as large as frames will be, one of the bundle's size has to do.
+        """
+        sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
+        # The largest first: PyTorch's runtime records only so many, and under load the batches are full.
+        counts = range(self.max_batch, 0, -1) if self.runtime.device == "cuda" and sizes_are_known else [1]
+        for size in self.runtime.sizes or [self._network_size]:
+            for count in counts:
+                results = self.segment([np.zeros((*size, 3), np.uint8)] * count)
+                for head in results[0].heads.values():
+                    _ = head.labels, head.confidence
+        self.times.clear()
+
+    def close(self) -> None:
+        """Release the models."""
+        self.runtime.close()
+
+    def _place(self, frame_size: tuple[int, int]) -> Placement:
+        if self.runtime.sizes is None or self._geometry not in FRAME_SIZED:
+            return place(frame_size, self._geometry, self._network_size, self._multiple)
+        # The runtime's graphs have fixed sizes, so the frame cannot choose its own.
+        return place(frame_size, "letterbox", nearest_in_aspect(frame_size, self.runtime.sizes), self._multiple)
+
+    def _batches(self, placements: Sequence[Placement]) -> list[list[int]]:
+        by_canvas: dict[tuple[int, int], list[int]] = {}
+        for index, placement in enumerate(placements):
+            by_canvas.setdefault(placement.canvas_size, []).append(index)
+        return [
+            indices[start : start + self.max_batch]
+            for indices in by_canvas.values()
+            for start in range(0, len(indices), self.max_batch)
+        ]
+
+    def _fill_canvases(self, images: Sequence[np.ndarray], placements: Sequence[Placement]) -> np.ndarray:
+        with self.times.stage("preprocess"):
+            canvases = np.empty((len(images), *placements[0].canvas_size, 3), np.uint8)
+            for canvas, image, placement in zip(canvases, images, placements, strict=True):
+                fill_canvas(image, placement, self._mean, canvas)
+        return canvases
+
+
+def _limit_threads(threads: int) -> None:
+    """Bound the threads of decode and OpenCV, in the whole process; the runtime bounds its own. 0: one per core."""
+    set_thread_limit(threads)
+    cv2.setNumThreads(threads or -1)
+
+
+def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:
+    """(height, width) in pixels of the labels of a frame; see `Segmenter.segment`."""
+    if size == "source":
+        return placement.frame_size
+    if size == "network":
+        return placement.height, placement.width
+    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+        raise ParameterError(f"unknown mask size {size!r}; use 'source', 'network' or (height, width)")
+    return int(size[0]), int(size[1])
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()

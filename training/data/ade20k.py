@@ -1,0 +1,36 @@
+"""ADE20K, as the Scene Parsing Benchmark of 2016 distributes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dinov3_seg_ros.frames.classes import unlabelled_value
+from training.data.base import DataSettings, Split
+from training.data.class_lists import known_classes
+from training.data.files import FileDataset, IndexMasks, find_pairs, find_parts, open_pairs
+
+_FOLDER_OF = {"train": "training", "val": "validation"}
+
+
+class Ade20kData(DataSettings):
+    """ADE20K: 150 classes, 20,210 training images and 2,000 for validation.
+
+    ``root`` is the folder ADEChallengeData2016 with images/training, images/validation, annotations/training and
+    annotations/validation. Of the annotations' values 0 is ignored and 1 to 150 are the classes 0 to 149.
+
+    Zhou et al., Semantic Understanding of Scenes through the ADE20K Dataset, 2018, arXiv:1608.05442.
+    """
+
+    name: Literal["ade20k"] = "ade20k"
+    root: str
+    """Folder ADEChallengeData2016."""
+
+    def open(self, split: Split) -> FileDataset:
+        """See `DataSettings.open`."""
+        folder = _FOLDER_OF[split]
+        images, masks = find_parts("ADE20K", self.root, (f"images/{folder}",), (f"annotations/{folder}",))
+        classes = known_classes("ade20k")
+        count = len(classes)
+        label_of = {0: unlabelled_value(count)} | {index + 1: index for index in range(count)}
+        pairs, spare = find_pairs(images, masks)
+        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)

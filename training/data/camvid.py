@@ -1,0 +1,40 @@
+"""CamVid with 11 classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dinov3_seg_ros.frames.classes import unlabelled_value
+from training.data.base import DataSettings, Split
+from training.data.class_lists import known_classes
+from training.data.files import FileDataset, IndexMasks, find_pairs, find_parts, open_pairs, spread_evenly
+
+
+class CamVidData(DataSettings):
+    """CamVid: 11 classes, 367 training images and 101 for validation, in the split of the SegNet article.
+
+    ``root`` has train/images, train/masks, val/images and val/masks, or train, trainannot, val and valannot. Masks
+    hold the class ids 0 to 10, and 11 where nothing is evaluated.
+
+    Brostow et al., Semantic object classes in video, Pattern Recognition Letters 2009; Badrinarayanan et al., SegNet,
+    2015, arXiv:1511.00561.
+    """
+
+    name: Literal["camvid"] = "camvid"
+    root: str
+    """Folder of the data set."""
+    train_images: Annotated[int, Field(ge=1)] | None = None
+    """Train on so many images only, taken evenly over the drives; null: on all."""
+
+    def open(self, split: Split) -> FileDataset:
+        """See `DataSettings.open`."""
+        images, masks = find_parts("CamVid", self.root, (f"{split}/images", split), (f"{split}/masks", f"{split}annot"))
+        classes = known_classes("camvid")
+        count = len(classes)
+        label_of = {index: index for index in range(count)} | {count: unlabelled_value(count)}
+        pairs, spare = find_pairs(images, masks)
+        if split == "train" and self.train_images is not None:
+            pairs = spread_evenly(pairs, self.train_images)
+        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)

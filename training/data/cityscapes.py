@@ -1,0 +1,45 @@
+"""Cityscapes with its fine annotations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import DataSettings, Split
+from training.data.class_lists import known_classes
+from training.data.files import FileDataset, IndexMasks, Pair, find_parts, open_pairs
+
+_IMAGE_ENDING, _MASK_ENDING = "_leftImg8bit.png", "_gtFine_labelIds.png"
+_LABEL_COUNT = 34
+# The label id of each class, in the order of the train ids.
+_EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+class CityscapesData(DataSettings):
+    """Cityscapes: 19 classes, 2,975 training images and 500 for validation.
+
+    ``root`` has leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png. Labels
+    that are not evaluated are ignored.
+
+    Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, 2016, arXiv:1604.01685.
+    """
+
+    name: Literal["cityscapes"] = "cityscapes"
+    root: str
+    """Folder that holds leftImg8bit and gtFine."""
+
+    def open(self, split: Split) -> FileDataset:
+        """See `DataSettings.open`."""
+        images, masks = find_parts("Cityscapes", self.root, (f"leftImg8bit/{split}",), (f"gtFine/{split}",))
+        pairs = [
+            Pair(image, masks / image.parent.name / (image.name.removesuffix(_IMAGE_ENDING) + _MASK_ENDING))
+            for image in sorted(images.glob(f"*/*{_IMAGE_ENDING}"))
+        ]
+        if not pairs:
+            raise DatasetError(f"{images} holds no folder of a city with images *{_IMAGE_ENDING}")
+        spare = sorted(set(masks.glob(f"*/*{_MASK_ENDING}")).difference(pair.mask for pair in pairs))
+        classes = known_classes("cityscapes")
+        ignored = unlabelled_value(len(classes))
+        label_of = dict.fromkeys(range(_LABEL_COUNT), ignored) | {label: i for i, label in enumerate(_EVALUATED)}
+        return open_pairs(pairs, classes, IndexMasks(label_of, len(classes)), spare)

@@ -1,0 +1,233 @@
+"""Segmenting by the average of several views of an image: sliding windows, scales, mirror images.
+
+For evaluation and for pictures that need not be quick; the robot looks once (`dinov3_seg_ros.segmenter`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.frames.preprocessing import Placement, check_image, fill_canvas, place
+from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
+from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.timing import StageTimes
+from training.support.section import Section
+
+Size: TypeAlias = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Window: TypeAlias = tuple[float, float, float, float]
+
+
+class Inference(Section):
+    """Which views of an image are averaged; by default there is one, the robot's."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    """whole: the image as the robot sees it. slide: windows of the network size over the image, which keeps its aspect
+    ratio and is as small as covers one window; their logits are averaged where they overlap."""
+    stride: Size | Literal["auto"] = "auto"
+    """Rows and columns from one window to the next; auto: two thirds of the network size."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Sizes of the image, as factors of the one that mode gives it; the probabilities are averaged."""
+    flip: bool = False
+    """Whether each view is looked at in the mirror too; the probabilities are averaged."""
+
+    @property
+    def looks_once(self) -> bool:
+        """Whether there is but one view, the robot's."""
+        return self.mode == "whole" and self.scales == (1.0,) and not self.flip
+
+    def has_one_canvas(self, geometry: str) -> bool:
+        """Whether the network sees all views on canvases of its own size, whatever a frame's."""
+        return self.mode == "slide" or (geometry not in FRAME_SIZED and self.scales == (1.0,))
+
+    def resolved(self, network_size: Size) -> Inference:
+        """These settings with every "auto" replaced by what it stands for.
+
+        Args:
+            network_size: (height, width) of the windows, pixels.
+
+        Raises:
+            ParameterError: the stride leaves gaps between windows.
+        """
+        if self.stride == "auto":
+            return self.model_copy(update={"stride": tuple(max(round(side * 2 / 3), 1) for side in network_size)})
+        if self.mode == "slide" and any(step > side for step, side in zip(self.stride, network_size, strict=True)):
+            raise ParameterError(
+                f"a stride of {self.stride} leaves gaps between windows of {tuple(network_size)} pixels; set "
+                "inference.stride to at most that"
+            )
+        return self
+
+
+class AveragingSegmenter:
+    """Segments by the average of several views, as `pipeline.Segmenter` does by one.
+
+    Args:
+        bundle: whose head and input are used.
+        runtime: with that bundle loaded.
+        inference: which views.
+
+    Attributes:
+        runtime: what computes the network.
+
+    Raises:
+        ParameterError: the stride leaves gaps between windows.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
+        manifest = bundle.manifest
+        self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
+        self._window = tuple(manifest.input.network_size)
+        self.runtime, self._inference = runtime, inference.resolved(self._window)
+        self._stride = self._inference.stride
+
+    @torch.inference_mode()
+    def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
+        """Segment frames, one after the other.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+
+        Raises:
+            ImageError: an image is not (H, W, 3) uint8.
+            ParameterError: a view has a size for which the runtime has no graph.
+        """
+        return [self._segment(image) for image in images]
+
+    def warm_up(self) -> None:
+        """Do once what only the first frame would pay for; see `pipeline.Segmenter.warm_up`."""
+        _ = self.segment([np.zeros((*self._window, 3), np.uint8)])[0].labels
+
+    def _segment(self, image: np.ndarray) -> Segmentation:
+        check_image(image)
+        mirrors = (False, True) if self._inference.flip else (False,)
+        views = [(scale, mirrored) for scale in self._inference.scales for mirrored in mirrors]
+        if len(views) == 1:
+            logits, window = self._look(image, views[0][0])
+        else:
+            logits, window = self._average(image, views)
+        head = HeadSegmentation(logits, image.shape[:2], window, StageTimes())
+        return Segmentation({self._name: head})
+
+    def _average(self, image: np.ndarray, views: Sequence[tuple[float, bool]]) -> tuple[Tensor, Window]:
+        """Logarithms of the mean probabilities, at the size that the frame has at scale 1."""
+        placement = self._place(image.shape[:2], 1.0)
+        size, total = (placement.height, placement.width), None
+        for scale, mirrored in views:
+            seen = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+            probabilities = sample(*self._look(seen, scale), size).softmax(1)
+            if mirrored:
+                probabilities = probabilities.flip(-1)
+            total = probabilities if total is None else total.add_(probabilities)
+        tiny = torch.finfo(total.dtype).tiny  # an infinite logarithm would be decoded slowly
+        return (total / len(views)).clamp(min=tiny).log(), (0.0, 0.0, *map(float, size))
+
+    def _look(self, image: np.ndarray, scale: float) -> tuple[Tensor, Window]:
+        """Logits (1, C, h, w) of one view, and the part of them that the frame covers."""
+        placement = self._place(image.shape[:2], scale)
+        canvas = np.empty((*placement.canvas_size, 3), np.uint8)
+        fill_canvas(image, placement, self._input.mean, canvas)
+        logits = self._logits(canvas) if self._inference.mode == "whole" else self._slide(canvas)
+        return logits, placement.window(tuple(logits.shape[-2:]))
+
+    def _place(self, frame_size: tuple[int, int], scale: float) -> Placement:
+        """Where the frame lies on its canvas; in the middle, where the canvas is larger."""
+        if self._inference.mode == "slide":
+            cover = max(side / frame for side, frame in zip(self._window, frame_size, strict=True))
+            size = tuple(max(round(side * cover * scale), 1) for side in frame_size)
+            return _centred(frame_size, size, tuple(map(max, size, self._window)))
+        placement = place(frame_size, self._input.geometry, self._window, self._multiple)
+        if scale == 1.0:
+            return placement
+        size = tuple(max(round(side * scale), 1) for side in (placement.height, placement.width))
+        padded = place(size, "pad", self._window, self._multiple)
+        return dataclasses.replace(padded, frame_size=frame_size)
+
+    def _slide(self, canvas: np.ndarray) -> Tensor:
+        """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show it."""
+        height, width = self._window
+        total, looks = None, torch.zeros(canvas.shape[:2])
+        for top in _starts(canvas.shape[0], height, self._stride[0]):
+            for left in _starts(canvas.shape[1], width, self._stride[1]):
+                rows, columns = slice(top, top + height), slice(left, left + width)
+                logits = self._logits(np.ascontiguousarray(canvas[rows, columns]))
+                if total is None:
+                    total = logits.new_zeros(*logits.shape[:2], *canvas.shape[:2])
+                total[..., rows, columns] += F.interpolate(logits, (height, width), mode="bilinear")
+                looks[rows, columns] += 1
+        return total.div_(looks.to(total.device))
+
+    def _logits(self, canvas: np.ndarray) -> Tensor:
+        size = canvas.shape[:2]
+        if self.runtime.sizes is not None and size not in self.runtime.sizes:
+            sizes = ", ".join(f"{height}x{width}" for height, width in self.runtime.sizes)
+            raise ParameterError(
+                f"a view by these settings of inference is {size[0]}x{size[1]} pixels large, and runtime "
+                f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
+            )
+        return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()
+
+
+def open_segmenter(
+    path: Path, inference: Inference, options: ComputeOptions | None = None
+) -> Segmenter | AveragingSegmenter:
+    """Load a bundle: into the robot's own segmenter, where its one view is all that is wanted.
+
+    Args:
+        path: of the bundle.
+        inference: which views of an image are averaged.
+        options: how to compute; the runtime ``auto`` is torch where views are of other sizes than the exports.
+
+    Raises:
+        BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
+    """
+    options = options or ComputeOptions()
+    if inference.looks_once:
+        return Segmenter.from_bundle(path, **options.model_dump())
+    bundle = load_bundle(path)
+    network = bundle.manifest.input
+    if inference.has_one_canvas(network.geometry):
+        options = options.model_copy(update={"network_size": network.network_size})
+    elif options.runtime == "auto":
+        # The exports are for the robot's one view.
+        options = options.model_copy(update={"runtime": "torch"})
+    return AveragingSegmenter(bundle, open_runtime([bundle], options)[0], inference)
+
+
+def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+    """Bilinear samples of a part of a map, as `decode.upsample_argmax` takes them.
+
+    Args:
+        logits: (B, C, h, w) floating.
+        window: (top, left, height, width) in cells of the map.
+        size: (H, W) of the result.
+    """
+    top, left, height, width = window
+    rows = (torch.arange(size[0], device=logits.device) + 0.5) * (height / size[0]) + top
+    columns = (torch.arange(size[1], device=logits.device) + 0.5) * (width / size[1]) + left
+    # grid_sample takes the map's edges as -1 and 1.
+    y, x = (2 * cells / side - 1 for cells, side in zip((rows, columns), logits.shape[-2:], strict=True))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _centred(frame_size: tuple[int, int], size: tuple[int, int], canvas_size: tuple[int, int]) -> Placement:
+    top, left = ((canvas - side) // 2 for canvas, side in zip(canvas_size, size, strict=True))
+    return Placement(frame_size, canvas_size, top, left, *size)
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover a length of at least one window; the last ends where the length ends."""
+    return [*range(0, length - window, stride), length - window]

@@ -1,0 +1,136 @@
+"""From what was trained to a bundle on disk."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dinov3_seg_ros.bundle.manifest import (
+    BACKBONE_FOLDER,
+    DELTA_FILE,
+    HeadSection,
+    InputSection,
+    Manifest,
+    TrainingSection,
+)
+from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from training.data import SegmentationDataset
+from training.loop.model import SegmentationModel
+from training.recipes.schema import Recipe
+from training.support.output import writing
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class BundleWriter:
+    """Writes the bundles of one run.
+
+    Args:
+        recipe: with every "auto" resolved.
+        model: as training starts; an embedded frozen backbone is rounded to the type it will be stored as, so that
+            the head is trained on what the robot will run.
+        data: where class names and palette come from.
+    """
+
+    def __init__(self, recipe: Recipe, model: SegmentationModel, data: SegmentationDataset) -> None:
+        self._recipe, self._model, self._data = recipe, model, data
+        self._storage, self._dtype = recipe.backbone.storage, _DTYPES[recipe.backbone.storage_dtype]
+        backbone = model.backbone
+        if self._storage == "embedded" and not _trains(backbone):
+            _round_weights(backbone, self._dtype)
+        self._first_identity = backbone_identity(backbone)
+        self._first_tensors: dict[str, Tensor] = {}
+        if self._storage == "delta":
+            self._first_tensors = {name: tensor.clone() for name, tensor in backbone.checkpoint_tensors().items()}
+
+    def manifest(self, metrics: dict[str, Any] | None = None) -> Manifest:
+        """Description of the model as it is now."""
+        return self._describe(self._stored_backbone(), metrics or {})
+
+    def save(self, path: Path, metrics: dict[str, Any]) -> None:
+        """Write the model as it is now; what was at ``path`` is replaced only once the new bundle is complete.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        backbone = self._stored_backbone()
+
+        def write_backbone(folder: Path) -> None:
+            if self._storage == "embedded":
+                save_backbone(backbone, folder / BACKBONE_FOLDER, self._dtype)
+            elif self._storage == "delta":
+                save_file(self._changed_tensors(), folder / DELTA_FILE)
+
+        with writing(path):
+            save_bundle(path, self._describe(backbone, metrics), self._model.head.state_dict(), write_backbone)
+
+    def _describe(self, backbone: Backbone, metrics: dict[str, Any]) -> Manifest:
+        recipe = self._recipe
+        return Manifest(
+            name=recipe.name,
+            description=recipe.description,
+            backbone=describe_backbone(
+                backbone,
+                storage=self._storage,
+                source=recipe.backbone.source or f"trained from scratch by recipe {recipe.name}",
+                identity=backbone_identity(backbone) if _trains(self._model.backbone) else self._first_identity,
+                base_identity=self._first_identity if self._storage == "delta" else None,
+            ),
+            input=InputSection(**recipe.input.model_dump()),
+            classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
+            head=HeadSection(**recipe.head.model_dump(exclude={"start_from"})),
+            training=TrainingSection(
+                recipe=recipe.model_dump(mode="json"), metrics=metrics, git_revision=git_revision()
+            ),
+            licences=list(recipe.licences),
+        )
+
+    def _stored_backbone(self) -> Backbone:
+        """The backbone as it will be read back."""
+        backbone = self._model.backbone
+        if self._storage == "embedded" and _trains(backbone) and self._dtype != torch.float32:
+            backbone = copy.deepcopy(backbone)
+            _round_weights(backbone, self._dtype)
+        return backbone
+
+    def _changed_tensors(self) -> dict[str, Tensor]:
+        return {
+            name: tensor.cpu().contiguous()
+            for name, tensor in self._model.backbone.checkpoint_tensors().items()
+            if not torch.equal(tensor.cpu(), self._first_tensors[name])
+        }
+
+
+def git_revision() -> str | None:
+    """Commit of the working tree this code runs from, marked when it has changes; None outside of one."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _trains(backbone: Backbone) -> bool:
+    return backbone.trainable_blocks != 0
+
+
+@torch.no_grad()
+def _round_weights(backbone: Backbone, dtype: torch.dtype) -> None:
+    for tensor in [*backbone.parameters(), *backbone.buffers()]:
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))

@@ -1,0 +1,32 @@
+"""The model in training as a runtime of the robot's pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dinov3_seg_ros.runtimes.protocol import Computed
+from training.loop.model import SegmentationModel
+
+
+class ModelRuntime:
+    """The model in training as a `dinov3_seg_ros.runtimes.Runtime`, so that validation takes the robot's path."""
+
+    name = "training"
+    description = "the model in training, float32"
+    sizes = None
+
+    def __init__(self, model: SegmentationModel, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self.device = self.logits_device = device.type
+
+    @torch.inference_mode()
+    def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computed:
+        """See `Runtime.start`; every head is the model's."""
+        maps = self._model.features(torch.from_numpy(canvases).to(self._device))
+        return Computed({name: self._model.head(maps).float() for name in heads}, {}, dict)
+
+    def close(self) -> None:
+        """Nothing to release: the model belongs to the training."""

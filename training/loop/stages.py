@@ -1,0 +1,149 @@
+"""Stages of a training: when each begins and ends, and what it does in a step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from training.loop.model import SegmentationModel
+from training.losses import WeightedSum
+from training.recipes.schema import Recipe
+from training.samples.loader import Batching, BatchLoader, EpochBatches, share_out
+from training.support.randomness import Purpose, seed_torch
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """When a stage takes place. Steps are those of the optimizer; steps and epochs count from the training's start.
+
+    Attributes:
+        recipe: of this stage alone.
+        batching: how its epochs are shared out.
+        first_step, first_epoch: where it begins.
+        steps: how many it has.
+    """
+
+    recipe: Recipe
+    batching: Batching
+    first_step: int
+    first_epoch: int
+    steps: int
+
+    @property
+    def end(self) -> int:
+        """The step before which it ends."""
+        return self.first_step + self.steps
+
+    def position(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and how many steps of that epoch come before it."""
+        epoch, done = divmod(step - self.first_step, self.batching.steps)
+        return self.first_epoch + epoch, done
+
+
+def plan_stages(recipe: Recipe, count: int, process: int = 0, processes: int = 1) -> list[Stage]:
+    """The stages of a recipe, in order.
+
+    Args:
+        recipe: the whole.
+        count: number of training images.
+        process, processes: which process this is, of how many.
+
+    Raises:
+        RecipeError: a batch cannot be divided among the processes.
+    """
+    batching = share_out(count, recipe.batch_size, recipe.accumulate, process, processes)
+    stages, step, epoch = [], 0, 0
+    for part in recipe.by_stage():
+        steps = part.iterations or part.epochs * batching.steps
+        stages.append(Stage(part, batching, step, epoch, steps))
+        step, epoch = step + steps, epoch + -(-steps // batching.steps)
+    return stages
+
+
+class StageRun:
+    """A stage at work.
+
+    Args:
+        stage: which.
+        model: what trains.
+        wrapped: the same, as the accelerator runs it.
+        samples: training samples by (epoch, index).
+        loss: what is minimised.
+        ignore_value: of the masks.
+        accelerator: where it runs.
+
+    Attributes:
+        stage: as given.
+        optimizer: of everything that trains.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: SegmentationModel,
+        wrapped: nn.Module,
+        samples: Dataset,
+        loss: WeightedSum,
+        ignore_value: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.stage = stage
+        self._wrapped, self._loss, self._ignore_value, self._accelerator = wrapped, loss, ignore_value, accelerator
+        self._order = EpochBatches(stage.batching, stage.recipe.seed)
+        self._loader = BatchLoader(samples, self._order, stage.recipe.workers)
+        self.optimizer = accelerator.prepare(stage.recipe.optimizer.build(model.backbone, model.head))
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def batches(self, step: int) -> Iterator[list[Batch]]:
+        """What the optimizer steps from ``step`` to the end of its epoch, or of the stage, take."""
+        self._order.epoch, self._order.first_step = self.stage.position(step)
+        left = min(self.stage.batching.steps - self._order.first_step, self.stage.end - step)
+        loaded = iter(self._loader)
+        for _ in range(left):
+            yield list(itertools.islice(loaded, self.stage.batching.accumulate))
+
+    def step(self, step: int, batches: list[Batch]) -> Tensor:
+        """One optimizer step.
+
+        Args:
+            step: its number in the training.
+            batches: this process's part of each batch.
+
+        Returns:
+            The loss over all batches of all processes, a scalar.
+        """
+        recipe, accelerator = self.stage.recipe, self._accelerator
+        seed_torch(Purpose.STEP, recipe.seed, step, accelerator.process_index)
+        self._wrapped.train()
+        factor = recipe.schedule.factor(step - self.stage.first_step, self.stage.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        batches = send_to_device(batches, accelerator.device)
+        # Gradients are added up over batches and averaged over processes; so are the counts.
+        counts = sum(self._loss.counts(masks, self._ignore_value) for _, masks in batches)
+        counts = accelerator.reduce(counts, "mean")
+        total = torch.zeros((), device=accelerator.device)
+        for number, (seen, masks) in enumerate(batches, 1):
+            last = number == len(batches)
+            # Gradients travel between processes once, when all are there.
+            with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
+                loss = self._loss(self._wrapped(seen), masks, self._ignore_value, counts)
+                accelerator.backward(loss)
+            total += loss.detach()
+        if recipe.optimizer.clip_norm is not None:
+            accelerator.unscale_gradients(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained, recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return accelerator.reduce(total, "mean")

@@ -1,0 +1,347 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import Dataset
+
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.support.errors import OutputError, RecipeError
+from training.loop.bundle_writer import BundleWriter
+from training.loop.checkpoint import Checkpoint
+from training.loop.model import SegmentationModel, make_backbone, make_head
+from training.loop.parts import make_cache, make_loss, make_samples, pixel_counter
+from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
+from training.loop.stages import Batch, Stage, StageRun, plan_stages
+from training.loop.validation import Validation
+from training.optimization.ema import MovingAverage, changing_tensors
+from training.recipes.resolve import resolve
+from training.recipes.schema import Recipe
+from training.reports.pictures import percent
+from training.samples.feature_cache import fill_caches
+from training.support.processes import make_accelerator
+from training.support.randomness import Purpose, seed_torch
+
+_STEPS_OF_A_POINT = 20
+_DRY_RUN_STEPS = 2
+_DRY_RUN_IMAGES = 2
+
+
+class Trainer:
+    """Everything one training needs, built from a recipe. Under ``accelerate launch``, one of its processes.
+
+    Attributes:
+        recipe: with every "auto" resolved.
+        output: the folder for everything written.
+        model: what trains.
+        average: the moving average of its weights, or None.
+        stages: of the training, in order.
+
+    Raises:
+        SegmentationError: the recipe, the data, the backbone or the head do not fit; the message says which and how.
+    """
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        self._console = console
+        self._train_data, self._val_data = recipe.data.open("train"), recipe.data.open("val")
+        seed_torch(Purpose.INITIAL_WEIGHTS, recipe.seed)
+        backbone = make_backbone(recipe.backbone)
+        self.recipe = recipe = resolve(recipe, backbone)
+        self.output = Path(recipe.output)
+        if recipe.cache.views and backbone.trainable_blocks != 0:
+            raise RecipeError("cache.views asks for the features of a frozen backbone, but the backbone trains; set 0")
+        head = make_head(recipe.head, backbone, len(self._train_data.class_names))
+        freeze_norm = recipe.batch_norm == "frozen"
+        self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std, freeze_norm)
+        if recipe.batch_norm == "synchronised":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self._bundles = BundleWriter(recipe, self.model, self._val_data)
+        self._accelerator = accelerator = make_accelerator(recipe.precision)
+        console.quiet = console.quiet or not accelerator.is_main_process
+        self.stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
+        self._samples: list[Dataset] = [
+            make_samples(stage.recipe, self._train_data, backbone.patch_multiple) for stage in self.stages
+        ]
+        count_pixels = pixel_counter(self._train_data)
+        *self._losses, validation_loss = (
+            make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
+            for part in (*recipe.by_stage(), recipe)
+        )
+        self._wrapped = accelerator.prepare(self.model)
+        self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
+        self._validation = Validation(self.model, self._val_data, validation_loss, accelerator)
+        self._step = 0
+        self._step_losses: list[torch.Tensor] = []
+        self._records: list[dict[str, Any]] = []
+        self._points: list[dict[str, Any]] = []
+
+    def run(self, resume: bool = False) -> dict[str, Any]:
+        """Train, validate, and write bundles, pictures and history; returns the best validation's record.
+
+        Args:
+            resume: go on where an earlier training by this recipe stopped; the result is the same as though it had
+                not.
+
+        Raises:
+            OutputError: the output folder holds something, or cannot be written.
+            DatasetError: an item of the data set cannot be used.
+            RecipeError: training diverged.
+            KeyboardInterrupt: interrupted; the last bundle has been written.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if self._accelerator.is_main_process:
+                folder = stack.enter_context(RunFolder(self.output, self.recipe, resume))
+            checkpoint = self._shared(folder.checkpoint if folder is not None else None)
+            try:
+                self._train(folder, checkpoint)
+            except KeyboardInterrupt:
+                if folder is not None and self._step > (checkpoint.step if checkpoint is not None else 0):
+                    with self._averaged_weights():
+                        self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
+                    self._console.print(
+                        f"the model after step {self._step} is in the bundle '{LAST}'; --resume goes on from the "
+                        f"checkpoint, at most {self.recipe.checkpoint_minutes:g} minutes before",
+                        soft_wrap=True,
+                    )
+                raise
+        return best_record(self._records)
+
+    def dry_run(self) -> dict[str, Any]:
+        """Two steps and one validation on a few images; writes nothing. Returns its record."""
+        run = self.start(self.stages[0])
+        for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
+            self._take_step(run, batches)
+        scores, _ = self._validate(min(_DRY_RUN_IMAGES, len(self._val_data)))
+        return {"step": self._step, "loss": self._mean_loss(), **scores}
+
+    def start(self, stage: Stage) -> StageRun:
+        """Make a stage ready to take its steps."""
+        index = self.stages.index(stage)
+        return StageRun(
+            stage,
+            self.model,
+            self._wrapped,
+            self._samples[index],
+            self._losses[index],
+            self._train_data.ignore_value,
+            self._accelerator,
+        )
+
+    def use_cache(self) -> None:
+        """Let stages that are started from now on take features from the disk, where they are put first if need be.
+
+        Raises:
+            SegmentationError: see `feature_cache.fill_caches`.
+        """
+        manifest = self._bundles.manifest()
+        caches = [make_cache(stage.recipe, self._train_data, manifest) for stage in self.stages]
+
+        @torch.inference_mode()
+        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
+            self.model.eval()
+            with self._accelerator.autocast():
+                return self.model.features(canvases.to(self._accelerator.device))
+
+        batching, recipe = self.stages[0].batching, self.recipe
+        batch_size = batching.batch_size // batching.processes
+        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
+        self._samples = caches
+
+    def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
+        """Take the steps from the checkpoint's on; only the main process has a folder."""
+        self._began = self._saved = time.monotonic()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if self.recipe.cache.views and self._step < self.stages[-1].end:
+            self.use_cache()
+        with _progress(self._console) as progress:
+            task = progress.add_task("training", total=self.stages[-1].end, completed=self._step, loss="-", miou="-")
+            for run in self._runs_left(checkpoint):
+                while self._step < run.stage.end:
+                    epoch, _ = run.stage.position(self._step)
+                    for batches in run.batches(self._step):
+                        if folder is not None and self._checkpoint_is_due():
+                            self._save_checkpoint(folder, run)
+                        self._take_step(run, batches)
+                        progress.advance(task)
+                        if self._step % _STEPS_OF_A_POINT == 0:
+                            point = self._add_point(folder, run)
+                            progress.update(task, loss=f"{point['loss']:.3f}")
+                    if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
+                        record = self._validate_and_save(folder, run, epoch + 1)
+                        progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
+
+    def _runs_left(self, checkpoint: Checkpoint | None) -> Iterator[StageRun]:
+        """The stages from the present step on, each started when the one before has ended."""
+        for stage in self.stages:
+            if self._step < stage.end:
+                run = self.start(stage)
+                if checkpoint is not None and stage.first_step < checkpoint.step < stage.end:
+                    run.optimizer.load_state_dict(checkpoint.optimizer)
+                yield run
+
+    def _take_step(self, run: StageRun, batches: list[Batch]) -> None:
+        self._step_losses.append(run.step(self._step, batches))
+        if self.average is not None:
+            self.average.update()
+        self._step += 1
+
+    def _add_point(self, folder: RunFolder | None, run: StageRun) -> dict[str, Any]:
+        """Note the loss of the last few steps, and the learning rate; returns them."""
+        loss = self._finite(torch.stack(self._step_losses[-_STEPS_OF_A_POINT:]).mean())
+        point = {"step": self._step, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
+        self._points.append(point)
+        if folder is not None:
+            folder.add_point(point)
+        return point
+
+    def _validate_and_save(self, folder: RunFolder | None, run: StageRun, epoch: int) -> dict[str, Any]:
+        """Write bundles, history, pictures and a checkpoint of the model as it is; returns the record."""
+        record = {
+            "epoch": epoch,
+            "step": self._step,
+            "seconds": round(self._seconds(), 1),
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "loss": self._mean_loss(),
+        }
+        self._agree_on_statistics()
+        with self._averaged_weights():
+            scores, rows = self._validate(len(self._val_data))
+            record |= scores
+            led = bundles_led(record, self._records)
+            if folder is not None:
+                for bundle in (LAST, *led):
+                    self._bundles.save(folder.path / bundle, record)
+        self._records.append(record)
+        if folder is not None:
+            if BEST in led:
+                folder.write_predictions(rows, self._val_data)
+            folder.add(self._records)
+            self._save_checkpoint(folder, run)
+        self._console.print(
+            f"epoch {epoch:3d}  {record['seconds']:7.0f} s  loss {record['loss']:.4f}  validation loss "
+            f"{record['val_loss']:.4f}  mIoU {percent(record['miou'])}  aAcc {percent(record['aacc'])}"
+            f"{' (best)' if BEST in led else ''}"
+        )
+        return record
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes
+
+    def _save_checkpoint(self, folder: RunFolder, run: StageRun) -> None:
+        scaler = self._accelerator.scaler
+        if self._step_losses:
+            self._finite(torch.stack(self._step_losses).mean())  # what diverged must not replace what had not
+        folder.save(
+            Checkpoint(
+                step=self._step,
+                data=self._data_fingerprint,
+                seconds=self._seconds(),
+                losses=torch.stack(self._step_losses).cpu() if self._step_losses else torch.zeros(0),
+                records=self._records,
+                points=self._points,
+                model=changing_tensors(self.model),
+                optimizer=run.optimizer.state_dict(),
+                scaler=None if scaler is None else scaler.state_dict(),
+                average=None if self.average is None else self.average.state(),
+            )
+        )
+        self._saved = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Become what a checkpoint tells, but for the optimizer, which belongs to a stage.
+
+        Raises:
+            OutputError: the data are others than before.
+        """
+        if checkpoint.data != self._data_fingerprint:
+            raise OutputError(
+                f"{self.output} cannot be resumed: images or masks of its data set were added, removed or changed "
+                "since it began, so that it would not be the same training. Put them back, or train into another "
+                "folder with --output"
+            )
+        self._step, self._records = checkpoint.step, list(checkpoint.records)
+        self._points = list(checkpoint.points)
+        self._step_losses = list(checkpoint.losses.to(self._accelerator.device))
+        self._began -= checkpoint.seconds
+        for name, tensor in changing_tensors(self.model).items():
+            tensor.copy_(checkpoint.model[name])
+        if self.average is not None:
+            self.average.restore(checkpoint.average)
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+    def _seconds(self) -> float:
+        """Since the training began, without the time in which it was stopped."""
+        return time.monotonic() - self._began
+
+    def _mean_loss(self) -> float:
+        """Mean over the steps since it was last asked for."""
+        loss = self._finite(torch.stack(self._step_losses).mean())
+        self._step_losses.clear()
+        return loss
+
+    def _finite(self, mean_loss: torch.Tensor) -> float:
+        loss = float(mean_loss)
+        if not math.isfinite(loss):
+            raise RecipeError(
+                f"training diverged before step {self._step}: the loss is {loss}; lower optimizer.lr, or set "
+                "optimizer.clip_norm"
+            )
+        return loss
+
+    def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """See `Validation.run`; of the first ``count`` items."""
+        return self._validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+
+    def _agree_on_statistics(self) -> None:
+        """Give every process the main process's BatchNorm statistics: those are saved, so those must be validated."""
+        if self._accelerator.num_processes > 1:
+            weights = {name for name, _ in self.model.named_parameters()}
+            statistics = [changing_tensors(self.model)]
+            if self.average is not None:
+                statistics.append(self.average.state()["average"])
+            for tensors in statistics:
+                for name, tensor in tensors.items():
+                    if name not in weights:
+                        tensor.copy_(broadcast(tensor))
+
+    @functools.cached_property
+    def _data_fingerprint(self) -> str:
+        both = f"{self._train_data.fingerprint()}\n{self._val_data.fingerprint()}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
+
+    def _shared(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return broadcast_object_list([value])[0]
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,88 @@
+"""Validation of the model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from training.data import SegmentationDataset
+from training.evaluation.inference import sample
+from training.loop.model import SegmentationModel
+from training.loop.model_runtime import ModelRuntime
+from training.losses import WeightedSum
+from training.reports.pictures import prediction_row
+
+_PICTURED = 6
+
+
+class Validation:
+    """Scores and loss of the model in training on a data set; images go the robot's way, once and whole.
+
+    Args:
+        model: what trains.
+        data: the validation split.
+        loss: whose value is told beside the scores.
+        accelerator: the images are shared out among its processes.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, data: SegmentationDataset, loss: WeightedSum, accelerator: Accelerator
+    ) -> None:
+        self._model, self._data, self._loss, self._accelerator = model, data, loss, accelerator
+
+    def run(self, bundle: Bundle, indices: Sequence[int]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Look at some items.
+
+        Args:
+            bundle: describes the model; nothing of it need be on disk.
+            indices: which items.
+
+        Returns:
+            ``val_loss`` and what `ConfusionMatrix.summary` gives, over all processes; and, of some items of this
+            process, rows of `report.prediction_row`.
+
+        Raises:
+            DatasetError: an item cannot be read.
+        """
+        data, accelerator = self._data, self._accelerator
+        own = list(indices)[accelerator.process_index :: accelerator.num_processes]
+        pictured = {own[place] for place in np.linspace(0, len(own) - 1, _PICTURED).round().astype(int)} if own else ()
+        matrix, rows = ConfusionMatrix(len(data.class_names)), []
+        losses = torch.zeros(2, len(self._loss.losses), device=accelerator.device, dtype=torch.float64)
+        self._model.eval()
+        segmenter = Segmenter([bundle], ModelRuntime(self._model, accelerator.device))
+        for index in own:
+            image, truth = data.item(index)
+            head = segmenter.segment([image])[0].heads[bundle.manifest.name]
+            matrix.update(truth, head.labels)
+            losses += self._sums_and_counts(head.logits, head.window, truth, bundle.manifest.input.network_size)
+            if index in pictured:
+                rows.append(prediction_row(image, truth, head.labels, data.palette))
+        counts = torch.from_numpy(matrix.counts).to(accelerator.device)
+        matrix.counts = accelerator.reduce(counts, "sum").cpu().numpy()
+        loss = float(self._loss.mean(*accelerator.reduce(losses, "sum")))
+        return {"val_loss": loss, **matrix.summary(data.class_names)}, rows
+
+    @torch.inference_mode()
+    def _sums_and_counts(
+        self,
+        logits: torch.Tensor,
+        window: tuple[float, float, float, float],
+        truth: np.ndarray,
+        largest: tuple[int, int],
+    ) -> torch.Tensor:
+        """Of each loss, (2, number of losses); at the truth's size, or the network's where that is smaller."""
+        size = tuple(map(min, truth.shape, largest))
+        mask = cv2.resize(truth, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        target = torch.from_numpy(mask.astype(np.int64))[None].to(logits.device)
+        ignored = self._data.ignore_value
+        sums = self._loss.sums(sample(logits, window, size), target, ignored)
+        return torch.stack([sums, self._loss.counts(target, ignored)])

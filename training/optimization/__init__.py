@@ -1,0 +1,1 @@
+"""What updates the weights: optimizers, schedules, moving averages."""

@@ -1,0 +1,154 @@
+"""Recipes: one YAML file describes one training, from data to bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field, model_validator
+
+from training.data import DataSection
+from training.evaluation.inference import Inference
+from training.losses import CrossEntropySection, LossSection
+from training.optimization.optimizers import AdamWSection, OptimizerSection
+from training.optimization.schedules import Cosine, ScheduleSection
+from training.samples.feature_cache import CacheSettings
+from training.samples.transforms import Augmentation
+from training.support.section import Section
+
+Channels = tuple[float, float, float]
+
+
+class NetworkInput(Section):
+    """How an image becomes the network's input; see `dinov3_seg_ros.frames.preprocessing`."""
+
+    network_size: tuple[int, int]
+    """Height and width of the canvas, pixels; multiples of the backbone's patch size or coarsest stride."""
+    geometry: Literal["stretch", "letterbox", "pad", "native"] = "letterbox"
+    """How a frame is laid on it. With pad and native, network_size only sizes the training canvas."""
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+
+
+class BackboneChoice(Section):
+    """Which backbone, what of it is read, and what of it trains."""
+
+    source: str | None = None
+    """Hugging Face id, local folder, or Meta's .pth file."""
+    config: Annotated[dict[str, Any] | None, tyro.conf.Fixed] = None
+    """Instead of source: a Hugging Face configuration, built with random weights."""
+    layers: list[int] | Literal["auto"] = "auto"
+    """0-based blocks or stages that the head reads, negatives counting from the end; auto: the last."""
+    feature_norm: Literal["auto", "final", "none"] = "auto"
+    """Whether the final norm is applied; auto: as the architecture is meant."""
+    class_token: bool = False
+    """Whether each map of a ViT is followed, as further channels, by the class token of its block."""
+    output_stride: int | None = None
+    """The largest stride of a ResNet's stages; later ones are dilated instead. null: the architecture's own."""
+    trainable: int | Literal["auto", "none", "all"] = "auto"
+    """What trains: none, the last n blocks, or all; auto: all with config, none with source."""
+    storage: Literal["auto", "embedded", "reference", "delta"] = "auto"
+    """How the bundle holds the backbone; auto: embedded with config; with source, delta where something trains and
+    reference where nothing does."""
+    storage_dtype: Literal["float32", "float16"] = "float32"
+    """Type of an embedded backbone's weights on disk."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> BackboneChoice:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give either source or config")
+        if self.config is not None and self.storage in ("reference", "delta"):
+            raise ValueError(f"storage {self.storage} needs a source that others can load; use embedded")
+        if isinstance(self.trainable, int) and self.trainable < 0:
+            raise ValueError("trainable must be none, all, or a number of blocks of at least 0")
+        return self
+
+
+class HeadChoice(Section):
+    """Arguments of `dinov3_seg_ros.model.heads.build_head`."""
+
+    name: str = "aspp"
+    variant: str | None = None
+    """None: the head's default."""
+    options: Annotated[dict[str, Any], tyro.conf.Fixed] = Field(default_factory=dict)
+    """Keyword options of the head's class."""
+    start_from: str | None = None
+    """Bundle whose head's weights training starts from, of the same shape; null: random ones."""
+
+
+class StageChanges(Section):
+    """What one stage of a training does its own way; what is null is as in the recipe itself."""
+
+    losses: Annotated[tuple[LossSection, ...], Field(min_length=1)] | None = None
+    optimizer: OptimizerSection | None = None
+    schedule: ScheduleSection | None = None
+    augmentation: Augmentation | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    iterations: Annotated[int, Field(ge=1)] | None = None
+
+
+class Recipe(Section):
+    """One training."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name of the bundle and, by default, of the output folder."""
+    description: str = ""
+    licences: tuple[str, ...] = ()
+    """Licence notes that the bundle carries."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    output: str = "auto"
+    """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
+    data: DataSection
+    input: NetworkInput
+    backbone: BackboneChoice
+    head: HeadChoice = HeadChoice()
+    losses: Annotated[tuple[LossSection, ...], Field(min_length=1)] = (CrossEntropySection(),)
+    optimizer: OptimizerSection = AdamWSection()
+    schedule: ScheduleSection = Cosine()
+    augmentation: Augmentation = Augmentation()
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training images; give this or iterations."""
+    iterations: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps."""
+    stages: tuple[StageChanges, ...] = ()
+    """Stages, one after the other; each begins with a new optimizer and a schedule of its own. None: the recipe itself
+    is the only one."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Images that go through the network together, over all processes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one optimizer step."""
+    batch_norm: Literal["auto", "process", "synchronised", "frozen"] = "auto"
+    """Over what BatchNorm takes mean and variance while training: the images of each process, or of all processes
+    (CUDA), or never: the running ones are used and stay. auto: synchronised with several GPUs, otherwise process."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and saved."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between two validations; the last epoch of each stage is always validated."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    """After how many minutes the state of the training is saved again, for --resume; 0: after each step. It is also
+    saved with each validation."""
+    inference: Inference = Inference()
+    """How the finished bundle is evaluated: by `training.evaluate` and, where that takes several looks at an image, at
+    the end of training. Until then, validation looks at each image once, as the robot does."""
+    cache: CacheSettings = CacheSettings()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that load data; 0: the training process itself."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Recipe:
+        for number, stage in enumerate(self.by_stage()):
+            if (stage.epochs is None) == (stage.iterations is None):
+                raise ValueError("give either epochs or iterations" + (f" for stages.{number}" if self.stages else ""))
+        return self
+
+    def by_stage(self) -> list[Recipe]:
+        """The recipe of each stage: this one, with what the stage changes."""
+        stages = []
+        for stage in self.stages or (StageChanges(),):
+            changes = {key: getattr(stage, key) for key in type(stage).model_fields if getattr(stage, key) is not None}
+            if {"epochs", "iterations"} & changes.keys():
+                changes = {"epochs": None, "iterations": None, **changes}
+            stages.append(self.model_copy(update={**changes, "stages": ()}))
+        return stages

@@ -1,0 +1,121 @@
+"""The folder that an evaluation writes: scores, tables, the confusion matrix, and the worst and best examples."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dinov3_seg_ros.support.files import replacing_folder, write_json
+from dinov3_seg_ros.support.metrics import ConfusionMatrix
+from training.data import SegmentationDataset
+from training.reports.pictures import captioned, draw_confusion, percent, prediction_row, write_predictions
+from training.support.output import writing
+
+SCORES_FILE = "scores.json"
+TABLE_FILE = "scores.md"
+CONFUSION_FILE = "confusion.csv"
+CONFUSION_PICTURE = "confusion.png"
+WORST_FILE, BEST_FILE = "worst.png", "best.png"
+
+_EXAMPLES = 6
+
+
+class Example(NamedTuple):
+    """One image of the data set.
+
+    Attributes:
+        miou: over the classes of this image alone, 0..1.
+        name: what a person would call it.
+        row: image, truth and prediction side by side, (height, width, 3) uint8 RGB.
+    """
+
+    miou: float
+    name: str
+    row: np.ndarray
+
+
+class Examples:
+    """The images on which a model does worst and best, by the mIoU of each image alone.
+
+    Args:
+        data: where names and colours come from.
+        count: the most that are kept of each.
+
+    Attributes:
+        worst, best: from the most telling on.
+    """
+
+    def __init__(self, data: SegmentationDataset, count: int = _EXAMPLES) -> None:
+        self.data, self._count = data, count
+        self.worst: list[Example] = []
+        self.best: list[Example] = []
+
+    def add(self, index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
+        """Keep an item where it is among the worst or best so far; see `evaluate.OnPrediction`."""
+        names = self.data.class_names
+        matrix = ConfusionMatrix(len(names))
+        matrix.update(truth, labels)
+        miou = matrix.summary(names)["miou"]
+        if miou is None:  # nothing in it is labelled
+            return
+        example = Example(miou, self.data.describe(index), prediction_row(image, truth, labels, self.data.palette))
+        self.worst = sorted([*self.worst, example], key=lambda kept: kept.miou)[: self._count]
+        self.best = sorted([*self.best, example], key=lambda kept: -kept.miou)[: self._count]
+
+
+def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> None:
+    """Write the whole folder, or nothing.
+
+    Args:
+        folder: replaced; see `output.check_free`.
+        scores: what `ConfusionMatrix.summary` and `BoundaryIoU.summary` give, and what they are of.
+        matrix: of the whole data set.
+        examples: from the same data set.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    names, palette = examples.data.class_names, examples.data.palette
+    with writing(folder), replacing_folder(folder) as temporary:
+        write_json(temporary / SCORES_FILE, scores)
+        (temporary / TABLE_FILE).write_text(_table(scores, matrix, examples), encoding="utf-8")
+        with open(temporary / CONFUSION_FILE, "w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["true class", *names, "unlabelled"])
+            writer.writerows([name, *counts] for name, counts in zip(names, matrix.counts.tolist(), strict=True))
+        draw_confusion(matrix.counts, names, temporary / CONFUSION_PICTURE)
+        for chosen, file in ((examples.worst, WORST_FILE), (examples.best, BEST_FILE)):
+            if chosen:
+                rows = [captioned(example.row, f"{example.name}: mIoU {percent(example.miou)}") for example in chosen]
+                write_predictions(rows, names, palette, temporary / file)
+
+
+def _table(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> str:
+    """Everything in words and figures, as Markdown."""
+    lines = [
+        f"# {scores['bundle']} on {scores['images']} images",
+        "",
+        "| mIoU | mAcc | aAcc | boundary mIoU |",
+        "|---|---|---|---|",
+        _row(percent(scores[key]) for key in ("miou", "macc", "aacc", "boundary_miou")),
+        "",
+        "| class | IoU | accuracy | boundary IoU | share of pixels |",
+        "|---|---|---|---|---|",
+    ]
+    pixels = matrix.counts.sum(axis=1)
+    shares = pixels / max(pixels.sum(), 1)
+    for name, accuracy, share in zip(examples.data.class_names, matrix.accuracy(), shares, strict=True):
+        figures = (scores["per_class_iou"][name], accuracy, scores["per_class_boundary_iou"][name], share)
+        lines.append(_row([name, *(percent(None if f is None or np.isnan(f) else f) for f in figures)]))
+    for title, chosen in (("worst", examples.worst), ("best", examples.best)):
+        lines += ["", f"| {title} images | mIoU |", "|---|---|"]
+        lines += [_row([example.name, percent(example.miou)]) for example in chosen]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

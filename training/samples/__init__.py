@@ -1,0 +1,1 @@
+"""From items of a data set to training samples: augmented, batched, or as cached features."""

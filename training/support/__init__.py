@@ -1,0 +1,1 @@
+"""What every room of training uses. Imports no other room."""

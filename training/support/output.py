@@ -1,0 +1,47 @@
+"""Where results may be written, and one clear message when they cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from dinov3_seg_ros.support.errors import OutputError
+
+
+def check_free(folder: Path, option: str) -> None:
+    """Raise OutputError unless ``folder`` does not exist or is empty; ``option`` is where the user chooses another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} exists already and is not an empty folder; nothing in it was touched. Choose another with "
+            f"{option}, or remove it"
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, a failure to write ``path`` becomes an OutputError. What is written must replace ``path`` atomically."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path} cannot be written ({error}); what was there before is unchanged. Free some space, or write to "
+            "another folder"
+        ) from error
+
+
+def save_with_torch(content: Any, path: Path) -> None:
+    """Write what `torch.save` pickles, not atomically.
+
+    Raises:
+        OSError: it cannot be written; torch itself would raise RuntimeError for a full disk.
+    """
+    with open(path, "wb") as handle:
+        try:
+            torch.save(content, handle)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error

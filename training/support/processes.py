@@ -1,0 +1,39 @@
+"""The processes of a training: one, or several that ``accelerate launch`` or ``torchrun`` started together."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
+
+from dinov3_seg_ros.support.errors import RecipeError
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def process_state() -> PartialState:
+    """Which process this is, of how many, and on which device."""
+    return PartialState(cpu=_on_cpu())
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """What runs the network on this process's device.
+
+    Args:
+        precision: fp32, bf16 or fp16.
+
+    Raises:
+        RecipeError: this machine has no such precision.
+    """
+    try:
+        return Accelerator(mixed_precision=_PRECISIONS[precision], cpu=_on_cpu())
+    except ValueError as error:
+        raise RecipeError(f"precision {precision} cannot be used on this machine: {error}") from error
+
+
+def _on_cpu() -> bool:
+    """Whether accelerate must be told that there is nothing but CPUs; of itself it would not join the processes."""
+    several = "LOCAL_RANK" in os.environ
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
