@@ -20,7 +20,7 @@ def resource_path(name: str) -> Path:
     Raises:
         SegmentationError: the installation is incomplete.
     """
-    roots = [Path(__file__).resolve().parent.parent]
+    roots = [Path(__file__).resolve().parents[2]]
     roots += [prefix / "share" / PACKAGE for prefix in _prefixes()]
     for root in roots:
         if (root / name).exists():
