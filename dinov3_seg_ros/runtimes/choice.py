@@ -21,7 +21,7 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 # Name -> module, class, what it imports only once it loads a model, and what installs all that; of two that use the
 # same kind of device, the faster first.
 RUNTIMES = {
-    "tensorrt": ("dinov3_seg_ros.runtimes.tensorrt", "TensorRTRuntime", (), "pip install 'dinov3_seg_ros[gpu]'"),
+    "tensorrt": ("dinov3_seg_ros.runtimes.tensorrt.runtime", "TensorRTRuntime", (), "pip install 'dinov3_seg_ros[gpu]'"),
     "onnx": ("dinov3_seg_ros.runtimes.onnx", "OnnxRuntime", (), "pip install 'dinov3_seg_ros[cpu]'"),
     "torch": (
         "dinov3_seg_ros.runtimes.pytorch",
