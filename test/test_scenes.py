@@ -12,7 +12,8 @@ from dinov3_seg_ros import scenes
 from dinov3_seg_ros.scenes.geometry import Geometry
 from dinov3_seg_ros.scenes.labels import Label
 from dinov3_seg_ros.scenes.materials import Painter
-from dinov3_seg_ros.scenes.rendering import Model, QuadLight, render_view
+from dinov3_seg_ros.scenes.rendering import render_view
+from dinov3_seg_ros.scenes.surfaces import Model, QuadLight
 from dinov3_seg_ros.scenes.textures import texture_bank
 from dinov3_seg_ros.support.errors import DatasetError
 
@@ -107,7 +108,7 @@ def test_same_arguments_give_the_same_bytes_in_any_order_thread_and_process():
     assert from_threads == [expected] * 3
 
     program = (
-        "import hashlib; from dinov3_seg_ros.demo import scenes;"
+        "import hashlib; from dinov3_seg_ros import scenes;"
         f"print(hashlib.sha256(b''.join(a.tobytes() for a in scenes.sample('val', 50, {SMALL}))).hexdigest())"
     )
     other = subprocess.run(

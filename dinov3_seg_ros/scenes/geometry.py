@@ -1,78 +1,20 @@
-"""Boxes and round bodies, gathered into arrays that the renderer reads.
-
-World coordinates are metres, x and y level and z up, with the floor at z = 0.
-"""
+"""Boxes and round bodies, gathered into the arrays that the renderer reads."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from dinov3_seg_ros.scenes.materials import Material
+from dinov3_seg_ros.scenes.surfaces import ELLIPSOID, FRUSTUM, Quads, Solids
 from dinov3_seg_ros.scenes.textures import SIZE
-
-ELLIPSOID = 0
-FRUSTUM = 1
 
 # Corner, first and second edge of each face of the cube [-1, 1]^3; the cross product of the edges points outwards, and
 # the second edge points up on the four sides.
 _FACE_CORNERS = np.array(((1, -1, -1), (-1, 1, -1), (1, 1, -1), (-1, -1, -1), (-1, -1, 1), (-1, 1, -1)), float)
 _FACE_EDGES_U = np.array(((0, 2, 0), (0, -2, 0), (-2, 0, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0)), float)
 _FACE_EDGES_V = np.array(((0, 0, 2), (0, 0, 2), (0, 0, 2), (0, 0, 2), (0, 2, 0), (0, -2, 0)), float)
-
-
-class Quads(NamedTuple):
-    """Parallelograms seen from one side; all arrays have one row for each."""
-
-    origin: np.ndarray
-    """float64 (Q, 3): a corner."""
-    edge_u: np.ndarray
-    """float64 (Q, 3): from the corner along the first edge."""
-    edge_v: np.ndarray
-    """float64 (Q, 3): from the corner along the second edge."""
-    normal: np.ndarray
-    """float64 (Q, 3): unit vector towards the visible side."""
-    texels: np.ndarray
-    """float64 (Q, 4): texels along u and v over the whole face, and the offset of the corner in u and v."""
-    texture: np.ndarray
-    """int64 (Q,): row of the texture bank."""
-    ramp: np.ndarray
-    """int64 (Q,): row of the scene's colour ramps."""
-    emission: np.ndarray
-    """float64 (Q,): own light, 0 where lit by the scene."""
-    label: np.ndarray
-    """uint8 (Q,): class id."""
-
-
-class Solids(NamedTuple):
-    """Ellipsoids and cone frusta; all arrays have one row for each.
-
-    ``to_unit`` takes a vector from the centre to the body's own frame, where the body is the unit ball, or the points
-    with ``|z| <= 1`` no further than ``1 + taper * z`` from the z axis.
-    """
-
-    centre: np.ndarray
-    """float64 (S, 3)."""
-    to_unit: np.ndarray
-    """float64 (S, 3, 3)."""
-    from_unit: np.ndarray
-    """float64 (S, 3, 3): the inverse of ``to_unit``."""
-    kind: np.ndarray
-    """int64 (S,): ``ELLIPSOID`` or ``FRUSTUM``."""
-    taper: np.ndarray
-    """float64 (S,)."""
-    texels: np.ndarray
-    """float64 (S,): texels per metre."""
-    texture: np.ndarray
-    """int64 (S,): row of the texture bank."""
-    ramp: np.ndarray
-    """int64 (S,): row of the scene's colour ramps."""
-    emission: np.ndarray
-    """float64 (S,): own light, 0 where lit by the scene."""
-    label: np.ndarray
-    """uint8 (S,): class id."""
 
 
 class Geometry:

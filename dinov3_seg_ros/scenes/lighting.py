@@ -7,8 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.scenes.geometry import Quads, Solids
-from dinov3_seg_ros.scenes.rendering import QuadLight
+from dinov3_seg_ros.scenes.surfaces import QuadLight, Quads, Solids
 
 _SIX_DIRECTIONS = np.array(((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)), float)
 _GRID_STEP = 0.15

@@ -14,7 +14,7 @@ from dinov3_seg_ros.scenes.geometry import Geometry
 from dinov3_seg_ros.scenes.labels import Label
 from dinov3_seg_ros.scenes.lighting import FloorPlan, Lighting, Source
 from dinov3_seg_ros.scenes.materials import Material, Painter
-from dinov3_seg_ros.scenes.rendering import Model
+from dinov3_seg_ros.scenes.surfaces import Model
 from dinov3_seg_ros.scenes.textures import texture_bank
 
 ROBOT_RADIUS = 0.55
