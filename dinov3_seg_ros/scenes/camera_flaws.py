@@ -8,6 +8,7 @@ import math
 import cv2
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.scenes.camera import CameraEffects
 
@@ -28,11 +29,11 @@ def add_camera_flaws(rgb: np.ndarray, effects: CameraEffects, seed: int) -> np.n
 
 
 @functools.lru_cache(maxsize=1)
-def _noise_tile() -> np.ndarray:
+def _noise_tile() -> NDArray[np.float32]:
     return np.random.default_rng(5).standard_normal(_NOISE_TILE * _NOISE_TILE).astype(np.float32)
 
 
-def _motion_kernel(right: float, down: float) -> np.ndarray | None:
+def _motion_kernel(right: float, down: float) -> NDArray[np.float32] | None:
     """Weights of a straight smear, or None where it is shorter than a pixel."""
     length = math.hypot(right, down)
     if length < 1.0:
@@ -42,7 +43,8 @@ def _motion_kernel(right: float, down: float) -> np.ndarray | None:
     start = (round(16 * (reach - right / 2)), round(16 * (reach - down / 2)))
     end = (round(16 * (reach + right / 2)), round(16 * (reach + down / 2)))
     cv2.line(kernel, start, end, 1.0, 1, cv2.LINE_AA, 4)
-    return kernel / kernel.sum()
+    kernel /= kernel.sum()
+    return kernel
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

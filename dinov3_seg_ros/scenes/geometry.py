@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from dinov3_seg_ros.scenes.materials import Material
 from dinov3_seg_ros.scenes.surfaces import ELLIPSOID, FRUSTUM, Quads, Solids
@@ -92,8 +93,8 @@ class Part:
         self._geometry = geometry
         self._label = int(label)
         cosine, sine = math.cos(yaw), math.sin(yaw)
-        self._rotation = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
-        self._position = np.array((x, y, z))
+        self._rotation: NDArray[np.float64] = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
+        self._position: NDArray[np.float64] = np.array((x, y, z))
 
     def box(
         self,
@@ -149,8 +150,8 @@ class Part:
     def _add_solid(self, centre: np.ndarray, axes: np.ndarray, kind: int, taper: float, material: Material) -> None:
         self._geometry.solids.append((centre, axes, kind, taper, self._label, material))
 
-    def _to_world(self, point: tuple[float, float, float]) -> np.ndarray:
-        return self._position + self._rotation @ np.asarray(point, float)
+    def _to_world(self, point: ArrayLike) -> NDArray[np.float64]:
+        return self._position + self._rotation @ np.asarray(point, np.float64)
 
 
 def turn_about(axis: str, angle: float) -> np.ndarray:

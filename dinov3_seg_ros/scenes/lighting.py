@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from dinov3_seg_ros.scenes.surfaces import QuadLight, Quads, Solids
 
@@ -34,20 +35,22 @@ class FloorPlan(NamedTuple):
     step: float
     """Metres between cells."""
 
-    def blank(self, dtype: type) -> np.ndarray:
+    def blank(self, dtype: DTypeLike) -> np.ndarray:
         """An empty map of this floor."""
         return np.zeros((int(2 * self.half_y / self.step) + 1, int(2 * self.half_x / self.step) + 1), dtype)
 
-    def cells(self, points: np.ndarray) -> np.ndarray:
-        """Where the points (N, 2), metres, lie on the map: float (N, 2), column and row."""
-        return (points + np.array((self.half_x, self.half_y))) / self.step
+    def cells(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where the points (N, 2), metres, lie on the map: (N, 2), column and row."""
+        origin: NDArray[np.float64] = np.array((self.half_x, self.half_y))
+        return (points + origin) / self.step
 
-    def read(self, values: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Values of a map under the points (N, 2), interpolated; float32 (N,)."""
+    def read(self, values: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Values of a map under the points (N, 2), interpolated: (N,)."""
         if not len(points):  # a bare room; OpenCV refuses to read nothing
             return np.zeros(0, np.float32)
-        cells = self.cells(points).astype(np.float32).reshape(-1, 1, 2)
-        return cv2.remap(values, cells, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel()
+        columns, rows = self.cells(points).astype(np.float32).T
+        found = cv2.remap(values, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return found.ravel().astype(np.float32, copy=False)
 
 
 class Lighting:
@@ -57,10 +60,10 @@ class Lighting:
         self,
         sources: list[Source],
         ambient: float,
-        bias: np.ndarray,
+        bias: NDArray[np.float64],
         plan: FloorPlan,
-        footprints: np.ndarray,
-        sunlit: np.ndarray,
+        footprints: NDArray[np.float32],
+        sunlit: NDArray[np.float32],
     ) -> None:
         """``bias`` (3,) tells the ambient light's directions apart; the maps are float32 0..1 of the ``plan``."""
         self._sources = sources
@@ -71,9 +74,9 @@ class Lighting:
         self._shade = 0.45 * wide + 0.3 * narrow
         self._sunlit = sunlit * (1.0 - footprints)
 
-    def at(self, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-        """Light on surfaces at ``points`` (N, 3) that face along ``normals`` (N, 3); float64 (N,), 0 and up."""
-        light = self._ambient * (1.0 + normals @ self._bias)
+    def at(self, points: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Light on surfaces at ``points`` (N, 3) that face along ``normals`` (N, 3): (N,), 0 and up."""
+        light: NDArray[np.float64] = self._ambient * (1.0 + normals @ self._bias)
         for source in self._sources:
             towards = np.asarray(source.position) - points
             distance = np.maximum(np.linalg.norm(towards, axis=1), 0.15)
@@ -102,8 +105,8 @@ class Lighting:
         values = np.where(shines[owner], quads.emission[owner], self.at(points, quads.normal[owner]))
         return QuadLight(start, columns, rows, values.astype(np.float32))
 
-    def on_solids(self, solids: Solids) -> np.ndarray:
-        """Light on each solid from six sides, float32 (S, 6) in the order -x, +x, -y, +y, -z, +z."""
+    def on_solids(self, solids: Solids) -> NDArray[np.float32]:
+        """Light on each solid from six sides, (S, 6) in the order -x, +x, -y, +y, -z, +z."""
         points = np.repeat(solids.centre, 6, axis=0)
         light = self.at(points, np.tile(_SIX_DIRECTIONS, (len(solids.centre), 1))).reshape(-1, 6)
         shines = solids.emission > 0.0

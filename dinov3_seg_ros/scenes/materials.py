@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.scenes.labels import Label
 from dinov3_seg_ros.scenes.textures import TextureBank
@@ -79,11 +80,11 @@ class Painter:
             kind: [row for row, name in enumerate(bank.kinds) if name == kind] for kind in dict.fromkeys(bank.kinds)
         }
         self._everyday = tuple(kind for kind in self._rows_of_kind if kind != "outdoors")
-        self._ramps: list[np.ndarray] = []
+        self._ramps: list[NDArray[np.float32]] = []
 
     @property
-    def ramps(self) -> np.ndarray:
-        """float32 (ramps, RAMP_STEPS, 3): every ramp drawn so far."""
+    def ramps(self) -> NDArray[np.float32]:
+        """(ramps, RAMP_STEPS, 3): every ramp drawn so far."""
         return np.stack(self._ramps)
 
     def any(
@@ -146,18 +147,18 @@ class Painter:
     def _texture(self, kind: str) -> int:
         return int(self.rng.choice(self._rows_of_kind[kind]))
 
-    def _any_colour(self) -> np.ndarray:
+    def _any_colour(self) -> NDArray[np.float64]:
         """Hue in degrees, saturation and value; half of the colours are muted, as indoors."""
         saturation = self.rng.beta(1.2, 2.2) if self.rng.random() < 0.7 else self.rng.uniform(0.3, 0.95)
         return np.array((self.rng.uniform(0, 360), saturation, self.rng.uniform(0.18, 0.97)))
 
-    def _usual_colour(self, label: Label) -> np.ndarray:
+    def _usual_colour(self, label: Label) -> NDArray[np.float64]:
         """Hue in degrees, saturation and value of a colour that is usual for a class."""
         choices = _USUAL[label]
         ranges = choices[int(self.rng.integers(len(choices)))]
         return np.array([self.rng.uniform(*limits) for limits in ranges]) % (360.0, 2.0, 2.0)
 
-    def _companion(self, base: np.ndarray) -> np.ndarray:
+    def _companion(self, base: NDArray[np.float64]) -> NDArray[np.float64]:
         """A second colour to go with ``base``: a tone of it, a neighbour, or any other."""
         kind = self.rng.random()
         if kind < 0.15:
@@ -166,14 +167,15 @@ class Painter:
         value = base[2] * self.rng.uniform(0.5, 0.9)
         return np.array((hue % 360, np.clip(base[1] * self.rng.uniform(0.7, 1.3), 0, 1), value))
 
-    def _add_ramp(self, high: np.ndarray, low: np.ndarray) -> int:
+    def _add_ramp(self, high: NDArray[np.float64], low: NDArray[np.float64]) -> int:
         dark, light = _linear_rgb(np.stack((low, high)))
         weight = np.linspace(0.0, 1.0, RAMP_STEPS)[:, None]
         self._ramps.append((dark + (light - dark) * weight).astype(np.float32))
         return len(self._ramps) - 1
 
 
-def _linear_rgb(hsv: np.ndarray) -> np.ndarray:
+def _linear_rgb(hsv: NDArray[np.float64]) -> NDArray[np.float64]:
     """Colours (N, 3) of hue in degrees, saturation and value, as linear-light RGB 0.01..0.95."""
     rgb = cv2.cvtColor(hsv.astype(np.float32)[None], cv2.COLOR_HSV2RGB)[0]
-    return np.clip(rgb.astype(np.float64) ** 2.2, 0.01, 0.95)
+    linear: NDArray[np.float64] = rgb.astype(np.float64) ** 2.2
+    return linear.clip(0.01, 0.95)

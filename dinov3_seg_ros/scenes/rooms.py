@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.scenes import furniture
 from dinov3_seg_ros.scenes.furniture import Piece
@@ -24,8 +25,6 @@ _PATH_POINTS = 256
 _PLAN_STEP = 0.05
 _TRIES = 25
 _SCENE_SEED_OF_SPLIT = {"train": 101, "val": 202}
-
-
 # Some objects to train on have any colour, so that shapes are learnt too (domain randomisation).
 _ODD_COLOURS = {"train": 0.05, "val": 0.0}
 
@@ -253,11 +252,11 @@ class _Builder:
                 if self._is_free(place, chair, taken_by_others):
                     self._place(chair, place)
 
-    def _outline(self, spot: _Spot, width: float, depth: float) -> np.ndarray:
+    def _outline(self, spot: _Spot, width: float, depth: float) -> NDArray[np.int32]:
         x, y = 0.5 * width, 0.5 * depth
         return self._to_cells(spot, np.array(((-x, -y), (x, -y), (x, y), (-x, y))))
 
-    def _to_cells(self, spot: _Spot, corners: np.ndarray) -> np.ndarray:
+    def _to_cells(self, spot: _Spot, corners: NDArray[np.float64]) -> NDArray[np.int32]:
         cosine, sine = math.cos(spot.yaw), math.sin(spot.yaw)
         points = corners @ np.array(((cosine, sine), (-sine, cosine))) + (spot.x, spot.y)
         return np.rint(self.plan.cells(points)).astype(np.int32)

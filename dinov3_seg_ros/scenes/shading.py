@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.scenes.surfaces import FRUSTUM, Model
 from dinov3_seg_ros.scenes.textures import LEVEL_OFFSETS, LEVELS, SIZE
@@ -188,7 +189,7 @@ def _shade_solid_run(
 
 
 @_inlined
-def _texture_value(pyramid: np.ndarray, s: float, t: float, texels_per_pixel: float) -> float:
+def _texture_value(pyramid: NDArray[np.uint8], s: float, t: float, texels_per_pixel: float) -> float:
     """Value 0..255 of a texture at texel (s, t) of its finest level, at the level that suits the area of a pixel."""
     level, scale = 0, 1.0
     while texels_per_pixel > 2.0 and level < LEVELS - 1:
@@ -208,4 +209,5 @@ def _texture_value(pyramid: np.ndarray, s: float, t: float, texels_per_pixel: fl
         pyramid[next_row + left]
         + (np.float32(pyramid[next_row + right]) - np.float32(pyramid[next_row + left])) * part_s
     )
-    return upper + (lower - upper) * part_t
+    value: float = upper + (lower - upper) * part_t
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 ELLIPSOID = 0
 FRUSTUM = 1
@@ -16,24 +17,24 @@ FRUSTUM = 1
 class Quads(NamedTuple):
     """Parallelograms seen from one side; all arrays have one row for each."""
 
-    origin: np.ndarray
-    """float64 (Q, 3): a corner."""
-    edge_u: np.ndarray
-    """float64 (Q, 3): from the corner along the first edge."""
-    edge_v: np.ndarray
-    """float64 (Q, 3): from the corner along the second edge."""
-    normal: np.ndarray
-    """float64 (Q, 3): unit vector towards the visible side."""
-    texels: np.ndarray
-    """float64 (Q, 4): texels along u and v over the whole face, and the offset of the corner in u and v."""
-    texture: np.ndarray
-    """int64 (Q,): row of the texture bank."""
-    ramp: np.ndarray
-    """int64 (Q,): row of the scene's colour ramps."""
-    emission: np.ndarray
-    """float64 (Q,): own light, 0 where lit by the scene."""
-    label: np.ndarray
-    """uint8 (Q,): class id."""
+    origin: NDArray[np.float64]
+    """(Q, 3): a corner."""
+    edge_u: NDArray[np.float64]
+    """(Q, 3): from the corner along the first edge."""
+    edge_v: NDArray[np.float64]
+    """(Q, 3): from the corner along the second edge."""
+    normal: NDArray[np.float64]
+    """(Q, 3): unit vector towards the visible side."""
+    texels: NDArray[np.float64]
+    """(Q, 4): texels along u and v over the whole face, and the offset of the corner in u and v."""
+    texture: NDArray[np.int64]
+    """(Q,): row of the texture bank."""
+    ramp: NDArray[np.int64]
+    """(Q,): row of the scene's colour ramps."""
+    emission: NDArray[np.float64]
+    """(Q,): own light, 0 where lit by the scene."""
+    label: NDArray[np.uint8]
+    """(Q,): class id."""
 
 
 class Solids(NamedTuple):
@@ -43,39 +44,39 @@ class Solids(NamedTuple):
     with ``|z| <= 1`` no further than ``1 + taper * z`` from the z axis.
     """
 
-    centre: np.ndarray
-    """float64 (S, 3)."""
-    to_unit: np.ndarray
-    """float64 (S, 3, 3)."""
-    from_unit: np.ndarray
-    """float64 (S, 3, 3): the inverse of ``to_unit``."""
-    kind: np.ndarray
-    """int64 (S,): ``ELLIPSOID`` or ``FRUSTUM``."""
-    taper: np.ndarray
-    """float64 (S,)."""
-    texels: np.ndarray
-    """float64 (S,): texels per metre."""
-    texture: np.ndarray
-    """int64 (S,): row of the texture bank."""
-    ramp: np.ndarray
-    """int64 (S,): row of the scene's colour ramps."""
-    emission: np.ndarray
-    """float64 (S,): own light, 0 where lit by the scene."""
-    label: np.ndarray
-    """uint8 (S,): class id."""
+    centre: NDArray[np.float64]
+    """(S, 3)."""
+    to_unit: NDArray[np.float64]
+    """(S, 3, 3)."""
+    from_unit: NDArray[np.float64]
+    """(S, 3, 3): the inverse of ``to_unit``."""
+    kind: NDArray[np.int64]
+    """(S,): ``ELLIPSOID`` or ``FRUSTUM``."""
+    taper: NDArray[np.float64]
+    """(S,)."""
+    texels: NDArray[np.float64]
+    """(S,): texels per metre."""
+    texture: NDArray[np.int64]
+    """(S,): row of the texture bank."""
+    ramp: NDArray[np.int64]
+    """(S,): row of the scene's colour ramps."""
+    emission: NDArray[np.float64]
+    """(S,): own light, 0 where lit by the scene."""
+    label: NDArray[np.uint8]
+    """(S,): class id."""
 
 
 class QuadLight(NamedTuple):
     """Light on each quad, on a grid of its own spread over the whole face."""
 
-    start: np.ndarray
-    """int64 (Q,): where the grid begins in ``values``."""
-    columns: np.ndarray
-    """int64 (Q,): grid points along u, at least 2."""
-    rows: np.ndarray
-    """int64 (Q,): grid points along v, at least 2."""
-    values: np.ndarray
-    """float32 (points,): row by row, one grid after the other."""
+    start: NDArray[np.int64]
+    """(Q,): where the grid begins in ``values``."""
+    columns: NDArray[np.int64]
+    """(Q,): grid points along u, at least 2."""
+    rows: NDArray[np.int64]
+    """(Q,): grid points along v, at least 2."""
+    values: NDArray[np.float32]
+    """(points,): row by row, one grid after the other."""
 
 
 class Model(NamedTuple):
@@ -84,11 +85,11 @@ class Model(NamedTuple):
     quads: Quads
     solids: Solids
     quad_light: QuadLight
-    solid_light: np.ndarray
-    """float32 (S, 6): light that falls on each solid from -x, +x, -y, +y, -z and +z."""
-    textures: np.ndarray
-    """uint8 (textures, texels): mip pyramids."""
-    ramps: np.ndarray
-    """float32 (ramps, 256, 3): linear-light RGB for each texture value."""
-    tint: np.ndarray
-    """float32 (3,): colour of the light."""
+    solid_light: NDArray[np.float32]
+    """(S, 6): light that falls on each solid from -x, +x, -y, +y, -z and +z."""
+    textures: NDArray[np.uint8]
+    """(textures, texels): mip pyramids."""
+    ramps: NDArray[np.float32]
+    """(ramps, 256, 3): linear-light RGB for each texture value."""
+    tint: NDArray[np.float32]
+    """(3,): colour of the light."""

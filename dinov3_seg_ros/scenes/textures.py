@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+
+Pattern = NDArray[np.floating[Any]]
+"""Values about 0..1, (SIZE, SIZE)."""
 
 SIZE = 256
 """Width and height of a texture, texels; a power of two."""
@@ -29,7 +33,7 @@ _SEED_OF_SPLIT = {"train": 11, "val": 12}
 class TextureBank(NamedTuple):
     """The textures of one split."""
 
-    pyramids: np.ndarray
+    pyramids: NDArray[np.uint8]
     """uint8 (textures, texels): each row a flattened mip pyramid, see ``LEVEL_OFFSETS``."""
 
     kinds: tuple[str, ...]
@@ -51,8 +55,8 @@ def texture_bank(split: str) -> TextureBank:
     return TextureBank(bank, tuple(kinds))
 
 
-def _pyramid(pattern: np.ndarray) -> np.ndarray:
-    level = np.clip(pattern, 0.0, 1.0).astype(np.float32)
+def _pyramid(pattern: Pattern) -> NDArray[np.uint8]:
+    level: cv2.typing.MatLike = np.clip(pattern, 0.0, 1.0).astype(np.float32)
     flat = []
     for _ in range(LEVELS):
         flat.append(np.rint(level.ravel() * 255.0).astype(np.uint8))
@@ -60,7 +64,13 @@ def _pyramid(pattern: np.ndarray) -> np.ndarray:
     return np.concatenate(flat)
 
 
-def _smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> np.ndarray:
+def _texel_grid() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of each texel, (SIZE, SIZE) each."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    return y, x
+
+
+def _smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> Pattern:
     """Noise in 0..1 that tiles, with ``cells_y`` by ``cells_x`` bumps."""
     grid = rng.random((cells_y, cells_x), dtype=np.float32)
     border = 3
@@ -70,115 +80,117 @@ def _smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> np.nd
     return large[border * step_y : border * step_y + SIZE, border * step_x : border * step_x + SIZE].clip(0.0, 1.0)
 
 
-def _fractal_noise(rng: np.random.Generator, coarsest: int = 4, octaves: int = 4) -> np.ndarray:
+def _fractal_noise(rng: np.random.Generator, coarsest: int = 4, octaves: int = 4) -> Pattern:
     total = np.zeros((SIZE, SIZE), np.float32)
     weight = 0.0
     for octave in range(octaves):
         cells = coarsest << octave
         total += _smooth_noise(rng, cells, cells) * 0.5**octave
         weight += 0.5**octave
-    return np.clip((total / weight - 0.5) * 1.6 + 0.5, 0.0, 1.0)
+    noise: Pattern = (total / weight - 0.5) * 1.6 + 0.5
+    return noise.clip(0.0, 1.0)
 
 
 def _power_of_two(rng: np.random.Generator, low: int, high: int) -> int:
     return 1 << int(rng.integers(low, high + 1))
 
 
-def _bricks(rng: np.random.Generator, rows: int, columns: int, joint: int, shift: float) -> np.ndarray:
+def _bricks(rng: np.random.Generator, rows: int, columns: int, joint: int, shift: float) -> Pattern:
     """A wall of rectangles of slightly different tones, with dark joints; ``shift`` moves every second row."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    y, x = _texel_grid()
     row = y * rows // SIZE
     moved = (x + (row % 2) * int(shift * SIZE / columns)) % SIZE
     column = moved * columns // SIZE
     tone = 0.75 + rng.uniform(0.02, 0.25) * (rng.random((rows, columns)) - 0.5)
-    pattern = tone[row, column]
+    pattern: Pattern = tone[row, column]
     in_joint = (y % (SIZE // rows) < joint) | (moved % (SIZE // columns) < joint)
     pattern[in_joint] = rng.uniform(0.0, 0.4)
     return pattern + 0.08 * (_fractal_noise(rng, 16, 2) - 0.5)
 
 
-def _brick_wall(rng: np.random.Generator) -> np.ndarray:
+def _brick_wall(rng: np.random.Generator) -> Pattern:
     rows = _power_of_two(rng, 3, 4)
     return _bricks(rng, rows, rows // 2, joint=int(rng.integers(2, 4)), shift=0.5)
 
 
-def _tiles(rng: np.random.Generator) -> np.ndarray:
+def _tiles(rng: np.random.Generator) -> Pattern:
     count = _power_of_two(rng, 1, 3)
     return _bricks(rng, count, count, joint=int(rng.integers(2, 5)), shift=0.0)
 
 
-def _planks(rng: np.random.Generator) -> np.ndarray:
+def _planks(rng: np.random.Generator) -> Pattern:
     rows = _power_of_two(rng, 2, 3)
     grain = _smooth_noise(rng, _power_of_two(rng, 5, 6), 4)
     return _bricks(rng, rows, _power_of_two(rng, 0, 1), joint=2, shift=0.5) + 0.3 * (grain - 0.5)
 
 
-def _wood_grain(rng: np.random.Generator) -> np.ndarray:
-    y = np.mgrid[0:SIZE, 0:SIZE][0] / SIZE
+def _wood_grain(rng: np.random.Generator) -> Pattern:
+    y = _texel_grid()[0] / SIZE
     warp = _smooth_noise(rng, 4, 2) * rng.uniform(0.5, 1.5)
     rings = 0.5 + 0.5 * np.sin(2 * np.pi * (y * rng.integers(4, 10) + warp))
     return 0.25 + 0.5 * rings + 0.25 * _smooth_noise(rng, 64, 4)
 
 
-def _stripes(rng: np.random.Generator) -> np.ndarray:
+def _stripes(rng: np.random.Generator) -> Pattern:
     axis = int(rng.integers(2))
-    position = np.mgrid[0:SIZE, 0:SIZE][axis] * _power_of_two(rng, 2, 4) / SIZE % 1.0
+    position = _texel_grid()[axis] * _power_of_two(rng, 2, 4) / SIZE % 1.0
     width = rng.uniform(0.2, 0.7)
     return 0.15 + 0.7 * (position < width) + 0.05 * _fractal_noise(rng, 16, 2)
 
 
-def _checks(rng: np.random.Generator) -> np.ndarray:
+def _checks(rng: np.random.Generator) -> Pattern:
     count = _power_of_two(rng, 1, 3) * 2
-    y, x = np.mgrid[0:SIZE, 0:SIZE] * count // SIZE
+    y, x = (axis * count // SIZE for axis in _texel_grid())
     return 0.15 + 0.65 * ((x + y) % 2) + 0.1 * _fractal_noise(rng, 8, 3)
 
 
-def _plaid(rng: np.random.Generator) -> np.ndarray:
+def _plaid(rng: np.random.Generator) -> Pattern:
     bands = _power_of_two(rng, 3, 4)
     across, along = (np.repeat(rng.random(bands), SIZE // bands) for _ in range(2))
     return 0.5 * (across[:, None] + along[None, :])
 
 
-def _dots(rng: np.random.Generator) -> np.ndarray:
+def _dots(rng: np.random.Generator) -> Pattern:
     count = _power_of_two(rng, 2, 3)
-    y, x = np.mgrid[0:SIZE, 0:SIZE] * count / SIZE % 1.0 - 0.5
+    y, x = (axis * count / SIZE % 1.0 - 0.5 for axis in _texel_grid())
     distance = np.hypot(x, y)
     return 0.2 + 0.6 * np.clip((rng.uniform(0.2, 0.4) - distance) * 20.0, 0.0, 1.0)
 
 
-def _cloudy(rng: np.random.Generator) -> np.ndarray:
+def _cloudy(rng: np.random.Generator) -> Pattern:
     return _fractal_noise(rng, _power_of_two(rng, 1, 3), 4)
 
 
-def _carpet(rng: np.random.Generator) -> np.ndarray:
+def _carpet(rng: np.random.Generator) -> Pattern:
     fine = _smooth_noise(rng, 128, 128)
     return 0.2 + 0.4 * fine + 0.4 * _fractal_noise(rng, 4, 3)
 
 
-def _speckle(rng: np.random.Generator) -> np.ndarray:
+def _speckle(rng: np.random.Generator) -> Pattern:
     threshold = rng.uniform(0.55, 0.7)
     chips = np.clip((_smooth_noise(rng, 64, 64) - threshold) * 8.0, 0.0, 1.0)
     dark = np.clip((_smooth_noise(rng, 32, 32) - threshold - 0.1) * 8.0, 0.0, 1.0)
     return 0.5 + 0.4 * chips - 0.4 * dark
 
 
-def _weave(rng: np.random.Generator) -> np.ndarray:
+def _weave(rng: np.random.Generator) -> Pattern:
     count = _power_of_two(rng, 4, 5)
-    y, x = np.mgrid[0:SIZE, 0:SIZE] * count / SIZE
+    y, x = (axis * count / SIZE for axis in _texel_grid())
     over = (np.floor(x) + np.floor(y)) % 2
     thread = np.where(over == 0, np.abs(x % 1.0 - 0.5), np.abs(y % 1.0 - 0.5))
-    return 0.85 - 0.9 * thread * rng.uniform(0.5, 1.0) + 0.1 * _fractal_noise(rng, 8, 2)
+    pattern: Pattern = 0.85 - 0.9 * thread * rng.uniform(0.5, 1.0) + 0.1 * _fractal_noise(rng, 8, 2)
+    return pattern
 
 
-def _plain(rng: np.random.Generator) -> np.ndarray:
+def _plain(rng: np.random.Generator) -> Pattern:
     return 0.5 + rng.uniform(0.02, 0.1) * (_fractal_noise(rng, 4, 5) - 0.5)
 
 
-def _outdoors(rng: np.random.Generator) -> np.ndarray:
+def _outdoors(rng: np.random.Generator) -> Pattern:
     """A view from a window, upright with its first row at the bottom: sky, hills or houses, ground."""
     x = np.arange(SIZE)
     height = (np.arange(SIZE) / SIZE)[:, None]
-    view = np.broadcast_to(0.7 + 0.3 * height, (SIZE, SIZE)).copy()
+    view: Pattern = np.broadcast_to(0.7 + 0.3 * height, (SIZE, SIZE)).copy()
     view -= 0.12 * np.clip(_fractal_noise(rng, 4, 4) - 0.5, 0.0, 1.0)
     for layer, tone in enumerate((0.55, 0.42)):
         if rng.random() < 0.5:
@@ -193,7 +205,7 @@ def _outdoors(rng: np.random.Generator) -> np.ndarray:
     return view + 0.06 * (_fractal_noise(rng, 16, 3) - 0.5)
 
 
-PATTERNS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+PATTERNS: dict[str, Callable[[np.random.Generator], Pattern]] = {
     "brick": _brick_wall,
     "tiles": _tiles,
     "planks": _planks,

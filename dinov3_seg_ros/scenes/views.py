@@ -104,7 +104,8 @@ class Scene:
 
     def _position(self, distance: float) -> tuple[float, float]:
         distance %= self._distances[-1]
-        return tuple(float(np.interp(distance, self._distances, self._closed_path[:, axis])) for axis in (0, 1))
+        x, y = (float(np.interp(distance, self._distances, coordinate)) for coordinate in self._closed_path.T)
+        return x, y
 
 
 def sample(split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
