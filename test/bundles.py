@@ -9,8 +9,7 @@ import torch
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
 from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
-from dinov3_seg_ros.frames.classes import ClassesSection
-from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import build_head
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone

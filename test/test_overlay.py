@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.frames.overlay import blend_overlay, colour_mask, default_palette
+from dinov3_seg_ros.frames.classes import default_palette
+from dinov3_seg_ros.frames.overlay import blend_overlay, colour_mask
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 

@@ -16,8 +16,7 @@ from rich.console import Console
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, HeadSection, InputSection, Manifest, TrainingSection
 from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
-from dinov3_seg_ros.frames.classes import ClassesSection
-from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.model.identity import backbone_identity
 from dinov3_seg_ros.model.weights import load_backbone

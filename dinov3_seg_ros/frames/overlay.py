@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import cv2
@@ -12,16 +11,6 @@ import numpy as np
 _PLACEMENT_SIDE = 120
 #: A region smaller than this share of the picture gets no name: the text would cover more than the region.
 _LEAST_NAMED_SHARE = 0.004
-
-
-def default_palette(count: int) -> list[tuple[int, int, int]]:
-    """``count`` RGB colours (0..255) that neighbours in the list tell apart: hues one golden section apart."""
-    colours = []
-    for index in range(count):
-        hue = (index * 0.618034) % 1.0
-        saturation, value = (0.75, 0.55, 0.9)[index % 3], (0.95, 0.8, 0.65)[(index // 3) % 3]
-        colours.append(tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value)))
-    return colours
 
 
 def colour_mask(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from dinov3_seg_ros.frames.overlay import default_palette
+from dinov3_seg_ros.frames.classes import default_palette
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Colour
 
