@@ -14,12 +14,13 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from dinov3_seg_ros.ros.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.ros.signals import ignore_until_exit, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the node until it is interrupted or terminated."""
     configure_transport()
+    warn_of_unfinished_segments()
     keep_freed_memory()
     leave_ending_to_rclpy()
     rclpy.init(args=arguments)

@@ -110,7 +110,7 @@ class ComputeOptions(Options):
         for name in names:
             if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
                 raise ValueError(
-                    f"it holds '{name}'; give each of ONNX Runtime's execution providers once and by its full name, "
+                    f"providers holds '{name}'; give each of ONNX Runtime's execution providers once and by its full name, "
                     "such as CUDAExecutionProvider, CPUExecutionProvider"
                 )
         return names
@@ -156,8 +156,8 @@ class PublishOptions(Options):
         return text
 
 
-class NodeOptions(ComputeOptions, PublishOptions):
-    """All that the node is told when it starts."""
+class SourceOptions(Options):
+    """Which bundles and cameras the node serves."""
 
     bundle: Annotated[str, Field(description="Folder of the trained bundle.")] = ""
     bundles: Annotated[
@@ -174,6 +174,11 @@ class NodeOptions(ComputeOptions, PublishOptions):
     image_transport: Annotated[
         ImageTransport, Field(description="Which topic to read: image (raw) or image/compressed (compressed).")
     ] = "raw"
+
+
+class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
+    """All that the node is told when it starts."""
+
     autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
 
 
@@ -211,6 +216,31 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 def select(model: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
     """A model of those of ``values`` that are its own."""
     return model(**{name: value for name, value in values.items() if name in model.model_fields})
+
+
+def parse_option(option: Option, text: str) -> Any:
+    """The value of an option written as text, as in a launch argument: lists are separated by commas.
+
+    Raises:
+        ParameterError: the text is no value of the option's type.
+    """
+    parts = [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]
+    try:
+        match option.kind:
+            case "texts":
+                return tuple(parts)
+            case "size":
+                return tuple(map(int, parts))
+            case "int":
+                return int(text)
+            case "float":
+                return float(text)
+            case "bool":
+                return {"true": True, "false": False}[text.strip().lower()]
+        return text
+    except (ValueError, KeyError):
+        wanted = {"size": "height,width in pixels", "int": "a whole number", "float": "a number"}
+        raise ParameterError(f"{option.name} is '{text}'; give {wanted.get(option.kind, 'true or false')}") from None
 
 
 def parse_mask_size(text: str) -> str | tuple[int, int]:

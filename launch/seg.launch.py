@@ -9,32 +9,26 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
+from dinov3_seg_ros.options import NodeOptions, describe_options, parse_option
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.resources import console_script, resource_path
 
-# Arguments that set a parameter of the node; an empty one leaves it to the parameter file.
-PARAMETERS = {
-    "bundle": "Folder of the bundle (default: the parameter file's, or the demo's)",
-    "runtime": "auto, torch, onnx or tensorrt",
-    "image_transport": "raw or compressed",
-    "mask_size": "source, network or WIDTHxHEIGHT",
-    "class_list": "YAML file of the classes to publish, such as config/classes/navigation.yaml",
-}
+# Every parameter of the node is an argument too; an empty one leaves it to the parameter file.
+PARAMETERS = describe_options(NodeOptions)
 OTHERS = {
-    "cameras": ("", "Prefixes of several cameras' topics: front,left"),
-    "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix, and thus relative"),
-    "camera_info_topic": ("", "Topic of the camera's calibration (default: camera_info beside the images)"),
-    "namespace": ("", "Namespace of node and topics"),
-    "params_file": ("", "YAML file of parameters (default: config/segmentation.yaml with the demo's bundle)"),
-    "log_level": ("info", "debug, info, warn or error"),
+    "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix, and thus relative."),
+    "camera_info_topic": ("", "Topic of the camera's calibration; default: camera_info beside the images."),
+    "namespace": ("", "Namespace of node and topics."),
+    "params_file": ("", "YAML file of parameters; default: config/segmentation.yaml with the demo's bundle."),
+    "log_level": ("info", "debug, info, warn or error."),
 }
 
 
 def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node with the parameters they set."""
     arguments = [
-        DeclareLaunchArgument(name, default_value="", description=description)
-        for name, description in PARAMETERS.items()
+        DeclareLaunchArgument(option.name, default_value="", description=option.description)
+        for option in PARAMETERS.values()
     ]
     arguments += [
         DeclareLaunchArgument(name, default_value=default, description=description)
@@ -47,10 +41,9 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    given = {name: value(name) for name in PARAMETERS if value(name)}
-    cameras = [name.strip() for name in value("cameras").strip("[]").split(",") if name.strip()]
-    if cameras:
-        given["cameras"] = cameras
+    given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
+    NodeOptions(**given)  # a value that cannot be used is refused here, before any process is started
+    cameras = given.get("cameras", ())
     image = value("image_topic")
     info = value("camera_info_topic") or "/".join((*image.split("/")[:-1], "camera_info"))
     for name, source in (("image_topic", image), ("camera_info_topic", info)):
@@ -60,14 +53,17 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
             )
     sources = {"image": image, "image/compressed": f"{image}/compressed", "camera_info": info}
-    if not value("params_file"):
+    if not value("params_file") and not given.get("bundles"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
     return [
         LifecycleNode(
             executable=console_script("segmentation_node"),
             name="segmentation",
             namespace=value("namespace"),
-            parameters=[value("params_file") or str(resource_path("config/segmentation.yaml")), given],
+            parameters=[
+                value("params_file") or str(resource_path("config/segmentation.yaml")),
+                {name: list(found) if isinstance(found, tuple) else found for name, found in given.items()},
+            ],
             remappings=[
                 (_below(camera, name), _below(camera, source))
                 for camera in cameras or [""]

@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("dinov3_seg_ros.ros.diagnostics.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.ros.camera_statistics.time", clock)
     monkeypatch.setattr("dinov3_seg_ros.support.timing.time", clock)
     return clock
 

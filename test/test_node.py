@@ -259,7 +259,10 @@ def test_a_signal_while_the_models_load_ends_the_process_with_code_zero(graph, t
 
 
 def test_a_callback_that_fails_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
-    broken = "import dinov3_seg_ros.node as node; node.SegmentationNode._receive = lambda *_: 1 / 0; node.main()"
+    broken = (
+        "import dinov3_seg_ros.node as node; from dinov3_seg_ros.ros.frame_loop import FrameLoop; "
+        "FrameLoop._receive = lambda *_: 1 / 0; node.main()"
+    )
     node = graph.start_node(program=("-c", broken), bundle=bundle.path)
     camera = graph.camera()
     camera.wait_for_subscriber()

@@ -8,6 +8,7 @@ With a ROS distribution sourced, its own rclpy is used in place of the wheels na
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -17,20 +18,24 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "constraints.txt"
-NEEDS_TORCH = {"torch", "export", "train", "test"}
+NEEDS_TORCH = {"torch", "export", "train", "test-torch"}
 
 
 def main() -> None:
     """Bring the environment named by the first argument to the extras named by the others."""
-    folder, extras = ROOT / sys.argv[1], sorted(sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="where the environment lies, relative to the checkout")
+    parser.add_argument("extras", nargs="+", help="extras of setup.py")
+    parser.add_argument("--constraints", default="constraints.txt", help="file of exact versions (default: %(default)s)")
+    arguments = parser.parse_args()
+    folder, extras, constraints = ROOT / arguments.folder, sorted(arguments.extras), ROOT / arguments.constraints
     if NEEDS_TORCH & set(extras) and sys.version_info < (3, 11):
         sys.exit(f"{folder.name}: DINOv3 in PyTorch needs Python 3.11 or newer (transformers 5); this is "
                  f"{sys.version.split()[0]}. Name another: make PYTHON=python3.11 ...")  # fmt: skip
     ros_is_sourced = bool(os.environ.get("ROS_DISTRO")) and _imports_rclpy()
     if ros_is_sourced:
         extras = [extra for extra in extras if not extra.startswith("ros-")]
-    stamp, wanted = folder / "stamp", _stamp(extras, ros_is_sourced)
+    stamp, wanted = folder / "stamp", _stamp(extras, constraints, ros_is_sourced)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
@@ -38,14 +43,14 @@ def main() -> None:
         _create(folder, ros_is_sourced)
     if NEEDS_TORCH & set(extras):
         index = os.environ.get("TORCH_INDEX")
-        _pip(folder, _pinned("torch"), *(("--index-url", index) if index else ()))
-    _pip(folder, "-c", str(CONSTRAINTS), "-e", f"{ROOT}[{','.join(extras)}]")
+        _pip(folder, _pinned("torch", constraints), *(("--index-url", index) if index else ()))
+    _pip(folder, "-c", str(constraints), "-e", f"{ROOT}[{','.join(extras)}]")
     stamp.write_text(wanted)
 
 
-def _stamp(extras: list[str], ros_is_sourced: bool) -> str:
+def _stamp(extras: list[str], constraints: Path, ros_is_sourced: bool) -> str:
     """Changes with everything that the environment's content depends on; its first letter with the kind of it."""
-    content = [(ROOT / name).read_bytes() for name in ("setup.py", "constraints.txt")]
+    content = [path.read_bytes() for path in (ROOT / "setup.py", constraints)]
     content += [",".join(extras).encode(), sys.version.encode(), os.environ.get("TORCH_INDEX", "").encode()]
     return ("s" if ros_is_sourced else "w") + hashlib.sha256(b"\0".join(content)).hexdigest()
 
@@ -60,8 +65,8 @@ def _create(folder: Path, with_system_packages: bool) -> None:
                  f"sudo apt install python{version}-venv")  # fmt: skip
 
 
-def _pinned(name: str) -> str:
-    return next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(f"{name}=="))
+def _pinned(name: str, constraints: Path) -> str:
+    return next(line for line in constraints.read_text().splitlines() if line.startswith(f"{name}=="))
 
 
 def _pip(folder: Path, *arguments: str) -> None:

@@ -70,7 +70,7 @@ class SegmentationNode(LifecycleNode):
     def __init__(self, **options: Any) -> None:
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
-        self._parameters = NodeParameters(self)
+        self._settings = NodeParameters(self)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
         self._switches = Switches(self)
@@ -84,7 +84,7 @@ class SegmentationNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the models and create the publishers."""
         try:
-            options = self._parameters.read()
+            options = self._settings.read()
             with interruptible():
                 self._segmenter = segmenter = _load_segmenter(options)
                 segmenter.warm_up()
@@ -92,7 +92,7 @@ class SegmentationNode(LifecycleNode):
         except BaseException:
             self._release()
             raise
-        self._parameters.in_use = True
+        self._settings.in_use = True
         self.get_logger().info(
             f"loaded {', '.join(segmenter.manifests)}; runtime: {segmenter.runtime.description} "
             f"({segmenter.runtime_reason})"
@@ -114,7 +114,7 @@ class SegmentationNode(LifecycleNode):
                 self._endpoints,
                 self._switches,
                 self._faults,
-                self._parameters.current,
+                self._settings.current,
                 self.get_clock(),
                 self.context.ok,
             )
@@ -173,7 +173,7 @@ class SegmentationNode(LifecycleNode):
                 part = "" if name == first else name
                 heads[name] = HeadOutput(self._endpoints, camera, part, classes, self._note_output_fault)
         self._switches.add_heads(published)
-        self._parameters.publish_class_names(published[first].names)
+        self._settings.publish_class_names(published[first].names)
 
     def _note_output_fault(self, camera: str, error: Exception) -> None:
         if self._loop is not None:
@@ -208,7 +208,7 @@ class SegmentationNode(LifecycleNode):
     def _release(self) -> None:
         # Taken out before anything can fail: what could not be closed must not keep the node from a new start.
         segmenter, self._segmenter = self._segmenter, None
-        self._parameters.in_use = False
+        self._settings.in_use = False
         for output in self._each_output():
             output.close()
         self._outputs.clear()

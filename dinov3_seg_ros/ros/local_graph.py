@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
 
 
 def prepare() -> None:
     """Set this process, and those it starts, up for images over a graph that stays here; before ``rclpy.init``."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     configure_transport()
-    remove_unfinished_segments()
+    warn_of_unfinished_segments()
     keep_freed_memory()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import os
+import sys
 import time
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -62,6 +63,16 @@ def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
             if is_old and status.st_size == 0 and not path.name.endswith(("_el", "_sl")):
                 found.append(path)
     return found
+
+
+def warn_of_unfinished_segments() -> None:
+    """Name each of `unfinished_segments` on standard error; without that, a process that waits for one just hangs."""
+    for path in unfinished_segments():
+        print(
+            f"warning: {path} was left unfinished by a killed process, and ROS nodes may wait for it without end; "
+            "remove it with: python -m dinov3_seg_ros.doctor --clean",
+            file=sys.stderr,
+        )
 
 
 def remove_unfinished_segments(folder: Path = SHARED_MEMORY) -> None:

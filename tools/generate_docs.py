@@ -1,0 +1,192 @@
+"""Write the tables in docs/ and config/segmentation.yaml that are made from the code, or check that they are current.
+
+    python tools/generate_docs.py            write them
+    python tools/generate_docs.py --check    exit with 1 and name the files that differ
+
+A table stands between two comment lines of a page, ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dinov3_seg_ros.options import (  # noqa: E402
+    ComputeOptions,
+    NodeOptions,
+    Option,
+    Options,
+    PublishOptions,
+    describe_options,
+)
+
+PARAMETER_FILE = ROOT / "config" / "segmentation.yaml"
+PARAMETER_FILE_HEAD = """\
+# Parameters of the segmentation node, with their defaults: all but `class_names`, which is read-only. Copy, change, and
+# give to `ros2 launch dinov3_seg_ros seg.launch.py params_file:=...`. `/**` matches the node in any namespace.
+# This file is made from dinov3_seg_ros/options.py by tools/generate_docs.py.
+/**:
+  ros__parameters:
+"""
+PARAMETER_FILE_TAIL = """\
+    # Quality of service, by a topic's full name:
+    # qos_overrides./segmentation/mask.publisher.reliability: best_effort
+"""
+_BLOCK = re.compile(r"(<!-- begin generated: (\w+) -->\n).*?(<!-- end generated: \2 -->)", re.DOTALL)
+_WIDTH = 118
+
+
+def main() -> int:
+    """Write or check; 1 where a file differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
+    check = parser.parse_args().check
+    stale = [path for path, text in generate().items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(ROOT)} is not current; run: python tools/generate_docs.py", file=sys.stderr)
+        else:
+            path.write_text(generate()[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    return 1 if check and stale else 0
+
+
+def generate() -> dict[Path, str]:
+    """What each file should hold."""
+    tables = {
+        "parameters": parameter_table(NodeOptions),
+        "launch": launch_table(),
+        "compute": flag_table(ComputeOptions),
+        "publish": flag_table(PublishOptions),
+    }
+    found = {PARAMETER_FILE: parameter_file()}
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found[page] = _BLOCK.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
+    return found
+
+
+def parameter_table(model: type[Options]) -> str:
+    """The node's parameters."""
+    rows = [
+        (f"`{option.name}`", _ros_type(option), f"`{_yaml(_ros_default(option))}`", _described(option))
+        for option in describe_options(model).values()
+    ]
+    return _table(("parameter", "type", "default", "meaning"), rows)
+
+
+def flag_table(model: type[Options]) -> str:
+    """The flags that a command has for a model's options."""
+    rows = [
+        (f"`--{option.name.replace('_', '-')}`", "" if _is_empty(option.default) else f"`{option.default}`",
+         _described(option, live=False))
+        for option in describe_options(model).values()
+    ]  # fmt: skip
+    return _table(("flag", "default", "meaning"), rows)
+
+
+def launch_table() -> str:
+    """The arguments of seg.launch.py that are no parameters."""
+    rows = [
+        (f"`{name}`", f"`{default}`" if default else "", text) for name, (default, text) in _launch().OTHERS.items()
+    ]
+    return _table(("argument", "default", "meaning"), rows)
+
+
+def parameter_file() -> str:
+    """The content of config/segmentation.yaml."""
+    lines = []
+    for option in describe_options(NodeOptions).values():
+        lines += [f"    # {line}" for line in _wrapped(_described(option, code=False), _WIDTH - 6)]
+        lines.append(f"    {option.name}: {_yaml(_ros_default(option))}")
+    return PARAMETER_FILE_HEAD + "\n".join(lines) + "\n" + PARAMETER_FILE_TAIL
+
+
+def _described(option: Option, live: bool = True, code: bool = True) -> str:
+    quote = "`" if code else ""
+    parts = [option.description]
+    if option.choices:
+        parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in option.choices)}.")
+    if option.range:
+        parts.append(f"{option.range[0]} to {option.range[1]}.")
+    if live and option.live:
+        parts.append("May be changed at any time.")
+    return " ".join(parts)
+
+
+def _ros_type(option: Option) -> str:
+    return {
+        "text": "string",
+        "texts": "string array",
+        "size": "integer array",
+        "int": "integer",
+        "float": "double",
+    }.get(option.kind, option.kind)
+
+
+def _ros_default(option: Option) -> Any:
+    """As `dinov3_seg_ros.ros.parameters.to_parameter` gives it; that module needs ROS."""
+    if option.kind == "size":
+        return [0, 0]
+    if option.kind == "texts":
+        return list(option.default) or [""]
+    return "" if option.default is None else option.default
+
+
+def _is_empty(value: Any) -> bool:
+    return value in (None, "", ())
+
+
+def _yaml(value: Any) -> str:
+    if value == [""]:
+        return '[""]'
+    if value == "":
+        return '""'
+    return yaml.safe_dump(value, default_flow_style=True, width=_WIDTH).removesuffix("\n...\n").strip()
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [_row(header), _row(tuple("---" for _ in header)), *map(_row, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)
+
+
+def _launch() -> ModuleType:
+    """The launch file, whose arguments must be readable without ROS too."""
+    for name in ("launch", "launch.actions", "launch.substitutions", "launch_ros", "launch_ros.actions"):
+        sys.modules.setdefault(name, _Anything(name))
+    spec = importlib.util.spec_from_file_location("seg_launch", ROOT / "launch" / "seg.launch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Anything(ModuleType):
+    """A module in which every name exists."""
+
+    def __getattr__(self, name: str) -> Any:
+        return object
+
+
+if __name__ == "__main__":
+    sys.exit(main())
