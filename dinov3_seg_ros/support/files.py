@@ -121,6 +121,20 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def cache_folder(name: str) -> Path:
+    """Folder of the user's caches: ``$XDG_CACHE_HOME/dinov3_seg_ros/<name>``, by default below ``~/.cache``.
+
+    It need not exist. A user without a home, as in some containers, gets one that cannot be written.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME")
+    if not caches:
+        try:
+            caches = str(Path.home() / ".cache")
+        except RuntimeError:
+            caches = os.devnull
+    return Path(caches) / "dinov3_seg_ros" / name
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Let two entries of a file system change names at once; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

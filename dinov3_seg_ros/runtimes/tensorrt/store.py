@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from dinov3_seg_ros.runtimes.tensorrt.execution import Execution
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
 from dinov3_seg_ros.runtimes.tensorrt.reference import NOT_INSTALLED, CannotCompareError, Reference, onnx_runtime
 from dinov3_seg_ros.support.errors import ExportError
-from dinov3_seg_ros.support.files import locked, replacing_file, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import cache_folder, locked, replacing_file, sha256_of_file, write_json
 
 ENGINE_SUFFIX, RECORD_SUFFIX, REPORT_SUFFIX = ".engine", ".json", ".md"
 
@@ -87,14 +86,8 @@ class StoredEngine:
 
 
 def store_folder() -> Path:
-    """``$XDG_CACHE_HOME/dinov3_seg_ros/engines``, by default below ``~/.cache``."""
-    caches = os.environ.get("XDG_CACHE_HOME")
-    if not caches:
-        try:
-            caches = Path.home() / ".cache"
-        except RuntimeError:  # a container's user without a home: nothing can be kept
-            caches = os.devnull
-    return Path(caches) / "dinov3_seg_ros" / "engines"
+    """Where engines are kept: the folder ``engines`` of the user's caches."""
+    return cache_folder("engines")
 
 
 def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Reference) -> StoredEngine:
