@@ -12,12 +12,21 @@ from __future__ import annotations
 
 from dinov3_seg_ros.scenes.camera import FIELD_OF_VIEW, CameraEffects, CameraPose
 from dinov3_seg_ros.scenes.labels import CLASS_NAMES, PALETTE, Label
-from dinov3_seg_ros.scenes.views import SECONDS_PER_SCENE, SPLITS, VIEWS_PER_SCENE, Scene, sample, walk
+from dinov3_seg_ros.scenes.views import (
+    RENDERER_VERSION,
+    SECONDS_PER_SCENE,
+    SPLITS,
+    VIEWS_PER_SCENE,
+    Scene,
+    sample,
+    walk,
+)
 
 __all__ = [
     "CLASS_NAMES",
     "FIELD_OF_VIEW",
     "PALETTE",
+    "RENDERER_VERSION",
     "SECONDS_PER_SCENE",
     "SPLITS",
     "VIEWS_PER_SCENE",

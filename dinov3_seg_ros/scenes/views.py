@@ -24,6 +24,9 @@ VIEWS_PER_SCENE = 4
 SECONDS_PER_SCENE = 6.0
 """Time that ``walk`` spends in one room."""
 
+RENDERER_VERSION = 1
+"""Version of what scenes look like. Raise it when ``sample`` gives other pixels: rendered scenes are kept under it."""
+
 _SPEED = 0.6
 # The robot looks at where it will be; that far ahead on a loop, it looks into the room instead of along its walls.
 _LOOK_AHEAD = 2.6
