@@ -1,1 +1,1 @@
-"""Arrays to arrays: a frame on its way into the network, and its labels on their way out."""
+"""Arrays to arrays: a frame on its way to the network input, and its labels on their way back."""

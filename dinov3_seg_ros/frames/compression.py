@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.encodings import check_size, quoted
+from dinov3_seg_ros.frames.encodings import ImageData, check_size, quoted
 from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
-
-def compressed_to_rgb(data: Buffer, description: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def compressed_to_rgb(data: ImageData, description: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a JPEG or PNG file to (H, W, 3) uint8 RGB.
 
-    The size is read from the header before anything is decoded: a file of a few bytes may claim to be gigabytes.
-    An orientation tag is not applied: masks must line up with the picture as the camera's calibration knows it.
+    The size is read from the header before anything is decoded: a file of a few bytes may claim gigabytes of pixels.
+    An orientation tag is ignored: masks must line up with the picture for which the camera was calibrated.
 
     Args:
-        data: the file's bytes.
-        description: what the sender says of it, for messages.
-        max_pixels: larger images are refused.
+        data: the bytes of the file.
+        description: the message's field ``format``, quoted in error messages.
+        max_pixels: images with more pixels raise MessageError.
 
     Raises:
-        MessageError: neither JPEG nor PNG, no pixels or too many, or data that cannot be decoded.
+        MessageError: the data are neither JPEG nor PNG, are damaged, or hold an image that is empty or too large.
     """
     content = np.frombuffer(data, np.uint8)
     described = f"compressed image ({content.size} bytes, {quoted(description)})"
@@ -37,35 +33,36 @@ def compressed_to_rgb(data: Buffer, description: str = "", max_pixels: int = MAX
     try:
         picture = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise MessageError("damaged data", f"{described} is refused: {error.err}") from error
+        raise MessageError("damaged data", f"{described} cannot be decoded: {error.err}") from error
     if picture is None:
-        raise MessageError("damaged data", f"{described} is damaged or cut short")
+        raise MessageError("damaged data", f"{described} is damaged or truncated")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:
-    """(height, width) as the header of a JPEG or PNG file says.
+    """Read (height, width) from the header of a JPEG or PNG file.
 
-    PNG: width and height stand at fixed places of the first chunk. JPEG: in the first frame header (marker SOF), before
-    which lie other segments, each with its length.
+    A PNG file has them at fixed places in its first chunk. A JPEG file has them in its first frame header (marker SOF),
+    after other segments that each state their length.
     """
     try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        if bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and bytes(data[12:16]) == b"IHDR":
             width, height = struct.unpack(">II", data[16:24])
             return height, width
-        if data[:3] != b"\xff\xd8\xff":
+        if bytes(data[:3]) != b"\xff\xd8\xff":
             raise MessageError("unknown format", f"{described} is neither JPEG nor PNG")
         place = 2
         while True:
             marker, length = struct.unpack(">HH", data[place : place + 4])
-            # SOF0 to SOF15, without the three numbers in between that mean other things.
+            # SOF0 to SOF15; three numbers in this range are other markers.
             if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
-                return struct.unpack(">HH", data[place + 5 : place + 9])
+                height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+                return height, width
             if marker == 0xFFFF:
-                place += 1  # bytes 0xFF may fill up the space before a marker
+                place += 1  # a marker may be preceded by any number of fill bytes 0xFF
             elif marker < 0xFFC0 or marker == 0xFFDA or length < 2:
                 raise MessageError("damaged data", f"{described} has no JPEG frame header before its data")
             else:
                 place += 2 + length
     except struct.error:
-        raise MessageError("damaged data", f"{described} is cut short in its header") from None
+        raise MessageError("damaged data", f"{described} is truncated in its header") from None

@@ -1,10 +1,10 @@
-"""The encodings of sensor_msgs/Image, and how each becomes RGB."""
+"""The encodings of sensor_msgs/Image, and the conversion of each to RGB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
@@ -13,21 +13,30 @@ from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from array import array
 
-# A thin strip becomes a canvas of at least one patch or stride in height.
+#: The bytes of a message's field ``data``: an array of rclpy, or a NumPy array of rosbags.
+ImageData: TypeAlias = "bytes | bytearray | memoryview | array[int] | np.ndarray"
+
+# A strip of one row still becomes a network input of at least one patch or stride in height.
 _LEAST_COUNTED_SIDE = 64
 _MOST_QUOTED = 40
 
 
 @dataclass(frozen=True)
 class _Encoding:
-    """How an encoding lies in memory, and how it becomes RGB."""
+    """Memory layout of an encoding, and its conversion to RGB.
+
+    Attributes:
+        dtype: of one channel of one pixel.
+        channels: values for each pixel in a row of the buffer.
+        to_rgb: pixels (rows, W) or (rows, W, channels) -> (H, W, 3) uint8 RGB.
+        buffer_rows: rows of the buffer for each row of the picture: 1.5 in planar YUV 4:2:0, 3 in 4:4:4.
+    """
 
     dtype: type[np.generic]
     channels: int
     to_rgb: Callable[[np.ndarray], np.ndarray]
-    # Rows of the buffer for each row of the picture: planar YUV 4:2:0 has one and a half, 4:4:4 three.
     buffer_rows: float = 1.0
 
 
@@ -36,16 +45,16 @@ def _cvt(code: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """65535 becomes 255, rounded, as cv_bridge does it."""
+    """Scale 65535 to 255 and round, as cv_bridge does."""
     return cv2.convertScaleAbs(pixels.astype(np.uint16, copy=False), alpha=255 / 65535)
 
 
 def _cvt_16(code: int) -> Callable[[np.ndarray], np.ndarray]:
-    # OpenCV reads nothing but the machine's own byte order.
+    # OpenCV reads only the machine's own byte order.
     return lambda pixels: _to_8_bits(cv2.cvtColor(pixels.astype(np.uint16, copy=False), code))
 
 
-# OpenCV has no conversion for 4:4:4 in the video range (ITU-R BT.601, Y 16..235) that it uses for NV12 and NV21.
+# OpenCV converts NV12 and NV21 with the video range of ITU-R BT.601 (Y 16..235), but has no such conversion for 4:4:4.
 _YUV_TO_RGB = np.array(
     [
         [1.164, 0.0, 1.596, -16 * 1.164 - 128 * 1.596],
@@ -61,7 +70,7 @@ def _nv24_to_rgb(pixels: np.ndarray) -> np.ndarray:
     return cv2.transform(np.dstack((pixels[:height], chroma)), _YUV_TO_RGB)
 
 
-# These aliases name a pattern as ROS does, by its first two rows; OpenCV's older two-letter ones do not.
+# ROS names a pattern by its first two rows. So do these aliases of OpenCV; its older two-letter names do not.
 _BAYER = {
     "bayer_rggb": cv2.COLOR_BayerRGGB2RGB,
     "bayer_bggr": cv2.COLOR_BayerBGGR2RGB,
@@ -95,12 +104,12 @@ _ENCODINGS: dict[str, _Encoding] = {
     **{f"{name}16": _Encoding(np.uint16, 1, _cvt_16(code)) for name, code in _BAYER.items()},
 }
 
-#: Encodings of sensor_msgs/Image that `pixels_to_rgb` reads.
+#: The encodings of sensor_msgs/Image that `pixels_to_rgb` reads.
 INPUT_ENCODINGS = tuple(_ENCODINGS)
 
 
 def pixels_to_rgb(
-    data: Buffer,
+    data: ImageData,
     encoding: str,
     size: tuple[int, int],
     step: int,
@@ -109,19 +118,20 @@ def pixels_to_rgb(
 ) -> np.ndarray:
     """Convert the pixels of an image buffer to (H, W, 3) uint8 RGB.
 
-    The buffer is read in place, with its own step, so padded rows come out right. 16-bit values are scaled to 8 bits.
-    For ``rgb8`` the result may be a view of the buffer.
+    The buffer is read in place with its own step, so padded rows are read correctly. 16-bit values are scaled to 8
+    bits. For ``rgb8`` the result may be a view of the buffer.
 
     Args:
         data: the bytes of all rows.
         encoding: one of `INPUT_ENCODINGS`.
         size: (height, width), pixels.
-        step: bytes from one row to the next.
-        is_bigendian: the byte order of 16-bit values.
-        max_pixels: larger images are refused.
+        step: bytes from the start of one row to the start of the next.
+        is_bigendian: whether 16-bit values have their high byte first.
+        max_pixels: images with more pixels raise MessageError.
 
     Raises:
-        MessageError: unknown encoding, no pixels or too many, or a step or length of data that does not fit the size.
+        MessageError: the encoding is unknown, the image is empty or too large, or step or length of the data do not
+            fit its size.
     """
     if encoding not in _ENCODINGS:
         raise MessageError(
@@ -132,15 +142,17 @@ def pixels_to_rgb(
     layout, (height, width) = _ENCODINGS[encoding], size
     check_size(height, width, max_pixels)
     if (layout.channels == 2 and width % 2) or (layout.buffer_rows == 1.5 and (width % 2 or height % 2)):
-        raise MessageError("odd size", f"an image of encoding '{encoding}' must have even sides; got {width}x{height}")
+        raise MessageError(
+            "odd size", f"an image with encoding '{encoding}' must have even sides; got {width}x{height}"
+        )
     itemsize = np.dtype(layout.dtype).itemsize
     row_bytes = width * layout.channels * itemsize
     rows = int(height * layout.buffer_rows)
     if step < row_bytes:
         raise MessageError(
-            "step too small", f"step is {step} bytes, but a row of {width} '{encoding}' pixels takes {row_bytes}"
+            "step too small", f"step is {step} bytes, but a row of {width} '{encoding}' pixels needs {row_bytes}"
         )
-    length = memoryview(data).nbytes
+    length = data.nbytes if isinstance(data, np.ndarray) else memoryview(data).nbytes
     if length != step * rows:
         raise MessageError(
             "wrong length of data",
@@ -156,21 +168,25 @@ def pixels_to_rgb(
 
 
 def quoted(text: str) -> str:
-    """A message's text, as far as it may go into logs: whoever publishes chooses its length."""
+    """Quote a text that came with a message, and shorten it: the publisher chooses its length, the log must not."""
     return f"'{text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + '...'}'"
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise MessageError for an image without pixels or with more than ``max_pixels``.
+
+    Each side counts as at least 64 pixels, since a thin strip becomes a network input of at least one patch.
+    """
     if height < 1 or width < 1:
         raise MessageError("no pixels", f"the image is empty: {width}x{height}")
     if max(height, _LEAST_COUNTED_SIDE) * max(width, _LEAST_COUNTED_SIDE) > max_pixels:
         raise MessageError(
             "too many pixels",
-            f"the image claims {width}x{height} pixels, and no more than {max_pixels} are taken; if that is what the "
-            "camera sends, raise max_pixels",
+            f"the image claims {width}x{height} pixels, but the limit is {max_pixels}; if the camera does send such "
+            "images, raise max_pixels",
         )
 
 
 def mask_encoding(labels: np.ndarray) -> str:
-    """The encoding of a mask: ``mono8``, or ``mono16`` for uint16 labels."""
+    """Encoding of a mask in sensor_msgs/Image: ``mono8``, or ``mono16`` for uint16 labels."""
     return "mono16" if labels.dtype == np.uint16 else "mono8"

@@ -1,4 +1,4 @@
-"""From a bundle's classes to those published: filter, merge, order, colours, and where a pixel has no label at all."""
+"""From a bundle's classes to the published ones: filter, merge, order, colours, and unlabelled pixels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dinov3_seg_ros.support.errors import ParameterError
 
 
 class ClassList(BaseModel):
-    """What a YAML file says of the classes to publish; one file serves several heads.
+    """The classes to publish, as a YAML file lists them. One file may serve several heads.
 
     Attributes:
         classes: published name -> names of the bundle's classes that it stands for. Published ids count from 0 in this
-            order, and classes that are not named become unlabelled. A plain list of names publishes these as they are.
-            None publishes all classes of the bundle under their own ids.
-        palette: published name -> RGB colour, 0..255, in place of the bundle's.
+            order. Classes that are not named become unlabelled. A plain list of names keeps each class by itself. None
+            publishes all classes of the bundle under their own ids.
+        palette: published name -> RGB colour, 0..255, instead of the bundle's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class ClassList(BaseModel):
 
 
 class Labelled(Protocol):
-    """Labels (H, W) and confidence (H, W) uint8 of one frame, such as `pipeline.HeadSegmentation`."""
+    """Labels (H, W) uint8 or uint16 and confidence (H, W) uint8 of one frame, such as `segmenter.HeadSegmentation`."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -67,10 +67,10 @@ class OutputClasses:
     """The classes that one head publishes.
 
     Attributes:
-        names: by published id.
+        names: class names, by published id.
         palette: RGB colours, 0..255, by published id.
-        unlabelled: the mask value that stands for no class: 255, or 65535 above 255 published classes.
-        lookup: (256,) or (65536,) uint8 or uint16, the published id of each of the bundle's; None when they are equal.
+        unlabelled: the mask value that stands for no class: 255, or 65535 for more than 255 published classes.
+        lookup: (256,) or (65536,) uint8 or uint16, the published id for each id of the bundle; None if all are equal.
     """
 
     names: tuple[str, ...]
@@ -80,18 +80,18 @@ class OutputClasses:
 
     @classmethod
     def of(cls, classes: ClassesSection, chosen: ClassList | None = None) -> OutputClasses:
-        """What is published of a bundle's classes.
+        """Apply a class list to a bundle's classes.
 
         Args:
-            classes: the bundle's.
-            chosen: from `load_class_list`; names that the bundle lacks are left to other heads (see
-                `check_class_list`), and their ids stay unused. None publishes the bundle's classes as they are.
+            classes: the bundle's classes.
+            chosen: from `load_class_list`. Names that the bundle lacks are left to other heads (see
+                `check_class_list`); their ids stay unused. None publishes the bundle's classes as they are.
         """
         chosen = chosen or ClassList()
         ids = {name: index for index, name in enumerate(classes.names)}
         if chosen.classes is None:
             names, lookup = tuple(classes.names), None
-            palette = [classes.palette[index] for index in range(len(names))]
+            palette = list(classes.palette)
             unlabelled = classes.unlabelled
         else:
             names = tuple(chosen.classes)
@@ -106,15 +106,15 @@ class OutputClasses:
             if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
                 lookup = None
         palette = [chosen.palette.get(name, colour) for name, colour in zip(names, palette, strict=True)]
-        return cls(names, tuple(map(tuple, palette)), unlabelled, lookup)
+        return cls(names, tuple(palette), unlabelled, lookup)
 
     def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
         """Published labels, (H, W) uint8 or uint16.
 
         Args:
-            found: one head's answer for a frame.
-            threshold: the least confidence (1/255) of a labelled pixel, from `confidence_threshold`; 0 for none. The
-                confidence is decoded only where there is one.
+            found: one head's result for a frame.
+            threshold: the least confidence of a labelled pixel, in 1/255, from `confidence_threshold`. With 0 there is
+                no threshold, and the confidence is not decoded.
         """
         confidence = found.confidence if threshold else None
         labels = found.labels
@@ -123,15 +123,15 @@ class OutputClasses:
             labels = cv2.LUT(labels, self.lookup) if bytes_only else self.lookup[labels]
         if confidence is not None:
             doubtful = (confidence < threshold).astype(labels.dtype)
-            labels = labels | np.negative(doubtful)  # all bits where doubtful: unlabelled, 255 or 65535
+            labels = labels | np.negative(doubtful)  # sets all bits where doubtful: 255 or 65535, unlabelled
         return labels
 
     def labels_and_confidence(self, found: Labelled, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Published labels as by `labels`, and confidence (H, W) uint8: 0 wherever a pixel is unlabelled.
+        """Published labels as from `labels`, and confidence (H, W) uint8, 0 where a pixel is unlabelled.
 
-        A pixel of a merged class keeps the confidence of the class found; the probabilities are not added up.
+        A pixel of a merged class keeps the confidence of its original class; probabilities are not added up.
         """
-        confidence = found.confidence  # decoded first, it gives the labels as well
+        confidence = found.confidence  # asked for first, since its decode gives the labels as well
         labels = self.labels(found, threshold)
         if labels is found.labels:
             return labels, confidence
@@ -139,7 +139,7 @@ class OutputClasses:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a mapping with one key twice, of which the plain loader would drop the first without a word."""
+    """A YAML loader that refuses duplicate keys; the plain loader silently drops the first of them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -150,10 +150,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_class_list(path: str | os.PathLike[str]) -> ClassList:
-    """Read a YAML file of published classes.
+    """Read a class list from a YAML file.
 
     Raises:
-        ParameterError: names the file and what is wrong in it.
+        ParameterError: the file cannot be read or is no class list; the message names the file and the place in it.
     """
     path = Path(path).expanduser()
     try:
@@ -171,7 +171,15 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
 
 
 def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None:
-    """Raise ParameterError for a name in a class list that occurs in no head, and thus would never do anything."""
+    """Check that each name in a class list occurs in at least one head; others would have no effect.
+
+    Args:
+        chosen: the class list.
+        heads: the classes of each head.
+
+    Raises:
+        ParameterError: a name occurs in no head.
+    """
     of_bundles = {name for classes in heads for name in classes.names}
     published = of_bundles if chosen.classes is None else set(chosen.classes)
     for name in [source for sources in (chosen.classes or {}).values() for source in sources]:
@@ -187,8 +195,8 @@ def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None
 
 
 def confidence_threshold(probability: float) -> int:
-    """The least confidence (1/255) of a pixel that is at least so probable (0..1).
+    """Convert a probability (0..1) to the least confidence, in 1/255, of a pixel that is at least so probable.
 
-    Confidences are rounded, so a pixel that is less probable by less than 1/255 can have it too.
+    Confidences are rounded, so a pixel that is less probable by up to 1/255 may reach it too.
     """
     return math.floor(255.0 * probability + 0.5)

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: palette, blending, class names."""
+"""Pictures of a segmentation: class colours, blended over the image, with class names."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-#: Names are placed on a mask reduced to about this many pixels in height: finding a region needs no more.
+#: Regions are searched in a mask reduced to about this many pixels on its shorter side, which is enough to place names.
 _PLACEMENT_SIDE = 120
-#: A region smaller than this share of the picture gets no name: the text would cover more than the region.
+#: Classes with a smaller share of the picture get no name: the text would cover more than the region.
 _LEAST_NAMED_SHARE = 0.004
 
 
 def colour_mask(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Labels (H, W) uint8 or uint16 -> RGB (H, W, 3) uint8; labels beyond the palette are black."""
-    table = np.zeros((65536 if labels.dtype == np.uint16 else 256, 3), np.uint8)
+    """Colour labels (H, W) uint8 or uint16 as RGB (H, W, 3) uint8; labels beyond the palette become black."""
+    table: NDArray[np.uint8] = np.zeros((65536 if labels.dtype == np.uint16 else 256, 3), np.uint8)
     table[: len(palette)] = palette
     if labels.dtype == np.uint16:
-        return table[labels]
+        coloured: NDArray[np.uint8] = table[labels]
+        return coloured
     return cv2.applyColorMap(np.ascontiguousarray(labels), table[:, None, :])
 
 
@@ -29,14 +31,15 @@ def blend_overlay(
     alpha: float = 0.5,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Blend the palette's colours over an image; its cost does not depend on the number of classes.
+    """Blend class colours over an image. The cost does not depend on the number of classes.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (h, w) uint8 or uint16; enlarged to the image (nearest neighbour) if of another size.
-        palette: RGB colour of each class id. Where a label lies beyond it (unlabelled), the image shows unchanged.
+        image: (H, W, 3) uint8 RGB; not changed.
+        labels: (h, w) uint8 or uint16; resized to the image by nearest neighbour.
+        palette: RGB colour (0..255) of each class id. The image shows unchanged where a label lies beyond it
+            (unlabelled).
         alpha: weight of the colours, 0..1.
-        names: class names; when given, each is written inside the largest region of its class.
+        names: class names, by class id. Each is written inside the largest region of its class; None writes none.
 
     Returns:
         (H, W, 3) uint8 RGB, a new array.
@@ -54,24 +57,26 @@ def blend_overlay(
 
 
 def to_bgr(picture: np.ndarray) -> np.ndarray:
-    """RGB -> BGR, (H, W, 3) uint8."""
+    """Convert RGB to BGR, (H, W, 3) uint8."""
     return cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
 
 
 def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    """Write the name of each class in view into its largest region of ``picture``, in place."""
     step = max(min(labels.shape) // _PLACEMENT_SIDE, 1)
     small = np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
     counts = np.bincount(small.reshape(-1), minlength=len(names))[: len(names)]
     scale = max(picture.shape[0] / 960.0, 0.35)
-    for label in np.flatnonzero(counts >= _LEAST_NAMED_SHARE * small.size):
+    for label in np.flatnonzero(counts >= _LEAST_NAMED_SHARE * small.size).tolist():
         x, y = _innermost_point_of_largest_region(small == label)
         _write_centred(picture, names[label], (x * step + step // 2, y * step + step // 2), scale)
 
 
 def _innermost_point_of_largest_region(mask: np.ndarray) -> tuple[int, int]:
+    """(x, y) of the point of a non-empty mask (h, w) bool that is farthest from the edge of its largest region."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    # The border counts as outside, so that names keep away from the picture's edge.
+    # The border counts as outside, which keeps names away from the edge of the picture.
     region = cv2.copyMakeBorder((components == largest).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     y, x = np.unravel_index(int(np.argmax(cv2.distanceTransform(region, cv2.DIST_L2, 3))), region.shape)
     return int(x) - 1, int(y) - 1

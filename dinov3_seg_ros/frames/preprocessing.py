@@ -1,6 +1,8 @@
-"""Geometry only: from any RGB image to the uint8 canvas that the network sees, and the way back.
+"""From a frame of any size to the network input, and the way back.
 
-Normalising is the runtime's work. `training` uses this same module, so that the robot sees what training saw.
+The code calls the network input a *canvas*: a uint8 RGB array (H, W, 3), or (N, H, W, 3) for a batch, on which a frame
+is laid out as its geometry says. The runtime normalises it. `training` uses this same module, so that the network sees
+the same on the robot as in training.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from dinov3_seg_ros.support.errors import ImageError, ParameterError
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a frame lies on its canvas. All lengths are in pixels.
+    """The position of a frame on its canvas. All lengths are in pixels.
 
     Attributes:
         frame_size: (height, width) of the frame.
         canvas_size: (height, width) of the canvas.
-        top, left, height, width: the rectangle of the canvas that the frame covers.
+        top: first row of the canvas that the frame covers.
+        left: first column of the canvas that the frame covers.
+        height: rows of the canvas that the frame covers.
+        width: columns of the canvas that the frame covers.
     """
 
     frame_size: tuple[int, int]
@@ -34,23 +39,26 @@ class Placement:
     width: int
 
     def window(self, map_size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The frame's rectangle (top, left, height, width) in cells of a (h, w) map that covers the whole canvas."""
+        """Rectangle (top, left, height, width) of the frame in a map of (h, w) cells that covers the whole canvas.
+
+        The decode reads the map through this window, so labels return to the frame without being resized.
+        """
         rows, columns = map_size[0] / self.canvas_size[0], map_size[1] / self.canvas_size[1]
         return self.top * rows, self.left * columns, self.height * rows, self.width * columns
 
 
 def place(frame_size: tuple[int, int], geometry: str, network_size: tuple[int, int], multiple: int) -> Placement:
-    """Decide where a frame lies on the canvas.
+    """Choose the canvas of a frame, and the frame's position on it.
 
     Args:
         frame_size: (height, width) of the frame, pixels, at least 1.
         geometry: one of `GEOMETRIES`.
-        network_size: (height, width) of the canvas for ``stretch`` and ``letterbox``; a multiple of ``multiple``.
-            The other geometries derive their canvas from the frame.
-        multiple: what both sides of the canvas must be multiples of (patch size or coarsest stride).
+        network_size: (height, width) of the canvas for ``stretch`` and ``letterbox``. The other geometries derive the
+            canvas from the frame.
+        multiple: both sides of the canvas are multiples of this (patch size or coarsest stride).
 
     Raises:
-        ParameterError: unknown geometry, or a network size that is not a multiple.
+        ParameterError: the geometry is unknown, or the network size is not such a multiple.
     """
     check_geometry(geometry, network_size, multiple)
     frame_height, frame_width = frame_size
@@ -72,8 +80,12 @@ def place(frame_size: tuple[int, int], geometry: str, network_size: tuple[int, i
 
 
 def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Of the canvas sizes (height, width), the one whose aspect ratio is nearest the frame's; of several, the one of
-    the nearest area."""
+    """Return the one of the canvas ``sizes`` with the aspect ratio nearest to the frame's.
+
+    Args:
+        frame_size: (height, width) of the frame.
+        sizes: (height, width) of each canvas, at least one. Among equal aspect ratios the nearest area wins.
+    """
     frame_height, frame_width = frame_size
 
     def distance(size: tuple[int, int]) -> tuple[float, float]:
@@ -85,8 +97,8 @@ def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, in
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, 3) uint8 at another (height, width): averaged where it shrinks, else bilinear."""
-    # INTER_AREA averages what it drops when it shrinks; when it enlarges it would only repeat pixels.
+    """Resize an image (H, W, 3) uint8 to (height, width): by averaging if it shrinks, else bilinearly."""
+    # INTER_AREA averages pixels when it shrinks an image, but only repeats them when it enlarges one.
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -103,21 +115,21 @@ def check_geometry(geometry: str, network_size: tuple[int, int], multiple: int) 
 
 
 def fill_canvas(image: np.ndarray, placement: Placement, mean: Sequence[float], canvas: np.ndarray) -> None:
-    """Write a frame into its canvas, resized and padded as ``placement`` says.
+    """Write a frame onto its canvas, resized and padded as ``placement`` says.
 
     Args:
-        image: (H, W, 3) uint8 RGB, of ``placement.frame_size``.
+        image: (H, W, 3) uint8 RGB, with the size ``placement.frame_size``.
         placement: from `place`.
-        mean: the normalisation's mean of each channel, 0..1; padding is round(255 * mean), so that it is zero to
-            the network.
+        mean: the mean of each channel that normalisation subtracts, 0..1. The padding is round(255 * mean), so it is
+            zero for the network.
         canvas: (canvas height, canvas width, 3) uint8, overwritten.
 
     Raises:
-        ImageError: the image is not (H, W, 3) uint8 of the placement's size.
+        ImageError: the image is not a uint8 RGB array with the placement's size.
     """
     check_image(image)
     if image.shape[:2] != placement.frame_size:
-        raise ImageError(f"the image is {image.shape[:2]} and its placement was made for {placement.frame_size}")
+        raise ImageError(f"the image is {image.shape[:2]}, but its placement was made for {placement.frame_size}")
     rows = slice(placement.top, placement.top + placement.height)
     columns = slice(placement.left, placement.left + placement.width)
     if (placement.height, placement.width) != placement.canvas_size:

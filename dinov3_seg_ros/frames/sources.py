@@ -10,21 +10,26 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 
-#: Endings of files that are taken for images, everywhere.
+#: Suffixes of image files, for every command that reads a folder of images.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _MOST_FRAMES_PER_SECOND = 1000.0
+#: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 where it is known.
 Frame = tuple[np.ndarray, np.ndarray | None]
 
 
 def open_source(source: str, masks: Path | None = None) -> Iterator[Frame]:
-    """Frames of a source: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 where it is known, else None.
+    """Open a folder of images, a video file or a webcam.
 
     Args:
-        source: the path of a folder of images or of a video file, or the number of a webcam.
-        masks: folder of index masks (PNG, by the images' names) for a folder of images.
+        source: path of a folder or a video file, or the number of a webcam.
+        masks: folder of true masks for a folder of images: PNG files of class ids, named like the images. Other
+            sources have none.
+
+    Returns:
+        An iterator over frames: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 or None.
 
     Raises:
-        DatasetError: the source cannot be opened.
+        DatasetError: the source cannot be opened; or, while iterating, an image or mask cannot be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -33,14 +38,18 @@ def open_source(source: str, masks: Path | None = None) -> Iterator[Frame]:
         return _capture(cv2.VideoCapture(int(source)), f"webcam {source}")
     if path.is_file():
         return _capture(cv2.VideoCapture(str(path)), source)
-    raise DatasetError(f"'{source}' is no folder, video file or webcam number; use one of these")
+    raise DatasetError(f"'{source}' is no folder, video file or webcam number; give one of these")
 
 
 def find_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The images in a folder, and in its subfolders where ``recursive``, sorted by path.
+    """List the images in a folder, sorted by path.
+
+    Args:
+        folder: an existing folder; files with a suffix of `IMAGE_SUFFIXES` count, in upper or lower case.
+        recursive: also search all subfolders.
 
     Raises:
-        DatasetError: there are none.
+        DatasetError: the folder holds no image.
     """
     found = folder.rglob("*") if recursive else folder.iterdir()
     images = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
@@ -50,13 +59,13 @@ def find_images(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def video_rate(path: Path) -> tuple[float | None, int | None]:
-    """Frames per second, and number of frames, of a video file as it says itself; None where it does not."""
+    """Read frames per second and number of frames from a video's header; None for what it does not state."""
     capture = cv2.VideoCapture(str(path))
     try:
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
     finally:
         capture.release()
-    # Some files give nonsense for want of anything better.
+    # Some files state an impossible rate because they have none.
     return rate if 0 < rate <= _MOST_FRAMES_PER_SECOND else None, int(count) if count > 0 else None
 
 
@@ -70,7 +79,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     mask = _read(path, cv2.IMREAD_UNCHANGED)
     if mask.dtype != np.uint8 or mask.shape != size:
         raise DatasetError(
-            f"{path} is no mask of class ids for its image: it must have one channel of 8 bits, not a palette, and be "
+            f"{path} is no mask of class ids for its image: it must have one channel of 8 bits, no palette, and "
             f"{size[1]}x{size[0]} pixels; OpenCV reads {mask.dtype} of shape {mask.shape}"
         )
     return mask
@@ -85,7 +94,7 @@ def _read(path: Path, flags: int) -> np.ndarray:
 
 def _capture(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
     if not capture.isOpened():
-        raise DatasetError(f"{name} cannot be opened")
+        raise DatasetError(f"{name} cannot be opened as a video")
     try:
         while True:
             arrived, picture = capture.read()

@@ -170,7 +170,8 @@ def _speckle(rng: np.random.Generator) -> Pattern:
     threshold = rng.uniform(0.55, 0.7)
     chips = np.clip((_smooth_noise(rng, 64, 64) - threshold) * 8.0, 0.0, 1.0)
     dark = np.clip((_smooth_noise(rng, 32, 32) - threshold - 0.1) * 8.0, 0.0, 1.0)
-    return 0.5 + 0.4 * chips - 0.4 * dark
+    pattern: Pattern = 0.5 + 0.4 * chips - 0.4 * dark
+    return pattern
 
 
 def _weave(rng: np.random.Generator) -> Pattern:
