@@ -1,8 +1,7 @@
-"""The decode against torch's interpolate + argmax, and what it promises beyond the numbers."""
+"""The decode against torch's interpolate and argmax, and what it promises beyond the numbers."""
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import subprocess
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.decode import grid as geometry
-from dinov3_seg_ros.decode import numba_form, numba_kernel, numpy_form, parallel
+from dinov3_seg_ros.decode import numba_form, numpy_form, parallel, upsampling
+from dinov3_seg_ros.decode.grid import plan_grid
 from dinov3_seg_ros.support.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,17 +90,32 @@ def check_confidence(confidence: np.ndarray, volume: np.ndarray) -> None:
     assert np.abs(confidence - np.round(255 * share)).max() <= 1
 
 
+def decode_with(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode with ``numpy`` or ``numba`` from now on; ``numba by cells`` and ``numba by rows`` choose its algorithm."""
+    module = numpy_form if form == "numpy" else numba_form
+    monkeypatch.setattr(upsampling, "host_decoder", lambda label_type: module.decode)
+    if " by " in form:
+        monkeypatch.setattr(numba_form, "_cells_pay", lambda *_: form == "numba by cells")
+
+
 @pytest.fixture(params=["numba", "numpy"])
-def either_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    form = {"numba": numba_form, "numpy": numpy_form}[request.param]
-    monkeypatch.setattr(decode, "_host_decoder", lambda: form.decode)
-    return request.param
+def either_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_with(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["by cells", "by rows"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(numba_form, "_cells_pay", lambda *_: request.param == "by cells")
-    return request.param
+@pytest.fixture(params=["numba by cells", "numba by rows"])
+def either_algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_with(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["numba by cells", "numba by rows", "numpy"])
+def every_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_with(request.param, monkeypatch)
+
+
+@pytest.fixture
+def numba_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_with("numba", monkeypatch)
 
 
 @pytest.mark.parametrize(("classes", "map_size", "size"), WHOLE_SHAPES)
@@ -119,7 +133,7 @@ def test_whole_map_agrees_with_torch(either_backend, make, classes, map_size, si
 
 
 @pytest.mark.parametrize(("classes", "map_size", "size"), WHOLE_SHAPES)
-def test_both_ways_of_the_kernel_agree_with_torch(either_way, classes, map_size, size):
+def test_both_algorithms_of_the_kernel_agree_with_torch(either_algorithm, classes, map_size, size):
     logits = noise_logits(classes, *map_size)
     volume = interpolated(logits, size)
     labels, confidence = decode.upsample_argmax_confidence(logits, size)
@@ -128,7 +142,7 @@ def test_both_ways_of_the_kernel_agree_with_torch(either_way, classes, map_size,
     check_confidence(confidence, volume)
 
 
-def test_random_shapes_agree_with_torch(either_way):
+def test_random_shapes_agree_with_torch(either_algorithm):
     random = np.random.default_rng(5)
     for seed in range(60):
         classes, height, width = random.integers(1, 30), random.integers(1, 12), random.integers(1, 12)
@@ -145,7 +159,7 @@ def test_random_shapes_agree_with_torch(either_way):
     "window", [(0, 0, 12, 16), (2, 3, 6, 8), (0, 1.5, 12, 13), (3.25, 0, 0.5, 16), (11.9, 15.9, 0.1, 0.1), (0, 0, 7, 7)]
 )
 @pytest.mark.parametrize("size", [(60, 90), (5, 7), (1, 1)])
-def test_windows(either_backend, window, size):
+def test_labels_of_a_window_follow_its_definition(either_backend, window, size):
     logits = noise_logits(23, 12, 16)
     volume = interpolated_window(logits, size, window)
     labels, confidence = decode.upsample_argmax_confidence(logits, size, window)
@@ -166,7 +180,7 @@ def test_windows(either_backend, window, size):
         ((0, 2, 24, 28), (1200, 14)),
     ],
 )
-def test_windows_at_even_steps(either_way, window, size):
+def test_windows_at_even_steps_follow_the_definition(either_algorithm, window, size):
     logits = noise_logits(23, 24, 32, batch=2)
     volume = interpolated_window(logits, size, window)
     labels, confidence = decode.upsample_argmax_confidence(logits, size, window)
@@ -183,21 +197,21 @@ def test_one_class_wins_everywhere(either_backend):
     assert confidence.ravel().tolist() == [0, 0, 0, 255]
 
 
-def test_window_is_a_part_of_a_larger_decode():
+def test_a_window_is_a_part_of_a_larger_decode():
     logits = scene_logits(30, 10, 12)
     whole = decode.upsample_argmax(logits, (80, 96))
     part = decode.upsample_argmax(logits, (40, 48), window=(2, 3, 5, 6))
     assert np.mean(part != whole[:, 16:56, 24:72]) < 1e-3
 
 
-def test_default_window_is_the_whole_map():
+def test_the_default_window_is_the_whole_map():
     logits = noise_logits(9, 7, 11)
     np.testing.assert_array_equal(
         decode.upsample_argmax(logits, (50, 60)), decode.upsample_argmax(logits, (50, 60), (0, 0, 7, 11))
     )
 
 
-def test_ties_go_to_the_lowest_class(either_backend, either_way):
+def test_ties_go_to_the_lowest_class(every_form):
     logits = np.repeat(noise_logits(4, 6, 6), 3, axis=1)  # classes 0, 1, 2 are equal, and 3, 4, 5, ...
     for size in [(60, 60), (6, 6), (4, 4)]:
         assert set(np.unique(decode.upsample_argmax(logits, size))) <= {0, 3, 6, 9}
@@ -207,7 +221,7 @@ def test_ties_go_to_the_lowest_class(either_backend, either_way):
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [(80, 90), (9, 9), (6, 5)])
-def test_values_that_are_not_finite(either_backend, either_way, value, size):
+def test_values_that_are_not_finite_decode_as_torch_does(every_form, value, size):
     torch = pytest.importorskip("torch")
     logits = noise_logits(11, 9, 9)
     logits[0, 3, 4, 5] = logits[0, 7, 4, 6] = value
@@ -237,7 +251,7 @@ def test_many_classes_of_little_weight_are_not_lost(either_backend):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_other_float_types_and_layouts(either_backend, dtype):
+def test_other_float_types_and_layouts_decode_alike(either_backend, dtype):
     logits = scene_logits(17, 9, 8).astype(dtype)
     expected = decode.upsample_argmax(logits.astype(np.float32), (70, 50))
     np.testing.assert_array_equal(decode.upsample_argmax(logits, (70, 50)), expected)
@@ -262,15 +276,13 @@ def test_tensors_give_tensors(either_backend, dtype):
 
 
 @pytest.mark.parametrize("classes", [5, 300])
-def test_form_for_accelerators(monkeypatch, classes):
-    pytest.importorskip("torch")
-    import torch
-
+def test_the_form_for_accelerators_agrees_with_torch(monkeypatch, classes):
+    torch = pytest.importorskip("torch")
     from dinov3_seg_ros.decode import torch_form
 
     monkeypatch.setattr(torch_form, "_BAND_VALUES", 50_000)  # several bands
     logits = noise_logits(classes, 9, 8, batch=2)
-    grid = geometry.plan_grid(logits.shape, (70, 50), None)
+    grid = plan_grid(logits.shape, (70, 50), None)
     labels, confidence = torch_form.decode(torch.from_numpy(logits), grid, with_confidence=True)
     volume = interpolated(logits, (70, 50))
     check_labels(labels.numpy(), volume)
@@ -309,14 +321,14 @@ def test_wrong_arguments_are_named(shape, size, window, named):
         decode.upsample_argmax(np.zeros(shape, np.float32), size, window)
 
 
-def test_logits_that_are_not_floats_are_refused():
+def test_logits_other_than_floats_are_refused():
     torch = pytest.importorskip("torch")
     for logits in (np.zeros((1, 2, 3, 3), np.int64), torch.zeros((1, 2, 3, 3), dtype=torch.int32), [[1.0]]):
         with pytest.raises(ParameterError, match="pass"):
             decode.upsample_argmax(logits, (8, 8))
 
 
-def test_many_threads_at_once(monkeypatch):
+def test_threads_that_decode_at_once_do_not_disturb_each_other(numba_only, monkeypatch):
     monkeypatch.setattr(numba_form, "thread_count", lambda: 4)
     maps = [scene_logits(60, 20, 20, seed) for seed in range(4)]
     alone = [decode.upsample_argmax(logits, (200, 300)) for logits in maps]
@@ -332,7 +344,7 @@ def _decode_in_child(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_after_a_fork(monkeypatch):
+def test_a_forked_process_decodes_as_its_parent_does(numba_only, monkeypatch):
     monkeypatch.setattr(numba_form, "thread_count", lambda: 2)
     logits = scene_logits(60, 20, 20)
     expected = decode.upsample_argmax(logits, (200, 300))
@@ -349,6 +361,37 @@ def test_parts_run_once_each_and_errors_come_through():
         parallel.run_parts(lambda part, parts: 1 // (part - 1), 2)
 
 
+@pytest.fixture
+def thread_limit():
+    yield parallel.set_thread_limit
+    parallel.set_thread_limit(0)
+
+
+def test_a_thread_limit_bounds_the_parts_and_zero_lifts_it(thread_limit, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    many_values = plan_grid((1, 60, 20, 20), (400, 600), None)
+
+    def parts():
+        return numba_form._part_count(many_values, by_cells=False, with_confidence=True)
+
+    thread_limit(2)
+    assert (parallel.thread_count(), parts()) == (2, 2)
+    thread_limit(1)
+    assert (parallel.thread_count(), parts()) == (1, 1)
+    thread_limit(0)
+    assert (parallel.thread_count(), parts()) == (6, 6)
+    thread_limit(100)
+    assert parallel.thread_count() == 6
+
+
+def test_labels_do_not_depend_on_the_thread_limit(numba_only, thread_limit):
+    logits = scene_logits(60, 20, 20)
+    thread_limit(1)
+    alone = decode.upsample_argmax(logits, (400, 600))
+    thread_limit(0)
+    np.testing.assert_array_equal(decode.upsample_argmax(logits, (400, 600)), alone)
+
+
 def _python(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -362,7 +405,7 @@ def _python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_import_is_light():
+def test_importing_the_decode_loads_no_numba_torch_or_triton():
     _python(
         "import sys, numpy as np\n"
         "from dinov3_seg_ros import decode\n"
@@ -372,7 +415,7 @@ def test_import_is_light():
     )
 
 
-def test_without_numba():
+def test_without_numba_numpy_decodes():
     printed = _python(
         "import sys, numpy as np\n"
         "sys.modules['numba'] = None\n"
@@ -380,34 +423,3 @@ def test_without_numba():
         "print(decode.backend(), decode.upsample_argmax(np.eye(4, dtype=np.float32)[None, :, :, None], (8, 1)).ravel())"
     )
     assert printed.split(maxsplit=1) == ["numpy", "[0 0 1 1 2 2 3 3]\n"]
-
-
-def _cache_of_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from numba.core import caching
-
-    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
-
-
-def _cache_that_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    from numba.core import caching
-
-    def load(*_: object) -> None:
-        raise EOFError("Ran out of input")
-
-    monkeypatch.setattr(caching.IndexDataCacheFile, "load", load)
-
-
-@pytest.mark.parametrize("break_cache", [_cache_of_no_folder, _cache_that_is_damaged])
-def test_unusable_cache_is_done_without(monkeypatch, caplog, break_cache):
-    def quickly_compiled(
-        logits, rows, columns, labels, confidence, with_confidence, reach, by_cells, part, parts
-    ) -> None:
-        labels[0, 0, 0] = 7
-
-    monkeypatch.setattr(numba_kernel, "decode_part", quickly_compiled)
-    monkeypatch.setattr(numba_form, "compile_decode", numba_kernel.compile_decode.__wrapped__)
-    break_cache(monkeypatch)
-    with caplog.at_level(logging.WARNING):
-        labels = decode.upsample_argmax(np.zeros((1, 8, 1, 1), np.float32), (1, 1))
-    assert labels.item() == 7
-    assert "NUMBA_CACHE_DIR" in caplog.text

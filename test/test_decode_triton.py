@@ -1,4 +1,4 @@
-"""The decode's kernel for GPUs: what it computes, in triton's interpreter on the CPU, and that it compiles."""
+"""The decode's kernel for GPUs, in triton's interpreter on the CPU; and that it compiles for GPUs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_decode import check_confidence, check_labels, interpolated, interpolated_window, noise_logits, scene_logits
 
-from dinov3_seg_ros.decode import grid as geometry
 from dinov3_seg_ros.decode import numpy_form
+from dinov3_seg_ros.decode.grid import plan_grid
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 if importlib.util.find_spec("triton") is None:
@@ -68,7 +68,7 @@ def _decode(logits, size, window):
     from dinov3_seg_ros.decode import torch_form
 
     torch_form._choose_fill = lambda device: torch_form._try_kernel(device)
-    grid = geometry.plan_grid(tuple(logits.shape), size, window)
+    grid = plan_grid(tuple(logits.shape), size, window)
     labels, confidence = torch_form.decode(logits, grid, with_confidence=True)
     alone, nothing = torch_form.decode(logits, grid, with_confidence=False)
     assert nothing is None
@@ -77,7 +77,7 @@ def _decode(logits, size, window):
 
 
 def by_numpy(logits, size, window=None):
-    grid = geometry.plan_grid(logits.shape, size, window)
+    grid = plan_grid(logits.shape, size, window)
     labels = np.empty((len(logits), *size), grid.label_type)
     confidence = np.empty(labels.shape, np.uint8)
     numpy_form.decode(logits, grid, labels, confidence)
@@ -125,7 +125,7 @@ def test_random_shapes_agree_with_torch(decode):
     "window", [(0, 0, 12, 16), (2, 3, 6, 8), (0, 1.5, 12, 13), (3.25, 0, 0.5, 16), (11.9, 15.9, 0.1, 0.1)]
 )
 @pytest.mark.parametrize("size", [(12, 90), (5, 7), (1, 1)])
-def test_windows(decode, window, size):
+def test_labels_of_a_window_follow_its_definition(decode, window, size):
     logits = noise_logits(9, 12, 16)
     labels, confidence = decode(logits, size, window)
     volume = interpolated_window(logits, size, window)
@@ -145,7 +145,7 @@ def test_ties_go_to_the_lowest_class(decode):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [(40, 45), (9, 9), (6, 5)])
-def test_values_that_are_not_finite(decode, value, size):
+def test_values_that_are_not_finite_decode_as_torch_does(decode, value, size):
     logits = noise_logits(11, 9, 9)
     logits[0, 3, 4, 5] = logits[0, 7, 4, 6] = value
     logits[0, 5, 0] = value
@@ -173,7 +173,7 @@ def test_many_classes_of_little_weight_are_not_lost(decode, order):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_float_types_and_layouts(decode, dtype):
+def test_other_float_types_and_layouts_decode_alike(decode, dtype):
     logits = torch.from_numpy(noise_logits(5, 9, 8, batch=2)).to(getattr(torch, dtype))
     expected = decode(logits.float(), (4, 50))
     for same in (logits, logits.to(memory_format=torch.channels_last), logits.repeat(1, 2, 1, 1)[:, 5:]):
@@ -181,7 +181,7 @@ def test_other_float_types_and_layouts(decode, dtype):
             assert result.equal(wanted)
 
 
-def test_it_compiles_for_gpus_and_keeps_nothing_in_memory(monkeypatch, tmp_path):
+def test_it_compiles_for_gpus_and_stores_only_its_results(monkeypatch, tmp_path):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

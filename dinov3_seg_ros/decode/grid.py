@@ -6,10 +6,18 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.support.errors import ParameterError
+
+Floats: TypeAlias = NDArray[np.float32]
+Positions: TypeAlias = NDArray[np.int32]
+Bytes: TypeAlias = NDArray[np.uint8]
+Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+AxisArrays: TypeAlias = tuple[Positions, Positions, Floats, Floats, Positions]  # the fields of `Axis`, in their order
 
 MOST_CLASSES = 65535
 _WINDOW_SLACK = 1e-3  # logit cells by which rounding may push a window over the edge of the map
@@ -22,38 +30,43 @@ class Axis:
     A *run* is a stretch of output positions that lie between the same two source positions: the side of a cell.
     """
 
-    low: np.ndarray  # (size,) int32: the source position before
-    high: np.ndarray  # (size,) int32: the source position after
-    low_weight: np.ndarray  # (size,) float32 in 0..1
-    high_weight: np.ndarray  # (size,) float32 in 0..1; the two sum to one
-    runs: np.ndarray  # (number of runs + 1,) int32: where each run starts, and where the last one ends
+    low: Positions  # (size,): the source position before
+    high: Positions  # (size,): the source position after
+    low_weight: Floats  # (size,) in 0..1
+    high_weight: Floats  # (size,) in 0..1; the two sum to one
+    runs: Positions  # (number of runs + 1,): where each run starts, and where the last one ends
 
     @property
     def run_count(self) -> int:
+        """How many runs there are."""
         return len(self.runs) - 1
 
     @property
     def size(self) -> int:
+        """How many output positions there are."""
         return len(self.low)
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> AxisArrays:
         """The fields in their order, as compiled code takes them."""
         return self.low, self.high, self.low_weight, self.high_weight, self.runs
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What one decode needs beside the logits, worked out once: a small map is decoded in a microsecond."""
+    """What one decode needs besides the logits.
+
+    It is planned once for each shape, since planning takes longer than decoding a small map.
+    """
 
     rows: Axis
     columns: Axis
     classes: int
     shape: tuple[int, int, int]  # (B, H, W) of labels and confidence
-    label_type: np.dtype
+    label_type: np.dtype[Any]  # uint8 up to 255 classes, else uint16
 
     @cached_property
-    def axes(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    def axes(self) -> tuple[AxisArrays, AxisArrays]:
         """``arrays`` of the rows and of the columns."""
         return self.rows.arrays, self.columns.arrays
 
@@ -64,11 +77,12 @@ class Grid:
 
     @cached_property
     def values(self) -> int:
-        """Logits after interpolation, of all images."""
+        """Interpolated logits of all images."""
         return math.prod(self.shape) * self.classes
 
     @cached_property
     def values_per_cell(self) -> float:
+        """Interpolated logits for each cell of an image."""
         return self.classes * self.rows.size * self.columns.size / self.cells
 
     @cached_property
@@ -82,9 +96,15 @@ class Grid:
 
 @lru_cache(maxsize=64)
 def plan_grid(shape: tuple[int, ...], size: tuple[int, ...], window: tuple[float, float, float, float] | None) -> Grid:
-    """The grid that samples logits of ``shape`` (B, C, h, w) at ``size`` (H, W).
+    """Plan the grid that samples logits of ``shape`` (B, C, h, w) at ``size`` (H, W).
 
-    Raises ParameterError when the shape, the size or the window cannot be used.
+    Args:
+        shape: of the logits.
+        size: of the output, in pixels.
+        window: the part of the map that the output covers, (top, left, height, width) in logit cells; None for all.
+
+    Raises:
+        ParameterError: the shape, the size or the window cannot be used.
     """
     if len(shape) != 4 or 0 in shape:
         raise ParameterError(f"logits have shape {shape}; pass a non-empty array of four axes (B, C, h, w)")

@@ -1,4 +1,4 @@
-"""The decode by the compiled kernel: in which way, and in how many parts. Importing this module imports numba."""
+"""The decode by the compiled kernel: by which algorithm, and in how many parts. Importing this module imports numba."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from functools import lru_cache
 
 import numpy as np
 
-from dinov3_seg_ros.decode.grid import Grid
-from dinov3_seg_ros.decode.numba_kernel import compile_decode
+from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels
+from dinov3_seg_ros.decode.numba_kernel.entry import compile_decode
 from dinov3_seg_ros.decode.parallel import run_parts, thread_count
 
-# Measured, in interpolated values: what looking at a cell costs, without and with confidence, and with each class.
+# Costs as measured, in interpolated values: of a cell, without and with confidence; of each class in a cell.
 _VALUES_WORTH_A_CELL = 1000, 10_000
 _VALUES_WORTH_A_CLASS = 8
-# About 0.1 ms of work, twice what handing it to a thread costs.
+# About 0.1 ms of work: twice what it costs to hand work to a thread.
 _VALUES_WORTH_A_THREAD = 200_000
 
 
-def decode(logits: np.ndarray, grid: Grid, labels: np.ndarray, confidence: np.ndarray | None) -> None:
-    """Fill ``labels`` and ``confidence``, both (B, H, W), from float32 ``logits`` (B, C, h, w), in C order."""
+def decode(logits: Floats, grid: Grid, labels: Labels, confidence: Bytes | None) -> None:
+    """Fill ``labels`` and ``confidence``, both (B, H, W), from ``logits`` (B, C, h, w); all contiguous.
+
+    Args:
+        logits: what to decode.
+        grid: the plan for logits of this shape.
+        labels: of the grid's ``label_type``.
+        confidence: None where none is wanted.
+    """
     kernel = compile_decode(grid.label_type)
     with_confidence = confidence is not None
     reach = grid.reach if with_confidence else 0.0
@@ -38,12 +45,12 @@ def decode(logits: np.ndarray, grid: Grid, labels: np.ndarray, confidence: np.nd
 
 
 @lru_cache(maxsize=64)
-def _no_confidence(batch: int) -> np.ndarray:
+def _no_confidence(batch: int) -> Bytes:
     return np.empty((batch, 0, 0), np.uint8)
 
 
 def _cells_pay(grid: Grid, with_confidence: bool) -> bool:
-    """Whether cells have enough pixels."""
+    """Whether cells have enough pixels for `by_cells` to be the faster algorithm."""
     return grid.values_per_cell >= _VALUES_WORTH_A_CELL[with_confidence]
 
 

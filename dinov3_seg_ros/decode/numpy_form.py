@@ -1,4 +1,4 @@
-"""The decode in NumPy, for machines without numba: as exact, and slower.
+"""The decode in NumPy, while numba's kernel is compiled and where numba is not installed: as exact, and slower.
 
 The map is decoded in bands of cells. In each band a class is interpolated only inside the box around the cells in
 which it can win (or, for the confidence, in which it counts).
@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dinov3_seg_ros.decode.grid import Axis, Grid
+from dinov3_seg_ros.decode.grid import Axis, Bytes, Floats, Grid, Labels
 
 _BAND_RUNS = 8
 _BAND_CORNERS = 1 << 21  # corner values of one band: 8 MiB in float32
 
 Box = tuple[slice, slice]
+Mask = NDArray[np.bool_]
 
 
-def decode(logits: np.ndarray, grid: Grid, labels: np.ndarray, confidence: np.ndarray | None) -> None:
-    """Fill ``labels`` and ``confidence``, both (B, H, W), from float32 ``logits`` (B, C, h, w)."""
+def decode(logits: Floats, grid: Grid, labels: Labels, confidence: Bytes | None) -> None:
+    """Fill ``labels`` and, unless it is None, ``confidence``, both (B, H, W), from ``logits`` (B, C, h, w)."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for image, image_logits in enumerate(logits):
             for band in _bands(image_logits.shape[0], grid):
@@ -35,9 +37,7 @@ def _bands(classes: int, grid: Grid) -> Iterator[slice]:
         yield slice(start, min(start + runs, grid.rows.run_count))
 
 
-def _decode_band(
-    logits: np.ndarray, grid: Grid, band: slice, labels: np.ndarray, confidence: np.ndarray | None
-) -> None:
+def _decode_band(logits: Floats, grid: Grid, band: slice, labels: Labels, confidence: Bytes | None) -> None:
     lowest, highest, finite = _cell_bounds(logits, grid, band)
     margin = 0.0 if confidence is None else grid.reach
     counts = (highest >= lowest.max(axis=0) - np.float32(margin)) | ~finite
@@ -64,7 +64,7 @@ def _decode_band(
     confidence[:] = np.rint(share)
 
 
-def _cell_bounds(logits: np.ndarray, grid: Grid, band: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cell_bounds(logits: Floats, grid: Grid, band: slice) -> tuple[Floats, Floats, Mask]:
     """Smallest and largest corner of each class (C, rows, columns), and whether a cell is finite (rows, columns)."""
     row_starts, column_starts = grid.rows.runs[band], grid.columns.runs[:-1]
     top, bottom = logits[:, grid.rows.low[row_starts]], logits[:, grid.rows.high[row_starts]]
@@ -74,7 +74,7 @@ def _cell_bounds(logits: np.ndarray, grid: Grid, band: slice) -> tuple[np.ndarra
     return np.minimum.reduce(corners), np.maximum.reduce(corners), finite
 
 
-def _pixel_box(cells: np.ndarray, grid: Grid, band: slice) -> Box:
+def _pixel_box(cells: Mask, grid: Grid, band: slice) -> Box:
     """The smallest box of the band's pixels that covers the marked cells (rows, columns)."""
     rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
     row_runs, column_runs = grid.rows.runs[band.start :], grid.columns.runs
@@ -84,7 +84,7 @@ def _pixel_box(cells: np.ndarray, grid: Grid, band: slice) -> Box:
     )
 
 
-def _interpolate(channel: np.ndarray, grid: Grid, box: Box, first_row: int) -> np.ndarray:
+def _interpolate(channel: Floats, grid: Grid, box: Box, first_row: int) -> Floats:
     """One class (h, w) at the pixels of a box, whose rows count from ``first_row``; across first, then down."""
     rows = slice(box[0].start + first_row, box[0].stop + first_row)
     low, high = grid.rows.low[rows], grid.rows.high[rows]
@@ -92,7 +92,7 @@ def _interpolate(channel: np.ndarray, grid: Grid, box: Box, first_row: int) -> n
     return _blend(across, grid.rows, rows, axis=0, origin=int(low[0]))
 
 
-def _blend(values: np.ndarray, axis_plan: Axis, positions: slice, axis: int, origin: int) -> np.ndarray:
+def _blend(values: Floats, axis_plan: Axis, positions: slice, axis: int, origin: int) -> Floats:
     shape = (-1, 1) if axis == 0 else (1, -1)
     low = np.take(values, axis_plan.low[positions] - origin, axis=axis)
     high = np.take(values, axis_plan.high[positions] - origin, axis=axis)

@@ -1,4 +1,4 @@
-"""The decode of a tensor that lives on an accelerator, done there.
+"""The decode of a tensor on an accelerator, done there.
 
 On a CUDA device one kernel does it (`triton_kernel`), without interpolated logits in memory. Where triton is not
 installed or cannot compile, and on other devices, torch does it in bands of rows.
@@ -7,21 +7,44 @@ installed or cannot compile, and on other devices, torch does it in bands of row
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 
-from dinov3_seg_ros.decode.grid import Grid, plan_grid
+from dinov3_seg_ros.decode.grid import Axis, Grid, plan_grid
+
+Tables: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # the first of `Axis.arrays`
 
 _logger = logging.getLogger(__name__)
 
 _BAND_VALUES = 1 << 25  # interpolated logits that exist at a time: 128 MiB in float32
 
 
+class _Fill(Protocol):
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rows: Tables,
+        columns: Tables,
+        labels: torch.Tensor,
+        confidence: torch.Tensor | None,
+    ) -> None: ...
+
+
 def decode(logits: torch.Tensor, grid: Grid, with_confidence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Labels and confidence, both (B, H, W) on the logits' device, from floating ``logits`` (B, C, h, w)."""
+    """Decode on the device of the logits.
+
+    Args:
+        logits: (B, C, h, w) of any floating type.
+        grid: the plan for logits of this shape.
+        with_confidence: whether it is wanted.
+
+    Returns:
+        Labels (B, H, W) of the grid's ``label_type``, and confidence (B, H, W) uint8 or None.
+    """
     label_type = torch.uint8 if grid.label_type == np.uint8 else torch.uint16
     labels = torch.empty(grid.shape, dtype=label_type, device=logits.device)
     confidence = torch.empty_like(labels, dtype=torch.uint8) if with_confidence else None
@@ -36,7 +59,7 @@ def backend(device: torch.device) -> str:
 
 
 @cache
-def _choose_fill(device: torch.device) -> Callable[..., None]:
+def _choose_fill(device: torch.device) -> _Fill:
     if device.type == "cuda":
         try:
             return _try_kernel(device)
@@ -45,7 +68,7 @@ def _choose_fill(device: torch.device) -> Callable[..., None]:
     return _fill_in_bands
 
 
-def _try_kernel(device: torch.device) -> Callable[..., None]:
+def _try_kernel(device: torch.device) -> _Fill:
     from dinov3_seg_ros.decode import triton_kernel
 
     cell = torch.zeros((1, 1, 1, 1), device=device)
@@ -55,20 +78,24 @@ def _try_kernel(device: torch.device) -> Callable[..., None]:
 
 
 @lru_cache(maxsize=16)
-def _upload(grid: Grid, device: torch.device) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """Low, high, low_weight and high_weight of the rows and of the columns, on the device."""
-    axes = grid.rows, grid.columns
-    return tuple(tuple(torch.tensor(array, device=device) for array in axis.arrays[:4]) for axis in axes)
+def _upload(grid: Grid, device: torch.device) -> tuple[Tables, Tables]:
+    """The tables of the rows and of the columns, on the device."""
+
+    def upload(axis: Axis) -> Tables:
+        low, high, low_weight, high_weight = (torch.tensor(array, device=device) for array in axis.arrays[:4])
+        return low, high, low_weight, high_weight
+
+    return upload(grid.rows), upload(grid.columns)
 
 
 def _fill_in_bands(
     logits: torch.Tensor,
-    rows: Sequence[torch.Tensor],
-    columns: Sequence[torch.Tensor],
+    rows: Tables,
+    columns: Tables,
     labels: torch.Tensor,
     confidence: torch.Tensor | None,
 ) -> None:
-    """As ``triton_kernel.fill``."""
+    """Decode as ``triton_kernel.fill`` does, with torch's operations."""
     batch, height, width = labels.shape
     across = _blend(logits.float(), columns, axis=3)
     band_rows = max(1, _BAND_VALUES // (batch * logits.shape[1] * width))

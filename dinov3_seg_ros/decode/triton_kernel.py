@@ -1,16 +1,18 @@
 """The decode as one kernel for GPUs. Importing this module imports torch and triton.
 
-Cells whose corners agree are not looked for here: a GPU interpolates every class at every pixel sooner than it takes
-different ways in neighbouring pixels. What is interpolated stays in registers; only labels and confidence are written.
+It does not look for cells whose corners agree: a GPU interpolates every class at every pixel sooner than it branches
+between neighbouring pixels. Interpolated logits stay in registers; only labels and confidence are written.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 import triton
 import triton.language as tl
 
-Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Tables: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 _BLOCK = 128  # pixels of one output row in one program: one for each thread of its four warps
 
@@ -24,7 +26,8 @@ def fill(
     """
     batch, height, width = labels.shape
     blocks = batch * height, triton.cdiv(width, _BLOCK)
-    with torch.cuda.device_of(logits):  # triton launches on the current device, not on the tensors'
+    # triton launches on the current device, not on the tensors'.
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call] # torch gives it no types
         _decode_block[blocks](
             logits,
             *rows,
@@ -39,7 +42,7 @@ def fill(
         )
 
 
-# Not specialised for the values of sizes, it is compiled only once for each type of logits and labels, with and
+# Not specialised for the values of sizes, so that it is compiled only once for each type of logits and labels, with and
 # without confidence.
 @triton.jit(
     do_not_specialize=[
@@ -53,26 +56,26 @@ def fill(
     ]
 )
 def _decode_block(
-    logits,
-    row_low,
-    row_high,
-    row_low_weight,
-    row_high_weight,
-    column_low,
-    column_high,
-    column_low_weight,
-    column_high_weight,
-    labels,
-    confidence,
-    classes,
-    height,
-    width,
-    image_stride,
-    class_stride,
-    row_stride,
-    column_stride,
+    logits: tl.tensor,
+    row_low: tl.tensor,
+    row_high: tl.tensor,
+    row_low_weight: tl.tensor,
+    row_high_weight: tl.tensor,
+    column_low: tl.tensor,
+    column_high: tl.tensor,
+    column_low_weight: tl.tensor,
+    column_high_weight: tl.tensor,
+    labels: tl.tensor,
+    confidence: tl.tensor | None,
+    classes: int,
+    height: int,
+    width: int,
+    image_stride: int,
+    class_stride: int,
+    row_stride: int,
+    column_stride: int,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """Decode one block of pixels of one row of one image; ``confidence`` is None where none is wanted."""
     line = tl.program_id(0)  # counts the output rows of all images
     image = (line // height).to(tl.int64)
