@@ -19,6 +19,7 @@ from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.cpu import Cpu, this_cpu
 from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export import exporter
@@ -30,7 +31,6 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.agreement import Difference
 from dinov3_seg_ros.runtimes.choice import available_runtimes, choose_runtime
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 
 SIZE = (64, 96)

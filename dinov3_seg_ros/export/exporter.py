@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 import transformers
 
+from dinov3_seg_ros.bundle.cpu import this_cpu
 from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -41,7 +42,6 @@ from dinov3_seg_ros.runtimes.choice import available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
-from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 

@@ -1,4 +1,4 @@
-"""The processor, as far as 8-bit graphs compute something else on another one."""
+"""The processor, in so far as 8-bit exports compute something else on another one."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-# Products of 8-bit numbers are added up in 32 bits by these. Without any of them, ONNX Runtime adds pairs of them in 16
-# bits on x86, where large ones saturate.
+# These instructions accumulate products of 8-bit numbers in 32 bits. Without any of them, ONNX Runtime on x86 adds
+# pairs of products in 16 bits, where large ones saturate.
 _ADDING_IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-#: What matters for 8-bit products, by the kernel's names.
+#: The features that matter for 8-bit products, by the names that the kernel gives them.
 FEATURES = ("avx2", "avx512f", *_ADDING_IN_32_BITS)
 
 
 class Cpu(BaseModel):
-    """A processor.
+    """A processor, as an export records the one that it was verified on.
 
     Attributes:
         name: for people.
-        architecture: as the kernel calls it.
+        architecture: as the kernel calls it, such as ``x86_64``.
         features: those of `FEATURES` that it has; None where they are unknown.
     """
 
@@ -31,7 +31,7 @@ class Cpu(BaseModel):
     features: tuple[str, ...] | None = None
 
     def is_as_exact_as(self, other: Cpu) -> bool:
-        """Whether 8-bit products that were right on the other are right on this; False where that is unknown."""
+        """Whether 8-bit products that are exact on ``other`` are exact on this processor; False where unknown."""
         if self.architecture != other.architecture or self.features is None or other.features is None:
             return False
         return {*_ADDING_IN_32_BITS} & {*other.features} <= {*self.features}
@@ -39,12 +39,17 @@ class Cpu(BaseModel):
 
 @functools.cache
 def this_cpu() -> Cpu:
-    """The processor that this runs on; on Linux with its features."""
+    """The processor of this machine. Its features are known on Linux alone."""
     return read_cpu(Path("/proc/cpuinfo"), platform.machine())
 
 
 def read_cpu(path: Path, architecture: str) -> Cpu:
-    """What a file like ``/proc/cpuinfo``, which may be missing, says of a processor."""
+    """Read a processor's name and features.
+
+    Args:
+        path: a file like ``/proc/cpuinfo``; where it is missing, the features are unknown.
+        architecture: from `platform.machine`.
+    """
     try:
         pairs = [line.split(":", 1) for line in path.read_text(errors="replace").splitlines() if ":" in line]
     except OSError:
