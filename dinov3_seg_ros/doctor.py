@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
     """Look at everything; ``bundles`` default to the demo's."""
     yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
-    for look in (_packages, _conflicts, _ros, _transport, _shared_memory, _runtimes, _engines, _decode):
+    for look in (_packages, _conflicts, _ros, _transport, _shared_memory):
+        yield from _surviving(look)
+    yield from _surviving(lambda: _runtimes(bundles))
+    for look in (_engines, _decode):
         yield from _surviving(look)
     yield from _surviving(lambda: _bundles(bundles))
 
@@ -175,23 +179,27 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding(OK, str(SHARED_MEMORY), f"{free_mb} MB free")
 
 
-def _runtimes() -> Iterator[Finding]:
+def _runtimes(bundles: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.runtimes.choice import RUNTIMES, available_runtimes
 
     reasons = available_runtimes()
     usable = [name for name in RUNTIMES if reasons[name] is None]
     for name, reason in reasons.items():
-        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name))
+        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name, bundles))
     if not usable:
         yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
 
 
-def _abilities(runtime: str) -> str:
+def _abilities(runtime: str, bundles: Sequence[Path]) -> str:
     if runtime != "onnx":
         return "can be used"
+    from dinov3_seg_ros.bundle.loading import load_bundle
     from dinov3_seg_ros.runtimes.onnx import usable_providers
 
-    return f"can be used, with {', '.join(usable_providers())}"
+    loaded: list[Bundle] = []
+    with contextlib.suppress(SegmentationError):  # `_bundles` reports it
+        loaded.extend(load_bundle(path) for path in bundles or [_demo_bundle()])
+    return f"can be used, with {', '.join(usable_providers(loaded))}"
 
 
 def _engines() -> Iterator[Finding]:
@@ -256,9 +264,8 @@ def _torch_has_cuda() -> bool:
 
 def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.bundle.loading import load_bundle
-    from dinov3_seg_ros.support.resources import resource_path
 
-    for path in paths or [resource_path("weights/demo")]:
+    for path in paths or [_demo_bundle()]:
         try:
             bundle = load_bundle(path)
         except SegmentationError as error:
@@ -274,6 +281,12 @@ def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
         if manifest.backbone.storage != "embedded":
             yield _external_backbone(bundle)
         yield from _exports(bundle)
+
+
+def _demo_bundle() -> Path:
+    from dinov3_seg_ros.support.resources import resource_path
+
+    return resource_path("weights/demo")
 
 
 def _exports(bundle: Bundle) -> Iterator[Finding]:

@@ -1,11 +1,11 @@
-"""From frames to segmentations: the one place where the steps meet. Knows no ROS."""
+"""Frames in, segmentations out: the one place where preprocessing, runtime and decode meet. Imports no ROS."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,20 +22,23 @@ from dinov3_seg_ros.frames.preprocessing import (
     nearest_in_aspect,
     place,
 )
-from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
+from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 
+if TYPE_CHECKING:
+    import torch
+
 
 class HeadSegmentation:
-    """One head's answer for one frame; what nobody reads is not decoded.
+    """One head's result for one frame. Labels and confidence are decoded when they are first read.
 
     Args:
-        logits: (1, C, h, w), an array or a tensor on any device.
-        size: (height, width) of labels and confidence.
-        window: the part of the map that the frame covers; see `decode.upsample_argmax`.
+        logits: (1, C, h, w) float, a NumPy array or a PyTorch tensor on any device.
+        size: (height, width) of labels and confidence, pixels.
+        window: the part of the logits that the frame covers, in cells; see `decode.upsample_argmax`.
         times: where the decode's time is recorded.
 
     Attributes:
@@ -63,7 +66,7 @@ class HeadSegmentation:
 
     @property
     def confidence(self) -> np.ndarray:
-        """(H, W) uint8, round(255 * the largest softmax probability). Read first, it gives the labels as well."""
+        """(H, W) uint8, round(255 * the largest softmax probability). Decoding it decodes the labels too."""
         if self._confidence is None:
             with self._times.stage("decode"):
                 labels, confidence = decode.upsample_argmax_confidence(self.logits, self._size, self.window)
@@ -72,10 +75,10 @@ class HeadSegmentation:
 
 
 class Segmentation:
-    """What every head says of one frame.
+    """The results of all heads for one frame.
 
     Attributes:
-        heads: bundle name -> `HeadSegmentation`, in the order of the bundles.
+        heads: `HeadSegmentation` by bundle name, in the order of the bundles.
     """
 
     def __init__(self, heads: dict[str, HeadSegmentation]) -> None:
@@ -93,7 +96,7 @@ class Segmentation:
 
 
 class StartedSegmentation:
-    """Frames on their way through the network; see `Segmenter.start`."""
+    """Frames that the network is computing; see `Segmenter.start`."""
 
     def __init__(self, count: int, batches: Sequence[_StartedBatch], times: StageTimes) -> None:
         self._count, self._batches, self._times = count, batches, times
@@ -107,7 +110,7 @@ class StartedSegmentation:
         Raises:
             RuntimeUnavailableError: the GPU failed.
         """
-        results: list[Segmentation | None] = [None] * self._count
+        results: dict[int, Segmentation] = {}
         for batch in self._batches:
             logits = batch.computation.logits()
             for stage, seconds in batch.computation.seconds().items():
@@ -123,11 +126,11 @@ class StartedSegmentation:
                     for name, some in logits.items()
                 }
                 results[index] = Segmentation(heads)
-        return results
+        return [results[index] for index in range(self._count)]
 
 
 class _StartedBatch(NamedTuple):
-    """One computation, and by the index of each of its frames, where that lies on its canvas."""
+    """One computation; by the index of each of its frames, where that lies on its canvas; and the labels' size."""
 
     computation: Computation
     placements: dict[int, Placement]
@@ -135,16 +138,29 @@ class _StartedBatch(NamedTuple):
 
 
 class Segmenter:
-    """Frames in, segmentations out; one backbone pass for each batch, however many heads.
+    """Frames in, segmentations out, with one backbone pass for each batch, however many heads there are.
 
-    Not for use from several threads at once, but for what `start` returns.
+    Use it from one thread at a time. What `start` returns may be finished in another thread.
+
+    In the code here and in the runtimes, a *canvas* is the network input: one frame resized and padded, (H, W, 3) uint8
+    RGB.
+
+    Args:
+        bundles: at least one; they share a backbone.
+        runtime: what computes the network.
+        network_size: (height, width) of the network input, pixels; None takes the first bundle's.
+        geometry: how a frame is laid on the network input; None takes the first bundle's.
+        max_batch: the most frames in one backbone pass.
 
     Attributes:
-        manifests: bundle name -> manifest, in order.
-        runtime: what computes the network.
+        manifests: manifest by bundle name, in order.
+        runtime: as given.
         runtime_reason: why this runtime was chosen, for people.
-        max_batch: the most frames in one backbone pass.
-        times: duration of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
+        max_batch: as given.
+        times: durations of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
+
+    Raises:
+        ParameterError: size or geometry do not fit the backbone or the runtime.
     """
 
     def __init__(
@@ -161,7 +177,7 @@ class Segmenter:
         self.runtime_reason = ""
         self.times = StageTimes()
         self._geometry = geometry or first.input.geometry
-        self._network_size = tuple(network_size or first.input.network_size)
+        self._network_size = network_size or first.input.network_size
         # Heads may read different layers of one backbone, and coarser ones need a larger multiple.
         self._multiple = math.lcm(*(bundle.manifest.backbone.multiple for bundle in bundles))
         self._mean = first.input.mean
@@ -177,15 +193,17 @@ class Segmenter:
     def from_bundle(
         cls,
         bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         **options: Any,
     ) -> Segmenter:
         """Load one bundle, or several that share a backbone.
 
+        The option ``threads`` sets the CPU threads of PyTorch, the decode and OpenCV in the whole process.
+
         Args:
-            bundles: path or paths.
+            bundles: path or paths of the bundles' folders.
             runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
-            options: fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.
+            options: further fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.
 
         Raises:
             BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
@@ -196,7 +214,7 @@ class Segmenter:
         loaded = [load_bundle(path) for path in paths]
         check_shared_backbone(loaded)
         wanted = ComputeOptions(runtime=runtime, **options)
-        _limit_threads(wanted.threads)
+        limit_threads(wanted.threads)
         own = loaded[0].manifest.input
         one_size = (wanted.geometry or own.geometry) not in FRAME_SIZED
         size = wanted.network_size or own.network_size if one_size else None
@@ -216,13 +234,13 @@ class Segmenter:
         heads: Sequence[str] | None = None,
         size: str | tuple[int, int] = "source",
     ) -> list[Segmentation]:
-        """Segment frames; frames of equal canvas size go through the backbone together.
+        """Segment frames. Frames with network inputs of one size go through the backbone together.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            heads: names of the bundles whose heads are wanted; None for all.
-            size: of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution, without
-                padding) or (height, width) in pixels.
+            heads: names of the bundles whose heads to run; None for all.
+            size: size of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution,
+                without padding) or (height, width) in pixels.
 
         Returns:
             One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
@@ -241,10 +259,10 @@ class Segmenter:
         heads: Sequence[str] | None = None,
         size: str | tuple[int, int] = "source",
     ) -> StartedSegmentation:
-        """Like `segment`, but where a GPU computes this need not wait for it.
+        """Start what `segment` does. Where a GPU computes, this does not wait for it.
 
-        So the next frames can be prepared and uploaded while the GPU computes these, and `StartedSegmentation.finish`
-        and the decode may have another thread. Frames are computed in the order in which they are started.
+        So the next frames can be prepared and uploaded while the GPU computes these, and another thread can call
+        `StartedSegmentation.finish` and decode. Frames are computed in the order in which they are started.
         """
         names = list(self.manifests) if heads is None else list(heads)
         for name in names:
@@ -252,7 +270,7 @@ class Segmenter:
                 raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
         for image in images:
             check_image(image)
-        placements = [self._place(image.shape[:2]) for image in images]
+        placements = [self._place((image.shape[0], image.shape[1])) for image in images]
         for placement in placements:
             mask_size(size, placement)  # an unknown one is refused before anything is computed
         batches = []
@@ -263,19 +281,19 @@ class Segmenter:
         return StartedSegmentation(len(images), batches, self.times)
 
     def canvas_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the network's input for a frame of (height, width), pixels."""
+        """Return the (height, width) of the network input for a frame of (height, width), in pixels."""
         return self._place(frame_size).canvas_size
 
     def warm_up(self) -> None:
-        """Do once what only the first frames would pay for.
+        """Do what would otherwise make the first frames slow.
 
-        That is the compiled decode of every head, and the memory that the runtime plans for each size of its canvases;
-        on a GPU also the libraries' choice of kernels, and CUDA graphs, for each number of frames up to ``max_batch``.
-        Where canvases are as large as frames will be, one of the bundle's size has to do.
+        This compiles the decode for every head, and lets the runtime plan its memory for each size of network input. On
+        a GPU the libraries also choose their kernels, and CUDA graphs are recorded, for each number of frames up to
+        ``max_batch``. With native geometry the frame size is not yet known, so warm up at the bundle's size.
         """
         sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
-        # The largest first: PyTorch's runtime records only so many, and under load the batches are full.
-        counts = range(self.max_batch, 0, -1) if self.runtime.device == "cuda" and sizes_are_known else [1]
+        # The largest batch first: the PyTorch runtime records a limited number, and under load the batches are full.
+        counts = range(self.max_batch, 0, -1) if self.runtime.device != "cpu" and sizes_are_known else [1]
         for size in self.runtime.sizes or [self._network_size]:
             for count in counts:
                 results = self.segment([np.zeros((*size, 3), np.uint8)] * count)
@@ -290,7 +308,7 @@ class Segmenter:
     def _place(self, frame_size: tuple[int, int]) -> Placement:
         if self.runtime.sizes is None or self._geometry not in FRAME_SIZED:
             return place(frame_size, self._geometry, self._network_size, self._multiple)
-        # The runtime's graphs have fixed sizes, so the frame cannot choose its own.
+        # The runtime's graphs have fixed sizes, so the frame cannot have a size of its own.
         return place(frame_size, "letterbox", nearest_in_aspect(frame_size, self.runtime.sizes), self._multiple)
 
     def _batches(self, placements: Sequence[Placement]) -> list[list[int]]:
@@ -311,14 +329,18 @@ class Segmenter:
         return canvases
 
 
-def _limit_threads(threads: int) -> None:
-    """Bound the threads of decode and OpenCV, in the whole process; the runtime bounds its own. 0: one per core."""
+def limit_threads(threads: int) -> None:
+    """Limit the threads of decode and OpenCV in the whole process; the runtime limits its own. 0: one per core."""
     set_thread_limit(threads)
     cv2.setNumThreads(threads or -1)
 
 
 def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:
-    """(height, width) in pixels of the labels of a frame; see `Segmenter.segment`."""
+    """Return the (height, width) in pixels of the labels of a frame; see `Segmenter.segment`.
+
+    Raises:
+        ParameterError: the size is none of those that `Segmenter.segment` takes.
+    """
     if size == "source":
         return placement.frame_size
     if size == "network":
@@ -328,5 +350,5 @@ def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, i
     return int(size[0]), int(size[1])
 
 
-def _to_numpy(array: Any) -> np.ndarray:
+def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array.cpu().numpy()

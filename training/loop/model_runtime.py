@@ -12,21 +12,26 @@ from training.loop.model import SegmentationModel
 
 
 class ModelRuntime:
-    """The model in training as a `dinov3_seg_ros.runtimes.Runtime`, so that validation takes the robot's path."""
+    """The model in training as a `runtimes.protocol.Runtime`, so that validation takes the robot's path.
+
+    Args:
+        model: backbone and head.
+        device: where they are.
+    """
 
     name = "training"
     description = "the model in training, float32"
-    sizes = None
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def __init__(self, model: SegmentationModel, device: torch.device) -> None:
         self._model, self._device = model, device
-        self.device = self.logits_device = device.type
+        self.device = self.logits_device = str(device)
 
     @torch.inference_mode()
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computed:
-        """See `Runtime.start`; every head is the model's."""
+        """Run the model; every head is the model's. See `runtimes.protocol.Runtime.start`."""
         maps = self._model.features(torch.from_numpy(canvases).to(self._device))
         return Computed({name: self._model.head(maps).float() for name in heads}, {}, dict)
 
     def close(self) -> None:
-        """Nothing to release: the model belongs to the training."""
+        """Release nothing: the model belongs to the training."""
