@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import event
 from test_decode import scene_logits
 
 from dinov3_seg_ros import decode
@@ -25,17 +27,17 @@ DEADLINE_S = 60
 
 @pytest.fixture
 def slow_compiler(monkeypatch):
-    """A compiler that starts anew, does not end before the event it gives is set, and then gives the real kernel."""
+    """A compiler that has to compile, does not end before the event given here is set, and then gives the kernel."""
     compile_decode, may_end, started = entry.compile_decode, threading.Event(), []
 
     def compile_slowly(label_type):
         started.append(label_type)
+        event.broadcast(event.Event("numba:compile", event.EventStatus.START))
         assert may_end.wait(DEADLINE_S)
         return compile_decode(label_type)
 
     monkeypatch.setattr(entry, "compile_decode", compile_slowly)
     monkeypatch.setattr(compilation, "_compilations", {})
-    monkeypatch.setattr(compilation, "_LOADING_SECONDS", 0.05)
     may_end.started = started
     yield may_end
     may_end.set()
@@ -66,9 +68,17 @@ def test_threads_that_decode_at_once_start_one_compiler_for_each_type(slow_compi
         np.testing.assert_array_equal(labels, decode.upsample_argmax((few, many)[n % 2], (20, 20)))
 
 
-def test_a_kernel_that_loads_soon_is_waited_for(slow_compiler, monkeypatch):
-    monkeypatch.setattr(compilation, "_LOADING_SECONDS", DEADLINE_S)
-    threading.Timer(0.1, slow_compiler.set).start()
+def test_a_kernel_from_the_cache_is_waited_for(monkeypatch):
+    entry.compile_decode(np.dtype(np.uint8))  # it is in the cache from here on
+
+    load = entry.compile_decode.__wrapped__
+
+    def load_late(label_type):
+        time.sleep(0.2)
+        return load(label_type)
+
+    monkeypatch.setattr(entry, "compile_decode", load_late)
+    monkeypatch.setattr(compilation, "_compilations", {})
     assert decode.backend() == "numba"
 
 
@@ -123,7 +133,6 @@ def test_the_cache_on_disk_follows_the_code_of_every_file_of_the_kernel(tmp_path
     rows = "logits, rows, columns, labels, confidence, with_confidence, part, parts"
     _write_stub(callee, "decode_rows", rows, 2)
     assert _compile_and_run(tmp_path) == "compiled 2"
-    assert _compile_and_run(tmp_path) == "loaded 2"
     os.utime(callee, (1, 1))
     callee.write_text(callee.read_text() + "# a comment\n")
     assert _compile_and_run(tmp_path) == "loaded 2"

@@ -1,14 +1,16 @@
 """Who decodes on the CPU: numba's kernel, or NumPy until the kernel is compiled and where numba is not installed.
 
-The kernel is compiled once on a machine, which takes ten seconds or more; later processes load it from numba's cache.
-A thread does either, so that the first masks of a robot do not wait for a compiler. Both forms are exact.
+The kernel is compiled once on a machine, which takes ten seconds or more; later processes load it from numba's cache in
+less than a second. A thread does either. Who decodes first waits for loading, but not for the compiler: NumPy decodes
+meanwhile, so that a robot's first masks come at once. Both forms are exact.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +19,6 @@ from dinov3_seg_ros.decode import numpy_form
 from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels
 
 _logger = logging.getLogger(__name__)
-
-# From its start on, callers wait so long for the thread: loading the kernel takes about a second, compiling takes more.
-_LOADING_SECONDS = 2.0
 
 
 class Decoder(Protocol):
@@ -35,15 +34,14 @@ class _Compilation:
     def __init__(self, label_type: np.dtype[Any]) -> None:
         self._label_type = label_type
         self._decoder: Decoder = numpy_form.decode
+        self._is_slow = threading.Event()  # set when the compiler starts, or at the end
         self._is_over = threading.Event()
-        self._deadline = time.monotonic() + _LOADING_SECONDS
         # Not a daemon: the process must not end in the middle of the compiler.
         threading.Thread(target=self._compile, name="compile decode").start()
 
     def decoder(self, wait: bool) -> Decoder:
         """What decodes now; with ``wait``, what will decode in the end."""
-        if not self._is_over.is_set():
-            self._is_over.wait(None if wait else max(0.0, self._deadline - time.monotonic()))
+        (self._is_over if wait else self._is_slow).wait()
         return self._decoder
 
     def _compile(self) -> None:
@@ -51,12 +49,28 @@ class _Compilation:
             from dinov3_seg_ros.decode import numba_form
             from dinov3_seg_ros.decode.numba_kernel.entry import compile_decode
 
-            compile_decode(self._label_type)
+            with _calling_when_compiling(self._is_slow.set):
+                compile_decode(self._label_type)
             self._decoder = numba_form.decode
         except Exception as error:  # a numba that does not fit the installed NumPy fails with several types
             _logger.warning("decoding with NumPy, several times slower, since numba cannot be used: %s", error)
         finally:
+            self._is_slow.set()
             self._is_over.set()
+
+
+def _calling_when_compiling(callback: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call back when numba does not find what it is asked for in its cache, and so starts to compile."""
+    from numba.core import event
+
+    class CompilerStart(event.Listener):
+        def on_start(self, event: event.Event) -> None:
+            callback()
+
+        def on_end(self, event: event.Event) -> None:
+            pass
+
+    return event.install_listener("numba:compile", CompilerStart())
 
 
 _compilations: dict[np.dtype[Any], _Compilation] = {}
