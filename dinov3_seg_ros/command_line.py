@@ -1,49 +1,173 @@
-"""What all commands share: flags made from the options, one error line, and exit codes.
+"""What all commands share: one way to read the command line, one error line, and exit codes.
 
-Exit codes: 0, done; 1, could not be done (one line on standard error says why, and what to do); 2, the command line is
-wrong; 130, interrupted.
+Exit codes: 0, done; 1, could not be done; 2, the command line is wrong; 130, interrupted. For 1 and 2, one line on
+standard error says what is wrong and what to do: ``NAME: error: ...``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from dinov3_seg_ros.options import Option, Options, describe_options, select
-from dinov3_seg_ros.support.errors import ParameterError, SegmentationError
+from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_HELP = ("-h", "--help")
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
-def run_command(name: str, work: Callable[[], int | None], note: str = "") -> int:
-    """Run a command's work; return its exit code.
+class UsageError(SegmentationError):
+    """The command line is wrong."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser for ``python -m MODULE``: options may stand anywhere, and every error is one line.
 
     Args:
-        name: of the command, for the error line.
-        work: does it; returns an exit code, or None for 0.
-        note: what to say when the user interrupts it.
+        module: its last part names the command in error lines.
+        documentation: of the module; its first line describes the command.
+        usage: replaces argparse's usage line.
     """
+
+    def __init__(self, module: str, documentation: str | None, usage: str | None = None) -> None:
+        self._arguments: list[argparse.Action] = []
+        program = f"python -m {module}"
+        super().__init__(
+            prog=program,
+            usage=usage and f"{program} {usage}",
+            description=(documentation or "").strip().splitlines()[0],
+            allow_abbrev=False,
+        )
+        self.name = module.rpartition(".")[2]
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Add an argument as argparse does."""
+        action = super().add_argument(*names, **settings)
+        self.remember(action)
+        return action
+
+    def remember(self, action: argparse.Action) -> None:
+        """Count an argument that was added to one of the parser's groups."""
+        self._arguments.append(action)
+
+    def needs_words(self) -> bool:
+        """Whether the command can do nothing without arguments."""
+        return any(argument.required for argument in self._arguments)
+
+    def known_options(self) -> list[str]:
+        """All options, for hints at the nearest."""
+        return [option for argument in self._arguments for option in argument.option_strings]
+
+    def value_count(self, option: str) -> int | None:
+        """How many values follow an option; None for any number of them.
+
+        Raises:
+            UsageError: the option is unknown; the message names the nearest one.
+        """
+        argument = next((argument for argument in self._arguments if option in argument.option_strings), None)
+        if argument is None:
+            raise UsageError(f"unknown option {option}{nearest(option, self.known_options())}; --help lists all")
+        if argument.nargs is None:
+            return 1
+        return argument.nargs if isinstance(argument.nargs, int) else None
+
+    def split(self, words: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+        """Take a command line apart.
+
+        An option with any number of values takes all words up to the next option. Where positional arguments are
+        missing then, the last such option hands its last words over to them.
+
+        Returns:
+            Each option with its values, in order, and the positional arguments.
+
+        Raises:
+            UsageError: an option is unknown.
+        """
+        options: list[list[str]] = []
+        positionals: list[str] = []
+        greedy: list[str] = []
+        rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--"):
+                positionals.append(word)
+                continue
+            count = self.value_count(word)
+            end = next((index for index, value in enumerate(rest) if value.startswith("--")), len(rest))
+            end = end if count is None else min(end, count)
+            options.append([word, *rest[:end]])
+            greedy = options[-1] if count is None else greedy
+            del rest[:end]
+        missing = sum(not argument.option_strings and argument.nargs != "*" for argument in self._arguments)
+        missing -= len(positionals)
+        if missing > 0 and len(greedy) > missing + 1:
+            positionals += greedy[-missing:]
+            del greedy[-missing:]
+        return options, positionals
+
+    def parse_command(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command line.
+
+        Raises:
+            UsageError: what is wrong with it.
+        """
+        options, positionals = self.split(words)
+        return self.parse_split(options, positionals)
+
+    def parse_split(self, options: Sequence[Sequence[str]], positionals: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command line that `split` took apart.
+
+        Raises:
+            UsageError: what is wrong with it.
+        """
+        words = [word for option in options for word in option]
+        return self.parse_args([*words, "--", *positionals] if positionals else words)
+
+    def show_help(self, words: Sequence[str]) -> None:
+        """Print what ``--help`` shows; ``words`` are the others of the command line."""
+        self.print_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, where argparse itself prints several lines and exits."""
+        raise UsageError(f"{message}; --help lists all options")
+
+
+def run_command(
+    parser: CommandParser,
+    work: Callable[[list[str]], int | None],
+    arguments: Sequence[str] | None = None,
+    note: str = "",
+) -> int:
+    """Do a command's work; return its exit code.
+
+    ``--help`` anywhere, and no arguments where the command needs some, print the help instead.
+
+    Args:
+        parser: the command's.
+        work: gets the words of the command line; returns an exit code, or None for 0.
+        arguments: the words; None for those of this process.
+        note: what to say when the user interrupts the command.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return work() or DONE
+        if any(word in _HELP for word in words) or (not words and parser.needs_words()):
+            parser.show_help([word for word in words if word not in _HELP])
+            return DONE
+        return work(words) or DONE
     except SegmentationError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return FAILED
+        print(f"{parser.name}: error: {_one_line(error)}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        print(f"{name}: interrupted{f'; {note}' if note else ''}", file=sys.stderr)
+        print(f"{parser.name}: interrupted{f'; {note}' if note else ''}", file=sys.stderr)
         return INTERRUPTED
 
 
-def command_parser(name: str, documentation: str | None) -> argparse.ArgumentParser:
-    """A parser for ``python -m NAME``, described by the first line of its module's documentation."""
-    description = (documentation or "").strip().splitlines()[0]
-    return argparse.ArgumentParser(prog=f"python -m {name}", description=description, allow_abbrev=False)
-
-
-def add_flags(parser: argparse.ArgumentParser, model: type[Options], leave_out: Collection[str] = ()) -> None:
+def add_flags(parser: CommandParser, model: type[Options], leave_out: Collection[str] = ()) -> None:
     """Add a flag for each option of a model: ``max_batch`` becomes ``--max-batch``.
 
     Args:
@@ -54,30 +178,54 @@ def add_flags(parser: argparse.ArgumentParser, model: type[Options], leave_out: 
     group = parser.add_argument_group(f"{model.__name__.removesuffix('Options').lower()} options")
     for option in describe_options(model).values():
         if option.name not in leave_out:
-            group.add_argument(f"--{option.name.replace('_', '-')}", **_argument(option))
+            parser.remember(group.add_argument(_flag(option.name), **_argument(option)))
 
 
-def read_flags(model: type[AnyOptions], arguments: argparse.Namespace) -> AnyOptions:
+def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values: Any) -> AnyOptions:
     """The options that a parsed command line holds; what it lacks has its default.
 
+    Args:
+        model: the options.
+        arguments: of a parser with the model's flags.
+        values: options in place of those of the command line.
+
     Raises:
-        ParameterError: a value cannot be used; the message names the flag.
+        UsageError: a value cannot be used; the message names the flag.
     """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    texts = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
+    sequences = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
     try:
-        return select(model, {n: tuple(value) if n in texts else value for n, value in given.items()})
+        return select(
+            model, {name: tuple(value) if name in sequences else value for name, value in given.items()} | values
+        )
     except ParameterError as error:
-        words = str(error).split(" ", 1)
-        name, colon = words[0].rstrip(":"), ":" if words[0].endswith(":") else ""
+        # Messages begin with the option's name.
+        message = str(error)
+        name = message.split(maxsplit=1)[0].rstrip(":")
         if name in model.model_fields:
-            raise ParameterError(f"--{name.replace('_', '-')}{colon} {words[1]}") from error
-        raise
+            message = f"{_flag(name)}{message.removeprefix(name)}"
+        raise UsageError(message) from error
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The ``type`` of an argument that is a whole number of at least ``least``."""
+
+    def convert(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
+        return int(text)
+
+    return convert
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _argument(option: Option) -> dict[str, Any]:
     """Keyword arguments of `argparse.ArgumentParser.add_argument`."""
-    shown = "" if option.default in (None, "", ()) else f" (default: {option.default})"
+    default = str(option.default).lower() if option.kind == "bool" else option.default
+    shown = "" if default in (None, "", ()) else f" (default: {default})"
     found: dict[str, Any] = {"help": f"{option.description}{shown}".replace("%", "%%"), "default": None}
     if option.kind == "bool":
         found["action"] = argparse.BooleanOptionalAction
@@ -93,3 +241,7 @@ def _argument(option: Option) -> dict[str, Any]:
     elif not option.choices:
         found["metavar"] = option.name.rpartition("_")[2].upper()
     return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

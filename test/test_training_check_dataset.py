@@ -183,4 +183,4 @@ def test_pixels_and_images_of_each_class_are_counted(root, capsys):
 
 def test_an_unknown_key_is_one_clear_message(root, capsys):
     status, printed = check(root, capsys, "--data.rot", "x")
-    assert status == 1 and "--data.rot" in printed
+    assert status == 2 and "--data.rot" in printed

@@ -192,7 +192,7 @@ def exported(tmp_path):
 )
 def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_model(exported, geometry, views, used):
     path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
-    segmenter = open_segmenter(path, "auto", inference)
+    segmenter = open_segmenter(path, inference)
     assert segmenter.runtime.name == used
     labels = segmenter.segment([image])[0].labels
     by_the_model = averaging(load_bundle(path), **views).segment([image])[0].labels
@@ -202,7 +202,7 @@ def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_m
 
 @pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
 def test_a_runtime_that_was_named_and_lacks_a_views_size_is_refused_in_favour_of_torch(exported, geometry, views):
-    segmenter = open_segmenter(exported(geometry), "onnx", Inference(**views))
+    segmenter = open_segmenter(exported(geometry), Inference(**views), ComputeOptions(runtime="onnx"))
     with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
         segmenter.segment([picture(100, 140)])
 

@@ -206,10 +206,8 @@ def no_video(path: Path) -> Path:
         (empty_folder, [], "holds no image"),
         (two_of_a_name, [], "would have the same mask"),
         (no_video, [], "cannot be opened"),
-        (two_of_a_name, ["--runtimes", "torch"], "runtime"),
-        (no_video, ["--runtime", "nothing"], "unknown runtime 'nothing'"),
     ],
-    ids=["nowhere", "empty folder", "same stem", "no video", "unknown option", "unknown runtime"],
+    ids=["nowhere", "empty folder", "same stem", "no video"],
 )
 def test_what_cannot_be_done_is_said_in_one_message_and_leaves_nothing(
     bundle, tmp_path, capsys, make, options, message

@@ -5,7 +5,6 @@ Into a file or a pipe the card goes as Markdown: ``python -m training.bundle_inf
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +20,8 @@ from safetensors import safe_open
 from dinov3_seg_ros.bundle.exports import Export, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
+from dinov3_seg_ros.command_line import CommandParser, run_command
 from dinov3_seg_ros.model.weights import WEIGHTS_FILE
-from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.pictures import percent
 from training.support.output import writing
@@ -68,28 +67,24 @@ def card(description: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.bundle_info", description=__doc__.split(":")[0] + ".", allow_abbrev=False
-    )
+    """Run the command; return its exit code."""
+    parser = CommandParser("training.bundle_info", "Print the model card of a bundle.")
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        description = describe(load_bundle(options.bundle))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what it says as JSON")
+
+    def work(words: list[str]) -> None:
+        options = parser.parse_command(words)
+        console, description = Console(), describe(load_bundle(options.bundle))
         if options.json is not None:
             with writing(options.json):
                 write_json(options.json, description)
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    text = card(description)
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        print(text, end="")
-    return 0
+        text = card(description)
+        if console.is_terminal:
+            console.print(Markdown(text))
+        else:
+            print(text, end="")
+
+    return run_command(parser, work, arguments)
 
 
 def _lines(described: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,6 @@ Every image and every mask is read once, the way training reads them.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -20,10 +19,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.command_line import DONE, FAILED, run_command, whole_number
+from dinov3_seg_ros.support.errors import DatasetError
 from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
 from training.data.files import FileDataset
-from training.recipes.loading import load_recipe
+from training.recipes.loading import RECIPE_HELP, load_recipe
+from training.recipes.overrides import SettingsParser
+from training.recipes.schema import Recipe
 from training.reports.pictures import percent
 
 #: Of every kind of problem so many are named.
@@ -135,36 +137,32 @@ def findings_table(train: Findings, val: Findings) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 1 where there are problems."""
-    parser = argparse.ArgumentParser(
-        usage="python -m training.check_dataset RECIPE [--data.key value ...] [--allow-empty] [--threads N]",
-        description="Read all data of a recipe and say what is wrong with it, before training does.",
-        add_help=False,
-        allow_abbrev=False,
+    """Run the command; return its exit code, 1 where there are problems."""
+    parser = SettingsParser(
+        "training.check_dataset",
+        "Read all data of a recipe and report what is wrong with it before training does.",
+        "RECIPE [--data.key value ...] [--allow-empty] [--threads N]",
+        Recipe,
+        lambda options, overrides: load_recipe(options.recipe, overrides),
     )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument("--allow-empty", action="store_true", help="accept classes that training never sees")
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="path of a YAML file, or the name of a recipe in training/recipes"
+        "--threads", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help="items read at once"
     )
-    parser.add_argument("--allow-empty", action="store_true", help="a class that training never sees is no problem")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="items read at once; default: cores")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) in ([], ["--help"]):
-        parser.print_help()
-        return 0
-    parsed, overrides = parser.parse_known_args(arguments)
-    console = Console()
-    try:
-        section = load_recipe(parsed.recipe, overrides).data
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    train, val = (check_split(section, split, max(parsed.threads, 1), console) for split in ("train", "val"))
-    problems = all_problems(train, val, parsed.allow_empty)
-    if train.class_names or val.class_names:
-        console.print(findings_table(train, val))
-    _print_findings(train, val, console)
-    _print_problems(problems, console)
-    return 1 if problems else 0
+
+    def work(words: list[str]) -> int:
+        options, overrides = parser.parse_settings(words)
+        console, section = Console(), load_recipe(options.recipe, overrides).data
+        train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))
+        problems = all_problems(train, val, options.allow_empty)
+        if train.class_names or val.class_names:
+            console.print(findings_table(train, val))
+        _print_findings(train, val, console)
+        _print_problems(problems, console)
+        return FAILED if problems else DONE
+
+    return run_command(parser, work, arguments)
 
 
 def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:

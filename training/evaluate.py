@@ -7,7 +7,7 @@ Labels are compared at the size of the truth.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,16 +21,17 @@ from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.options import ComputeOptions, select
+from dinov3_seg_ros.command_line import add_flags, read_flags, run_command
+from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
 from training.evaluation.boundary import BoundaryIoU
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.recipes.loading import load_recipe
-from training.recipes.overrides import apply_overrides, separated
+from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.reports.pictures import percent
 from training.support.output import check_free, writing
@@ -39,7 +40,7 @@ from training.support.section import Section
 OnPrediction = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
-class EvaluationSettings(Section, ComputeOptions):
+class EvaluationSettings(Section):
     """What can be changed on the command line."""
 
     data: DataSection
@@ -68,13 +69,14 @@ def evaluate(
     Raises:
         DatasetError: an item cannot be read.
     """
-    matrix = ConfusionMatrix(len(data.class_names))
-    for index in indices:
-        image, truth = data.item(index)
-        labels = segmenter.segment([image])[0].labels
-        matrix.update(truth, labels)
-        if on_prediction is not None:
-            on_prediction(index, image, truth, labels)
+    matrix, rest = ConfusionMatrix(len(data.class_names)), iter(indices)
+    while batch := list(itertools.islice(rest, segmenter.max_batch)):
+        items = [data.item(index) for index in batch]
+        found = segmenter.segment([image for image, _ in items])
+        for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
+            matrix.update(truth, segmentation.labels)
+            if on_prediction is not None:
+                on_prediction(index, image, truth, segmentation.labels)
     return matrix
 
 
@@ -91,38 +93,44 @@ def scores_table(scores: dict[str, Any]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        usage="python -m training.evaluate BUNDLE [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
-        description="Evaluate a bundle. 'python -m training.evaluate BUNDLE --help' lists the keys.",
-        add_help=False,
-        allow_abbrev=False,
+    """Run the command; return its exit code."""
+    parser = SettingsParser(
+        "training.evaluate",
+        "Evaluate a bundle on a data set.",
+        "BUNDLE [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
+        EvaluationSettings,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--dataset", help="a data set's name, or a recipe that names one; default: the bundle's own")
-    parser.add_argument("--json", type=Path, default=Path("evaluation.json"), help="file to write the scores to")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument(
-        "--report", type=Path, help="folder for tables, pictures and examples; must not exist or be empty"
+        "--dataset",
+        metavar="NAME",
+        help="name of a data set, or a recipe whose data set is used (default: the one the bundle was trained on)",
     )
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) in ([], ["--help"]):
-        parser.print_help()
-        return 0
-    parsed, overrides = parser.parse_known_args(arguments)
-    console = Console()
-    try:
-        if parsed.report is not None:
-            check_free(parsed.report, "--report")
-        scores = evaluate_bundle(Path(parsed.bundle), console, parsed.dataset, overrides, parsed.report)
-        with writing(parsed.json):
-            write_json(parsed.json, scores)
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    console.print(scores_table(scores))
-    written = f"{parsed.json}" if parsed.report is None else f"{parsed.json} and {parsed.report}"
-    console.print(f"written to {written}", soft_wrap=True)
-    return 0
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("evaluation.json"),
+        metavar="FILE",
+        help="file for the scores (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="folder for tables, pictures and examples; must be new or empty"
+    )
+    add_flags(parser, ComputeOptions)
+
+    def work(words: list[str]) -> None:
+        options, overrides = parser.parse_settings(words)
+        console, compute = Console(), read_flags(ComputeOptions, options)
+        if options.report is not None:
+            check_free(options.report, "--report")
+        scores = evaluate_bundle(options.bundle, console, options.dataset, overrides, options.report, compute=compute)
+        with writing(options.json):
+            write_json(options.json, scores)
+        console.print(scores_table(scores))
+        written = f"{options.json}" if options.report is None else f"{options.json} and {options.report}"
+        console.print(f"written to {written}", soft_wrap=True)
+
+    return run_command(parser, work, arguments)
 
 
 def evaluate_bundle(
@@ -132,6 +140,7 @@ def evaluate_bundle(
     overrides: Sequence[str] = (),
     report: Path | None = None,
     inference: Inference | None = None,
+    compute: ComputeOptions | None = None,
 ) -> dict[str, Any]:
     """Evaluate a bundle.
 
@@ -142,6 +151,7 @@ def evaluate_bundle(
         overrides: of `EvaluationSettings`, as on the command line.
         report: folder to write tables, pictures and examples to; see `output.check_free`.
         inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
+        compute: how to compute the network.
 
     Returns:
         The scores, and what they are of, for JSON.
@@ -149,7 +159,7 @@ def evaluate_bundle(
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
-    manifest, overrides = load_bundle(path).manifest, separated(overrides)
+    manifest, compute, overrides = load_bundle(path).manifest, compute or ComputeOptions(), separated(overrides)
     if inference is None:
         inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
     settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
@@ -168,15 +178,14 @@ def evaluate_bundle(
             examples.add(index, image, truth, labels)
 
     indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    matrix = evaluate(
-        open_segmenter(path, settings.inference, select(ComputeOptions, settings.model_dump())), data, indices, compare
-    )
+    matrix = evaluate(open_segmenter(path, settings.inference, compute), data, indices, compare)
     scores = {
         **matrix.summary(data.class_names),
         **boundary.summary(data.class_names),
         "bundle": str(path),
         "images": len(data),
         **settings.model_dump(mode="json"),
+        **compute.model_dump(mode="json"),
     }
     if report is not None:
         write_evaluation(report, scores, matrix, examples)

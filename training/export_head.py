@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.command_line import CommandParser, run_command
 from dinov3_seg_ros.model.heads import Head
-from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.files import replacing_folder
 from training.dinov3_ros import write_plugin
 from training.support.output import check_free, writing
@@ -45,23 +42,18 @@ def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.export_head", description=__doc__.split(":")[0], allow_abbrev=False
-    )
+    """Run the command; return its exit code."""
+    parser = CommandParser("training.export_head", "Write the head of a bundle in the form of another project.")
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="whose form")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must not exist or be empty")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
+    parser.add_argument("--format", choices=FORMATS, required=True, help="the other project")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must be new or empty")
+
+    def work(words: list[str]) -> None:
+        options = parser.parse_command(words)
         advice = export_head(load_bundle(options.bundle), options.format, options.output)
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    for line in (f"written to {options.output}", *advice):
-        console.print(line, markup=False, soft_wrap=True)
-    return 0
+        print(f"written to {options.output}", *advice, sep="\n")
+
+    return run_command(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, HeadSection, InputSection, Manifest, TrainingSection
 from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.model.identity import backbone_identity
 from dinov3_seg_ros.model.weights import load_backbone
-from dinov3_seg_ros.support.errors import HeadError, SegmentationError
+from dinov3_seg_ros.support.errors import HeadError
 from training import dinov3_ros
 from training.recipes.resolve import lasting
 from training.support.output import check_free, writing
@@ -90,40 +89,36 @@ def import_head(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.import_head", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    """Run the command; return its exit code."""
+    parser = CommandParser("training.import_head", __doc__)
     parser.add_argument("weights", type=Path, metavar="MODEL.pth", help="the head's weights")
     parser.add_argument("class_names", type=Path, metavar="CLASS_NAMES.txt", help="one name a line")
     parser.add_argument(
         "--backbone",
         default=_DEFAULT_BACKBONE,
         metavar="SOURCE",
-        help="what the head was trained on: Hugging Face id, folder or Meta's .pth file (default: %(default)s)",
+        help="the backbone the head was trained on: Hugging Face id, folder or Meta's .pth file (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the bundle; must not exist yet")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the bundle; must be new or empty")
     parser.add_argument("--name", type=_bundle_name, default="dinov3_ros", help="of the bundle (default: %(default)s)")
     parser.add_argument(
-        "--size",
+        "--network-size",
         nargs=2,
-        type=int,
-        metavar=("H", "W"),
+        type=whole_number(1),
+        metavar=("HEIGHT", "WIDTH"),
         default=dinov3_ros.NETWORK_SIZE,
-        help="network size, pixels (default: that of the published head, 640 640)",
+        help="size of the network input, pixels (default: that of the published head, 640 640)",
     )
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
+
+    def work(words: list[str]) -> None:
+        options = parser.parse_command(words)
+        height, width = options.network_size
         bundle = import_head(
-            options.weights, options.class_names, options.backbone, options.output, options.name, tuple(options.size)
+            options.weights, options.class_names, options.backbone, options.output, options.name, (height, width)
         )
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    names = bundle.manifest.classes.names
-    console.print(f"bundle '{options.name}' with {len(names)} classes in {bundle.path}", markup=False, soft_wrap=True)
-    return 0
+        print(f"bundle '{options.name}' with {len(bundle.manifest.classes.names)} classes in {bundle.path}")
+
+    return run_command(parser, work, arguments)
 
 
 def _bundle_name(word: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,27 +28,27 @@ from rich.text import Text
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
-from dinov3_seg_ros.options import ComputeOptions, select
+from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter
-from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
 from training.data.files import read_image
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
-from training.recipes.overrides import apply_overrides
+from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
 from training.support.section import Section
 
 MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
 SUMMARY_FILE = "summary.json"
 
-_INTERRUPTED = 130
 # Of a stream that does not say.
 _FRAMES_PER_SECOND = 10.0
 
 
-class PredictionSettings(Section, ComputeOptions):
+class PredictionSettings(Section):
     """What can be changed on the command line."""
 
     inference: Inference = Inference()
@@ -149,7 +150,7 @@ def predict(
         manifest: of that bundle.
         source: its frames are used up.
         output: folder.
-        settings: of which ``runtime`` and ``inference`` are the segmenter's business.
+        settings: of which ``inference`` is the segmenter's business.
         console: for progress.
 
     Raises:
@@ -169,18 +170,19 @@ def predict(
             video = stack.enter_context(_new_video(output / VIDEO_FILE, rate))
         started = time.perf_counter()
         try:
-            for name, image in source.frames:
+            frames = itertools.islice(source.frames, settings.frames)
+            while batch := list(itertools.islice(frames, segmenter.max_batch)):
                 before = time.perf_counter()
-                segmentation = segmenter.segment([image])[0]
-                if settings.confidence:
-                    _ = segmentation.confidence  # read first, it gives the labels as well
-                _ = segmentation.labels
+                segmentations = segmenter.segment([image for _, image in batch])
+                for segmentation in segmentations:
+                    if settings.confidence:
+                        _ = segmentation.confidence  # read first, it gives the labels as well
+                    _ = segmentation.labels
                 done.segmenting_seconds += time.perf_counter() - before
-                _write(name, image, segmentation, manifest, output, settings, video)
-                done.frames += 1
-                progress.update(task, completed=done.frames + len(done.unreadable))
-                if done.frames == settings.frames:
-                    break
+                for (name, image), segmentation in zip(batch, segmentations, strict=True):
+                    _write(name, image, segmentation, manifest, output, settings, video)
+                    done.frames += 1
+                    progress.update(task, completed=done.frames + len(done.unreadable))
         except KeyboardInterrupt:
             if not done.frames:
                 raise
@@ -192,62 +194,58 @@ def predict(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 when something could not be read or done."""
-    parser = argparse.ArgumentParser(
-        usage="python -m training.predict BUNDLE INPUT [--output FOLDER] [--key value ...]",
-        description="Segment images, a folder of images, a video file or a webcam (by its number). "
-        "'python -m training.predict BUNDLE INPUT --help' lists the keys.",
-        add_help=False,
-        allow_abbrev=False,
+    """Run the command; return its exit code, 1 where something could not be read."""
+    parser = SettingsParser(
+        "training.predict",
+        __doc__,
+        "BUNDLE INPUT [--output FOLDER] [--key value ...]",
+        PredictionSettings,
+        lambda _, overrides: apply_overrides(PredictionSettings(), overrides),
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("input", metavar="INPUT", help="image, folder of images, video file, or number of a webcam")
     parser.add_argument(
-        "--output", type=Path, default=Path("predictions"), metavar="FOLDER", help="must not exist or be empty"
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="FOLDER",
+        help="must be new or empty (default: %(default)s)",
     )
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) in ([], ["--help"]):
-        parser.print_help()
-        return 0
-    parsed, overrides = parser.parse_known_args(arguments)
-    console, complaints = Console(), Console(stderr=True)
-    try:
-        settings = apply_overrides(PredictionSettings(), overrides)
-        check_free(parsed.output, "--output")
-        source = open_input(parsed.input)
-        manifest = load_bundle(parsed.bundle).manifest
-        segmenter = open_segmenter(
-            Path(parsed.bundle), settings.inference, select(ComputeOptions, settings.model_dump())
-        )
-        done = predict(segmenter, manifest, source, parsed.output, settings, console)
-        summary = {
-            "bundle": parsed.bundle,
-            "input": parsed.input,
-            "runtime": segmenter.runtime.description,
-            **done.summary(),
-            "settings": settings.model_dump(mode="json"),
-            "classes": manifest.classes.names,
-        }
-        with writing(parsed.output):
-            write_json(parsed.output / SUMMARY_FILE, summary)
-    except SegmentationError as error:
-        complaints.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    add_flags(parser, ComputeOptions)
+
+    def work(words: list[str]) -> int:
+        options, overrides = parser.parse_settings(words)
+        return _predict(options, apply_overrides(PredictionSettings(), overrides), read_flags(ComputeOptions, options))
+
+    return run_command(parser, work, arguments, "nothing was written")
+
+
+def _predict(options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions) -> int:
+    """Segment what the command line names, write the summary and print it; return the exit code."""
+    check_free(options.output, "--output")
+    source, manifest = open_input(options.input), load_bundle(options.bundle).manifest
+    segmenter = open_segmenter(options.bundle, settings.inference, compute)
+    done = predict(segmenter, manifest, source, options.output, settings, Console())
+    summary = {
+        "bundle": str(options.bundle),
+        "input": options.input,
+        "runtime": segmenter.runtime.description,
+        **done.summary(),
+        "settings": {**settings.model_dump(mode="json"), **compute.model_dump(mode="json")},
+        "classes": manifest.classes.names,
+    }
+    with writing(options.output):
+        write_json(options.output / SUMMARY_FILE, summary)
     for reason in done.unreadable.values():
-        complaints.print(f"skipped: {reason}", style="red", markup=False, soft_wrap=True)
+        print(f"skipped: {reason}", file=sys.stderr)
     speeds = f"{summary['frames_per_second']} frames/s, segmenting alone {summary['segmenting_frames_per_second']}"
-    console.print(
+    print(
         f"{done.frames} segmented ({speeds}; {summary['runtime']}), {len(done.unreadable)} skipped; "
-        f"written to {parsed.output}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"written to {options.output}"
     )
     if done.interrupted:
-        return _INTERRUPTED
-    return 1 if done.unreadable else 0
+        return INTERRUPTED
+    return FAILED if done.unreadable else DONE
 
 
 def _images(paths: Sequence[Path], root: Path) -> Source:

@@ -6,7 +6,6 @@ processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.command_line import run_command
 from dinov3_seg_ros.support.files import write_json
 from training.evaluate import evaluate_bundle
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
 from training.loop.trainer import Trainer
-from training.recipes.loading import load_recipe
+from training.recipes.loading import RECIPE_HELP, load_recipe
+from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
 from training.support.output import writing
@@ -27,39 +27,29 @@ from training.support.processes import process_state
 
 EVALUATION_FILE = "evaluation.json"
 
-_INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        usage="python -m training.train RECIPE [--key value ...] [--dry-run | --resume]",
-        description="Train by a recipe. Its settings can be given as options, such as --optimizer.lr 1e-3; "
-        "'python -m training.train RECIPE --help' lists which.",
-        add_help=False,
-        allow_abbrev=False,
+    """Run the command; return its exit code."""
+    parser = SettingsParser(
+        "training.train",
+        "Train by a recipe. Each of its keys is an option, such as --optimizer.lr 1e-3.",
+        "RECIPE [--key value ...] [--dry-run | --resume]",
+        Recipe,
+        lambda options, overrides: load_recipe(options.recipe, overrides),
     )
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="path of a YAML file, or the name of a recipe in training/recipes"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="two steps and a short validation; write nothing")
-    mode.add_argument("--resume", action="store_true", help="go on where this training stopped, however it was ended")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) in ([], ["--help"]):
-        parser.print_help()
-        return 0
-    parsed, overrides = parser.parse_known_args(arguments)
-    console = Console()
-    try:
-        _train(load_recipe(parsed.recipe, overrides), parsed.dry_run, parsed.resume, console)
-    except SegmentationError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return _INTERRUPTED
-    return 0
+    for flag, text in (
+        ("--dry-run", "two steps and a short validation; write nothing"),
+        ("--resume", "continue an interrupted training from its last checkpoint"),
+    ):
+        parser.remember(mode.add_argument(flag, action="store_true", help=text))
+
+    def work(words: list[str]) -> None:
+        options, overrides = parser.parse_settings(words)
+        _train(load_recipe(options.recipe, overrides), options.dry_run, options.resume, Console())
+
+    return run_command(parser, work, arguments)
 
 
 def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> None:

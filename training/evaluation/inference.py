@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
-from dinov3_seg_ros.frames.preprocessing import Placement, check_image, fill_canvas, place
+from dinov3_seg_ros.frames.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.runtimes.protocol import Runtime
-from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter
+from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 from training.support.section import Section
@@ -81,10 +81,13 @@ class AveragingSegmenter:
 
     Attributes:
         runtime: what computes the network.
+        max_batch: how many images are segmented together; always 1.
 
     Raises:
         ParameterError: the stride leaves gaps between windows.
     """
+
+    max_batch = 1
 
     def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
         manifest = bundle.manifest
@@ -188,7 +191,8 @@ def open_segmenter(
     Args:
         path: of the bundle.
         inference: which views of an image are averaged.
-        options: how to compute; the runtime ``auto`` is torch where views are of other sizes than the exports.
+        options: how to compute, with network size and geometry in place of the bundle's. The runtime ``auto`` is torch
+            where views are of other sizes than the exports.
 
     Raises:
         BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
@@ -196,14 +200,27 @@ def open_segmenter(
     options = options or ComputeOptions()
     if inference.looks_once:
         return Segmenter.from_bundle(path, **options.model_dump())
-    bundle = load_bundle(path)
+    if options.max_batch > 1:
+        raise ParameterError(
+            f"max_batch is {options.max_batch}, but averaged views are computed one after the other; leave it at 1"
+        )
+    limit_threads(options.threads)
+    bundle = _with_input(load_bundle(path), options)
     network = bundle.manifest.input
-    if inference.has_one_canvas(network.geometry):
-        options = options.model_copy(update={"network_size": network.network_size})
-    elif options.runtime == "auto":
-        # The exports are for the robot's one view.
-        options = options.model_copy(update={"runtime": "torch"})
+    size = network.network_size if inference.has_one_canvas(network.geometry) else None
+    # The exports are for the robot's one view.
+    runtime = "torch" if size is None and options.runtime == "auto" else options.runtime
+    options = options.model_copy(update={"network_size": size, "runtime": runtime})
     return AveragingSegmenter(bundle, open_runtime([bundle], options)[0], inference)
+
+
+def _with_input(bundle: Bundle, options: ComputeOptions) -> Bundle:
+    """A bundle whose network size and geometry are those of the options, where these have some."""
+    manifest = bundle.manifest
+    wanted = {"network_size": options.network_size, "geometry": options.geometry}
+    network = manifest.input.model_copy(update={name: value for name, value in wanted.items() if value is not None})
+    check_geometry(network.geometry, network.network_size, manifest.backbone.multiple)
+    return dataclasses.replace(bundle, manifest=manifest.model_copy(update={"input": network}))
 
 
 def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:

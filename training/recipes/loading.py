@@ -10,11 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import RecipeError, nearest
-from training.recipes.overrides import apply_free_overrides, apply_overrides, separated
+from training.recipes.overrides import apply_overrides
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 
 RECIPES_FOLDER = Path(__file__).parent
+#: What commands say of their argument RECIPE.
+RECIPE_HELP = "path of a YAML file, or the name of a recipe in training/recipes"
 
 
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -27,7 +29,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         RecipeError: names the file, the key and, for a typo, the nearest key.
     """
-    path, overrides = find_recipe(name), separated(overrides)
+    path = find_recipe(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -42,7 +44,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         "--help after the recipe lists the keys that can be set here; others, such as the name of an optimizer or a "
         f"loss, must be written in {path}"
     )
-    return apply_overrides(recipe, apply_free_overrides(recipe, overrides), advice)
+    return apply_overrides(recipe, overrides, advice)
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:

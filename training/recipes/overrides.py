@@ -2,81 +2,160 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import io
-import operator
-import re
-import warnings
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-import tyro
 import yaml
 from pydantic import ValidationError
 
-from dinov3_seg_ros.support.errors import RecipeError
+from dinov3_seg_ros.command_line import CommandParser, UsageError
+from dinov3_seg_ros.support.errors import RecipeError, SegmentationError, nearest
+from training.recipes.keys import ENTRY, find_kinds, list_keys, value_count, value_of
 from training.recipes.problems import describe_problem
-from training.recipes.schema import Recipe
 from training.support.section import Section
 
-# Mappings whose keys are those of another module's function or class.
-_FREE_KEY = re.compile(r"--(head\.options|backbone\.config)\.(\w+)")
 AnySection = TypeVar("AnySection", bound=Section)
 
 
+class OverrideError(RecipeError, UsageError):
+    """A setting on the command line that cannot be used."""
+
+
+class SettingsParser(CommandParser):
+    """A parser that takes, beside its own options, every key of a section as one.
+
+    A key takes one word, or as many as its value has items. ``-`` and ``_`` mean the same in it.
+
+    Args:
+        module, documentation, usage: see `CommandParser`.
+        schema: the section.
+        read_section: gives the section whose values ``--help`` shows, from the parsed arguments and the overrides;
+            None where the keys are shown alone.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        documentation: str | None,
+        usage: str,
+        schema: type[Section],
+        read_section: Callable[[argparse.Namespace, list[str]], Section] | None = None,
+    ) -> None:
+        super().__init__(module, documentation, usage)
+        self._schema, self._read_section = schema, read_section
+
+    def value_count(self, option: str) -> int | None:
+        """See `CommandParser.value_count`."""
+        if option in self.known_options():
+            return super().value_count(option)
+        kinds = find_kinds(self._schema, option[2:])
+        if not kinds:
+            known = [*self.known_options(), *(f"--{key.name}" for key in list_keys(self._schema))]
+            raise UsageError(
+                f"unknown option {option}{nearest(option, known)}; --help lists all. What it does not list, such as "
+                "the name of an optimizer or a loss, must be written in the recipe"
+            )
+        return value_count(kinds)
+
+    def parse_settings(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The arguments of a command line, and the overrides, for `apply_overrides`.
+
+        Raises:
+            UsageError: what is wrong with it.
+        """
+        options, positionals = self.split(words)
+        known = self.known_options()
+        own = [option for option in options if option[0] in known]
+        overrides = [word for option in options if option[0] not in known for word in option]
+        return self.parse_split(own, positionals), overrides
+
+    def show_help(self, words: Sequence[str]) -> None:
+        """Print the options and the keys, with the values that they have after ``words``."""
+        shown: Section | type[Section] = self._schema
+        if self._read_section is not None:
+            with contextlib.suppress(SegmentationError):  # the keys alone help as well
+                shown = self._read_section(*self.parse_settings(words))
+        group, label = self.add_argument_group("keys"), "default" if isinstance(shown, type) else "now"
+        for key in list_keys(shown):
+            value = "" if key.value in (None, "", ()) else f" ({label}: {_shown(key.value)})"
+            text = f"{' '.join(key.description.split())}{value}".replace("%", "%%")
+            group.add_argument(f"--{key.name}", metavar=key.placeholder, help=text or " ")
+        self.print_help()
+
+
 def separated(overrides: Sequence[str]) -> list[str]:
-    """The words of a command line with ``--key=value`` in two, ``--key`` and ``value``."""
+    """The words of overrides with ``--key=value`` in two, ``--key`` and ``value``."""
     return [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
 
 
 def apply_overrides(section: AnySection, overrides: Sequence[str], advice: str = "") -> AnySection:
-    """A copy of a section with command-line overrides applied; ``--help`` among them prints the keys and exits.
+    """A copy of a section with command-line overrides applied.
 
     Args:
         section: a `Recipe` or any other section.
-        overrides: such as ``["--optimizer.lr", "1e-3"]``.
-        advice: what to do about a key that the section does not have, or not for such a value.
+        overrides: such as ``["--optimizer.lr", "1e-3"]``, each key followed by its words.
+        advice: what to do about a key that the section does not have.
 
     Raises:
-        RecipeError: unknown key or wrong value.
+        OverrideError: unknown key or wrong value.
     """
     if not overrides:
         return section
-    if "--help" in overrides:
-        return _parse(section, overrides)
-    complaint = io.StringIO()
+    content = section.model_dump()
+    for key, words in _grouped(overrides):
+        content = _with_value(section, content, key, words, advice)
     try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            return _parse(section, overrides)
-    except SystemExit:
-        raise RecipeError(f"cannot use {' '.join(overrides)}\n{complaint.getvalue()}{advice}") from None
+        return type(section).model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"cannot use {' '.join(overrides)}: {describe_problem(error, type(section))}") from error
+        raise OverrideError(f"cannot use {' '.join(overrides)}: {describe_problem(error, type(section))}") from error
 
 
-def apply_free_overrides(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
-    """Write overrides of keys that no schema knows, such as a head's options, into the recipe; return the others."""
-    others, words = [], list(overrides)
-    while words:
-        word = words.pop(0)
-        match = _FREE_KEY.fullmatch(word)
-        if match is None:
-            others.append(word)
-            continue
-        values = []
-        while words and not words[0].startswith("--"):
-            values.append(yaml.safe_load(words.pop(0)))
-        path, key = match.groups()
-        settings = operator.attrgetter(path)(recipe)
-        if settings is None:
-            raise RecipeError(f"cannot use {word}: the recipe has no {path}")
-        settings[key] = values[0] if len(values) == 1 else values
-    return others
+def _grouped(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    groups: list[tuple[str, list[str]]] = []
+    for word in separated(overrides):
+        if word.startswith("--"):
+            groups.append((word, []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            raise OverrideError(f"cannot use {word}: it belongs to no key; write --key {word}")
+    return groups
 
 
-def _parse(section: AnySection, overrides: Sequence[str]) -> AnySection:
-    # Every option is "--key value": no subcommands where a recipe chooses between sections, no flags.
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the names of subcommands, which are not used
-        return tyro.cli(type(section), default=section, args=list(overrides), config=config)
+def _with_value(section: Section, content: dict[str, Any], key: str, words: list[str], advice: str) -> dict[str, Any]:
+    """The content of a section with one key changed."""
+    name = key[2:].replace("-", "_")
+    known = {found.name: found.kinds for found in list_keys(section)}
+    parent, _, entry = name.rpartition(".")
+    if not words:
+        raise OverrideError(f"{key} has no value; give one")
+    if name in known:
+        try:
+            value = value_of(words, known[name])
+        except ValueError as error:
+            raise OverrideError(f"cannot use {key} {' '.join(words)}: {error}") from error
+    elif f"{parent}.{ENTRY}" in known and entry.isidentifier():
+        values = [yaml.safe_load(word) for word in words]
+        value = values[0] if len(values) == 1 else values
+    else:
+        hint = nearest(key, [f"--{other}" for other in known])
+        raise OverrideError(f"unknown key {key}{hint}{f'; {advice}' if advice else ''}")
+    return _replaced(content, name.split("."), value, key)
+
+
+def _replaced(content: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if content is None:
+        raise OverrideError(f"cannot use {key}: what holds it is null; write it in the recipe")
+    if isinstance(content, list | tuple):
+        position = int(first)
+        return [_replaced(item, rest, value, key) if i == position else item for i, item in enumerate(content)]
+    return {**content, first: _replaced(content.get(first), rest, value, key)}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

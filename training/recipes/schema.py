@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import tyro
 from pydantic import Field, model_validator
 
+from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
 from training.evaluation.inference import Inference
 from training.losses import CrossEntropySection, LossSection
@@ -35,7 +35,7 @@ class BackboneChoice(Section):
 
     source: str | None = None
     """Hugging Face id, local folder, or Meta's .pth file."""
-    config: Annotated[dict[str, Any] | None, tyro.conf.Fixed] = None
+    config: dict[str, Any] | None = None
     """Instead of source: a Hugging Face configuration, built with random weights."""
     layers: list[int] | Literal["auto"] = "auto"
     """0-based blocks or stages that the head reads, negatives counting from the end; auto: the last."""
@@ -70,7 +70,7 @@ class HeadChoice(Section):
     name: str = "aspp"
     variant: str | None = None
     """None: the head's default."""
-    options: Annotated[dict[str, Any], tyro.conf.Fixed] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the head's class."""
     start_from: str | None = None
     """Bundle whose head's weights training starts from, of the same shape; null: random ones."""
@@ -143,8 +143,15 @@ class Recipe(Section):
                 raise ValueError("give either epochs or iterations" + (f" for stages.{number}" if self.stages else ""))
         return self
 
+    @property
+    def worker_count(self) -> int:
+        """`workers` of a resolved recipe."""
+        if self.workers == "auto":
+            raise RecipeError("workers is auto, which only a resolved recipe replaces by a number")
+        return self.workers
+
     def by_stage(self) -> list[Recipe]:
-        """The recipe of each stage: this one, with what the stage changes."""
+        """The recipe of each stage: this one with the changes of the stage."""
         stages = []
         for stage in self.stages or (StageChanges(),):
             changes = {key: getattr(stage, key) for key in type(stage).model_fields if getattr(stage, key) is not None}

@@ -8,4 +8,5 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Settings of one part of training. A section lives in the module that reads it; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # The texts below the fields describe them to whoever asks for --help.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
