@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, timing, resources, metrics. Imports no other room."""
+"""What every other room may use: errors, files, installed resources, timing and metrics."""

@@ -1,7 +1,9 @@
-"""One error type per kind of mistake.
+"""One error type for each kind of mistake.
 
-Every message says what was wrong, where, and what to do about it, so that it can be shown to a user as it is.
+Every message says what was wrong, where, and what to do about it, so it can be shown to a user as it is.
 """
+
+from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ class SegmentationError(Exception):
 
 
 class BackboneError(SegmentationError):
-    """A backbone's weights are missing, gated, unreadable, or not of an architecture we know."""
+    """A backbone's weights are missing, gated, unreadable, or have an unknown architecture."""
 
 
 class HeadError(SegmentationError):
@@ -20,7 +22,7 @@ class HeadError(SegmentationError):
 
 
 class BundleError(SegmentationError):
-    """A bundle on disk is absent, damaged, of another schema, or does not match its own description."""
+    """A bundle on disk is missing or damaged, has another schema version, or does not match its own description."""
 
 
 class ImageError(SegmentationError):
@@ -31,11 +33,11 @@ class MessageError(ImageError):
     """A message that arrived on a topic cannot be used.
 
     Args:
-        fault: the kind of fault in a few words, the same for all messages that have it.
+        fault: the kind of fault in a few words, the same for all messages with this fault.
         details: what is wrong with this message.
 
     Attributes:
-        fault: as given; diagnostics count by it.
+        fault: as given; diagnostics count the faults of each kind.
     """
 
     def __init__(self, fault: str, details: str) -> None:
@@ -44,11 +46,11 @@ class MessageError(ImageError):
 
 
 class RuntimeUnavailableError(SegmentationError):
-    """The requested inference runtime is not installed, or the bundle holds no artefact for it."""
+    """The requested inference runtime is not installed, or the bundle holds no export for it."""
 
 
 class ExportError(SegmentationError):
-    """An exported graph is absent, damaged or stale, cannot be made, or does not compute what the model computes."""
+    """An exported graph is missing, damaged or stale, cannot be made, or does not compute what the model computes."""
 
 
 class ParameterError(SegmentationError):
@@ -56,7 +58,7 @@ class ParameterError(SegmentationError):
 
 
 class TransportError(SegmentationError):
-    """ROS 2 communication is not available or not set up."""
+    """ROS 2 communication is unavailable or not set up."""
 
 
 class RecipeError(SegmentationError):
@@ -64,7 +66,7 @@ class RecipeError(SegmentationError):
 
 
 class DatasetError(SegmentationError):
-    """A data set on disk is absent, incomplete or inconsistent with its description."""
+    """A data set on disk is missing, incomplete or inconsistent with its description."""
 
 
 class OutputError(SegmentationError):
@@ -72,6 +74,6 @@ class OutputError(SegmentationError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint for a message, at the most similar of ``words``; empty where none is similar."""
+    """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or ""."""
     close = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,4 +1,4 @@
-"""Files that are never half written: everything goes to a temporary name in the same folder and is renamed."""
+"""Files that are never half written: they are written to a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ _RENAME_EXCHANGE = 2
 def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success rename it over ``path``, on error remove it.
 
-    A reader sees the old file or the new one, never a part of one; after a power cut too, if it is ``durable``, which
-    takes some milliseconds. The temporary name keeps the suffix of ``path``, since many writers choose the format by
-    it.
+    A reader sees the old file or the new one, never a part of one. The temporary name keeps the suffix of ``path``,
+    since many writers choose the format by it.
+
+    Args:
+        path: the file to write; its folder is made if missing.
+        durable: whether this also holds after a power cut, which takes some milliseconds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +51,15 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it takes the place of ``path``.
 
-    On Linux the two folders change places at once, so that a whole one is at ``path`` at any time. Elsewhere the old
-    one is moved aside first and removed last, so that an error at any point leaves one of the two whole.
+    On Linux the two folders change places in one step, so ``path`` always holds a whole one. Elsewhere the old folder
+    is moved aside first and removed last, so an error at any point leaves one of the two whole.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        # Some writers keep their files to the owner; what is installed must be readable by whoever runs the robot.
+        # Some writers make files that only the owner can read, but another user may run the robot.
         for entry in (temporary, *temporary.rglob("*")):
             os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
             if entry.is_file():
@@ -85,16 +88,16 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
-    """Hold the lock that a file, or a folder, stands for.
+    """Hold the lock of a file or folder.
 
-    The lock ends with the process that holds it, however that ends; the file stays.
+    The lock ends with the process that holds it, however the process ends. The file stays.
 
     Args:
-        path: a folder that exists, or a file, which is made where there is none.
+        path: an existing folder; or a file, which is made if missing.
         wait: whether to wait while another process holds the lock.
 
     Raises:
-        BlockingIOError: another process holds it, and waiting was not asked for.
+        BlockingIOError: another process holds the lock, and ``wait`` is false.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,13 +110,13 @@ def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented UTF-8 JSON, atomically."""
+    """Write ``value`` as indented UTF-8 JSON; a reader sees the old file or the new one."""
     with replacing_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):
@@ -122,9 +125,9 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """Folder of the user's caches: ``$XDG_CACHE_HOME/dinov3_seg_ros/<name>``, by default below ``~/.cache``.
+    """Return the folder of the user's caches: ``$XDG_CACHE_HOME/dinov3_seg_ros/<name>``, by default in ``~/.cache``.
 
-    It need not exist. A user without a home, as in some containers, gets one that cannot be written.
+    The folder need not exist. For a user without a home, as in some containers, it cannot be written.
     """
     caches = os.environ.get("XDG_CACHE_HOME")
     if not caches:
@@ -136,14 +139,16 @@ def cache_folder(name: str) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two entries of a file system change names at once; False where the system cannot."""
+    """Exchange the names of two files or folders in one step; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    status: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return status == 0
 
 
 def _umask() -> int:
+    """The permissions that new files lack; the system tells them only when it sets others."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Where the files that come with the package lie: configuration, launch files, the demo's weights."""
+"""The files that come with the package: configuration, launch files, weights of the demo, executables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PACKAGE = "dinov3_seg_ros"
 
 
 def resource_path(name: str) -> Path:
-    """Path of a file or folder of the package, such as ``config/fastdds.xml``.
+    """Return the path of a file or folder of the package, such as ``config/fastdds.xml``.
 
-    Looked for in the checkout (or editable installation), then in ``share/dinov3_seg_ros`` of each prefix on
+    It is searched in the checkout (or editable installation), then in ``share/dinov3_seg_ros`` of each prefix on
     AMENT_PREFIX_PATH and of the Python environment.
 
     Raises:
@@ -31,9 +31,9 @@ def resource_path(name: str) -> Path:
 
 
 def console_script(name: str) -> str:
-    """Path of one of the package's executables, for launch files.
+    """Return the path of one of the package's executables, for launch files.
 
-    colcon puts them into ``lib/dinov3_seg_ros``, where ``ros2 run`` looks; pip into the environment's ``bin``.
+    colcon puts them into ``lib/dinov3_seg_ros``, where ``ros2 run`` searches; pip into the environment's ``bin``.
 
     Raises:
         SegmentationError: the package is not installed.
@@ -49,5 +49,6 @@ def console_script(name: str) -> str:
 
 
 def _prefixes() -> list[Path]:
+    """The folders into which packages are installed, in the order of search."""
     ament = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
     return [Path(prefix) for prefix in (*ament, sys.prefix) if prefix]

@@ -1,4 +1,4 @@
-"""Durations of the steps that a frame goes through."""
+"""Durations of the stages of a frame, and rates of events."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-#: Every step of a frame, in the order of the data.
+#: The stages of a frame, in order.
 STAGES = ("message_in", "preprocess", "backbone", "heads", "decode", "overlay", "message_out")
-#: The same with the copies of canvases and logits, where a GPU computes and times them.
+#: The stages where a GPU computes: ``upload`` copies the network input to it, ``download`` the logits from it.
 GPU_STAGES = (*STAGES[:2], "upload", *STAGES[2:4], "download", *STAGES[4:])
 
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long the body takes in ``seconds``, under ``stage``."""
+    """Store the duration of the body in ``seconds[stage]``."""
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
 
 
 class StageTimes:
-    """The last durations of each stage, over a bounded window. Any thread may record and read."""
+    """The most recent durations of each stage. Any thread may record and read.
+
+    Args:
+        window: how many durations of a stage are kept.
+    """
 
     def __init__(self, window: int = 300) -> None:
         self._window = window
@@ -32,14 +36,14 @@ class StageTimes:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Record how long the body takes under ``name``."""
+        """Record the duration of the body under ``name``."""
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
 
     @contextlib.contextmanager
     def stage_in_parts(self, name: str) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-        """Record, as one duration, what the bodies of all contexts that are made here take together."""
+        """Yield a function that makes contexts; record the total duration of their bodies under ``name``."""
         total = 0.0
 
         @contextlib.contextmanager
@@ -53,40 +57,40 @@ class StageTimes:
         self.add(name, total)
 
     def add(self, name: str, seconds: float) -> None:
-        """Record one duration in seconds."""
+        """Record one duration of stage ``name``, seconds."""
         self._seconds.setdefault(name, deque(maxlen=self._window)).append(seconds)
 
     def clear(self) -> None:
-        """Forget what was recorded, such as the first, slower frame."""
+        """Forget all durations, such as those of the first, slower frame."""
         self._seconds.clear()
 
     def summary_ms(self) -> dict[str, dict[str, float]]:
-        """``{stage: {"median": ms, "p95": ms}}`` over the window, for the stages recorded so far."""
+        """Summarise the stages recorded so far: ``{stage: {"median": ms, "p95": ms}}``."""
         recorded = {name: list(seconds) for name, seconds in list(self._seconds.items())}
         return {name: summarise_ms(seconds) for name, seconds in recorded.items() if seconds}
 
 
 class Rate:
-    """Events per second over the last ``window_s`` seconds. One thread records, any thread may read."""
+    """Events per second over the last ``window_s`` seconds. One thread records; any thread may read."""
 
     def __init__(self, window_s: float = 5.0) -> None:
         self._window_s = window_s
-        # Bounded, so that a flood cannot fill the memory; it reads as at least this many in the window.
+        # Bounded, so that a flood of events cannot fill the memory. A flood then reads as this many in a window.
         self._times: deque[float] = deque(maxlen=5000)
         self._start = time.monotonic()
 
     def add(self) -> None:
-        """Record one event, now."""
+        """Record an event that happens now."""
         self._times.append(time.monotonic())
 
     def per_second(self) -> float:
-        """The rate, now; 0 when nothing has happened for a whole window."""
+        """Return the current rate; 0 after a window without events."""
         now = time.monotonic()
         recent = sum(moment > now - self._window_s for moment in list(self._times))
         return recent / min(self._window_s, max(now - self._start, 1.0))
 
 
 def summarise_ms(seconds: list[float]) -> dict[str, float]:
-    """Median and 95th percentile, in milliseconds, of a non-empty list of seconds."""
+    """Return median and 95th percentile, milliseconds, of a non-empty list of seconds."""
     median, p95 = np.percentile(np.asarray(seconds) * 1000.0, (50, 95))
     return {"median": round(float(median), 3), "p95": round(float(p95), 3)}
