@@ -37,6 +37,7 @@ from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.choice import available_runtimes, open_runtime
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
@@ -56,7 +57,6 @@ _DTYPES = {
 _ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _DINOV3_NOTICE = (
     "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are subject to the "
     "DINOv3 License, https://ai.meta.com/resources/models-and-libraries/dinov3-license/, whose text must go along "
@@ -322,9 +322,9 @@ def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:
         if options.masks is not None:
             raise ParameterError("masks were given without images; name their images with --images")
         return lambda: ((image, None) for image in parity.made_samples())
-    files = sorted(file for file in options.images.glob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+    files = sorted(file for file in options.images.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ParameterError(f"{options.images} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise ParameterError(f"{options.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
     def read() -> Iterator[parity.Sample]:
         for file in files:
