@@ -21,8 +21,9 @@ from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from dinov3_seg_ros.support.files import locked
 from training.loop.trainer import Trainer
-from training.samples import feature_cache
-from training.samples.feature_cache import CacheSettings, FeatureCache, fill_caches
+from training.samples import cache_filling
+from training.samples.cache_filling import fill_caches
+from training.samples.feature_cache import CacheSettings, FeatureCache
 
 #: Two views of each of eight images.
 SAMPLES = 16
@@ -246,7 +247,7 @@ def test_caches_of_other_trainings_count_against_the_bound(recipe, tmp_path):
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(recipe, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(cache_filling.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(RecipeError, match=r"cache\.folder"):
         train(recipe())
     assert not entries(tmp_path)

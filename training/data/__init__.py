@@ -1,4 +1,4 @@
-"""Data sets, one file each.
+"""Data sets, one file each; no other room of training but support is imported.
 
 To add one: write a subclass of `DataSettings` with a ``name`` of its own whose ``open(split)`` returns a
 `SegmentationDataset`, and add it to `DataSection`.
@@ -27,7 +27,7 @@ _AnyData: TypeAlias = (
 #: The section ``data`` of a recipe.
 DataSection: TypeAlias = Annotated[_AnyData, Field(discriminator="name")]
 
-#: Name in a recipe -> section.
+#: From the name in a recipe to the section.
 DATASETS = {section.model_fields["name"].default: section for section in get_args(_AnyData)}
 
 __all__ = [

@@ -33,4 +33,4 @@ class Ade20kData(DataSettings):
         count = len(classes)
         label_of = {0: unlabelled_value(count)} | {index + 1: index for index in range(count)}
         pairs, spare = find_pairs(images, masks)
-        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)
+        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count), spare)

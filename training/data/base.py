@@ -1,16 +1,15 @@
-"""What a data set is to the rest of training."""
+"""The protocol of data sets: what the rest of training knows of them."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
+from training.data.contents import Contents
 from training.support.section import Section
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -43,26 +42,21 @@ class SegmentationDataset(Protocol):
         """
 
     def mask(self, index: int) -> np.ndarray:
-        """The mask of an item alone, as `item` gives it; its image is not read.
+        """The mask of an item, as `item` gives it, without reading its image.
 
         Raises:
             DatasetError: see `item`.
         """
 
     def describe(self, index: int) -> str:
-        """What a person would call this item, such as its file name."""
+        """Name of an item for people, such as its file name."""
 
-    def fingerprint(self) -> str:
-        """Another text where any item is another: what is derived from items is kept under it."""
+    def contents(self) -> Contents:
+        """Content of all items; reads every file, unless its digest is remembered (`contents.digest_files`).
 
-
-def files_fingerprint(paths: Iterable[Path], *others: object) -> str:
-    """SHA-256 of the paths, sizes and times of change of files, and of ``others`` as they are printed."""
-    digest = hashlib.sha256(repr(others).encode())
-    for path in paths:
-        state = path.stat()
-        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+        Raises:
+            DatasetError: a file cannot be read.
+        """
 
 
 class DataSettings(Section, ABC):
@@ -77,11 +71,11 @@ class DataSettings(Section, ABC):
         """
 
     def resolved(self) -> DataSettings:
-        """The section with every "auto" replaced by what it stands for on this machine."""
+        """The section with every "auto" replaced by its value on this machine."""
         return self
 
     def empty_classes(self) -> frozenset[str]:
-        """Names of the classes to which these settings leave no pixel."""
+        """Names of the classes that have no pixel under these settings."""
         return frozenset()
 
 
@@ -89,7 +83,7 @@ class ItemError(DatasetError):
     """One item of a data set cannot be used.
 
     Attributes:
-        fault: what is wrong with it, in two or three words.
+        fault: kind of the fault.
     """
 
     def __init__(self, message: str, fault: Fault = "other") -> None:
@@ -101,8 +95,8 @@ class IncompleteError(DatasetError):
     """Some items of a data set lack a file.
 
     Attributes:
-        missing: the files that are not there.
-        rest: the items that lack none.
+        missing: paths of the absent files.
+        rest: data set of the complete items.
     """
 
     def __init__(self, message: str, missing: Sequence[str] = (), rest: SegmentationDataset | None = None) -> None:

@@ -37,4 +37,4 @@ class CamVidData(DataSettings):
         pairs, spare = find_pairs(images, masks)
         if split == "train" and self.train_images is not None:
             pairs = spread_evenly(pairs, self.train_images)
-        return open_pairs(pairs, classes, IndexMasks(label_of, count), spare)
+        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count), spare)

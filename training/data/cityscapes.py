@@ -42,4 +42,4 @@ class CityscapesData(DataSettings):
         classes = known_classes("cityscapes")
         ignored = unlabelled_value(len(classes))
         label_of = dict.fromkeys(range(_LABEL_COUNT), ignored) | {label: i for i, label in enumerate(_EVALUATED)}
-        return open_pairs(pairs, classes, IndexMasks(label_of, len(classes)), spare)
+        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, len(classes)), spare)

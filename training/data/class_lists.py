@@ -17,16 +17,24 @@ _FOLDER = Path(__file__).parent / "classes"
 
 
 def known_classes(name: str) -> dict[str, Colour]:
-    """The classes of a published data set: training/datasets/classes/<name>.yaml."""
-    return read_classes(_FOLDER / f"{name}.yaml")
+    """Classes of a published data set, from training/data/classes/<name>.yaml.
+
+    Raises:
+        DatasetError: the file gives a class no colour.
+    """
+    path = _FOLDER / f"{name}.yaml"
+    classes = read_classes(path)
+    if isinstance(classes, list):
+        raise DatasetError(f"{path} must give every class a colour: write a mapping of names to [r, g, b]")
+    return classes
 
 
 def read_classes(path: Path) -> Classes:
-    """A YAML file with a list of class names, or a mapping of names to colours [r, g, b].
+    """Read a YAML file with a list of class names, or a mapping of names to colours [r, g, b].
 
     Raises:
         FileNotFoundError: there is no such file.
-        DatasetError: it holds something else; see `checked_classes`.
+        DatasetError: the file holds something else; see `checked_classes`.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -38,14 +46,14 @@ def read_classes(path: Path) -> Classes:
 
 
 def checked_classes(classes: Any, source: str) -> Classes:
-    """Classes as a person wrote them, once it is certain that a bundle can hold them.
+    """Return classes written by a person, after checking that a bundle can hold them.
 
     Args:
         classes: a list of names, or a mapping of names to colours.
         source: where they were written, for messages.
 
     Raises:
-        DatasetError: they are something else, a colour is out of 0..255, or two classes have the same name.
+        DatasetError: the value is something else, a colour is out of 0..255, or two classes have the same name.
     """
     if isinstance(classes, dict):
         names = [str(name) for name in classes]
@@ -66,7 +74,7 @@ def checked_classes(classes: Any, source: str) -> Classes:
 
 
 def names_and_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
-    """Class names and colours of either form."""
+    """Names and colours of classes in either form; names alone get the default palette."""
     if isinstance(classes, dict):
         return list(classes), list(classes.values())
     return list(classes), default_palette(len(classes))
@@ -74,9 +82,9 @@ def names_and_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
 
 def _checked_colour(value: Any, name: str, source: str) -> Colour:
     try:
-        colour = tuple(map(int, value))
+        red, green, blue = map(int, value)
     except (TypeError, ValueError):
-        colour = ()
-    if len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255:
+        red = green = blue = -1
+    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
         raise DatasetError(f"{source} gives '{name}' the colour {value}; write it as [r, g, b], each of 0 to 255")
-    return colour
+    return red, green, blue

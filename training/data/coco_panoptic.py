@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import operator
 from pathlib import Path
@@ -49,7 +50,7 @@ class CocoPanopticData(DataSettings):
         segments = _read_segments(annotations, annotations.stat().st_mtime_ns)
         unlabelled = 0 if self.background == "class" else unlabelled_value(len(classes))
         pairs = [Pair(images / image, masks / mask) for image, mask in segments.files]
-        return open_pairs(pairs, classes, PanopticMasks(segments, len(classes), unlabelled))
+        return open_pairs(self.root, pairs, classes, PanopticMasks(segments, len(classes), unlabelled))
 
     def empty_classes(self) -> frozenset[str]:
         """See `DataSettings.empty_classes`."""
@@ -57,7 +58,7 @@ class CocoPanopticData(DataSettings):
 
 
 class Segments(NamedTuple):
-    """What is needed of a panoptic JSON.
+    """The part of a panoptic JSON that training needs.
 
     Attributes:
         path: the JSON file.
@@ -80,7 +81,7 @@ class PanopticMasks:
     """Reads PNG files whose pixels hold segment ids as R + 256 G + 65536 B.
 
     Args:
-        segments: of which category each segment is.
+        segments: the class of each segment.
         class_count: number of classes.
         unlabelled: label of the pixels in no segment.
     """
@@ -92,7 +93,9 @@ class PanopticMasks:
         """See `training.data.files.MaskReader`."""
         values, coloured = read_mask_values(path)
         if not coloured:
-            raise ItemError(f"{path} is no colour picture, as COCO's panoptic masks are", "unreadable file")
+            raise ItemError(
+                f"{path} is no colour image, as COCO's panoptic masks are; replace it by COCO's own", "unreadable file"
+            )
         segments = self._segments
         index = segments.position[path.name]
         own = slice(segments.first[index], segments.first[index + 1])
@@ -101,6 +104,14 @@ class PanopticMasks:
         table = LabelTable(label_of | {_UNLABELLED: self._unlabelled}, self._class_count, _as_segment, advice)
         return table.labels(values, path)
 
+    def mapping(self) -> dict[str, Any]:
+        """See `training.data.files.MaskReader.mapping`."""
+        segments = self._segments
+        digest = hashlib.sha256(json.dumps(segments.files).encode())
+        for part in (segments.first, segments.ids, segments.class_ids):
+            digest.update(part.tobytes())
+        return {"segments": digest.hexdigest(), "unlabelled": self._unlabelled}
+
 
 def _as_segment(value: int) -> str:
     return f"the segment {value}"
@@ -108,10 +119,10 @@ def _as_segment(value: int) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _read_segments(path: Path, _modified: int) -> Segments:
-    """Parse a panoptic JSON, of which that of the training images has 1.3 million segments.
+    """Parse a panoptic JSON, once in a process while it stays as it is; COCO's largest has 1.3 million segments.
 
     Raises:
-        DatasetError: it cannot be read, or is no such JSON.
+        DatasetError: the file cannot be read, or is no such JSON.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -142,7 +153,7 @@ def _segments(content: dict[str, Any], path: Path) -> Segments:
 
 
 def _without_details(entry: dict[str, Any]) -> dict[str, Any] | tuple[int, int]:
-    """Of a segment its id and category alone, while the JSON is parsed: its boxes and areas fill the memory."""
+    """Reduce a segment to its id and category while the JSON is parsed: boxes and areas would fill the memory."""
     return (entry["id"], entry["category_id"]) if "category_id" in entry else entry
 
 

@@ -1,14 +1,13 @@
-"""What data sets of image and mask files share: finding the files, reading them, and giving masks their class ids."""
+"""Data sets of image and mask files: finds the files, reads them, and turns mask values into class ids."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,23 +15,38 @@ from PIL import Image, ImageOps
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import IncompleteError, ItemError, Split, files_fingerprint
+from training.data.base import IncompleteError, ItemError, Split
 from training.data.class_lists import Classes, names_and_colours
+from training.data.contents import Contents, digest_files
+
+#: Version of `read_image` and `read_mask_values`. Raise it when they give other pixels for the same file.
+READING_VERSION = 1
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
-# Pillow's modes whose pixels are numbers, not colours. A palette image ("P") holds the index of its colour.
+# Modes of Pillow whose pixels are numbers, not colours. A palette image ("P") holds the index of its colour.
 _INDEX_MODES = ("1", "L", "P", "I", "I;16")
 _COLOUR_MODES = ("RGB", "RGBA")
-#: The number of a colour is its scalar product with these.
+#: The value of a colour is its scalar product with these.
 COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 #: Values of a mask are below this: three bytes, as colours have.
 VALUE_COUNT = 2**24
 _EXIF_ORIENTATION = 0x0112
 _NAMED = 3
 
-#: Reads a mask file as labels (H, W): class ids and the ignore value, uint8 (uint16 above 255 classes).
-MaskReader: TypeAlias = Callable[[Path], np.ndarray]
+
+class MaskReader(Protocol):
+    """Reads mask files as labels."""
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Labels (H, W) of a mask file: class ids and the ignore value, uint8 (uint16 above 255 classes).
+
+        Raises:
+            ItemError: the file cannot be read, or a pixel has a value of no class.
+        """
+
+    def mapping(self) -> dict[str, Any]:
+        """Which label each value of a file becomes, in JSON types: a part of the data set's content."""
 
 
 class Pair(NamedTuple):
@@ -43,22 +57,28 @@ class Pair(NamedTuple):
 
 
 class FileDataset:
-    """Pairs of files; see `training.data.base.SegmentationDataset`.
+    """Pairs of image and mask files; see `training.data.base.SegmentationDataset`.
 
     Args:
+        root: folder of the data set; names in `contents` are relative to it.
         pairs: files of each item, which need not exist yet.
         classes: names, with colours or without.
         read_mask: turns a mask file into labels.
-        spare_masks: masks that lie among the others without being of any image.
+        spare_masks: masks without an image.
 
     Attributes:
         spare_masks: as given; nothing reads them.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader, spare_masks: Sequence[Path] = ()
+        self,
+        root: str | Path,
+        pairs: Sequence[Pair],
+        classes: Classes,
+        read_mask: MaskReader,
+        spare_masks: Sequence[Path] = (),
     ) -> None:
-        self._pairs, self._read_mask = list(pairs), read_mask
+        self._root, self._pairs, self._read_mask = Path(root), list(pairs), read_mask
         self.spare_masks = list(spare_masks)
         self.class_names, self.palette = names_and_colours(classes)
         self.ignore_value = unlabelled_value(len(self.class_names))
@@ -67,13 +87,16 @@ class FileDataset:
         return len(self._pairs)
 
     def describe(self, index: int) -> str:
-        """The image's file name."""
+        """File name of an item's image."""
         return self._pairs[index].image.name
 
-    def fingerprint(self) -> str:
-        """See `SegmentationDataset.fingerprint`."""
-        files = (path for pair in self._pairs for path in pair)
-        return files_fingerprint(files, self.class_names, pickle.dumps(self._read_mask))
+    def contents(self) -> Contents:
+        """See `SegmentationDataset.contents`."""
+        settings = {"reading": READING_VERSION, "classes": self.class_names, "labels": self._read_mask.mapping()}
+        try:
+            return Contents(settings, digest_files(self._root, (path for pair in self._pairs for path in pair)))
+        except OSError as error:
+            raise DatasetError(f"a file of the data set cannot be read ({error}); check data.root") from error
 
     def mask(self, index: int) -> np.ndarray:
         """See `SegmentationDataset.mask`."""
@@ -93,13 +116,13 @@ class FileDataset:
 
 
 class LabelTable:
-    """Which label each value in a mask stands for.
+    """Table from the values of a mask to labels.
 
     Args:
-        label_of: class id, or ignore value, of each value that may occur; values below `VALUE_COUNT`.
+        label_of: class id, or ignore value, of each allowed value; values below `VALUE_COUNT`.
         class_count: number of classes.
-        name: what people call a value, such as `as_number`.
-        advice: what to do about a value that may not occur.
+        name: describes a value for people, such as `as_number`.
+        advice: what to do about a value that is not allowed; ends the error message.
     """
 
     def __init__(self, label_of: Mapping[int, int], class_count: int, name: Callable[[int], str], advice: str) -> None:
@@ -107,11 +130,15 @@ class LabelTable:
         self._labels = np.array(list(label_of.values()), np.uint8 if class_count <= 255 else np.uint16)
         self._name, self._advice = name, advice
 
+    def mapping(self) -> list[list[int]]:
+        """Pairs of value and label, in the order of the values."""
+        return [[int(self._values[index]), int(self._labels[index])] for index in np.argsort(self._values)]
+
     def labels(self, values: np.ndarray, path: Path) -> np.ndarray:
         """Labels (H, W), uint8 (uint16 above 255 classes), of the values (H, W) uint32 that ``path`` holds.
 
         Raises:
-            ItemError: a value may not occur.
+            ItemError: a value is not allowed.
         """
         # Zero means unknown; the last entry stands for everything beyond the largest value. The system provides zeros
         # only where they are touched, so that a table of 16 million colours costs little.
@@ -132,7 +159,7 @@ class IndexMasks:
     """Reads masks that hold a number in every pixel.
 
     Args:
-        label_of: class id, or ignore value, of each number that may occur.
+        label_of: class id, or ignore value, of each allowed number.
         class_count: number of classes.
     """
 
@@ -147,14 +174,18 @@ class IndexMasks:
             raise ItemError(f"{path} is a colour picture; its pixels must hold numbers", "unreadable file")
         return self._table.labels(values, path)
 
+    def mapping(self) -> dict[str, Any]:
+        """See `MaskReader.mapping`."""
+        return {"numbers": self._table.mapping()}
+
 
 def find_parts(data_set: str, root: str | Path, *parts: tuple[str, ...]) -> list[Path]:
-    """The files and folders that a data set is made of.
+    """Find the files and folders of a data set.
 
     Args:
         data_set: its name for people.
         root: folder that holds them.
-        parts: for each, one relative path, or several ways in which people lay it out.
+        parts: for each, its relative path, or several that are in use.
 
     Returns:
         For each part, the first of its paths that exists.
@@ -171,18 +202,18 @@ def find_parts(data_set: str, root: str | Path, *parts: tuple[str, ...]) -> list
         raise DatasetError(
             f"{folder} does not hold {data_set}: there is no {absent}. Set data.root to a folder that has: {layout}"
         )
-    return found
+    return [path for path in found if path is not None]
 
 
 def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[list[Pair], list[Path]]:
-    """The images of a folder with their masks, by stem, in the order of their names.
+    """Pair the images of a folder with masks of the same stem, in the order of their names.
 
     Args:
         images, masks: the two folders.
-        mask_suffix: what a mask's stem may have beyond its image's.
+        mask_suffix: optional ending of a mask's stem after its image's stem.
 
     Returns:
-        Pairs, of which a mask that is not there is named as it should be; and the masks that are of no image.
+        Pairs, where an absent mask has the path that it should have; and the masks without an image.
 
     Raises:
         DatasetError: a folder is missing or empty, or two files share a stem.
@@ -193,12 +224,12 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[list[P
 
 
 def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> list[Pair]:
-    """The share of the pairs that is kept for validation, at least one, or the others.
+    """Pairs of one split: a share of them, at least one, for validation, and the others for training.
 
-    Which pair is which depends on the stems alone, so that it is the same on every machine.
+    The split depends on the stems alone, so that it is the same on every machine.
 
     Raises:
-        DatasetError: the others are wanted, and there are none.
+        DatasetError: no pair is left for training.
     """
     by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair.image.stem.encode()).digest())
     held_out = set(by_hash[: max(1, round(len(pairs) * val_fraction))])
@@ -211,13 +242,13 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, split: Split) -> lis
 
 
 def spread_evenly(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """So many of the pairs, at equal distances; all, where there are no more."""
+    """Choose ``count`` pairs at equal distances; all of them where there are fewer."""
     count = min(count, len(pairs))
     return [pairs[(2 * index + 1) * len(pairs) // (2 * count)] for index in range(count)]
 
 
 def listed_names(path: Path) -> list[str]:
-    """The items that a text file lists, one in a line: stems, or paths whose stems count.
+    """Stems that a text file lists, one in a line, alone or as the paths of files.
 
     Raises:
         DatasetError: it cannot be read or lists nothing.
@@ -233,22 +264,26 @@ def listed_names(path: Path) -> list[str]:
 
 
 def open_pairs(
-    pairs: Sequence[Pair], classes: Classes, read_mask: MaskReader, spare_masks: Sequence[Path] = ()
+    root: str | Path,
+    pairs: Sequence[Pair],
+    classes: Classes,
+    read_mask: MaskReader,
+    spare_masks: Sequence[Path] = (),
 ) -> FileDataset:
-    """The data set of pairs of files that all exist; see `FileDataset`.
+    """Open a data set of pairs of files, once all of them exist; see `FileDataset`.
 
     Raises:
-        IncompleteError: some do not; the message names the first of them.
+        IncompleteError: some files are absent; the message names the first of them.
     """
     names_in = {folder: _names_in(folder) for folder in {path.parent for pair in pairs for path in pair}}
     missing = {pair: [path for path in pair if path.name not in names_in[path.parent]] for pair in pairs}
     whole = [pair for pair in pairs if not missing[pair]]
-    dataset = FileDataset(whole, classes, read_mask, spare_masks)
+    dataset = FileDataset(root, whole, classes, read_mask, spare_masks)
     if len(whole) < len(pairs):
         files = [str(path) for paths in missing.values() for path in paths]
         named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
         raise IncompleteError(
-            f"{len(pairs) - len(whole)} of {len(pairs)} images have no mask, or are not there themselves; there is no "
+            f"{len(pairs) - len(whole)} of {len(pairs)} images have no mask, or are absent themselves; there is no "
             f"{named}",
             files,
             dataset,
@@ -257,10 +292,10 @@ def open_pairs(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF tag says.
+    """Read an image file as (H, W, 3) uint8 RGB, turned as its EXIF tag says.
 
     Raises:
-        ItemError: it is no image that can be read, is cut short, or has more than 8 bits per channel.
+        ItemError: the file is no image, is cut short, or has more than 8 bits per channel.
     """
     with _picture(path) as picture:
         if picture.mode.startswith(("I", "F")):
@@ -275,14 +310,14 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask_values(path: Path) -> tuple[np.ndarray, bool]:
-    """What a mask file holds in its pixels, as it is.
+    """Read the values of a mask file's pixels, without interpretation.
 
     Returns:
-        (H, W) uint32, and whether the file holds colours: if it does, the values are R + 256 G + 65536 B, otherwise the
-        pixels' numbers, of a palette picture the indices.
+        Values (H, W) uint32, and whether the file holds colours. A colour is R + 256 G + 65536 B; the value of a
+        palette image is its index.
 
     Raises:
-        ItemError: it cannot be read.
+        ItemError: the file cannot be read.
     """
     with _picture(path) as picture:
         if picture.mode in _INDEX_MODES:
@@ -293,12 +328,12 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bool]:
 
 
 def as_number(value: int) -> str:
-    """What people call a value of an index mask."""
+    """Describe a value of an index mask for people."""
     return f"the value {value}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers for people: 255, 0, 1, 2 is "0 to 2 and 255"."""
+    """Write numbers as ranges for people: 255, 0, 1, 2 becomes "0 to 2 and 255"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -310,7 +345,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 @contextlib.contextmanager
 def _picture(path: Path) -> Iterator[Image.Image]:
-    """The picture in a file, within a ``with`` block; what Pillow has against it becomes an ItemError."""
+    """Open an image file for a ``with`` block; errors of Pillow become an ItemError."""
     try:
         with Image.open(path) as picture:
             yield picture
@@ -322,7 +357,7 @@ def _picture(path: Path) -> Iterator[Image.Image]:
 
 def _files_by_stem(folder: Path, suffixes: Sequence[str], stem_suffix: str = "") -> dict[str, Path]:
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder; see training/datasets/folder.py for the layout")
+        raise DatasetError(f"{folder}: there is no such folder; training/data/folder.py describes the layout")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
-from tyro.conf import Fixed
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.frames.classes import Byte, unlabelled_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Colour, DataSettings, ItemError, Split
 from training.data.class_lists import Classes, checked_classes, read_classes
@@ -29,8 +28,6 @@ from training.data.files import (
 
 CLASSES_FILE = "classes.yaml"
 
-Byte: TypeAlias = Annotated[int, Field(ge=0, le=255)]
-
 
 class FolderData(DataSettings):
     """A folder of images and masks; a mask has the stem of its image.
@@ -48,12 +45,12 @@ class FolderData(DataSettings):
     """Name of the folder of images in each split."""
     masks: str = "masks"
     """Name of the folder of masks in each split."""
-    classes: Annotated[Classes | None, Fixed] = None
+    classes: Classes | None = None
     """Class names in the order of their ids, or a mapping of names to colours [r, g, b]. Default: root/classes.yaml,
     which holds the same."""
     ignore_values: tuple[Annotated[int, Field(ge=0, lt=VALUE_COUNT)], ...] | Literal["auto"] = "auto"
     """Mask values that belong to no class; auto: 255, above 255 classes 65535."""
-    ignore_colours: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Fixed] = ()
+    ignore_colours: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Colours, in masks of colours, that belong to no class."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the images kept for validation where root has no train and val folders."""
@@ -68,7 +65,7 @@ class FolderData(DataSettings):
         classes = self._classes()
         read_mask = FolderMasks(classes, self.resolved().ignore_values, self.ignore_colours)
         pairs, spare = self._pairs(split)
-        return open_pairs(pairs, classes, read_mask, spare)
+        return open_pairs(self.root, pairs, classes, read_mask, spare)
 
     def resolved(self) -> FolderData:
         """See `DataSettings.resolved`."""
@@ -151,6 +148,10 @@ class FolderMasks:
                 "value of no class",
             )
         return self._colours.labels(values, path)
+
+    def mapping(self) -> dict[str, Any]:
+        """See `training.data.files.MaskReader.mapping`."""
+        return {"numbers": self._ids.mapping(), "colours": None if self._colours is None else self._colours.mapping()}
 
 
 def _check_ignored(key: str, ignored: Iterable[int], class_of: Mapping[int, str], name: Callable[[int], str]) -> None:

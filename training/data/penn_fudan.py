@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -36,17 +36,24 @@ class PennFudanData(DataSettings):
     def open(self, split: Split) -> FileDataset:
         """See `DataSettings.open`."""
         if any((Path(self.root) / images).exists() for images, _ in _FOLDERS_OF.values()):
-            parts = [(folder,) for folder in _FOLDERS_OF[split]]
+            parts: list[tuple[str, ...]] = [(folder,) for folder in _FOLDERS_OF[split]]
         else:
-            parts = list(zip(_ORIGINAL_FOLDERS, _FOLDERS_OF[split], strict=True))
+            parts = [*zip(_ORIGINAL_FOLDERS, _FOLDERS_OF[split], strict=True)]
         images, masks = find_parts("Penn-Fudan", self.root, *parts)
         pairs, spare = find_pairs(images, masks, _MASK_SUFFIX)
         if images.name in _ORIGINAL_FOLDERS:
             pairs = split_pairs(pairs, self.val_fraction, split)
-        return open_pairs(pairs, known_classes("penn_fudan"), read_persons, spare)
+        return open_pairs(self.root, pairs, known_classes("penn_fudan"), PersonMasks(), spare)
 
 
-def read_persons(path: Path) -> np.ndarray:
-    """See `training.data.files.MaskReader`; the mask may also be a picture in which persons are not black."""
-    values, _ = read_mask_values(path)
-    return (values > 0).astype(np.uint8)
+class PersonMasks:
+    """Reads masks in which every value above 0, or every colour but black, is a person."""
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """See `training.data.files.MaskReader`."""
+        values, _ = read_mask_values(path)
+        return (values > 0).astype(np.uint8)
+
+    def mapping(self) -> dict[str, Any]:
+        """See `training.data.files.MaskReader.mapping`."""
+        return {"persons": "above 0"}

@@ -1,9 +1,7 @@
-"""The procedural indoor scenes of the demo."""
+"""The data set of synthetic indoor scenes (`dinov3_seg_ros.scenes`), on which the demo trains."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,10 +13,11 @@ from dinov3_seg_ros import scenes
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.support.files import replacing_file
 from training.data.base import DataSettings, Split
+from training.data.contents import Contents
 
 
 class ScenesData(DataSettings):
-    """Rendered indoor scenes; validation has seeds and textures of its own."""
+    """Rendered indoor scenes; validation scenes have other seeds and textures than training scenes."""
 
     name: Literal["scenes"] = "scenes"
     count: Annotated[int, Field(ge=1)] = 2000
@@ -28,8 +27,8 @@ class ScenesData(DataSettings):
     size: tuple[int, int] = (480, 640)
     """Height and width of the scenes, pixels."""
     cache: str | None = "runs/.scenes"
-    """Folder in which rendered scenes are kept for the next epoch and the next run; null: they are rendered each
-    time, as are those for which the disk has no room."""
+    """Folder that keeps rendered scenes for the next epoch and the next run; null: scenes are rendered each time, as
+    they are when the disk is full."""
 
     def open(self, split: Split) -> ScenesDataset:
         """One split; a scene is rendered when it is first asked for."""
@@ -37,18 +36,25 @@ class ScenesData(DataSettings):
 
 
 class ScenesDataset:
-    """See `training.data.base.SegmentationDataset`."""
+    """Scenes of one split; see `training.data.base.SegmentationDataset`.
+
+    Args:
+        split: see `ScenesData.open`.
+        count: number of scenes.
+        size: (height, width) of the scenes, pixels.
+        cache: folder that keeps rendered scenes, or None.
+    """
 
     def __init__(self, split: Split, count: int, size: tuple[int, int], cache: str | None) -> None:
         self.class_names = list(scenes.CLASS_NAMES)
         self.palette = list(scenes.PALETTE)
         self.ignore_value = unlabelled_value(len(self.class_names))
-        self._split, self._count, self._size = split, count, tuple(size)
+        self._split, self._count, self._size = split, count, size
         self._full = False
-        self._folder = None
+        self._folder: Path | None = None
         if cache is not None:
             height, width = size
-            self._folder = Path(cache) / f"{renderer_fingerprint()[:12]}-{height}x{width}" / split
+            self._folder = Path(cache) / f"{scenes.RENDERER_VERSION}-{height}x{width}" / split
 
     def __len__(self) -> int:
         return self._count
@@ -57,9 +63,15 @@ class ScenesDataset:
         """Split and number of the scene."""
         return f"{self._split} scene {index}"
 
-    def fingerprint(self) -> str:
-        """See `SegmentationDataset.fingerprint`."""
-        return f"{self._split} scenes of {self._size} by {renderer_fingerprint()}"
+    def contents(self) -> Contents:
+        """See `SegmentationDataset.contents`; scenes follow from these settings alone."""
+        settings = {
+            "renderer": scenes.RENDERER_VERSION,
+            "split": self._split,
+            "count": self._count,
+            "size": self._size,
+        }
+        return Contents(settings, {})
 
     def mask(self, index: int) -> np.ndarray:
         """See `SegmentationDataset.mask`."""
@@ -77,37 +89,26 @@ class ScenesDataset:
         return np.ascontiguousarray(stacked[..., :3]), np.ascontiguousarray(stacked[..., 3])
 
     def _keep(self, path: Path, stacked: np.ndarray) -> None:
-        """Put a scene into the cache, while it takes any."""
+        """Write a scene to the cache, unless the cache failed before."""
         if self._full:
             return
         try:
             with replacing_file(path) as temporary:
                 np.save(temporary, stacked)
         except OSError as error:
-            # The cache only saves time, and the results may lie on another disk: what was trained so far is worth more.
+            # The cache only saves time, and the results may lie on another disk: the training so far is worth more.
             self._full = True
             warnings.warn(
-                f"no more scenes can be kept in {self._folder} ({error}); those that are not there are rendered each "
-                "time. Free some space, or set data.cache to another folder, or to null",
+                f"{self._folder} cannot keep more scenes ({error}); scenes that it lacks are rendered each time. Free "
+                "some space, or set data.cache to another folder, or to null",
                 stacklevel=2,
             )
 
 
 def _read_cached(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The cached scene, or None where there is none that can be read."""
+    """The cached scene, (H, W, 4) uint8: RGB and mask; None where it is absent or damaged."""
     try:
         stacked = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
     return stacked if stacked.shape == shape and stacked.dtype == np.uint8 else None
-
-
-@functools.cache
-def renderer_fingerprint() -> str:
-    """SHA-256 of the renderer's source: scenes cached by another version of it are not used."""
-    digest = hashlib.sha256()
-    folder = Path(scenes.__file__).parent
-    for source in sorted(folder.rglob("*.py")):
-        digest.update(source.relative_to(folder).as_posix().encode())
-        digest.update(source.read_bytes())
-    return digest.hexdigest()

@@ -50,7 +50,7 @@ class VocData(DataSettings):
         classes = known_classes("voc")
         count = len(classes)
         label_of = {index: index for index in range(count)} | {_VOID: unlabelled_value(count)}
-        return open_pairs(pairs, classes, IndexMasks(label_of, count))
+        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count))
 
     def resolved(self) -> VocData:
         """See `DataSettings.resolved`."""

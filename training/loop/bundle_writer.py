@@ -1,4 +1,4 @@
-"""From what was trained to a bundle on disk."""
+"""Writes the model in training to bundles on disk."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class BundleWriter:
-    """Writes the bundles of one run.
+    """Writes the bundles of one training.
 
     Args:
         recipe: with every "auto" resolved.
-        model: as training starts; an embedded frozen backbone is rounded to the type it will be stored as, so that
-            the head is trained on what the robot will run.
-        data: where class names and palette come from.
+        model: as training starts. An embedded frozen backbone is rounded to its storage type, so that the head trains
+            on the features that the robot will compute.
+        data: source of class names and palette.
+
+    Attributes:
+        first_identity: identity of the backbone as training starts, after rounding.
     """
 
     def __init__(self, recipe: Recipe, model: SegmentationModel, data: SegmentationDataset) -> None:
@@ -47,20 +50,20 @@ class BundleWriter:
         backbone = model.backbone
         if self._storage == "embedded" and not _trains(backbone):
             _round_weights(backbone, self._dtype)
-        self._first_identity = backbone_identity(backbone)
+        self.first_identity = backbone_identity(backbone)
         self._first_tensors: dict[str, Tensor] = {}
         if self._storage == "delta":
             self._first_tensors = {name: tensor.clone() for name, tensor in backbone.checkpoint_tensors().items()}
 
     def manifest(self, metrics: dict[str, Any] | None = None) -> Manifest:
-        """Description of the model as it is now."""
+        """Manifest of the model as it is now."""
         return self._describe(self._stored_backbone(), metrics or {})
 
     def save(self, path: Path, metrics: dict[str, Any]) -> None:
-        """Write the model as it is now; what was at ``path`` is replaced only once the new bundle is complete.
+        """Write the model as it is now. The bundle replaces ``path`` only once it is complete.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the bundle cannot be written.
         """
         backbone = self._stored_backbone()
 
@@ -82,8 +85,8 @@ class BundleWriter:
                 backbone,
                 storage=self._storage,
                 source=recipe.backbone.source or f"trained from scratch by recipe {recipe.name}",
-                identity=backbone_identity(backbone) if _trains(self._model.backbone) else self._first_identity,
-                base_identity=self._first_identity if self._storage == "delta" else None,
+                identity=backbone_identity(backbone) if _trains(self._model.backbone) else self.first_identity,
+                base_identity=self.first_identity if self._storage == "delta" else None,
             ),
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
@@ -95,7 +98,7 @@ class BundleWriter:
         )
 
     def _stored_backbone(self) -> Backbone:
-        """The backbone as it will be read back."""
+        """The backbone as a reader of the bundle gets it, rounded to its storage type."""
         backbone = self._model.backbone
         if self._storage == "embedded" and _trains(backbone) and self._dtype != torch.float32:
             backbone = copy.deepcopy(backbone)
@@ -111,7 +114,7 @@ class BundleWriter:
 
 
 def git_revision() -> str | None:
-    """Commit of the working tree this code runs from, marked when it has changes; None outside of one."""
+    """Commit of the working tree that this code runs from, with "-dirty" where it has changes; None outside of one."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

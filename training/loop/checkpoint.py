@@ -1,4 +1,4 @@
-"""The state of a training between two steps, on disk."""
+"""The checkpoint: the state of a training between two steps, on disk."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ from training.support.output import save_with_torch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on as though it had never stopped.
+    """Everything that a training needs to go on as if it had never stopped.
 
-    What is drawn at random is a function of seed, epoch, sample and step, so that no generator's state is kept; the
-    stage, the epoch and the place in it follow from the step.
+    Random numbers are a function of seed, epoch, sample and step, so that no generator's state is kept; the stage, the
+    epoch and the place in it follow from the step.
 
     Attributes:
         step: optimizer steps done.
-        data: fingerprint of the data set; see `training.data.base.SegmentationDataset`.
         seconds: time spent so far.
         losses: (n,) float32, of the steps since the last record.
         records: one for each validation; see `run_folder.RunFolder`.
         points: ``step``, ``loss`` and ``lr`` every few steps.
-        model: what training changes, by name; see `ema.changing_tensors`.
+        model: tensors that training changes, by name; see `ema.changing_tensors`.
         optimizer, scaler, average: their states; None where there is none.
     """
 
     step: int
-    data: str
     seconds: float
     losses: Tensor
     records: list[dict[str, Any]]
@@ -47,10 +45,10 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file; what was there before stays until the new one is complete.
+    """Write a file, atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     with replacing_file(path) as temporary:
@@ -58,10 +56,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file, on the CPU; None where there is no such file.
+    """Read the checkpoint in a file, onto the CPU; None where there is no such file.
 
     Raises:
-        OutputError: it is damaged.
+        OutputError: the file is damaged.
     """
     if not path.exists():
         return None

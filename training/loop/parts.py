@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a training: samples, losses, caches."""
+"""Builds the parts of a training from a recipe: samples, losses, feature caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from training.samples.transforms import CanvasSettings
 
 CountPixels = Callable[[], torch.Tensor]
 
-# What a manifest says of a backbone that decides which features an image has.
+# Masks are uint8 or uint16.
+_MASK_VALUES = 65536
+# The fields of a backbone in a manifest that decide which features an image has.
 _FEATURES = {"identity", "layers", "feature_norm", "class_token", "output_stride"}
 
 
@@ -27,10 +29,10 @@ def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed:
     """Training samples by (epoch, index).
 
     Args:
-        recipe: of a stage.
+        recipe: recipe of a stage.
         data: the training split.
-        multiple: what both sides of a canvas must be multiples of.
-        seed: what they are drawn from; None: the recipe's.
+        multiple: both sides of a canvas must be multiples of it, pixels.
+        seed: seed of the augmentation; None: the recipe's.
 
     Raises:
         ParameterError: the network size or the crop does not fit.
@@ -44,10 +46,10 @@ def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed:
 
 
 def make_loss(recipe: Recipe, num_classes: int, count_pixels: CountPixels) -> WeightedSum:
-    """What training minimises.
+    """The loss that training minimises.
 
     Args:
-        recipe: of a stage.
+        recipe: recipe of a stage.
         num_classes: number of classes.
         count_pixels: see `pixel_counter`.
 
@@ -59,23 +61,25 @@ def make_loss(recipe: Recipe, num_classes: int, count_pixels: CountPixels) -> We
 
 
 def pixel_counter(data: SegmentationDataset) -> CountPixels:
-    """Gives the number of pixels of each class, (classes,); reads all masks, when it is first asked."""
+    """A function that counts the pixels of each class, (classes,) int64; its first call reads all masks."""
 
     @functools.cache
     def count() -> torch.Tensor:
-        masks = (data.mask(index) for index in range(len(data)))
-        counts = sum(np.bincount(mask.ravel(), minlength=65536) for mask in masks)
+        counts = np.zeros(_MASK_VALUES, np.int64)
+        for index in range(len(data)):
+            counts += np.bincount(data.mask(index).ravel(), minlength=_MASK_VALUES)
         return torch.from_numpy(counts[: len(data.class_names)])
 
     return count
 
 
-def make_cache(recipe: Recipe, data: SegmentationDataset, manifest: Manifest) -> FeatureCache:
-    """The features of a stage's samples on disk; nothing is computed yet.
+def make_cache(recipe: Recipe, data: SegmentationDataset, digest: str, manifest: Manifest) -> FeatureCache:
+    """The cache for the features of a stage's samples; nothing is computed yet.
 
     Args:
-        recipe: of the stage.
+        recipe: recipe of the stage.
         data: the training split.
+        digest: of the content of ``data``.
         manifest: describes the frozen backbone and its input.
     """
     backbone = manifest.backbone
@@ -86,6 +90,7 @@ def make_cache(recipe: Recipe, data: SegmentationDataset, manifest: Manifest) ->
         for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
     ]
     description = {
+        "data": digest,
         "backbone": backbone.model_dump(mode="json", include=_FEATURES),
         "input": manifest.input.model_dump(mode="json"),
         "precision": recipe.precision,

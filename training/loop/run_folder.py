@@ -1,4 +1,4 @@
-"""The folder that a training writes: recipe, history, checkpoint, curves and pictures; the bundles lie beside them."""
+"""The folder that a training writes: recipe, origins, history, checkpoint, curves, pictures and bundles."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 from torch.utils.tensorboard import SummaryWriter
 
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import locked, replacing_file
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from training.loop.origins import Origins, read_origins, write_origins
+from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
 from training.support.output import check_free, writing
@@ -26,35 +29,40 @@ Record = dict[str, Any]
 
 BEST, BEST_LOSS, LAST = "best", "best_loss", "last"
 RECIPE_FILE = "recipe.yaml"
+ORIGINS_FILE = "origins.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 PREDICTIONS_FILE = "predictions.png"
 CHECKPOINT_FILE = "checkpoint.pt"
 TENSORBOARD_FOLDER = "tensorboard"
 
-#: Bundle -> what the record of its model has most of.
+#: From the name of a bundle to the score by which the best record is chosen.
 RANKINGS: dict[str, Callable[[Record], float]] = {
     BEST: lambda record: -1.0 if record["miou"] is None else record["miou"],
     BEST_LOSS: lambda record: -record["val_loss"],
 }
 
-_REPLACED = (BEST, BEST_LOSS, LAST, RECIPE_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE)
-# What changes nothing of the weights: a training may be resumed in a folder that was moved, with another number of
-# processes to load its data, with more room for features, and be evaluated in another way.
-_FREE_KEYS = ("output", "workers", "checkpoint_minutes", "cache.folder", "cache.max_gb", "inference")
+_REPLACED = (
+    *(BEST, BEST_LOSS, LAST, RECIPE_FILE, ORIGINS_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE),
+)
+# Keys that may change between starts. These do not change the weights:
+_FREE_KEYS = ("output", "description", "licences", "workers", "checkpoint_minutes")
+_FREE_KEYS += ("cache.folder", "cache.max_gb", "inference")
+# These name files, whose content is compared instead; see `origins`.
+_FREE_KEYS += ("data", "backbone.source", "head.start_from")
 
 
 class RunFolder:
-    """A folder that belongs to one training; a context, within which no other training may write it.
+    """A folder that belongs to one training. Within this context no other training can write it.
 
     Args:
         path: must not exist, or be empty, unless the training is resumed.
-        recipe: resolved; written into a new folder.
-        resume: whether to take over what a training by this recipe left. Where it left nothing, this is a new one.
+        recipe: resolved; written into the folder.
+        resume: whether to go on with the training in the folder; where there is none, a new one starts.
 
     Attributes:
         path: the folder.
-        checkpoint: where the training goes on, or None.
+        checkpoint: state from which the training goes on, or None.
 
     Raises:
         OutputError: the folder holds something else, is in use, or cannot be written; or its training had another
@@ -94,6 +102,24 @@ class RunFolder:
     ) -> None:
         self._resources.close()
 
+    def keep_origins(self, origins: Origins) -> None:
+        """Write the origins of a training that starts; compare them with its first ones where it is resumed.
+
+        Raises:
+            OutputError: the origins are others than before, or the file cannot be read or written.
+        """
+        path = self.path / ORIGINS_FILE
+        if self.checkpoint is None:
+            with writing(self.path):
+                write_origins(path, origins)
+            return
+        changes = origins.changes_since(read_origins(path))
+        if changes:
+            raise OutputError(
+                f"{self.path} cannot be resumed, since it would not be the same training: {'; '.join(changes)}. Undo "
+                "the change, or train into another folder with --output"
+            )
+
     def add_point(self, point: Record) -> None:
         """Show ``loss`` and ``lr`` of a ``step`` in TensorBoard.
 
@@ -107,7 +133,7 @@ class RunFolder:
         """Append the last of ``records`` to metrics.jsonl, TensorBoard and the curves.
 
         Raises:
-            OutputError: one of them cannot be written.
+            OutputError: a file cannot be written.
         """
         with writing(self.path):
             with open(self.path / METRICS_FILE, "a", encoding="utf-8") as handle:
@@ -116,19 +142,19 @@ class RunFolder:
             draw_curves(records, self.path / CURVES_FILE)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint in place of the one before.
+        """Replace the checkpoint.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with writing(self.path):
             write_checkpoint(self.path / CHECKPOINT_FILE, checkpoint)
 
     def write_predictions(self, rows: Sequence[np.ndarray], data: SegmentationDataset) -> None:
-        """Write the picture of predictions from rows of `report.prediction_row`.
+        """Write the picture of predictions from rows of `pictures.prediction_row`.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with writing(self.path):
             write_predictions(rows, data.class_names, data.palette, self.path / PREDICTIONS_FILE)
@@ -140,7 +166,7 @@ class RunFolder:
             raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
     def _rewrite_history(self) -> None:
-        """Forget what came after the checkpoint: its steps will be done again."""
+        """Remove the history after the checkpoint: its steps will be done again."""
         records = self.checkpoint.records if self.checkpoint else []
         for point in self.checkpoint.points if self.checkpoint else []:
             self._draw_point(point)
@@ -161,19 +187,19 @@ class RunFolder:
 
 
 def best_record(records: Sequence[Record]) -> Record:
-    """The one with the highest mIoU; the first of several."""
+    """The record with the highest mIoU; the first of several."""
     return max(records, key=RANKINGS[BEST])
 
 
 def bundles_led(record: Record, earlier: Sequence[Record]) -> list[str]:
-    """The bundles of which a new record's model is better than all before."""
+    """Names of the bundles for which the model of a new record is better than all earlier ones."""
     return [
         bundle for bundle, ranking in RANKINGS.items() if all(ranking(record) > ranking(other) for other in earlier)
     ]
 
 
 def _remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what a killed training left of files and folders that it was about to replace; see `files`."""
+    """Remove temporary files and folders that a killed training left; see `dinov3_seg_ros.support.files`."""
     for name in names:
         for leftover in folder.glob(f".{Path(name).stem}.*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -185,15 +211,16 @@ def _write_recipe(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Raise OutputError unless the training of a folder had this recipe."""
+    """Raise OutputError unless the training of a folder had this recipe; keys absent from its file have defaults."""
     try:
-        earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        earlier = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        problem = describe_problem(error, Recipe) if isinstance(error, ValidationError) else error
         raise OutputError(
-            f"{path.parent} holds no training that could be resumed ({error}); nothing in it was touched. Name the "
-            "folder of one with --output, or leave out --resume"
+            f"{path.parent} holds no training that can be resumed ({path.name}: {problem}); nothing in it was changed. "
+            "Name the folder of a training with --output, or leave out --resume"
         ) from error
-    for key, before, now in differences(earlier, recipe):
+    for key, before, now in differences(earlier.model_dump(mode="json"), recipe):
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS):
             raise OutputError(
                 f"{path.parent} cannot be resumed: its training had {key} = {before}, the recipe now has {now}. Change "
@@ -202,7 +229,7 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two nested mappings differ: (dotted key, value before, value after); None for a key that is absent."""
+    """Differences of two nested mappings: (dotted key, value before, value after); None for an absent key."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             difference

@@ -101,7 +101,7 @@ class StageRun:
         self.stage = stage
         self._wrapped, self._loss, self._ignore_value, self._accelerator = wrapped, loss, ignore_value, accelerator
         self._order = EpochBatches(stage.batching, stage.recipe.seed)
-        self._loader = BatchLoader(samples, self._order, stage.recipe.workers)
+        self._loader = BatchLoader(samples, self._order, stage.recipe.worker_count)
         self.optimizer = accelerator.prepare(stage.recipe.optimizer.build(model.backbone, model.head))
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

@@ -1,15 +1,14 @@
-"""The training loop."""
+"""The training loop: takes the steps of a recipe, validates, and writes bundles and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.support.errors import OutputError, RecipeError
+from dinov3_seg_ros.support.errors import RecipeError
 from training.loop.bundle_writer import BundleWriter
 from training.loop.checkpoint import Checkpoint
 from training.loop.model import SegmentationModel, make_backbone, make_head
+from training.loop.origins import Origins, find_origins
 from training.loop.parts import make_cache, make_loss, make_samples, pixel_counter
 from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
@@ -32,7 +32,7 @@ from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
-from training.samples.feature_cache import fill_caches
+from training.samples.cache_filling import fill_caches
 from training.support.processes import make_accelerator
 from training.support.randomness import Purpose, seed_torch
 
@@ -40,19 +40,25 @@ _STEPS_OF_A_POINT = 20
 _DRY_RUN_STEPS = 2
 _DRY_RUN_IMAGES = 2
 
+_Shared = TypeVar("_Shared")
+
 
 class Trainer:
-    """Everything one training needs, built from a recipe. Under ``accelerate launch``, one of its processes.
+    """A training, built from a recipe. Under ``accelerate launch`` it is one of several processes.
+
+    Args:
+        recipe: as written, or resolved.
+        console: for people; quiet in all processes but the main one.
 
     Attributes:
         recipe: with every "auto" resolved.
-        output: the folder for everything written.
-        model: what trains.
-        average: the moving average of its weights, or None.
-        stages: of the training, in order.
+        output: folder of everything written.
+        model: the network that trains.
+        average: moving average of the model's weights, or None.
+        stages: stages of the training, in order.
 
     Raises:
-        SegmentationError: the recipe, the data, the backbone or the head do not fit; the message says which and how.
+        SegmentationError: recipe, data, backbone or head do not fit; the message says which and how.
     """
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
@@ -68,12 +74,12 @@ class Trainer:
         freeze_norm = recipe.batch_norm == "frozen"
         self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std, freeze_norm)
         if recipe.batch_norm == "synchronised":
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]  # torch's own
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
         self._accelerator = accelerator = make_accelerator(recipe.precision)
         console.quiet = console.quiet or not accelerator.is_main_process
         self.stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
-        self._samples: list[Dataset] = [
+        self._samples: Sequence[Dataset[Any]] = [
             make_samples(stage.recipe, self._train_data, backbone.patch_multiple) for stage in self.stages
         ]
         count_pixels = pixel_counter(self._train_data)
@@ -81,6 +87,7 @@ class Trainer:
             make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
             for part in (*recipe.by_stage(), recipe)
         )
+        self._head = head
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
         self._validation = Validation(self.model, self._val_data, validation_loss, accelerator)
@@ -90,14 +97,13 @@ class Trainer:
         self._points: list[dict[str, Any]] = []
 
     def run(self, resume: bool = False) -> dict[str, Any]:
-        """Train, validate, and write bundles, pictures and history; returns the best validation's record.
+        """Train, validate, and write bundles, pictures and history; return the record of the best validation.
 
         Args:
-            resume: go on where an earlier training by this recipe stopped; the result is the same as though it had
-                not.
+            resume: go on where an earlier training by this recipe stopped; the result is the same as without the stop.
 
         Raises:
-            OutputError: the output folder holds something, or cannot be written.
+            OutputError: the output folder holds something, cannot be written, or belongs to another training.
             DatasetError: an item of the data set cannot be used.
             RecipeError: training diverged.
             KeyboardInterrupt: interrupted; the last bundle has been written.
@@ -106,6 +112,7 @@ class Trainer:
             folder = None
             if self._accelerator.is_main_process:
                 folder = stack.enter_context(RunFolder(self.output, self.recipe, resume))
+                folder.keep_origins(self._origins)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
                 self._train(folder, checkpoint)
@@ -122,7 +129,7 @@ class Trainer:
         return best_record(self._records)
 
     def dry_run(self) -> dict[str, Any]:
-        """Two steps and one validation on a few images; writes nothing. Returns its record."""
+        """Take two steps, validate on a few images, and write no run folder; return the record."""
         run = self.start(self.stages[0])
         for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
             self._take_step(run, batches)
@@ -130,7 +137,7 @@ class Trainer:
         return {"step": self._step, "loss": self._mean_loss(), **scores}
 
     def start(self, stage: Stage) -> StageRun:
-        """Make a stage ready to take its steps."""
+        """Prepare a stage to take its steps."""
         index = self.stages.index(stage)
         return StageRun(
             stage,
@@ -143,27 +150,27 @@ class Trainer:
         )
 
     def use_cache(self) -> None:
-        """Let stages that are started from now on take features from the disk, where they are put first if need be.
+        """Make the stages that start from now on read features from the disk; compute absent features first.
 
         Raises:
-            SegmentationError: see `feature_cache.fill_caches`.
+            SegmentationError: see `cache_filling.fill_caches`.
         """
         manifest = self._bundles.manifest()
-        caches = [make_cache(stage.recipe, self._train_data, manifest) for stage in self.stages]
+        digest = self._shared(self._origins.data["train"].digest() if self._accelerator.is_main_process else "")
+        caches = [make_cache(stage.recipe, self._train_data, digest, manifest) for stage in self.stages]
 
-        @torch.inference_mode()
         def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
             self.model.eval()
-            with self._accelerator.autocast():
+            with torch.inference_mode(), self._accelerator.autocast():
                 return self.model.features(canvases.to(self._accelerator.device))
 
         batching, recipe = self.stages[0].batching, self.recipe
         batch_size = batching.batch_size // batching.processes
-        fill_caches(caches, recipe.cache, extract, batch_size, recipe.workers, self._accelerator, self._console)
+        fill_caches(caches, recipe.cache, extract, batch_size, recipe.worker_count, self._accelerator, self._console)
         self._samples = caches
 
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
-        """Take the steps from the checkpoint's on; only the main process has a folder."""
+        """Take the steps after the checkpoint's; only the main process has a folder."""
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -187,7 +194,7 @@ class Trainer:
                         progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
 
     def _runs_left(self, checkpoint: Checkpoint | None) -> Iterator[StageRun]:
-        """The stages from the present step on, each started when the one before has ended."""
+        """Yield the stages from the present step on, each started after the end of the one before."""
         for stage in self.stages:
             if self._step < stage.end:
                 run = self.start(stage)
@@ -202,7 +209,7 @@ class Trainer:
         self._step += 1
 
     def _add_point(self, folder: RunFolder | None, run: StageRun) -> dict[str, Any]:
-        """Note the loss of the last few steps, and the learning rate; returns them."""
+        """Record the loss of the last few steps and the learning rate; return them."""
         loss = self._finite(torch.stack(self._step_losses[-_STEPS_OF_A_POINT:]).mean())
         point = {"step": self._step, "loss": loss, "lr": run.optimizer.param_groups[0]["lr"]}
         self._points.append(point)
@@ -211,7 +218,7 @@ class Trainer:
         return point
 
     def _validate_and_save(self, folder: RunFolder | None, run: StageRun, epoch: int) -> dict[str, Any]:
-        """Write bundles, history, pictures and a checkpoint of the model as it is; returns the record."""
+        """Validate the model; write bundles, history, pictures and a checkpoint; return the record."""
         record = {
             "epoch": epoch,
             "step": self._step,
@@ -246,11 +253,10 @@ class Trainer:
     def _save_checkpoint(self, folder: RunFolder, run: StageRun) -> None:
         scaler = self._accelerator.scaler
         if self._step_losses:
-            self._finite(torch.stack(self._step_losses).mean())  # what diverged must not replace what had not
+            self._finite(torch.stack(self._step_losses).mean())  # a diverged model must not replace a good checkpoint
         folder.save(
             Checkpoint(
                 step=self._step,
-                data=self._data_fingerprint,
                 seconds=self._seconds(),
                 losses=torch.stack(self._step_losses).cpu() if self._step_losses else torch.zeros(0),
                 records=self._records,
@@ -264,34 +270,24 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Become what a checkpoint tells, but for the optimizer, which belongs to a stage.
-
-        Raises:
-            OutputError: the data are others than before.
-        """
-        if checkpoint.data != self._data_fingerprint:
-            raise OutputError(
-                f"{self.output} cannot be resumed: images or masks of its data set were added, removed or changed "
-                "since it began, so that it would not be the same training. Put them back, or train into another "
-                "folder with --output"
-            )
+        """Take over the state of a checkpoint, except the optimizer's, which belongs to a stage."""
         self._step, self._records = checkpoint.step, list(checkpoint.records)
         self._points = list(checkpoint.points)
         self._step_losses = list(checkpoint.losses.to(self._accelerator.device))
         self._began -= checkpoint.seconds
         for name, tensor in changing_tensors(self.model).items():
             tensor.copy_(checkpoint.model[name])
-        if self.average is not None:
+        if self.average is not None and checkpoint.average is not None:
             self.average.restore(checkpoint.average)
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(checkpoint.scaler)
 
     def _seconds(self) -> float:
-        """Since the training began, without the time in which it was stopped."""
+        """Seconds since the training began, without the time in which it was stopped."""
         return time.monotonic() - self._began
 
     def _mean_loss(self) -> float:
-        """Mean over the steps since it was last asked for."""
+        """Mean loss of the steps since the last call."""
         loss = self._finite(torch.stack(self._step_losses).mean())
         self._step_losses.clear()
         return loss
@@ -306,11 +302,11 @@ class Trainer:
         return loss
 
     def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """See `Validation.run`; of the first ``count`` items."""
+        """Validate on the first ``count`` items; see `Validation.run`."""
         return self._validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
 
     def _agree_on_statistics(self) -> None:
-        """Give every process the main process's BatchNorm statistics: those are saved, so those must be validated."""
+        """Copy the main process's BatchNorm statistics to all: those are saved, so those must be validated."""
         if self._accelerator.num_processes > 1:
             weights = {name for name, _ in self.model.named_parameters()}
             statistics = [changing_tensors(self.model)]
@@ -322,16 +318,19 @@ class Trainer:
                         tensor.copy_(broadcast(tensor))
 
     @functools.cached_property
-    def _data_fingerprint(self) -> str:
-        both = f"{self._train_data.fingerprint()}\n{self._val_data.fingerprint()}"
-        return hashlib.sha256(both.encode()).hexdigest()
+    def _origins(self) -> Origins:
+        """For the main process, before the first step: reads every file of the data set that changed since the last."""
+        with self._console.status("reading the data set, to recognise it when the training is resumed"):
+            data = {"train": self._train_data, "val": self._val_data}
+            return find_origins(self.recipe, data, self._bundles, self._head)
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
-    def _shared(self, value: Any) -> Any:
+    def _shared(self, value: _Shared) -> _Shared:
         """The main process's value, in every process."""
-        return broadcast_object_list([value])[0]
+        shared: _Shared = broadcast_object_list([value])[0]
+        return shared
 
 
 def _progress(console: Console) -> Progress:

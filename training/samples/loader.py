@@ -1,4 +1,4 @@
-"""Batches of augmented training samples."""
+"""Batches of augmented training samples, the same for any number of processes and workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dinov3_seg_ros.options import FRAME_SIZED
 from dinov3_seg_ros.support.errors import RecipeError, SegmentationError
 from training.data import SegmentationDataset
-from training.samples.transforms import Augmentation, CanvasSettings, training_canvas
+from training.samples.transforms import SAMPLES_VERSION, Augmentation, CanvasSettings, training_canvas
 from training.support.randomness import Purpose, generator
 
 Key: TypeAlias = tuple[int, int]
@@ -24,16 +24,16 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Batching:
-    """How the images of an epoch are shared out.
+    """How the images of an epoch are divided into batches.
 
-    What is left over at the end of an epoch is not used: BatchNorm over one or two images would disturb training.
+    The last images of an epoch that fill no batch are skipped: BatchNorm over one or two images would disturb training.
 
     Attributes:
         count: number of images.
-        batch_size: images that go through the network together, over all processes.
+        batch_size: images of one batch, over all processes.
         accumulate: batches of one optimizer step.
         steps: optimizer steps of one epoch.
-        process, processes: which process this is, of how many; each takes an equal part of every batch.
+        process, processes: index and number of processes; each takes an equal part of every batch.
     """
 
     count: int
@@ -45,14 +45,14 @@ class Batching:
 
 
 def share_out(count: int, batch_size: int, accumulate: int = 1, process: int = 0, processes: int = 1) -> Batching:
-    """Batches of ``batch_size`` images, or of fewer where there are not as many.
+    """Divide images into batches of ``batch_size``, or of fewer where there are fewer images.
 
     Raises:
         RecipeError: a batch cannot be divided among the processes.
     """
     if batch_size % processes:
         raise RecipeError(
-            f"batch_size is {batch_size}, for {processes} processes; it is that of all processes together: make it a "
+            f"batch_size is {batch_size}, for {processes} processes; it counts the images of all processes: make it a "
             "multiple of their number"
         )
     if count < processes:
@@ -63,15 +63,19 @@ def share_out(count: int, batch_size: int, accumulate: int = 1, process: int = 0
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Gives one process's part of each batch of an epoch, as keys (epoch, index).
+    """Yields one process's part of each batch of an epoch, as keys (epoch, index).
 
     The order depends on seed and epoch alone, so that an epoch can be entered anywhere, and the batches are the same
-    for any number of processes. The epoch travels with the index, so that worker processes, which outlive an epoch,
-    need no other news of it.
+    for any number of processes. Each key carries the epoch, because worker processes outlive an epoch and learn of it
+    in no other way.
+
+    Args:
+        batching: how the epoch is divided.
+        seed: of the order.
 
     Attributes:
         epoch: set it before each pass.
-        first_step: optimizer steps of the epoch that are already done.
+        first_step: optimizer steps of the epoch that are done already.
     """
 
     def __init__(self, batching: Batching, seed: int) -> None:
@@ -90,8 +94,15 @@ class EpochBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in order[start : start + part]]
 
 
-class AugmentedDataset(Dataset):
-    """Training canvases and masks; each is a pure function of (seed, epoch, index)."""
+class AugmentedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Training canvases and masks; each is a pure function of (seed, epoch, index).
+
+    Args:
+        data: images and masks.
+        settings: how an image is laid on the canvas, the network input (H, W, 3) uint8 RGB.
+        augmentation: random changes.
+        seed: of all random numbers.
+    """
 
     def __init__(
         self, data: SegmentationDataset, settings: CanvasSettings, augmentation: Augmentation, seed: int
@@ -118,31 +129,31 @@ class AugmentedDataset(Dataset):
     def is_random(self) -> bool:
         """Whether an image looks different in different epochs.
 
-        In a geometry that keeps the frame's size, what exceeds the canvas is cropped at random in any case.
+        A geometry that keeps the frame's size crops a frame larger than the canvas at random in any case.
         """
         return self._augmentation != Augmentation() or self._settings.geometry in FRAME_SIZED
 
     def description(self) -> dict[str, Any]:
-        """All that the samples depend on, beside code, in the types of JSON."""
+        """All that the samples depend on beside the content of the data set, in JSON types."""
         return {
+            "version": SAMPLES_VERSION,
             "canvas": dataclasses.asdict(self._settings),
             "augmentation": self._augmentation.model_dump(mode="json"),
             "seed": self._seed if self.is_random else None,
-            "data": self._data.fingerprint(),
             "images": len(self._data),
         }
 
 
 class BatchLoader:
-    """Collated samples of a data set, a batch for each list of keys; may be iterated again and again.
+    """Collated samples of a data set, a batch for each list of keys; may be iterated several times.
 
     Args:
         dataset: samples by key.
-        batches: lists of keys, anew for each iteration.
+        batches: lists of keys, read anew for each iteration.
         workers: processes that read samples; 0: this one.
     """
 
-    def __init__(self, dataset: Dataset, batches: Iterable[list[Key]], workers: int) -> None:
+    def __init__(self, dataset: Dataset[Any], batches: Iterable[list[Key]], workers: int) -> None:
         self._loader = DataLoader(
             _ErrorsAsSamples(dataset),
             batch_sampler=batches,
@@ -150,16 +161,16 @@ class BatchLoader:
             persistent_workers=workers > 0,
             collate_fn=_collate,
             worker_init_fn=_prepare_worker,
-            # A forked worker would inherit the locks of thread pools whose threads it does not have.
+            # A forked worker would inherit locks of thread pools without their threads.
             multiprocessing_context="spawn" if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
     def __iter__(self) -> Iterator[Any]:
-        """Gives the batches.
+        """Yield the batches.
 
         Raises:
-            SegmentationError: what the data set raised, as it was, whichever process read the sample.
+            SegmentationError: the data set's own error, whichever process read the sample.
         """
         for batch in self._loader:
             if isinstance(batch, SegmentationError):
@@ -167,10 +178,10 @@ class BatchLoader:
             yield batch
 
 
-class _ErrorsAsSamples(Dataset):
-    """What a worker process raises arrives as a traceback; what it gives arrives as it is."""
+class _ErrorsAsSamples(Dataset[Any]):
+    """Returns errors as samples: an error raised in a worker process would arrive as text with a traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
 
     def __getitem__(self, key: Key) -> Any:
@@ -181,13 +192,13 @@ class _ErrorsAsSamples(Dataset):
 
 
 def _collate(samples: list[Any]) -> Any:
-    """The batch, or the first error among its samples."""
+    """Stack samples to a batch, or return the first error among them."""
     errors = [sample for sample in samples if isinstance(sample, SegmentationError)]
     return errors[0] if errors else default_collate(samples)
 
 
 def _prepare_worker(_worker: int) -> None:
-    """Leave the other cores to the network, and Ctrl-C to the training process, which ends its workers."""
+    """Use one core, since the network needs the others, and leave Ctrl-C to the training process."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,8 @@
 """From a labelled image to a training canvas: paired turn, scale, crop and flip; changes of colour; blur and noise.
 
-What is not augmented goes the way the robot's frames go (`dinov3_seg_ros.frames.preprocessing`). Masks are resampled by
-nearest neighbour and padded with the ignore value, so that no mask holds a value that nobody labelled.
+The canvas is the network input: uint8 RGB, (H, W, 3). Without augmentation an image is laid on it as the robot's frames
+are (`dinov3_seg_ros.frames.preprocessing`). Masks are resampled by nearest neighbour and padded with the ignore value,
+so that a mask holds labelled values only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def _in_order(ends: tuple[float, float]) -> tuple[float, float]:
 Range: TypeAlias = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_in_order)]
 PositiveRange: TypeAlias = Annotated[tuple[Positive, Positive], AfterValidator(_in_order)]
 
+#: Version of what a sample looks like. Raise it when `training_canvas` gives other pixels for the same arguments, also
+#: through `preprocessing` or `randomness`: cached features of samples are kept under it.
+SAMPLES_VERSION = 1
+
 # Rec. 601 luma.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -40,16 +45,17 @@ _CROP_TRIES = 10
 class Augmentation(Section):
     """Random changes to a training image, in the order of these settings; each is off by default.
 
-    A change that is added draws no random number while it is off, so that earlier recipes keep giving the same images.
+    A change draws no random number while it is off, so that a new kind of change leaves the images of earlier recipes
+    as they are.
     """
 
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Largest turn about the image's middle, degrees, either way; what turns in from outside is padding."""
+    """Largest turn about the image's middle, degrees, either way; corners from outside the image are padded."""
     rotate_probability: Probability = 1.0
     """Probability of turning at all."""
     scale: PositiveRange | None = None
-    """Smallest and largest size, as a factor of the size the robot would show; drawn evenly in the logarithm. What
-    exceeds the canvas is cropped at random, what falls short is placed at random and padded."""
+    """Smallest and largest size, as a factor of the size on the robot; drawn evenly in the logarithm. A larger image
+    is cropped at random, a smaller one is placed at random and padded."""
     crop: tuple[int, int] | None = None
     """Height and width of the training canvas where it is not the network size."""
     crop_class_limit: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -77,7 +83,7 @@ class Augmentation(Section):
 
 @dataclass(frozen=True)
 class CanvasSettings:
-    """How a frame is laid on the training canvas; see `dinov3_seg_ros.frames.preprocessing`.
+    """How an image is laid on the training canvas; see `dinov3_seg_ros.frames.preprocessing`.
 
     Attributes:
         network_size, geometry, multiple: see `preprocessing.place`.
@@ -96,7 +102,8 @@ class CanvasSettings:
     @property
     def padding_colour(self) -> tuple[int, int, int]:
         """RGB, 0..255; zero to the network."""
-        return tuple(np.rint(255.0 * np.asarray(self.mean)).astype(int).tolist())
+        red, green, blue = np.rint(255.0 * np.asarray(self.mean)).astype(int).tolist()
+        return red, green, blue
 
 
 def training_canvas(
@@ -111,13 +118,13 @@ def training_canvas(
     Args:
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) class ids.
-        random: where every random number comes from.
+        random: source of every random number.
 
     Returns:
         Canvas (*settings.size, 3) uint8 and its mask (*settings.size), of the type of ``mask``.
     """
     if augmentation.rotate and _happens(augmentation.rotate_probability, random):
-        image, mask = _turned(image, mask, random.uniform(-augmentation.rotate, augmentation.rotate), settings)
+        image, mask = _rotate(image, mask, random.uniform(-augmentation.rotate, augmentation.rotate), settings)
     height, width = _scaled_size(image.shape[:2], settings, augmentation, random)
     image, mask, top, left = _resampled_part(image, mask, (height, width), settings, augmentation, random)
     if random.random() < augmentation.flip:
@@ -143,7 +150,7 @@ def training_canvas(
 
 
 def change_colours(image: np.ndarray, augmentation: Augmentation, random: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, saturation, hue and greyness of an (H, W, 3) uint8 RGB image; returns a new one."""
+    """Change brightness, contrast, saturation and hue of an (H, W, 3) uint8 RGB image at random; returns a new one."""
     shift = random.uniform(-augmentation.brightness, augmentation.brightness) * 255.0
     contrast = random.uniform(*augmentation.contrast) if augmentation.contrast else 1.0
     saturation = random.uniform(*augmentation.saturation) if augmentation.saturation else 1.0
@@ -159,19 +166,19 @@ def change_colours(image: np.ndarray, augmentation: Augmentation, random: np.ran
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # one byte is the full circle: overflow is what is wanted
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # one byte is the full circle: overflow is intended
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def _happens(probability: float, random: np.random.Generator) -> bool:
-    """Draws only where there is a choice."""
+    """Decide by a random number, drawn only where the outcome is open."""
     return probability == 1.0 or random.random() < probability
 
 
-def _turned(
+def _rotate(
     image: np.ndarray, mask: np.ndarray, degrees: float, settings: CanvasSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask turned anticlockwise about their middle, and padded to their size."""
+    """Turn image and mask anticlockwise about their middle; both keep their size, corners are padded."""
     height, width = mask.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     return (
@@ -183,7 +190,7 @@ def _turned(
 def _scaled_size(
     frame_size: tuple[int, int], settings: CanvasSettings, augmentation: Augmentation, random: np.random.Generator
 ) -> tuple[int, int]:
-    """Size of the whole frame in canvas pixels."""
+    """Height and width of the whole frame, canvas pixels."""
     placement = place(frame_size, settings.geometry, settings.network_size, settings.multiple)
     if augmentation.scale is None:
         return placement.height, placement.width
@@ -199,9 +206,12 @@ def _resampled_part(
     augmentation: Augmentation,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Resample to ``size`` what the canvas shows of the frame; also where on the canvas its top left corner lies.
+    """Resample the part of the frame that the canvas shows, as if the whole frame had ``size``.
 
-    The frame is cut before it is resampled: at large scales most of it would be computed for nothing.
+    The frame is cut before it is resampled: at large scales most of the work would be wasted.
+
+    Returns:
+        Image and mask of that part, and the row and column of its top left corner on the canvas.
     """
     limit = augmentation.crop_class_limit
     for _ in range(1 if limit is None else _CROP_TRIES):
@@ -220,7 +230,7 @@ def _resampled_part(
 
 
 def _largest_share(mask: np.ndarray, ignore_value: int) -> float:
-    """Share of the labelled pixels that the most frequent class has; 1 where none is labelled."""
+    """Share of the most frequent class among the labelled pixels; 1 where none is labelled."""
     counts = np.bincount(mask.ravel(), minlength=ignore_value + 1)
     counts[ignore_value] = 0
     labelled = counts.sum()
@@ -230,7 +240,7 @@ def _largest_share(mask: np.ndarray, ignore_value: int) -> float:
 def _visible(
     frame: int, scaled: int, canvas: int, place_at_random: bool, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Along one axis: first pixel and number of pixels of the frame that show, and where and how long on the canvas."""
+    """Along one axis: first pixel and number of visible pixels of the frame, then start and length on the canvas."""
     slack = canvas - scaled
     if slack >= 0:
         start = int(random.integers(slack + 1)) if place_at_random else slack // 2
