@@ -1,22 +1,25 @@
-"""Frames in, segmentations out: on real bundles, with PyTorch underneath."""
+"""Frames in, segmentations out: on tiny bundles, mostly with the PyTorch runtime."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import inspect
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from bundles import made_backbone, write_tiny_bundle
-from transformers.models.dinov3_vit import modeling_dinov3_vit
 
+import dinov3_seg_ros
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.options import GEOMETRIES, parse_mask_size
+from dinov3_seg_ros.decode.parallel import thread_count
+from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions, parse_mask_size
 from dinov3_seg_ros.runtimes import pytorch
-from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.runtimes.choice import RUNTIMES
+from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -37,8 +40,8 @@ def picture(height=120, width=200, seed=0):
     return np.repeat(np.repeat(small, -(-height // 5), axis=0), -(-width // 6), axis=1)[:height, :width].copy()
 
 
-def textbook(bundle, rgb):
-    """The same answer by the plain way: float canvas, whole volume of probabilities, argmax."""
+def naive_pytorch(bundle, rgb):
+    """Labels and confidence by naive PyTorch: float input, the whole volume of probabilities, argmax."""
     size = bundle.manifest.input.network_size
     canvas = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.manifest.input.mean, bundle.manifest.input.std))
@@ -50,10 +53,10 @@ def textbook(bundle, rgb):
     return labels[0].numpy(), np.rint(255 * confidence[0].numpy())
 
 
-def test_labels_and_confidence_equal_the_textbook_pipelines(bundle):
+def test_labels_and_confidence_equal_those_of_naive_pytorch(bundle):
     rgb = picture(64, 96)
     result = Segmenter.from_bundle(bundle.path).segment([rgb])[0]
-    labels, confidence = textbook(bundle, rgb)
+    labels, confidence = naive_pytorch(bundle, rgb)
     assert len(np.unique(labels)) > 1
     assert (result.labels == labels).mean() > 0.9995
     assert np.abs(result.confidence.astype(int) - confidence).max() <= 1
@@ -67,7 +70,7 @@ def test_labels_line_up_with_the_frame_in_every_geometry(bundle, geometry):
     assert result.labels.shape == result.confidence.shape == (130, 70)
 
 
-def test_letterbox_never_shows_the_padding(bundle):
+def test_letterbox_labels_leave_out_the_padding(bundle):
     rgb = picture(64, 40)
     letterboxed = Segmenter.from_bundle(bundle.path, geometry="letterbox").segment([rgb])[0].labels
     canvas = np.empty((64, 96, 3), np.uint8)
@@ -77,7 +80,7 @@ def test_letterbox_never_shows_the_padding(bundle):
     assert np.array_equal(letterboxed, whole[:, 28:68])
 
 
-def test_frames_of_mixed_sizes_come_back_in_order_whatever_the_batch(bundle):
+def test_frames_of_mixed_sizes_come_back_in_order(bundle):
     frames = [picture(64, 96, 0), picture(50, 50, 1), picture(64, 96, 2), picture(200, 100, 3)]
     alone = [Segmenter.from_bundle(bundle.path, geometry="native").segment([frame])[0].labels for frame in frames]
     together = Segmenter.from_bundle(bundle.path, geometry="native", max_batch=4).segment(frames)
@@ -127,7 +130,7 @@ def noting(classes, function):
     ("device", "geometry", "counts"),
     [("cpu", "stretch", [1]), ("cuda", "stretch", [3, 2, 1]), ("cuda", "native", [1])],
 )
-def test_warming_up_sees_every_batch_of_a_gpu_the_largest_first_and_decodes_every_head(
+def test_warm_up_runs_every_batch_size_on_a_gpu_and_decodes_every_head(
     bundle, further, device, geometry, counts, monkeypatch
 ):
     segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
@@ -144,7 +147,7 @@ def test_warming_up_sees_every_batch_of_a_gpu_the_largest_first_and_decodes_ever
     assert segmenter.times.summary_ms() == {}
 
 
-def test_what_cannot_be_used_is_refused(bundle):
+def test_unusable_images_heads_sizes_and_options_are_refused(bundle):
     segmenter = Segmenter.from_bundle(bundle.path)
     with pytest.raises(ImageError, match="uint8 RGB"):
         segmenter.segment([np.zeros((4, 4, 3))])
@@ -154,13 +157,13 @@ def test_what_cannot_be_used_is_refused(bundle):
         segmenter.segment([picture()], size="large")
     with pytest.raises(ParameterError, match="multiples of 32"):
         Segmenter.from_bundle(bundle.path, network_size=(100, 100))
-    with pytest.raises(ParameterError, match="unknown runtime"):
+    with pytest.raises(ParameterError, match="runtime is 'tensorflow'; use one of: auto, torch"):
         Segmenter.from_bundle(bundle.path, runtime="tensorflow")
     with pytest.raises(RuntimeUnavailableError, match="tensorrt"):
         Segmenter.from_bundle(bundle.path, runtime="tensorrt")
 
 
-def test_the_threads_of_a_former_runtime_are_forgotten(bundle):
+def test_threads_0_restores_pytorchs_own_number_of_threads(bundle):
     default = torch.get_num_threads()
     Segmenter.from_bundle(bundle.path, "torch", threads=default + 1).close()
     assert torch.get_num_threads() == default + 1
@@ -168,7 +171,22 @@ def test_the_threads_of_a_former_runtime_are_forgotten(bundle):
     assert torch.get_num_threads() == default
 
 
-def test_float32_is_not_multiplied_as_tf32_by_pytorch(bundle):
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (0, None)])
+def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    before = cv2.getNumThreads()
+    try:
+        Segmenter.from_bundle(bundle.path, "torch", threads=3).close()
+        assert (torch.get_num_threads(), thread_count(), cv2.getNumThreads()) == (3, 3, 3)
+        Segmenter.from_bundle(bundle.path, "torch", threads=threads).close()
+        found = torch.get_num_threads(), thread_count(), cv2.getNumThreads()
+        assert found == ((expected,) * 3 if expected else (pytorch._DEFAULT_THREADS, 6, before))
+    finally:
+        limit_threads(0)
+        torch.set_num_threads(pytorch._DEFAULT_THREADS)
+
+
+def test_pytorch_does_not_multiply_float32_as_tf32(bundle):
     libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for library in libraries:
         library.allow_tf32 = True
@@ -176,17 +194,17 @@ def test_float32_is_not_multiplied_as_tf32_by_pytorch(bundle):
     assert [library.allow_tf32 for library in libraries] == [False, False]
 
 
-def test_a_runtime_that_turns_out_to_be_of_no_use_is_closed(bundle, monkeypatch):
+def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
     closed, close = [], pytorch.PyTorchRuntime.close
     monkeypatch.setattr(pytorch.PyTorchRuntime, "close", lambda runtime: closed.append(runtime) or close(runtime))
     for runtime in ("torch", "auto"):
-        with pytest.raises(ParameterError, match="sideways"):
-            Segmenter.from_bundle(bundle.path, runtime, geometry="sideways")
+        with pytest.raises(ParameterError, match="multiples of 32"):
+            Segmenter.from_bundle(bundle.path, runtime, network_size=(100, 100))
     assert len(closed) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records it")
-def test_a_backbone_that_cannot_be_recorded_as_a_cuda_graph_runs_without_and_says_so_once(caplog):
+def test_a_backbone_that_cannot_be_recorded_runs_without_a_cuda_graph(caplog):
     module = torch.nn.Conv2d(3, 4, 1)
     recorded, images = pytorch._Recorded(module), torch.rand(1, 3, 8, 8)
     with torch.inference_mode():
@@ -196,14 +214,15 @@ def test_a_backbone_that_cannot_be_recorded_as_a_cuda_graph_runs_without_and_say
 
 
 class _StandInGpu:
-    """In the place of torch.cuda's streams, events and graphs: notes what is asked of them, works at once."""
+    """Replaces torch.cuda's streams, events and graphs: notes the calls, and computes at once on the CPU."""
 
     def __init__(self, monkeypatch):
         gpu = self.gpu = self
-        self.notes, self.current = [], "default"
+        self.notes, self.current, self.devices = [], "default", set()
 
         class Stream:
-            def __init__(self, device=None):
+            def __init__(self, device):
+                self.device = device
                 self.name = f"stream {sum(note[0] == 'made' for note in gpu.notes)}"
                 gpu.notes.append(("made", self.name))
 
@@ -244,14 +263,15 @@ class _StandInGpu:
             yield
             gpu.notes.append("recorded")
 
-        here = type("Default", (Stream,), {"__init__": lambda stream: setattr(stream, "name", "default")})()
+        here = object.__new__(Stream)
+        here.name = "default"
         for name, stand_in in {
             "Stream": Stream,
             "Event": Event,
             "CUDAGraph": CUDAGraph,
             "stream": stream,
             "graph": graph,
-            "current_stream": lambda device=None: here,
+            "current_stream": lambda device: here,
             "default_stream": lambda device: here,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -264,7 +284,7 @@ class _StandInGpu:
         return [note for note in self.notes if note[0] in kinds]
 
 
-def test_on_a_gpu_nothing_is_waited_for_until_the_logits_are_asked_for(bundle, monkeypatch):
+def test_on_a_gpu_only_reading_the_logits_waits(bundle, monkeypatch):
     frames = [picture(seed=0), picture(seed=1)]
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cpu")
     expected = [segmenter.segment([frame])[0].labels for frame in frames]
@@ -298,24 +318,80 @@ def test_on_a_gpu_nothing_is_waited_for_until_the_logits_are_asked_for(bundle, m
     assert all(times[stage]["median"] == 1000.0 for stage in ("upload", "backbone", "heads"))
 
 
-def test_a_recorded_backbone_reads_nothing_that_transformers_may_drop(tmp_path, monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Makes the CPU pass for two CUDA GPUs: modules and tensors stay where they are, the rest is noted."""
+    gpu = _StandInGpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gpu.notes.append(("empties the cache",)))
+    module_to, tensor_to = torch.nn.Module.to, torch.Tensor.to
+
+    def placed(to):
+        def place(self, *arguments, **options):
+            for device in [a for a in (*arguments, options.pop("device", None)) if isinstance(a, torch.device)]:
+                gpu.devices.add(str(device))
+            rest = [a for a in arguments if not isinstance(a, torch.device)]
+            options.pop("non_blocking", None)
+            return to(self, *rest, **options) if rest or options else self
+
+        return place
+
+    monkeypatch.setattr(torch.nn.Module, "to", placed(module_to))
+    monkeypatch.setattr(torch.Tensor, "to", placed(tensor_to))
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
+)
+def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, asked, used):
+    options = ComputeOptions(device=asked)
+    assert pytorch.PyTorchRuntime.find_device([bundle], options) == used
+    runtime = pytorch.PyTorchRuntime([bundle], options)
+    runtime.start(np.zeros((1, 64, 96, 3), np.uint8), ["tiny"]).logits()
+    assert (runtime.device, runtime.logits_device) == (used, used)
+    assert f" on {used}, float32" in runtime.description
+    assert two_gpus.devices == {used}
+    assert {str(runtime._streams.uploading.device), str(runtime._streams.computing.device)} == {used}
+    runtime.close()
+    assert two_gpus.of("empties the cache")
+
+
+def test_a_gpu_number_that_does_not_exist_is_refused(bundle, two_gpus):
+    with pytest.raises(RuntimeUnavailableError, match="'cuda:2' was asked for, but PyTorch finds 2 CUDA GPUs"):
+        pytorch.PyTorchRuntime([bundle], ComputeOptions(device="cuda:2"))
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_cuda_graphs_are_replayed_only_with_the_option_cuda_graphs(bundle, two_gpus, cuda_graphs):
+    frame = picture()
+    expected = Segmenter.from_bundle(bundle.path, "torch", device="cpu").segment([frame])[0].labels
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
+    results = [segmenter.segment([frame])[0].labels for _ in range(2)]
+    assert all(np.array_equal(result, expected) for result in results)
+    assert len(two_gpus.of("replays")) == (2 if cuda_graphs else 0)
+
+
+def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypatch):
     backbone = made_backbone("dinov3_vit", [0, 1])
-    gpu, positions = _StandInGpu(monkeypatch), modeling_dinov3_vit.get_patches_center_coordinates
-    plain, seen = inspect.unwrap(positions), []
-    recorded = pytorch._Recorded(backbone)
-    backbone.register_forward_pre_hook(
-        lambda *_: seen.append((gpu.notes[-1], modeling_dinov3_vit.get_patches_center_coordinates))
-    )
+    gpu, own, computed = _StandInGpu(monkeypatch), backbone.model.rope_embeddings, []
+    recorded, images = pytorch._Recorded(backbone), torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
-        recorded(torch.rand(1, 3, 64, 96))
-    assert [position for note, position in seen if note == "recording"] == [plain]
-    assert [position for note, position in seen if note != "recording"] == 3 * [positions]
-    assert modeling_dinov3_vit.get_patches_center_coordinates is positions
+        expected = backbone(images)
+        own.register_forward_hook(lambda *_: computed.append(gpu.notes[-1]))
+        found = recorded(images)
+    assert len(computed) == 1 and "recording" not in computed
+    assert backbone.model.rope_embeddings is own
+    assert all(map(torch.equal, found, expected))
+    (recording,) = recorded._recordings.values()
+    assert len(recording.positions) == 1, "kept as long as the graph"
     assert gpu.of("replays")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_frames_that_overlap_on_a_gpu_have_the_labels_that_each_has_alone(bundle):
+def test_overlapping_frames_on_a_gpu_have_the_labels_of_single_frames(bundle):
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
     frames = [picture(seed=seed) for seed in range(6)]
     alone = [segmenter.segment([frame])[0].labels for frame in frames]
@@ -325,9 +401,9 @@ def test_frames_that_overlap_on_a_gpu_have_the_labels_that_each_has_alone(bundle
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_labels_that_are_read_late_are_still_those_of_their_own_frame(bundle, compiled):
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_labels_read_after_the_next_frame_are_those_of_their_own_frame(bundle, cuda_graphs):
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
     frames = [picture(seed=0), picture(seed=1)]
     at_once = [segmenter.segment([frame])[0].labels for frame in frames]
     late = [segmenter.segment([frame])[0] for frame in frames]
@@ -335,27 +411,52 @@ def test_labels_that_are_read_late_are_still_those_of_their_own_frame(bundle, co
         assert np.array_equal(one, other.labels)
 
 
+def imported_of(libraries, statement):
+    """Those of the libraries that a new interpreter has imported after a statement."""
+    code = f"import sys\n{statement}\nprint([name for name in {libraries!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return ast.literal_eval(result.stdout)
+
+
 def test_importing_the_robots_side_imports_neither_torch_nor_training():
-    modules = ["pipeline", "bundle", "decode", "overlay", "messages", "worker", "transport", "runtimes", "doctor"]
-    code = f"import sys, {', '.join(f'dinov3_seg_ros.{m}' for m in modules)}; " + (
-        "print([m for m in ('torch', 'transformers', 'training', 'matplotlib', 'rclpy') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    modules = [
+        "bundle.loading", "bundle.exports", "decode", "doctor", "frames.overlay", "options", "ros.messages",
+        "ros.transport", "ros.worker", "runtimes.choice", "segmenter",
+    ]  # fmt: skip
+    libraries = ["torch", "transformers", "training", "matplotlib", "rclpy"]
+    assert imported_of(libraries, f"import {', '.join(f'dinov3_seg_ros.{module}' for module in modules)}") == []
+
+
+def test_importing_the_package_alone_imports_no_heavy_library():
+    libraries = ["torch", "transformers", "onnxruntime", "rclpy", "cv2", "numba", "numpy", "training"]
+    assert imported_of(libraries, "import dinov3_seg_ros; dir(dinov3_seg_ros)") == []
+
+
+def test_the_public_names_are_loaded_from_the_package(bundle):
+    public = ["Segmenter", "build_head", "load_backbone", "load_bundle", "upsample_argmax"]
+    assert dinov3_seg_ros.__all__ == public
+    assert all(callable(getattr(dinov3_seg_ros, name)) for name in public)
+    labels = dinov3_seg_ros.Segmenter.from_bundle(bundle.path).segment([picture()])[0].labels
+    assert labels.shape == (120, 200)
+
+
+def test_every_runtime_is_an_option_and_every_option_a_runtime():
+    assert sorted(["auto", *RUNTIMES]) == sorted(RUNTIME_NAMES)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_logits_are_left_where_the_runtime_says(bundle, device):
+def test_logits_are_on_the_device_that_the_runtime_names(bundle, device):
     runtime = Segmenter.from_bundle(bundle.path, "torch", device=device).runtime
     name = bundle.manifest.name
     logits = runtime.start(np.zeros((1, 64, 96, 3), np.uint8), [name]).logits()[name]
-    assert runtime.logits_device == device
+    assert runtime.logits_device == runtime.device == ("cpu" if device == "cpu" else "cuda:0")
     assert isinstance(logits, np.ndarray) == (device == "cpu")
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "0x4", "64", "64x", "-4x4", "1e3x4", "64x48x3", "99999x99999", 5000 * "9" + "x1"]
 )
-def test_a_mask_size_that_is_none_is_refused(text):
+def test_an_unreadable_mask_size_is_refused(text):
     with pytest.raises(ParameterError, match="use source, network or WIDTHxHEIGHT"):
         parse_mask_size(text)
