@@ -1,0 +1,284 @@
+"""README and docs/ are true: sizes, links, paths, commands, flags, names and quoted messages.
+
+`documented_commands.yaml` lists every command of a bash block: which test runs it, or why none can.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dinov3_seg_ros.options import NodeOptions, describe_options
+from dinov3_seg_ros.support.errors import SegmentationError
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+COMMANDS = yaml.safe_load((ROOT / "test/documented_commands.yaml").read_text())
+#: Where a path of the docs may start: the checkout, the package, training/.
+STARTS = [ROOT, ROOT / "dinov3_seg_ros", ROOT / "training"]
+#: Paths that a user's own commands make.
+MADE = ("runs/", "weights/vits16", "weights/demo/onnx/", "data/", "docs/architecture.svg")
+#: Commands whose keys are listed only after a recipe or a bundle.
+HELP_AFTER = {
+    "training.train": ["custom_folder"],
+    "training.check_dataset": ["custom_folder"],
+    "training.evaluate": ["weights/demo"],
+    "training.predict": ["weights/demo", "docs/demo.jpg"],
+}
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The code blocks of these languages."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for language, content in found if language in languages]
+
+
+def prose(text: str) -> str:
+    """The text without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def written_by_hand(text: str) -> str:
+    """The text without what tools/generate_docs.py writes."""
+    return re.sub(r"<!-- begin generated.*?<!-- end generated[^>]*-->", "", text, flags=re.DOTALL)
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands of the bash blocks, without comments and line breaks."""
+    lines = "".join(blocks(text, "bash", "console")).replace("\\\n", " ").splitlines()
+    bare = (re.sub(r"(^|\s)#\s.*$", "", line) for line in lines)
+    return [" ".join(line.split()) for line in bare if line.strip()]
+
+
+def all_commands() -> list[str]:
+    return list(dict.fromkeys(command for path in DOCUMENTS for command in commands_of(path.read_text())))
+
+
+def programs_of(command: str) -> list[tuple[str, list[str]]]:
+    """The Python modules or scripts that a command starts, with their arguments."""
+    found, words = [], shlex.split(command)
+    for place, (word, following) in enumerate(itertools.pairwise(words)):
+        is_module = word == "-m" and words[place - 1].endswith(("python", "launch"))
+        is_script = word.endswith("python") and following.endswith(".py")
+        if is_module or is_script:
+            found.append((following, words[place + 2 :]))
+    return [(program, arguments) for program, arguments in found if program != "pytest"]
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, without importing it."""
+    path = ROOT / module.replace(".", "/")
+    candidates = (path.with_suffix(".py"), path / "__main__.py", path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@each_document
+def test_no_line_is_wider_than_120_characters(path):
+    wide = [line for line in written_by_hand(path.read_text()).splitlines() if len(line) > 120]
+    assert wide == []
+
+
+@each_document
+def test_every_link_leads_to_a_file_and_its_heading(path):
+    text = prose(path.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists() or str(file.relative_to(ROOT)).startswith(MADE), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(file.read_text()), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+@each_document
+def test_every_path_that_is_named_exists(path):
+    words = re.findall(r"`([^`\s]+)`", prose(path.read_text()))
+    words += [word for command in commands_of(path.read_text()) for word in shlex.split(command)]
+    tops = {entry.name for start in STARTS for entry in start.iterdir()}
+    for word in words:
+        name = word.rstrip("/,.:")
+        if name.startswith(MADE) or not re.fullmatch(r"[\w./-]+", name) or set(name) <= {"."}:
+            continue
+        if "/" in name and name.split("/")[0] in tops:
+            assert any((start / name).exists() for start in STARTS), word
+        elif "/" not in name and name.endswith(".py") and not word.startswith("."):
+            assert any(path for start in STARTS for path in start.rglob(name)), word
+
+
+@each_document
+def test_every_module_that_is_named_exists(path):
+    for name in re.findall(r"\b(?:dinov3_seg_ros|training)(?:\.[a-z_]\w*)+", path.read_text()):
+        parts = name.split(".")
+        known = max(n for n in range(1, len(parts) + 1) if n == 1 or source_of(".".join(parts[:n])))
+        is_file = not (ROOT / "/".join(parts[:known])).is_dir()
+        assert known == len(parts) or (is_file and known > 1), name
+
+
+@each_document
+def test_python_and_yaml_blocks_can_be_read(path):
+    text = path.read_text()
+    for block in blocks(text, "yaml"):
+        assert yaml.safe_load(block)
+    for block in blocks(text, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_every_command_is_run_by_a_test_or_has_a_reason():
+    listed = [
+        *COMMANDS["run"],
+        *(command for commands in COMMANDS["tested"].values() for command in commands),
+        *(command for commands in COMMANDS["not run"].values() for command in commands),
+    ]
+    assert len(listed) == len(set(listed)), "a command is listed twice"
+    assert sorted(set(all_commands()) - set(listed)) == [], "not in documented_commands.yaml"
+    assert sorted(set(listed) - set(all_commands())) == [], "no longer in the docs"
+
+
+@pytest.mark.parametrize("name", COMMANDS["tested"])
+def test_the_test_named_for_a_command_runs_its_program(name):
+    mentioned = set()
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            mentioned |= {node.module.removesuffix(".__main__"), *(f"{node.module}.{a.name}" for a in node.names)}
+        elif is_text(node):
+            mentioned |= {node.value, Path(node.value).stem}
+    for command in COMMANDS["tested"][name]:
+        for program, _ in programs_of(command):
+            assert (Path(program).stem if program.endswith(".py") else program) in mentioned, command
+
+
+def test_commands_that_are_quick_run_word_for_word(tmp_path):
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in ("runs", "demo_output"):
+            (tmp_path / entry.name).symlink_to(entry)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in COMMANDS["run"]:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@functools.cache
+def flags_of(program: str) -> frozenset[str]:
+    """The flags that a program's help lists; of a script, those in its source."""
+    if program.endswith(".py"):
+        strings = (node.value for node in ast.walk(ast.parse((ROOT / program).read_text())) if is_text(node))
+        return frozenset(text for text in strings if text.startswith("--"))
+    try:
+        source = source_of(program)
+        module = importlib.import_module(f"{program}.__main__" if source.name == "__main__.py" else program)
+    except ImportError as error:
+        pytest.skip(str(error))
+    said = io.StringIO()
+    for arguments in ([], HELP_AFTER.get(program, [])):
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit, SegmentationError):
+            module.main([*arguments, "--help"])
+    return frozenset(re.findall(r"--[\w.-]+\w", said.getvalue().replace("_", "-")))
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize(
+    "program", sorted({program for command in all_commands() for program, _ in programs_of(command)})
+)
+def test_every_flag_of_a_command_is_in_its_help(program, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    used = {
+        word.partition("=")[0]
+        for command in all_commands()
+        for name, arguments in programs_of(command)
+        for word in arguments
+        if name == program and re.match(r"--\w", word) and "--ros-args" not in arguments
+    }
+    if used - {"--help"}:
+        known = flags_of(program)
+        free = re.compile(r"--(head\.options|backbone\.config)\.\w+")
+        assert {flag for flag in used if flag.replace("_", "-") not in known and not free.match(flag)} == set()
+
+
+def test_every_make_target_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for path in DOCUMENTS:
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE):
+            assert target in targets
+
+
+def test_every_extra_exists():
+    setup = (ROOT / "setup.py").read_text()
+    for path in DOCUMENTS:
+        for extras in re.findall(r"(?:dinov3_seg_ros|\.)\[([a-z,-]+)\]", path.read_text()):
+            assert all(f'"{extra}"' in setup for extra in extras.split(","))
+
+
+def test_every_launch_argument_and_parameter_exists():
+    launch = "".join(path.read_text() for path in (ROOT / "launch").glob("*.py"))
+    known = {*describe_options(NodeOptions), *re.findall(r'"([a-z_]+)"', launch), "class_names"}
+    for command in all_commands():
+        if command.startswith("ros2 launch"):
+            assert set(re.findall(r"(\w+):=", command)) <= known
+        assert set(re.findall(r"-p (\w+):=", command)) <= known
+
+
+def test_every_output_topic_is_one_of_the_nodes():
+    ports = (ROOT / "dinov3_seg_ros/ros/ports.py").read_text()
+    table = re.findall(r"^\| `segmentation/([\w/]+)` \|", (ROOT / "docs/node.md").read_text(), re.MULTILINE)
+    assert len(table) >= 7
+    assert all(f'"{topic}"' in ports for topic in table)
+
+
+def test_every_data_set_and_recipe_exists():
+    from training.data import DATASETS
+
+    text = (ROOT / "docs/train.md").read_text()
+    section = text.partition("### Published data sets")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(DATASETS) - {"folder"}
+    results = text.partition("## Recipes and results")[2].partition("\n## ")[0]
+    names = [path.stem for path in (ROOT / "training/recipes").glob("*.yaml")]
+    for name in re.findall(r"`([a-z]\w+?)(?:_\.\.\.)?`", prose(results)):
+        assert any(recipe == name or recipe.startswith(f"{name}_") for recipe in names), name
+
+
+def test_every_message_that_troubleshooting_quotes_is_in_the_code():
+    folders = ("dinov3_seg_ros", "training", "tools")
+    code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = [message for bold in re.findall(r"\*\*(.+?)\*\*", text) for message in re.findall(r'"([^"]+)"', bold)]
+    assert quoted
+    for message in quoted:
+        for part in message.split("..."):
+            assert part.strip() in code, message
