@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
+from bundles import write_exported_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_an_unknown_transition_does_not_end_the_process(graph, bundle):
 
 
 def test_cameras_and_heads_have_topics_of_their_own_in_one_process(graph, bundle, tmp_path):
-    further = write_tiny_bundle(tmp_path / "further", name="further", num_classes=3, seed=9)
+    further = write_exported_bundle(tmp_path / "further", name="further", num_classes=3, seed=9)
     graph.start_node(
         namespace="robot",
         bundles=f"['{bundle.path}', '{further.path}']",

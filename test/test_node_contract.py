@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from bundles import write_tiny_bundle
+from bundles import write_exported_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
@@ -32,8 +32,8 @@ def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     options = {"network_size": (96, 128), "num_classes": 5}
     # These made-up weights find the classes 0, 1 and 4 in the picture.
-    first = write_tiny_bundle(folder / "first", name="first", seed=8, **options)
-    return [first, write_tiny_bundle(folder / "further", name="further", seed=9, **options)]
+    first = write_exported_bundle(folder / "first", name="first", seed=8, **options)
+    return [first, write_exported_bundle(folder / "further", name="further", seed=9, **options)]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
@@ -18,7 +17,7 @@ from rclpy.parameter import Parameter
 from ros_graph import Graph
 
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
-from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 
 pytestmark = pytest.mark.ros
 
@@ -26,9 +25,9 @@ CALIBRATION_FAULTS = {"camera_info not finite", "camera_info of another size"}
 SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
+@pytest.fixture
+def bundle(small_exported_bundle):
+    return small_exported_bundle
 
 
 @pytest.mark.parametrize(
@@ -102,13 +101,13 @@ def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_
         monkeypatch.setattr(node._segmenter.runtime, "start", start_dark_frames)
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
-        node._begin([(name, (message, 0.0)) for name, message in messages.items()])()
+        node._loop._begin([(name, (message, 0.0)) for name, message in messages.items()])()
         graph.spin_until(lambda: masks["good"], "the mask of the good frame")
         assert masks["good"][0].header == messages["good"].header
         assert batches == [2, 1, 1], "first together, then each alone"
         assert masks["bad"] == []
-        assert node._statistics["bad"].summary() == "1 failed"
-        assert node._statistics["good"].summary() == "1 segmented"
+        assert node._loop.statistics["bad"].summary() == "1 failed"
+        assert node._loop.statistics["good"].summary() == "1 segmented"
 
 
 class _Slow:
@@ -146,11 +145,11 @@ def test_where_a_gpu_computes_the_next_frame_is_started_before_the_mask_of_the_o
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
         sent = [camera.message(np.full((32, 32, 3), 60 * index, np.uint8)) for index in range(3)]
         for index, message in enumerate(sent):
-            node._receive("", message, 0)
+            node._loop._receive("", message, 0)
             graph.spin_until(started[index].is_set, f"frame {index} on its way")
         graph.spin_until(lambda: len(masks) == 3, "three masks")
         assert [mask.header for mask in masks] == [message.header for message in sent]
-        assert node._statistics[""].summary() == "3 received, 3 segmented"
+        assert node._loop.statistics[""].summary() == "3 received, 3 segmented"
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def unclosable(monkeypatch):
         attempts.append(runtime)
         raise RuntimeError("the device does not answer")
 
-    monkeypatch.setattr(PyTorchRuntime, "close", close)
+    monkeypatch.setattr(OnnxRuntime, "close", close)
     return attempts
 
 
@@ -199,14 +198,17 @@ def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with
         masks = graph.listen("front/segmentation/mask")
         publisher = node._outputs["front"]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
-        message, statistics = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), node._statistics["front"]
+        message, statistics = (
+            graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)),
+            node._loop.statistics["front"],
+        )
 
         def fail(*_):
             raise ZeroDivisionError("made to fail")
 
         with monkeypatch.context() as patch:
-            patch.setattr(node, broken, fail)
-            node._receive("front", message, 0)
+            patch.setattr(node._loop, broken, fail)
+            node._loop._receive("front", message, 0)
             graph.spin_until(lambda: "failed" in statistics.summary(), "the end of the frame")
         assert statistics.summary() == "1 received, 1 failed"
         level, values = values_of(node, "front")
@@ -214,7 +216,7 @@ def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with
         assert "ZeroDivisionError: made to fail" in values["last error"]
         assert values_of(node)[0] == OK, "no transition failed"
 
-        node._receive("front", message, 0)
+        node._loop._receive("front", message, 0)
         graph.spin_until(lambda: masks, "a mask")
         graph.spin_until(lambda: "segmented" in statistics.summary(), "the end of the frame")
         assert statistics.summary() == "2 received, 1 segmented, 1 failed"

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import write_tiny_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
@@ -47,9 +46,9 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
+@pytest.fixture
+def bundle(small_exported_bundle):
+    return small_exported_bundle
 
 
 @pytest.fixture
