@@ -235,7 +235,7 @@ def _engines() -> Iterator[Finding]:
 def _decode() -> Iterator[Finding]:
     from dinov3_seg_ros import decode
 
-    if decode.backend() == "numba":
+    if decode.backend(wait=True) == "numba":
         yield Finding(OK, "decode", "compiled (numba)")
     else:
         yield Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")

@@ -41,7 +41,9 @@ def test_stale_graphs_are_a_warning_with_the_command_that_renews_them(exported, 
 @pytest.mark.parametrize(("form", "level"), [("triton", doctor.OK), ("torch", doctor.WARNING)])
 def test_a_gpu_whose_decode_is_not_compiled_is_a_warning(monkeypatch, form, level):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("dinov3_seg_ros.decode.backend", lambda device="cpu": {"cpu": "numba", "cuda": form}[device])
+    monkeypatch.setattr(
+        "dinov3_seg_ros.decode.backend", lambda device="cpu", wait=False: {"cpu": "numba", "cuda": form}[device]
+    )
     on_cpu, on_gpu = doctor._decode()
     assert on_cpu.level == doctor.OK
     assert on_gpu.level == level

@@ -8,6 +8,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.frames.overlay import blend_overlay
 from dinov3_seg_ros.segmenter import Segmenter, StartedSegmentation
 from dinov3_seg_ros.support.timing import StageTimes
@@ -98,6 +99,11 @@ class OurPipeline(TimedPipeline):
     def run(self, frame: np.ndarray) -> np.ndarray:
         """See `FramePipeline.run`; the whole turn, and the labels of its first frame."""
         return self.finish(self.start(frame))
+
+    def forget(self) -> None:
+        """See `FramePipeline.forget`; what is measured afterwards is decoded by the compiled kernel."""
+        decode.backend(wait=True)
+        super().forget()
 
     def start(self, frame: np.ndarray) -> Started:
         """Begin a turn."""
