@@ -1,0 +1,106 @@
+"""The node's parameters: files and command lines as people write them."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from ros_graph import Graph
+
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions, describe_options
+from dinov3_seg_ros.ros.parameters import NodeParameters, from_parameter, to_parameter
+from dinov3_seg_ros.support.resources import resource_path
+
+pytestmark = pytest.mark.ros
+
+OPTIONS = describe_options(NodeOptions)
+
+
+@pytest.fixture(scope="module")
+def active(small_exported_bundle, tmp_path_factory):
+    """A running node."""
+    folder = tmp_path_factory.mktemp("active")
+    with contextlib.closing(Graph(folder)) as graph:
+        node = graph.start_node(bundle=small_exported_bundle.path)
+        node.wait_for_state("active")
+        yield node
+
+
+@pytest.fixture
+def start_with_file(tmp_path):
+    """Start an unconfigured node with a parameter file of the given content."""
+    with contextlib.closing(Graph(tmp_path)) as graph:
+
+        def start(**parameters):
+            file = tmp_path / "parameters.yaml"
+            file.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"autostart": False, **parameters}}}))
+            program = ("-m", "dinov3_seg_ros.node", "--ros-args", "--params-file", str(file))
+            node = graph.start_node(program=program)
+            node.wait_for_state("unconfigured")
+            return node
+
+        yield start
+
+
+def test_every_parameter_of_an_active_node_can_be_set_to_its_own_value(active, small_exported_bundle):
+    given = yaml.safe_load(resource_path("config/segmentation.yaml").read_text())["/**"]["ros__parameters"]
+    given["bundle"] = str(small_exported_bundle.path)
+    refused = {
+        name: result.reason
+        for name, value in given.items()
+        if not (result := active.set_parameter(name, value)).successful
+    }
+    assert refused == {}
+    names = list(active.get_parameter("class_names").string_array_value)
+    assert active.set_parameter("class_names", names).successful
+
+
+@pytest.mark.parametrize("name", [*describe_options(SourceOptions), *describe_options(ComputeOptions)])
+def test_what_is_read_at_configuration_cannot_change_in_an_active_node(active, name):
+    others = {"bool": False, "int": 7, "size": [32, 64], "texts": ["CPUExecutionProvider"], "text": "torch"}
+    other = {"device": "cpu", "precision": "int8", "geometry": "pad", "image_transport": "compressed"}.get(
+        name, others[OPTIONS[name].kind]
+    )
+    result = active.set_parameter(name, other)
+    assert not result.successful
+    assert "read when the node is configured" in result.reason
+
+
+def test_a_misspelt_parameter_is_named_with_the_nearest_one(start_with_file):
+    node = start_with_file(confidence_treshold=0.5, qos_overrides={"/image": {"subscription": {"depth": 3}}})
+    assert "parameter 'confidence_treshold' is unknown and ignored (did you mean 'confidence_threshold'?)" in node.log
+    assert "qos_overrides" not in node.log
+
+
+def test_an_empty_list_in_a_file_means_none(start_with_file, small_exported_bundle):
+    node = start_with_file(bundle=str(small_exported_bundle.path), bundles=[], cameras=[], providers=[])
+    assert node.change_state("configure"), node.log
+    assert "Traceback" not in node.log
+
+
+def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_file):
+    node = start_with_file()
+    for name, value, reason in (
+        ("device", "gpu", "device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
+        ("geometry", "crop", "geometry is 'crop'; use one of: stretch, letterbox, pad, native"),
+        ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
+        ("network_size", [480], "network_size must be two positive whole numbers"),
+    ):
+        result = node.set_parameter(name, value)
+        assert not result.successful
+        assert reason in result.reason
+    assert node.set_parameter("device", "cuda:1").successful
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_every_default_survives_the_way_through_a_parameter(option):
+    assert from_parameter(option, to_parameter(option, option.default)) == option.default
+
+
+def test_reading_all_parameters_gives_the_options_defaults(tmp_path):
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        assert NodeParameters(graph.peer).read() == NodeOptions()
