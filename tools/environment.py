@@ -41,7 +41,9 @@ def main() -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
-    if not (folder / "bin" / "python").exists() or (stamp.exists() and stamp.read_text()[:1] != wanted[:1]):
+    if not (folder / "bin" / "python").exists() or (
+        stamp.exists() and stamp.read_text().split()[0] != wanted.split()[0]
+    ):
         _create(folder, ros_is_sourced)
     if NEEDS_TORCH & set(extras):
         index = os.environ.get("TORCH_INDEX")
@@ -51,10 +53,11 @@ def main() -> None:
 
 
 def _stamp(extras: list[str], constraints: Path, ros_is_sourced: bool) -> str:
-    """Changes with everything that the environment's content depends on; its first letter with the kind of it."""
+    """Two words: the second changes with the content of the environment, the first with what it is made from."""
     content = [path.read_bytes() for path in (ROOT / "setup.py", constraints)]
-    content += [",".join(extras).encode(), sys.version.encode(), os.environ.get("TORCH_INDEX", "").encode()]
-    return ("s" if ros_is_sourced else "w") + hashlib.sha256(b"\0".join(content)).hexdigest()
+    content += [",".join(extras).encode(), os.environ.get("TORCH_INDEX", "").encode()]
+    kind = f"{'sourced' if ros_is_sourced else 'wheels'}-{sys.version_info.major}.{sys.version_info.minor}"
+    return f"{kind} " + hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 def _create(folder: Path, with_system_packages: bool) -> None:
