@@ -1,8 +1,8 @@
-"""Indoor scenes as a moving robot's camera sees them, drawn on the fly, with perfect ground truth.
+"""Synthetic indoor scenes as the camera of a moving robot sees them, rendered on the fly with exact masks.
 
-A scene is a furnished room and a way through it. Everything is a pure function of its arguments: the same split, index
-and size give the same bytes in every run, process and thread. Colours hint at the class, as in real rooms, and do not
-tell it: objects draw from the colours that are usual for their kind, and kinds share most of them.
+A scene is a furnished room and a path through it. Everything is a pure function of its arguments: the same split, index
+and size give the same bytes in every run, process and thread on one machine. Colours hint at the class, as in real
+rooms, but do not determine it: objects take colours that are usual for their kind, and kinds share most of them.
 
     scene = Scene("val", 3)
     rgb, mask = scene.render(scene.camera_at(2.5), size=(480, 640))

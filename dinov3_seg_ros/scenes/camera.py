@@ -1,4 +1,4 @@
-"""Where the robot's camera is and how it sees."""
+"""The robot's camera: its pose and its flaws."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CameraPose(NamedTuple):
 
 
 class CameraEffects(NamedTuple):
-    """What a real camera adds to a picture."""
+    """Exposure and flaws of a real camera."""
 
     exposure: float = 1.0
     """Factor on the light."""
@@ -50,6 +50,6 @@ class CameraEffects(NamedTuple):
     noise: float = 2.0
     """Standard deviation of the noise, grey levels."""
     blur: float = 0.6
-    """Standard deviation of the optical blur, pixels at 640 across."""
+    """Standard deviation of the optical blur, pixels in a picture 640 wide."""
     motion: tuple[float, float] = (0.0, 0.0)
-    """Way of the picture during the exposure, pixels right and down at 640 across."""
+    """Movement of the picture during the exposure, pixels right and down in a picture 640 wide."""

@@ -16,7 +16,13 @@ _NOISE_TILE = 1024
 
 
 def add_camera_flaws(rgb: np.ndarray, effects: CameraEffects, seed: int) -> np.ndarray:
-    """Blur a sharp picture uint8 (H, W, 3) and add noise, chosen by ``seed``; may change ``rgb``."""
+    """Blur a sharp picture and add noise.
+
+    Args:
+        rgb: (H, W, 3) uint8; may be overwritten.
+        effects: blur, motion and noise; exposure and vignetting belong to the rendering.
+        seed: chooses the noise.
+    """
     scale = rgb.shape[1] / 640.0
     kernel = _motion_kernel(effects.motion[0] * scale, effects.motion[1] * scale)
     if kernel is not None:
@@ -30,11 +36,12 @@ def add_camera_flaws(rgb: np.ndarray, effects: CameraEffects, seed: int) -> np.n
 
 @functools.lru_cache(maxsize=1)
 def _noise_tile() -> NDArray[np.float32]:
+    """Normal noise with deviation 1, drawn once: drawing it anew for each picture takes longer than rendering."""
     return np.random.default_rng(5).standard_normal(_NOISE_TILE * _NOISE_TILE).astype(np.float32)
 
 
 def _motion_kernel(right: float, down: float) -> NDArray[np.float32] | None:
-    """Weights of a straight smear, or None where it is shorter than a pixel."""
+    """Weights of a straight smear of ``right`` by ``down`` pixels, or None if it is shorter than a pixel."""
     length = math.hypot(right, down)
     if length < 1.0:
         return None
@@ -49,7 +56,7 @@ def _motion_kernel(right: float, down: float) -> NDArray[np.float32] | None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _add_noise(rgb: np.ndarray, tile: np.ndarray, deviation: float, seed: int) -> None:
-    """Add noise from ``tile`` in place; each row starts somewhere else in it, by ``seed``."""
+    """Add noise from ``tile`` in place. Each row starts at a place in it that follows from ``seed``."""
     flat = rgb.reshape(rgb.shape[0], -1)
     strength = np.float32(deviation)
     state = np.uint64(seed)

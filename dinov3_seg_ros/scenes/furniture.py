@@ -1,4 +1,4 @@
-"""The objects of a room: each function draws the sizes and materials of one and says how to build it."""
+"""The objects of a room. Each function chooses sizes and materials of one, and how to build it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinov3_seg_ros.scenes.materials import Material, Painter
 
 
 class Piece(NamedTuple):
-    """An object that is ready to be placed."""
+    """An object that is ready to be placed in a room."""
 
     label: Label
     width: float

@@ -26,7 +26,7 @@ class Geometry:
         self.solids: list[tuple[np.ndarray, np.ndarray, int, float, int, Material]] = []
 
     def part(self, label: int, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0) -> Part:
-        """A place to build an object of class ``label`` in coordinates of its own."""
+        """Start an object of class ``label``, to be built in its own coordinates."""
         return Part(self, label, x, y, z, yaw)
 
     def room(
@@ -34,13 +34,13 @@ class Geometry:
     ) -> None:
         """Add the six faces of a room, seen from inside: walls at -x, +x, -y, +y, then floor and ceiling.
 
-        Mirroring a box in its centre turns its faces inside out, so a room is a box of negative size.
+        A room is a box of negative size: mirroring a box in its centre turns its faces inside out.
         """
         axes = -np.diag((half_x, half_y, 0.5 * height))
         self.boxes.append((np.array((0.0, 0.0, 0.5 * height)), axes, labels, materials))
 
     def quads(self, rng: np.random.Generator) -> Quads:
-        """The faces of all boxes; ``rng`` shifts their textures."""
+        """Return the faces of all boxes; ``rng`` shifts their textures."""
         centres = np.stack([box[0] for box in self.boxes])
         axes = np.stack([box[1] for box in self.boxes])
         origin, edge_u, edge_v = (
@@ -68,7 +68,7 @@ class Geometry:
         )
 
     def round_bodies(self) -> Solids:
-        """All ellipsoids and frusta."""
+        """Return all ellipsoids and frusta."""
         count = len(self.solids)
         from_unit = np.array([solid[1] for solid in self.solids]).reshape(count, 3, 3)
         materials = [solid[5] for solid in self.solids]
@@ -103,7 +103,7 @@ class Part:
         material: Material,
         turn: np.ndarray | None = None,
     ) -> None:
-        """A box of full ``size`` about ``centre``; ``turn`` is a rotation (3, 3) about its centre."""
+        """Add a box of full ``size`` at ``centre``; ``turn`` is a rotation (3, 3) about the centre."""
         axes = 0.5 * np.diag(size)
         if turn is not None:
             axes = turn @ axes
@@ -118,7 +118,7 @@ class Part:
         material: Material,
         turn: np.ndarray | None = None,
     ) -> None:
-        """An ellipsoid with the half axes ``radii``; ``turn`` is a rotation (3, 3) about its centre."""
+        """Add an ellipsoid with the half axes ``radii``; ``turn`` is a rotation (3, 3) about the centre."""
         axes = np.diag(radii).astype(float)
         if turn is not None:
             axes = turn @ axes
@@ -133,7 +133,7 @@ class Part:
         material: Material,
         depth: float = 1.0,
     ) -> None:
-        """A round bar between two points, ``depth`` times as deep (along y) as wide (along x)."""
+        """Add a round bar between two points, ``depth`` times as deep (along y) as wide (along x)."""
         axis = 0.5 * np.subtract(top, bottom)
         forward = np.array((0.0, axis[2], -axis[1]))
         length = math.hypot(axis[1], axis[2])
@@ -155,7 +155,7 @@ class Part:
 
 
 def turn_about(axis: str, angle: float) -> np.ndarray:
-    """Rotation (3, 3) by ``angle`` radians about "x", "y" or "z"."""
+    """Return the rotation (3, 3) by ``angle`` radians about "x", "y" or "z"."""
     cosine, sine = math.cos(angle), math.sin(angle)
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     rotation = np.eye(3)

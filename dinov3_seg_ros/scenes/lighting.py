@@ -1,4 +1,4 @@
-"""Light of a room, computed once per scene for points on every surface."""
+"""The light in a room, computed once per scene for points on every surface."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 class FloorPlan(NamedTuple):
-    """A map of the floor: cell (row, column) lies at x = column * step - half_x, y = row * step - half_y."""
+    """The grid of a floor map: cell (row, column) is at x = column * step - half_x, y = row * step - half_y."""
 
     half_x: float
     half_y: float
@@ -40,13 +40,13 @@ class FloorPlan(NamedTuple):
         return np.zeros((int(2 * self.half_y / self.step) + 1, int(2 * self.half_x / self.step) + 1), dtype)
 
     def cells(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where the points (N, 2), metres, lie on the map: (N, 2), column and row."""
+        """Convert points (N, 2), metres, to columns and rows of the map (N, 2)."""
         origin: NDArray[np.float64] = np.array((self.half_x, self.half_y))
         return (points + origin) / self.step
 
     def read(self, values: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Values of a map under the points (N, 2), interpolated: (N,)."""
-        if not len(points):  # a bare room; OpenCV refuses to read nothing
+        """Interpolate a map under the points (N, 2): (N,)."""
+        if not len(points):  # an empty room; OpenCV raises an error for no points
             return np.zeros(0, np.float32)
         columns, rows = self.cells(points).astype(np.float32).T
         found = cv2.remap(values, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -54,7 +54,7 @@ class FloorPlan(NamedTuple):
 
 
 class Lighting:
-    """Ambient light, lamps, sun on the floor, and the darkness around and under what stands there."""
+    """Ambient light, lamps, sun on the floor, and shade around and under objects."""
 
     def __init__(
         self,
@@ -65,7 +65,16 @@ class Lighting:
         footprints: NDArray[np.float32],
         sunlit: NDArray[np.float32],
     ) -> None:
-        """``bias`` (3,) tells the ambient light's directions apart; the maps are float32 0..1 of the ``plan``."""
+        """Gather what lights a room.
+
+        Args:
+            sources: lamps and windows.
+            ambient: light from everywhere.
+            bias: (3,), how much more ambient light falls on surfaces that face along each axis.
+            plan: the grid of both maps.
+            footprints: 0..1, where objects stand.
+            sunlit: 0 and up, sunlight through windows.
+        """
         self._sources = sources
         self._ambient = ambient
         self._bias = bias
@@ -75,7 +84,7 @@ class Lighting:
         self._sunlit = sunlit * (1.0 - footprints)
 
     def at(self, points: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Light on surfaces at ``points`` (N, 3) that face along ``normals`` (N, 3): (N,), 0 and up."""
+        """Return the light (N,), 0 and up, on surfaces at ``points`` (N, 3) that face along ``normals`` (N, 3)."""
         light: NDArray[np.float64] = self._ambient * (1.0 + normals @ self._bias)
         for source in self._sources:
             towards = np.asarray(source.position) - points
@@ -89,7 +98,7 @@ class Lighting:
         return light + on_floor * self._plan.read(self._sunlit, points[:, :2])
 
     def on_quads(self, quads: Quads) -> QuadLight:
-        """Light on a grid over each quad; the emission of those that shine."""
+        """Compute the light on a grid over each quad; quads that shine get their own emission."""
         sizes = np.stack((np.linalg.norm(quads.edge_u, axis=1), np.linalg.norm(quads.edge_v, axis=1)))
         columns, rows = np.clip(np.ceil(sizes / _GRID_STEP), 1, _MOST_GRID_POINTS - 1).astype(np.int64) + 1
         shines = quads.emission > 0.0
@@ -106,7 +115,7 @@ class Lighting:
         return QuadLight(start, columns, rows, values.astype(np.float32))
 
     def on_solids(self, solids: Solids) -> NDArray[np.float32]:
-        """Light on each solid from six sides, (S, 6) in the order -x, +x, -y, +y, -z, +z."""
+        """Compute the light on each solid from six sides, (S, 6) in the order -x, +x, -y, +y, -z, +z."""
         points = np.repeat(solids.centre, 6, axis=0)
         light = self.at(points, np.tile(_SIX_DIRECTIONS, (len(solids.centre), 1))).reshape(-1, 6)
         shines = solids.emission > 0.0

@@ -1,7 +1,7 @@
-"""Colours: objects of a scene draw one that is usual for their kind indoors, now and then any.
+"""Materials of a scene's objects: mostly in colours that are usual for their kind indoors, sometimes in any.
 
-As in real rooms colours hint at the class and do not tell it: wood is floor, door, table and cabinet, white is wall,
-ceiling, door and window frame.
+As in real rooms, colours hint at the class but do not determine it: wood is floor, door, table and cabinet; white is
+wall, ceiling, door and window frame.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _USUAL: dict[Label, tuple[_Colours, ...]] = {
 
 
 class Material(NamedTuple):
-    """How a surface looks: a pattern, the colours it is mapped to and the light it gives off."""
+    """The look of a surface: a pattern, the colours that it is mapped to, and its own light."""
 
     texture: int
     """Row of the texture bank."""
@@ -59,18 +59,21 @@ class Material(NamedTuple):
     """Row of the scene's colour ramps."""
 
     tile: float
-    """Metres that one repetition of the texture covers; 0 stretches it once over each face."""
+    """Metres covered by one repetition of the texture; 0 stretches the texture over each face once."""
 
     emission: float
-    """Light the surface gives off by itself, in units of the scene's light; 0 means it is lit by the scene."""
+    """Own light of the surface, in units of the scene's light; 0 for a surface that the scene lights."""
 
 
 class Painter:
-    """Draws the materials of one scene, and keeps their colour ramps.
-
-    ``odd_colours`` is the share of objects that draw any colour, 0..1.
+    """Chooses the materials of one scene, and keeps their colour ramps.
 
     A ramp is float32 (RAMP_STEPS, 3): linear-light RGB reflectance 0..1 for each value of a texture.
+
+    Args:
+        rng: makes every choice.
+        bank: the textures to choose from.
+        odd_colours: share of objects that may have any colour, 0..1.
     """
 
     def __init__(self, rng: np.random.Generator, bank: TextureBank, odd_colours: float) -> None:
@@ -90,7 +93,7 @@ class Painter:
     def any(
         self, tile: tuple[float, float] = (0.4, 1.4), plain: float = 0.4, usual_for: Label | None = None
     ) -> Material:
-        """A material of any colour, or mostly one ``usual_for`` a class; patterned with probability ``1 - plain``."""
+        """Choose any colour, or mostly one ``usual_for`` a class; patterned with probability ``1 - plain``."""
         kind = "plain" if self.rng.random() < plain else str(self.rng.choice(self._everyday))
         if usual_for is not None and self.rng.random() < self._usual_share:
             base = self._usual_colour(usual_for)
@@ -101,7 +104,7 @@ class Painter:
         return Material(self._texture(kind), self._add_ramp(base, companion), self.rng.uniform(*tile), 0.0)
 
     def foliage(self) -> Material:
-        """Leaves: any hue now and then, mostly yellow-green to blue-green."""
+        """Leaves: mostly yellow-green to blue-green, sometimes any hue."""
         hue = self.rng.uniform(75, 150) if self.rng.random() < self._usual_share else self.rng.uniform(0, 360)
         base = np.array((hue, self.rng.uniform(0.25, 0.8), self.rng.uniform(0.25, 0.8)))
         kind = str(self.rng.choice(("cloudy", "stripes", "plain")))
@@ -148,12 +151,12 @@ class Painter:
         return int(self.rng.choice(self._rows_of_kind[kind]))
 
     def _any_colour(self) -> NDArray[np.float64]:
-        """Hue in degrees, saturation and value; half of the colours are muted, as indoors."""
+        """Hue in degrees, saturation and value; most colours are muted, as indoors."""
         saturation = self.rng.beta(1.2, 2.2) if self.rng.random() < 0.7 else self.rng.uniform(0.3, 0.95)
         return np.array((self.rng.uniform(0, 360), saturation, self.rng.uniform(0.18, 0.97)))
 
     def _usual_colour(self, label: Label) -> NDArray[np.float64]:
-        """Hue in degrees, saturation and value of a colour that is usual for a class."""
+        """Hue in degrees, saturation and value of a colour usual for a class."""
         choices = _USUAL[label]
         ranges = choices[int(self.rng.integers(len(choices)))]
         return np.array([self.rng.uniform(*limits) for limits in ranges]) % (360.0, 2.0, 2.0)
@@ -175,7 +178,7 @@ class Painter:
 
 
 def _linear_rgb(hsv: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Colours (N, 3) of hue in degrees, saturation and value, as linear-light RGB 0.01..0.95."""
+    """Convert colours (N, 3) from hue in degrees, saturation and value to linear-light RGB 0.01..0.95."""
     rgb = cv2.cvtColor(hsv.astype(np.float32)[None], cv2.COLOR_HSV2RGB)[0]
     linear: NDArray[np.float64] = rgb.astype(np.float64) ** 2.2
     return linear.clip(0.01, 0.95)

@@ -15,10 +15,18 @@ from dinov3_seg_ros.scenes.visibility import draw_quads, draw_solids
 def render_view(
     model: Model, pose: CameraPose, size: tuple[int, int], exposure: float, vignetting: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a sharp picture without noise.
+    """Render a sharp picture without noise.
 
-    Returns RGB uint8 (H, W, 3); mask uint8 (H, W), class ids; and depth float32 (H, W), metres along the camera's
-    forward axis.
+    Args:
+        model: the scene.
+        pose: the camera's pose.
+        size: (height, width), pixels.
+        exposure: factor on the light.
+        vignetting: share of the light lost in the corners, 0..1.
+
+    Returns:
+        RGB uint8 (H, W, 3); mask uint8 (H, W), class ids; and depth float32 (H, W), metres along the camera's forward
+        axis.
     """
     position, axes, rays = np.array((pose.x, pose.y, pose.z)), pose.axes(), _ray_field(pose, size)
     focal = _focal_length(size[1])
@@ -36,6 +44,7 @@ def render_view(
 
 
 def _focal_length(width: int) -> float:
+    """Focal length of the camera, pixels."""
     return 0.5 * width / math.tan(0.5 * FIELD_OF_VIEW)
 
 

@@ -1,4 +1,4 @@
-"""Rooms: their size and materials, the robot's way through them, and where things stand."""
+"""Rooms: their size and materials, the robot's path through them, and the places of objects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dinov3_seg_ros.scenes.surfaces import Model
 from dinov3_seg_ros.scenes.textures import texture_bank
 
 ROBOT_RADIUS = 0.55
-"""Nothing stands nearer than this to the robot's way, metres."""
+"""Least distance between the robot's path and objects, metres."""
 
 _PATH_POINTS = 256
 _PLAN_STEP = 0.05
 _TRIES = 25
 _SCENE_SEED_OF_SPLIT = {"train": 101, "val": 202}
-# Some objects to train on have any colour, so that shapes are learnt too (domain randomisation).
+# In training some objects have any colour, so that shapes are learnt too (domain randomisation).
 _ODD_COLOURS = {"train": 0.05, "val": 0.0}
 
 
@@ -33,10 +33,10 @@ class Room(NamedTuple):
     """A furnished room."""
 
     model: Model
-    path: np.ndarray
-    """float64 (points, 2): a closed way through the room, x and y in metres."""
+    path: NDArray[np.float64]
+    """(points, 2): a closed path through the room, x and y in metres."""
     exposure: float
-    """Factor that gives a picture of medium brightness."""
+    """Factor on the light that gives a picture of medium brightness."""
 
 
 class _Spot(NamedTuple):
@@ -46,14 +46,14 @@ class _Spot(NamedTuple):
 
 
 def furnish(split: str, index: int) -> Room:
-    """Make room ``index`` of ``split``; the same room for the same arguments."""
+    """Make room ``index`` of ``split``. The same arguments give the same room."""
     rng = np.random.default_rng((_SCENE_SEED_OF_SPLIT[split], index))
     bank = texture_bank(split)
     return _Builder(rng, Painter(rng, bank, _ODD_COLOURS[split])).build(bank.pyramids)
 
 
 class _Builder:
-    """Puts one room together; ``taken`` is a map of where nothing more can stand."""
+    """Builds one room. ``taken`` is a map of the floor that is non-zero where nothing more can stand."""
 
     def __init__(self, rng: np.random.Generator, painter: Painter) -> None:
         self.rng = rng
@@ -141,7 +141,7 @@ class _Builder:
                 self.sources.append(Source((x, y, self.height - 0.1), strength, rng.uniform(1.5, 3.0)))
 
     def _draw_path(self) -> np.ndarray:
-        """A wavy closed loop; what lies under the robot's width is taken."""
+        """Draw the path, a wavy closed loop; the floor within the robot's width becomes taken."""
         rng = self.rng
         angle = np.linspace(0.0, 2 * math.pi, _PATH_POINTS, endpoint=False) * rng.choice((-1.0, 1.0))
         waves = 1.0 + sum(
@@ -156,7 +156,7 @@ class _Builder:
         return path
 
     def _wall_spot(self, piece: Piece, off_wall: float) -> tuple[_Spot, int, tuple[float, float]]:
-        """A random place with its back to a wall, the wall's number and the stretch of wall it covers."""
+        """Choose a place at a random wall; return it, the wall's number, and the stretch of wall covered."""
         wall = int(self.rng.integers(4))
         along, across = (self.half_y, self.half_x) if wall < 2 else (self.half_x, self.half_y)
         room = along - 0.5 * piece.width - 0.08
@@ -175,7 +175,7 @@ class _Builder:
         return all(wall != other or stretch[1] < begin or stretch[0] > end for other, begin, end in self.free_walls)
 
     def _add_to_wall(self, piece: Piece) -> None:
-        """Put a door or a window into a wall; nothing will stand in front of it."""
+        """Put a door or a window into a wall, and keep the place in front of it free."""
         for _ in range(_TRIES):
             spot, wall, stretch = self._wall_spot(piece, 0.0)
             if not self._is_free_wall(wall, stretch):
@@ -199,7 +199,7 @@ class _Builder:
             return
 
     def _let_sun_in(self, spot: _Spot, piece: Piece) -> None:
-        """Draw the patch of sun behind a window, in two panes."""
+        """Draw the sunlight that falls through a window onto the floor, in two panes."""
         slope, drift = self.rng.uniform(0.5, 1.3), self.rng.uniform(-0.8, 0.8)
         patch = np.zeros_like(self.sunlit)
         for begin, end in ((-0.45, -0.03), (0.03, 0.45)):
@@ -220,7 +220,7 @@ class _Builder:
                 return
 
     def _add_anywhere(self, piece: Piece) -> _Spot | None:
-        """Put an object where there is room for it."""
+        """Put an object at a random free place; None if none is found."""
         rng = self.rng
         margin = 0.5 * min(piece.width, piece.depth) + 0.1
         for _ in range(_TRIES):
@@ -282,7 +282,7 @@ class _Builder:
 
 
 def _mean_brightness(model: Model) -> float:
-    """Mean light that comes back from the six faces of the room."""
+    """Mean light reflected by the six faces of the room."""
     total = 0.0
     for face in range(6):
         start, count = model.quad_light.start[face], model.quad_light.columns[face] * model.quad_light.rows[face]

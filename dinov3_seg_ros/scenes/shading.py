@@ -1,4 +1,4 @@
-"""The colour of every pixel: texture, light and tone curve of the surface that it shows."""
+"""The colour of every pixel: texture, light and tone of the surface that it shows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _BRIGHTEST = 4.0
 
 @functools.lru_cache(maxsize=1)
 def tone_curve() -> np.ndarray:
-    """uint8 (steps,): grey level for linear light from 0 to ``_BRIGHTEST``, with a soft shoulder."""
+    """Grey levels uint8 (steps,) for linear light from 0 to ``_BRIGHTEST``, with a soft shoulder."""
     light = np.linspace(0.0, _BRIGHTEST, _TONE_STEPS)
     compressed = light * (1.0 + light / 9.0) / (1.0 + light)
     return np.rint(255.0 * np.clip(compressed * 1.35, 0.0, 1.0) ** (1.0 / 2.2)).astype(np.uint8)
 
 
 def gains_for(size: tuple[int, int], exposure: float, vignetting: float) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of the tone curve for a unit of light at (y, x): the product of the first at y and the second at x.
+    """Gain of each row and each column; the product of both is the steps of the tone curve per unit of light.
 
-    The product of two parabolas is close to the radial fall-off of a lens, and costs one multiplication a pixel.
+    The product of two parabolas is close to the radial fall-off of a lens, and costs one multiplication per pixel.
     """
     height, width = size
     y = (np.arange(height) + 0.5 - 0.5 * height) / math.hypot(height, width) * 2.0
@@ -54,7 +54,7 @@ def shade(
     rgb: np.ndarray,
     mask: np.ndarray,
 ) -> None:
-    """Colour every pixel by the surface it shows, run by run of one surface in a row."""
+    """Colour every pixel by the surface that it shows. Pixels of one surface in a row are coloured together."""
     height, width = surface.shape
     quad_count = model.quads.label.shape[0]
     for y in range(height):
@@ -190,7 +190,7 @@ def _shade_solid_run(
 
 @_inlined
 def _texture_value(pyramid: NDArray[np.uint8], s: float, t: float, texels_per_pixel: float) -> float:
-    """Value 0..255 of a texture at texel (s, t) of its finest level, at the level that suits the area of a pixel."""
+    """Interpolate a texture at texel (s, t) of its finest level: 0..255, from the level that suits a pixel's area."""
     level, scale = 0, 1.0
     while texels_per_pixel > 2.0 and level < LEVELS - 1:
         texels_per_pixel *= 0.25

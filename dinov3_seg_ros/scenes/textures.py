@@ -1,7 +1,7 @@
 """Procedural surface patterns, one bank for each split.
 
-A texture is one channel: a pattern, not a colour. Each surface of a scene maps the pattern to colours of its own, so
-that no texture carries a colour that a class could be told by.
+A texture has one channel: a pattern, not a colour. Each surface of a scene maps the pattern to its own colours, so no
+texture has a colour that gives a class away.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TextureBank(NamedTuple):
 
 @functools.cache
 def texture_bank(split: str) -> TextureBank:
-    """Draw the bank of ``split`` ("train" or "val"); drawn once per process, about a quarter of a second."""
+    """Draw the textures of ``split`` ("train" or "val"), once per process; takes about a quarter of a second."""
     pyramids = []
     kinds = []
     for kind_number, (kind, draw) in enumerate(PATTERNS.items()):
@@ -56,6 +56,7 @@ def texture_bank(split: str) -> TextureBank:
 
 
 def _pyramid(pattern: Pattern) -> NDArray[np.uint8]:
+    """The mip levels of a pattern, flattened one after the other."""
     level: cv2.typing.MatLike = np.clip(pattern, 0.0, 1.0).astype(np.float32)
     flat = []
     for _ in range(LEVELS):
@@ -71,7 +72,7 @@ def _texel_grid() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> Pattern:
-    """Noise in 0..1 that tiles, with ``cells_y`` by ``cells_x`` bumps."""
+    """Tileable noise 0..1 with ``cells_y`` by ``cells_x`` bumps."""
     grid = rng.random((cells_y, cells_x), dtype=np.float32)
     border = 3
     padded = np.pad(grid, border, mode="wrap")
@@ -96,7 +97,7 @@ def _power_of_two(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def _bricks(rng: np.random.Generator, rows: int, columns: int, joint: int, shift: float) -> Pattern:
-    """A wall of rectangles of slightly different tones, with dark joints; ``shift`` moves every second row."""
+    """Rectangles of slightly different tones, with dark joints; ``shift`` moves every second row by a share of one."""
     y, x = _texel_grid()
     row = y * rows // SIZE
     moved = (x + (row % 2) * int(shift * SIZE / columns)) % SIZE

@@ -1,4 +1,4 @@
-"""A scene and what is seen of it: single views for a data set, and a drive for a camera stream."""
+"""Views of scenes: single ones for a data set, and a drive through rooms for a camera stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dinov3_seg_ros.scenes.rooms import furnish
 from dinov3_seg_ros.support.errors import DatasetError
 
 SPLITS: tuple[str, ...] = ("train", "val")
-"""The splits; they share no room and no texture."""
+"""The splits. They share no room and no texture."""
 
 VIEWS_PER_SCENE = 4
 """Consecutive indices of ``sample`` that show the same room."""
@@ -25,21 +25,25 @@ SECONDS_PER_SCENE = 6.0
 """Time that ``walk`` spends in one room."""
 
 RENDERER_VERSION = 1
-"""Version of what scenes look like. Raise it when ``sample`` gives other pixels: rendered scenes are kept under it."""
+"""Version of the pictures. Raise it when ``sample`` gives other pixels: caches of rendered scenes depend on it."""
 
-_SPEED = 0.6
-# The robot looks at where it will be; that far ahead on a loop, it looks into the room instead of along its walls.
+_SPEED = 0.6  # of the robot, metres per second
+# The camera looks at a point of the path so many metres ahead. Less would let it look along the walls.
 _LOOK_AHEAD = 2.6
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 4096
 
 
 class Scene:
-    """A furnished room and the robot's way through it.
+    """A furnished room and the robot's path through it.
 
-    Immutable once made, which takes about 20 ms; may be shared between threads.
+    Making one takes about 20 ms. It never changes, so threads may share it.
+
+    Args:
+        split: one of ``SPLITS``.
+        index: number of the room, 0 and up.
 
     Raises:
-        DatasetError: ``split`` is not one of ``SPLITS`` or ``index`` is not a whole number of at least 0.
+        DatasetError: an argument is out of range.
     """
 
     def __init__(self, split: str, index: int) -> None:
@@ -60,11 +64,11 @@ class Scene:
 
     @property
     def lap_seconds(self) -> float:
-        """Time after which the robot is back at its start, seconds."""
+        """Time until the robot is back at its start, seconds."""
         return float(self._distances[-1]) / _SPEED
 
     def camera_at(self, t_seconds: float) -> CameraPose:
-        """Where the camera is after ``t_seconds`` of driving; smooth in time, and never within an object."""
+        """Return the camera's pose after ``t_seconds`` of driving. It is smooth in time, and never inside an object."""
         distance = self._start + _SPEED * t_seconds
         x, y = self._position(distance)
         ahead_x, ahead_y = self._position(distance + _LOOK_AHEAD)
@@ -81,12 +85,12 @@ class Scene:
     def render(
         self, pose: CameraPose, size: tuple[int, int] = (480, 640), effects: CameraEffects | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw what a camera at ``pose`` sees.
+        """Render the view of a camera.
 
         Args:
-            pose: a place in the room, such as ``camera_at`` gives.
-            size: height and width in pixels.
-            effects: exposure, noise and blur of the camera; a good camera by default. Exposure 1 suits the room.
+            pose: a pose inside the room, such as one from ``camera_at``.
+            size: (height, width), pixels.
+            effects: exposure, noise and blur of the camera; default: those of a good camera. Exposure 1 suits the room.
 
         Returns:
             Picture uint8 (H, W, 3), RGB; and mask uint8 (H, W), class ids 0..len(CLASS_NAMES) - 1.
@@ -102,7 +106,7 @@ class Scene:
         return add_camera_flaws(rgb, effects, noise_seed), mask
 
     def depth(self, pose: CameraPose, size: tuple[int, int] = (480, 640)) -> np.ndarray:
-        """Distance along the camera's forward axis, float32 (H, W), metres; ``DatasetError`` as for ``render``."""
+        """Render the distance along the camera's forward axis, float32 (H, W), metres; arguments as for ``render``."""
         return render_view(self._room.model, pose, _checked_size(size), self._room.exposure, 0.0)[2]
 
     def _position(self, distance: float) -> tuple[float, float]:
@@ -112,12 +116,12 @@ class Scene:
 
 
 def sample(split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One picture of the data set: room ``index // VIEWS_PER_SCENE``, from a random place on the robot's way.
+    """Render one image of the data set: room ``index // VIEWS_PER_SCENE`` from a random place on the robot's path.
 
     Args:
         split: "train" or "val".
-        index: 0 and up, without an end.
-        size: height and width in pixels.
+        index: 0 and up; there is no last one.
+        size: (height, width), pixels.
 
     Returns:
         Picture uint8 (H, W, 3), RGB; and mask uint8 (H, W), class ids 0..len(CLASS_NAMES) - 1.
@@ -146,23 +150,23 @@ def sample(split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, n
 
 
 def walk(split: str, index: int, size: tuple[int, int], rate_hz: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """An endless drive through one room after the other, ``SECONDS_PER_SCENE`` in each, starting with ``index``.
+    """Render an endless drive through one room after the other, ``SECONDS_PER_SCENE`` in each.
 
     Args:
         split: "train" or "val".
         index: the first room, 0 and up.
-        size: height and width in pixels.
-        rate_hz: pictures per second of driving; the pace of the caller is his own.
+        size: (height, width), pixels.
+        rate_hz: pictures per second of driving. The iterator does not wait; the caller sets the real pace.
 
     Returns:
-        An iterator over pictures and masks as of ``Scene.render``.
+        An iterator over pictures and masks as from ``Scene.render``.
 
     Raises:
-        DatasetError: an argument is out of range; raised by the call itself.
+        DatasetError: an argument is out of range; raised by the call itself, not by the iterator.
     """
-    _checked_split(split), _checked_index(index), _checked_size(size)
+    split, index, size = _checked_split(split), _checked_index(index), _checked_size(size)
     if not (math.isfinite(rate_hz) and rate_hz > 0.0):
-        raise DatasetError(f"rate_hz is {rate_hz!r}; give the pictures per second as a number above 0, such as 10.0.")
+        raise DatasetError(f"rate_hz is {rate_hz!r}; give the pictures per second as a number above 0, such as 10.0")
     return _drive(split, index, size, rate_hz)
 
 
@@ -182,13 +186,13 @@ def _recent_scene(split: str, index: int) -> Scene:
 
 def _checked_split(split: str) -> str:
     if split not in SPLITS:
-        raise DatasetError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise DatasetError(f"there is no split {split!r}; use one of: {', '.join(SPLITS)}")
     return split
 
 
 def _checked_index(index: int) -> int:
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or index < 0:
-        raise DatasetError(f"The index is {index!r}; give a whole number of at least 0.")
+        raise DatasetError(f"the index is {index!r}; give a whole number of at least 0")
     return int(index)
 
 
@@ -200,7 +204,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
         is_whole = False
     if not is_whole or not all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE for side in (height, width)):
         raise DatasetError(
-            f"The size is {size!r}; give height and width as whole numbers "
-            f"from {_SMALLEST_SIDE} to {_LARGEST_SIDE}, such as (480, 640)."
+            f"the size is {size!r}; give height and width as whole numbers "
+            f"from {_SMALLEST_SIDE} to {_LARGEST_SIDE}, such as (480, 640)"
         )
     return height, width

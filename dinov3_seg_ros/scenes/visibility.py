@@ -15,7 +15,7 @@ from dinov3_seg_ros.scenes.surfaces import FRUSTUM, Quads, Solids
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
-# Adjacent faces meet in one edge, of which each rounds its own; this much overlap leaves no pixel between them.
+# Adjacent faces share an edge, but each rounds its own copy. This overlap leaves no pixel between them open.
 _EDGE_OVERLAP = 1e-7
 
 
@@ -30,9 +30,9 @@ def draw_quads(
     inverse_depth: np.ndarray,
     surface: np.ndarray,
 ) -> None:
-    """Draw every quad that faces the camera.
+    """Draw every quad that faces the camera into ``inverse_depth`` and ``surface`` (H, W).
 
-    Fills ``planes`` (Q, 9) with the affine forms (first, step in x, step in y) of 1/z, u/z and v/z.
+    ``planes`` (Q, 9) is filled with the affine forms (first, step in x, step in y) of 1/z, u/z and v/z.
     """
     height, width = surface.shape
     corners = np.empty((4, 3))
@@ -94,7 +94,7 @@ def draw_solids(
     inverse_depth: np.ndarray,
     surface: np.ndarray,
 ) -> None:
-    """Draw every ellipsoid and frustum by intersecting the ray of each pixel in its bounding box."""
+    """Draw every ellipsoid and frustum: intersect it with the ray of each pixel in its bounding box."""
     height, width = surface.shape
     corners = np.empty((8, 3))
     for index in range(solids.label.shape[0]):
@@ -141,7 +141,7 @@ def draw_solids(
 
 @_compiled
 def _affine(vector: np.ndarray, rays: np.ndarray) -> tuple[float, float, float]:
-    """Value of ``vector . ray`` at the first pixel, and its steps in x and y."""
+    """Return ``vector . ray`` at the first pixel, and its steps in x and y."""
     return (
         vector[0] * rays[0, 0] + vector[1] * rays[0, 1] + vector[2] * rays[0, 2],
         vector[0] * rays[1, 0] + vector[1] * rays[1, 1] + vector[2] * rays[1, 2],
@@ -153,7 +153,7 @@ def _affine(vector: np.ndarray, rays: np.ndarray) -> tuple[float, float, float]:
 def _bounds(
     corners: np.ndarray, position: np.ndarray, axes: np.ndarray, focal: float, height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Rows and columns that the corners (N, 3) span: top, bottom, left, right, the ends exclusive."""
+    """Return the rows and columns that the corners (N, 3) span: top, bottom, left, right; ends exclusive."""
     left, right, top, bottom = 1e9, -1e9, 1e9, -1e9
     slope_x, slope_y = 0.5 * width / focal, 0.5 * height / focal
     behind, past_left, past_right, above, below = 0, 0, 0, 0, 0
@@ -186,7 +186,7 @@ def _bounds(
 
 @_compiled
 def _narrow(value: float, step: float, first: int, last: int) -> tuple[int, int]:
-    """The part of the columns ``first <= x < last`` where ``value + step * x >= 0``."""
+    """Narrow the columns ``first <= x < last`` to those where ``value + step * x >= 0``."""
     if abs(step) < 1e-14:
         if value < 0.0:
             return 0, 0
@@ -202,7 +202,7 @@ def _narrow(value: float, step: float, first: int, last: int) -> tuple[int, int]
 
 @_compiled
 def _hit_ball(sx: float, sy: float, sz: float, rx: float, ry: float, rz: float) -> float:
-    """Depth where the ray s + depth * r enters the unit ball; negative where it does not."""
+    """Return the depth at which the ray s + depth * r enters the unit ball; negative if it misses."""
     a = rx * rx + ry * ry + rz * rz
     b = sx * rx + sy * ry + sz * rz
     c = sx * sx + sy * sy + sz * sz - 1.0
@@ -214,7 +214,7 @@ def _hit_ball(sx: float, sy: float, sz: float, rx: float, ry: float, rz: float) 
 
 @_compiled
 def _hit_frustum(sx: float, sy: float, sz: float, rx: float, ry: float, rz: float, taper: float) -> float:
-    """Depth where the ray s + depth * r enters the frustum; negative where it does not."""
+    """Return the depth at which the ray s + depth * r enters the frustum; negative if it misses."""
     start_radius, ray_radius = 1.0 + taper * sz, taper * rz
     a = rx * rx + ry * ry - ray_radius * ray_radius
     b = sx * rx + sy * ry - start_radius * ray_radius
