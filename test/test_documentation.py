@@ -282,3 +282,28 @@ def test_every_message_that_troubleshooting_quotes_is_in_the_code():
     for message in quoted:
         for part in message.split("..."):
             assert part.strip() in code, message
+
+
+def room_of(module: str) -> str:
+    """The room of a module of the package, as docs/architecture.md writes it without its ending."""
+    parts = module.split(".")
+    return "training" if parts[0] == "training" else parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_rooms_import_only_rooms_above_them_in_the_list():
+    section = (ROOT / "docs/architecture.md").read_text().partition("## Which room may use which")[2]
+    lines = re.findall(r"^(\d+)\. (.*)$", section, re.MULTILINE)
+    level = {name: int(number) for number, line in lines for name in re.findall(r"`(\w+)(?:/|\.py)`", line)}
+    entries = {path.stem for path in (ROOT / "dinov3_seg_ros").iterdir() if path.suffix in ("", ".py")}
+    entries -= {"__init__", "__pycache__"}
+    assert set(level) == entries | {"training"}
+    assert len(entries) <= 17  # with __init__.py, 18
+    for path in (ROOT / "dinov3_seg_ros").rglob("*.py"):
+        own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "dinov3_seg_ros" else [module]
+            for name in names:
+                if name.split(".")[0] in ("dinov3_seg_ros", "training") and own != "__init__":
+                    used = room_of(name)
+                    assert used == own or level[used] < level[own], f"{path}: {name}"
