@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warn_of_unfinished_segments()
     keep_freed_memory()
     leave_ending_to_rclpy()
-    rclpy.init(args=arguments)
+    rclpy.init(args=None if arguments is None else list(arguments))
     try:
         node = SegmentationNode()
     except ParameterException as error:

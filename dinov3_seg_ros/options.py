@@ -274,8 +274,12 @@ def _describe(name: str, field: FieldInfo) -> Option:
 
 
 def _kind_of(annotation: Any) -> Literal["text", "texts", "size", "int", "float", "bool"]:
-    if annotation in (bool, int, float):
-        return annotation.__name__
+    if annotation is bool:
+        return "bool"
+    if annotation is int:
+        return "int"
+    if annotation is float:
+        return "float"
     members = [part for part in _members(annotation) if part is not type(None)]
     if any(typing.get_origin(part) is tuple for part in members):
         return "texts" if str in typing.get_args(members[0]) else "size"

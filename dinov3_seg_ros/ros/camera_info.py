@@ -1,4 +1,4 @@
-"""sensor_msgs/CameraInfo of a camera, for a mask of another size than its frame."""
+"""sensor_msgs/CameraInfo scaled from the frame to the mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGEST_SIDE = 1 << 20
 
 
 def check_camera_info(info: Any) -> None:
-    """Raise MessageError unless every number of a sensor_msgs/CameraInfo is finite and its sizes are of this world."""
+    """Raise MessageError unless all numbers of a sensor_msgs/CameraInfo are finite and its sizes are plausible."""
     for name in ("d", "k", "r", "p"):
         if not np.isfinite(getattr(info, name)).all():
             raise MessageError(
@@ -26,16 +26,16 @@ def check_camera_info(info: Any) -> None:
 def fill_camera_info(
     message: Any, info: Any, frame_size: tuple[int, int], mask_size: tuple[int, int], header: Any
 ) -> Any:
-    """Fill a freshly made sensor_msgs/CameraInfo with a calibration scaled from the frame to the mask; return it.
+    """Fill a new sensor_msgs/CameraInfo with a calibration scaled from the frame to the mask; return it.
 
-    K and P are multiplied as by ROS's image_proc: focal length, principal point and stereo term of a row by the mask's
-    width or height over the frame's. Distortion and rotation do not depend on the size.
+    K and P are scaled as ROS's image_proc does it: the first row by the ratio of widths, the second by the ratio of
+    heights. Distortion and rotation do not depend on the size.
 
     Args:
         message: a new sensor_msgs.msg.CameraInfo.
         info: the camera's, as checked by `check_camera_info`.
         frame_size, mask_size: (height, width) in pixels.
-        header: the mask's, taken as it is.
+        header: the mask's, used as it is.
 
     Raises:
         MessageError: the calibration is for frames of another size.
@@ -62,6 +62,6 @@ def fill_camera_info(
 
 
 def _frame_size(info: Any) -> tuple[int, int]:
-    """(height, width) of the frames that a calibration is for: the full size, less region of interest and binning."""
+    """(height, width) of the frames that a calibration is for: the full size, or the region of interest, binned."""
     part = info.roi if info.roi.height and info.roi.width else info
     return part.height // max(info.binning_y, 1), part.width // max(info.binning_x, 1)

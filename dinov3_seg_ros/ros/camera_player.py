@@ -43,13 +43,13 @@ class CameraPlayer(Node):
                     f"appeared within {timeout_s:.0f} s; is the node active?"
                 )
             time.sleep(0.05)
-        # A publisher knows of a subscriber a moment before the subscriber knows of it; what is sent between is lost.
+        # A publisher discovers a subscriber a moment before the subscriber discovers it; until then images are lost.
         time.sleep(_MATCHING_S)
 
     def play(self, frames: Iterable[Frame], seconds: float) -> int:
         """Publish frames at the rate until they or the time run out; return how many were sent."""
         frames = iter(frames)
-        first = next(frames, None)  # drawing or decoding it may take seconds; the clock starts when it is there
+        first = next(frames, None)  # rendering or decoding it may take seconds; the clock starts when it is ready
         start = time.monotonic()
         sent = 0
         for rgb, mask in itertools.chain([] if first is None else [first], frames):

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 from dinov3_seg_ros.support.timing import Rate, StageTimes
 
-#: Why a frame was dropped though nothing was wrong with it.
+#: Why a frame was dropped although nothing was wrong with it.
 REPLACED = "replaced by a newer one"
 UNWANTED = "nobody subscribes"
 SWITCHED_OFF = "switched off"
 STOPPED = "waiting when the node was deactivated"
 
-#: How long a fault shows in the level.
+#: How long a fault raises the level.
 _MEMORY_S = 10.0
-#: A camera silent for so long is stale.
+#: A camera is stale after so long a silence.
 _SILENCE_S = 3.0
-#: A stamp older than this was made by another clock.
+#: A larger difference between stamp and clock means that another clock made the stamp.
 _LONGEST_DELAY_S = 60.0
 
 
@@ -54,8 +54,8 @@ class Fault(NamedTuple):
     Attributes:
         name: its kind.
         details: what is wrong, for people.
-        moment: when it was seen, by the monotonic clock.
-        lost_frame: whether it cost the frame.
+        moment: when it was seen, seconds of the monotonic clock.
+        lost_frame: whether the frame was dropped.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Fault(NamedTuple):
 
 
 class CameraStatistics:
-    """What became of one camera's frames since activation. Any thread may record, any may read.
+    """Counts what became of one camera's frames since activation. Any thread may record, any may read.
 
-    Every frame received is counted once more: as segmented, or as dropped under its cause. The difference is in work.
-    What a camera sent is what was received and what was lost before the node.
+    Every frame received is counted a second time, as segmented or as dropped under its cause; the difference is the
+    frames being processed. The camera sent what was received and what the transport dropped.
     """
 
     def __init__(self) -> None:
@@ -85,11 +85,11 @@ class CameraStatistics:
         self._latency = StageTimes()
 
     def received(self, stamp: float, lost: int = 0) -> Fault | None:
-        """Record a frame's arrival; return what is wrong with its stamp.
+        """Record the arrival of a frame; return what is wrong with its stamp.
 
         Args:
-            stamp: its header's, seconds.
-            lost: how many frames were sent between the one before and this one, and did not arrive.
+            stamp: of its header, seconds.
+            lost: how many frames the transport dropped between the previous one and this one.
         """
         with self._lock:
             self._received += 1
@@ -102,10 +102,10 @@ class CameraStatistics:
             return self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
 
     def segmented(self, received: float, delay: float) -> Fault | None:
-        """Record a frame as published; return what is wrong with its stamp.
+        """Record that a frame was published; return what is wrong with its stamp.
 
         Args:
-            received: when it arrived, by the monotonic clock.
+            received: when it arrived, seconds of the monotonic clock.
             delay: seconds from its stamp until now, by the node's clock.
         """
         with self._lock:
@@ -116,29 +116,29 @@ class CameraStatistics:
             if 0.0 <= delay < _LONGEST_DELAY_S:
                 self._latency.add("end to end", delay)
                 return None
-            # Usual where a recording is played, and so no reason for a warning level.
+            # Usual where a recording is played, so it does not raise the level.
             self._noted["stamp of another clock"] += 1
             return Fault(
                 "stamp of another clock",
-                f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so that no latency can be told; "
-                "a recording is best played with --clock, to a node with the parameter use_sim_time",
+                f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so no latency can be measured; "
+                "play a recording with --clock, and set the node's parameter use_sim_time",
                 self._last_segmented,
             )
 
     def dropped(self, cause: str, details: str = "") -> None:
-        """Record a frame as dropped; with details when it is a fault."""
+        """Record that a frame was dropped; ``details`` make it a fault."""
         with self._lock:
             self._dropped[cause] += 1
             if details:
                 self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
 
     def noted(self, name: str, details: str) -> Fault:
-        """Record a fault that costs no frame; return it."""
+        """Record a fault that drops no frame; return it."""
         with self._lock:
             return self._note(name, details)
 
     def summary(self) -> str:
-        """All counts in one line."""
+        """All counts, in one line."""
         with self._lock:
             counts = {
                 "received": self._received,

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
 from rclpy.node import Node
 
 from dinov3_seg_ros.ros.camera_statistics import CameraReport, Level
 
 _PERIOD_S = 1.0
-# What `_latencies` writes.
+# The form in which `_latencies` writes.
 _STAGE, _DURATIONS = re.compile(r"stage (\w+) \[ms\]"), re.compile(r"median ([\d.]+), 95th percentile ([\d.]+)")
 
 
@@ -26,7 +27,7 @@ _LEVELS = {
 
 
 class DiagnosticsPublisher:
-    """Publishes on /diagnostics once a second, in every state of the node.
+    """Publishes on /diagnostics once a second, in every lifecycle state.
 
     Args:
         node: the node that publishes.
@@ -36,7 +37,7 @@ class DiagnosticsPublisher:
     def __init__(self, node: Node, collect: Callable[[], list[DiagnosticStatus]]) -> None:
         self._node, self._collect = node, collect
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # Not the node's clock: simulated time may stand still.
+        # Steady time, since simulated time may stand still.
         self._timer = node.create_timer(_PERIOD_S, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def publish(self) -> None:
@@ -65,7 +66,7 @@ def node_status(
         last_error: of a transition that failed, until one succeeds; empty for none.
         runtime: what computes the network, and in which precision.
         decode: what decodes its logits, from `decode.backend`.
-        switches: what can be switched -> whether it is on.
+        switches: whether each thing that can be switched is on.
         stages: from `StageTimes.summary_ms`.
         mismatches: from `Endpoints.mismatches`.
     """

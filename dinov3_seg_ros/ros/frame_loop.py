@@ -111,8 +111,9 @@ class FrameLoop:
                 if not wanted:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
+                message, received = item
                 with self._segmenter.times.stage("message_in"):
-                    frames.append(self._inputs[camera].read(*item, max_pixels))
+                    frames.append(self._inputs[camera].read(message, received, max_pixels))
                 heads |= dict.fromkeys(wanted)
         started = self._start_segmenting(frames, list(heads))
         return lambda: self._finish(started)

@@ -1,4 +1,4 @@
-"""A ROS 2 graph of processes on this machine, for commands that start the node themselves. Does not import rclpy."""
+"""A ROS 2 graph on this machine, for commands that start the node themselves. Does not import rclpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory,
 
 
 def prepare() -> None:
-    """Set this process, and those it starts, up for images over a graph that stays here; before ``rclpy.init``."""
+    """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     configure_transport()
     warn_of_unfinished_segments()
@@ -36,7 +36,7 @@ def ros_arguments(namespace: str, *settings: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its output in a file; interrupt it at the end, as Ctrl-C would."""
+    """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:

@@ -37,44 +37,44 @@ def read_compressed_image(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 
 def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> Any:
-    """Fill a freshly made sensor_msgs/Image with a tight-packed array and a header, taken as it is; return it.
+    """Fill a new sensor_msgs/Image with a tight-packed array and a header; return it.
 
     Args:
         message: a new sensor_msgs.msg.Image.
         array: (H, W) or (H, W, C), uint8 or uint16.
         encoding: the name of its layout.
-        header: std_msgs/Header.
+        header: std_msgs/Header, used as it is.
     """
     message.header = header
     message.height, message.width = array.shape[:2]
     message.encoding = encoding
     message.is_bigendian = sys.byteorder == "big"
     message.step = array[0].nbytes
-    # frombytes on the message's own array is the one way past rclpy's check of each single byte.
+    # Only frombytes on the message's own array avoids rclpy's check of every byte.
     message.data.frombytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return message
 
 
 def fill_jpeg(message: Any, picture: np.ndarray, quality: int, header: Any) -> Any:
-    """Fill a freshly made sensor_msgs/CompressedImage with a picture as JPEG; return it.
+    """Fill a new sensor_msgs/CompressedImage with a picture as JPEG; return it.
 
     Args:
         message: a new sensor_msgs.msg.CompressedImage.
         picture: (H, W, 3) uint8 BGR, at most 65500 pixels a side.
         quality: 1..100.
-        header: std_msgs/Header, taken as it is.
+        header: std_msgs/Header, used as it is.
     """
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
     return _fill_compressed(message, picture, ".jpg", parameters, "bgr8; jpeg compressed bgr8", header)
 
 
 def fill_png(message: Any, labels: np.ndarray, header: Any) -> Any:
-    """Fill a freshly made sensor_msgs/CompressedImage with a mask as PNG, which keeps every value; return it.
+    """Fill a new sensor_msgs/CompressedImage with a mask as PNG, which keeps every value; return it.
 
     Args:
         message: a new sensor_msgs.msg.CompressedImage.
         labels: (H, W) uint8 or uint16.
-        header: std_msgs/Header, taken as it is.
+        header: std_msgs/Header, used as it is.
     """
     return _fill_compressed(message, labels, ".png", [], f"{mask_encoding(labels)}; png compressed", header)
 

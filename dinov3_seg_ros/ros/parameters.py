@@ -9,7 +9,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dinov3_seg_ros.options import NodeOptions, Option, describe_options
+from dinov3_seg_ros.options import NodeOptions, Option, Options, describe_options
 from dinov3_seg_ros.ros.compatibility import given_parameters
 from dinov3_seg_ros.support.errors import ParameterError, nearest
 
@@ -77,7 +77,7 @@ class NodeParameters:
                     f"{self._node.get_fully_qualified_name()} shows all"
                 )
 
-    def _examine(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+    def _examine(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
         try:
             for parameter in parameters:
                 self._examine_one(parameter)
@@ -85,7 +85,7 @@ class NodeParameters:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _examine_one(self, parameter: Parameter) -> None:
+    def _examine_one(self, parameter: Parameter[Any]) -> None:
         if parameter.name == _CLASS_NAMES:
             if not self._publishing_class_names and parameter.value != self._node.get_parameter(_CLASS_NAMES).value:
                 raise ParameterError("class_names is read-only: it comes from the bundle and the class list")
@@ -104,6 +104,15 @@ class NodeParameters:
                 f"ros2 lifecycle set {self._node.get_fully_qualified_name()} deactivate, then cleanup"
             )
         NodeOptions(**{option.name: value})
+
+
+def changed_parameters(options: Options) -> dict[str, Any]:
+    """The options that differ from their defaults, as ROS parameters."""
+    described = describe_options(type(options))
+    values = {name: getattr(options, name) for name in described}
+    return {
+        name: to_parameter(described[name], value) for name, value in values.items() if value != described[name].default
+    }
 
 
 def to_parameter(option: Option, value: Any) -> Any:
@@ -133,9 +142,9 @@ def _descriptor(option: Option) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=f"{option.description}{choices} {when}")
     descriptor.dynamic_typing = option.kind == "texts"  # else an empty list in a file would be an error
     if option.range and option.kind == "int":
-        low, high = map(int, option.range)
-        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        least, most = map(int, option.range)
+        descriptor.integer_range = [IntegerRange(from_value=least, to_value=most, step=1)]
     elif option.range:
-        low, high = option.range
-        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+        low, high = map(float, option.range)
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
     return descriptor

@@ -21,8 +21,8 @@ from dinov3_seg_ros.ros.sequence import SequenceGaps
 from dinov3_seg_ros.support.errors import MessageError, ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 
-# Not on every robot, and neither its absence nor a broken build of it (which raises errors of many types) is a reason
-# to go without masks: the names are a parameter of the node as well.
+# vision_msgs is optional: without it, or with a broken build of it (which raises errors of many types), masks are still
+# published, and the class names are a parameter.
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
 
@@ -30,12 +30,12 @@ try:
 except Exception:
     LabelInfo = VisionClass = None
 
-#: Parameter image_transport -> topic suffix, message type, and how its pixels are read.
+#: Topic suffix, message type and reader of pixels, by the parameter image_transport.
 TRANSPORTS = {
     "raw": ("image", Image, read_image),
     "compressed": ("image/compressed", CompressedImage, read_compressed_image),
 }
-# Outputs that a frame is segmented for. The calibration alone is no reason to run a network.
+# Outputs that need a segmentation; camera_info alone does not.
 _PICTURES = {
     "mask": Image,
     "mask/compressed": CompressedImage,
@@ -46,11 +46,11 @@ _PICTURES = {
 
 
 class Frame(NamedTuple):
-    """A frame on its way.
+    """A frame being processed.
 
     Attributes:
         camera: its camera's name.
-        header: as it came.
+        header: of its message.
         rgb: (H, W, 3) uint8.
         received: when it arrived, seconds of the monotonic clock.
         calibration: the newest sensor_msgs/CameraInfo of its camera, if any.
@@ -64,7 +64,7 @@ class Frame(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How results are shown; may change from frame to frame.
+    """How results are published; may change from frame to frame.
 
     Attributes:
         threshold: see `OutputClasses.labels`.
@@ -89,11 +89,11 @@ class CameraInput:
     """The subscriptions to one camera.
 
     Args:
-        endpoints: where subscriptions are made.
-        camera: the camera's name, a prefix of its topics; empty for the only camera.
+        endpoints: creates the subscriptions.
+        camera: the camera's name, which is the prefix of its topics; empty for the only camera.
         transport: the parameter ``image_transport``.
-        receive: called with the camera's name, each image, and the number of images that were sent since the one
-            before and never arrived; in the executor's thread.
+        receive: called in the executor's thread with the camera's name, each image, and the number of images dropped
+            by the transport since the previous one.
         note_fault: called with the camera's name and what is wrong with a calibration.
 
     Attributes:
@@ -126,11 +126,12 @@ class CameraInput:
 
     @property
     def image_topic(self) -> str:
-        """The full name of the topic of images."""
-        return self._subscriptions[0].topic_name
+        """The full name of the image topic."""
+        name: str = self._subscriptions[0].topic_name
+        return name
 
     def read(self, image: Any, received: float, max_pixels: int) -> Frame:
-        """The frame of a message.
+        """Read the frame of a message.
 
         Raises:
             MessageError: it cannot be read.
@@ -155,10 +156,10 @@ class HeadOutput:
     """The topics of one head for one camera.
 
     Args:
-        endpoints: where publishers are made.
+        endpoints: creates the publishers.
         camera: prefix of the topics; empty for the only camera.
-        head: the bundle's name as a further part of the topics; empty for the first head.
-        classes: what is published of the bundle's classes.
+        head: the bundle's name, which becomes a part of the topics; empty for the first head.
+        classes: which classes are published.
         note_fault: called with the camera's name and what is wrong with a calibration.
     """
 
@@ -189,11 +190,11 @@ class HeadOutput:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody subscribes to anything that a frame must be segmented for."""
+        """Whether any output that needs a segmentation has a subscriber."""
         return any(map(self._wants, _PICTURES))
 
     def publish(self, found: Labelled, frame: Frame, style: Style, times: StageTimes) -> None:
-        """Compute and publish what somebody subscribes to, with the frame's header as it came."""
+        """Compute and publish the outputs that have subscribers, with the header of the frame."""
         wanted = {name for name in (*_PICTURES, "camera_info") if self._wants(name)}
         if not wanted & _PICTURES.keys():
             return
@@ -225,7 +226,7 @@ class HeadOutput:
                     send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
 
     def publish_label_info(self, stamp: Any) -> None:
-        """Publish the latched class names, where vision_msgs is installed."""
+        """Publish the latched class names; needs vision_msgs."""
         if "label_info" not in self._publishers:
             return
         message = LabelInfo()
@@ -242,7 +243,7 @@ class HeadOutput:
         self._publishers.clear()
 
     def _wants(self, name: str) -> bool:
-        return self._publishers[name].get_subscription_count() > 0
+        return bool(self._publishers[name].get_subscription_count())
 
     def _send(self, name: str, message: Any) -> None:
         self._publishers[name].publish(message)
@@ -262,7 +263,7 @@ def topic(*parts: str) -> str:
 
 
 def camera_names(names: Sequence[str]) -> list[str]:
-    """The parameter ``cameras`` without blanks; one nameless camera when nothing remains.
+    """Check the parameter ``cameras``; where it is empty, there is one camera without a name.
 
     Raises:
         ParameterError: two have the same name, or one cannot be part of a topic.

@@ -1,4 +1,4 @@
-"""Quality of service: what the node asks for and offers, the user's overrides, and who does not match it."""
+"""Quality of service: what the node requests and offers, the user's overrides, and peers that do not match."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverriding
 
 from dinov3_seg_ros.support.errors import ParameterError
 
-#: Only the newest frame counts, and a driver may publish best effort or reliable: both match.
+#: Best effort matches every driver, and only the newest frame counts.
 INPUT_QOS = QoSProfile(
     reliability=ReliabilityPolicy.BEST_EFFORT,
     durability=DurabilityPolicy.VOLATILE,
@@ -51,18 +51,18 @@ _OVERRIDABLE = (QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DU
 class Endpoints:
     """Creates the node's subscriptions and publishers, and knows which of their peers do not match.
 
-    A mismatch is the commonest reason why nothing arrives. The middleware tells only that there is one, often before
-    the peer's name is known; so the event just marks the topic, and `mismatches` looks at it later.
+    A mismatch is the most common reason why nothing arrives. The middleware reports only that there is one, often
+    before the peer's name is known. So the event only marks the topic, and `mismatches` examines it later.
     """
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
-        # Topic, and whether we publish on it -> our own profile.
+        # Our own profile, by topic and whether we publish on it.
         self._marked: dict[tuple[str, bool], QoSProfile] = {}
         self._logged: set[str] = set()
 
     def subscribe(self, message_type: type, topic: str, callback: Callable[..., None], qos: QoSProfile) -> Any:
-        """A subscription whose quality of service the user may override; ``callback`` takes (message[, info])."""
+        """Create a subscription; the user may override its quality of service. ``callback`` takes (message[, info])."""
         qos, mark = self._prepare(topic, qos, False)
         return _created(
             topic,
@@ -78,7 +78,7 @@ class Endpoints:
         )
 
     def advertise(self, message_type: type, topic: str, qos: QoSProfile) -> Any:
-        """A lifecycle publisher; the user may override its quality of service, unless late subscribers depend on it."""
+        """Create a lifecycle publisher; the user may override its quality of service unless it is latched."""
         qos, mark = self._prepare(topic, qos, True)
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
         return _created(
@@ -104,7 +104,7 @@ class Endpoints:
         self._node.destroy_lifecycle_publisher(publisher)
 
     def mismatches(self) -> list[str]:
-        """One line for each peer that cannot be connected, which names both sides and the difference; logged once."""
+        """One line for each peer that does not match, naming both sides and the difference; each is logged once."""
         lines = []
         for (topic, publishes), ours in list(self._marked.items()):
             found = self._mismatches_of(topic, publishes, ours)
@@ -133,7 +133,7 @@ class Endpoints:
         return lines
 
     def _prepare(self, topic: str, qos: QoSProfile, publishes: bool) -> tuple[QoSProfile, Callable[[Any], None]]:
-        """A profile of this endpoint's own, since overriding changes it, and what its event calls."""
+        """A copy of the profile, since overriding changes it, and the callback of its event."""
         qos, name = copy.copy(qos), self._node.resolve_topic_name(topic)
 
         def mark(_event: Any) -> None:
@@ -143,7 +143,7 @@ class Endpoints:
 
 
 def own_group() -> CallbackGroup:
-    """A callback group for one entity that is removed again: the node's own keeps a reference to each for good."""
+    """A callback group for one entity: the node's default group would keep a reference to it for ever."""
     return MutuallyExclusiveCallbackGroup()
 
 

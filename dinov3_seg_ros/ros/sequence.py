@@ -1,20 +1,20 @@
-"""Messages that were sent and never reached the node, found by the gaps in their publishers' numbers."""
+"""Messages dropped by the transport, found by gaps in their publishers' sequence numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Cameras are restarted; what is known of so many publishers is worth keeping.
+# Cameras are restarted, each time as a new publisher; so many are remembered.
 _MOST_PUBLISHERS = 16
 
 
 class SequenceGaps:
-    """Counts what a subscription did not get.
+    """Counts the messages that a subscription did not get.
 
-    A best-effort message is lost without an event when a newer one takes its place before the executor gets to it, or
-    when the transport has no room for it; only the next message tells, by its number. What was sent before the first
-    message, or after the last, cannot be known.
+    No event tells that a best-effort message was lost, be it because a newer one replaced it before the executor took
+    it, or because the transport had no room. Only the number of the next message tells. Messages sent before the first
+    one received, or after the last, cannot be counted.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,12 @@ class SequenceGaps:
         """The number of messages lost just before this one.
 
         Args:
-            info: rclpy's MessageInfo. A middleware that numbers no messages gives 0 always.
-            publishers: how many there are on the topic. rclpy names a message's publisher from Kilted on; without the
-                name the numbers of several publishers cannot be told apart, and nothing is counted.
+            info: rclpy's MessageInfo. Where the middleware numbers no messages, the result is always 0.
+            publishers: how many publish on the topic. rclpy identifies a message's publisher from Kilted on; without
+                that, the numbers of several publishers cannot be told apart, and nothing is counted.
         """
-        number, publisher = info.get("publication_sequence_number"), info.get("publisher_gid")
+        number: int | None = info.get("publication_sequence_number")
+        publisher = info.get("publisher_gid")
         if number is None or (publisher is None and publishers != 1):
             self._last.clear()
             return 0
@@ -37,5 +38,5 @@ class SequenceGaps:
         if name not in self._last and len(self._last) >= _MOST_PUBLISHERS:
             self._last.clear()
         self._last[name] = number
-        # A nameless publisher that was started anew begins at 1 again.
+        # A publisher without identity that was restarted begins at 1 again.
         return max(number - last - 1, 0)

@@ -1,9 +1,9 @@
-"""Ctrl-C as a request to end, not as an exception in the midst of things.
+"""Ctrl-C as a request to end, instead of an exception at an arbitrary instruction.
 
-rclpy answers SIGINT and SIGTERM by shutting its context down, which ends spinning in good order, and then calls the
-handler that was there before. For SIGINT that is Python's own, which raises KeyboardInterrupt at whatever instruction
-the main thread is: while it holds a lock, inside a constructor that C++ calls, or, as a launch file's Ctrl-C arrives
-twice, in the midst of the closing that the first one began.
+rclpy handles SIGINT and SIGTERM by shutting its context down, which ends spinning in good order. It then calls the
+previous handler. For SIGINT that is Python's, which raises KeyboardInterrupt wherever the main thread is: while it
+holds a lock, inside a constructor called from C++, or, since a launch file's Ctrl-C arrives twice, during the shutdown
+that the first one began.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _may_interrupt = False
 
 
 def leave_ending_to_rclpy() -> None:
-    """Let SIGINT and SIGTERM do nothing but what rclpy makes of them. Call before ``rclpy.init``, in the main thread.
+    """Leave SIGINT and SIGTERM to rclpy alone. Call before ``rclpy.init``, in the main thread.
 
-    Work that does not spin, and so would not notice, goes inside `interruptible`.
+    Work that does not spin would not notice them, and goes inside `interruptible`.
     """
     for number in _ENDING:
         signal.signal(number, _interrupt)
@@ -29,7 +29,7 @@ def leave_ending_to_rclpy() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM that arrives inside raise KeyboardInterrupt: for what takes long, as loading.
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM inside: for work that takes long, such as loading models.
 
     Has no effect without `leave_ending_to_rclpy`.
     """
@@ -42,9 +42,9 @@ def interruptible() -> Iterator[None]:
 
 
 def ignore_until_exit() -> None:
-    """Ignore SIGINT and SIGTERM from here to the end, through the interpreter's own closing. Call after shutdown."""
+    """Ignore SIGINT and SIGTERM until the interpreter has exited. Call after shutdown."""
     for number in _ENDING:
-        # First in C alone: a signal that arrives between C and Python in `signal.signal` is reported as an error.
+        # In C first: a signal that arrives in the middle of `signal.signal` would be reported as an error.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).signal(int(number), ctypes.c_void_p(signal.SIG_IGN))
         signal.signal(number, signal.SIG_IGN)

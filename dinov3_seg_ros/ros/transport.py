@@ -1,6 +1,6 @@
-"""The process's environment for sending images over ROS 2. Call before ``rclpy.init``.
+"""The environment of a process that sends images over ROS 2. Call before ``rclpy.init``.
 
-Fast DDS gives shared memory 512 KB by default: less than one 640x480 colour image, so that best-effort images get lost
+By default Fast DDS uses 512 KB of shared memory, less than one 640x480 colour image, so best-effort images are dropped
 between processes. `configure_transport` points it to the profile in ``config/``, unless the user has set one.
 """
 
@@ -18,23 +18,23 @@ from pathlib import Path
 from dinov3_seg_ros.support.resources import resource_path
 
 PROFILE = "config/fastdds.xml"
-#: Kilted and later read the first, and warn of the second; earlier distributions read only the second.
+#: Kilted and later read the first and warn about the second; earlier distributions read only the second.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 SHARED_MEMORY = Path("/dev/shm")
-# Between making a segment's file and giving it a size lie microseconds.
+# A healthy process sizes a segment microseconds after it has created the file.
 _UNFINISHED_AFTER_S = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Make this process, and those it starts, send images through large enough shared memory.
+    """Give this process, and those it starts, enough shared memory for images.
 
     Returns:
-        The path of the profile in use: the user's own where one is set.
+        The path of the profile in use: the user's, where one is set.
     """
     variable = profile_variable()
-    # A profile set only under the name that another distribution reads is the user's wish all the same.
+    # A profile set under the variable of another distribution is also the user's choice.
     others = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
     environment[variable] = environment.get(variable) or next(iter(others), str(resource_path(PROFILE)))
     return environment[variable]
@@ -50,13 +50,13 @@ def profile_variable() -> str:
 
 
 def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
-    """Port segments of Fast DDS that a process left empty when it was killed while making them.
+    """Port segments of Fast DDS that are empty because their process was killed while it created them.
 
-    Every later process that opens one waits for its maker without end, inside ``rclpy.init`` or the first node.
+    Every later process that opens one waits without end, inside ``rclpy.init`` or the first node.
     """
     found = []
     for path in sorted(folder.glob("fast*_port*")):
-        # The files of locks are empty always. What another process removes meanwhile is no concern of ours.
+        # Lock files are always empty. Another process may remove a file meanwhile.
         with contextlib.suppress(OSError):
             status = path.stat()
             is_old = time.time() - status.st_mtime > _UNFINISHED_AFTER_S
@@ -76,19 +76,19 @@ def warn_of_unfinished_segments() -> None:
 
 
 def remove_unfinished_segments(folder: Path = SHARED_MEMORY) -> None:
-    """Remove `unfinished_segments`, as far as they belong to this user."""
+    """Remove those of `unfinished_segments` that this user may remove."""
     for path in unfinished_segments(folder):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to give image-sized buffers back to the kernel after each frame.
+    """Make glibc keep image-sized buffers instead of returning them to the kernel after each frame.
 
-    Without it every multi-megabyte buffer is mapped, zeroed and unmapped again for each image.
+    Otherwise every multi-megabyte buffer is mapped, zeroed and unmapped for each image.
 
     Returns:
-        Whether it was done; False where the C library has no ``mallopt``.
+        False where the C library has no ``mallopt``.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

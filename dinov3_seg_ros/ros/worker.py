@@ -1,4 +1,4 @@
-"""Threads that always work on the newest frames: one slot for each camera, and what is late is dropped."""
+"""A worker that always takes the newest frames: one slot for each camera; older frames are dropped."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-#: What is left to do of a turn that was started.
+#: Finishes a turn that was started.
 Finish = Callable[[], None]
 
 
 class LatestFrameWorker:
-    """Runs ``start`` in a thread of its own on the newest item of each slot, then what it returns.
+    """Calls ``start`` with the newest item of each slot in a thread of its own, then calls what ``start`` returns.
 
-    `put` never waits: an item that has not been taken is replaced. Slots that wait at the same moment are handed over
-    together, first the one whose last turn is longest ago. So a fast camera cannot starve a slow one, and of cameras
-    that send at the same moment, always in the same order, the last does not bear all the losses.
+    `put` never waits: it replaces an item that has not been taken. Slots that are filled at the same moment are handed
+    over together, the one with the oldest last turn first. So a fast camera cannot starve a slow one, and among
+    cameras that always send in the same order the last one does not lose the most frames.
 
     Args:
-        start: called with ``[(slot, item), ...]``; returns what is then left to do. An exception that either raises is
-            passed to ``on_error`` and ends nothing.
-        on_error: called, in the thread that failed, with the slots of the items and what was raised of them.
+        start: called with ``[(slot, item), ...]``; returns a function that finishes them. An exception in either is
+            passed to ``on_error``, and the worker goes on.
+        on_error: called, in the thread that failed, with the slots of the items and the exception.
         max_items: the most items handed over at once.
-        overlap: whether a second thread finishes items while the first starts the next: worth it where another device
-            computes in between. No more than two turns are under way then, so that items are still taken late.
+        overlap: whether a second thread finishes items while the first starts the next, which pays where another
+            device computes in between. At most two turns are in flight, so that items are still taken late.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LatestFrameWorker:
             thread.start()
 
     def put(self, slot: str, item: Any) -> bool:
-        """Leave an item for the thread; True when it takes the place of one that is now dropped."""
+        """Leave an item for the worker; True when it replaces one, which is dropped."""
         with self._condition:
             replaces = slot in self._waiting
             self._waiting[slot] = item
@@ -61,7 +61,7 @@ class LatestFrameWorker:
             return replaces
 
     def stop(self) -> list[str]:
-        """Let the items in work finish and join the threads; the slots whose items waited and are dropped."""
+        """Let the items being processed finish, and join the threads; return the slots whose items are dropped."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -75,7 +75,7 @@ class LatestFrameWorker:
             slots = [slot for slot, _ in items]
             try:
                 finish = self._start(items)
-            except BaseException as error:  # whatever it is: nobody else sees it, and stop() would wait for ever
+            except BaseException as error:  # any kind: nobody else would see it, and stop() would wait for ever
                 self._report(slots, error)
                 self._room.release()
             else:
@@ -95,11 +95,11 @@ class LatestFrameWorker:
         self._room.release()
 
     def _report(self, slots: Sequence[str], error: BaseException) -> None:
-        with contextlib.suppress(BaseException):  # whatever a report fails of, the next frame is worked on
+        with contextlib.suppress(BaseException):  # a failing report must not stop the next frame
             self._on_error(slots, error)
 
     def _next(self) -> list[tuple[str, Any]]:
-        """The next turn's items, once there is room for a turn; none when the worker stops."""
+        """The items of the next turn, once there is room for one; empty when the worker stops."""
         self._room.acquire()
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._stopping)
