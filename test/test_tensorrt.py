@@ -1,4 +1,4 @@
-"""The TensorRT runtime and its engines, on stand-ins for TensorRT and CUDA that compute with ONNX Runtime."""
+"""The TensorRT runtime and its engines, on stand-ins for TensorRT and CUDA (`stand_ins`) that need no GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterErro
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SIZE = (64, 96)
-_OURS = ("dinov3_seg_ros.runtimes.tensorrt", "dinov3_seg_ros.runtimes.tensorrt")
+_OURS = "dinov3_seg_ros.runtimes.tensorrt"
 
 
 def forget_modules():
@@ -44,7 +45,7 @@ def forget_modules():
 
 @pytest.fixture
 def trt(monkeypatch, tmp_path):
-    """The stand-in for TensorRT, new, and a store for engines of the test's own."""
+    """The stand-in for TensorRT, freshly imported, and an empty store for engines."""
     forget_modules()
     monkeypatch.syspath_prepend(STAND_INS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
@@ -84,7 +85,7 @@ def segmenter(*bundles, precision="fp32", **options):
 
 
 def labels(*bundles, **options):
-    """What TensorRT says of a picture, the runtime closed again."""
+    """TensorRT's labels of a picture; the runtime is closed again."""
     with contextlib.closing(segmenter(*bundles, **options)) as open_one:
         return open_one.segment([picture()])[0].labels
 
@@ -102,7 +103,7 @@ def stored(suffix=".engine"):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_labels_and_confidence_equal_onnx_runtimes(trt, bundles, precision):
+def test_labels_and_confidence_equal_those_of_onnx_runtime(trt, bundles, precision):
     reference = Segmenter.from_bundle(bundles[0].path, "onnx", precision=precision).segment([picture()])[0]
     result = segmenter(bundles[0], precision=precision).segment([picture()])[0]
     assert len(np.unique(reference.labels)) > 2
@@ -110,12 +111,12 @@ def test_labels_and_confidence_equal_onnx_runtimes(trt, bundles, precision):
     assert np.array_equal(result.confidence, reference.confidence)
 
 
-def test_the_runtime_says_what_it_computes_on(trt, bundles):
-    assert segmenter(bundles[0]).runtime.description == "TensorRT 10.13.3.9, Stand-in GPU, fp32"
+def test_the_description_names_release_gpu_and_precision(trt, bundles):
+    assert segmenter(bundles[0]).runtime.description == "TensorRT 10.13.3.9, Stand-in GPU (cuda:0), fp32"
 
 
 @pytest.mark.parametrize("version", ["10.0.1", "11.1.0.106", "without the flag"])
-def test_types_are_those_of_the_graph_in_every_release(trt, bundles, version, monkeypatch):
+def test_every_release_takes_the_types_of_the_graph(trt, bundles, version, monkeypatch):
     if version == "without the flag":
         monkeypatch.setattr(trt, "NetworkDefinitionCreationFlag", SimpleNamespace())
     else:
@@ -137,7 +138,7 @@ def test_several_heads_share_one_backbone_run(trt, bundles):
         assert np.array_equal(result.heads[bundle.manifest.name].labels, expected(bundle, seed=1))
 
 
-def test_several_batch_sizes_go_through_one_engine(trt, bundles):
+def test_one_engine_serves_every_batch_size_up_to_max_batch(trt, bundles):
     several = segmenter(bundles[0], max_batch=3)
     for count in (3, 1, 2, 1, 3):
         results = several.segment([picture(seed) for seed in range(count)])
@@ -145,13 +146,13 @@ def test_several_batch_sizes_go_through_one_engine(trt, bundles):
             assert np.array_equal(result.labels, expected(bundles[0], seed=seed))
     assert len(trt.built) == 2
     assert trt.built[0].config.profile.shapes["canvases"] == [[1, *SIZE, 3], [3, *SIZE, 3], [3, *SIZE, 3]]
-    with pytest.raises(ParameterError, match="4 canvases came at once, but max_batch is 3"):
+    with pytest.raises(ParameterError, match="4 frames came at once, but max_batch is 3"):
         several.runtime.start(np.zeros((4, *SIZE, 3), np.uint8), [])
-    with pytest.raises(ImageError, match="no engine for canvases of 32x32 pixels; there are: 64x96"):
+    with pytest.raises(ImageError, match="no engine for network inputs of 32x32 pixels; there are: 64x96"):
         several.runtime.start(np.zeros((1, 32, 32, 3), np.uint8), [])
 
 
-def test_further_batch_sizes_take_no_further_memory_on_the_gpu(trt, cuda, bundles):
+def test_further_batch_sizes_take_no_further_gpu_memory(trt, cuda, bundles):
     several = segmenter(bundles[0], max_batch=3)
     taken = sum(size for size, _ in cuda.device.values())
     for count in (3, 1, 2):
@@ -159,7 +160,7 @@ def test_further_batch_sizes_take_no_further_memory_on_the_gpu(trt, cuda, bundle
     assert sum(size for size, _ in cuda.device.values()) == taken
 
 
-def test_a_tensorrt_whose_contexts_cannot_share_memory_gives_each_its_own(trt, cuda, bundles, monkeypatch):
+def test_contexts_that_cannot_share_memory_have_their_own(trt, cuda, bundles, monkeypatch):
     monkeypatch.delattr(trt.IExecutionContext, "set_device_memory")  # as in 10.0
     several = segmenter(bundles[0], max_batch=2)
     for count in (1, 2):
@@ -167,7 +168,7 @@ def test_a_tensorrt_whose_contexts_cannot_share_memory_gives_each_its_own(trt, c
         assert np.array_equal(results[-1].labels, expected(bundles[0], seed=count - 1))
 
 
-def test_frames_after_the_first_are_replayed_as_cuda_graphs(trt, cuda, bundles):
+def test_frames_after_the_first_replay_cuda_graphs(trt, cuda, bundles):
     warm = segmenter(bundles[0])
     warm.segment([picture()])
     cuda.launches.clear()
@@ -175,7 +176,7 @@ def test_frames_after_the_first_are_replayed_as_cuda_graphs(trt, cuda, bundles):
     assert len(cuda.launches) == 2
 
 
-def test_what_cannot_be_captured_runs_without_a_cuda_graph(trt, cuda, bundles, caplog):
+def test_an_engine_that_cannot_be_captured_runs_without_a_cuda_graph(trt, cuda, bundles, caplog):
     trt.behaviour.capturable = False
     for seed in (0, 1):
         plain = segmenter(bundles[0])
@@ -183,6 +184,31 @@ def test_what_cannot_be_captured_runs_without_a_cuda_graph(trt, cuda, bundles, c
     assert not cuda.launches
     assert "one/backbone.onnx runs without a CUDA graph" in caplog.text
     assert "operation not permitted when stream is capturing" in caplog.text
+
+
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_engines_run_on_the_gpu_of_the_number_asked_for(trt, cuda, bundles, device, index):
+    """In every thread: CUDA keeps a current GPU for each, and the stand-ins refuse to run on another's streams."""
+    cuda.gpu.count = 2
+    chosen = segmenter(bundles[0], device=device, max_batch=2)
+    assert chosen.runtime.device == f"cuda:{index}"
+    assert f"(cuda:{index})" in chosen.runtime.description
+    with ThreadPoolExecutor(1) as starter, ThreadPoolExecutor(1) as finisher:
+        for count in (1, 2, 1):
+            frames = [picture(seed) for seed in range(count)]
+            started = starter.submit(chosen.start, frames).result(timeout=60)
+            results = finisher.submit(started.finish).result(timeout=60)
+            for seed, result in enumerate(results):
+                assert np.array_equal(result.labels, expected(bundles[0], seed=seed))
+        assert {cuda.devices[address] for address in cuda.device} == {index}
+        finisher.submit(chosen.close).result(timeout=60)
+    assert not cuda.device and not cuda.host and not cuda.objects
+
+
+def test_a_gpu_number_that_does_not_exist_is_refused(trt, cuda, bundles):
+    cuda.gpu.count = 2
+    with pytest.raises(RuntimeUnavailableError, match="'cuda:2' was asked for, but CUDA finds 2 GPUs, numbered from 0"):
+        segmenter(bundles[0], device="cuda:2")
 
 
 def canvases(seed):
@@ -195,7 +221,7 @@ def logits_alone(bundle, seed):
 
 
 @pytest.mark.parametrize("late", [None, 0, 1, 2])
-def test_computations_that_overlap_give_each_its_own_logits_whichever_stream_is_late(trt, cuda, bundles, late):
+def test_overlapping_computations_have_their_own_logits(trt, cuda, bundles, late):
     runtime = segmenter(bundles[0]).runtime
     cuda.gpu.late = late
     given, started = canvases(0), []
@@ -209,7 +235,7 @@ def test_computations_that_overlap_give_each_its_own_logits_whichever_stream_is_
         assert min(seconds.values()) >= 0
 
 
-def test_nothing_is_waited_for_until_the_third_computation_needs_the_place_of_the_first(trt, cuda, bundles):
+def test_only_the_third_computation_in_flight_waits_for_the_first(trt, cuda, bundles):
     runtime = segmenter(bundles[0]).runtime
     for seed in range(2):  # the first two record CUDA graphs
         runtime.start(canvases(seed), ["one"]).logits()
@@ -221,7 +247,7 @@ def test_nothing_is_waited_for_until_the_third_computation_needs_the_place_of_th
     runtime.close()
 
 
-def test_overwritten_feature_maps_give_an_error_and_not_another_frames_maps(trt, bundles):
+def test_reading_overwritten_feature_maps_is_an_error(trt, bundles):
     runtime = segmenter(bundles[0]).runtime
     old, new = (runtime.start(canvases(seed), []) for seed in range(2))
     reference = Segmenter.from_bundle(bundles[0].path, "onnx", precision="fp32").runtime.start(canvases(1), [])
@@ -231,7 +257,7 @@ def test_overwritten_feature_maps_give_an_error_and_not_another_frames_maps(trt,
         old.maps()
 
 
-def test_a_wait_that_fails_fails_its_own_frame_whoever_waits_and_no_other(trt, cuda, bundles, monkeypatch):
+def test_a_wait_that_fails_drops_its_own_frame_only(trt, cuda, bundles, monkeypatch):
     broken = segmenter(bundles[0])
     broken.segment([picture()])
     started = [broken.start([picture(seed)]) for seed in range(2)]
@@ -246,7 +272,7 @@ def test_a_wait_that_fails_fails_its_own_frame_whoever_waits_and_no_other(trt, c
         assert np.array_equal(started[seed].finish()[0].labels, expected(bundles[0], seed=seed))
 
 
-def test_canvases_of_two_sizes_in_turn_overlap_as_those_of_one(trt, bundles):
+def test_frames_of_two_network_sizes_in_turn_overlap(trt, bundles):
     write_graphs(bundles[0], size=(96, 64))
     upright = np.ascontiguousarray(picture().transpose(1, 0, 2))
     both = segmenter(bundles[0], geometry="native")
@@ -259,8 +285,8 @@ def test_canvases_of_two_sizes_in_turn_overlap_as_those_of_one(trt, bundles):
     assert [one.finish()[0].labels.shape for one in started] == [frame.shape[:2] for frame in frames]
 
 
-def test_closing_lets_go_of_engines_and_contexts_at_once(trt, cuda, bundles):
-    """Not only when Python next looks for cycles: their memory is the GPU's."""
+def test_closing_releases_engines_and_contexts_at_once(trt, cuda, bundles):
+    """Not only at Python's next garbage collection: the memory is the GPU's."""
     runtime = segmenter(*bundles, max_batch=2).runtime
     for batch in (1, 2):
         runtime.start(np.concatenate(batch * [canvases(0)]), ["one", "two"])
@@ -270,14 +296,14 @@ def test_closing_lets_go_of_engines_and_contexts_at_once(trt, cuda, bundles):
     gc.disable()
     try:
         runtime.close()
-        trt.runs.clear(), cuda.launches.clear()  # the stand-ins' own notes
+        trt.runs.clear(), cuda.launches.clear()  # the stand-ins' notes refer to engines
         assert [reference for reference in held if reference() is not None] == []
     finally:
         gc.enable()
 
 
 @pytest.mark.parametrize("under_way", [1, 2])
-def test_closing_waits_for_what_is_under_way(trt, bundles, under_way):
+def test_closing_waits_for_computations_in_flight(trt, bundles, under_way):
     runtime = segmenter(bundles[0]).runtime
     runtime.start(canvases(0), ["one"]).logits()
     trt.runs.clear()
@@ -287,7 +313,7 @@ def test_closing_waits_for_what_is_under_way(trt, bundles, under_way):
     assert len(trt.runs) == 2 * under_way
 
 
-def test_closing_frees_all_that_was_allocated(trt, cuda, bundles):
+def test_closing_frees_all_memory_streams_and_events(trt, cuda, bundles):
     open_one = segmenter(*bundles, max_batch=2)
     open_one.segment([picture(), picture(1)])
     open_one.segment([picture()])
@@ -338,12 +364,12 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_an_engine_that_does_not_fit_is_never_loaded_but_built_anew(trt, cuda, bundles, damage):
+def test_an_engine_that_does_not_fit_is_built_anew_and_never_loaded(trt, cuda, bundles, damage):
     labels(bundles[0])
     built = len(trt.built)
     DAMAGE[damage](trt, cuda, bundles[0])
     trt.deserialised.clear()
-    # The stand-in fails when it is given bytes that are no engine, or not a whole one.
+    # The stand-in fails on bytes that are no engine, or only part of one.
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert len(trt.built) > built
     assert len(trt.deserialised) == 2
@@ -354,7 +380,7 @@ def test_an_engine_that_does_not_fit_is_never_loaded_but_built_anew(trt, cuda, b
 
 def test_an_engine_that_tensorrt_refuses_to_load_is_built_anew(trt, bundles, caplog, monkeypatch):
     labels(bundles[0])
-    # As after an update of the driver, of which neither version nor GPU tell.
+    # As after an update of the driver, which changes neither version nor GPU.
     monkeypatch.setattr(trt, "_gpu", lambda: "the same, but different")
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert len(trt.built) == 4
@@ -385,11 +411,16 @@ def test_two_processes_at_once_build_each_engine_once_without_torch(trt, bundles
         subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    assert [process.communicate()[0] for process in processes] == ["(50, 60)\n"] * 2
+    try:
+        assert [process.communicate(timeout=120)[0] for process in processes] == ["(50, 60)\n"] * 2
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert len((tmp_path / "builds").read_text().splitlines()) == len(stored()) == 2
 
 
-def test_a_store_that_cannot_be_written_means_a_warning_and_engines_in_memory(trt, bundles, monkeypatch, caplog):
+def test_engines_stay_in_memory_where_the_store_cannot_be_written(trt, bundles, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(bundles[0].path / "bundle.json"))
     for _ in range(2):
         assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
@@ -419,7 +450,7 @@ def no_room_for(what, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["engine", "record"])
-def test_a_full_disk_leaves_nothing_behind(trt, bundles, caplog, what):
+def test_a_full_disk_leaves_no_part_of_an_engine(trt, bundles, caplog, what):
     with pytest.MonkeyPatch.context() as monkeypatch, no_room_for(what, monkeypatch):
         assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert "the engine stays in memory" in caplog.text
@@ -428,7 +459,7 @@ def test_a_full_disk_leaves_nothing_behind(trt, bundles, caplog, what):
     assert len(stored()) == 2
 
 
-def test_what_the_parser_cannot_read_is_said_in_its_words(trt, cuda, bundles):
+def test_an_unreadable_graph_is_an_error_in_the_parsers_words(trt, cuda, bundles):
     write_graphs(bundles[0], head_operator="NonMaxSuppression")
     with pytest.raises(
         ExportError,
@@ -438,7 +469,7 @@ def test_what_the_parser_cannot_read_is_said_in_its_words(trt, cuda, bundles):
     assert not cuda.device and not cuda.objects
 
 
-def test_an_engine_that_cannot_be_built_or_loaded_is_said_in_tensorrts_words(trt, bundles):
+def test_a_failed_build_or_load_is_an_error_in_tensorrts_words(trt, bundles):
     trt.behaviour.buildable = False
     with pytest.raises(ExportError, match=r"could not build an engine of .*backbone\.onnx: .*Could not find any impl"):
         segmenter(bundles[0])
@@ -449,7 +480,7 @@ def test_an_engine_that_cannot_be_built_or_loaded_is_said_in_tensorrts_words(trt
 
 
 @pytest.mark.parametrize("spoil", [np.negative, lambda value: np.full_like(value, np.nan), lambda value: value + 3])
-def test_an_engine_that_computes_something_else_is_thrown_away(trt, cuda, bundles, spoil):
+def test_an_engine_that_computes_something_else_is_deleted(trt, cuda, bundles, spoil):
     trt.behaviour.spoil = spoil
     with pytest.raises(ExportError, match=r"does not compute what the graph computes: layer_1 has cosine"):
         segmenter(bundles[0])
@@ -467,7 +498,7 @@ def test_without_onnx_runtime_an_engine_is_called_unverified(trt, bundles, monke
     assert len(trt.built) == 2
 
 
-def test_an_engine_stored_unverified_is_compared_once_that_can_be_done(trt, bundles, monkeypatch):
+def test_an_unverified_engine_is_compared_once_onnx_runtime_is_there(trt, bundles, monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "onnxruntime", None)
         labels(bundles[0])
@@ -478,7 +509,7 @@ def test_an_engine_stored_unverified_is_compared_once_that_can_be_done(trt, bund
     assert len(trt.built) == 2
 
 
-def test_an_engine_stored_unverified_that_computes_something_else_is_thrown_away_then(trt, bundles, monkeypatch):
+def test_an_unverified_engine_that_turns_out_wrong_is_deleted(trt, bundles, monkeypatch):
     trt.behaviour.spoil = np.negative
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "onnxruntime", None)
@@ -489,7 +520,7 @@ def test_an_engine_stored_unverified_that_computes_something_else_is_thrown_away
     assert len(stored()) == len(stored(".json")) == 1, "the head's was not reached"
 
 
-def test_auto_takes_no_engine_that_was_never_compared(trt, bundles, monkeypatch):
+def test_auto_takes_no_engine_that_cannot_be_compared(trt, bundles, monkeypatch):
     def chosen():
         return choose_runtime(bundles[:1], ComputeOptions(precision="fp32"))
 
@@ -509,20 +540,20 @@ def test_auto_takes_no_engine_that_was_never_compared(trt, bundles, monkeypatch)
     assert chosen()[0] == "tensorrt", "it has been compared"
 
 
-def test_a_head_of_another_type_than_the_backbones_maps_is_refused(trt, bundles):
+def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):
     write_graphs(bundles[0], head_type="fp16")
     with pytest.raises(ExportError, match=r"reads layer_1 as DataType\.HALF .*the backbone gives DataType\.FLOAT"):
         segmenter(bundles[0])
 
 
-def test_what_tensorrt_cannot_serve_is_refused_with_the_reason(trt, cuda, bundles):
+def test_options_that_tensorrt_cannot_serve_are_refused_with_the_reason(trt, cuda, bundles):
     with pytest.raises(RuntimeUnavailableError, match="GPUs only"):
         segmenter(bundles[0], device="cpu")
     with pytest.raises(RuntimeUnavailableError, match="--precision int8_qdq"):
         segmenter(bundles[0], precision="int8")
     with pytest.raises(RuntimeUnavailableError, match=r"no exported graphs of bf16 .*dinov3_seg_ros\.export"):
         segmenter(bundles[0], precision="bf16")
-    with pytest.raises(ParameterError, match="unknown precision 'fp8'"):
+    with pytest.raises(ParameterError, match="precision is 'fp8'; use one of: auto, fp32"):
         segmenter(bundles[0], precision="fp8")
     cuda.gpu.memory = 1000
     with pytest.raises(RuntimeUnavailableError, match=r"cudaMalloc failed: .*MemoryAllocation.*smaller network size"):
@@ -538,14 +569,14 @@ def test_what_tensorrt_cannot_serve_is_refused_with_the_reason(trt, cuda, bundle
 
 def test_auto_takes_tensorrt_and_half_precision_where_there_is_a_gpu(trt, cuda, bundles):
     chosen = Segmenter.from_bundle(bundles[0].path)
-    assert chosen.runtime.description == "TensorRT 10.13.3.9, Stand-in GPU, fp16"
-    assert chosen.runtime_reason.startswith("tensorrt is the fastest that can run here on the CUDA")
+    assert chosen.runtime.description == "TensorRT 10.13.3.9, Stand-in GPU (cuda:0), fp16"
+    assert chosen.runtime_reason.startswith("tensorrt is the fastest that can run here on the CUDA:0")
     assert Segmenter.from_bundle(bundles[1].path).runtime.description.endswith("fp32")
     cuda.gpu.count = 0
     assert Segmenter.from_bundle(bundles[0].path).runtime.name == "onnx"
 
 
-def test_auto_goes_on_to_onnx_where_the_engines_are_not_what_they_should_be(trt, cuda, bundles):
+def test_auto_falls_back_to_onnx_where_an_engine_computes_something_else(trt, cuda, bundles):
     trt.behaviour.spoil = np.negative
     chosen = Segmenter.from_bundle(bundles[0].path, precision="fp32")
     assert chosen.runtime.name == "onnx"
@@ -555,13 +586,13 @@ def test_auto_goes_on_to_onnx_where_the_engines_are_not_what_they_should_be(trt,
     assert np.array_equal(chosen.segment([picture()])[0].labels, expected(bundles[0]))
 
 
-def test_an_old_tensorrt_is_not_taken_for_one_that_works(trt, bundles, monkeypatch):
+def test_a_tensorrt_before_10_is_refused(trt, bundles, monkeypatch):
     monkeypatch.setattr(trt, "__version__", "8.6.1")
     with pytest.raises(RuntimeUnavailableError, match=r"TensorRT 8\.6\.1 is too old; 10 or newer is needed"):
         segmenter(bundles[0])
 
 
-def test_progress_is_told_in_percent(trt, bundles, monkeypatch, caplog):
+def test_a_long_build_logs_its_progress_in_percent(trt, bundles, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "dinov3_seg_ros.runtimes.tensorrt")
     builder = importlib.import_module("dinov3_seg_ros.runtimes.tensorrt.builder")
     monkeypatch.setattr(builder, "_SECONDS_BETWEEN_MESSAGES", 0.0)
@@ -572,13 +603,13 @@ def test_progress_is_told_in_percent(trt, bundles, monkeypatch, caplog):
     assert shares == sorted(shares) and shares[-1] == 100
 
 
-def test_progress_is_told_every_few_seconds_only(trt, bundles, caplog):
+def test_progress_is_logged_at_most_every_few_seconds(trt, bundles, caplog):
     caplog.set_level(logging.INFO, "dinov3_seg_ros.runtimes.tensorrt")
     labels(bundles[0])
     assert not [record for record in caplog.records if "%" in record.getMessage()]
 
 
-def test_the_doctor_knows_the_gpu_the_engines_and_the_graphs(trt, cuda, bundles):
+def test_the_doctor_reports_gpu_engines_and_graphs(trt, cuda, bundles):
     labels(bundles[0])
     stored()[0].write_bytes(b"")
     (bundles[1].path / "onnx" / "64x96-fp32" / "head.onnx").write_bytes(b"")
@@ -593,7 +624,7 @@ def test_the_doctor_knows_the_gpu_the_engines_and_the_graphs(trt, cuda, bundles)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A bundle to export in earnest."""
+    """A bundle for real exports, without graphs yet."""
     return write_tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
 
 
@@ -604,32 +635,32 @@ def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exporte
     assert main([str(exported.path), "--engine", "--images", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "# Engines of tiny, 64x96, fp32" in said
-    assert "on 1 images, TensorRT 10.13.3.9, Stand-in GPU, fp32." in said
+    assert "on 1 images, TensorRT 10.13.3.9, Stand-in GPU (cuda:0), fp32." in said
     assert len(trt.built) == len(stored()) == len(stored(".md")) == 2
     reference = Segmenter.from_bundle(exported.path, "torch").segment([picture()])[0].labels
     assert (labels(exported) == reference).mean() > 0.9995
     assert len(trt.built) == 2
 
 
-def test_graphs_quantised_for_tensorrt_are_read_by_its_parser(trt, tmp_path, capsys):
+def test_the_parser_reads_graphs_quantised_for_tensorrt(trt, tmp_path, capsys):
     import torch
 
     from dinov3_seg_ros.export.__main__ import main
 
     backbone = tiny_backbone()
     with torch.no_grad():
-        for parameter in backbone.parameters():  # biases, which are 0 at first, would be left out of the graph
+        for parameter in backbone.parameters():  # biases start at 0, and the graph would leave them out
             parameter.add_(0.1 * torch.randn_like(parameter))
     bundle = write_tiny_bundle(tmp_path / "tiny", backbone=backbone, network_size=SIZE, geometry="stretch")
     assert main([str(bundle.path), "--engine", "--precision", "int8_qdq", "--least-labels", "0.8"]) == 0
     assert "# Engines of tiny, 64x96, int8_qdq" in capsys.readouterr().out
 
 
-def test_engines_that_differ_from_the_model_fail_the_export_and_are_removed(trt, exported, capsys, monkeypatch):
+def test_engines_that_differ_from_the_model_fail_the_export(trt, exported, capsys, monkeypatch):
     from dinov3_seg_ros.export import exporter
     from dinov3_seg_ros.export.__main__ import main
 
-    # Wrong, but not seen by the comparison with ONNX Runtime, which is not there.
+    # Wrong, but the comparison with ONNX Runtime does not see it, because ONNX Runtime is missing.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     trt.behaviour.spoil = np.negative
     options = exporter.ExportOptions(engine=True)

@@ -1,7 +1,7 @@
-"""ONNX graph -> serialised engine.
+"""From an ONNX graph to a serialised engine.
 
-Written for the Python API that TensorRT 10 and 11 share, as in the bindings' sources of 10.0 and 11.1
-(NVIDIA/TensorRT, python/src).
+Uses the Python API that TensorRT 10 and 11 share, as in the bindings' sources of 10.0 and 11.1 (NVIDIA/TensorRT,
+python/src).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorrt as trt
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
 from dinov3_seg_ros.support.errors import ExportError
 
-#: What engines are built with, apart from what `build` is told; part of their identity.
+#: How engines are built, apart from the arguments of `build`; part of their identity.
 SETTINGS = {"tf32": False}
 _SECONDS_BETWEEN_MESSAGES = 5.0
 
@@ -25,17 +25,17 @@ def build(graph: Path, max_batch: int) -> bytes:
     """Build an engine for batches of 1 to ``max_batch``, the fastest at ``max_batch``. Takes minutes; logs progress.
 
     Args:
-        graph: ONNX file whose tensors have the batch first, and nothing else that varies.
+        graph: ONNX file. The batch is the first axis of every tensor; all other axes are fixed.
         max_batch: the largest batch.
 
     Raises:
-        ExportError: TensorRT cannot read or build it; says why, in TensorRT's words.
+        ExportError: TensorRT cannot read or build it; the message holds TensorRT's own.
     """
     TENSORRT_LOG.take_errors()
     builder = trt.Builder(TENSORRT_LOG)
     network = builder.create_network(_creation_flags())
     parser = trt.OnnxParser(network, TENSORRT_LOG)
-    # From the file, not from its bytes, so that weights in a file beside it are found.
+    # From the file, not from its bytes: so TensorRT finds weights in a file beside it.
     if not parser.parse_from_file(str(graph)):
         errors = "; ".join(_describe(parser.get_error(index)) for index in range(parser.num_errors))
         raise ExportError(
@@ -43,7 +43,7 @@ def build(graph: Path, max_batch: int) -> bytes:
             "set runtime to onnx, or export the bundle again in another precision"
         )
     config = builder.create_builder_config()
-    # On by default in both versions: fp32 would then be multiplied with 10 bits of mantissa.
+    # TF32 is on by default in both versions; it would multiply fp32 with 10 bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
@@ -51,7 +51,7 @@ def build(graph: Path, max_batch: int) -> bytes:
         fixed = tuple(tensor.shape)[1:]
         profile.set_shape(tensor.name, (1, *fixed), (max_batch, *fixed), (max_batch, *fixed))
     config.add_optimization_profile(profile)
-    # Kept in a variable, as it must outlive the build.
+    # In a variable, because it must outlive the build.
     progress = _Progress(f"{graph.parent.name}/{graph.name}")
     config.progress_monitor = progress
     logger.warning("building the TensorRT engine of %s; this takes minutes, once", graph)
@@ -67,7 +67,7 @@ def build(graph: Path, max_batch: int) -> bytes:
 
 
 def _creation_flags() -> int:
-    """Types as in the graph: 10.x must be told so; 11.x knows nothing else and ignores the flag (deprecated there)."""
+    """Take types from the graph: 10.x needs the flag; 11.x does nothing else and ignores it (deprecated there)."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -83,21 +83,22 @@ class _Phase:
     done: int = 0
 
 
-class _Progress(trt.IProgressMonitor):
-    """A line every few seconds. TensorRT calls from several threads, and an exception would end the build."""
+class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT ships no types
+    """Logs a line every few seconds. TensorRT calls it from several threads, and an exception would end the build."""
 
     def __init__(self, what: str) -> None:
         trt.IProgressMonitor.__init__(self)
-        self._what, self._phases, self._lock = what, {}, threading.Lock()
+        self._what, self._lock = what, threading.Lock()
+        self._phases: dict[str, _Phase] = {}
         self._next = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """A phase begins, within another or by itself."""
+        """Note a phase that begins, within another or by itself."""
         with self._lock:
             self._phases[phase_name] = _Phase(parent_phase, num_steps)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Step 0, 1, ... of a phase is done; True: go on."""
+        """Note that step 0, 1, ... of a phase is done; return True to go on."""
         with self._lock:
             if phase_name in self._phases:
                 self._phases[phase_name].done = step + 1
@@ -109,12 +110,13 @@ class _Progress(trt.IProgressMonitor):
         return True
 
     def phase_finish(self, phase_name: str) -> None:
-        """A phase is over, with or without all of its steps."""
+        """Forget a phase that is over, with or without all of its steps."""
         with self._lock:
             self._phases.pop(phase_name, None)
 
     def _share(self, name: str) -> float:
-        """How much of a phase is done, 0..1, its current step by the phases within."""
+        """Return how much of a phase is done, 0..1; the phases within count for its current step."""
         phase = self._phases[name]
         within = [self._share(other) for other, inner in self._phases.items() if inner.parent == name]
-        return min(1.0, (phase.done + (sum(within) / len(within) if within else 0.0)) / phase.steps)
+        current = sum(within) / len(within) if within else 0.0
+        return min(1.0, (phase.done + current) / phase.steps)

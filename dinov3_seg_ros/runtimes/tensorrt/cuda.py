@@ -1,4 +1,4 @@
-"""GPU memory, streams, events and CUDA graphs, by cuda-python; written for its releases 12.9 and 13."""
+"""GPU memory, streams, events and CUDA graphs through cuda-python, releases 12.9 and 13."""
 
 from __future__ import annotations
 
@@ -18,14 +18,37 @@ from dinov3_seg_ros.support.errors import RuntimeUnavailableError
 
 @dataclass(frozen=True)
 class Gpu:
-    """What engines depend on: name, and compute capability such as ``8.7``."""
+    """One GPU of this machine. Engines depend on its name and capability, not on its number.
 
+    Attributes:
+        index: CUDA's number of it.
+        name: such as ``Orin``.
+        capability: its compute capability, such as ``8.7``.
+    """
+
+    index: int
     name: str
     capability: str
 
+    @property
+    def device(self) -> str:
+        """Its name as PyTorch names devices, such as ``cuda:1``."""
+        return f"cuda:{self.index}"
 
-def find_gpu() -> Gpu:
-    """The GPU that CUDA uses in this thread.
+    def use(self) -> None:
+        """Make this thread allocate, queue and run on this GPU from now on.
+
+        CUDA keeps one current GPU for each thread, so every thread that works with the GPU calls this first. The
+        choice is not undone: to choose another GPU again, CUDA would take memory on it.
+        """
+        _call(cudart.cudaSetDevice, self.index)
+
+
+def find_gpu(device: str = "auto") -> Gpu:
+    """Find a GPU.
+
+    Args:
+        device: ``cuda:N``; ``auto`` and ``cuda`` take the one that CUDA uses in this thread.
 
     Raises:
         RuntimeUnavailableError: there is none, or its driver is missing.
@@ -36,47 +59,51 @@ def find_gpu() -> Gpu:
         raise RuntimeUnavailableError(f"no GPU can be used: {error}") from error
     if not count:
         raise RuntimeUnavailableError("no GPU can be used: CUDA finds none")
-    properties = _call(cudart.cudaGetDeviceProperties, _call(cudart.cudaGetDevice))
-    return Gpu(properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}")
+    number = device.partition(":")[2]
+    index: int = int(number) if number else _call(cudart.cudaGetDevice)
+    if index >= count:
+        raise RuntimeUnavailableError(f"device '{device}' was asked for, but CUDA finds {count} GPUs, numbered from 0")
+    properties = _call(cudart.cudaGetDeviceProperties, index)
+    return Gpu(index, properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}")
 
 
 class Workspace:
-    """Memory, streams and events on a GPU. What is made here lives until `close`, which frees all of it."""
+    """Memory, streams and events on the GPU that the calling thread uses. `close` frees all that was made here."""
 
     def __init__(self) -> None:
         self._owned = contextlib.ExitStack()
         self._streams: list[Stream] = []
 
     def stream(self) -> Stream:
-        """A queue of its own."""
-        # The default stream would make TensorRT wait for the whole device at every run.
+        """Return a new queue."""
+        # On the default stream TensorRT would wait for the whole device in every run.
         handle = _call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
         self._owned.callback(_call, cudart.cudaStreamDestroy, handle)
         self._streams.append(Stream(handle, self._owned))
         return self._streams[-1]
 
     def event(self) -> Event:
-        """A moment that no stream has come to yet."""
-        # Who waits for it sleeps: a thread that asks again and again would take a core from the robot.
+        """Return a moment that no stream has reached yet."""
+        # Blocking: a waiting thread sleeps. One that polls would take a core from the robot.
         handle = _call(cudart.cudaEventCreateWithFlags, cudart.cudaEventBlockingSync)
         self._owned.callback(_call, cudart.cudaEventDestroy, handle)
         return Event(handle)
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes on the GPU."""
-        address = _call(cudart.cudaMalloc, size)
+        """Return the address of ``size`` new bytes on the GPU."""
+        address: int = _call(cudart.cudaMalloc, size)
         self._owned.callback(_call, cudart.cudaFree, address)
         return address
 
-    def pinned(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """An array in page-locked memory, from and to which copies are fastest. Not to be read after `close`."""
+    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an array in page-locked memory, which the GPU copies fastest. It must not be read after `close`."""
         size = math.prod(shape) * dtype.itemsize
-        address = _call(cudart.cudaMallocHost, size)
+        address: int = _call(cudart.cudaMallocHost, size)
         self._owned.callback(_call, cudart.cudaFreeHost, address)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)
 
     def wait(self) -> None:
-        """Until every stream has done all that is queued."""
+        """Wait until every stream has done all that is queued."""
         for stream in self._streams:
             stream.wait()
 
@@ -89,22 +116,23 @@ class Workspace:
 
 
 class Event:
-    """A moment on a stream; made by `Workspace.event`. Its methods are named like those of PyTorch's events."""
+    """A moment on a stream, made by `Workspace.event`. Its methods are named like those of PyTorch's events."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
 
     def synchronize(self) -> None:
-        """Wait until the stream has come to it."""
+        """Wait until the stream has reached it."""
         _call(cudart.cudaEventSynchronize, self.handle)
 
     def elapsed_time(self, later: Event) -> float:
-        """Milliseconds from this moment to another, both of which have passed."""
-        return _call(cudart.cudaEventElapsedTime, self.handle, later.handle)
+        """Return the milliseconds from this moment to a later one; both must have passed."""
+        milliseconds: float = _call(cudart.cudaEventElapsedTime, self.handle, later.handle)
+        return milliseconds
 
 
 class Stream:
-    """A queue of copies and kernels, which the GPU works off in order; made by `Workspace.stream`.
+    """A queue of copies and kernels, which the GPU executes in order; made by `Workspace.stream`.
 
     Attributes:
         handle: as TensorRT takes it.
@@ -115,11 +143,11 @@ class Stream:
         self.handle = get_cuda_native_handle(stream)
 
     def to_gpu(self, address: int, array: np.ndarray) -> None:
-        """Queue a copy of a contiguous array, which must not change until that is done."""
+        """Queue a copy of a contiguous array to the GPU; the array must not change until the copy is done."""
         self._copy(address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def from_gpu(self, array: np.ndarray, address: int) -> None:
-        """Queue a copy into a contiguous array, which is filled once that is done."""
+        """Queue a copy from the GPU into a contiguous array, which is filled once the copy is done."""
         self._copy(array.ctypes.data, address, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def on_gpu(self, target: int, source: int, size: int) -> None:
@@ -127,28 +155,28 @@ class Stream:
         self._copy(target, source, size, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
     def record_event(self, event: Event) -> None:
-        """Let ``event`` be the moment when everything queued so far is done."""
+        """Make ``event`` the moment at which everything queued so far is done."""
         _call(cudart.cudaEventRecord, event.handle, self._stream)
 
     def wait_event(self, event: Event) -> None:
-        """Begin nothing that is queued from now on before another stream, where it is recorded, has come to it."""
+        """Start nothing that is queued from now on before the stream that recorded ``event`` has reached it."""
         _call(cudart.cudaStreamWaitEvent, self._stream, event.handle, 0)
 
     def wait(self) -> None:
-        """Until everything queued is done."""
+        """Wait until everything queued is done."""
         _call(cudart.cudaStreamSynchronize, self._stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``work`` queues as a CUDA graph; it is not run.
+        """Record as a CUDA graph what ``work`` queues. Nothing runs yet.
 
         Returns:
-            Queues all of it at once. Addresses and shapes are those of the recording.
+            A function that queues all of it at once, with the addresses and shapes of the recording.
 
         Raises:
             RuntimeUnavailableError: it cannot be recorded; the stream can be used as before.
         """
         with contextlib.ExitStack() as recorded:
-            # Thread-local: CUDA calls of other threads neither break the recording nor are broken by it.
+            # Thread-local: CUDA calls of other threads do not disturb the recording, nor it them.
             mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             _call(cudart.cudaStreamBeginCapture, self._stream, mode)
             try:
@@ -157,7 +185,7 @@ class Stream:
             except RuntimeUnavailableError:
                 with contextlib.suppress(RuntimeUnavailableError):
                     self._end_capture(recorded)
-                cudart.cudaGetLastError()  # returns the error once more, and forgets it
+                cudart.cudaGetLastError()  # returns the error once more, and clears it
                 raise
             executable = _call(cudart.cudaGraphInstantiate, graph, 0)
         self._owned.callback(_call, cudart.cudaGraphExecDestroy, executable)
@@ -172,8 +200,8 @@ class Stream:
         return graph
 
 
-def _call(function: Callable[..., tuple], *arguments: Any) -> Any:
-    """What a function of the CUDA runtime returns after its status.
+def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime; return what follows its status.
 
     Raises:
         RuntimeUnavailableError: the status is an error.
@@ -183,6 +211,6 @@ def _call(function: Callable[..., tuple], *arguments: Any) -> Any:
         name, text = cudart.cudaGetErrorName(status)[1], cudart.cudaGetErrorString(status)[1]
         remedy = ""
         if status == cudart.cudaError_t.cudaErrorMemoryAllocation:
-            remedy = "; end what else uses the GPU, or take a smaller network size, batch or precision"
+            remedy = "; end what else uses the GPU, or use a smaller network size, batch or precision"
         raise RuntimeUnavailableError(f"{function.__name__} failed: {text.decode()} ({name.decode()}){remedy}")
     return results[0] if results else None

@@ -1,4 +1,4 @@
-"""Runs an engine: addresses fixed for good, one CUDA graph for each batch size."""
+"""Runs an engine at fixed addresses, with one CUDA graph for each batch size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorrt as trt
@@ -14,7 +15,7 @@ from dinov3_seg_ros.runtimes.tensorrt.cuda import Stream, Workspace
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 
-# bfloat16, which NumPy lacks, as its bits.
+# NumPy lacks bfloat16, so it is read as its bits.
 _NUMPY = {
     trt.DataType.FLOAT: np.float32,
     trt.DataType.HALF: np.float16,
@@ -38,16 +39,16 @@ class Tensor:
     type: trt.DataType
 
     @property
-    def dtype(self) -> np.dtype:
-        """NumPy's; uint16 for bfloat16."""
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type; uint16 for bfloat16."""
         return np.dtype(_NUMPY[self.type])
 
     def nbytes(self, batch: int) -> int:
-        """Bytes of the first ``batch`` elements."""
+        """Return the size in bytes of the first ``batch`` elements."""
         return batch * math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, stream: Stream, batch: int) -> np.ndarray:
-        """A copy of the first ``batch`` elements, bfloat16 as float32; waits for everything on the stream."""
+        """Copy the first ``batch`` elements, bfloat16 as float32. Waits for everything on the stream."""
         array = np.empty((batch, *self.shape), self.dtype)
         stream.from_gpu(array, self.address)
         stream.wait()
@@ -59,8 +60,8 @@ class Tensor:
 class Execution:
     """An engine ready to run.
 
-    Each batch size has a context of its own, since a CUDA graph is valid as long as its context's shapes stay. They are
-    made when their batch size first comes, and share the working memory: only one at a time runs on the one stream.
+    Each batch size has its own context, because a CUDA graph is valid only while its context's shapes stay. A context
+    is made when its batch size first comes. All share the working memory: on one stream only one runs at a time.
 
     Args:
         engine: what to run.
@@ -68,13 +69,13 @@ class Execution:
         workspace: owns the memory.
         stream: where it runs.
         max_batch: the largest batch.
-        given: inputs that lie on the GPU already, such as another engine's outputs.
+        given: inputs that are on the GPU already, such as another engine's outputs.
 
     Attributes:
         tensors: every input and output by name.
 
     Raises:
-        ExportError: a given input has another type or shape than the engine reads.
+        ExportError: a given input has not the type or shape that the engine reads.
         RuntimeUnavailableError: there is not enough memory.
     """
 
@@ -93,7 +94,7 @@ class Execution:
         self._create_context = self._contexts_with_shared_memory()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._inputs = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names if self._is_input(n)}
-        # Known only once a context knows its inputs' shapes.
+        # Output shapes are known only once a context has its inputs' shapes.
         context = self._context(max_batch)
         self.tensors: dict[str, Tensor] = {}
         for n in names:
@@ -110,27 +111,27 @@ class Execution:
                 self.tensors[n] = Tensor(address, shape, kind)
 
     def run(self, batch: int) -> None:
-        """Put a run on the first ``batch`` elements of the inputs on the stream.
+        """Queue a run on the first ``batch`` elements of the inputs.
 
         Raises:
-            RuntimeUnavailableError: TensorRT or CUDA fails; says why.
+            RuntimeUnavailableError: TensorRT or CUDA failed; says why.
         """
         if batch not in self._runs:
             self._runs[batch] = self._prepare(batch)
         self._runs[batch]()
 
     def close(self) -> None:
-        """Let go of the engine and its contexts; nothing of it may be under way."""
+        """Release the engine and its contexts; no run may be in flight."""
         self._runs.clear()
         self._contexts.clear()
-        self._engine = self._create_context = None
+        self._engine, self._create_context = None, _no_context
 
     def _prepare(self, batch: int) -> Callable[[], None]:
         context = self._context(batch)
         for name, tensor in self.tensors.items():
             self._check(context.set_tensor_address(name, tensor.address), f"{name} cannot be placed")
         enqueue = functools.partial(self._enqueue, context)
-        # The first run in new shapes initialises, which a recording does not allow (NVIDIA/TensorRT#2603).
+        # The first run with new shapes initialises, which a recording does not allow (NVIDIA/TensorRT#2603).
         enqueue()
         self._stream.wait()
         try:
@@ -145,7 +146,8 @@ class Execution:
     def _context(self, batch: int) -> trt.IExecutionContext:
         if batch not in self._contexts:
             context = self._create_context()
-            self._check(context is not None, "there is not enough memory on the GPU")
+            if context is None:
+                raise self._failure("there is not enough memory on the GPU")
             for name, shape in self._inputs.items():
                 self._check(context.set_input_shape(name, (batch, *shape)), f"{name} cannot have a batch of {batch}")
             self._contexts[batch] = context
@@ -153,23 +155,31 @@ class Execution:
 
     def _contexts_with_shared_memory(self) -> Callable[[], trt.IExecutionContext | None]:
         if not hasattr(trt.IExecutionContext, "set_device_memory"):  # 10.0: each takes memory for the largest batch
-            return self._engine.create_execution_context
+            create: Callable[[], trt.IExecutionContext | None] = self._engine.create_execution_context
+            return create
         size = self._engine.device_memory_size_v2
-        memory = self._workspace.allocate(max(size, 1))  # a small engine may need none, which CUDA gives no address for
+        memory = self._workspace.allocate(max(size, 1))  # a small engine may need none, and CUDA allocates no 0 bytes
 
-        def create() -> trt.IExecutionContext | None:
+        def create_with_shared_memory() -> trt.IExecutionContext | None:
             context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if context is not None:
                 context.set_device_memory(memory, size)
             return context
 
-        return create
+        return create_with_shared_memory
 
     def _is_input(self, name: str) -> bool:
-        return self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        return bool(self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
 
     def _check(self, succeeded: bool, what: str) -> None:
         if not succeeded:
-            raise RuntimeUnavailableError(
-                f"the TensorRT engine of {self._name} failed: {what}: {TENSORRT_LOG.take_errors()}; set runtime to onnx"
-            )
+            raise self._failure(what)
+
+    def _failure(self, what: str) -> RuntimeUnavailableError:
+        return RuntimeUnavailableError(
+            f"the TensorRT engine of {self._name} failed: {what}: {TENSORRT_LOG.take_errors()}; set runtime to onnx"
+        )
+
+
+def _no_context() -> None:
+    """Stand for the contexts of a closed engine."""

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's CPU says of a made image, to compare engines with."""
+"""What ONNX Runtime computes on the CPU for a synthetic image, to compare engines with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from dinov3_seg_ros.bundle.exports import CANVASES
 
 _CELLS = 8
-#: Why nothing can be compared, where that is why.
+#: Why nothing can be compared, where ONNX Runtime is missing.
 NOT_INSTALLED = "ONNX Runtime is not installed"
 
 
@@ -21,12 +21,12 @@ class CannotCompareError(Exception):
 
 
 class Reference:
-    """Inputs and outputs of a backbone's graph and of the heads' behind it, computed once they are asked for.
+    """Inputs and outputs of a backbone's graph and of its heads' graphs, computed when they are first read.
 
     Args:
         backbone: the backbone's graph.
-        size: (height, width) of its canvases, pixels.
-        batch: how many canvases.
+        size: (height, width) of its network input, pixels.
+        batch: how many network inputs.
     """
 
     def __init__(self, backbone: Path, size: tuple[int, int], batch: int) -> None:
@@ -34,19 +34,19 @@ class Reference:
 
     @functools.cached_property
     def maps(self) -> dict[str, np.ndarray]:
-        """The canvases, (batch, height, width, 3) uint8, and the backbone's maps, by name.
+        """The network inputs, (batch, height, width, 3) uint8, and the backbone's feature maps, by name.
 
         Raises:
-            CannotCompareError: why there are none.
+            CannotCompareError: ONNX Runtime cannot compute them; says why.
         """
-        canvases = _made_canvases(self._size, self._batch)
+        canvases = _synthetic_canvases(self._size, self._batch)
         return {CANVASES: canvases, **_run(self._backbone, {CANVASES: canvases})}
 
     def outputs(self, graph: Path) -> dict[str, np.ndarray]:
-        """Outputs, by name, of the backbone's graph or of a head's for these maps.
+        """Return, by name, the outputs of the backbone's graph, or of a head's graph for these maps.
 
         Raises:
-            CannotCompareError: why there are none.
+            CannotCompareError: ONNX Runtime cannot compute them; says why.
         """
         if graph == self._backbone:
             return {name: array for name, array in self.maps.items() if name != CANVASES}
@@ -54,19 +54,20 @@ class Reference:
 
 
 def onnx_runtime() -> ModuleType | None:
-    """The module, where it is installed and whole."""
+    """Import and return onnxruntime; None where it is missing or broken."""
     try:
         return importlib.import_module("onnxruntime")
     except (ImportError, OSError):
         return None
 
 
-def _made_canvases(size: tuple[int, int], batch: int) -> np.ndarray:
-    """Coarse patches of colour under fine noise, so that all of a network's scales have something to see."""
+def _synthetic_canvases(size: tuple[int, int], batch: int) -> np.ndarray:
+    """Generate coarse patches of colour under fine noise, so that every scale of the network has input."""
     random = np.random.default_rng(0)
     rows, columns = (np.arange(extent) * _CELLS // extent for extent in size)
     patches = random.integers(0, 224, (batch, _CELLS, _CELLS, 3), np.uint8)[:, rows][:, :, columns]
-    return patches + random.integers(0, 32, (batch, *size, 3), np.uint8)
+    canvases: np.ndarray = patches + random.integers(0, 32, (batch, *size, 3), np.uint8)
+    return canvases
 
 
 def _run(graph: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

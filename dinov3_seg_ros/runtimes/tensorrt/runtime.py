@@ -1,7 +1,7 @@
 """The TensorRT runtime: exported graphs as engines on an NVIDIA GPU, without torch.
 
-The heads' engines read the feature maps where the backbone's engine leaves them. Canvases come and logits go on streams
-of their own, so that the copies of one frame overlap with the computation of another.
+The heads' engines read the feature maps where the backbone's engine leaves them. Network inputs are uploaded and logits
+downloaded on streams of their own, so the copies of one frame overlap with the computation of another.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from dinov3_seg_ros.runtimes.tensorrt.store import StoredEngine, obtain, why_unv
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
-# What "auto" takes, best first. Types are in the graph, so that each needs graphs of its own; 8 bits and bfloat16
-# lose accuracy that only the user can weigh.
+# What "auto" takes, best first. Each precision needs its own graphs, because types are in the graph. 8 bits and bfloat16
+# lose accuracy, so the user must ask for them.
 _FASTEST = ("fp16", "fp32")
-# So many computations may be on their way: one is copied while another is computed.
+# The number of computations in flight: one is copied while another is computed.
 _SLOTS = 2
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The engines for one size of canvases, and where its computations have their ends; they take turns."""
+    """The engines for one size of network input, and the slots that its computations use in turn."""
 
     backbone: Execution
     heads: dict[str, Execution]
@@ -51,7 +51,7 @@ class _Network:
 
 
 class _Copy(NamedTuple):
-    """The two ends of what is copied between the host and the GPU, with room for the largest batch."""
+    """The two ends of a copy between host and GPU, with room for the largest batch."""
 
     host: np.ndarray
     address: int
@@ -59,7 +59,7 @@ class _Copy(NamedTuple):
 
 @dataclass
 class _Slot:
-    """What a computation on its way has for itself. The engines' own ends are used by one after the other."""
+    """The memory that one computation in flight has for itself. The engines' own memory is used by one after the other."""
 
     canvases: _Copy
     logits: dict[str, _Copy]
@@ -68,31 +68,33 @@ class _Slot:
 
 
 class _Computation:
-    """See `dinov3_seg_ros.runtimes.Computation`.
+    """A batch on the GPU; see `protocol.Computation`.
 
     Args:
         timeline: of the copies and engines.
-        logits: arrays that it fills, and that the next computation in its place overwrites.
-        read_maps: gives the maps, or raises ParameterError once they are another computation's.
+        logits: arrays that it fills, and that the next computation in its slot overwrites.
+        read_maps: returns the maps, or raises ParameterError once another computation has overwritten them.
     """
 
     def __init__(
         self,
-        timeline: Timeline,
+        timeline: Timeline[Event],
         logits: Mapping[str, np.ndarray],
         read_maps: Callable[[_Computation], dict[str, np.ndarray]],
     ) -> None:
         self._timeline, self._filled, self._read_maps = timeline, logits, read_maps
         self._logits: dict[str, np.ndarray] = {}
-        self._seconds: dict[str, float] | None = None
+        self._seconds: dict[str, float] = {}
         self._failure: RuntimeUnavailableError | None = None
-        # Ended either by whoever started it or by the computation that takes its place.
+        self._has_ended = False
+        # Either its reader ends it, or the computation that takes its slot.
         self._lock = threading.Lock()
 
     def end(self) -> None:
-        """Wait for it, and take what it gave out of the memory of the next; a failure is kept for who asks."""
+        """Wait for it, and copy its logits out of its slot; a failure is kept for whoever reads them."""
         with self._lock:
-            if self._seconds is None and self._failure is None:
+            if not self._has_ended:
+                self._has_ended = True
                 try:
                     self._seconds = self._timeline.wait()
                     self._logits = {name: array.copy() for name, array in self._filled.items()}
@@ -114,17 +116,16 @@ class _Computation:
 
 
 class TensorRTRuntime:
-    """Exported graphs in TensorRT; see `dinov3_seg_ros.runtimes.Runtime`.
+    """Exported graphs in TensorRT; see `protocol.Runtime`.
 
-    Engines that are not in the store (`engines.store`) are built when this is made, which takes minutes. All buffers
-    are allocated for ``options.max_batch`` canvases then; each smaller batch adds a context when it first comes.
+    Engines that are not in the store (`tensorrt.store`) are built when this is made, which takes minutes. All buffers
+    are allocated then, for ``options.max_batch`` frames; each smaller batch adds a context when it first comes.
 
     Attributes:
         engines: every engine in use.
     """
 
     name = "tensorrt"
-    device = "cuda"
     logits_device = "cpu"
 
     def __init__(
@@ -133,12 +134,20 @@ class TensorRTRuntime:
         options: ComputeOptions,
         exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
     ) -> None:
-        """See `Runtime`. ``exports``, one of each bundle by network size, are taken in place of the bundles' own."""
+        """Load or build the engines; see `protocol.RuntimeType`.
+
+        Args:
+            bundles: whose heads to run.
+            options: how to compute.
+            exports: one export of each bundle by network size, in place of those in the bundles' folders.
+        """
         precisions, gpu = usable(options)
-        chosen, precision = exports, options.precision
-        if chosen is None:
-            chosen, precision, _ = choose_exports(bundles, precisions, options.network_size)
-        self.sizes: tuple[tuple[int, int], ...] | None = tuple(chosen)
+        precision: str = options.precision
+        if exports is None:
+            exports, precision, _ = choose_exports(bundles, precisions, options.network_size)
+        gpu.use()
+        self.device = gpu.device
+        self.sizes: tuple[tuple[int, int], ...] | None = tuple(exports)
         self.engines: list[StoredEngine] = []
         self._executions: list[Execution] = []
         self._gpu, self._max_batch = gpu, options.max_batch
@@ -148,18 +157,18 @@ class TensorRTRuntime:
         self._workspace = Workspace()
         try:
             self._uploading, self._computing, self._downloading = (self._workspace.stream() for _ in range(3))
-            for size, of_size in chosen.items():
+            for size, of_size in exports.items():
                 self._networks[size] = self._load(size, backbone_export(of_size, layers), of_size)
         except BaseException:
             self.close()
             raise
         reasons = sorted({engine.record.unverified for engine in self.engines} - {""})
         unverified = f", unverified ({'; '.join(reasons)})" if reasons else ""
-        self.description = f"TensorRT {trt.__version__}, {gpu.name}, {precision}{unverified}"
+        self.description = f"TensorRT {trt.__version__}, {gpu.name} ({gpu.device}), {precision}{unverified}"
 
     @classmethod
     def find_device(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
-        """See `Runtime.find_device`."""
+        """Return the GPU that the engines would run on; see `protocol.RuntimeType.find_device`."""
         precisions, gpu = usable(options)
         chosen, _, _ = choose_exports(bundles, precisions, options.network_size)
         layers = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
@@ -172,22 +181,24 @@ class TensorRTRuntime:
                         f"the TensorRT engine of {export.folder / graph} cannot be compared with its graph ({reason}); "
                         "install onnxruntime, or set runtime to tensorrt to use it unverified"
                     )
-        return "cuda"
+        return gpu.device
 
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> _Computation:
-        """See `Runtime.start`; the third in a row waits for the first.
+        """Queue the engines; the third computation in flight waits for the first. See `protocol.Runtime.start`.
 
         Raises:
-            ImageError: no engine takes canvases of this size.
-            ParameterError: more canvases than the engines were built for.
+            ImageError: no engine takes network inputs of this size.
+            ParameterError: more frames than the engines were built for.
             RuntimeUnavailableError: the GPU fails.
         """
-        batch, size = len(canvases), tuple(canvases.shape[1:3])
+        batch, height, width, _ = canvases.shape
+        size = height, width
         if size not in self._networks:
             sizes = ", ".join(f"{height}x{width}" for height, width in self._networks)
-            raise ImageError(f"there is no engine for canvases of {size[0]}x{size[1]} pixels; there are: {sizes}")
+            raise ImageError(f"there is no engine for network inputs of {height}x{width} pixels; there are: {sizes}")
         if batch > self._max_batch:
-            raise ParameterError(f"{batch} canvases came at once, but max_batch is {self._max_batch}; raise max_batch")
+            raise ParameterError(f"{batch} frames came at once, but max_batch is {self._max_batch}; raise max_batch")
+        self._gpu.use()
         network = self._networks[size]
         slot = next(network.slots)
         if slot.computation is not None:
@@ -215,7 +226,8 @@ class TensorRTRuntime:
         return slot.computation
 
     def close(self) -> None:
-        """Wait for what is under way, then free engines, contexts, CUDA graphs, memory and streams."""
+        """Wait for what is in flight, then free engines, contexts, CUDA graphs, memory and streams."""
+        self._gpu.use()
         try:
             self._workspace.wait()
         finally:
@@ -251,21 +263,22 @@ class TensorRTRuntime:
 
     def _read_maps(self, maps: Mapping[str, Tensor], batch: int, computation: _Computation) -> dict[str, np.ndarray]:
         if computation is not self._newest:
-            raise ParameterError("these feature maps were overwritten by a later frame's; ask for them before it")
+            raise ParameterError("these feature maps were overwritten by a later frame's; read them before it starts")
+        self._gpu.use()
         return {name: tensor.read(self._computing, batch) for name, tensor in maps.items()}
 
 
 def usable(options: ComputeOptions) -> tuple[tuple[str, ...], Gpu]:
-    """Precisions to look for, best first, and the GPU to use.
+    """Return the precisions to look for, best first, and the GPU to use.
 
     Raises:
-        RuntimeUnavailableError: there is no GPU, or TensorRT cannot compute what was asked for.
+        RuntimeUnavailableError: there is no such GPU, or TensorRT cannot compute what was asked for.
     """
     if options.device == "cpu":
         raise RuntimeUnavailableError("device 'cpu' was asked for, but TensorRT computes on GPUs only")
     if options.precision == "int8":
         raise RuntimeUnavailableError(
-            "graphs of precision int8 quantise activations as they come, which TensorRT does not; export with "
+            "graphs of precision int8 quantise activations as they come, which TensorRT cannot do; export with "
             "--precision int8_qdq and set precision to int8_qdq, or set runtime to onnx"
         )
-    return _FASTEST if options.precision == "auto" else (options.precision,), find_gpu()
+    return _FASTEST if options.precision == "auto" else (options.precision,), find_gpu(options.device)

@@ -1,6 +1,6 @@
 """Engines on disk: found again while everything they depend on is the same, else built.
 
-Two files for each engine in `store_folder`, named by the SHA-256 of what it was built from and for::
+Each engine has two files in `store_folder`, named by the SHA-256 of what it was built from and for::
 
     <key>.engine   TensorRT's bytes
     <key>.json     `EngineRecord`
@@ -34,16 +34,15 @@ ENGINE_SUFFIX, RECORD_SUFFIX, REPORT_SUFFIX = ".engine", ".json", ".md"
 
 
 class EngineRecord(BaseModel):
-    """What lies beside an engine.
+    """The description beside an engine.
 
     Attributes:
         graph: path of the graph, for people.
         built_for: everything that the engine depends on; its SHA-256 names the files.
         sha256: of the engine's bytes.
         parity: output name -> cosine and max_abs against ONNX Runtime on the same graph.
-        unverified: why the engine could not be compared; empty when it was, with either.
-        comparison: with the PyTorch model, where the engine was built by the export; see
-            `dinov3_seg_ros.export.parity.compare`.
+        unverified: why the engine could not be compared; empty when it was compared with ONNX Runtime or PyTorch.
+        comparison: with the PyTorch model, where the export built the engine; see `export.parity.compare`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,8 +62,8 @@ class StoredEngine:
 
     Attributes:
         engine: TensorRT's.
-        record: what is known of it.
-        path: where its bytes lie; None when it is in memory only.
+        record: its description.
+        path: the file of its bytes; None when it is in memory only.
     """
 
     engine: trt.ICudaEngine
@@ -72,7 +71,7 @@ class StoredEngine:
     path: Path | None
 
     def keep_comparison(self, comparison: Mapping[str, Any], report: str) -> None:
-        """Write how it compares with the PyTorch model, as data and as text, beside it."""
+        """Write beside it how it compares with the PyTorch model, as data and as text."""
         self.record.comparison, self.record.unverified = dict(comparison), ""
         if self.path is not None:
             write_json(self.path.with_suffix(RECORD_SUFFIX), self.record.model_dump(mode="json"))
@@ -80,7 +79,7 @@ class StoredEngine:
                 temporary.write_text(report, encoding="utf-8")
 
     def remove(self) -> None:
-        """Take it off the disk."""
+        """Delete it from the disk."""
         if self.path is not None:
             _remove(self.path)
 
@@ -91,18 +90,18 @@ def store_folder() -> Path:
 
 
 def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Reference) -> StoredEngine:
-    """The engine of an exported graph on this GPU, from the store, or built, compared and put there.
+    """Load the engine of an exported graph from the store, or build it, compare it and store it.
 
-    A stored engine is compared with its SHA-256 before TensorRT sees it, and with its graph if that could not be done
-    before. Of several processes that want the same engine, one builds it. Where the store cannot be written, the engine
-    stays in memory.
+    The SHA-256 of a stored engine is checked before TensorRT reads it. An engine that could not be compared with its
+    graph before is compared now. Of several processes that want the same engine, one builds it. Where the store cannot
+    be written, the engine stays in memory.
 
     Args:
         export: what the graph belongs to.
         graph: its file name.
-        gpu: the GPU in use.
+        gpu: the GPU that this thread uses.
         max_batch: the largest batch it must take.
-        reference: of the backbone's graph, or of the one that gives the head's maps.
+        reference: of the backbone's graph, or of the backbone's graph that a head reads.
 
     Raises:
         ExportError: the graph is damaged, or TensorRT cannot build it or computes something else.
@@ -129,7 +128,7 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Refe
 
 
 def why_unverified(export: Export, graph: str, gpu: Gpu, max_batch: int) -> str:
-    """Why the engine that `obtain` gives would be unverified; empty where it was compared, or will be."""
+    """Return why the engine that `obtain` returns would be unverified; empty where it was or will be compared."""
     target = _target(_built_for(export, graph, gpu, max_batch))
     known = None if damaged(target) else _read_record(target).unverified
     if known == "":
@@ -142,7 +141,7 @@ def why_unverified(export: Export, graph: str, gpu: Gpu, max_batch: int) -> str:
 
 
 def damaged(path: Path) -> bool:
-    """Whether an engine in the store differs from its record, or has none."""
+    """Return whether an engine in the store differs from its record, or has none."""
     try:
         return sha256_of_file(path) != _read_record(path).sha256
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""In the place of tensorrt: the part of its Python API that 10.0 and 11.1 share, computed by ONNX Runtime.
+"""Replaces tensorrt: the part of its Python API that 10.0 and 11.1 share, computed by ONNX Runtime.
 
-It fails as the real one does: by returning None or False, and a line in the log. What would crash or give garbage
-there (a damaged engine, a missing shape or address, memory that is too small, a CUDA graph whose context has moved on)
-is an AssertionError here. A second process is told what to be by the environment.
+It fails as the real library does: it returns None or False, and logs a line. What would crash or give garbage there (a
+damaged engine, a missing shape or address, memory that is too small or on another GPU, a stream of another GPU, a CUDA
+graph whose context has changed) is an AssertionError here. Environment variables set up a second process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cuda.bindings import runtime as cudart
 
 __version__ = os.environ.get("STAND_IN_TENSORRT", "10.13.3.9")
 
-# What the tests set and look at.
+# What the tests set and read.
 behaviour = SimpleNamespace(capturable=True, buildable=True, loadable=True, spoil=None)
 built, deserialised, runs = [], [], []
 
@@ -32,7 +32,7 @@ class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def log(self, severity, msg):
-        # As the bindings do where a subclass has no method of its own.
+        # The bindings do so where a subclass has no such method.
         raise RuntimeError('Tried to call pure virtual function "nvinfer1::ILogger::log"')
 
 
@@ -203,6 +203,7 @@ class Runtime:
 class _Engine:
     def __init__(self, model, profile, logger):
         self.model, self.profile, self.logger = model, profile, logger
+        self.device = cudart.current_device()
         self.session = onnxruntime.InferenceSession(model.SerializeToString())
         self._inputs = {info.name: info for info in model.graph.input}
         self._tensors = {**self._inputs, **{info.name: info for info in model.graph.output}}
@@ -241,6 +242,8 @@ class IExecutionContext:
     def __init__(self, engine, strategy):
         self.engine, self._shapes, self._addresses = engine, {}, {}
         self._initialised, self._own, self._memory = None, None, (None, 0)
+        self._device = engine.device
+        assert cudart.current_device() == self._device, "a context is made on another GPU than its engine's"
         if strategy == ExecutionContextAllocationStrategy.STATIC:
             _, self._own = cudart.cudaMalloc(engine.device_memory_size_v2)
             self._memory = (self._own, engine.device_memory_size_v2)
@@ -275,8 +278,10 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle):
         stream = cudart.streams()[stream_handle]
+        assert stream.device == cudart.current_device() == self._device, "the stream is another GPU's"
+        assert {cudart.devices[address] for address in self._addresses.values()} == {self._device}
         state = (dict(self._shapes), dict(self._addresses))
-        # What initialises on the first run cannot be recorded.
+        # The first run initialises, which cannot be recorded.
         if stream.recording is not None and (self._initialised != state or not behaviour.capturable):
             stream.invalid = True
             self.engine.logger.log(ILogger.Severity.ERROR, "operation not permitted when stream is capturing")

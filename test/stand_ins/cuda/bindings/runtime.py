@@ -1,8 +1,9 @@
-"""In the place of cuda.bindings.runtime, with the host's memory and no GPU.
+"""Replaces cuda.bindings.runtime. It uses the host's memory and needs no GPU.
 
-Signatures and returned tuples are those of cuda-python 12.9 and 13. Like the real one it does what was put on a stream
-some time before somebody waits for it, so that a wait that is missing is seen: as late as it may, or (`gpu.late`) at
-once but for one of the streams. Unlike the real one it refuses addresses that nobody allocated, and knows what is still
+Signatures and returned tuples are those of cuda-python 12.9 and 13. Like the real library it does what is queued on a
+stream at some time before somebody waits for it, so a missing wait shows: as late as it may, or (`gpu.late`) at once on
+all streams but one. Like the real library it has one current GPU for each thread, 0 at first, and refuses to run on a
+stream of another GPU. Unlike the real library it refuses addresses that nobody allocated, and knows what is still
 allocated.
 """
 
@@ -21,6 +22,8 @@ class cudaError_t(enum.IntEnum):
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
+    cudaErrorInvalidDevice = 101
+    cudaErrorInvalidResourceHandle = 400
     cudaErrorNotReady = 600
     cudaErrorStreamCaptureInvalidated = 901
 
@@ -38,15 +41,16 @@ class cudaStreamCaptureMode(enum.IntEnum):
 
 
 class cudaStream_t:
-    """Like the real one it is no integer (int() of it is deprecated)."""
+    """No integer, like that of the real library (int() of it is deprecated)."""
 
     def __init__(self):
         self.work, self.recording, self.invalid = [], None, False
+        self.device = current_device()
 
 
 class cudaEvent_t:
     def __init__(self):
-        self.mark = None
+        self.mark, self.device = None, current_device()
 
 
 class _Mark:
@@ -68,18 +72,20 @@ class cudaGraphExec_t(cudaGraph_t):
 cudaStreamNonBlocking = 1
 cudaEventBlockingSync = 1
 
-# What the tests set and look at.
+# What the tests set and read.
 gpu = SimpleNamespace(
     count=1,
     name=os.environ.get("STAND_IN_GPU", "Stand-in GPU").encode(),
     major=8,
     minor=7,
     memory=1 << 30,
-    late=None,  # which stream, in the order of their making, works as late as it may; None: all
+    late=None,  # number, in the order of creation, of the only stream that works as late as it may; None: all do
 )
 device, host, objects = {}, {}, set()
+devices = {}  # address: the GPU that it was allocated on, or for
 launches, made_streams = [], []
 _lock = threading.RLock()
+_thread = threading.local()
 _OK = (cudaError_t.cudaSuccess,)
 
 
@@ -89,11 +95,24 @@ def cudaGetDeviceCount():
     return (*_OK, gpu.count)
 
 
+def current_device():
+    return getattr(_thread, "device", 0)
+
+
 def cudaGetDevice():
-    return (*_OK, 0)
+    return (*_OK, current_device())
+
+
+def cudaSetDevice(device):
+    if not 0 <= device < gpu.count:
+        return (cudaError_t.cudaErrorInvalidDevice,)
+    _thread.device = device
+    return _OK
 
 
 def cudaGetDeviceProperties(device):
+    if not 0 <= device < gpu.count:
+        return cudaError_t.cudaErrorInvalidDevice, None
     return (*_OK, SimpleNamespace(name=gpu.name, major=gpu.major, minor=gpu.minor))
 
 
@@ -114,6 +133,7 @@ def _allocate(memory, size):
         return cudaError_t.cudaErrorMemoryAllocation, None
     buffer = ctypes.create_string_buffer(max(size, 1))
     memory[ctypes.addressof(buffer)] = (size, buffer)
+    devices[ctypes.addressof(buffer)] = current_device()
     return (*_OK, ctypes.addressof(buffer))
 
 
@@ -145,7 +165,7 @@ def view(address, size):
 
 
 def submit(stream, work):
-    """Put work on a stream, or into the graph that it records."""
+    """Queue work on a stream, or add it to the graph that the stream records."""
     with _lock:
         (stream.work if stream.recording is None else stream.recording).append(work)
         if gpu.late is not None:
@@ -155,7 +175,7 @@ def submit(stream, work):
 
 
 def _run(stream, until=None, spare=None):
-    """Do what is on a stream, up to a mark; not what waits for the stream that is spared."""
+    """Do what is queued on a stream, up to a mark, but not what waits for the spared stream."""
     while stream.work and (until is None or until.time is None):
         step = stream.work[0]
         if isinstance(step, tuple):
@@ -215,6 +235,8 @@ def cudaEventCreateWithFlags(flags):
 
 
 def cudaEventRecord(event, stream):
+    if event.device != stream.device:
+        return (cudaError_t.cudaErrorInvalidResourceHandle,)
     event.mark = _Mark(stream)
     submit(stream, event.mark)
     return _OK
@@ -265,6 +287,8 @@ def cudaGraphInstantiate(graph, flags):
 
 def cudaGraphLaunch(graphExec, stream):
     assert graphExec in objects
+    if stream.device != current_device():
+        return (cudaError_t.cudaErrorInvalidResourceHandle,)
     launches.append(graphExec)
     for step in graphExec.work:
         submit(stream, step)

@@ -1,4 +1,4 @@
-"""In the place of cuda.bindings.utils (cuda-python 12.9.1 and newer)."""
+"""Replaces cuda.bindings.utils (cuda-python 12.9.1 and newer)."""
 
 from __future__ import annotations
 
