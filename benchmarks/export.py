@@ -1,8 +1,9 @@
-"""How near exported graphs are to the model, and how fast they run: made-up weights in the published architectures.
+"""Measure how close ONNX exports are to the model and how fast they run, on random weights.
 
     python benchmarks/export.py --models vits16plus convnext_tiny --sizes 640x640 480x640 224x224 --precisions fp32 int8
 
-The maps compared hold many classes, see random_models.py. Times are of the backbone, of all precisions in turn.
+The networks have the published architectures and a classifier that shows many classes (random_models.py). Times are of
+the backbone alone, with all precisions in turn.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CLASSES = 24
 
 
 def interleaved_ms(segmenters: dict[str, Segmenter], size: tuple[int, int], rounds: int) -> dict[str, float]:
-    """Median milliseconds of one backbone pass of each, taken in turn."""
+    """Return the median milliseconds of one backbone pass of each segmenter; passes take turns."""
     canvas = cv2.resize(scenes.sample("val", 0, (480, 640))[0], size[::-1])[None]
     times: dict[str, list[float]] = {name: [] for name in segmenters}
     for _ in range(rounds):
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def measure(bundle: Path, size: tuple[int, int], options: argparse.Namespace) -> dict:
-    """Parity and times of all precisions of one bundle at one size."""
+    """Measure agreement and times of all precisions of one bundle at one size."""
     result, segmenters = {}, {"torch": Segmenter.from_bundle(bundle, "torch", network_size=size)}
     for precision in options.precisions:
         try:

@@ -1,7 +1,9 @@
-"""Thousands of bad messages against one node: ``python benchmarks/fuzz_node.py [--count N]``.
+"""Send thousands of bad images to one node, and check that it goes on.
 
-After every five of them a good frame must be answered; the counts of the node's diagnostics are printed. It fails, with
-the node's log, as soon as one is not.
+    python benchmarks/fuzz_node.py --count 10000
+
+After every five bad images the node must answer a good one. The script stops with the node's log at the first that it
+does not answer; at the end it prints the counts of /diagnostics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Memory over many lifecycles of one node: ``python benchmarks/lifecycle.py [--cycles N]``.
+"""Measure memory, threads and open files of one node over many lifecycles.
 
-A frame is segmented in each cycle, so that everything is in use when it is released.
+    python benchmarks/lifecycle.py --cycles 200
+
+Each cycle is configure, activate, deactivate, cleanup. A frame is segmented in each, so everything is in use when it is
+released.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Three cameras and two heads in one node, beside a node for each camera: ``python benchmarks/many_cameras.py``.
+"""Compare one node for several cameras with one node for each camera.
 
-The same streams go in turn to one process that has all cameras, and to one process for each, all with all heads. Masks
-of every camera and head are received. Figures are of the processes of the node alone, summed up.
+    python benchmarks/many_cameras.py --cameras 3 --heads 2
+
+The same streams go in turn to one process that serves all cameras, and to one process for each camera, always with all
+heads. Masks of every camera and head are received. Processor time and memory are those of the node's processes alone,
+summed.
 """
 
 from __future__ import annotations
@@ -26,9 +29,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=30.0, help="frames per second of a camera (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each phase (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="phases of each arrangement (default: %(default)s)")
-    parser.add_argument("--max-batch", type=int, nargs="+", default=[1], help="one process is measured with each")
-    parser.add_argument("--together", action="store_true", help="all cameras send at the same moment")
-    parser.add_argument("--frame", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="of the pictures")
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="of the single process; several values are measured in turn",
+    )
+    parser.add_argument("--together", action="store_true", help="cameras send at the same moment")
+    parser.add_argument(
+        "--frame", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of the images"
+    )
     parser.add_argument("--bundles", type=Path, nargs="+", help="exported bundles, in place of copies of the demo")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
@@ -56,7 +67,7 @@ def main() -> None:
 
 
 def network_size_of_demo() -> tuple[int, int]:
-    """(height, width), pixels."""
+    """Read (height, width) of the demo's network input, pixels."""
     return tuple(json.loads((DEMO / "bundle.json").read_text())["input"]["network_size"])
 
 
@@ -68,7 +79,7 @@ def measure(
     max_batch: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One phase: rates, latency, processor and memory, and what became of each camera's frames."""
+    """Run one phase; return rates, latencies, processor time, memory, and where each camera's frames went."""
     paths = "[" + ", ".join(f"'{path}'" for path in bundles) + "]"
     if is_one:
         nodes = [graph.start_node(bundles=paths, cameras=f"[{', '.join(names)}]", max_batch=max_batch)]
@@ -88,7 +99,7 @@ def measure(
         usage, used = Usage(nodes), {}
 
         def use() -> None:
-            # The last reading within the stream; the pause after it must not count.
+            # Read within the stream: the pause after it must not count.
             used.update(cores=usage.cores(), **usage.memory_mb())
 
         stream = cameras.run(options.rate, options.seconds, options.together, every=(options.seconds * 0.99, use))
@@ -107,7 +118,7 @@ def measure(
 
 
 def merged(phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the phases of one arrangement."""
+    """Return means over the phases of one arrangement."""
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values) if values else float("nan")
@@ -125,7 +136,7 @@ def merged(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(arrangements: dict[str, dict[str, Any]]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as a Markdown table."""
     names = next(iter(arrangements.values()))["cameras"]
     lines = [
         f"| | masks/s of a head: {', '.join(names)} | latency median / p95, ms | cores | RSS, MB | PSS, MB |",

@@ -1,8 +1,10 @@
-"""The node at five times what it can do: ``python benchmarks/overload.py [--minutes 10]``.
+"""Send the node five times as many frames as it can process.
 
-First the capacity: the masks per second while twice as many frames arrive as one after the other would allow. Then the
-load, in windows of which each is summed up. Everything that was sent must be found again in the diagnostics: segmented,
-dropped under a cause, or lost before the node. A frame time is that of the capacity.
+    python benchmarks/overload.py --minutes 10
+
+The script first measures the capacity: masks per second while frames arrive at twice the rate of single frames. Then it
+sends the load, and summarises each window of it. Each frame that was sent must appear in /diagnostics: as segmented, as
+dropped under a cause, or as lost before the node. A frame time is 1 / capacity.
 """
 
 from __future__ import annotations
@@ -22,17 +24,33 @@ _CAPACITY_S = 10.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--window", type=float, default=30.0, help="seconds of each window (default: %(default)s)")
-    parser.add_argument("--times", type=float, default=5.0, help="load by capacity (default: %(default)s)")
-    parser.add_argument("--frame", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="what cameras send")
     parser.add_argument(
-        "--network", type=int, nargs=2, default=(448, 640), metavar=("H", "W"), help="network size of the demo's copy"
+        "--window", type=float, default=30.0, help="length of each window, seconds (default: %(default)s)"
     )
-    parser.add_argument("--bundle", type=Path, help="an exported bundle, in place of that copy")
-    parser.add_argument("--threads", type=int, default=1, help="of the node; the camera needs some of the machine too")
+    parser.add_argument(
+        "--times", type=float, default=5.0, help="the load as a multiple of the capacity (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frame", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of the images"
+    )
+    parser.add_argument(
+        "--network-size",
+        type=int,
+        nargs=2,
+        default=(448, 640),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of a copy of the demo's bundle",
+    )
+    parser.add_argument("--bundle", type=Path, help="an exported bundle, instead of that copy")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads of the node; the camera needs a core too (default: %(default)s)",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = options.bundle or export_demo(Path(folder) / "bundles", tuple(options.network))[0]
+        bundle = options.bundle or export_demo(Path(folder) / "bundles", tuple(options.network_size))[0]
         graph = Graph(Path(folder))
         try:
             print(json.dumps(measure(graph, bundle.resolve(), options), indent=2))
@@ -41,7 +59,7 @@ def main() -> None:
 
 
 def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Capacity, then the load; what became of the frames, latency and memory."""
+    """Measure the capacity, then send the load; return where the frames went, latency and memory."""
     node = graph.start_node(bundle=bundle, threads=options.threads)
     masks, counts = Masks(graph, ["segmentation/mask"]), Counts(graph, "segmentation: camera")
     cameras = Cameras(graph, ["image"], tuple(options.frame))
@@ -54,7 +72,7 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
             usage = Usage([node])
 
             def use(usage: Usage = usage) -> None:
-                # Within the stream: the pause after it must not count.
+                # Read within the stream: the pause after it must not count.
                 used.update(cores=round(usage.cores(), 2), memory_mb=usage.memory_mb())
 
             load = options.times * capacity
@@ -87,7 +105,7 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
 
 
 def find_capacity(cameras: Cameras, masks: Masks) -> float:
-    """Masks per second, of a node that always has the next frame waiting."""
+    """Measure the masks per second of a node that always has a frame waiting."""
     cameras.run(2.0, 5.0)
     alone_s = sorted(masks.take()["segmentation/mask"])
     stream = cameras.run(2.0 / alone_s[len(alone_s) // 2], _CAPACITY_S)
@@ -95,7 +113,7 @@ def find_capacity(cameras: Cameras, masks: Masks) -> float:
 
 
 def growth_percent(memory_mb: list[dict[str, float]]) -> dict[str, float]:
-    """How much more the last window used than the first."""
+    """Return by how much memory of the last window exceeds that of the first, percent."""
     return {kind: round(100 * (last / memory_mb[0][kind] - 1), 2) for kind, last in memory_mb[-1].items()}
 
 

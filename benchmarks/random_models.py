@@ -1,6 +1,6 @@
-"""Bundles with made-up weights in the published architectures, whose maps hold many classes all the same.
+"""Bundles with random weights in the published architectures, whose masks still show many classes.
 
-The classifier tells clusters of the head's features apart, although no weight has learnt anything.
+The classifier separates clusters of the head's features, although no weight has been trained.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def random_bundle(
     head_name: str = "linear",
     in_view: int | None = None,
 ) -> Path:
-    """Write a bundle.
+    """Write a bundle with random weights; return its folder.
 
     Args:
-        folder: where.
+        folder: folder to write.
         model: one of `MODELS`.
-        size: (height, width) of the network's input, pixels.
-        frames: (H, W, 3) uint8 RGB each, whose features are clustered.
-        classes: how many there are.
-        head_name: the head, without options.
-        in_view: how many classes a frame shows on average, about; the others' logits are lower everywhere. None: as
-            many as there are clusters.
+        size: (height, width) of the network input, pixels.
+        frames: (H, W, 3) uint8 RGB each; their features are clustered.
+        classes: number of classes.
+        head_name: name of the head, built without options.
+        in_view: approximate mean number of classes that a frame shows. The logits of the other classes are lower
+            everywhere. None: each cluster is a class.
     """
     torch.manual_seed(0)
     backbone = build_backbone(MODELS[model])
@@ -64,9 +64,7 @@ def random_bundle(
     _set_classifier(head.classifier, _cells(backbone, head, size, frames), in_view)
     manifest = Manifest(
         name=model,
-        backbone=describe_backbone(
-            backbone, storage="embedded", source="made up", identity=backbone_identity(backbone)
-        ),
+        backbone=describe_backbone(backbone, storage="embedded", source="random", identity=backbone_identity(backbone)),
         input=InputSection(network_size=size, geometry="stretch", mean=MEAN, std=STD),
         classes=ClassesSection(names=[f"cluster_{i}" for i in range(classes)], palette=default_palette(classes)),
         head=HeadSection(name=head_name),
@@ -76,7 +74,7 @@ def random_bundle(
 
 
 def _cells(backbone: Backbone, head: Head, size: tuple[int, int], frames: Sequence[np.ndarray]) -> np.ndarray:
-    """What the classifier sees of each frame: (frames, cells, channels)."""
+    """Return the classifier's input for each frame: (frames, cells, channels)."""
     seen: list[torch.Tensor] = []
     hook = head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     normalise = Normalise(MEAN, STD)
@@ -89,7 +87,7 @@ def _cells(backbone: Backbone, head: Head, size: tuple[int, int], frames: Sequen
 
 
 def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int | None) -> None:
-    """Give each cell the class of the nearest cluster, in features of mean 0 and deviation 1."""
+    """Set the weights so that each cell gets the class of the nearest cluster of normalised features."""
     classes, flat = classifier.out_channels, cells.reshape(-1, cells.shape[-1])
     centre, spread = flat.mean(0), flat.std(0) + 1e-6
     points = (flat - centre) / spread
@@ -100,7 +98,7 @@ def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int
             break
     bias = -0.5 * (clusters**2).sum(1)
     if len(clusters) < classes:
-        # Further classes as a trained head has them: not far behind, but nowhere the first, between two cells neither.
+        # Further classes like those of a trained head: close behind, but never first, not even between two cells.
         others = np.random.default_rng(0).permuted(np.resize(clusters, (classes, clusters.shape[1])), axis=1)
         others = others[len(clusters) :]
         lead = (points @ clusters.T + bias).max(1, keepdims=True) - points @ others.T
@@ -112,7 +110,7 @@ def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int
 
 
 def _clusters(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (count, channels), and the cluster of each point."""
+    """Return the centres (count, channels), and the cluster of each point."""
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0.0)
     _, labels, centres = cv2.kmeans(points, count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)

@@ -1,7 +1,9 @@
-"""A steady stream through the node: ``python benchmarks/soak.py [--minutes 30]``.
+"""Send a steady stream through the node, and watch its memory.
 
-Mask, confidence, overlay and compressed overlay are subscribed to. Memory is sampled throughout; what counts is its
-growth after the first minute.
+    python benchmarks/soak.py --minutes 30
+
+Mask, confidence, overlay and compressed overlay are subscribed to. Memory, threads and open files are sampled
+throughout. The result is their growth after the first minute.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: %(default)s)")
     parser.add_argument("--sample", type=float, default=10.0, help="seconds between samples (default: %(default)s)")
-    parser.add_argument("--frame", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="of the pictures")
+    parser.add_argument(
+        "--frame", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of the images"
+    )
     parser.add_argument("--bundle", type=Path, default=DEMO)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +43,7 @@ def main() -> None:
 
 
 def measure(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
-    """What the stream and the node's memory did."""
+    """Run the stream; return where the frames went, latency, processor time and growth."""
     node = graph.start_node(bundle=options.bundle.resolve())
     masks = Masks(graph, [f"segmentation/{name}" for name in ("mask", "confidence", "overlay")])
     jpegs = Masks(graph, ["segmentation/overlay/compressed"], CompressedImage)
@@ -68,7 +72,7 @@ def measure(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
-    """From the end of the first minute to that of the stream, the median of a few samples each; memory in %."""
+    """Compare the end of the first minute with the end of the stream (medians of a few samples); memory in percent."""
     settled = [sample for sample in samples if sample["second"] >= _SETTLING_S] or samples
     first, last = settled[:_SAMPLES_COMPARED], settled[-_SAMPLES_COMPARED:]
 

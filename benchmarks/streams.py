@@ -1,6 +1,7 @@
-"""What the benchmarks of the node share: cameras in a process of their own, a consumer, and the use of the machine.
+"""Shared by the benchmarks of the node: synthetic cameras in their own process, consumers, use of the machine.
 
-``python benchmarks/streams.py TOPIC ...`` is the cameras' process; `Cameras` starts and commands it.
+``python benchmarks/streams.py TOPIC ... --size HEIGHT WIDTH`` is the process of the cameras; `Cameras` starts and
+commands it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _PAUSE_S = 1.0
 
 
 class Cameras:
-    """A process that publishes pictures of ``size`` (height, width), best effort, as camera drivers do.
+    """A process of synthetic cameras. They publish best effort, as camera drivers do.
 
     Args:
-        graph: where it publishes.
-        topics: one camera each.
-        size: (height, width) of the pictures.
+        graph: the ROS graph to publish in.
+        topics: one for each camera.
+        size: (height, width) of the images, pixels.
     """
 
     def __init__(self, graph: Graph, topics: Sequence[str], size: tuple[int, int]) -> None:
@@ -68,16 +69,16 @@ class Cameras:
         together: bool = False,
         every: tuple[float, Callable[[], None]] | None = None,
     ) -> dict[str, Any]:
-        """Publish from each camera at a rate, and one more frame after a pause, which tells of those lost before it.
+        """Publish a stream from each camera, and one more frame after a pause, which reveals frames lost before it.
 
         Args:
             rate_hz: frames per second of each camera.
-            seconds: how long.
-            together: all cameras at one moment; else evenly spread.
-            every: a period in seconds, and what is called so often meanwhile.
+            seconds: length of the stream.
+            together: cameras send at the same moment; else evenly spread.
+            every: a period in seconds, and a function to call once per period.
 
         Returns:
-            ``sent`` (topic -> number, that one frame included) and ``seconds`` (without the pause).
+            ``sent`` (topic -> number of frames, with the last one) and ``seconds`` (without the pause).
         """
         command = {"rate_hz": rate_hz, "seconds": seconds, "together": together}
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -106,7 +107,7 @@ class Cameras:
 
 
 class Masks:
-    """Receives what is made of frames, on several topics: how many, and how long after their stamps."""
+    """Receives outputs of the node on several topics, and records their delays after the stamps of the frames."""
 
     def __init__(self, graph: Graph, topics: Iterable[str], message_type: type = Image) -> None:
         self._delays_s: dict[str, list[float]] = {topic: [] for topic in topics}
@@ -119,7 +120,7 @@ class Masks:
             graph.peer.create_subscription(message_type, topic, take, QoSProfile(depth=20))
 
     def take(self) -> dict[str, list[float]]:
-        """The delays in seconds, topic by topic, since this was last called."""
+        """Return the delays since the last call, seconds, by topic."""
         taken = {topic: list(delays) for topic, delays in self._delays_s.items()}
         for delays in self._delays_s.values():
             delays.clear()
@@ -127,23 +128,23 @@ class Masks:
 
 
 class Usage:
-    """What processes use of the machine from now on."""
+    """Use of the machine by processes, from now on."""
 
     def __init__(self, nodes: Sequence[NodeProcess]) -> None:
         self._processes = [psutil.Process(node.process.pid) for node in nodes]
         self._start, self._cpu_s = time.monotonic(), self._used_s()
 
     def cores(self) -> float:
-        """Processor time of all of them by the time since this was made."""
+        """Return their mean number of busy cores since the start."""
         return (self._used_s() - self._cpu_s) / (time.monotonic() - self._start)
 
     def memory_mb(self) -> dict[str, float]:
-        """``rss``; ``uss``, which no other process shares; ``pss``, where what is shared is divided; summed, MiB."""
+        """Return sums in MiB: ``rss``; ``uss``, shared with no other process; ``pss``, shared memory divided up."""
         infos = [process.memory_full_info() for process in self._processes]
         return {name: round(sum(getattr(info, name) for info in infos) / 2**20, 1) for name in ("rss", "uss", "pss")}
 
     def handles(self) -> dict[str, int]:
-        """``threads`` and open ``files``."""
+        """Return the sums of ``threads`` and open ``files``."""
         return {
             "threads": sum(process.num_threads() for process in self._processes),
             "files": sum(process.num_fds() for process in self._processes),
@@ -154,15 +155,17 @@ class Usage:
 
 
 class Counts:
-    """The whole numbers of one camera's diagnostics."""
+    """The counts in one camera's diagnostics."""
 
     def __init__(self, graph: Graph, status: str) -> None:
         self._reader, self._status = DiagnosticsReader(graph), status
 
     def read(self) -> dict[str, int]:
-        """The newest, once no frame is in work; nothing may be sent meanwhile."""
+        """Return the newest counts once no frame is in flight; nothing may be sent meanwhile."""
         self._reader.wait(self._status, lambda _: True, "counts")  # may have been on its way already
-        status = self._reader.wait(self._status, lambda status: not _in_work(_whole_numbers(status)), "the end of work")
+        status = self._reader.wait(
+            self._status, lambda status: not _in_flight(_whole_numbers(status)), "the last frame"
+        )
         return _whole_numbers(status)
 
 
@@ -170,13 +173,13 @@ def _whole_numbers(status: Any) -> dict[str, int]:
     return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
 
 
-def _in_work(counts: dict[str, int]) -> int:
+def _in_flight(counts: dict[str, int]) -> int:
     dropped = sum(value for key, value in counts.items() if key.startswith("dropped: "))
     return counts["frames received"] - counts["frames segmented"] - dropped
 
 
 def account(sent: int, before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    """Where the frames sent between two readings went; ``unaccounted`` is 0 when every one is counted."""
+    """Return where the frames went that were sent between two readings; ``unaccounted`` should be 0."""
     change = {key: after[key] - before.get(key, 0) for key in after}
     found = {"sent": sent, "segmented": change.pop("frames segmented")}
     lost = change.pop("frames lost before the node")
@@ -186,22 +189,22 @@ def account(sent: int, before: dict[str, int], after: dict[str, int]) -> dict[st
 
 
 def per_second(number: int, stream: dict[str, Any]) -> float:
-    """The rate of frames during a stream of `Cameras.run`, given how many there were with the one after the pause."""
+    """Return the frame rate during a stream of `Cameras.run`; ``number`` includes the frame after the pause."""
     return (number - 1) / stream["seconds"]
 
 
 def summary_ms(seconds: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and greatest of durations, milliseconds; empty for none."""
+    """Return median, 95th percentile and maximum of durations, milliseconds; empty for none."""
     return {**summarise_ms(seconds), "max": round(1000 * max(seconds), 3)} if seconds else {}
 
 
 def export_demo(folder: Path, size: tuple[int, int], heads: int = 1) -> list[Path]:
-    """Copies of the demo bundle with graphs of another network size; each head beyond the first has changed weights.
+    """Write copies of the demo's bundle with exports of another network size.
 
     Args:
-        folder: where they are written.
-        size: (height, width) of the network's input.
-        heads: how many bundles on the one backbone.
+        folder: folder for the copies.
+        size: (height, width) of the network input, pixels.
+        heads: number of bundles on the one backbone; each after the first has randomly changed weights.
     """
     from dinov3_seg_ros.bundle.loading import load_bundle
     from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
@@ -230,10 +233,10 @@ def export_demo(folder: Path, size: tuple[int, int], heads: int = 1) -> list[Pat
 
 
 def main() -> None:
-    """The cameras' process."""
+    """Publish synthetic images on several topics, as commanded on standard input."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("topics", nargs="+")
-    parser.add_argument("--size", type=int, nargs=2, required=True)
+    parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("HEIGHT", "WIDTH"))
     options = parser.parse_args()
     configure_transport()
     keep_freed_memory()
