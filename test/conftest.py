@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dinov3_seg_ros.ros.transport import remove_dead_segments
+
 
 @pytest.fixture(scope="session")
 def small_exported_bundle(tmp_path_factory):
@@ -11,3 +13,11 @@ def small_exported_bundle(tmp_path_factory):
     from bundles import write_exported_bundle
 
     return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_shared_memory():
+    """Remove what nodes and cameras leave in shared memory when tests kill them."""
+    remove_dead_segments()
+    yield
+    remove_dead_segments()

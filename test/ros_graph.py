@@ -28,7 +28,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 
 from dinov3_seg_ros.ros.messages import fill_image
-from dinov3_seg_ros.ros.transport import configure_transport, remove_unfinished_segments
+from dinov3_seg_ros.ros.transport import configure_transport
 
 ROOT = Path(__file__).resolve().parent.parent
 # On a loaded machine a process takes long to import its libraries: there more may be given.
@@ -46,7 +46,6 @@ class Graph:
         self._log_folder = log_folder
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         configure_transport()
-        remove_unfinished_segments()
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context, domain_id=self.domain)
         self.peer = rclpy.create_node("peer", context=self.context)

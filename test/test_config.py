@@ -56,7 +56,7 @@ def test_the_costmap_knows_exactly_the_classes_that_are_published():
 
 
 @pytest.mark.ros
-def test_the_parameter_file_holds_the_default_of_every_parameter_but_the_class_names(tmp_path):
+def test_the_parameter_file_holds_every_default_but_the_class_names(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
     from ros_graph import Graph  # it sets the transport up, which a process can do only once
 

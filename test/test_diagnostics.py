@@ -70,7 +70,7 @@ def test_frames_are_counted_by_what_became_of_them(clock):
     assert statistics.summary() == f"10 received, 3 segmented, 6 {REPLACED}, 1 damaged data"
 
 
-def test_frames_that_did_not_arrive_are_counted_beside_those_received(clock):
+def test_frames_dropped_by_the_transport_are_counted(clock):
     statistics = CameraStatistics()
     for stamp, lost in ((1.0, 0), (5.0, 3), (6.0, 0)):
         statistics.received(stamp, lost)
@@ -80,7 +80,7 @@ def test_frames_that_did_not_arrive_are_counted_beside_those_received(clock):
     assert statistics.summary() == "3 received, 3 segmented, 3 lost before the node"
 
 
-def test_silence_is_stale_faults_alone_are_an_error_and_both_pass(clock):
+def test_silence_is_stale_and_faults_alone_are_an_error(clock):
     statistics = CameraStatistics()
     clock.now += 5
     assert status_of(statistics)[:2] == (STALE, "no image yet on /front/image for 5 s")
@@ -97,7 +97,7 @@ def test_silence_is_stale_faults_alone_are_an_error_and_both_pass(clock):
     assert status_of(statistics)[:2] == (STALE, "no further image on /front/image for 4 s")
 
 
-def test_stamps_that_run_backwards_or_come_from_another_clock_are_noted(clock):
+def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):
     statistics = CameraStatistics()
     for stamp in (5.0, 6.0, 1.0):
         statistics.received(stamp)
@@ -117,7 +117,7 @@ def test_stamps_that_run_backwards_or_come_from_another_clock_are_noted(clock):
         ("unconfigured", "no bundle\nin detail", ["m"], False, (ERROR, "unconfigured: no bundle")),
     ],
 )
-def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, expected):
+def test_the_nodes_level_is_that_of_its_worst_fault(state, last_error, mismatches, off, expected):
     stages = {"backbone": {"median": 10.0, "p95": 12.3}}
     status = node_status("node", state, last_error, "torch", "numpy", {"head a": not off}, stages, mismatches)
     assert (status.level, status.message) == expected
@@ -127,7 +127,7 @@ def test_the_nodes_level_tells_the_worst(state, last_error, mismatches, off, exp
     assert stages_of(status) == stages
 
 
-def test_a_fault_that_cost_no_frame_is_no_error_where_nobody_wants_segmentations(clock):
+def test_a_fault_that_drops_no_frame_is_a_warning_at_most(clock):
     statistics = CameraStatistics()
     statistics.received(1.0)
     statistics.dropped(UNWANTED)
@@ -135,7 +135,7 @@ def test_a_fault_that_cost_no_frame_is_no_error_where_nobody_wants_segmentations
     assert status_of(statistics)[:2] == (WARN, "faults in the last 10 s: camera_info not finite")
 
 
-def test_what_is_wrong_with_a_stamp_is_returned_to_be_logged(clock):
+def test_a_faulty_stamp_is_returned_to_be_logged(clock):
     statistics = CameraStatistics()
     assert statistics.received(5.0) is None
     assert statistics.received(4.0).details == "stamp 4.000 follows 5.000"

@@ -33,7 +33,7 @@ def nodes_of_seg_launch(**given):
     return [node for entity in entities if isinstance(entity, OpaqueFunction) for node in entity.execute(context)]
 
 
-def test_seg_launch_starts_one_lifecycle_node_with_the_documented_arguments():
+def test_seg_launch_starts_one_lifecycle_node():
     names = ("bundle", "runtime", "image_topic", "image_transport", "namespace", "params_file")
     (node,) = nodes_of_seg_launch(**dict.fromkeys(names, "given"))
     assert isinstance(node, LifecycleNode)
@@ -66,7 +66,7 @@ def test_topics_of_one_camera_or_of_several_are_remapped(given, expected):
     ("argument", "topic", "relative"),
     [("image_topic", "/camera/image_raw", "image_raw"), ("camera_info_topic", "~/info", "info")],
 )
-def test_an_absolute_topic_is_refused_for_cameras_below_whose_prefixes_it_cannot_be(argument, topic, relative):
+def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, relative):
     with pytest.raises(ParameterError, match=f"{argument} is '{topic}', .*{argument}:={relative} for front/{relative}"):
         nodes_of_seg_launch(cameras="front,left", **{argument: topic})
 

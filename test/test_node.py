@@ -51,13 +51,13 @@ def segmenter(bundle):
 
 
 def picture(height=480, width=640, seed=0):
-    """Smooth blobs of colour: the made-up weights give several classes on them."""
+    """Smooth blobs of colour: the random weights give several classes on them."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 256, (6, 8, 3), np.uint8)
     return np.repeat(np.repeat(small, -(-height // 6), axis=0), -(-width // 8), axis=1)[:height, :width].copy()
 
 
-def test_every_best_effort_frame_gets_the_mask_of_the_pipeline_with_its_own_header(running, segmenter):
+def test_every_best_effort_frame_gets_its_mask_with_its_own_header(running, segmenter):
     graph, _, camera = running
     masks = graph.listen("segmentation/mask")
     for seed in range(5):
@@ -85,7 +85,7 @@ def test_confidence_and_overlay_have_the_frames_header_and_size(running, segment
     assert image_of(overlays[-1]).shape == (480, 640, 3)
 
 
-def test_frames_of_changing_size_encoding_and_padding_are_all_read_rightly(running, segmenter):
+def test_frames_of_any_size_encoding_and_padding_are_read_correctly(running, segmenter):
     graph, _, camera = running
     masks = graph.listen("segmentation/mask")
     for height, width in ((120, 200), (333, 77), (64, 96)):
@@ -126,7 +126,7 @@ def test_class_names_can_be_read_and_not_be_set(running, bundle):
     assert "read-only" in result.reason
 
 
-def test_overlay_alpha_can_be_changed_while_running_within_its_range(running):
+def test_overlay_alpha_changes_while_running_within_its_range(running):
     graph, node, camera = running
     overlays = graph.listen("segmentation/overlay")
     assert node.set_parameter("overlay_alpha", 0.0).successful
@@ -229,7 +229,7 @@ def test_compressed_images_are_read(graph, bundle, segmenter):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_mid_stream_ends_the_process_with_code_zero_however_often_it_comes(graph, bundle, signal_number):
+def test_repeated_signals_in_mid_stream_end_the_process_with_code_zero(graph, bundle, signal_number):
     node = graph.start_node(bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     camera.wait_for_subscriber()
@@ -246,7 +246,7 @@ def test_a_signal_in_mid_stream_ends_the_process_with_code_zero_however_often_it
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_models_load_ends_the_process_with_code_zero(graph, tmp_path, signal_number):
+def test_a_signal_while_models_load_ends_the_process_with_code_zero(graph, tmp_path, signal_number):
     slow = tmp_path / "slow"
     slow.mkdir()
     os.mkfifo(slow / "bundle.json")  # whoever reads it waits until somebody writes
@@ -258,7 +258,7 @@ def test_a_signal_while_the_models_load_ends_the_process_with_code_zero(graph, t
     assert "Traceback" not in node.log
 
 
-def test_a_callback_that_fails_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
+def test_a_failing_callback_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
     broken = (
         "import dinov3_seg_ros.node as node; from dinov3_seg_ros.ros.frame_loop import FrameLoop; "
         "FrameLoop._receive = lambda *_: 1 / 0; node.main()"

@@ -31,7 +31,7 @@ MASK_SIZE = (30, 40)
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     options = {"network_size": (96, 128), "num_classes": 5}
-    # These made-up weights find the classes 0, 1 and 4 in the picture.
+    # These random weights find the classes 0, 1 and 4 in the picture.
     first = write_exported_bundle(folder / "first", name="first", seed=8, **options)
     return [first, write_exported_bundle(folder / "further", name="further", seed=9, **options)]
 
@@ -93,7 +93,7 @@ def decoded(message):
     return cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def test_every_topic_carries_the_published_classes_and_the_frames_header(quiet, segmenter):
+def test_every_topic_has_the_published_classes_and_the_frames_header(quiet, segmenter):
     graph, _, camera = quiet
     topics = {"mask": Image, "confidence": Image, "overlay": Image}
     topics |= {"mask/compressed": CompressedImage, "overlay/compressed": CompressedImage}
@@ -125,7 +125,7 @@ def test_class_names_are_those_published(quiet):
     assert list(node.get_parameter("class_names").string_array_value) == ["merged", "class_0"]
 
 
-def test_the_calibration_follows_the_mask_and_comes_only_with_frames_that_were_segmented(quiet):
+def test_camera_info_is_scaled_to_the_mask_and_sent_with_masks_only(quiet):
     graph, _, camera = quiet
     calibrations = graph.publisher(CameraInfo, "camera_info")
     info = CameraInfo(height=SIZE[0], width=SIZE[1], distortion_model="plumb_bob", d=[0.1, 0.2, 0.3, 0.4, 0.5])
@@ -184,7 +184,7 @@ def test_heads_and_the_whole_node_are_switched_while_running(quiet):
     camera.send_until_answered(camera.message(picture()), further)
 
 
-def test_parameters_that_would_have_no_effect_now_are_refused_with_the_reason(quiet):
+def test_changes_that_would_have_no_effect_are_refused_with_the_reason(quiet):
     _, node, _ = quiet
     refused = node.set_parameter("mask_size", "64x48")
     assert not refused.successful
@@ -241,7 +241,7 @@ def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     assert "no further image on /image for" in status.message
 
 
-def test_a_failed_transition_is_an_error_in_the_diagnostics_until_one_succeeds(bundles, tmp_path):
+def test_a_failed_transition_is_an_error_until_one_succeeds(bundles, tmp_path):
     graph = Graph(tmp_path)
     try:
         node = graph.start_node(bundle=tmp_path / "nowhere", **{"qos_overrides./image.subscription.reliability": "odd"})
@@ -260,7 +260,7 @@ def test_a_failed_transition_is_an_error_in_the_diagnostics_until_one_succeeds(b
         graph.close()
 
 
-def test_execution_providers_reach_onnx_runtime_and_no_other_names_are_taken(bundles, tmp_path):
+def test_providers_reach_onnx_runtime_and_other_names_are_refused(bundles, tmp_path):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     graph = Graph(tmp_path)
     try:
@@ -276,7 +276,7 @@ def test_execution_providers_reach_onnx_runtime_and_no_other_names_are_taken(bun
         graph.close()
 
 
-def test_what_was_switched_off_is_on_again_after_a_cleanup(bundles, tmp_path):
+def test_switches_are_on_again_after_a_cleanup(bundles, tmp_path):
     graph = Graph(tmp_path)
     try:
         node = graph.start_node(bundle=bundles[0].path)

@@ -37,7 +37,7 @@ def bundle(small_exported_bundle):
         ("compressed", {"unknown format", "damaged data", "too many pixels"}),
     ],
 )
-def test_after_every_bad_message_the_next_good_frame_is_answered_and_each_fault_is_counted(
+def test_bad_messages_are_counted_and_the_next_good_frame_is_answered(
     bundle, tmp_path, transport, faults
 ):
     graph = Graph(tmp_path)
@@ -82,7 +82,7 @@ def values_of(node, camera=None):
     return status.level, {pair.key: pair.value for pair in status.values}
 
 
-def test_a_frame_that_fails_in_a_batch_costs_no_other_cameras_frame(bundle, tmp_path, monkeypatch):
+def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_path, monkeypatch):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["good", "bad"], max_batch=2) as (graph, node):
         start(node)
         cameras = {name: graph.camera(f"{name}/image") for name in ("good", "bad")}
@@ -124,7 +124,7 @@ class _Slow:
         return self._computed.seconds()
 
 
-def test_where_a_gpu_computes_the_next_frame_is_started_before_the_mask_of_the_one_before_is_sent(
+def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(
     bundle, tmp_path, monkeypatch
 ):
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
@@ -165,7 +165,7 @@ def unclosable(monkeypatch):
     return attempts
 
 
-def test_a_node_whose_models_cannot_be_closed_is_cleaned_up_and_can_be_started_again(bundle, tmp_path, unclosable):
+def test_a_node_whose_models_cannot_be_closed_can_be_started_again(bundle, tmp_path, unclosable):
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         for attempt in (1, 2):
             start(node)
@@ -177,7 +177,7 @@ def test_a_node_whose_models_cannot_be_closed_is_cleaned_up_and_can_be_started_a
             assert node.set_parameters([Parameter("mask_size", value="8x8")])[0].successful
 
 
-def test_a_failed_configuration_keeps_its_reason_though_the_models_cannot_be_closed(bundle, tmp_path, unclosable):
+def test_a_failed_configuration_keeps_its_reason_if_closing_fails_too(bundle, tmp_path, unclosable):
     (tmp_path / "classes.yaml").write_text("classes: [dragon]")
     with node_here(tmp_path, bundle=str(bundle.path), class_list=str(tmp_path / "classes.yaml")) as (_, node):
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
@@ -190,7 +190,7 @@ def test_a_failed_configuration_keeps_its_reason_though_the_models_cannot_be_clo
 
 
 @pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])
-def test_an_error_nobody_thought_of_costs_its_frame_and_the_level_is_better_with_the_next(
+def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(
     bundle, tmp_path, monkeypatch, broken
 ):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):

@@ -46,7 +46,7 @@ def start_with_file(tmp_path):
         yield start
 
 
-def test_every_parameter_of_an_active_node_can_be_set_to_its_own_value(active, small_exported_bundle):
+def test_parameters_of_an_active_node_can_be_set_to_their_own_values(active, small_exported_bundle):
     given = yaml.safe_load(resource_path("config/segmentation.yaml").read_text())["/**"]["ros__parameters"]
     given["bundle"] = str(small_exported_bundle.path)
     refused = {
@@ -60,7 +60,7 @@ def test_every_parameter_of_an_active_node_can_be_set_to_its_own_value(active, s
 
 
 @pytest.mark.parametrize("name", [*describe_options(SourceOptions), *describe_options(ComputeOptions)])
-def test_what_is_read_at_configuration_cannot_change_in_an_active_node(active, name):
+def test_parameters_read_at_configuration_cannot_change_while_active(active, name):
     others = {"bool": False, "int": 7, "size": [32, 64], "texts": ["CPUExecutionProvider"], "text": "torch"}
     other = {"device": "cpu", "precision": "int8", "geometry": "pad", "image_transport": "compressed"}.get(
         name, others[OPTIONS[name].kind]

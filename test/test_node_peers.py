@@ -147,7 +147,7 @@ def test_two_nodes_in_one_graph_do_not_disturb_each_other(graph, bundle):
         segment(graph, cameras["b"], masks["b"], picture())
 
 
-def test_a_node_killed_in_mid_stream_can_be_restarted_beside_its_peers(graph, bundle):
+def test_a_node_killed_in_mid_stream_can_be_restarted(graph, bundle):
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     for _ in range(2):
         node = graph.start_node(bundle=bundle.path)
@@ -158,7 +158,7 @@ def test_a_node_killed_in_mid_stream_can_be_restarted_beside_its_peers(graph, bu
         node.end(signal.SIGKILL)
 
 
-def test_every_frame_of_a_flood_is_found_again_in_the_diagnostics(graph, bundle):
+def test_every_frame_of_a_flood_is_counted_in_the_diagnostics(graph, bundle):
     graph.start_node(bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     reader = DiagnosticsReader(graph)

@@ -15,21 +15,21 @@ def lost(infos, publishers=1):
     return [gaps.before(each, publishers) for each in infos]
 
 
-def test_a_gap_is_what_was_lost_and_the_first_message_has_none_before_it():
+def test_a_gap_counts_lost_messages_and_the_first_has_no_gap():
     assert lost([info(7), info(8), info(12), info(13)]) == [0, 0, 3, 0]
 
 
-def test_a_publisher_that_was_started_anew_counts_from_its_own_first_message():
+def test_a_restarted_publisher_counts_from_its_own_first_message():
     assert lost([info(50), info(1), info(2), info(5)]) == [0, 0, 0, 2]
     assert lost([info(50, b"a"), info(60, b"b"), info(62, b"b")]) == [0, 0, 1]
 
 
-def test_publishers_are_told_apart_by_their_name_and_without_one_nothing_is_counted():
+def test_publishers_without_identity_are_not_counted_together():
     assert lost([info(1, b"a"), info(90, b"b"), info(2, b"a"), info(93, b"b")], publishers=2) == [0, 0, 0, 2]
     assert lost([info(1), info(90), info(2), info(93)], publishers=2) == [0, 0, 0, 0]
 
 
-def test_numbers_from_the_time_of_two_nameless_publishers_are_forgotten():
+def test_numbers_of_two_publishers_without_identity_are_forgotten():
     gaps = SequenceGaps()
     assert [gaps.before(info(n), p) for n, p in ((1, 1), (2, 1), (90, 2), (91, 1), (93, 1))] == [0, 0, 0, 0, 1]
 

@@ -29,7 +29,7 @@ def test_a_signal_raises_nothing_outside_what_may_be_interrupted(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_interrupts_and_the_second_leaves_the_clearing_up_alone(number):
+def test_only_the_first_signal_interrupts(number):
     cleared_up = False
     with pytest.raises(KeyboardInterrupt), interruptible():
         try:

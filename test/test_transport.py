@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import subprocess
@@ -19,12 +20,12 @@ from dinov3_seg_ros.ros.transport import (
     PROFILE_VARIABLES,
     configure_transport,
     profile_variable,
-    remove_unfinished_segments,
+    remove_dead_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
 
 
-def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():
+def test_the_profile_is_set_unless_the_user_has_set_one():
     environment = {}
     assert configure_transport(environment) == str(resource_path(PROFILE))
     assert environment == {profile_variable(): str(resource_path(PROFILE))}
@@ -37,7 +38,7 @@ def test_the_profile_is_set_for_the_process_unless_the_user_has_his_own():
 @pytest.mark.parametrize(
     ("chosen", "used"), [("", "the default"), ("LARGE_DATA", "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA")]
 )
-def test_the_doctor_tells_that_other_processes_lose_images_and_by_which_transports(monkeypatch, chosen, used):
+def test_the_doctor_names_the_transport_that_drops_images(monkeypatch, chosen, used):
     for variable in PROFILE_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", chosen)
@@ -46,7 +47,7 @@ def test_the_doctor_tells_that_other_processes_lose_images_and_by_which_transpor
     assert finding.remedy == f"export {profile_variable()}={resource_path(PROFILE)}"
 
 
-def test_the_profile_gives_images_32_mb_of_shared_memory_and_keeps_the_network():
+def test_the_profile_gives_32_mb_of_shared_memory_and_keeps_udp():
     root = ElementTree.parse(resource_path(PROFILE)).getroot()
     namespace = {"p": root.tag[1:].partition("}")[0]}
     assert root.find(".//p:segment_size", namespace).text == str(32 << 20)
@@ -70,11 +71,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are not told")
-def test_buffers_of_frames_are_not_fetched_from_the_kernel_again():
+def test_buffers_of_frames_are_not_returned_to_the_kernel():
     assert page_faults_of_later_frames("assert keep_freed_memory()") < 100 < page_faults_of_later_frames("")
 
 
-def test_the_doctor_finds_a_sound_bundle_sound_and_a_damaged_one_damaged(tmp_path, capsys):
+def test_the_doctor_tells_a_sound_bundle_from_a_damaged_one(tmp_path, capsys):
     bundle = write_tiny_bundle(tmp_path / "bundle")
     assert not [f for f in examine([bundle.path]) if f.level == FAULT and "bundle" in f.subject]
     (bundle.path / "head.safetensors").write_bytes(b"cut")
@@ -86,7 +87,7 @@ def test_every_finding_that_is_not_fine_has_a_remedy(tmp_path):
     assert [f for f in examine([tmp_path]) if f.level != "ok" and not f.remedy and "runtime" not in f.subject] == []
 
 
-def test_segments_left_empty_by_a_killed_process_are_removed_and_no_others(tmp_path):
+def test_only_segments_left_empty_by_a_killed_process_are_removed(tmp_path):
     old = time.time() - 60
     for name, content, modified in (
         ("fastdds_port7001", b"", old),
@@ -98,6 +99,18 @@ def test_segments_left_empty_by_a_killed_process_are_removed_and_no_others(tmp_p
     ):
         (tmp_path / name).write_bytes(content)
         os.utime(tmp_path / name, (modified, modified))
-    remove_unfinished_segments(tmp_path)
+    remove_dead_segments(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"fastdds_port7002", "fastdds_port7003_el", "fastdds_port7004", "other"}
+
+
+def test_data_segments_are_removed_once_no_process_holds_their_lock(tmp_path):
+    old = time.time() - 60
+    for name in ("fastdds_held", "fastdds_held_el", "fastrtps_left", "fastrtps_left_el", "fastdds_port7001_el"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / "fastdds_new_el").touch()
+    with (tmp_path / "fastdds_held_el").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        removed = remove_dead_segments(tmp_path)
+    assert [path.name for path in removed] == ["fastrtps_left", "fastrtps_left_el"]

@@ -42,7 +42,7 @@ def run(gate, puts, calls, max_items=1):
     return replaced
 
 
-def test_only_the_newest_item_is_taken_and_whoever_replaces_one_is_told():
+def test_only_the_newest_item_is_taken_and_put_tells_of_the_replaced():
     gate = Gate()
     assert run(gate, [("a", 1), ("b", 1), ("a", 2), ("a", 3)], calls=2) == [False, False, True, True]
     assert gate.calls[1:] == [[("a", 3)], [("b", 1)]]
@@ -54,7 +54,7 @@ def test_a_fast_slot_does_not_starve_a_slow_one():
     assert gate.calls[1:] == [[("fast", 3)], [("slow", 1)]]
 
 
-def test_of_slots_that_are_filled_in_one_order_again_and_again_none_bears_all_the_losses():
+def test_slots_always_filled_in_one_order_share_the_drops():
     turn, done, taken = threading.Semaphore(0), threading.Semaphore(0), []
 
     def process(items):
@@ -77,7 +77,7 @@ def test_of_slots_that_are_filled_in_one_order_again_and_again_none_bears_all_th
     assert counts[-1] - counts[0] <= 2
 
 
-def test_slots_that_wait_together_are_handed_over_together_up_to_the_limit():
+def test_waiting_slots_are_handed_over_together_up_to_the_limit():
     gate = Gate()
     run(gate, [("a", 1), ("b", 2), ("c", 3)], calls=2, max_items=2)
     assert gate.calls[1:] == [[("a", 1), ("b", 2)], [("c", 3)]]
@@ -140,7 +140,7 @@ class Turns:
 
 
 @pytest.mark.parametrize(("overlap", "under_way"), [(False, 1), (True, 2)])
-def test_with_overlap_the_next_item_is_started_before_the_one_before_is_finished_and_no_more(overlap, under_way):
+def test_with_overlap_two_items_are_in_flight_and_no_more(overlap, under_way):
     turns = Turns()
     worker = LatestFrameWorker(turns.start, on_error=lambda slots, error: None, overlap=overlap)
     worker.start()
@@ -162,7 +162,7 @@ def test_with_overlap_the_next_item_is_started_before_the_one_before_is_finished
     assert turns.finished == turns.started
 
 
-def test_stopping_lets_all_that_overlaps_finish():
+def test_stopping_finishes_all_overlapping_items():
     turns, waiting = Turns(), []
     worker = LatestFrameWorker(turns.start, on_error=lambda slots, error: None, overlap=True)
     worker.start()
@@ -172,7 +172,9 @@ def test_stopping_lets_all_that_overlaps_finish():
     worker.put("a", 2)
     stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
     stopper.start()
+    deadline = time.monotonic() + 5
     while not worker._stopping:
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     turns.let.release(2)
     stopper.join(5)
@@ -181,7 +183,7 @@ def test_stopping_lets_all_that_overlaps_finish():
     assert waiting == ["a"]
 
 
-def test_stopping_lets_the_item_in_work_finish_and_tells_what_was_waiting():
+def test_stopping_finishes_the_current_item_and_names_what_waited():
     gate, waiting = Gate(), []
     worker = LatestFrameWorker(gate, on_error=lambda slots, error: None)
     worker.start()

@@ -108,11 +108,9 @@ class NodeParameters:
 
 def changed_parameters(options: Options) -> dict[str, Any]:
     """The options that differ from their defaults, as ROS parameters."""
-    described = describe_options(type(options))
-    values = {name: getattr(options, name) for name in described}
-    return {
-        name: to_parameter(described[name], value) for name, value in values.items() if value != described[name].default
-    }
+    described = describe_options(type(options)).values()
+    values = [(option, getattr(options, option.name)) for option in described]
+    return {option.name: to_parameter(option, value) for option, value in values if value != option.default}
 
 
 def to_parameter(option: Option, value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib.metadata
 import os
 import sys
@@ -65,6 +66,31 @@ def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
     return found
 
 
+def stale_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Data segments of Fast DDS, and their lock files, of processes that were killed; each takes 32 MB or more.
+
+    A living process holds the lock file ``<segment>_el``; ``fastdds shm clean`` decides by it too.
+    """
+    found = []
+    for lock in sorted(folder.glob("fast*_el")):
+        segment = lock.with_name(lock.name.removesuffix("_el"))
+        if "_port" not in lock.name and _is_free(lock):
+            found += [path for path in (segment, lock) if path.exists()]
+    return found
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether no process holds a lock file; a new one may not be held yet."""
+    try:
+        if time.time() - lock.stat().st_mtime < _UNFINISHED_AFTER_S:
+            return False
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def warn_of_unfinished_segments() -> None:
     """Name each of `unfinished_segments` on standard error; without that, a process that waits for one just hangs."""
     for path in unfinished_segments():
@@ -75,11 +101,14 @@ def warn_of_unfinished_segments() -> None:
         )
 
 
-def remove_unfinished_segments(folder: Path = SHARED_MEMORY) -> None:
-    """Remove those of `unfinished_segments` that this user may remove."""
-    for path in unfinished_segments(folder):
+def remove_dead_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Remove `unfinished_segments` and `stale_segments`; return those that this user could remove."""
+    removed = []
+    for path in (*unfinished_segments(folder), *stale_segments(folder)):
         with contextlib.suppress(OSError):
             path.unlink()
+            removed.append(path)
+    return removed
 
 
 def keep_freed_memory() -> bool:
