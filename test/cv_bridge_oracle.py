@@ -1,8 +1,8 @@
-"""What ROS's cv_bridge makes of images: run by a Python that has it, which need not be the one of the tests.
+"""Convert images with ROS's cv_bridge, in a Python that has it; it need not be the Python of the tests.
 
-``PYTHON cv_bridge_oracle.py IN.npz OUT.npz``: IN holds arrays ``<number>`` and their ``<number>_encoding``,
-``<number>_big_endian``; OUT their pictures as rgb8, ``<number>``, or what was raised, ``<number>_error``. Needs neither
-ROS's messages nor this package.
+``PYTHON cv_bridge_oracle.py IN.npz OUT.npz``: IN holds arrays ``<number>`` with ``<number>_height``,
+``<number>_width``, ``<number>_encoding`` and ``<number>_big_endian``. OUT holds each image as rgb8 in ``<number>``, or
+the error text in ``<number>_error``. The script needs neither ROS's messages nor this package.
 """
 
 from __future__ import annotations

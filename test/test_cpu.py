@@ -1,4 +1,4 @@
-"""Processors, as far as 8-bit graphs compute something else on another one."""
+"""Which processors compute 8-bit exports alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CPU implementer\t: 0x41
         (None, "arm64", ("arm64", None)),
     ],
 )
-def test_name_and_features_are_those_that_the_kernel_tells(text, architecture, expected, tmp_path):
+def test_name_and_features_are_read_from_the_kernel(text, architecture, expected, tmp_path):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     cpu = read_cpu(tmp_path / "cpuinfo", architecture)
@@ -59,7 +59,7 @@ UNKNOWN = Cpu(name="a", architecture="x86_64", features=None)
         (UNKNOWN, UNKNOWN, False),
     ],
 )
-def test_8_bit_products_are_as_exact_where_no_feature_that_they_were_right_with_is_missing(here, there, same):
+def test_a_processor_is_as_exact_if_it_lacks_no_needed_feature(here, there, same):
     assert here.is_as_exact_as(there) is same
 
 

@@ -11,7 +11,7 @@ import pytest
 from dinov3_seg_ros.support.files import locked, replacing_file, replacing_folder, sha256_of_file, write_json
 
 
-def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
+def test_an_error_while_writing_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(OSError, match="disk full"), replacing_file(path) as temporary:
@@ -21,7 +21,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_while_writing_leaves_the_old_folder_and_no_other(tmp_path):
+def test_an_error_while_writing_leaves_only_the_old_folder(tmp_path):
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "a").write_text("old")
@@ -42,7 +42,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two folders change places")
-def test_a_folder_is_there_while_it_is_replaced(tmp_path, monkeypatch):
+def test_a_folder_exists_at_every_moment_of_its_replacement(tmp_path, monkeypatch):
     folder, original = tmp_path / "bundle", os.rename
 
     def watched(source, target):
@@ -65,7 +65,7 @@ def test_a_lock_has_one_holder(tmp_path, kind):
         pass
 
 
-def test_what_a_folder_holds_is_readable_by_others(tmp_path):
+def test_files_in_a_replaced_folder_are_readable_by_others(tmp_path):
     with replacing_folder(tmp_path / "bundle") as temporary:
         (temporary / "weights").mkdir()
         (temporary / "weights" / "a").touch(mode=0o600)
@@ -74,7 +74,7 @@ def test_what_a_folder_holds_is_readable_by_others(tmp_path):
     assert (tmp_path / "bundle" / "weights" / "a").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_json_is_readable_and_its_digest_follows_its_content(tmp_path):
+def test_the_digest_of_a_json_file_follows_its_content(tmp_path):
     write_json(tmp_path / "a.json", {"größe": 1})
     first = sha256_of_file(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1}

@@ -1,7 +1,7 @@
-"""Conversions are equal to cv_bridge's wherever that is right.
+"""Conversions of images equal those of cv_bridge, wherever cv_bridge is right.
 
-Runs where ROS's cv_bridge is: in the Python that CV_BRIDGE_PYTHON names, or the system's. (PyPI's ``cv_bridge`` is
-another program.)
+The tests need a Python with ROS's cv_bridge: the one that CV_BRIDGE_PYTHON names, else the system's. (``cv_bridge`` on
+PyPI is another program.)
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dinov3_seg_ros.ros.messages import read_image
 
 PYTHON = os.environ.get("CV_BRIDGE_PYTHON", "/usr/bin/python3")
 ORACLE = Path(__file__).with_name("cv_bridge_oracle.py")
-# Encodings that cv_bridge, or the older of its releases, does not know.
+# Some releases of cv_bridge do not know these encodings.
 MAY_BE_UNKNOWN = {"nv12", "nv21", "nv24", "uyvy", "yuyv", "yuv422_yuy2"}
-# It makes no colours of these and says so; here they are read as a camera driver that sends them means them.
+# cv_bridge refuses to convert these to colours. We read them as the camera drivers that send them mean them.
 WITHOUT_COLOURS = {"8UC1", "8UC3", "8UC4", "16UC1"}
 NUMBERS_OF_CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "8UC3": 3, "8UC4": 4, "yuv": 2, "yuyv": 2, "uyvy": 2}
 BUFFER_ROWS = {"nv12": HEIGHT * 3 // 2, "nv21": HEIGHT * 3 // 2, "nv24": HEIGHT * 3}
@@ -34,7 +34,8 @@ def oracle(tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
     def run(*arguments):
-        return subprocess.run([PYTHON, *map(str, arguments)], capture_output=True, text=True, env=environment)
+        command = [PYTHON, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
     try:
         missing = run("-c", "from cv_bridge.boost import cv_bridge_boost").returncode
@@ -62,7 +63,7 @@ def oracle(tmp_path_factory):
 
 
 def noise(encoding):
-    """Pixels of every value in the layout of an encoding."""
+    """Random pixels in the layout of an encoding."""
     starts = [start for start in NUMBERS_OF_CHANNELS if encoding.startswith(start)]
     channels = [NUMBERS_OF_CHANNELS[max(starts, key=len)]] if starts else []
     kind = np.uint16 if "16" in encoding else np.uint8
@@ -72,7 +73,7 @@ def noise(encoding):
 
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("encoding", sorted({*INPUT_ENCODINGS} - WITHOUT_COLOURS))
-def test_tight_packed_pictures_are_those_of_cv_bridge_bit_for_bit(oracle, encoding, big_endian):
+def test_images_without_padding_equal_those_of_cv_bridge(oracle, encoding, big_endian):
     message = message_of(noise(encoding), encoding, big_endian=big_endian)
     (found,) = oracle([message])
     if encoding in MAY_BE_UNKNOWN and isinstance(found, str):
@@ -82,7 +83,7 @@ def test_tight_packed_pictures_are_those_of_cv_bridge_bit_for_bit(oracle, encodi
     assert np.array_equal(read_image(message), found)
 
 
-def test_padded_rows_are_read_as_cv_bridge_reads_them_without_padding(oracle):
+def test_padding_does_not_change_the_image(oracle):
     pixels = noise("rgb8")
     (expected,) = oracle([message_of(pixels, "rgb8")])
     assert np.array_equal(read_image(message_of(pixels, "rgb8", padding=6)), expected)

@@ -1,4 +1,4 @@
-"""What is published follows the class list, and a pixel without a label has no confidence."""
+"""Published masks follow the class list, and unlabelled pixels have confidence 0."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ from dinov3_seg_ros.support.resources import resource_path
 ROOM = ClassesSection(names=["floor", "wall", "chair", "table"], palette=[(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
 
 
-def many(count):
+def numbered_classes(count):
     return ClassesSection(names=[f"c{i}" for i in range(count)], palette=[(i % 256, 0, 0) for i in range(count)])
 
 
-def found(labels, confidence=200, dtype=np.uint8):
+def head_result(labels, confidence=200, dtype=np.uint8):
     labels = np.asarray(labels, dtype)
     return SimpleNamespace(labels=labels, confidence=np.broadcast_to(np.uint8(confidence), labels.shape).copy())
 
 
-class Undecoded:
-    """Labels whose confidence must not be asked for."""
+class LabelsOnly:
+    """Labels of a head whose confidence must not be decoded."""
 
     labels = np.array([[0, 1]], np.uint8)
 
     @property
     def confidence(self):
-        pytest.fail("the confidence was decoded though nobody needs it")
+        pytest.fail("the confidence was decoded without need")
 
 
-def test_without_a_list_the_arrays_pass_as_they_are():
-    head = found([[0, 3]])
+def test_without_a_class_list_the_arrays_are_passed_on_uncopied():
+    head = head_result([[0, 3]])
     classes = OutputClasses.of(ROOM)
     labels, confidence = classes.labels_and_confidence(head)
     assert labels is head.labels
     assert confidence is head.confidence
-    assert classes.labels(Undecoded()) is Undecoded.labels
+    assert classes.labels(LabelsOnly()) is LabelsOnly.labels
     assert (classes.names, classes.palette[3]) == (("floor", "wall", "chair", "table"), (4, 4, 4))
 
 
-def test_classes_are_filtered_merged_and_numbered_in_the_order_of_the_list():
+def test_a_class_list_filters_merges_and_numbers_in_its_order():
     chosen = ClassList(classes={"obstacle": ["table", "chair"], "floor": ["floor"]}, palette={"floor": (9, 8, 7)})
     classes = OutputClasses.of(ROOM, chosen)
-    labels, confidence = classes.labels_and_confidence(found([[0, 1, 2, 3]]))
+    labels, confidence = classes.labels_and_confidence(head_result([[0, 1, 2, 3]]))
     assert labels.tolist() == [[1, 255, 0, 0]]
     assert confidence.tolist() == [[200, 0, 200, 200]]
     assert classes.names == ("obstacle", "floor")
     assert classes.palette == ((4, 4, 4), (9, 8, 7)), "a merged class has the colour of the first that it stands for"
 
 
-def test_a_plain_list_of_names_is_a_filter():
-    assert OutputClasses.of(ROOM, ClassList(classes=["wall"])).labels(found([[0, 1]])).tolist() == [[255, 0]]
+def test_a_plain_list_of_names_keeps_these_classes():
+    assert OutputClasses.of(ROOM, ClassList(classes=["wall"])).labels(head_result([[0, 1]])).tolist() == [[255, 0]]
 
 
-def test_a_list_that_changes_nothing_costs_nothing():
+def test_a_class_list_that_changes_nothing_needs_no_lookup():
     assert OutputClasses.of(ROOM, ClassList(classes=list(ROOM.names))).lookup is None
 
 
 @pytest.mark.parametrize(("probability", "least"), [(0.0, 0), (0.5, 128), (0.4, 102), (0.31, 79), (1.0, 255)])
-def test_pixels_below_the_threshold_are_unlabelled_with_confidence_zero(probability, least):
-    head = found([[0] * 256])
+def test_pixels_below_the_threshold_lose_label_and_confidence(probability, least):
+    head = head_result([[0] * 256])
     head.confidence = np.arange(256, dtype=np.uint8)[None]
     labels, confidence = OutputClasses.of(ROOM).labels_and_confidence(head, confidence_threshold(probability))
     kept = np.arange(256) >= least
@@ -81,41 +81,41 @@ def test_pixels_below_the_threshold_are_unlabelled_with_confidence_zero(probabil
 
 
 @pytest.mark.parametrize("probability", [0.31, 0.4, 0.62, 0.8])
-def test_a_pixel_exactly_as_probable_as_the_threshold_keeps_its_label(probability):
+def test_a_pixel_at_the_threshold_keeps_its_label(probability):
     probabilities = np.array([probability, *[(1 - probability) / 4] * 4])
     logits = np.broadcast_to(np.log(probabilities).astype(np.float32).reshape(1, 5, 1, 1), (1, 5, 2, 2))
     labels, confidence = upsample_argmax_confidence(logits, (4, 6))
     head = SimpleNamespace(labels=labels[0], confidence=confidence[0])
-    classes = OutputClasses.of(many(5))
+    classes = OutputClasses.of(numbered_classes(5))
     assert (classes.labels(head, confidence_threshold(probability)) == 0).all()
     assert (classes.labels(head, confidence_threshold(probability + 0.005)) == 255).all()
 
 
-def test_a_mask_of_one_pixel_is_compared_like_any_other():
+def test_a_one_pixel_mask_is_compared_with_the_threshold():
     classes = OutputClasses.of(ROOM)
-    labels, confidence = classes.labels_and_confidence(found([[3]], confidence=10), threshold=11)
+    labels, confidence = classes.labels_and_confidence(head_result([[3]], confidence=10), threshold=11)
     assert (labels.tolist(), confidence.tolist()) == ([[255]], [[0]])
-    labels, confidence = classes.labels_and_confidence(found([[3]], confidence=11), threshold=11)
+    labels, confidence = classes.labels_and_confidence(head_result([[3]], confidence=11), threshold=11)
     assert (labels.tolist(), confidence.tolist()) == ([[3]], [[11]])
 
 
-def test_masks_of_many_classes_use_sixteen_bits_and_narrow_where_few_are_chosen():
-    head = found([[0, 299]], dtype=np.uint16)
-    all_of_them = OutputClasses.of(many(300))
+def test_few_classes_chosen_from_300_give_an_8_bit_mask():
+    head = head_result([[0, 299]], dtype=np.uint16)
+    all_of_them = OutputClasses.of(numbered_classes(300))
     head.confidence[0, 0] = 10
     assert all_of_them.labels(head, threshold=11).tolist() == [[65535, 299]]
-    few = OutputClasses.of(many(300), ClassList(classes=["c299"]))
+    few = OutputClasses.of(numbered_classes(300), ClassList(classes=["c299"]))
     assert few.labels(head).dtype == np.uint8
     labels, confidence = few.labels_and_confidence(head)
     assert (labels.tolist(), confidence.tolist()) == ([[255, 0]], [[0, 200]])
 
 
-def test_one_list_gives_the_same_ids_to_the_classes_of_several_heads():
+def test_one_class_list_gives_several_heads_the_same_ids():
     other = ClassesSection(names=["person", "floor"], palette=[(5, 5, 5), (6, 6, 6)])
     chosen = ClassList(classes=["person", "floor"])
     check_class_list(chosen, [ROOM, other])
-    assert OutputClasses.of(ROOM, chosen).labels(found([[0]])).item() == 1
-    assert OutputClasses.of(other, chosen).labels(found([[1]])).item() == 1
+    assert OutputClasses.of(ROOM, chosen).labels(head_result([[0]])).item() == 1
+    assert OutputClasses.of(other, chosen).labels(head_result([[1]])).item() == 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_one_list_gives_the_same_ids_to_the_classes_of_several_heads():
         (ClassList(palette={"sky": (0, 0, 0)}), "colours 'sky'"),
     ],
 )
-def test_a_name_that_would_do_nothing_is_refused(chosen, message):
+def test_a_name_that_no_head_has_is_refused(chosen, message):
     with pytest.raises(ParameterError, match=message):
         check_class_list(chosen, [ROOM])
 
@@ -146,7 +146,7 @@ def test_a_name_that_would_do_nothing_is_refused(chosen, message):
         ("- floor", "the file: "),
     ],
 )
-def test_a_bad_file_is_refused_with_its_place(tmp_path, text, message):
+def test_a_bad_class_list_is_refused_naming_the_place(tmp_path, text, message):
     path = tmp_path / "classes.yaml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=message):
@@ -155,7 +155,7 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path, text, message):
         load_class_list(tmp_path / "nowhere.yaml")
 
 
-def test_the_list_in_config_fits_the_demo():
+def test_the_class_list_in_config_fits_the_demo():
     chosen = load_class_list(resource_path("config/classes/navigation.yaml"))
     classes = load_bundle(resource_path("weights/demo")).manifest.classes
     check_class_list(chosen, [classes])

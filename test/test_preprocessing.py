@@ -1,4 +1,4 @@
-"""From a frame to the canvas, and the window that leads back."""
+"""From a frame to the network input (the canvas), and the window that leads back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_stretch_covers_the_whole_network_size():
     assert placement.window((6, 8)) == (0, 0, 6, 8)
 
 
-def test_letterbox_keeps_the_aspect_ratio_and_pads_evenly_with_the_mean():
+def test_letterbox_keeps_the_aspect_and_pads_evenly_with_the_mean():
     canvas, placement = canvas_of(np.full((50, 200, 3), 200, np.uint8), "letterbox")
     assert (placement.height, placement.width) == (32, 128)
     assert (canvas[32:64] == 200).all()
@@ -35,7 +35,7 @@ def test_letterbox_keeps_the_aspect_ratio_and_pads_evenly_with_the_mean():
     assert placement.window((12, 16)) == (4, 0, 4, 16)
 
 
-def test_pad_keeps_every_pixel_as_it_is():
+def test_pad_keeps_every_pixel():
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     canvas, placement = canvas_of(image, "pad")
     assert canvas.shape == (64, 96, 3)
@@ -43,7 +43,7 @@ def test_pad_keeps_every_pixel_as_it_is():
     assert placement.window((2, 3)) == (7 / 32, 13 / 32, 50 / 32, 70 / 32)
 
 
-def test_native_rounds_the_frames_own_size_to_the_multiple():
+def test_native_rounds_the_frame_size_to_the_multiple():
     canvas, placement = canvas_of(np.zeros((470, 650, 3), np.uint8), "native")
     assert canvas.shape == (480, 640, 3)
     assert placement.window((15, 20)) == (0, 0, 15, 20)
@@ -73,19 +73,19 @@ def test_shrinking_averages_instead_of_skipping_pixels():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_extreme_frames_are_placed(size, geometry):
+def test_one_pixel_wide_frames_are_placed(size, geometry):
     canvas, placement = canvas_of(np.full((*size, 3), 9, np.uint8), geometry)
     assert placement.height >= 1
     assert placement.width >= 1
     assert canvas.shape[0] % 32 == canvas.shape[1] % 32 == 0
 
 
-def test_a_network_size_off_the_multiple_is_refused():
+def test_a_network_size_that_is_no_multiple_is_refused():
     with pytest.raises(ParameterError, match="multiples of 32"):
         place((100, 100), "stretch", (100, 96), 32)
 
 
-def test_an_unknown_geometry_is_refused_with_the_known_ones_named():
+def test_an_unknown_geometry_is_refused_naming_the_known_ones():
     with pytest.raises(ParameterError, match="letterbox"):
         place((100, 100), "squash", (96, 96), 32)
 
@@ -95,6 +95,6 @@ def test_an_unknown_geometry_is_refused_with_the_known_ones_named():
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), "image",
      np.zeros((0, 4, 3), np.uint8)],
 )  # fmt: skip
-def test_what_is_no_rgb_image_is_refused(image):
+def test_anything_but_an_rgb_image_is_refused(image):
     with pytest.raises(ImageError, match=r"uint8 RGB|at least one pixel"):
         fill_canvas(image, place((4, 4), "stretch", (32, 32), 32), MEAN, np.zeros((32, 32, 3), np.uint8))
