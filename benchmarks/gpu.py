@@ -17,7 +17,7 @@ from pathlib import Path
 
 from random_models import MODELS, random_bundle
 
-from dinov3_seg_ros.benchmark.measurement import made_frames
+from dinov3_seg_ros.benchmark.measurement import synthetic_frames
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.support.timing import GPU_STAGES
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows, frames = [], made_frames(FRAME_SIZE, 8)
+    rows, frames = [], synthetic_frames(FRAME_SIZE, 8)
     with tempfile.TemporaryDirectory() as work:
         print("  ".join(["model, runtime, precision, batch".ljust(40), *STAGES, "total", "frames/s", "share"]))
         for model in options.models:

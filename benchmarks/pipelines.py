@@ -1,9 +1,9 @@
-"""Whole frames of a large class list: our pipeline beside the textbook's and the predecessor's, in turn in one process.
+"""Whole frames of a large class list: our pipeline beside a naive PyTorch and the dinov3_ros pipeline, in turn.
 
     python benchmarks/pipelines.py --frames 30 --json pipelines.json --picture pipelines.png
 
 ViT-S+/16 and the default head with made-up weights, 134 classes of which about 12 are in view (random_models.py). The
-others run eagerly in PyTorch in float32 at 640x640; the textbook's pipeline has the same head.
+others run eagerly in PyTorch in float32 at 640x640; the naive pipeline has the same head.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from random_models import MODELS, random_bundle
 
-from dinov3_seg_ros.benchmark.baselines import PredecessorPipeline, TextbookPipeline
-from dinov3_seg_ros.benchmark.measurement import Measured, made_frames, run_in_turn
+from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
+from dinov3_seg_ros.benchmark.measurement import Measured, run_in_turn, synthetic_frames
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    frames = made_frames(FRAME_SIZE, options.frames)
+    frames = synthetic_frames(FRAME_SIZE, options.frames)
     with tempfile.TemporaryDirectory() as work:
         path = random_bundle(
             Path(work) / "bundle", options.model, NETWORK_SIZE, frames, options.classes, "aspp", options.in_view
@@ -56,11 +56,11 @@ def main() -> None:
             )
             for precision, size in VARIANTS
         ]
-        # The textbook's labels come first: the others are compared with them.
-        baselines = [TextbookPipeline(bundle, NETWORK_SIZE), PredecessorPipeline(bundle, NETWORK_SIZE)]
-        textbook, predecessor, *measured = run_in_turn([*baselines, *ours], frames, options.frames)
+        # The naive pipeline's labels come first: the others are compared with them.
+        baselines = [NaivePipeline(bundle, NETWORK_SIZE), Dinov3RosPipeline(bundle, NETWORK_SIZE)]
+        naive, dinov3_ros, *measured = run_in_turn([*baselines, *ours], frames, options.frames)
         gflop, rate = backbone_gflop(bundle, NETWORK_SIZE), gemm_gflops()
-    rows = [describe(one, predecessor, textbook) for one in (*measured, textbook, predecessor)]
+    rows = [describe(one, dinov3_ros, naive) for one in (*measured, naive, dinov3_ros)]
     print(table(rows))
     reached = gflop / measured[0].stages_ms["backbone"]["median"] * 1000.0
     print(
@@ -71,33 +71,33 @@ def main() -> None:
         result = {"pipelines": rows, "backbone_gflop": round(gflop, 2), "gemm_gflops": round(rate, 1)}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.picture:
-        draw_stages({one.name: one.stages_ms for one in (*measured, textbook, predecessor)}, options.picture)
+        draw_stages({one.name: one.stages_ms for one in (*measured, naive, dinov3_ros)}, options.picture)
 
 
-def describe(measured: Measured, predecessor: Measured, textbook: Measured) -> dict:
+def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
     """One pipeline's row."""
     return {
         "name": measured.name,
         **measured.summary(),
-        "times_faster_than_predecessor": round(measured.times_faster_than(predecessor), 2),
-        "times_faster_than_textbook": round(measured.times_faster_than(textbook), 2),
-        # The predecessor's head has made-up weights of its own.
-        "labels_equal_textbook": None if measured is predecessor else round(measured.equal_labels, 6),
+        "times_faster_than_dinov3_ros": round(measured.times_faster_than(dinov3_ros), 2),
+        "times_faster_than_naive": round(measured.times_faster_than(naive), 2),
+        # The head of dinov3_ros has random weights of its own.
+        "labels_equal_naive": None if measured is dinov3_ros else round(measured.equal_labels, 6),
     }
 
 
 def table(rows: list[dict]) -> str:
     """The rows as text."""
     lines = [
-        f"{'':<16}{'total ms (p95)':>20}{'x predecessor':>15}{'x textbook':>12}{'equal labels':>14}"
+        f"{'':<16}{'total ms (p95)':>20}{'x dinov3_ros':>15}{'x naive':>12}{'equal labels':>14}"
         f"{'outside backbone':>18}{'in view':>9}"
     ]
     for row in rows:
-        total, equal = row["total_ms"], row["labels_equal_textbook"]
+        total, equal = row["total_ms"], row["labels_equal_naive"]
         equal = "" if equal is None else f"{equal:.4%}"
         lines.append(
             f"{row['name']:<16}{total['median']:>11.1f} ({total['p95']:.1f})".ljust(36)
-            + f"{row['times_faster_than_predecessor']:>15.2f}{row['times_faster_than_textbook']:>12.2f}"
+            + f"{row['times_faster_than_dinov3_ros']:>15.2f}{row['times_faster_than_naive']:>12.2f}"
             + f"{equal:>14}{row['outside_backbone']:>18.1%}{row['classes_in_view']:>9}"
         )
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from bundles import write_tiny_bundle
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import __main__ as command
+from dinov3_seg_ros.benchmark import session
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
@@ -44,13 +45,13 @@ def test_every_stage_of_all_pipelines_is_measured_and_labels_are_compared(bundle
     for measured in (result, *result["baselines"].values()):
         assert all(measured["stages_ms"][stage]["median"] > 0 for stage in stages)
         assert measured["outside_backbone"] > 0
-    assert result["baselines"]["textbook"]["equal_labels"] >= 0.9995
-    assert result["baselines"]["predecessor"]["equal_labels"] is None, "its head has weights of its own"
-    assert result["classes_in_view"] == result["baselines"]["textbook"]["classes_in_view"] > 1
+    assert result["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
+    assert result["baselines"]["dinov3_ros"]["equal_labels"] is None, "its head has weights of its own"
+    assert result["classes_in_view"] == result["baselines"]["naive PyTorch"]["classes_in_view"] > 1
     reached = result["backbone"]["gflop"] / result["stages_ms"]["backbone"]["median"] * 1000.0
     assert result["backbone"]["gflops"] == pytest.approx(reached, rel=0.05)
     assert result["backbone"]["share_of_gemm"] == pytest.approx(reached / result["gemm_gflops"], rel=0.05, abs=1e-6)
-    assert "times faster than predecessor" in capsys.readouterr().out
+    assert "times faster than the dinov3_ros pipeline" in capsys.readouterr().out
 
 
 def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
@@ -69,8 +70,8 @@ def test_the_providers_asked_for_are_those_of_onnx_runtime(capsys):
 
 
 def test_what_cannot_be_measured_is_said(bundle, tmp_path, capsys):
-    assert main([str(bundle.path), "--frames", "0"]) == 1
-    assert "measure at least one" in capsys.readouterr().err
+    assert main([str(bundle.path), "--frames", "0"]) == 2
+    assert "'0' is not a whole number of at least 1" in capsys.readouterr().err
     assert main([str(tmp_path / "absent")]) == 1
     assert "no such folder" in capsys.readouterr().err
 
@@ -102,7 +103,7 @@ def test_without_torch_the_operations_are_not_counted_and_the_table_says_so(bund
 class _OnAGpu:
     """A runtime that says of itself that it computes on a GPU, and times its copies."""
 
-    device = "cuda"
+    device = "cuda:1"
 
     def __init__(self, runtime):
         self._runtime = runtime
@@ -120,24 +121,24 @@ class _OnAGpu:
 def test_where_a_gpu_computes_its_copies_its_own_rate_and_overlapping_frames_are_reported(
     bundle, monkeypatch, tmp_path, capsys, rate
 ):
-    def on_a_gpu(options):
-        segmenter = load(options)
+    def on_a_gpu(self):
+        segmenter = load(self)
         segmenter.runtime = _OnAGpu(segmenter.runtime)
         return segmenter
 
-    load, asked = command._load_segmenter, []
-    monkeypatch.setattr(command, "_load_segmenter", on_a_gpu)
-    monkeypatch.setattr(command, "gemm_gflops", lambda device, threads: asked.append(device) or rate)
+    load, asked = session.Session.load_segmenter, []
+    monkeypatch.setattr(session.Session, "load_segmenter", on_a_gpu)
+    monkeypatch.setattr(session, "gemm_gflops", lambda device, threads: asked.append(device) or rate)
     file = tmp_path / "result.json"
     assert main([str(bundle.path), "--frames", "2", "--frame-size", "96", "128", "--json", str(file)]) == 0
     result, said = json.loads(file.read_text()), capsys.readouterr().out
-    assert asked == ["cuda"]
+    assert asked == ["cuda:1"]
     assert result["gemm_type"] == "bfloat16"
     assert result["gemm_gflops"] == rate
     assert list(result["stages_ms"]) == list(GPU_STAGES)
     assert [result["stages_ms"][stage]["median"] for stage in ("upload", "download")] == [1.0, 2.0]
     assert result["overlapped_frames_per_second"] > 0
-    assert "where the next is under way meanwhile" in said
+    assert "when the next frame starts before the previous one is finished" in said
     reached = result["backbone"]["gflops"]
     share = None if rate is None else pytest.approx(reached / rate, rel=0.05, abs=1e-6)
     assert result["backbone"]["share_of_gemm"] == share
@@ -162,8 +163,8 @@ def test_a_batch_is_timed_as_a_whole(bundle, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [["--batch", "0"], ["--batch", "2", "--baseline"], ["--batch", "2", "--ros"]])
 def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, capsys):
-    assert main([str(bundle.path), *options]) == 1
-    assert "use 1 or more, and only 1 with --ros or --baseline" in capsys.readouterr().err
+    assert main([str(bundle.path), *options]) == 2
+    assert "--batch" in capsys.readouterr().err
 
 
 def test_without_a_gpu_pytorch_has_no_rate_of_one_and_its_measure_is_that_of_a_product():
@@ -345,7 +346,7 @@ def test_the_demos_bundle_is_measured_through_a_real_node(tmp_path):
 
 @pytest.mark.ros
 def test_what_the_node_refuses_is_told_in_its_own_words():
-    run = run_on_ros(str(resource_path("weights/demo")), "--geometry", "sideways")
+    run = run_on_ros(str(resource_path("weights/demo")), "--network-size", "30", "30")
     assert run.returncode == 1
-    assert "sideways" in run.stderr
+    assert "the node says" in run.stderr and "30" in run.stderr
     assert len(run.stderr.splitlines()) == 1, run.stderr

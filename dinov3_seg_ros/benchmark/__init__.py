@@ -1,1 +1,1 @@
-"""How long each step of a frame takes, beside the plain ways of doing the same."""
+"""How long each step of a frame takes, beside a naive PyTorch pipeline and the pipeline of dinov3_ros."""

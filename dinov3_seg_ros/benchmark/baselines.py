@@ -1,4 +1,4 @@
-"""The plain ways of doing the same, in PyTorch: what `pipelines.OurPipeline` is compared with."""
+"""Two PyTorch pipelines that `timed_pipeline.OurPipeline` is compared with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _EagerPipeline(TimedPipeline):
         manifest = bundle.manifest
         self._size, self._palette = size, manifest.classes.palette
         self._mean, self._std = np.array(manifest.input.mean), np.array(manifest.input.std)
-        self._read = range(len(manifest.backbone.layers))
+        self._read = list(range(len(manifest.backbone.layers)))
         self._backbone, self._head = bundle.load_backbone(), self._make_head(bundle).eval()
 
     @torch.inference_mode()
@@ -48,17 +48,17 @@ class _EagerPipeline(TimedPipeline):
 
     @abstractmethod
     def _make_head(self, bundle: Bundle) -> Head:
-        """The head that is measured."""
+        """Build the head that is measured."""
 
     @abstractmethod
     def _decode(self, logits: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
-        """Labels (H, W) uint8 of logits (1, C, h, w)."""
+        """Return labels (H, W) uint8 of logits (1, C, h, w)."""
 
 
-class TextbookPipeline(_EagerPipeline):
+class NaivePipeline(_EagerPipeline):
     """The bundle's own head; logits interpolated to the frame, softmax, argmax."""
 
-    name = "textbook"
+    name = "naive PyTorch"
 
     def _make_head(self, bundle: Bundle) -> Head:
         return bundle.load_head()
@@ -68,15 +68,14 @@ class TextbookPipeline(_EagerPipeline):
         return full.softmax(dim=1).argmax(dim=1)[0].numpy().astype(np.uint8)
 
 
-class PredecessorPipeline(_EagerPipeline):
-    """The steps of the package that came before: its plain ASPP head, whose logits are interpolated to half of the
-    network's size, then to all of it; softmax, argmax; the labels enlarged to the frame.
+class Dinov3RosPipeline(_EagerPipeline):
+    """The steps of dinov3_ros with the heads of https://github.com/Raessan/semantic_segmentation_dinov3.
 
-    The steps are those of https://github.com/Raessan/semantic_segmentation_dinov3; its head has random weights here,
-    which take the same time.
+    Its plain ASPP head; logits interpolated to half of the network's size, then to all of it; softmax, argmax; the
+    labels enlarged to the frame. The head has random weights here, which take the same time.
     """
 
-    name = "predecessor"
+    name = "dinov3_ros"
     knows_classes = False
 
     def _make_head(self, bundle: Bundle) -> Head:

@@ -1,4 +1,4 @@
-"""Pipelines run in turn over the same frames."""
+"""Run pipelines in turn over the same frames, and measure them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, summarise_ms
 
 _WARM_UP = 2
 _DISTINCT_FRAMES = 8
-# Before each frame, so that what a pipeline leaves behind (spinning threads, a message still on its way) has ended.
+# Before each frame, so that what the previous pipeline left behind (spinning threads, a message in flight) has ended.
 _PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pipeline did.
+    """The times and labels of one pipeline.
 
     Attributes:
         name: the pipeline's.
@@ -43,13 +43,18 @@ class Measured:
         return summarise_ms(self.seconds)
 
     def outside_ms(self, *stages: str) -> float:
-        """The medians of all stages but these, added up."""
+        """The sum of the medians of all stages but these."""
         return sum(times["median"] for stage, times in self.stages_ms.items() if times and stage not in stages)
 
     @property
     def outside_backbone(self) -> float:
         """The time outside the backbone, the heads included, as a share of the backbone's."""
-        return self.outside_ms("backbone") / self.stages_ms["backbone"]["median"]
+        return self.outside_ms("backbone") / self.stage_ms("backbone")
+
+    def stage_ms(self, stage: str) -> float:
+        """The median of a stage; NaN where the pipeline does not have it."""
+        times = self.stages_ms[stage]
+        return float("nan") if times is None else times["median"]
 
     def times_faster_than(self, other: Measured) -> float:
         """The other's median frame over this one's."""
@@ -65,8 +70,8 @@ class Measured:
         }
 
 
-def made_frames(size: tuple[int, int], count: int) -> list[np.ndarray]:
-    """Up to ``count`` different rooms, but only a few, since drawing them takes time; (height, width, 3) uint8 RGB."""
+def synthetic_frames(size: tuple[int, int], count: int) -> list[np.ndarray]:
+    """Render up to ``count`` different rooms, but only a few, since rendering takes time: (H, W, 3) uint8 RGB."""
     views = (scenes.VIEWS_PER_SCENE * index for index in range(min(count, _DISTINCT_FRAMES)))
     return [scenes.sample("val", view, size)[0] for view in views]
 
@@ -76,15 +81,19 @@ def run_in_turn(pipelines: Sequence[FramePipeline], frames: Sequence[np.ndarray]
 
     Args:
         pipelines: names must differ.
-        frames: (H, W, 3) uint8 RGB, used again from the start when they run out.
-        count: how many to measure, at least 1.
+        frames: (H, W, 3) uint8 RGB; reused from the start when they run out.
+        count: how many turns to measure, at least 1.
     """
-    seconds, equal, in_view = ({pipeline.name: [] for pipeline in pipelines} for _ in range(3))
+    names = [pipeline.name for pipeline in pipelines]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    equal: dict[str, list[float]] = {name: [] for name in names}
+    in_view: dict[str, list[int]] = {name: [] for name in names}
     for index in range(-_WARM_UP, count):
         if index == 0:
             for pipeline in pipelines:
                 pipeline.forget()
-        frame, first = frames[index % len(frames)], None
+        frame = frames[index % len(frames)]
+        first: np.ndarray | None = None
         for pipeline in pipelines:
             time.sleep(_PAUSE_S)
             start = time.perf_counter()
@@ -93,20 +102,20 @@ def run_in_turn(pipelines: Sequence[FramePipeline], frames: Sequence[np.ndarray]
             first = labels if first is None else first
             if index >= 0:
                 seconds[pipeline.name].append(duration)
-                equal[pipeline.name].append((labels == first).mean())
+                equal[pipeline.name].append(float((labels == first).mean()))
                 in_view[pipeline.name].append(len(np.unique(labels)))
     return [_measured(p, seconds[p.name], equal[p.name], in_view[p.name]) for p in pipelines]
 
 
 def overlapped_rate(pipeline: OurPipeline, frames: Sequence[np.ndarray], count: int) -> float:
-    """Turns per second where the next is started before the one before is finished.
+    """Turns per second where each turn starts before the previous one is finished.
 
-    All of it in one thread; the node has a second one to finish.
+    Everything runs in one thread; the node has a second one that finishes.
 
     Args:
-        pipeline: whose turns.
-        frames: (H, W, 3) uint8 RGB, used again from the start when they run out.
-        count: how many to measure, at least 1.
+        pipeline: the one to measure.
+        frames: (H, W, 3) uint8 RGB; reused from the start when they run out.
+        count: how many turns to measure, at least 1.
     """
     before, start = pipeline.start(frames[0]), time.perf_counter()
     for index in range(1, count + 1):

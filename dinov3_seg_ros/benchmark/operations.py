@@ -1,4 +1,4 @@
-"""How much a backbone has to compute."""
+"""How many operations a backbone takes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dinov3_seg_ros.support.errors import BackboneError
 def backbone_gflop(bundle: Bundle, size: tuple[int, int]) -> float | None:
     """Floating-point operations of one backbone pass, two for each multiply-add: GFLOP.
 
-    Those of matrix products, attention's included, and convolutions, as `torch.utils.flop_counter` counts them. It is
-    what the model asks for, whatever the runtime and the precision.
+    Counts matrix products (attention included) and convolutions as `torch.utils.flop_counter` does. This is what the
+    model needs, independent of runtime and precision.
 
     Args:
-        bundle: whose backbone.
-        size: (height, width) of the network's input, pixels.
+        bundle: has the backbone.
+        size: (height, width) of the network input, pixels.
 
     Returns:
         None where torch, transformers or the backbone's weights are missing.
@@ -29,8 +29,8 @@ def backbone_gflop(bundle: Bundle, size: tuple[int, int]) -> float | None:
         backbone = bundle.load_backbone()
     except (ImportError, BackboneError):
         return None
-    # Without data nothing is computed, and attention falls apart into the products that the counter knows.
+    # On the meta device nothing is computed, and attention decomposes into products that the counter knows.
     backbone.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone(torch.empty(1, 3, *size, device="meta"))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9

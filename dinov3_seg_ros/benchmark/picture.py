@@ -22,12 +22,12 @@ _COLOURS = (
     "#b07aa1",
     "#bab0ac",
 )
-# A narrower part of a bar, as a share of the longest, has no room for its number.
+# Share of the longest bar; a narrower part has no room for its number.
 _LEAST_LABELLED = 0.045
 
 
 def check_can_draw() -> None:
-    """Say now, rather than after minutes of measuring, that no picture can be drawn.
+    """Check that a picture can be drawn, before minutes of measuring.
 
     Raises:
         OutputError: matplotlib is missing.
@@ -39,11 +39,11 @@ def check_can_draw() -> None:
 
 
 def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
-    """Write one bar for each pipeline, the first at the top, made of its stages' medians.
+    """Draw one bar for each pipeline, the first at the top, from the medians of its stages.
 
     Args:
-        pipelines: name -> stage -> ``{"median": ms}``; None for a stage that it does not have.
-        path: a file that matplotlib can write, by its suffix: PNG, SVG, PDF.
+        pipelines: name -> stage -> ``{"median": ms}``; None for a stage that the pipeline lacks.
+        path: file to write; its suffix chooses the format: PNG, SVG, PDF.
 
     Raises:
         OutputError: matplotlib is missing, or the file cannot be written.

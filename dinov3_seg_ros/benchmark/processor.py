@@ -1,6 +1,6 @@
-"""What the processor can do, to compare with.
+"""The speed and memory of this machine, to compare a pipeline with.
 
-``python -m dinov3_seg_ros.benchmark.processor [cpu | cuda] [THREADS]`` prints the rate of `gemm_gflops`.
+``python -m dinov3_seg_ros.benchmark.processor [cpu | cuda | cuda:N] [THREADS]`` prints the rate of `gemm_gflops`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from pathlib import Path
 
 import numpy as np
 
-#: What matrices are multiplied in on a device.
-GEMM_TYPES = {"cpu": "float32", "cuda": "bfloat16"}
-
 _SIDE, _ROUNDS = 2048, 7
-_QUEUED = 10  # products in a row on a GPU, so that starting them costs nothing
+_QUEUED = 10  # products in a row on a GPU, which hides the time of starting them
 # The variables from which NumPy's BLAS, whichever it is, takes its number of threads when it is loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
-    """The rate at which large matrices of the type in `GEMM_TYPES` are multiplied, the best of a few times: GFLOP/s.
+def gemm_type(device: str) -> str:
+    """The type of the numbers that `gemm_gflops` multiplies on a device."""
+    return "float32" if device == "cpu" else "bfloat16"
 
-    On a CPU by whichever is faster of NumPy and ONNX Runtime (where that and ``onnx`` are installed): NumPy's BLAS
-    alone may be far from what the processor can do. On a GPU by PyTorch.
+
+def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
+    """The rate at which large matrices of `gemm_type` are multiplied, the best of several tries: GFLOP/s.
+
+    On a CPU, the faster of NumPy and ONNX Runtime (where that and ``onnx`` are installed): NumPy's BLAS alone may be
+    far from what the processor can do. On a GPU, PyTorch.
 
     Args:
-        device: ``cpu`` or ``cuda``.
-        threads: of a CPU to compute with, as the network does; 0: one for each core.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads to compute with, as the network does; 0: one per core.
 
     Returns:
         None for a GPU where there is no PyTorch that can use it.
@@ -44,7 +46,7 @@ def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
 
 
 def peak_memory_mb(process_id: int | None = None) -> float:
-    """The most memory that this process, or on Linux another one that still runs, has held: MB."""
+    """The peak memory of this process, or on Linux of another one that still runs: MB."""
     if process_id is not None:
         status = Path(f"/proc/{process_id}/status").read_text()
         return float(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -73,20 +75,20 @@ def _gpu_gemm_gflops(device: str, side: int = 8192) -> float | None:
     module = torch.get_device_module(device)
     if not module.is_available():
         return None
-    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, GEMM_TYPES["cuda"]))
+    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, gemm_type("cuda")))
     best = float("inf")
     for _ in range(_ROUNDS):
-        module.synchronize()
+        module.synchronize(device)
         start = time.perf_counter()
         for _ in range(_QUEUED):
             torch.mm(matrix, matrix)
-        module.synchronize()
+        module.synchronize(device)
         best = min(best, (time.perf_counter() - start) / _QUEUED)
     return 2 * side**3 / best / 1e9
 
 
 def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
-    """Functions that multiply a matrix (`_SIDE`, `_SIDE`) by itself."""
+    """Yield functions that multiply a matrix (`_SIDE`, `_SIDE`) by itself."""
     yield lambda matrix: matrix @ matrix
     try:
         import onnx
@@ -109,5 +111,5 @@ def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
 
 
 if __name__ == "__main__":
-    given = dict(enumerate(sys.argv))
-    print(_gemm_gflops(given.get(1, "cpu"), int(given.get(2, 0))))
+    device_name, thread_count = [*sys.argv[1:], *("cpu", "0")[len(sys.argv) - 1 :]]
+    print(_gemm_gflops(device_name, int(thread_count)))

@@ -1,14 +1,15 @@
-"""This package's node in a process of its own, as a pipeline: frames go to it, and come back, over ROS 2."""
+"""The node in a process of its own, as a pipeline: frames go to it, and masks come back, over ROS 2."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,36 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.benchmark.processor import peak_memory_mb
+from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.diagnostics import stages_of
 from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
+from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.ros.qos import OUTPUT_QOS
 from dinov3_seg_ros.support.errors import TransportError
 from dinov3_seg_ros.support.timing import StageTimes
 
 _OUTPUTS = ("mask", "overlay")
-# Until the node is known to hear and to be heard, frames come at this pace; later each waits for the one before.
+# Pace of the frames until the node is known to receive and to be received; later each waits for the previous one.
 _PERIOD_S = 0.1
-# A first start may build an engine; what goes wrong meanwhile is told by the node.
+# A first start may build an engine. The node reports what goes wrong meanwhile.
 _START_TIMEOUT_S = 1200.0
 _TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def running_node(parameters: Mapping[str, Any], frame: np.ndarray) -> Iterator[NodePipeline]:
-    """Start the node and wait for its first mask; end it afterwards.
+def running_node(bundle: Path, compute: ComputeOptions, frame: np.ndarray) -> Iterator[NodePipeline]:
+    """Start the node and wait for its first mask; end the node afterwards.
 
     Args:
-        parameters: the node's; those that are None keep their defaults.
-        frame: (H, W, 3) uint8 RGB, sent until the first mask comes.
+        bundle: absolute path of the bundle that it serves.
+        compute: how it computes.
+        frame: (H, W, 3) uint8 RGB, sent until the first mask arrives.
 
     Raises:
-        TransportError: no mask comes; says what the node says of it.
+        TransportError: no mask arrives; the message holds the node's own words.
     """
+    parameters = {"bundle": bundle, **changed_parameters(compute)}
     prepare()
     # Nothing else on this machine shares the namespace, another benchmark included.
     namespace = f"benchmark_{os.getpid()}"
@@ -67,7 +72,7 @@ def running_node(parameters: Mapping[str, Any], frame: np.ndarray) -> Iterator[N
 
 
 class NodePipeline:
-    """A `pipelines.FramePipeline`; see `running_node`. A frame is sent when all outputs of the one before have come.
+    """A `timed_pipeline.FramePipeline`; see `running_node`. Each frame waits for all outputs of the previous one.
 
     Attributes:
         startup_s: seconds from the start of the node's process to the arrival of its first mask.
@@ -90,12 +95,12 @@ class NodePipeline:
         self._camera, self._receiver, self._executor = camera, receiver, executor
         self._process, self._log, self._frame = process, log, frame
         self.latency = StageTimes()
-        self._send_until(lambda: receiver.first_mask, "mask arrived", _START_TIMEOUT_S)
+        self._send_until(lambda: receiver.first_mask < math.inf, "mask arrived", _START_TIMEOUT_S)
         self.startup_s = receiver.first_mask - started
         self._settle()
 
     def run(self, frame: np.ndarray) -> np.ndarray:
-        """See `pipelines.FramePipeline.run`; the labels are the mask's."""
+        """See `FramePipeline.run`; the labels are the mask's."""
         self._receiver.arrived.clear()
         stamp = self._camera.send(frame).stamp
         found = self._receiver.arrived[_key(stamp)]
@@ -107,28 +112,28 @@ class NodePipeline:
         return pixels.reshape(mask.height, mask.width)
 
     def forget(self) -> None:
-        """See `pipelines.FramePipeline.forget`. The node's durations are of the time since its activation."""
+        """See `FramePipeline.forget`. The node measures from its activation on."""
         self._change_state(Transition.TRANSITION_DEACTIVATE)
         self._change_state(Transition.TRANSITION_ACTIVATE)
         self._settle()
         self.latency.clear()
 
     def stages_ms(self) -> dict[str, dict[str, float]]:
-        """See `pipelines.FramePipeline.stages_ms`; from the node's own /diagnostics, with those of both messages."""
+        """See `FramePipeline.stages_ms`; read from the node's /diagnostics, with the stages of both messages."""
         now = time.time()
         self._spin_until(lambda: self._receiver.status_time > now, "diagnostics arrived")
         return stages_of(self._receiver.status)
 
     def peak_memory_mb(self) -> float:
-        """The most memory that the node's process has held, MB."""
+        """The peak memory of the node's process, MB."""
         return peak_memory_mb(self._process.pid)
 
     def _settle(self) -> None:
-        """Return when every connection stands and no frame is on its way."""
+        """Return when every connection stands and no frame is in flight."""
         self._receiver.arrived.clear()
         arrived = self._receiver.arrived
         self._send_until(lambda: any(len(found) == len(_OUTPUTS) for found in arrived.values()), "overlay arrived")
-        # The node works on the newest frame last: those before this one are done when its outputs are here.
+        # The node processes the newest frame last: when its outputs are here, the earlier ones are done.
         self.run(self._frame)
 
     def _send_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
@@ -158,7 +163,7 @@ class NodePipeline:
                 raise TransportError(f"no {what} within {timeout_s:.0f} s; the node said last: {self._last_words()}")
 
     def _change_state(self, transition: int) -> None:
-        client = self._receiver.create_client(ChangeState, "segmentation/change_state")
+        client: Any = self._receiver.create_client(ChangeState, "segmentation/change_state")
         self._spin_until(client.service_is_ready, "service of the node's lifecycle appeared")
         future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
         self._spin_until(future.done, "answer to a change of state arrived")
@@ -170,19 +175,19 @@ class NodePipeline:
 
 
 class _Receiver(Node):
-    """Subscribes to what the node makes of a frame, and to what it says of itself.
+    """Subscribes to the node's outputs and to its diagnostics.
 
     Attributes:
         arrived: stamp -> output -> message and arrival, seconds since the epoch.
-        first_mask: when the first mask arrived, by the monotonic clock.
-        status: the node's newest line of /diagnostics.
-        status_time: when it was made, seconds since the epoch.
+        first_mask: when the first mask arrived, by the monotonic clock; infinity before.
+        status: the node's newest entry in /diagnostics.
+        status_time: when the node made it, seconds since the epoch.
     """
 
     def __init__(self, namespace: str) -> None:
         super().__init__("receiver")
         self.arrived: dict[tuple[int, int], dict[str, tuple[Image, float]]] = defaultdict(dict)
-        self.first_mask: float | None = None
+        self.first_mask = math.inf
         self.status: DiagnosticStatus | None = None
         self.status_time = 0.0
         self._observed = f"{namespace}/segmentation"
@@ -192,8 +197,8 @@ class _Receiver(Node):
 
     def _take(self, output: str, message: Image) -> None:
         self.arrived[_key(message.header.stamp)][output] = message, time.time()
-        if output == "mask" and self.first_mask is None:
-            self.first_mask = time.monotonic()
+        if output == "mask":
+            self.first_mask = min(self.first_mask, time.monotonic())
 
     def _take_status(self, array: DiagnosticArray) -> None:
         for status in array.status:

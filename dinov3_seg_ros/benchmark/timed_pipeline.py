@@ -1,4 +1,4 @@
-"""What is measured: this package's pipeline, and what others that do the same work in the plain way have in common."""
+"""The pipelines that are timed: what all have in common, and this package's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dinov3_seg_ros.support.timing import StageTimes
 
 _ALPHA = 0.5
 
-#: A frame, and its segmentation on its way.
+#: A frame and its segmentation in flight.
 Started = tuple[np.ndarray, StartedSegmentation]
 
 
@@ -24,20 +24,20 @@ class FramePipeline(Protocol):
 
     Attributes:
         name: for people.
-        knows_classes: whether its labels mean anything; made-up weights take as long as others.
+        knows_classes: whether its labels mean anything; random weights take as long as trained ones.
     """
 
     name: str
     knows_classes: bool
 
     def run(self, frame: np.ndarray) -> np.ndarray:
-        """Labels (H, W) of a frame (H, W, 3) uint8 RGB; the overlay is made as well, and dropped."""
+        """Return labels (H, W) of a frame (H, W, 3) uint8 RGB; the overlay is computed as well and dropped."""
 
     def forget(self) -> None:
-        """Drop the durations so far, those of the first, slower frames."""
+        """Forget the durations so far, those of the first, slower frames."""
 
     def stages_ms(self) -> dict[str, dict[str, float]]:
-        """``{stage: {"median": ms, "p95": ms}}`` of the frames since."""
+        """``{stage: {"median": ms, "p95": ms}}`` of the frames since `forget`."""
 
 
 class TimedPipeline(ABC):
@@ -66,7 +66,7 @@ class TimedPipeline(ABC):
 
 
 class _TurnTimes(StageTimes):
-    """Durations of whole turns: a stage that comes several times in a turn, once for each frame, is added up."""
+    """Durations of whole turns: the sum of a stage that runs several times in a turn, once for each frame."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,17 +82,18 @@ class _TurnTimes(StageTimes):
 
 
 class OurPipeline(TimedPipeline):
-    """`pipeline.Segmenter` and `overlay.blend_overlay`, as the node runs them.
+    """`segmenter.Segmenter` and `overlay.blend_overlay`, as the node runs them.
 
     Args:
-        segmenter: what segments.
+        segmenter: is measured.
         name: for people.
-        batch: a turn is so many frames, all alike, in one pass.
+        batch: number of frames in a turn, all alike, computed in one pass.
     """
 
     def __init__(self, segmenter: Segmenter, name: str = "dinov3_seg_ros", batch: int = 1) -> None:
-        super().__init__(_TurnTimes())
-        segmenter.times = self.times
+        self._turn_times = _TurnTimes()
+        super().__init__(self._turn_times)
+        segmenter.times = self._turn_times
         self.name, self._segmenter, self._batch = name, segmenter, batch
         self._palette = next(iter(segmenter.manifests.values())).classes.palette
 
@@ -116,13 +117,13 @@ class OurPipeline(TimedPipeline):
         with self.times.stage("overlay"):
             for of_frame in labels:
                 blend_overlay(frame, of_frame, self._palette, _ALPHA)
-        self.times.end_turn()
+        self._turn_times.end_turn()
         return labels[0]
 
 
 def blend_class_by_class(frame: np.ndarray, labels: np.ndarray, palette: list[tuple[int, int, int]]) -> np.ndarray:
-    """The overlay that one finds in most projects: one blend of the whole picture for each class in view."""
-    picture = frame.astype(np.float32)
+    """Draw the overlay as most projects do: blend the whole picture once for each class in view."""
+    picture: np.ndarray = frame.astype(np.float32)
     for label in np.unique(labels):
         coloured = picture.copy()
         coloured[labels == label] = palette[label]
