@@ -40,10 +40,10 @@ class Contents:
     def changes_since(self, before: Contents) -> str:
         """What differs from an earlier state, for people; empty where nothing does."""
         changes = [f"'{key}' changed" for key in _different(before.settings, self.settings)]
-        names = [name for name in before.files if name not in self.files]
-        changes += _named("removed", names)
+        common = [name for name in before.files if name in self.files]
+        changes += _named("removed", [name for name in before.files if name not in self.files])
         changes += _named("added", [name for name in self.files if name not in before.files])
-        changes += _named("changed", [name for name in _different(before.files, self.files) if name not in names])
+        changes += _named("changed", [name for name in common if before.files[name] != self.files[name]])
         if not changes and list(before.files) != list(self.files):
             changes = ["the order of the images changed"]
         return "; ".join(changes)
@@ -86,7 +86,7 @@ def _read_index(path: Path) -> dict[str, list[Any]]:
 
 
 def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ once they are JSON, in which tuples are lists."""
+    """Keys whose values differ as JSON, in which tuples are lists."""
     return [key for key in {**before, **now} if json.dumps(before.get(key)) != json.dumps(now.get(key))]
 
 

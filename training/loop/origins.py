@@ -40,7 +40,7 @@ class Origins:
         for split, contents in self.data.items():
             changed = contents.changes_since(before.data[split])
             if changed:
-                changes.append(f"the {split} images of its data set are others ({changed})")
+                changes.append(f"the {split} split of its data set changed ({changed})")
         if self.backbone != before.backbone:
             changes.append("backbone.source holds other weights")
         if self.head != before.head:

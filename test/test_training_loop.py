@@ -27,8 +27,8 @@ from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import BundleError, HeadError, OutputError, RecipeError
 from training import evaluate, train
-from training.loop import bundle_writer as bundles
-from training.loop import trainer as engine
+from training.loop import bundle_writer
+from training.loop import trainer as trainer_module
 from training.loop.checkpoint import read_checkpoint
 from training.loop.stages import StageRun
 from training.loop.trainer import Trainer
@@ -255,7 +255,7 @@ def test_interrupted_before_its_first_step_it_leaves_no_bundle(recipe, run, monk
 
 
 def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, run, monkeypatch):
-    original, saved = bundles.save_backbone, []
+    original, saved = bundle_writer.save_backbone, []
 
     def disk_full(*arguments):
         saved.append(arguments)
@@ -263,7 +263,7 @@ def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, ru
             raise OSError(errno.ENOSPC, "No space left on device")
         original(*arguments)
 
-    monkeypatch.setattr(bundles, "save_backbone", disk_full)
+    monkeypatch.setattr(bundle_writer, "save_backbone", disk_full)
     made = recipe()
     with pytest.raises(OutputError, match=r"No space left.*unchanged"):
         run(made)
@@ -290,7 +290,7 @@ def test_what_diverged_does_not_replace_the_checkpoint_before(recipe, run, monke
 
 
 def test_the_loss_is_drawn_between_validations_too(recipe, run, monkeypatch):
-    monkeypatch.setattr(engine, "_STEPS_OF_A_POINT", 2)
+    monkeypatch.setattr(trainer_module, "_STEPS_OF_A_POINT", 2)
     output = run(recipe(epochs=5, evaluate_every=5)).output
     events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()
