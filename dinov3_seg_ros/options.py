@@ -204,6 +204,15 @@ class Option:
     range: tuple[float, float] | None = None
     live: bool = False
 
+    def explain(self, quote: str = "") -> str:
+        """The description with the values that can be used, each between ``quote``."""
+        parts = [self.description]
+        if self.choices:
+            parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}.")
+        if self.range:
+            parts.append(f"{self.range[0]} to {self.range[1]}.")
+        return " ".join(parts)
+
 
 def describe_options(model: type[Options]) -> dict[str, Option]:
     """The options of a model by name, in the order of its fields."""

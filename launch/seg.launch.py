@@ -27,7 +27,7 @@ OTHERS = {
 def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node with the parameters they set."""
     arguments = [
-        DeclareLaunchArgument(option.name, default_value="", description=option.description)
+        DeclareLaunchArgument(option.name, default_value="", description=option.explain())
         for option in PARAMETERS.values()
     ]
     arguments += [

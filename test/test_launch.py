@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import yaml
 
 pytest.importorskip("launch_ros", reason="launch_ros is not installed")
 
@@ -12,6 +13,7 @@ from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import LifecycleNode, Node
 
+from dinov3_seg_ros.options import NodeOptions, describe_options
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.resources import resource_path
 
@@ -34,9 +36,33 @@ def nodes_of_seg_launch(**given):
 
 
 def test_seg_launch_starts_one_lifecycle_node():
-    names = ("bundle", "runtime", "image_topic", "image_transport", "namespace", "params_file")
-    (node,) = nodes_of_seg_launch(**dict.fromkeys(names, "given"))
+    (node,) = nodes_of_seg_launch(bundle="given", image_topic="given", namespace="given", params_file="given")
     assert isinstance(node, LifecycleNode)
+
+
+def test_every_parameter_of_the_node_is_an_argument():
+    arguments = {entity.name for entity in entities_of("seg.launch.py") if isinstance(entity, DeclareLaunchArgument)}
+    assert describe_options(NodeOptions).keys() <= arguments
+
+
+def test_arguments_become_parameters_of_the_right_type():
+    given = {"threads": "2", "network_size": "[64, 96]", "cameras": "front, left", "overlay_names": "true"}
+    (node,) = nodes_of_seg_launch(bundle="given", confidence_threshold="0.5", **given)
+    values = {"".join(part.text for part in key): value for key, value in node._Node__parameters[1].items()}
+    assert {name: values[name] for name in ("threads", "overlay_names", "confidence_threshold")} == {
+        "threads": 2, "overlay_names": True, "confidence_threshold": 0.5,
+    }  # fmt: skip
+    assert list(values["network_size"]) == [64, 96]
+    cameras = ["".join(part.text for part in name) for name in values["cameras"]]
+    assert [yaml.safe_load(name) for name in cameras] == ["front", "left"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("threads", "two"), ("network_size", "64x96"), ("overlay_names", "yes"), ("runtime", "tflite")]
+)
+def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
+    with pytest.raises(ParameterError, match=f"{name} is '{text}'"):
+        nodes_of_seg_launch(bundle="given", **{name: text})
 
 
 @pytest.mark.parametrize(

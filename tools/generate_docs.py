@@ -113,15 +113,8 @@ def parameter_file() -> str:
 
 
 def _described(option: Option, live: bool = True, code: bool = True) -> str:
-    quote = "`" if code else ""
-    parts = [option.description]
-    if option.choices:
-        parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in option.choices)}.")
-    if option.range:
-        parts.append(f"{option.range[0]} to {option.range[1]}.")
-    if live and option.live:
-        parts.append("May be changed at any time.")
-    return " ".join(parts)
+    explained = option.explain("`" if code else "")
+    return f"{explained} May be changed at any time." if live and option.live else explained
 
 
 def _ros_type(option: Option) -> str:

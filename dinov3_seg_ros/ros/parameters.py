@@ -136,8 +136,7 @@ def _descriptor(option: Option) -> ParameterDescriptor:
     when = "May be changed at any time." if option.live else "Read when the node is configured."
     if option.name == "autostart":
         when = "Read when the process starts."
-    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
-    descriptor = ParameterDescriptor(description=f"{option.description}{choices} {when}")
+    descriptor = ParameterDescriptor(description=f"{option.explain()} {when}")
     descriptor.dynamic_typing = option.kind == "texts"  # else an empty list in a file would be an error
     if option.range and option.kind == "int":
         least, most = map(int, option.range)
