@@ -13,9 +13,10 @@ pytest.importorskip("rosbags", reason="rosbags is not installed")
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from dinov3_seg_ros.bag import segmenting as bag
-from dinov3_seg_ros.bag.segmenting import BagSegmenter
-from dinov3_seg_ros.frames.output_classes import ClassList
+from dinov3_seg_ros.bag import __main__ as command
+from dinov3_seg_ros.bag import outputs as bag
+from dinov3_seg_ros.bag.outputs import BagSegmenter
+from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
@@ -114,8 +115,9 @@ def test_every_image_gets_its_outputs_with_its_own_header_and_time_and_nothing_i
 
 def test_compressed_images_are_segmented_and_classes_are_chosen(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image/compressed", COMPRESSED, compressed(0))])
-    chosen = ClassList(classes=["class_1"])
-    BagSegmenter(segmenter, chosen, ["mask"], mask_size=(6, 8)).process(source, tmp_path / "out")
+    (tmp_path / "classes.yaml").write_text("classes: [class_1]")
+    options = PublishOptions(class_list=str(tmp_path / "classes.yaml"), mask_size="8x6")
+    BagSegmenter(segmenter, options, ["mask"]).process(source, tmp_path / "out")
     mask = pixels(contents(tmp_path / "out")["/segmentation/mask"][0][1])
     expected = segmenter.segment([picture(0)], size=(6, 8))[0].labels
     assert np.array_equal(mask, np.where(expected == 1, 0, 255))
@@ -232,7 +234,7 @@ def test_what_is_named_twice_counts_once(segmenter, tmp_path):
 
 def test_images_above_the_bound_are_copied_and_counted(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
-    adder = BagSegmenter(segmenter, max_pixels=SIZE[0] * SIZE[1] - 1)
+    adder = BagSegmenter(segmenter, PublishOptions(max_pixels=SIZE[0] * SIZE[1] - 1))
     assert adder.process(source, tmp_path / "out") == {"too many pixels": 1, "segmented": 0}
 
 
@@ -285,7 +287,7 @@ def test_what_is_not_a_recording_is_named(segmenter, tmp_path, make):
 def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, capsys):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
     arguments = [str(source), str(tmp_path / "out"), "--bundle", str(bundle.path)]
-    assert bag.main(arguments) == 0
+    assert command.main(arguments) == 0
     assert "out: 1 frames segmented at" in capsys.readouterr().out
-    assert bag.main(arguments) == 1
+    assert command.main(arguments) == 1
     assert "out exists" in capsys.readouterr().err

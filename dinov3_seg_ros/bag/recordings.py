@@ -1,4 +1,4 @@
-"""rosbag2 recordings: opened, read to their end, and written whole or not at all."""
+"""Open rosbag2 recordings, read their messages, and write a recording whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from dinov3_seg_ros.support.errors import (
-    DatasetError,
-    OutputError,
-)
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
     from rosbags.rosbag2 import Reader, Writer
+
 STORAGES = ("sqlite3", "mcap")
 
+#: Connection, recording time in nanoseconds, and serialised message.
+RecordedMessage: TypeAlias = "tuple[Connection, int, bytes]"
 
-def storage_of(reader: Any) -> str:
-    files = [reader.path] if reader.path.is_file() else reader.path.iterdir()
+
+def storage_of(reader: Reader) -> str:
+    """The storage of a recording: one of `STORAGES`."""
+    files = [reader.path] if reader.path.is_file() else list(reader.path.iterdir())
     return "mcap" if any(".mcap" in file.suffixes for file in files) else "sqlite3"
 
 
 @contextlib.contextmanager
 def open_recording(source: Path) -> Iterator[Reader]:
+    """Open a recording: a folder, or a single file.
+
+    Raises:
+        DatasetError: it is no rosbag2, or is damaged.
+    """
     from rosbags.rosbag2 import Reader
 
     with contextlib.ExitStack() as stack:
@@ -37,7 +44,16 @@ def open_recording(source: Path) -> Iterator[Reader]:
         yield reader
 
 
-def messages_of(reader: Reader, source: Path) -> Iterator[tuple[Connection, int, bytes]]:
+def messages_of(reader: Reader, source: Path) -> Iterator[RecordedMessage]:
+    """The messages of a recording, in order.
+
+    Args:
+        reader: from `open_recording`.
+        source: its path, for the error.
+
+    Raises:
+        DatasetError: the recording is damaged.
+    """
     try:
         yield from reader.messages()
     except Exception as error:
@@ -46,7 +62,15 @@ def messages_of(reader: Reader, source: Path) -> Iterator[tuple[Connection, int,
 
 @contextlib.contextmanager
 def new_recording(target: Path, storage: str) -> Iterator[Writer]:
-    """A writer of a rosbag2 that appears under its name only once it is complete."""
+    """A writer of a rosbag2 that appears under its name only when it is complete.
+
+    Args:
+        target: folder to make.
+        storage: one of `STORAGES`.
+
+    Raises:
+        OutputError: the folder exists or cannot be written.
+    """
     from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
     if target.exists():
@@ -54,7 +78,7 @@ def new_recording(target: Path, storage: str) -> Iterator[Writer]:
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A folder around it, since the files inside are named after the bag's own folder.
+        # Inside a temporary folder, since the files of a bag are named after the bag's own folder.
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             with Writer(Path(folder) / target.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
                 yield writer

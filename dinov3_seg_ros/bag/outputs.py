@@ -1,4 +1,4 @@
-"""Adds the outputs of a Segmenter to recordings."""
+"""Add the outputs of a segmenter to recordings."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from dinov3_seg_ros.bag.recordings import messages_of, new_recording, open_recording, storage_of
+from dinov3_seg_ros.bag.message_types import type_hash
+from dinov3_seg_ros.bag.recordings import RecordedMessage, messages_of, new_recording, open_recording, storage_of
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import (
     ClassList,
+    Labelled,
     OutputClasses,
     check_class_list,
+    confidence_threshold,
+    load_class_list,
 )
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
-from dinov3_seg_ros.options import MAX_PIXELS
+from dinov3_seg_ros.options import PublishOptions, parse_mask_size
 from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import (
-    DatasetError,
-    MessageError,
-)
+from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
 if TYPE_CHECKING:
-    from rosbags.interfaces import Connection
+    from rosbags.interfaces import Connection, ConnectionExtRosbag2
     from rosbags.rosbag2 import Writer
 
 OUTPUTS = ("mask", "confidence", "overlay")
@@ -39,12 +40,18 @@ _READERS: dict[str, Callable[[Any, int], np.ndarray]] = {
     _IMAGE: read_image,
     "sensor_msgs/msg/CompressedImage": read_compressed_image,
 }
-# Messages that are only copied wait for the frames beside them, but no longer than until they hold so many bytes.
+# Messages that are only copied wait for the frames beside them, until they hold this many bytes.
 _MOST_COPIED = 64 << 20
 
 
 class _Record(NamedTuple):
-    """One message of the recording; with its picture, (H, W, 3) uint8 RGB, where it is to be segmented."""
+    """One message of the recording.
+
+    Attributes:
+        connection, timestamp, raw: see `recordings.RecordedMessage`.
+        header: of an image to segment.
+        rgb: (H, W, 3) uint8 RGB of an image to segment; None for messages that are only copied.
+    """
 
     connection: Connection
     timestamp: int
@@ -54,44 +61,40 @@ class _Record(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """What one head says of one frame: labels (H, W) and confidence (H, W) uint8, or None where it is not wanted."""
+    """The published labels (H, W) of one head for one frame, and the confidence (H, W) uint8; None if not wanted."""
 
     labels: np.ndarray
     confidence: np.ndarray | None
 
 
 class BagSegmenter:
-    """Adds the outputs of a Segmenter to recordings.
+    """Adds the outputs of a segmenter to recordings.
 
     Args:
-        segmenter: its ``max_batch`` frames go through the backbone at once.
-        class_list: what to publish; None for the bundles' own classes.
+        segmenter: up to ``max_batch`` frames go through its backbone at once.
+        options: what to publish; images larger than ``max_pixels`` are only copied.
         outputs: which of `OUTPUTS` to add; once each.
-        mask_size: as in `Segmenter.segment`.
-        threshold: the least confidence (1/255) of a labelled pixel.
-        alpha: weight of the colours in the overlay, 0..1.
-        with_names: whether the overlay has class names.
-        max_pixels: an image that claims more is copied only.
+
+    Raises:
+        ParameterError: the class list cannot be used.
     """
 
     def __init__(
         self,
         segmenter: Segmenter,
-        class_list: ClassList | None = None,
+        options: PublishOptions | None = None,
         outputs: Sequence[str] = ("mask", "overlay"),
-        mask_size: str | tuple[int, int] = "source",
-        threshold: int = 0,
-        alpha: float = 0.5,
-        with_names: bool = False,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         from rosbags.typesys import Stores, get_typestore
 
+        options = options or PublishOptions()
+        class_list = load_class_list(options.class_list) if options.class_list else ClassList()
         of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
-        check_class_list(class_list or ClassList(), list(of_bundles.values()))
+        check_class_list(class_list, list(of_bundles.values()))
         self._classes = {name: OutputClasses.of(classes, class_list) for name, classes in of_bundles.items()}
-        self._segmenter, self._outputs, self._mask_size = segmenter, tuple(dict.fromkeys(outputs)), mask_size
-        self._threshold, self._alpha, self._with_names, self._max_pixels = threshold, alpha, with_names, max_pixels
+        self._segmenter, self._outputs, self._options = segmenter, tuple(dict.fromkeys(outputs)), options
+        self._mask_size = parse_mask_size(options.mask_size)
+        self._threshold = confidence_threshold(options.confidence_threshold)
         # Images and headers are the same in all distributions.
         self._types = get_typestore(Stores.ROS2_JAZZY)
 
@@ -101,22 +104,22 @@ class BagSegmenter:
         target: str | os.PathLike[str],
         topics: Sequence[str] = (),
         storage: str | None = None,
-        track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda messages, count: messages,
+        track: Callable[[Iterable[RecordedMessage], int], Iterable[RecordedMessage]] = lambda messages, count: messages,
     ) -> dict[str, int]:
         """Write a recording with everything in ``source`` and the outputs.
 
         Args:
             source: folder (or single file) of a rosbag2.
-            target: folder to make; appears only once it is complete.
-            topics: of the images to segment; may be left out where there is one.
+            target: folder to make; it appears when it is complete.
+            topics: of the images to segment; may be empty where there is one.
             storage: one of `STORAGES`; None for that of ``source``.
-            track: wraps the messages on their way, to show progress; called with them and their number.
+            track: wraps the messages to show progress; called with the messages and their number.
 
         Returns:
-            Number of frames ``segmented``, and of those dropped under each fault.
+            The number of frames ``segmented``, and by fault the number of images that were only copied.
 
         Raises:
-            DatasetError: the recording cannot be read, or its images are not unambiguous.
+            DatasetError: the recording cannot be read, or it is not clear which images to segment.
             OutputError: ``target`` exists or cannot be written.
         """
         source, target = Path(source), Path(target)
@@ -136,14 +139,14 @@ class BagSegmenter:
             return dict(counts)
 
     def _read(
-        self, messages: Iterable[tuple[Connection, int, bytes]], images: Sequence[str], counts: Counter[str]
+        self, messages: Iterable[RecordedMessage], images: Sequence[str], counts: Counter[str]
     ) -> Iterator[_Record]:
         for connection, timestamp, raw in messages:
             record = _Record(connection, timestamp, raw)
             if connection.topic in images:
                 try:
                     message = self._message(connection.msgtype, raw)
-                    rgb = _READERS[connection.msgtype](message, self._max_pixels)
+                    rgb = _READERS[connection.msgtype](message, self._options.max_pixels)
                     record = record._replace(header=message.header, rgb=rgb)
                 except MessageError as error:
                     counts[error.fault] += 1
@@ -152,13 +155,13 @@ class BagSegmenter:
     def _message(self, kind: str, raw: bytes) -> Any:
         try:
             return self._types.deserialize_cdr(raw, kind)
-        except Exception as error:  # which types, differs among releases of rosbags
+        except Exception as error:  # the types differ among releases of rosbags
             raise MessageError("damaged message", f"a message is not a {kind}: {error}") from error
 
     def _segmented(self, records: Iterable[_Record]) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
-        """Records in order, each with its results; reading and writing go on while the network works."""
+        """Yield records in order, each with its results. Reading and writing continue while the network computes."""
         with ThreadPoolExecutor(1) as network:
-            waiting: tuple[list[_Record], Future[Any]] | None = None
+            waiting: tuple[list[_Record], Future[list[dict[str, _Published]]]] | None = None
             for group in self._groups(records):
                 following = group, network.submit(self._segment, [r.rgb for r in group if r.rgb is not None])
                 if waiting:
@@ -168,7 +171,7 @@ class BagSegmenter:
                 yield from _with_results(*waiting)
 
     def _groups(self, records: Iterable[_Record]) -> Iterator[list[_Record]]:
-        """Records in a row: as many frames as go through the backbone at once, fewer where much lies between them."""
+        """Group consecutive records: ``max_batch`` frames, or fewer where many other messages lie between them."""
         group: list[_Record] = []
         frames = copied = 0
         for record in records:
@@ -188,25 +191,27 @@ class BagSegmenter:
             for result in self._segmenter.segment(images, size=self._mask_size)
         ]
 
-    def _publish(self, name: str, head: Any) -> _Published:
+    def _publish(self, name: str, head: Labelled) -> _Published:
         classes = self._classes[name]
         if "confidence" in self._outputs:
             return _Published(*classes.labels_and_confidence(head, self._threshold))
         return _Published(classes.labels(head, self._threshold), None)
 
     def _messages(self, head: str, published: _Published, record: _Record) -> Iterator[tuple[str, memoryview]]:
-        """The serialised outputs of one head for one frame."""
+        """Yield the serialised outputs of one head for one frame, by name."""
         for output in self._outputs:
-            if output == "mask":
-                array, encoding = published.labels, mask_encoding(published.labels)
-            elif output == "confidence":
-                array, encoding = published.confidence, "mono8"
-            else:
-                classes = self._classes[head]
-                names = classes.names if self._with_names else None
-                overlay = blend_overlay(record.rgb, published.labels, classes.palette, self._alpha, names)
-                array, encoding = to_bgr(overlay), "bgr8"
-            yield output, self._serialised(array, encoding, record.header)
+            yield output, self._serialised(*self._drawn(output, head, published, record), record.header)
+
+    def _drawn(self, output: str, head: str, published: _Published, record: _Record) -> tuple[np.ndarray, str]:
+        """One output as an array, and its encoding."""
+        if output == "confidence" and published.confidence is not None:
+            return published.confidence, "mono8"
+        if output == "overlay" and record.rgb is not None:
+            classes, options = self._classes[head], self._options
+            names = classes.names if options.overlay_names else None
+            overlay = blend_overlay(record.rgb, published.labels, classes.palette, options.overlay_alpha, names)
+            return to_bgr(overlay), "bgr8"
+        return published.labels, mask_encoding(published.labels)
 
     def _serialised(self, array: np.ndarray, encoding: str, header: Any) -> memoryview:
         image = self._types.types[_IMAGE](
@@ -221,7 +226,7 @@ class BagSegmenter:
         return self._types.serialize_cdr(image, _IMAGE)
 
     def _copies(self, writer: Writer, connections: Sequence[Connection]) -> dict[int, Connection]:
-        """The writer's connection for each of the recording's, by its id; several publishers of a topic share one."""
+        """Add the recording's connections to the writer, by their id there; the publishers of one topic share one."""
         copies: dict[int, Connection] = {}
         for connection in connections:
             alike = next(c for c in connections if _kind(c) == _kind(connection))
@@ -229,9 +234,10 @@ class BagSegmenter:
         return copies
 
     def _copied(self, writer: Writer, connection: Connection) -> Connection:
-        definition, type_hash = connection.msgdef.data or None, connection.digest or None
-        if definition is not None and type_hash is None:
-            type_hash = type_hash(connection)
+        definition, digest = connection.msgdef.data or None, connection.digest or None
+        if definition is not None and digest is None:
+            digest = type_hash(connection)
+        ext = cast("ConnectionExtRosbag2", connection.ext)  # the other form is that of ROS 1
         if definition is None and connection.msgtype not in self._types.fielddefs:
             raise DatasetError(
                 f"the recording does not say what {connection.msgtype} ({connection.topic}) is; convert it with "
@@ -242,9 +248,9 @@ class BagSegmenter:
             connection.msgtype,
             typestore=self._types,
             msgdef=definition,
-            rihs01=type_hash,
-            serialization_format=connection.ext.serialization_format,
-            offered_qos_profiles=connection.ext.offered_qos_profiles,
+            rihs01=digest,
+            serialization_format=ext.serialization_format,
+            offered_qos_profiles=ext.offered_qos_profiles,
         )
 
     def _added_connections(
@@ -266,10 +272,10 @@ class BagSegmenter:
 
 
 def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> list[str]:
-    """Topics of the images to segment: those wanted, or the only one there is.
+    """The topics of the images to segment: those wanted, or the only one there is.
 
     Raises:
-        DatasetError: one is not there, or is not of images; or none is named and there is not exactly one.
+        DatasetError: a topic is absent or has no images; or none is named and there is not exactly one.
     """
     found = sorted({connection.topic for connection in connections if connection.msgtype in _READERS})
     for topic in wanted:
@@ -294,5 +300,5 @@ def _namespace(image_topic: str) -> str:
 
 
 def _kind(connection: Connection) -> tuple[Any, ...]:
-    """What a rosbag2 tells connections apart by."""
+    """The properties by which a rosbag2 tells connections apart."""
     return connection.topic, connection.msgtype, connection.ext

@@ -1,22 +1,24 @@
-"""Message types of a recording, by the definitions that it holds itself."""
+"""The hashes of message types, computed from the definitions that a recording holds."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from dinov3_seg_ros.support.errors import (
-    DatasetError,
-)
+from dinov3_seg_ros.support.errors import DatasetError
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
 
 
 def type_hash(connection: Connection) -> str:
-    """The type's hash (REP 2016) by its definition in the recording, which may not be the one that is known here.
+    """The hash (REP 2016) of a connection's message type, by the definition in the recording.
 
-    MCAP files hold definitions without hashes; a bag's metadata has them from Iron on.
+    That definition may differ from the one known here. MCAP files hold definitions without hashes; the metadata of
+    bags has hashes from Iron on.
+
+    Raises:
+        DatasetError: the definition cannot be read.
     """
     from rosbags.interfaces import MessageDefinitionFormat
     from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
