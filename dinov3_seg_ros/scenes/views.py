@@ -105,10 +105,6 @@ class Scene:
         noise_seed = zlib.crc32(np.array(pose, np.float64).tobytes())
         return add_camera_flaws(rgb, effects, noise_seed), mask
 
-    def depth(self, pose: CameraPose, size: tuple[int, int] = (480, 640)) -> np.ndarray:
-        """Render the distance along the camera's forward axis, float32 (H, W), metres; arguments as for ``render``."""
-        return render_view(self._room.model, pose, _checked_size(size), self._room.exposure, 0.0)[2]
-
     def _position(self, distance: float) -> tuple[float, float]:
         distance %= self._distances[-1]
         x, y = (float(np.interp(distance, self._distances, coordinate)) for coordinate in self._closed_path.T)
