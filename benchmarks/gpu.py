@@ -1,9 +1,9 @@
-"""What a GPU makes of the published architectures: every stage by its own events, whole frames, frames that overlap.
+"""Measure the published architectures on a GPU: stages by the GPU's own events, whole frames, overlapped frames.
 
     python benchmarks/gpu.py --runtimes torch onnx --precisions fp16 bf16 --batches 1 8 --json gpu.json
 
-Made-up weights, the default head, 134 classes of which about 12 are in view, frames of 640x480. Each row is one run of
-``python -m dinov3_seg_ros.benchmark`` in a process of its own; times are of a whole batch.
+Random weights, the default head, 134 classes of which about 12 are in view, frames of 640x480. Each row is one run of
+``python -m dinov3_seg_ros.benchmark`` in its own process. Times are those of a whole batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STAGES = [stage for stage in GPU_STAGES if not stage.startswith("message")]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(640, 640))
+    parser.add_argument("--network-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), default=(640, 640))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--runtimes", nargs="+", default=["torch"])
     parser.add_argument("--precisions", nargs="+", default=["bf16"])
@@ -36,16 +36,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows, frames = [], synthetic_frames(FRAME_SIZE, 8)
+    rows, frames, size = [], synthetic_frames(FRAME_SIZE, 8), tuple(options.network_size)
     with tempfile.TemporaryDirectory() as work:
         print("  ".join(["model, runtime, precision, batch".ljust(40), *STAGES, "total", "frames/s", "share"]))
         for model in options.models:
             bundle = Path(work) / model
-            random_bundle(bundle, model, tuple(options.size), frames, CLASSES, "aspp", IN_VIEW)
+            random_bundle(bundle, model, size, frames, CLASSES, "aspp", IN_VIEW)
             for runtime in options.runtimes:
                 for precision in options.precisions:
                     if runtime != "torch":
-                        export([bundle], ExportOptions(size=tuple(options.size), precision=precision, least_labels=0.0))
+                        export([bundle], ExportOptions(size=size, precision=precision, least_labels=0.0))
                     for batch in options.batches:
                         rows.append(measure(bundle, runtime, precision, batch, options))
                         print(row(rows[-1]), flush=True)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(bundle: Path, runtime: str, precision: str, batch: int, options: argparse.Namespace) -> dict:
-    """What the benchmark command says of one combination, or in its words why it cannot be run."""
+    """Run the benchmark command for one combination; return its result, or its error."""
     what = {"model": bundle.name, "runtime": runtime, "precision": precision, "batch": batch}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
@@ -62,14 +62,16 @@ def measure(bundle: Path, runtime: str, precision: str, batch: int, options: arg
         del chosen["model"]
         arguments = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "dinov3_seg_ros.benchmark", str(bundle), *arguments]
-        run = subprocess.run([*command, "--size", *map(str, options.size)], capture_output=True, text=True)
+        run = subprocess.run(
+            [*command, "--network-size", *map(str, options.network_size)], capture_output=True, text=True
+        )
         if run.returncode:
             return {**what, "error": run.stderr.strip()}
         return {**json.loads(file.read_text()), **what}
 
 
 def row(found: dict) -> str:
-    """One line of the table: medians in ms, the rate with frames that overlap, and the share of the GEMM rate."""
+    """Format one line: medians in ms, the rate with overlapped frames, and the backbone's share of the GEMM rate."""
     name = f"{found['model']}, {found['runtime']}, {found['precision']}, {found['batch']}".ljust(40)
     if "error" in found:
         return f"{name}  {found['error']}"

@@ -1,9 +1,9 @@
-"""Whole frames of a large class list: our pipeline beside a naive PyTorch and the dinov3_ros pipeline, in turn.
+"""Measure whole frames with many classes: our pipeline, a naive PyTorch pipeline and the dinov3_ros pipeline.
 
     python benchmarks/pipelines.py --frames 30 --json pipelines.json --picture pipelines.png
 
-ViT-S+/16 and the default head with made-up weights, 134 classes of which about 12 are in view (random_models.py). The
-others run eagerly in PyTorch in float32 at 640x640; the naive pipeline has the same head.
+ViT-S+/16 and the default head with random weights, 134 classes of which about 12 are in view (random_models.py). The
+other pipelines run eagerly in PyTorch in float32 at 640x640; the naive one has the same head. All take turns.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dinov3_seg_ros.segmenter import Segmenter
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
 VARIANTS = (("fp32", NETWORK_SIZE), ("int8", NETWORK_SIZE), ("int8", FRAME_SIZE))
-# Clusters of made-up features lie nearer together than what a head has learnt to tell apart, and this is about speed:
-# how many labels quantisation changes stands in the table.
+# Clusters of random features lie nearer together than what a trained head separates, so int8 changes more labels. This
+# script measures speed; the table says how many labels are equal.
 LEAST_LABELS = 0.0
 
 
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
-    """One pipeline's row."""
+    """Return the row of one pipeline."""
     return {
         "name": measured.name,
         **measured.summary(),
@@ -87,7 +87,7 @@ def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as text."""
+    """Format the rows as text."""
     lines = [
         f"{'':<16}{'total ms (p95)':>20}{'x dinov3_ros':>15}{'x naive':>12}{'equal labels':>14}"
         f"{'outside backbone':>18}{'in view':>9}"
