@@ -1,13 +1,5 @@
-"""A trained model on disk: the one thing that passes from training to the robot.
+"""Reading a bundle, and checking it before anything is computed; see `manifest` for what it holds.
 
-A bundle is a folder::
-
-    bundle.json                  `Manifest`
-    head.safetensors             the head's weights
-    backbone/                    config.json + model.safetensors, when the backbone is the project's own
-    backbone_delta.safetensors   only the tensors that training changed, when a published backbone was fine-tuned
-
-The manifest names the SHA-256 of every other file. Only JSON and safetensors are read; no pickle is ever loaded.
 Importing this module imports no torch; `Bundle.load_backbone` and `Bundle.load_head` do.
 """
 
@@ -55,13 +47,13 @@ class Bundle:
     manifest: Manifest
 
     def load_backbone(self, layers: Sequence[int] | None = None) -> Backbone:
-        """Load the frozen backbone the head was trained on.
+        """Load the frozen backbone that the head was trained on.
 
         Args:
-            layers: the maps wanted, when other heads share the backbone; default those of this head.
+            layers: the wanted maps, when other heads share the backbone; by default those of this head.
 
         Raises:
-            BundleError: it is not the one the head was trained on.
+            BundleError: its identity is not that of the backbone the head was trained on.
             BackboneError: its weights are missing or unreadable.
         """
         from dinov3_seg_ros.model.identity import backbone_identity
@@ -85,7 +77,7 @@ class Bundle:
         return backbone
 
     def load_head(self) -> Head:
-        """Build the head and load its weights, in eval mode.
+        """Build the head and load its weights, in evaluation mode.
 
         Raises:
             BundleError: its weights do not fit its description.
@@ -127,7 +119,10 @@ class Bundle:
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read and check a bundle: schema, presence and SHA-256 of every file. Weights are not loaded yet.
+    """Read and check a bundle: its schema, and presence and SHA-256 of every file. No weights are loaded.
+
+    Args:
+        path: the bundle's folder.
 
     Raises:
         BundleError: names the file and the reason.
@@ -171,7 +166,11 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def check_shared_backbone(bundles: list[Bundle]) -> None:
-    """Raise BundleError, naming the field, unless all bundles can be served by one pass of one backbone."""
+    """Check that one pass of one backbone can serve all bundles.
+
+    Raises:
+        BundleError: it cannot; names the field that differs.
+    """
     first = bundles[0]
     for other in bundles[1:]:
         for section, field in (
@@ -194,7 +193,7 @@ def check_shared_backbone(bundles: list[Bundle]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise BundleError(
-                f"two of the bundles are named '{name}'; names must differ, since topics are named by them"
+                f"two of the bundles are named '{name}'; give them different names, which their topics need"
             )
 
 

@@ -1,4 +1,16 @@
-"""The description of a bundle: the schema of ``bundle.json``, and the names of its files."""
+"""What a bundle is on disk: the schema of ``bundle.json``, and the names of its files.
+
+A bundle is a trained model, and the one thing that passes from training to the robot. It is a folder::
+
+    bundle.json                  `Manifest`
+    head.safetensors             the head's weights
+    backbone/                    config.json and model.safetensors, when the backbone is the project's own
+    backbone_delta.safetensors   only the tensors that training changed, when a published backbone was fine-tuned
+    onnx/                        exports, one folder each; see `exports`
+
+The manifest names the SHA-256 of every file but its own and the exports'. Only JSON and safetensors are read; no pickle
+is ever loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from dinov3_seg_ros.frames.classes import ClassesSection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "bundle.json"
 HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
 DELTA_FILE = "backbone_delta.safetensors"
-#: What a bundle may be called: it becomes part of topics.
+#: A bundle's name; it becomes part of topics.
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 
@@ -32,7 +44,7 @@ class BackboneSection(_Section):
         base_identity: the same for ``source`` before the delta is applied; None without a delta.
         model_type: Hugging Face's name of the architecture, such as ``dinov3_vit``.
         layers: 0-based blocks (ViT) or stages, in the order the head reads them.
-        feature_norm, class_token, output_stride: see `dinov3_seg_ros.backbone.load_backbone`.
+        feature_norm, class_token, output_stride: see `dinov3_seg_ros.model.weights.load_backbone`.
         channels, strides: of each of these maps.
         multiple: what the network's height and width must be multiples of.
     """
@@ -43,7 +55,7 @@ class BackboneSection(_Section):
     base_identity: str | None = None
     model_type: str
     layers: list[int]
-    feature_norm: str
+    feature_norm: Literal["final", "none"]
     class_token: bool = False
     output_stride: int | None = None
     channels: list[int]
@@ -61,7 +73,7 @@ class InputSection(_Section):
 
 
 class HeadSection(_Section):
-    """Arguments of `dinov3_seg_ros.model.heads.build_head`."""
+    """The arguments of `dinov3_seg_ros.model.heads.build_head`."""
 
     name: str
     variant: str | None = None
@@ -69,7 +81,7 @@ class HeadSection(_Section):
 
 
 class TrainingSection(_Section):
-    """Where the weights come from: for people to read; nothing on the robot depends on it."""
+    """How the weights were trained, for people to read; nothing on the robot depends on it."""
 
     recipe: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
@@ -80,8 +92,10 @@ class Manifest(_Section):
     """The content of ``bundle.json``.
 
     Attributes:
-        name: a ROS name token; names the topics of a further head.
-        files: SHA-256 of every other file, by its path in the bundle; filled in by `save_bundle`.
+        name: a ROS name token; the topics of a second head, and of those after it, are named by it.
+        description: one line for people.
+        licences: what the weights are subject to, one line each.
+        files: SHA-256 of every other file, by its path in the bundle; `saving.save_bundle` fills it in.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

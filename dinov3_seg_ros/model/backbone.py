@@ -1,8 +1,7 @@
 """Vision backbones over transformers: an image batch in, a list of feature maps out.
 
-Weights come from a Hugging Face id, from a local folder in Hugging Face form (``config.json`` and
-``model.safetensors``), or from one of Meta's original DINOv3 ``.pth`` files. Only training and the torch runtime
-import this module; it needs torch and transformers.
+`weights.load_backbone` and `weights.build_backbone` make one. Only training, export and the PyTorch runtime import this
+module; it needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dinov3_seg_ros.model.families import (
     FAMILIES,
+    BackboneModel,
     FeatureNorm,
     NormedConvNextBackbone,
     apply_feature_norm,
@@ -26,18 +26,18 @@ from dinov3_seg_ros.model.families import (
 from dinov3_seg_ros.support.errors import BackboneError, ImageError
 
 TrainableBlocks = int | Literal["all"]
-# Only pretraining with masked patches reads it, so it neither trains here nor says anything about the features.
+#: Only pretraining with masked patches reads it, so it neither trains here nor says anything about the features.
 MASK_TOKEN = "embeddings.mask_token"
 
 
-class _LeadingBlocks(nn.ModuleList):
+class LeadingBlocks(nn.ModuleList):
     """A list of blocks that iterates over its first ``run`` only.
 
-    The blocks behind them are never computed but keep their names and weights, so that the backbone is saved,
-    identified and shared as a whole whatever layers the heads ask for.
+    The blocks behind them are never computed. They keep their names and weights, so that the backbone is saved,
+    identified and shared as a whole, whichever layers the heads ask for.
     """
 
-    def __init__(self, blocks: nn.ModuleList, run: int) -> None:
+    def __init__(self, blocks: nn.Module, run: int) -> None:
         super().__init__(blocks.children())
         self.run = run
 
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: BackboneModel,
         layers: Sequence[int] | None = None,
         feature_norm: FeatureNorm | None = None,
         class_token: bool = False,
@@ -155,12 +155,16 @@ class Backbone(nn.Module):
         return dict(revert_weight_conversion(self.model, self.model.state_dict()))
 
     @property
-    def _blocks(self) -> _LeadingBlocks:
-        return self.model.get_submodule(self._blocks_path)
+    def _blocks(self) -> LeadingBlocks:
+        blocks = self.model.get_submodule(self._blocks_path)
+        assert isinstance(blocks, LeadingBlocks)
+        return blocks
 
     def _with_class_token(self, feature_map: Tensor, tokens: Tensor) -> Tensor:
         """A map and the normalised class token of the same block's tokens (B, N, C): (B, 2 C, h, w)."""
-        token = final_norm(self.model)(tokens[:, 0])[:, :, None, None]
+        norm = final_norm(self.model)
+        assert norm is not None  # a ViT has one
+        token = norm(tokens[:, 0])[:, :, None, None]
         return torch.cat([feature_map, token.expand_as(feature_map)], dim=1)
 
     def _modules_to_train(self, trainable_blocks: TrainableBlocks) -> list[nn.Module]:
@@ -174,8 +178,9 @@ class Backbone(nn.Module):
             )
         if trainable_blocks == 0:
             return []
-        norms = [final_norm(self.model)] if self._norm_is_used else []
-        return [*list(self._blocks)[run - trainable_blocks :], *norms]
+        blocks = list(self._blocks)[run - trainable_blocks :]
+        norm = final_norm(self.model)
+        return [*blocks, norm] if norm is not None and self._norm_is_used else blocks
 
     @property
     def _norm_is_used(self) -> bool:
@@ -202,11 +207,10 @@ def _resolve_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     return resolved
 
 
-def _run_leading_blocks(model: nn.Module, total: int, run: int) -> str:
+def _run_leading_blocks(model: BackboneModel, total: int, run: int) -> str:
     """Make ``model`` compute only its first ``run`` of ``total`` blocks or stages; return where it keeps them."""
-    path = next(
-        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == total
-    )
+    lists = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    path: str = next(name for name, module in lists if len(module) == total)
     parent, _, attribute = path.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, _LeadingBlocks(model.get_submodule(path), run))
+    setattr(model.get_submodule(parent), attribute, LeadingBlocks(model.get_submodule(path), run))
     return path

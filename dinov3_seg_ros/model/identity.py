@@ -1,10 +1,11 @@
-"""A backbone on disk in Hugging Face form, and the hash that identifies its network."""
+"""Saving a backbone in Hugging Face form, and the hash that identifies its network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], dtype: tor
         for name, tensor in backbone.checkpoint_tensors().items()
     }
     saved_dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    config = {key: value for key, value in backbone.model.config.to_dict().items() if key not in _VOLATILE_CONFIG_KEYS}
+    config = {key: value for key, value in _config_of(backbone).items() if key not in _VOLATILE_CONFIG_KEYS}
     config["dtype"] = str(saved_dtype).removeprefix("torch.")
     with replacing_folder(folder) as temporary:
         write_json(temporary / CONFIG_FILE, config)
@@ -39,12 +40,12 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], dtype: tor
 
 
 def backbone_identity(backbone: Backbone) -> str:
-    """Hexadecimal SHA-256 of the network, whatever it was loaded from and whichever of its features are asked for.
+    """Hexadecimal SHA-256 of the network, wherever it was loaded from and whichever of its maps are asked for.
 
-    It covers the architecture, the configuration fields that weights do not tell, and every floating-point weight:
-    name as Hugging Face publishes it, shape, and values as float32. So fp16 weights and the same values in fp32 are
-    equal, and a copy rounded to fp16 is another backbone. The mask token, which only pretraining uses, is left out, and
-    so is how the network is read: layers, feature norm, class token and output stride.
+    It covers the architecture, the configuration fields that weights do not tell, and every floating-point weight: its
+    name as Hugging Face publishes it, its shape, and its values as float32. So fp16 weights and the same values in fp32
+    have one identity, and a copy rounded to fp16 is another backbone. It leaves out the mask token, which only
+    pretraining uses, and how the network is read: layers, feature norm, class token and output stride.
     """
     config = backbone.model.config
     fields = {name: getattr(config, name) for name in FAMILIES[config.model_type].identity_fields}
@@ -52,5 +53,10 @@ def backbone_identity(backbone: Backbone) -> str:
     for name, tensor in sorted(backbone.checkpoint_tensors().items()):
         if tensor.is_floating_point() and name != MASK_TOKEN:
             digest.update(json.dumps([name, list(tensor.shape)]).encode())
-            digest.update(tensor.to("cpu", torch.float32).contiguous().numpy())
+            digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _config_of(backbone: Backbone) -> dict[str, Any]:
+    config: dict[str, Any] = backbone.model.config.to_dict()  # type: ignore[no-untyped-call] # transformers'
+    return config

@@ -9,14 +9,21 @@ from torch import nn
 
 
 class Normalise(nn.Module):
-    """Canvases (N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, (x / 255 - mean) / std; mean and std in 0..1."""
+    """Network inputs (canvases) to what the backbone takes: (x / 255 - mean) / std.
+
+    Args:
+        mean, std: of the three channels of RGB, in 0..1.
+    """
+
+    _scale: torch.Tensor
+    _offset: torch.Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Kept on the device: made anew for each batch, they would make the host wait for what a GPU still computes.
+        # Kept on the device: if they were uploaded with each batch, the host would wait for the GPU each time.
         self.register_buffer("_scale", torch.tensor([255.0 * s for s in std]), persistent=False)
         self.register_buffer("_offset", torch.tensor([m / s for m, s in zip(mean, std, strict=True)]), persistent=False)
 
     def forward(self, canvases: torch.Tensor) -> torch.Tensor:
-        """As the class says."""
+        """Normalise: (N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32."""
         return (canvases / self._scale - self._offset).permute(0, 3, 1, 2)

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # re-exported
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from dinov3_seg_ros.model.backbone import Backbone
-from dinov3_seg_ros.model.families import FAMILIES, FeatureNorm, NormedConvNextBackbone
+from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
 from dinov3_seg_ros.model.meta_checkpoint import read_meta_checkpoint
 from dinov3_seg_ros.support.errors import BackboneError
 
@@ -53,10 +53,10 @@ def load_backbone(
         layers: 0-based blocks (ViT) or stages (ConvNeXt, ResNet), negatives counting from the end; default the last.
         feature_norm: "final" applies the model's final LayerNorm, to all maps of a ViT or to the last stage of a
             ConvNeXt (as Meta's ``norm=True`` does); "none" does not. Default "final" for a ViT, "none" otherwise.
-        class_token: give each map of a ViT twice the channels: behind its own, in every cell alike, the class token of
-            the same block, normalised as the map is.
-        output_stride: the largest stride of a ResNet's stages, 8 or 16 for instance: later stages are dilated instead,
-            with the same weights. None: the architecture's own, 32.
+        class_token: append the class token of the same block to each map of a ViT. Each map then has twice the
+            channels; the added ones are equal in every cell, and normalised as the map is.
+        output_stride: the largest stride of a ResNet's stages, such as 8 or 16. Later stages are dilated instead, with
+            the same weights. None: the architecture's own, 32.
         changed: tensors that take the place of the source's, named as in `Backbone.checkpoint_tensors`.
 
     Raises:
@@ -77,7 +77,7 @@ def build_backbone(
     class_token: bool = False,
     output_stride: int | None = None,
 ) -> Backbone:
-    """A backbone with new random weights, all of it trainable, in training mode.
+    """Build a backbone with random weights, all of it trainable, in training mode.
 
     Args:
         config: a Hugging Face configuration, e.g. ``{"model_type": "dinov3_convnext", "depths": [...], ...}``.
@@ -87,13 +87,14 @@ def build_backbone(
         BackboneError: the configuration or one of the other arguments is not supported.
     """
     model_class, model_config = _parse_config(config, "the given configuration")
-    backbone = Backbone(model_class(model_config), layers, feature_norm, class_token, output_stride)
+    model = model_class(model_config)  # type: ignore[arg-type] # the configuration is of the class's own type
+    backbone = Backbone(model, layers, feature_norm, class_token, output_stride)
     backbone.freeze("all")
     return backbone
 
 
 def _read_source(source: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Configuration, weights under Hugging Face's names, and where they came from in words."""
+    """Configuration, weights under Hugging Face's names, and in words where they came from."""
     path = Path(source).expanduser()
     if path.is_file() or path.suffix in _META_SUFFIXES:
         return *read_meta_checkpoint(path), str(path)
@@ -174,7 +175,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type, PreTrainedConfig]:
+def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type[BackboneModel], PreTrainedConfig]:
     """The model class and its configuration."""
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
@@ -182,21 +183,24 @@ def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type, PreTrain
             f"The backbone from {where} is of the type {model_type!r}; supported are {', '.join(FAMILIES)}."
         )
     model_class = FAMILIES[model_type].model_class
+    config_class = model_class.config_class
+    assert config_class is not None
     try:
-        return model_class, model_class.config_class.from_dict(dict(config))
+        return model_class, config_class.from_dict(dict(config))
     except (hub_errors.StrictDataclassError, TypeError, ValueError) as error:
         raise BackboneError(f"The {model_type} configuration from {where} is not valid: {_one_line(error)}") from error
 
 
-def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:
+def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> BackboneModel:
     """A transformers backbone in which every weight comes from ``tensors``."""
     model_class, model_config = _parse_config(config, where)
     prefix = f"{model_class.base_model_prefix}."
     state = {
         name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER_PREFIX)
     }
+    model: BackboneModel
     with _quiet_transformers():
-        model, report = model_class.from_pretrained(
+        model, report = model_class.from_pretrained(  # type: ignore[misc] # typed without output_loading_info
             None,
             config=model_config,
             state_dict=state,
@@ -213,7 +217,7 @@ def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 
 def _refuse_misfits(missing: set[str], report: Mapping[str, Any], where: str) -> None:
-    """transformers gives random values to weights that are absent or misshapen; that must never go unnoticed."""
+    """Raise unless all weights were there and fit: transformers gives random values to the others."""
     wrong_shapes = [
         f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
     ]
@@ -237,11 +241,11 @@ def _refuse_misfits(missing: set[str], report: Mapping[str, Any], where: str) ->
 def _quiet_transformers() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # transformers'
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers'
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if progress_bar:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call] # transformers'

@@ -63,11 +63,12 @@ class ASPPHead(Head):
         # The global mean is added to the trunk rather than concatenated: the same context for fewer channels to fuse.
         context = trunk + self.pool(trunk.mean(dim=(2, 3), keepdim=True))
         fused = self.fuse(torch.cat([context, *(branch(trunk) for branch in self.branches)], dim=1))
-        return self.classifier(self.dropout(self.refine(fused)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.refine(fused)))
+        return logits
 
 
 class PlainASPPHead(Head):
-    """The predecessor's head: four parallel 3x3 branches without dilation, on one map.
+    """The head of dinov3_ros: four parallel 3x3 branches without dilation, on one map.
 
     Architecture and parameter names are those of ``ASPPDecoder`` in
     https://github.com/Raessan/semantic_segmentation_dinov3 (its final interpolation left to the decode), so that its
@@ -102,7 +103,8 @@ class PlainASPPHead(Head):
         self.check_maps(maps)
         narrow = self.project(self.initial(maps[0]))
         branches = [F.relu(bn(conv(narrow))) for conv, bn in zip(self.branches, self.branches_bn, strict=True)]
-        return self.classifier(self.ds(self.fuse(torch.cat(branches, dim=1))))
+        logits: torch.Tensor = self.classifier(self.ds(self.fuse(torch.cat(branches, dim=1))))
+        return logits
 
 
 class _PlainSeparable(nn.Module):

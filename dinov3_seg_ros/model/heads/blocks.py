@@ -49,7 +49,7 @@ def adaptive_mean(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Ten
     It equals `torch.nn.functional.adaptive_avg_pool2d`, which neither ONNX nor TensorRT has when the bins do not divide
     the map; two products with constant matrices are the same sums.
     """
-    # What is traced becomes part of the graph, and must not be found in the cache again.
+    # A traced matrix becomes part of its graph; the cache must not give it to another.
     matrix = _averaging_matrix.__wrapped__ if torch.compiler.is_compiling() else _averaging_matrix
     rows, columns = (
         matrix(cells, bins, feature_map.dtype, feature_map.device)
@@ -58,7 +58,7 @@ def adaptive_mean(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Ten
     return rows @ (feature_map @ columns.T)
 
 
-@functools.lru_cache(maxsize=64)  # made anew, its copy would make the host wait for a GPU's work before it
+@functools.lru_cache(maxsize=64)  # uploading a new one would make the host wait for the GPU's work before it
 def _averaging_matrix(cells: int, bins: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Weights (bins, cells) of means over ``bins`` equal parts of a line; a cell on a border counts in both parts."""
     parts = [(i * cells // bins, -(-(i + 1) * cells // bins)) for i in range(bins)]
@@ -69,7 +69,8 @@ def _averaging_matrix(cells: int, bins: int, dtype: torch.dtype, device: torch.d
 
 def finest_size(maps: Sequence[torch.Tensor]) -> tuple[int, int]:
     """Height and width of the largest of several maps."""
-    return tuple(max((m.shape[-2:] for m in maps), key=math.prod))
+    height, width = max((m.shape[-2:] for m in maps), key=math.prod)
+    return height, width
 
 
 def sum_at_finest(maps: Sequence[torch.Tensor]) -> torch.Tensor:

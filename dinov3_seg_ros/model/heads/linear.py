@@ -49,6 +49,7 @@ class LinearHead(Head):
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.classifier.weight, std=0.01)
+        assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -60,4 +61,5 @@ class LinearHead(Head):
         ]
         size = finest_size(scaled)
         features = torch.cat([resize(m, size) for m in scaled], dim=1)
-        return self.classifier(self.norm(self.dropout(features)))
+        logits: torch.Tensor = self.classifier(self.norm(self.dropout(features)))
+        return logits

@@ -52,7 +52,7 @@ class PyramidHead(Head):
         self.fpn = _FeaturePyramid(in_channels, strides, width) if fpn else None
         channels = width if fpn else in_channels[-1]
         self.ppm = _PyramidPooling(channels, bins) if ppm else None
-        self.hidden = ConvNormAct(self.ppm.out_channels if ppm else channels, hidden, kernel_size=3)
+        self.hidden = ConvNormAct(self.ppm.out_channels if self.ppm else channels, hidden, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden, num_classes, kernel_size=1)
 
@@ -66,7 +66,8 @@ class PyramidHead(Head):
         features = self.fpn(maps) if self.fpn else maps[-1]
         if self.ppm:
             features = self.ppm(features)
-        return self.classifier(self.dropout(self.hidden(features)))
+        logits: torch.Tensor = self.classifier(self.dropout(self.hidden(features)))
+        return logits
 
 
 class _FeaturePyramid(nn.Module):
@@ -84,13 +85,15 @@ class _FeaturePyramid(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         height, width = (max(1, round(cells * self.scale)) for cells in maps[self.finest].shape[-2:])
-        merged = None
+        merged: torch.Tensor | None = None
         for index in self.coarse_to_fine:
             # Averaging a finer map commutes with its 1x1 convolution, which then has less to do.
             rows, columns = maps[index].shape[-2:]
-            level = self.lateral[index](resize(maps[index], (min(rows, height), min(columns, width))))
-            merged = level if merged is None else level + resize(merged, level.shape[-2:])
-        return self.smooth(resize(merged, (height, width)))
+            level: torch.Tensor = self.lateral[index](resize(maps[index], (min(rows, height), min(columns, width))))
+            merged = level if merged is None else level + resize(merged, (level.shape[-2], level.shape[-1]))
+        assert merged is not None  # a head has at least one map
+        smooth: torch.Tensor = self.smooth(resize(merged, (height, width)))
+        return smooth
 
 
 class _PyramidPooling(nn.Module):
@@ -104,9 +107,10 @@ class _PyramidPooling(nn.Module):
         self.branches = nn.ModuleList(ConvNormAct(channels, branch_width) for _ in self.bins)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        height, width = features.shape[-2:]
         try:
             contexts = [
-                resize(branch(adaptive_mean(features, (bins, bins))), features.shape[-2:])
+                resize(branch(adaptive_mean(features, (bins, bins))), (height, width))
                 for branch, bins in zip(self.branches, self.bins, strict=True)
             ]
         except ValueError as error:  # BatchNorm's, of a single value per channel

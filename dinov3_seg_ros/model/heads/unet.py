@@ -63,7 +63,8 @@ class UNetHead(Head):
         height, width = features.shape[-2:]
         for step, factor, skip in itertools.zip_longest(self.steps, self._factors(), skips):
             features = step(features, (height * factor, width * factor), skip)
-        return self.classifier(features)
+        logits: torch.Tensor = self.classifier(features)
+        return logits
 
     def _factors(self) -> list[int]:
         """How many times larger than the last map the result of each step is."""
@@ -83,4 +84,5 @@ class _Step(nn.Module):
         features = resize(features, size)
         if self.skip is not None:
             features = torch.cat([features, resize(self.skip(skip), size)], dim=1)
-        return self.fuse(features)
+        fused: torch.Tensor = self.fuse(features)
+        return fused
