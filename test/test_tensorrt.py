@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -302,15 +303,18 @@ def test_closing_releases_engines_and_contexts_at_once(trt, cuda, bundles):
         gc.enable()
 
 
-@pytest.mark.parametrize("under_way", [1, 2])
-def test_closing_waits_for_computations_in_flight(trt, bundles, under_way):
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_closing_waits_for_computations_in_flight(trt, bundles, in_flight, monkeypatch):
     runtime = segmenter(bundles[0]).runtime
     runtime.start(canvases(0), ["one"]).logits()
     trt.runs.clear()
-    for seed in range(under_way):
+    for seed in range(in_flight):
         runtime.start(canvases(seed), ["one"])
+    execution, ended = runtime._executions[0], []
+    close = execution.close
+    monkeypatch.setattr(execution, "close", lambda: ended.append(len(trt.runs)) or close())
     runtime.close()
-    assert len(trt.runs) == 2 * under_way
+    assert ended == [2 * in_flight], "before the first context is released"
 
 
 def test_closing_frees_all_memory_streams_and_events(trt, cuda, bundles):
@@ -398,6 +402,8 @@ def test_two_processes_at_once_build_each_engine_once_without_torch(trt, bundles
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None)\n"
         "import numpy as np; from dinov3_seg_ros.segmenter import Segmenter\n"
+        "import dinov3_seg_ros.runtimes.tensorrt.runtime\n"
+        "print('ready', flush=True); input()\n"
         f"segmenter = Segmenter.from_bundle({str(bundles[0].path)!r}, 'tensorrt', precision='fp32')\n"
         "print(segmenter.segment([np.zeros((50, 60, 3), np.uint8)])[0].labels.shape)"
     )
@@ -406,17 +412,23 @@ def test_two_processes_at_once_build_each_engine_once_without_torch(trt, bundles
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(STAND_INS), str(root)]),
         "STAND_IN_BUILDS": str(tmp_path / "builds"),
+        "STAND_IN_BUILD_SECONDS": "1.5",  # long enough for the other process to build as well, if nothing stops it
     }
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    try:
-        assert [process.communicate(timeout=120)[0] for process in processes] == ["(50, 60)\n"] * 2
-    finally:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for _ in range(2):
+            processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes))
+            stack.callback(processes[-1].wait)
+            stack.callback(processes[-1].kill)
+        stop = threading.Timer(120, lambda: [process.kill() for process in processes])
+        stop.start()
+        stack.callback(stop.cancel)
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
         for process in processes:
-            process.kill()
-            process.wait()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [process.communicate(timeout=120)[0] for process in processes] == ["(50, 60)\n"] * 2
     assert len((tmp_path / "builds").read_text().splitlines()) == len(stored()) == 2
 
 

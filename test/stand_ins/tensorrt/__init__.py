@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import time
 import zlib
 from types import SimpleNamespace
 
@@ -167,6 +168,7 @@ class Builder:
         if os.environ.get("STAND_IN_BUILDS"):
             with open(os.environ["STAND_IN_BUILDS"], "a") as log:
                 log.write(f"{os.getpid()}\n")
+            time.sleep(float(os.environ["STAND_IN_BUILD_SECONDS"]))
         monitor = config.progress_monitor
         monitor.phase_start("Building Engine", None, 2)
         for step in range(2):
