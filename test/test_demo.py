@@ -38,7 +38,7 @@ def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
     for value in (7, 3):
         cv2.imwrite(str(tmp_path / "images" / f"{value}.png"), np.full((6, 8, 3), (value, 0, 0), np.uint8))
         cv2.imwrite(str(tmp_path / "masks" / f"{value}.png"), np.full((6, 8), value, np.uint8))
-    frames = list(open_source(str(tmp_path / "images"), (0, 0), 1.0, tmp_path / "masks"))
+    frames = list(open_source(str(tmp_path / "images"), tmp_path / "masks"))
     assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [3, 7]
     assert [int(mask[0, 0]) for _, mask in frames] == [3, 7]
 
@@ -48,19 +48,19 @@ def test_a_video_is_played_to_its_end(tmp_path):
     for _ in range(5):
         writer.write(np.full((48, 64, 3), 100, np.uint8))
     writer.release()
-    assert len(list(open_source(str(tmp_path / "video.mp4"), (0, 0), 1.0))) == 5
+    assert len(list(open_source(str(tmp_path / "video.mp4")))) == 5
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.mp4"])
 def test_a_source_that_is_not_there_is_named(source):
     with pytest.raises(DatasetError, match=source):
-        next(open_source(source, (48, 64), 1.0))
+        next(open_source(source))
 
 
 def test_a_missing_mask_is_named(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"masks/a\.png is missing"):
-        list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
+        list(open_source(str(tmp_path), tmp_path / "masks"))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_mask_that_holds_no_class_ids_of_its_image_is_named(tmp_path, mask):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask)
     with pytest.raises(DatasetError, match=r"masks/a\.png is no mask of class ids for its image"):
-        list(open_source(str(tmp_path), (0, 0), 1.0, tmp_path / "masks"))
+        list(open_source(str(tmp_path), tmp_path / "masks"))
 
 
 def test_the_demos_bundle_is_small_and_runs_without_torch():

@@ -293,7 +293,7 @@ def test_a_bundle_that_the_predecessor_cannot_run_is_refused(bundle, tmp_path, s
 
 
 def test_the_commands_say_what_they_did_or_why_not(files, tmp_path, capsys):
-    words = [str(files["weights"]), str(files["names"]), "--backbone", str(files["backbone"]), "--network-size", "64", "64"]
+    words = [str(files["weights"]), str(files["names"]), "--backbone", str(files["backbone"]), "--size", "64", "64"]
     assert import_command.main([*words, "--output", str(tmp_path / "bundle"), "--name", "coco"]) == 0
     assert "bundle 'coco' with 134 classes" in capsys.readouterr().out
     assert load_bundle(tmp_path / "bundle").manifest.name == "coco"

@@ -102,17 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the bundle; must be new or empty")
     parser.add_argument("--name", type=_bundle_name, default="dinov3_ros", help="of the bundle (default: %(default)s)")
     parser.add_argument(
-        "--network-size",
+        "--size",
         nargs=2,
         type=whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
         default=dinov3_ros.NETWORK_SIZE,
-        help="size of the network input, pixels (default: that of the published head, 640 640)",
+        help="network size, pixels (default: that of the published head, 640 640)",
     )
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)
-        height, width = options.network_size
+        height, width = options.size
         bundle = import_head(
             options.weights, options.class_names, options.backbone, options.output, options.name, (height, width)
         )

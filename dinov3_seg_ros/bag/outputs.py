@@ -123,7 +123,7 @@ class BagSegmenter:
             OutputError: ``target`` exists or cannot be written.
         """
         source, target = Path(source), Path(target)
-        with open_recording(source) as reader, new_recording(target, storage or storage_of(reader)) as writer:
+        with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
             images = choose_topics(reader.connections, topics)
             copies = self._copies(writer, reader.connections)
             added = self._added_connections(writer, images, {c.topic for c in reader.connections})

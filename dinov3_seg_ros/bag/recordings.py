@@ -21,9 +21,9 @@ STORAGES = ("sqlite3", "mcap")
 RecordedMessage: TypeAlias = "tuple[Connection, int, bytes]"
 
 
-def storage_of(reader: Reader) -> str:
-    """The storage of a recording: one of `STORAGES`."""
-    files = [reader.path] if reader.path.is_file() else list(reader.path.iterdir())
+def storage_of(source: Path) -> str:
+    """The storage of a recording, a folder or a single file: one of `STORAGES`."""
+    files = [source] if source.is_file() else source.iterdir()
     return "mcap" if any(".mcap" in file.suffixes for file in files) else "sqlite3"
 
 

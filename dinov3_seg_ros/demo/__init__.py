@@ -1,1 +1,1 @@
-"""Everything that lets a stranger see the package at work without a camera, a robot or a download."""
+"""Shows the package at work without a camera, a robot or a download."""

@@ -1,4 +1,4 @@
-"""The whole path on one machine: a camera, the segmentation node and a consumer, three processes on ROS 2.
+"""Run a camera, the segmentation node and a consumer as three processes on ROS 2, and measure what arrives.
 
 ``python -m dinov3_seg_ros.demo --help``
 """
@@ -19,56 +19,68 @@ from rclpy.executors import SingleThreadedExecutor
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
-from dinov3_seg_ros.demo.player import add_source_arguments
+from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder
+from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
-from dinov3_seg_ros.support.errors import SegmentationError, TransportError
+from dinov3_seg_ros.ros.parameters import changed_parameters
+from dinov3_seg_ros.support.errors import OutputError, TransportError
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _NAMESPACE = "demo"
 _START_TIMEOUT_S = 90.0
-# How long masks may still arrive after the last frame was sent.
+# How long to wait for masks after the last frame was sent.
 _DRAIN_S = 2.0
 _COLOUR_TRAINING_SCENES = 300
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 when masks arrived."""
-    options = _parse(arguments)
-    try:
-        summary = _run(options)
-    except SegmentationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    _print_summary(summary, options.output)
-    return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.demo", description=__doc__.splitlines()[0])
+    """Run the command; return its exit code."""
+    parser = CommandParser("dinov3_seg_ros.demo", __doc__)
     add_source_arguments(parser)
-    parser.add_argument("--bundle", type=Path, default=None, help="default: weights/demo")
-    parser.add_argument("--runtime", default="auto", help="auto, torch, onnx or tensorrt")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for pictures and summary.json")
-    return parser.parse_args(arguments)
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="trained bundle (default: weights/demo)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo_output"),
+        metavar="FOLDER",
+        help="for pictures, video and summary.json (default: %(default)s)",
+    )
+    for model in (ComputeOptions, PublishOptions):
+        add_flags(parser, model)
+
+    def work(words: list[str]) -> None:
+        options = parser.parse_command(words)
+        parameters = changed_parameters(read_flags(ComputeOptions, options))
+        # A viewer who does not know the classes needs their names.
+        names = True if options.overlay_names is None else options.overlay_names
+        parameters |= changed_parameters(read_flags(PublishOptions, options, overlay_names=names))
+        _print_summary(_run(options, parameters), options.output)
+
+    return run_command(parser, work, arguments)
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
+def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Play the camera to its end, and return what the recorder measured."""
     bundle = load_bundle(options.bundle or resource_path("weights/demo"))
-    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{options.output} cannot be made a folder ({error}); choose another with --output"
+        ) from error
     prepare()
-    colours = _fit_colour_classifier() if options.source == "scenes" else None
+    colours = _fit_colour_classifier() if options.source == SCENES else None
     rclpy.init(args=[])
     recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
     recorder_executor = SingleThreadedExecutor()
     recorder_executor.add_node(recorder)
     try:
         with (
-            running(_node_command(bundle, options), options.output / "segmentation.log") as node,
+            running(_node_command(bundle, parameters), options.output / "segmentation.log") as node,
             running(_player_command(options), options.output / "camera.log") as player,
         ):
             started = time.monotonic()
@@ -106,9 +118,8 @@ def _fit_colour_classifier() -> ColourClassifier:
     return colours
 
 
-def _node_command(bundle: Bundle, options: argparse.Namespace) -> list[str]:
-    parameters = {"bundle": bundle.path.resolve(), "runtime": options.runtime, "overlay_names": "true"}
-    return node_command(_NAMESPACE, parameters)
+def _node_command(bundle: Bundle, parameters: dict[str, Any]) -> list[str]:
+    return node_command(_NAMESPACE, {"bundle": bundle.path.resolve(), **parameters})
 
 
 def _player_command(options: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""A per-pixel colour classifier: what a segmentation scores that knows colours and nothing else."""
+"""A per-pixel colour classifier: the score of a segmentation that knows colours and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BINS = 16
 
 
 class ColourClassifier:
-    """Gives each pixel the class that was most frequent, in training, in its bin of a 16x16x16 RGB histogram.
+    """Gives each pixel the most frequent class of its bin in a 16x16x16 RGB histogram of the training images.
 
     Args:
         num_classes: number of classes; mask values beyond it are ignored.
@@ -25,12 +25,14 @@ class ColourClassifier:
         self._counts += np.bincount(pairs, minlength=bins * num_classes).reshape(bins, num_classes)
 
     def predict(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids. Bins never seen give the most frequent class of all."""
+        """Classify (H, W, 3) uint8 RGB into (H, W) uint8 class ids. Unseen bins get the most frequent class of all."""
         table = self._counts.argmax(axis=1)
         table[self._counts.sum(axis=1) == 0] = self._counts.sum(axis=0).argmax()
-        return table.astype(np.uint8)[_bin_of(image)]
+        labels: np.ndarray = table.astype(np.uint8)[_bin_of(image)]
+        return labels
 
 
 def _bin_of(image: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(image.astype(np.int64) * _BINS // 256, -1, 0)
-    return (red * _BINS + green) * _BINS + blue
+    bins: np.ndarray = (red * _BINS + green) * _BINS + blue
+    return bins

@@ -1,4 +1,4 @@
-"""A camera: publishes the frames of a source at a fixed rate, with the true masks beside them where they are known.
+"""Publish the frames of a source as a camera does, with their true masks where these are known.
 
 ``python -m dinov3_seg_ros.demo.player --help``
 """
@@ -10,71 +10,100 @@ import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
+from rclpy.utilities import remove_ros_args
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.frames.sources import Frame, open_source
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, remove_unfinished_segments
-from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+
+#: The source that shows the synthetic rooms of `scenes`.
+SCENES = "scenes"
+_SUBSCRIBERS_TIMEOUT_S = 60.0
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say what the camera shows."""
+def add_source_arguments(parser: CommandParser) -> None:
+    """Add the arguments that say what the camera shows."""
     parser.add_argument(
-        "--source", default="scenes", help="'scenes', a folder of images, a video file, a webcam's number"
+        "--source",
+        default=SCENES,
+        help=f"folder of images, video file, number of a webcam, or {SCENES} for synthetic rooms (default: {SCENES})",
     )
-    parser.add_argument("--masks", type=Path, help="folder of index masks (PNG) for a folder of images")
-    parser.add_argument("--rate", type=float, default=10.0, help="frames per second (default: %(default)s)")
+    parser.add_argument("--masks", type=Path, metavar="FOLDER", help="index masks (PNG) of a folder of images")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of the scenes"
+        "--rate", type=_positive, default=10.0, metavar="HZ", help="frames per second (default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long to play (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=whole_number(1),
+        nargs=2,
+        default=(480, 640),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the synthetic rooms, pixels (default: 480 640)",
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, default=30.0, metavar="S", help="how long to play (default: %(default)s)"
+    )
     parser.add_argument("--loop", action="store_true", help="start again when a folder or video ends")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the player; 0 on success."""
-    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.demo.player", description=__doc__.splitlines()[0])
+    """Run the command; return its exit code. ROS arguments may follow its own."""
+    parser = CommandParser("dinov3_seg_ros.demo.player", __doc__)
     add_source_arguments(parser)
     parser.add_argument(
-        "--subscribers", type=int, default=1, help="wait for so many subscribers before the first frame"
+        "--subscribers",
+        type=whole_number(0),
+        default=1,
+        metavar="N",
+        help="wait for N subscribers before the first frame (default: %(default)s)",
     )
-    options, ros_arguments = parser.parse_known_args(arguments)
 
-    configure_transport()
-    remove_unfinished_segments()
-    keep_freed_memory()
-    leave_ending_to_rclpy()
-    rclpy.init(args=ros_arguments)
-    player = CameraPlayer(options.rate)
-    try:
-        with interruptible():
-            player.wait_for_subscribers(options.subscribers, timeout_s=60.0)
-            print(f"sent {player.play(_frames(options), options.seconds)} frames", flush=True)
-    except SegmentationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        player.destroy_node()
-        rclpy.try_shutdown()
-        ignore_until_exit()
-    return 0
+    def work(words: list[str]) -> None:
+        options = parser.parse_command(remove_ros_args(words))
+        configure_transport()
+        warn_of_unfinished_segments()
+        keep_freed_memory()
+        leave_ending_to_rclpy()
+        rclpy.init(args=words)
+        player = CameraPlayer(options.rate)
+        try:
+            with interruptible():
+                player.wait_for_subscribers(options.subscribers, timeout_s=_SUBSCRIBERS_TIMEOUT_S)
+                print(f"sent {player.play(_frames(options), options.seconds)} frames", flush=True)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass  # the usual end of a camera
+        finally:
+            player.destroy_node()
+            rclpy.try_shutdown()
+            ignore_until_exit()
+
+    return run_command(parser, work, arguments)
 
 
-def _frames(options: Any) -> Iterable[Frame]:
+def _frames(options: argparse.Namespace) -> Iterable[Frame]:
     def once() -> Iterable[Frame]:
-        if options.source == "scenes":
-            return scenes.walk("val", 0, tuple(options.size), options.rate)
+        if options.source == SCENES:
+            height, width = options.size
+            return scenes.walk("val", 0, (height, width), options.rate)
         return open_source(options.source, options.masks)
 
     return itertools.chain.from_iterable(once() for _ in itertools.count()) if options.loop else once()
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A consumer of the node's topics: measures what arrives, and keeps pictures of it."""
+"""A consumer of the node's topics that measures what arrives and keeps pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dinov3_seg_ros.support.timing import summarise_ms
 
 _FRAMES_REMEMBERED = 64
 _PICTURE_EVERY = 40
-# The colour classifier is no part of what is shown, and slow: every few frames give its score as well.
+# The colour classifier is slow and not the subject of the demo: every eighth frame is enough for its score.
 _COLOUR_EVERY = 8
 
 
@@ -33,7 +33,7 @@ class Recorder(Node):
     Args:
         namespace: of the topics.
         class_names: names of the classes.
-        colours: a fitted colour classifier to score beside the node; None for none.
+        colours: a fitted colour classifier to score too; None for none.
         output: folder for pictures (frame and overlay side by side) and the video.
         rate_hz: the camera's rate, that of the video.
     """
@@ -60,7 +60,7 @@ class Recorder(Node):
         )
         self._video: cv2.VideoWriter | None = None
         self._video_file = output / "overlay.mp4"
-        # Every frame must be seen here for the count of drops to mean anything.
+        # The recorder must see every frame, or its count of drops means nothing.
         deep = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Image, "image", self._on_image, deep)
         self.create_subscription(Image, "ground_truth", self._on_truth, OUTPUT_QOS)
@@ -76,8 +76,8 @@ class Recorder(Node):
     def finish(self) -> dict[str, Any]:
         """Close the video and return what was measured.
 
-        ``unmatched`` counts outputs whose frame was not seen here, ``miou`` is over the received masks whose true mask
-        is known, ``latency_ms`` is from the stamp of a frame to the arrival of its mask in this process.
+        ``unmatched`` counts outputs whose frame did not arrive here. ``miou`` is over the received masks whose true
+        mask is known. ``latency_ms`` is from the stamp of a frame to the arrival of its mask in this process.
         """
         if self._video is not None:
             self._video.release()
@@ -133,7 +133,7 @@ class Recorder(Node):
             self._counts["headers_altered"] += 1
 
     def _score(self, stamp: tuple[int, int]) -> None:
-        """Count a frame once both its masks have arrived, in either order."""
+        """Score a frame when its true and its received mask are here, in whichever order they came."""
         if stamp not in self._truths or stamp not in self._masks:
             return
         truth, mask = self._truths.pop(stamp), self._masks.pop(stamp)
