@@ -3,7 +3,7 @@
     python tools/generate_docs.py            write them
     python tools/generate_docs.py --check    exit with 1 and name the files that differ
 
-A table stands between two comment lines of a page, ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
+A table stands in a page between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
 """
 
 from __future__ import annotations
