@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_messages import HEIGHT, WIDTH, message_of
+from test_encodings import HEIGHT, WIDTH
+from test_messages import message_of
 
 from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS
 from dinov3_seg_ros.ros.messages import read_image

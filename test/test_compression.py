@@ -1,0 +1,76 @@
+"""JPEG and PNG files become RGB; damaged files and files that claim too many pixels are refused."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from test_encodings import HEIGHT, WIDTH, smooth_rgb
+
+from dinov3_seg_ros.frames.compression import compressed_to_rgb
+from dinov3_seg_ros.support.errors import MessageError
+
+
+def test_a_png_is_read_exactly_and_a_jpeg_closely():
+    bgr = smooth_rgb()[:, :, ::-1]
+    for suffix, tolerance in ((".png", 0), (".jpg", 20)):
+        result = compressed_to_rgb(cv2.imencode(suffix, bgr)[1].tobytes())
+        assert np.abs(result.astype(int) - smooth_rgb()).max() <= tolerance
+
+
+def picture_file(suffix, size=(HEIGHT, WIDTH)):
+    return cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))[1].tobytes()
+
+
+def claiming(data, height, width):
+    """The same JPEG or PNG file, its header claiming another size."""
+    if data.startswith(b"\x89PNG"):
+        return data[:16] + struct.pack(">II", width, height) + data[24:]
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "unknown format"),
+        (b"no image at all", "unknown format"),
+        (b"RIFF0000WEBPVP8 ", "unknown format"),
+        (picture_file(".png")[:20], "damaged data"),
+        (picture_file(".png")[:200], "damaged data"),
+        (picture_file(".jpg")[:30], "damaged data"),
+        (picture_file(".jpg")[:-100], "damaged data"),
+        (b"\xff\xd8\xff\xe0\x00\x00" + bytes(100), "damaged data"),
+        (b"\xff\xd8" + b"\xff" * 100, "damaged data"),
+        (b"\xff\xd8\xff\xda\x00\x08" + bytes(100), "damaged data"),
+        (claiming(picture_file(".png"), 0, 48), "no pixels"),
+        (claiming(picture_file(".png"), 60_000, 60_000), "too many pixels"),
+        (claiming(picture_file(".jpg"), 60_000, 60_000), "too many pixels"),
+    ],
+)
+def test_damaged_compressed_data_is_refused_under_its_faults_name(data, fault):
+    with pytest.raises(MessageError) as caught:
+        compressed_to_rgb(data)
+    assert caught.value.fault == fault
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(suffix, monkeypatch):
+    bomb = cv2.imencode(suffix, np.zeros((2000, 2000, 3), np.uint8))[1].tobytes()
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(MessageError, match="claims 2000x2000"):
+        compressed_to_rgb(bomb, max_pixels=2000 * 1999)
+
+
+def test_a_jpeg_with_metadata_before_its_frame_header_is_read():
+    data = picture_file(".jpg")
+    comment = b"\xff\xff\xff\xfe\x00\x04ab"
+    assert compressed_to_rgb(data[:2] + comment + data[2:]).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_long_description_is_quoted_in_part():
+    with pytest.raises(MessageError, match="neither JPEG nor PNG") as caught:
+        compressed_to_rgb(b"none of them", 10_000 * "x")
+    assert len(str(caught.value)) < 1000
