@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 EVERYTHING := train cpu test test-torch lint cv-headless ros-kilted
 # The test modules that import neither PyTorch nor anything that imports it: what a robot can run.
-WITHOUT_TORCH = $(shell grep -LE '$(TORCH_IMPORT)' test/test_*.py)
+WITHOUT_TORCH = $(shell grep -LE '$(TORCH_IMPORT)|small_exported_bundle' test/test_*.py)
 TORCH_IMPORT := ^ *(import|from) (torch|transformers|safetensors|onnx|training|bundles|trainings|graphs|dinov3_seg_ros\.(model|export))\b
 
 # Without a usable ROS distribution, what is left of one in the environment only does harm.

@@ -32,7 +32,7 @@ class Develop(develop):
     def run(self) -> None:
         super().run()
         script_dir = getattr(self, "script_dir", None)  # setuptools 80 and newer leave the scripts to pip
-        for script in Path(script_dir).iterdir() if script_dir and Path(script_dir).is_dir() else ():
+        for script in filter(Path.is_file, Path(script_dir).glob("*") if script_dir else ()):
             first_line, newline, rest = script.read_text(encoding="utf-8").partition("\n")
             if first_line.startswith("#!"):
                 script.write_text(f"#!{interpreter()}{newline}{rest}", encoding="utf-8")

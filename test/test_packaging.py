@@ -1,0 +1,201 @@
+"""What setup.py, package.xml, the pins, the containers and the workflow say about each other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+#: Distributions whose module has another name.
+MODULES = {
+    "cuda-python": "cuda", "onnxruntime-gpu": "onnxruntime", "opencv-python": "cv2", "opencv-python-headless": "cv2",
+    "pillow": "PIL", "pyyaml": "yaml",
+}  # fmt: skip
+#: Libraries that come with one that is declared, because they are a part of it.
+PARTS = {"huggingface_hub": "transformers"}
+#: Packages of the system that answer for a distribution in package.xml.
+ROSDEP_KEYS = {"opencv": "python3-opencv", "pyyaml": "python3-yaml"}
+#: What `make` never installs here, so that nothing can be pinned: other hardware, OpenCV with windows, ROS itself.
+NOT_INSTALLED = {"gpu", "jetson", "cv", "ros-kilted", "ros-jazzy"}
+TOOLS = {"test", "test-torch", "lint"}
+BLOCKED = ("torch", "transformers", "safetensors", "onnx")
+
+
+class StandInDevelop:
+    """setuptools' command, which writes the scripts of the package."""
+
+    script_dir: str | None = None
+
+    def run(self):
+        if self.script_dir:
+            Path(self.script_dir, "segmentation_node").write_text("#!/usr/bin/python3\nimport sys\n")
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """Return what setup.py passes to setuptools.setup."""
+    given = {}
+    stand_in = types.SimpleNamespace(setup=given.update, find_packages=lambda **_: [])
+    monkeypatch.setitem(sys.modules, "setuptools", stand_in)
+    monkeypatch.setitem(sys.modules, "setuptools.command", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "setuptools.command.develop", types.SimpleNamespace(develop=StandInDevelop))
+    runpy.run_path(str(ROOT / "setup.py"))
+    return given
+
+
+@pytest.fixture(scope="module")
+def package():
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def requirements(build, *extras):
+    texts = [*build["install_requires"], *(text for extra in extras for text in build["extras_require"][extra])]
+    return [Requirement(text) for text in texts]
+
+
+def pins(name):
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    pinned = [Requirement(line) for line in lines if line]
+    assert all([part.operator for part in pin.specifier] == ["=="] for pin in pinned), "only exact versions"
+    return {canonical(pin.name): Version(next(iter(pin.specifier)).version) for pin in pinned}
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_modules(*folders):
+    modules = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules.add(node.module.partition(".")[0])
+    return modules - sys.stdlib_module_names - {"dinov3_seg_ros", "training"}
+
+
+def ros_packages(package):
+    return {entry.text for kind in ("exec_depend", "test_depend") for entry in package.iter(kind)}
+
+
+def test_package_xml_and_setup_py_agree(build, package):
+    assert package.findtext("version") == build["version"]
+    assert package.findtext("name") == build["name"]
+    assert package.findtext("description") == build["description"]
+    assert package.find("maintainer").get("email") == build["maintainer_email"]
+
+
+def test_every_module_that_is_imported_is_declared(build, package):
+    declared = {MODULES.get(canonical(r.name), r.name) for r in requirements(build, *build["extras_require"])}
+    declared |= {part for part, whole in PARTS.items() if whole in declared}
+    undeclared = imported_modules("dinov3_seg_ros", "training", "launch") - declared - ros_packages(package)
+    assert not undeclared
+
+
+def test_package_xml_names_every_package_that_the_node_cannot_do_without(build, package):
+    names = [canonical(requirement.name) for requirement in requirements(build)] + ["opencv"]
+    missing = {ROSDEP_KEYS.get(name, f"python3-{name}") for name in names} - ros_packages(package)
+    assert not missing
+
+
+def test_the_marker_of_typed_packages_is_shipped(build):
+    assert "py.typed" in build["package_data"][build["name"]]
+    assert (ROOT / build["name"] / "py.typed").exists()
+
+
+def test_every_direct_requirement_is_pinned_within_its_range(build):
+    pinned = pins("constraints.txt")
+    for requirement in requirements(build, *(set(build["extras_require"]) - NOT_INSTALLED)):
+        version = pinned.get(canonical(requirement.name))
+        assert version is not None, f"constraints.txt does not pin {requirement.name}"
+        assert requirement.specifier.contains(version), f"setup.py forbids {requirement.name} {version}"
+
+
+def test_the_lowest_version_of_every_range_is_tested(build):
+    pinned = pins("constraints-lowest.txt")
+    for requirement in requirements(build, *(set(build["extras_require"]) - NOT_INSTALLED - TOOLS)):
+        floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+        assert floors, f"setup.py gives no lowest version of {requirement.name}"
+        assert pinned.get(canonical(requirement.name)) == floors[0], requirement.name
+
+
+def test_scripts_start_the_environment_they_are_installed_from(build, monkeypatch, tmp_path):
+    python = tmp_path / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "environment"))
+    develop = build["cmdclass"]["develop"]()
+    develop.script_dir = str(tmp_path)
+    develop.run()
+    assert (tmp_path / "segmentation_node").read_text() == f"#!{python}\nimport sys\n"
+
+
+def test_installing_leaves_scripts_to_pip_where_setuptools_does(build):
+    build["cmdclass"]["develop"]().run()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_install_extras_that_exist_and_say_they_are_unrun(build, path):
+    text = path.read_text()
+    (extras,) = re.findall(r"dinov3_seg_ros\[([a-z,-]+)\]", text)
+    assert set(extras.split(",")) <= set(build["extras_require"])
+    assert "neither built nor run" in text.partition("\nFROM ")[0]
+
+
+def test_there_is_a_dockerfile_for_each_kind_of_computer():
+    assert [path.suffix for path in DOCKERFILES] == [".cpu", ".cuda", ".jetson"]
+
+
+def test_the_devcontainer_names_a_stage_that_exists():
+    path = ROOT / ".devcontainer" / "devcontainer.json"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("//")]
+    build = json.loads("\n".join(lines))["build"]
+    dockerfile = (path.parent / build["dockerfile"]).read_text()
+    assert (path.parent / build["context"]).resolve() == ROOT
+    assert re.search(rf"^FROM .* AS {build['target']}$", dockerfile, re.MULTILINE)
+
+
+def test_the_workflow_runs_targets_that_exist_and_may_only_read():
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets." not in WORKFLOW.read_text()
+    targets = set(re.findall(r"(?:run|command): make ([a-z-]+)", WORKFLOW.read_text()))
+    assert "test" in targets
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_tests_for_robots_can_be_collected_without_torch():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    plan = subprocess.run(
+        ["make", "-n", "test-robot", f"PYTHON={sys.executable}"], cwd=ROOT, env=environment, capture_output=True,
+        text=True, check=True,
+    ).stdout  # fmt: skip
+    modules = re.findall(r"test/test_\w+\.py", plan)
+    assert len(modules) > 10
+    collect = (
+        "import sys, pytest\n"
+        f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
+        f"sys.exit(pytest.main(['--collect-only', '-q', *{modules!r}]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", collect], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
