@@ -1,4 +1,4 @@
-"""Small real bundles for the tests: made-up weights, real files."""
+"""Small bundles for the tests: random weights, real files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made_backbone(family: str, layers: list[int] | None = None) -> Backbone:
 
 
 def tiny_backbone(layers: list[int] | None = None) -> Backbone:
-    """A DINOv3 ConvNeXt of a few thousand parameters with reproducible made-up weights."""
+    """A DINOv3 ConvNeXt of a few thousand parameters with reproducible random weights."""
     torch.manual_seed(0)
     return build_backbone(TINY_BACKBONES["dinov3_convnext"], layers=layers or [1, 2, 3])
 
@@ -56,11 +56,11 @@ def write_tiny_bundle(
     geometry: str = "letterbox",
     seed: int = 1,
 ) -> Bundle:
-    """Write a bundle with made-up weights whose labels vary over the picture."""
+    """Write a bundle with random weights whose labels vary over the picture."""
     backbone = backbone or tiny_backbone()
     torch.manual_seed(seed)
     head = build_head("aspp", backbone.channels, backbone.strides, num_classes, width=16).eval()
-    # Made-up weights alone give almost one class everywhere.
+    # Random weights alone give almost one class everywhere.
     torch.nn.init.normal_(head.classifier.weight, std=3.0)
 
     def write_backbone(folder: Path) -> None:
@@ -69,7 +69,7 @@ def write_tiny_bundle(
     manifest = Manifest(
         name=name,
         backbone=describe_backbone(
-            backbone, storage="embedded", source="made up", identity=backbone_identity(backbone)
+            backbone, storage="embedded", source="random weights", identity=backbone_identity(backbone)
         ),
         input=InputSection(
             network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)

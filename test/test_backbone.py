@@ -1,4 +1,4 @@
-"""Backbones: every family passes the same checks (`TestEveryFamily`); what only some do follows after them."""
+"""Backbones: every family passes the checks of `TestEveryFamily`; what only some do is tested after them."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class TestEveryFamily:
         assert backbone.layers == [len(FAMILIES[name].strides) - 1]
         assert backbone.channels == FAMILIES[name].channels[-1:]
 
-    def test_maps_come_in_the_order_of_layers_and_negatives_count_from_the_end(self, name):
+    def test_maps_come_in_the_order_of_layers_negatives_from_the_end(self, name):
         everything = FAMILIES[name].build(ALL_LAYERS[name])(images())
 
         backbone = FAMILIES[name].build([-1, 0, -2] if len(everything) > 2 else [-1, 0])
@@ -206,7 +206,7 @@ class TestEveryFamily:
         assert {parameter for parameter in backbone.parameters() if parameter.requires_grad} == expected
         assert last.training and not first.training
 
-    def test_unfrozen_as_a_whole_every_parameter_that_asks_for_a_gradient_gets_one(self, name):
+    def test_unfrozen_as_a_whole_every_trainable_parameter_gets_a_gradient(self, name):
         backbone = FAMILIES[name].build([1])
         backbone.freeze("all")
 
@@ -227,7 +227,7 @@ class TestEveryFamily:
         assert not backbone(images())[0].requires_grad
 
     @pytest.mark.parametrize("count", [-1, 3, 1.5, "some"])
-    def test_a_senseless_number_of_trainable_blocks_is_refused(self, name, count):
+    def test_an_impossible_number_of_trainable_blocks_is_refused(self, name, count):
         with pytest.raises(BackboneError, match="number from 0 to 2"):
             FAMILIES[name].build([1]).freeze(count)
 
@@ -241,7 +241,7 @@ class TestEveryFamily:
         assert_same_maps(loaded(images()), whole(images()))
         assert backbone_identity(loaded) == backbone_identity(whole)
 
-    def test_saved_in_half_precision_it_agrees_to_rounding_and_keeps_its_identity(self, name, tmp_path):
+    def test_in_half_precision_it_agrees_to_rounding_and_keeps_its_identity(self, name, tmp_path):
         backbone = FAMILIES[name].build(ALL_LAYERS[name])
         save_backbone(backbone, tmp_path / "once", torch.float16)
         once = FAMILIES[name].load(tmp_path / "once", ALL_LAYERS[name])
@@ -323,7 +323,7 @@ class TestEveryFamily:
 
 
 def save_as_hugging_face_model(kind: type, config: dict, folder: Path) -> nn.Module:
-    """A whole model (not only a backbone) with made-up weights, written by transformers itself."""
+    """A whole model (not only a backbone) with random weights, written by transformers itself."""
     torch.manual_seed(0)
     model = kind(kind.config_class.from_dict(config)).eval()
     with torch.no_grad():
@@ -543,7 +543,7 @@ class TestDinov2Sizes:
         assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
         assert (backbone.channels, backbone.strides) == ([hidden_size] * 4, [14] * 4)
 
-    def test_at_patch_14_maps_have_a_cell_for_each_patch_at_sizes_of_several_shapes(self):
+    def test_at_patch_14_maps_have_one_cell_for_each_patch(self):
         family = replace(FAMILIES["dinov2"], config={**FAMILIES["dinov2"].config, "patch_size": 14, "image_size": 56})
         backbone = family.build()
 
@@ -563,7 +563,7 @@ class TestTrainingMode:
 
         assert not torch.equal(first, second)
 
-    def test_an_unfrozen_resnet_stage_updates_its_statistics_and_the_frozen_ones_do_not(self):
+    def test_only_an_unfrozen_resnet_stage_updates_its_statistics(self):
         backbone = FAMILIES["resnet"].build()
         before = {key: tensor.clone() for key, tensor in backbone.state_dict().items() if "running" in key}
         backbone.freeze(1)
@@ -597,7 +597,7 @@ class TestIdentity:
         assert backbone_identity(backbone) != before
 
     @pytest.mark.parametrize("option", [{"num_attention_heads": 4}, {"layer_norm_eps": 1e-6}, {"rope_theta": 50.0}])
-    def test_configuration_that_the_weights_do_not_tell_changes_it(self, option):
+    def test_configuration_that_weights_do_not_tell_changes_it(self, option):
         family = FAMILIES["dinov3_vit"]
         other = Family({**family.config, **option}, family.channels, family.strides)
 
@@ -614,7 +614,7 @@ class TestIdentity:
 
 
 class TestMistakes:
-    def test_a_backbone_made_from_the_model_of_another_still_has_all_its_blocks(self):
+    def test_a_backbone_over_the_model_of_another_has_all_its_blocks(self):
         whole = FAMILIES["dinov3_vit"].build([0, 3])
         few = FAMILIES["dinov3_vit"].build([0])
 

@@ -1,4 +1,4 @@
-"""A bundle is whole or is refused, with the file and the reason named."""
+"""A bundle is complete, or it is refused with the file and the reason."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_how_the_backbone_is_read_is_part_of_the_bundle(tmp_path, config, option
         check_shared_backbone([bundle, plain])
 
 
-def test_a_manifest_that_does_not_tell_how_the_backbone_is_read_means_the_usual(bundle):
+def test_a_manifest_without_backbone_options_means_their_defaults(bundle):
     def forget(manifest):
         del manifest["backbone"]["class_token"], manifest["backbone"]["output_stride"]
 
@@ -188,7 +188,7 @@ def test_a_manifest_that_does_not_tell_how_the_backbone_is_read_means_the_usual(
     assert load_bundle(bundle.path).manifest == bundle.manifest
 
 
-def test_bundles_that_cannot_share_a_pass_are_refused_with_the_field_named(bundle, tmp_path):
+def test_bundles_that_cannot_share_a_pass_name_the_field(bundle, tmp_path):
     alike = write_tiny_bundle(tmp_path / "alike", name="alike", num_classes=3, seed=5)
     check_shared_backbone([bundle, alike])
     larger = write_tiny_bundle(tmp_path / "larger", name="larger", network_size=(96, 96))

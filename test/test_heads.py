@@ -150,7 +150,7 @@ def test_the_default_aspp_is_small_and_sees_far():
     assert (reached[:, 0].min() <= 8) and (reached[:, 0].max() >= 32)
 
 
-def test_the_plain_aspp_is_the_predecessors():
+def test_the_plain_aspp_has_the_tensors_of_dinov3_ros():
     head = build_head("aspp", [384], [16], 134, variant="plain")
     assert round(parameters(head) / 1e6, 2) == 4.46
     shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
@@ -186,7 +186,7 @@ class TestAdaptiveMean:
         expected = torch.nn.functional.adaptive_avg_pool2d(feature_map, size)
         torch.testing.assert_close(adaptive_mean(feature_map, size), expected, atol=1e-14, rtol=0)
 
-    def test_resizing_averages_where_it_shrinks_and_interpolates_where_it_grows(self):
+    def test_resizing_averages_to_shrink_and_interpolates_to_grow(self):
         feature_map = torch.randn(1, 2, 4, 6)
         blocks = feature_map.reshape(1, 2, 2, 2, 3, 2).mean(dim=(3, 5))
         torch.testing.assert_close(resize(feature_map, (2, 3)), blocks)
@@ -237,7 +237,7 @@ class TestPyramid:
         assert head([torch.zeros(1, 8, 37, 37)]).shape == (1, 3, 65, 65)
 
     @pytest.mark.parametrize("width", [512, 768, 1024, 2048])
-    def test_it_is_as_wide_as_the_seed_asks(self, width):
+    def test_its_tensors_follow_the_width(self, width):
         with torch.device("meta"):
             head = build_head("pyramid", [192, 384, 768], [8, 16, 32], 21, width=width)
         shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
@@ -246,7 +246,7 @@ class TestPyramid:
         assert shapes["hidden.0.weight"] == (512, 2 * width, 3, 3)
         assert shapes["classifier.weight"] == (21, 512, 1, 1)
 
-    def test_every_map_reaches_the_logits_near_its_place_and_pooling_reaches_everywhere(self):
+    def test_every_map_reaches_near_logits_and_pooling_reaches_all(self):
         maps = [m[:1] for m in make_maps(*STAGES)]
         near = gradient(build_head("pyramid", *STAGES, 3, **THIN, ppm=False).eval(), maps, 0, 0)
         assert all(reached[0, 0] > 0 and reached[-1, -1] == 0 for reached in near[:3])
@@ -270,7 +270,7 @@ class TestPyramid:
 
 
 class TestUNet:
-    def test_it_climbs_as_the_seed_does(self):
+    def test_at_patch_14_it_climbs_in_four_steps_to_518_pixels(self):
         with torch.device("meta"):
             head = build_head("unet", [768], [14], 21)
             sizes = []
@@ -282,7 +282,7 @@ class TestUNet:
 
     @pytest.mark.parametrize("stride", [1, 4, 8, 14, 16, 32])
     @pytest.mark.parametrize("steps", [1, 2, 4])
-    def test_from_any_stride_and_in_any_number_of_steps_it_ends_at_the_images_size(self, stride, steps):
+    def test_from_any_stride_in_any_number_of_steps_it_ends_at_image_size(self, stride, steps):
         head = build_head("unet", [8], [stride], 3, widths=[8] * steps).eval()
         heights = []
         for step in head.steps:
@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_named(arguments, options, message):
         build_head(*arguments, **options)
 
 
-def test_means_of_bins_are_weighted_by_matrices_that_are_made_once_and_serve_training_too(monkeypatch):
+def test_the_matrices_of_means_are_made_once_and_serve_training_too(monkeypatch):
     features, made = torch.rand(1, 2, 7, 9, requires_grad=True), []
     blocks._averaging_matrix.cache_clear()
     make = torch.tensor

@@ -128,7 +128,7 @@ TINY_VIT = ViT(128, 2, 256)
 TINY_CONVNEXT = ConvNeXt((1, 1, 2, 1), (8, 16, 24, 32))
 
 
-def made_up(shapes: Shapes) -> dict[str, Tensor]:
+def random_tensors(shapes: Shapes) -> dict[str, Tensor]:
     """Numbers of a size that keeps features near 1, and the three tensors that a published file fixes."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -232,7 +232,7 @@ class TestFeatures:
         "architecture", [PUBLISHED["ViT-S+/16"], TINY_VIT, ViT(64, 2, 128, gated=True, local_cls_norm=True)]
     )
     def test_a_vit_gives_the_features_of_its_hugging_face_form(self, architecture, tmp_path):
-        tensors = made_up(architecture.shapes())
+        tensors = random_tensors(architecture.shapes())
         by_hand = vit_by_hand(architecture, tensors)
 
         backbone = load_backbone(saved(tensors, tmp_path), range(architecture.depth))
@@ -243,7 +243,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("architecture", [PUBLISHED["ConvNeXt-T"], TINY_CONVNEXT])
     def test_a_convnext_gives_the_features_of_its_hugging_face_form(self, architecture, tmp_path):
-        tensors = made_up(architecture.shapes())
+        tensors = random_tensors(architecture.shapes())
         by_hand = convnext_by_hand(architecture, tensors)
         path = saved(tensors, tmp_path)
 
@@ -260,7 +260,7 @@ class TestFeatures:
 
     @pytest.mark.parametrize("architecture", [TINY_VIT, TINY_CONVNEXT])
     def test_both_forms_of_the_same_weights_have_one_identity(self, architecture, tmp_path):
-        from_meta = load_backbone(saved(made_up(architecture.shapes()), tmp_path))
+        from_meta = load_backbone(saved(random_tensors(architecture.shapes()), tmp_path))
         save_backbone(from_meta, tmp_path / "folder")
 
         from_folder = load_backbone(tmp_path / "folder")
@@ -268,7 +268,7 @@ class TestFeatures:
         assert backbone_identity(from_folder) == backbone_identity(from_meta)
 
     def test_without_a_bias_mask_the_bias_of_the_keys_is_kept(self):
-        tensors = made_up(TINY_VIT.shapes())
+        tensors = random_tensors(TINY_VIT.shapes())
         unmasked = {name: tensor for name, tensor in tensors.items() if not name.endswith("bias_mask")}
 
         config, converted = convert_meta_state_dict(unmasked)
@@ -330,7 +330,7 @@ class TestArchitecture:
 
 def without_numbers(shapes: Shapes) -> dict[str, Tensor]:
     """Tensors of these shapes that take no memory, except for those whose values tell something."""
-    told = made_up({name: shape for name, shape in shapes.items() if name.endswith(("bias_mask", "periods"))})
+    told = random_tensors({name: shape for name, shape in shapes.items() if name.endswith(("bias_mask", "periods"))})
     return {name: told.get(name, torch.zeros((), dtype=torch.uint8).expand(shape)) for name, shape in shapes.items()}
 
 
@@ -362,7 +362,7 @@ class TestMistakes:
             load_backbone(path)
 
     def test_a_truncated_file_is_refused(self, tmp_path):
-        path = saved(made_up(TINY_CONVNEXT.shapes()), tmp_path)
+        path = saved(random_tensors(TINY_CONVNEXT.shapes()), tmp_path)
         path.write_bytes(path.read_bytes()[:5000])
 
         with pytest.raises(BackboneError, match="damaged, incomplete"):
@@ -402,7 +402,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("architecture", [TINY_VIT, TINY_CONVNEXT])
     def test_an_absent_tensor_is_named_whichever_it_is(self, architecture, tmp_path):
-        tensors = made_up(architecture.shapes())
+        tensors = random_tensors(architecture.shapes())
         needless = {"local_cls_norm", "norms", "rope_embed"}
         for name in [name for name in tensors if name.split(".")[0] not in needless and "bias_mask" not in name]:
             path = saved({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path)
@@ -412,27 +412,27 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name", ["blocks.0.attn.gate.weight", "blocks.1.mlp.fc1.scale", "head.weight"])
     def test_a_tensor_that_does_not_belong_is_named(self, name, tmp_path):
-        tensors = made_up(TINY_VIT.shapes())
+        tensors = random_tensors(TINY_VIT.shapes())
 
         with pytest.raises(BackboneError, match=rf"the tensor {name} does not belong"):
             load_backbone(saved({**tensors, name: torch.zeros(1)}, tmp_path))
 
     def test_a_tensor_of_a_wrong_shape_is_refused(self, tmp_path):
-        tensors = made_up(TINY_VIT.shapes())
+        tensors = random_tensors(TINY_VIT.shapes())
         tensors["blocks.1.mlp.fc2.bias"] = torch.zeros(3)
 
         with pytest.raises(BackboneError, match=r"of a wrong shape: .*mlp\.down_proj\.bias \(3,\) instead of \(128,\)"):
             load_backbone(saved(tensors, tmp_path))
 
     def test_a_mask_on_another_bias_than_the_keys_is_refused(self, tmp_path):
-        tensors = made_up(TINY_VIT.shapes())
+        tensors = random_tensors(TINY_VIT.shapes())
         tensors["blocks.1.attn.qkv.bias_mask"][0] = 0
 
         with pytest.raises(BackboneError, match=r"blocks\.1\.attn\.qkv\.bias_mask masks something else"):
             load_backbone(saved(tensors, tmp_path))
 
     def test_another_position_encoding_is_refused(self, tmp_path):
-        tensors = made_up(TINY_VIT.shapes())
+        tensors = random_tensors(TINY_VIT.shapes())
         tensors["rope_embed.periods"] *= 2
 
         with pytest.raises(BackboneError, match=r"rope_embed\.periods"):

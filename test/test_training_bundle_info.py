@@ -78,7 +78,7 @@ def test_a_card_tells_where_a_model_comes_from_and_what_it_may_be_used_for(bundl
     text = card(describe(bundle))
     for wanted in (
         "# tiny",
-        "| backbone | dinov3_convnext, made up |",
+        "| backbone | dinov3_convnext, random weights |",
         f"| identity | {bundle.manifest.backbone.identity} |",
         "| network size | 64 x 96 (height x width) |",
         "1 (16 channels, stride 8); 2 (24 channels, stride 16); 3 (32 channels, stride 32); none norm",

@@ -1,17 +1,17 @@
-"""Exported graphs of a bundle on disk: what lies in its ``onnx`` folder, and whether it may be used.
+"""The exports of a bundle: what its ``onnx`` folder holds, and whether it may be used.
 
 Each export is one folder of the bundle::
 
     onnx/480x640-fp32/
         export.json       `ExportManifest`
-        backbone.onnx     canvases -> the feature maps of one or more heads
+        backbone.onnx     network inputs -> the feature maps of one or more heads
         head.onnx         feature maps -> logits
-        fused.onnx        both in one, where it was asked for
+        fused.onnx        both in one, where it was asked for, for other programs
         report.md         how far the graphs are from the PyTorch model
         LICENCES.txt      what the weights inside are subject to
 
-An export is bound by SHA-256 to the backbone and the head it was made from: after another training it is stale and
-is refused. Nothing here imports torch.
+An export is bound by SHA-256 to the backbone and the head it was made from. After another training it is stale and is
+refused. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ FUSED_GRAPH = "fused.onnx"
 REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
 
-#: Names in the graphs.
+#: Names in the graphs. A canvas is the network's input: uint8 RGB, (H, W, 3).
 CANVASES, LOGITS = "canvases", "logits"
 
 
 def map_name(layer: int) -> str:
-    """Name, in the graphs, of the feature map of a layer."""
+    """The name, in the graphs, of the feature map of a layer."""
     return f"layer_{layer}"
 
 
@@ -55,14 +55,14 @@ class ExportManifest(BaseModel):
     Attributes:
         precision: see `options.Precision`.
         network_size: (height, width) of the canvases, fixed in the graphs; the batch is not.
-        layers: those whose maps the backbone graph gives.
-        backbone_identity, head_weights: SHA-256 of what was exported; see `bundle.BackboneSection` and
-            `bundle.Manifest.files`.
+        layers: the layers whose maps the backbone graph gives.
+        backbone_identity, head_weights: SHA-256 of what was exported; see `manifest.BackboneSection` and
+            `manifest.Manifest.files`.
         mean, std: the normalisation inside the backbone graph.
-        verified: the graphs were run and agree with the PyTorch model.
+        verified: whether the graphs were run and agree with the PyTorch model.
         cpu: the processor that ran them; None in exports older than this field.
-        parity: how far they are from it; see `dinov3_seg_ros.export.parity`.
-        versions: of the libraries that made it.
+        parity: how far the graphs are from the model; see `dinov3_seg_ros.export.parity`.
+        versions: of the libraries that made the export.
         files: SHA-256 of the graphs, by name.
     """
 
@@ -85,12 +85,12 @@ class ExportManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Export:
-    """One folder of graphs that belongs to a bundle as it is now.
+    """A folder of graphs that fits a bundle as it is now.
 
     Attributes:
-        folder: where the graphs lie.
-        bundle_name: of the bundle it belongs to.
-        manifest: what it says of itself.
+        folder: where the graphs are.
+        bundle_name: the name of the bundle.
+        manifest: the content of its ``export.json``.
     """
 
     folder: Path
@@ -99,19 +99,22 @@ class Export:
 
     @property
     def reservation(self) -> str:
-        """Why it is for the user alone to choose it here; empty where it was compared and computes the same here."""
+        """Why only the user may choose it here; empty where it was verified and computes the same on this processor."""
         if not self.manifest.verified:
-            return "it was not compared with the model"
+            return "it was not compared with the PyTorch model"
         if self.manifest.precision == "int8" and not self._is_as_exact_here:
             made_on = self.manifest.cpu.name if self.manifest.cpu else "an unknown processor"
             return (
-                f"it was compared with the model on {made_on}, and this processor ({this_cpu().name}) may compute "
-                "something else of it; export int8 on this machine"
+                f"it was compared with the PyTorch model on {made_on}, and this processor ({this_cpu().name}) may give "
+                "other results; export int8 on this machine"
             )
         return ""
 
     def graph(self, name: str) -> Path:
-        """Path of a graph, once its content has been compared with the manifest.
+        """The path of a graph, after its content was checked against the manifest.
+
+        Args:
+            name: of the file, such as `BACKBONE_GRAPH`.
 
         Raises:
             ExportError: it is missing or damaged.
@@ -129,7 +132,7 @@ class Export:
         return self.folder / name
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a graph's content, weights in a file beside it included, by the manifest."""
+        """SHA-256 of a graph's content, including weights in a file beside it, as the manifest gives it."""
         parts = "".join(self.manifest.files[file] for file in self._files(name))
         return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -142,12 +145,12 @@ class Export:
 
 
 def export_folder(bundle: Bundle, network_size: tuple[int, int], precision: str) -> Path:
-    """Where the graphs of a bundle for a network size (height, width) and precision lie."""
+    """The folder of a bundle's graphs for a network size (height, width) and precision."""
     return bundle.path / EXPORTS_FOLDER / f"{network_size[0]}x{network_size[1]}-{precision}"
 
 
 def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
-    """The exports that belong to a bundle as it is now, and one sentence on each that does not."""
+    """Find the exports that fit a bundle as it is now, and say of each other one why it does not."""
     usable, refused = [], []
     for path in sorted(bundle.path.glob(f"{EXPORTS_FOLDER}/*/{EXPORT_FILE}")):
         if path.parent.name.startswith("."):  # half a copy, left by an export that was killed
@@ -162,20 +165,20 @@ def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
 def choose_exports(
     bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None
 ) -> tuple[dict[tuple[int, int], list[Export]], str, list[str]]:
-    """Exports that together serve bundles which share a backbone.
+    """Choose exports that together serve bundles which share a backbone.
 
     Args:
         bundles: at least one.
-        precisions: what will do, best first. With several it is not the user who chooses, and exports with
-            a `Export.reservation` are passed over.
+        precisions: what may be taken, best first. Where there are several, the user has not chosen, and exports with an
+            `Export.reservation` are passed over.
         network_size: (height, width), or None for every size that all bundles were exported for.
 
     Returns:
         Network size -> one export of each bundle, in their order; the precision; and one sentence on each export that
-        was passed over for it.
+        was passed over.
 
     Raises:
-        RuntimeUnavailableError: there are none; says what there is, and the command that makes them.
+        RuntimeUnavailableError: there are none; says which exports there are, and the command that makes them.
     """
     found = [find_exports(bundle) for bundle in bundles]
     union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
@@ -205,7 +208,7 @@ def choose_exports(
     height, width = network_size or bundles[0].manifest.input.network_size
     reasons = [*passed_over, *(text for _, refused in found for text in refused)]
     present = [f"{e.manifest.network_size[0]}x{e.manifest.network_size[1]}-{e.manifest.precision}" for e in found[0][0]]
-    # An automatic choice does well with fp32, the default of the command.
+    # For an automatic choice fp32 is enough, the default of the command.
     wanted = f" --precision {precisions[0]}" if len(precisions) == 1 else ""
     raise RuntimeUnavailableError(
         f"{paths} has no exported graphs of {' or '.join(precisions)} for the network size {height}x{width}"
@@ -216,7 +219,7 @@ def choose_exports(
 
 
 def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Export:
-    """The first of the exports whose backbone graph gives all of the layers' maps."""
+    """The first export whose backbone graph gives the maps of all ``layers``."""
     return next(export for export in exports if set(layers) <= set(export.manifest.layers))
 
 

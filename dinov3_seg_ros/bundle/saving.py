@@ -1,4 +1,4 @@
-"""Writing a bundle: complete under its name, or not at all."""
+"""Writing a bundle: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_bundle(
     head: Mapping[str, torch.Tensor],
     write_backbone: Callable[[Path], None] | None = None,
 ) -> Bundle:
-    """Write a bundle; what was at ``path`` is replaced only once the new one is complete.
+    """Write a bundle; a bundle that was at ``path`` is replaced once the new one is complete.
 
     Args:
         path: the bundle's folder.
@@ -59,11 +59,12 @@ def save_bundle(
 
 
 def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:
-    """The manifest's section on a backbone.
+    """Describe a backbone for the manifest.
 
     Args:
         backbone: as the head reads it.
-        origin: the fields that tell where it comes from: ``storage``, ``source``, ``identity``, ``base_identity``.
+        origin: the section's fields that say where it comes from: ``storage``, ``source``, ``identity`` and
+            ``base_identity``.
     """
     return BackboneSection(
         **origin,
