@@ -1,1 +1,1 @@
-"""The network in torch: backbones, where their weights come from, heads."""
+"""The network in torch: backbones, where their weights come from, normalisation and heads."""

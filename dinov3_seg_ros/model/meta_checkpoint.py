@@ -1,6 +1,6 @@
-"""Meta's original DINOv3 ``.pth`` files, read as a Hugging Face configuration and state dict.
+"""Reading Meta's original DINOv3 ``.pth`` files as a Hugging Face configuration and state dict.
 
-The architecture is told from names and shapes of the tensors alone, never from the file's name.
+Names and shapes of the tensors tell the architecture; the file's name does not count.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CONVNEXT_DOWNSAMPLING = re.compile(r"downsample_layers\.(\d+)\.(\d+)\.(weight|b
 
 
 def read_meta_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights, both in Hugging Face form, of one of Meta's DINOv3 backbone files.
+    """Read one of Meta's DINOv3 backbone files as configuration and weights in Hugging Face form.
 
     Only tensors are unpickled; a file that holds anything else is refused without running it.
 
@@ -73,11 +73,11 @@ def read_meta_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], 
 
 
 def convert_meta_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Hugging Face configuration and state dict for a state dict in Meta's layout.
+    """Convert a state dict in Meta's layout to a Hugging Face configuration and state dict.
 
     Raises:
-        BackboneError: the architecture is not one of DINOv3's ViT (except 7B) or ConvNeXt, or tensors that it is
-            told from are missing or contradict each other.
+        BackboneError: the architecture is not one of DINOv3's ViT (except 7B) or ConvNeXt, or tensors that tell
+            it are missing or contradict each other.
     """
     if {"patch_embed.proj.weight", "rope_embed.periods"} <= tensors.keys():
         return _vit_config(tensors), _vit_tensors(tensors)

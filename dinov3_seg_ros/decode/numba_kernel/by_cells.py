@@ -32,7 +32,7 @@ def decode_cells(
     part: int,
     parts: int,
 ) -> None:
-    """Decode every so many strips of one image (C, h, w), each cell with the classes that can count in it."""
+    """Decode this part's strips of one image (C, h, w), each cell from the classes that can win or count in it."""
     row_low, row_high, row_low_weight, row_high_weight, row_runs = rows
     column_low, column_high, column_low_weight, column_high_weight, column_runs = columns
     classes, _, map_width = image.shape

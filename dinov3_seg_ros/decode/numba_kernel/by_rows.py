@@ -30,7 +30,7 @@ def decode_rows(
     part: int,
     parts: int,
 ) -> None:
-    """Decode every so many tiles of rows of each image, with all classes everywhere.
+    """Decode this part's tiles of rows of each image, from all classes everywhere.
 
     Where output rows share map rows, those are stretched to the output's columns once and then blended; elsewhere
     they are blended first, so that only one line is stretched for a row.
@@ -173,7 +173,7 @@ def _even_step(low: Positions, high: Positions) -> int:
 
 @compiled
 def _challenge(value: Floats, pixels: int, label: int, best: Floats, winner: Positions) -> None:
-    """Let ``label`` win where its values are ahead."""
+    """Make ``label`` the winner where its values are ahead."""
     for p in range(pixels):
         ahead = is_ahead(value[p], best[p])
         best[p] = value[p] if ahead else best[p]
