@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from dinov3_seg_ros.options import Option, Options, describe_options, select
 from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
+
+if TYPE_CHECKING:  # the doctor must start without pydantic, which the options need
+    from dinov3_seg_ros.options import Option, Options
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _HELP = ("-h", "--help")
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
+AnyOptions = TypeVar("AnyOptions", bound="Options")
 
 
 class UsageError(SegmentationError):
@@ -57,7 +59,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def needs_words(self) -> bool:
         """Whether the command can do nothing without arguments."""
-        return any(argument.required for argument in self._arguments)
+        # argparse calls an argument with any number of values required.
+        return any(argument.required and argument.nargs != "*" for argument in self._arguments)
 
     def known_options(self) -> list[str]:
         """All options, for hints at the nearest."""
@@ -175,6 +178,8 @@ def add_flags(parser: CommandParser, model: type[Options], leave_out: Collection
         model: the options.
         leave_out: names of options that the command does not take.
     """
+    from dinov3_seg_ros.options import describe_options
+
     group = parser.add_argument_group(f"{model.__name__.removesuffix('Options').lower()} options")
     for option in describe_options(model).values():
         if option.name not in leave_out:
@@ -192,6 +197,8 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
     Raises:
         UsageError: a value cannot be used; the message names the flag.
     """
+    from dinov3_seg_ros.options import describe_options, select
+
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     sequences = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
     try:

@@ -1,11 +1,10 @@
-"""Looks for what usually stands between an installation and its first mask; one remedy for each finding.
+"""Find what keeps an installation from its first mask, and name one remedy for each finding.
 
-``python -m dinov3_seg_ros.doctor [BUNDLE ...]``
+``python -m dinov3_seg_ros.doctor [BUNDLE ...] [--clean]``
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.metadata
@@ -18,19 +17,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dinov3_seg_ros.command_line import DONE, FAILED, CommandParser, run_command
+from dinov3_seg_ros.ros.transport import (
+    SHARED_MEMORY,
+    configure_transport,
+    profile_variable,
+    remove_dead_segments,
+    stale_segments,
+    unfinished_segments,
+)
 from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.resources import resource_path
 
 if TYPE_CHECKING:
     from dinov3_seg_ros.bundle.loading import Bundle
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
-# The profile asks for 32 MB in each process; a camera, the node and a viewer make three.
+# The profile takes 32 MB for each process: a camera, the node and a viewer make three.
 _LEAST_SHARED_MEMORY_MB = 128
+_CLEAN = "python -m dinov3_seg_ros.doctor --clean"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. ``remedy`` is empty when there is nothing to do."""
+    """The result of one check.
+
+    Attributes:
+        level: `OK`, `WARNING` or `FAULT`.
+        subject: what was checked.
+        detail: what was found.
+        remedy: what to do; empty where nothing is to be done.
+    """
 
     level: str
     subject: str
@@ -39,37 +56,53 @@ class Finding:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all findings; 1 when one of them is a fault."""
-    parser = argparse.ArgumentParser(prog="python -m dinov3_seg_ros.doctor", description=__doc__.splitlines()[0])
+    """Run the command; return its exit code, 1 where there is a fault."""
+    parser = CommandParser("dinov3_seg_ros.doctor", __doc__)
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="bundles to check (default: the demo)")
-    options = parser.parse_args(arguments)
-    faults = 0
-    for finding in examine(options.bundles):
-        print(f"{finding.level:<8} {finding.subject:<24} {finding.detail}")
-        if finding.remedy:
-            print(f"{'':<8} {'':<24} -> {finding.remedy}")
-        faults += finding.level == FAULT
-    print(f"\n{faults or 'no'} fault{'' if faults == 1 else 's'}")
-    return 1 if faults else 0
+    parser.add_argument(
+        "--clean", action="store_true", help=f"first remove what killed processes left in {SHARED_MEMORY}"
+    )
+
+    def work(words: list[str]) -> int:
+        options = parser.parse_command(words)
+        if options.clean:
+            for path in remove_dead_segments():
+                print(f"removed  {path}")
+        faults = 0
+        for finding in examine(options.bundles):
+            _print(finding)
+            faults += finding.level == FAULT
+        print(f"\n{faults or 'no'} fault{'' if faults == 1 else 's'}")
+        return FAILED if faults else DONE
+
+    return run_command(parser, work, arguments)
 
 
 def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
-    """Look at everything; ``bundles`` default to the demo's."""
+    """Check everything; ``bundles`` default to the demo's."""
     yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
-    for look in (_packages, _conflicts, _ros, _transport, _shared_memory):
-        yield from _surviving(look)
+    for check in (_packages, _conflicts, _ros, _transport, _shared_memory):
+        yield from _surviving(check)
     yield from _surviving(lambda: _runtimes(bundles))
-    for look in (_engines, _decode):
-        yield from _surviving(look)
+    for check in (_engines, _decode):
+        yield from _surviving(check)
     yield from _surviving(lambda: _bundles(bundles))
 
 
-def _surviving(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What an examination finds; what breaks it is a finding as well, and does not end the others."""
+def _print(finding: Finding) -> None:
+    print(f"{finding.level:<8} {finding.subject:<24} {finding.detail}")
+    if finding.remedy:
+        print(f"{'':<8} {'':<24} -> {finding.remedy}")
+
+
+def _surviving(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a check. An error in the check is a finding too, and does not end the others."""
     try:
-        yield from look()
+        yield from check()
     except Exception as error:
-        yield Finding(FAULT, "doctor", f"{type(error).__name__}: {error}", "set right the faults above, then try again")
+        yield Finding(
+            FAULT, "doctor", f"{type(error).__name__}: {error}", "correct the faults above, then run the doctor again"
+        )
 
 
 def _packages() -> Iterator[Finding]:
@@ -114,9 +147,9 @@ def _ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{_version('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
-    from dinov3_seg_ros.ros.ports import LabelInfo
+    from dinov3_seg_ros.ros.ports import HAS_LABEL_INFO
 
-    if LabelInfo is None:
+    if not HAS_LABEL_INFO:
         yield Finding(
             WARNING,
             "vision_msgs",
@@ -128,8 +161,6 @@ def _ros() -> Iterator[Finding]:
 
 
 def _transport() -> Iterator[Finding]:
-    from dinov3_seg_ros.ros.transport import configure_transport, profile_variable
-
     middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     if "fastrtps" not in middleware:
         yield Finding(OK, "DDS", f"{middleware}: set its own buffers for images (see its documentation)")
@@ -141,7 +172,7 @@ def _transport() -> Iterator[Finding]:
     elif os.environ.get(variable):
         yield Finding(OK, "DDS profile", f"{profile} (from {variable})")
     else:
-        # Of 640x480 colour images, best effort, next to none arrived with LARGE_DATA or UDPv4 either.
+        # With LARGE_DATA or UDPv4, hardly any 640x480 colour image arrived with best effort either.
         chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
         used = f"FASTDDS_BUILTIN_TRANSPORTS={chosen}" if chosen else "the default"
         yield Finding(
@@ -153,19 +184,23 @@ def _transport() -> Iterator[Finding]:
 
 
 def _shared_memory() -> Iterator[Finding]:
-    from dinov3_seg_ros.ros.transport import SHARED_MEMORY, unfinished_segments
-
     if not SHARED_MEMORY.is_dir() or not os.access(SHARED_MEMORY, os.W_OK):
         yield Finding(
             WARNING,
             str(SHARED_MEMORY),
-            "absent or not writable: images travel over UDP, more slowly",
+            "absent or not writable: images travel over UDP, which is slower",
             "in a container, start it with --ipc=host or --shm-size=512m",
         )
         return
     for path in unfinished_segments():
         yield Finding(
-            FAULT, path.name, "left unfinished by a process that was killed: ROS nodes wait for it", f"rm {path}"
+            FAULT, path.name, "left unfinished by a killed process: ROS nodes wait for it without end", _CLEAN
+        )
+    stale = stale_segments()
+    if stale:
+        megabytes = sum(_size_of(path) for path in stale) >> 20
+        yield Finding(
+            WARNING, str(SHARED_MEMORY), f"{len(stale)} files ({megabytes} MB) of killed processes are left", _CLEAN
         )
     free_mb = shutil.disk_usage(SHARED_MEMORY).free >> 20
     if free_mb < _LEAST_SHARED_MEMORY_MB:
@@ -173,7 +208,7 @@ def _shared_memory() -> Iterator[Finding]:
             WARNING,
             str(SHARED_MEMORY),
             f"only {free_mb} MB free, and each process takes 32 MB",
-            "remove stale /dev/shm/fastrtps_* files while no node runs; in a container, --shm-size=512m",
+            f"{_CLEAN}; in a container, start it with --shm-size=512m",
         )
     else:
         yield Finding(OK, str(SHARED_MEMORY), f"{free_mb} MB free")
@@ -221,13 +256,13 @@ def _engines() -> Iterator[Finding]:
     yield Finding(OK, "TensorRT engines", f"{len(engines)} in {folder}, {megabytes} MB")
     for engine in engines:
         if damaged(engine):
-            yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged and is built anew when it is needed")
+            yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged; it is rebuilt when it is needed")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         yield Finding(
             WARNING,
             "TensorRT engines",
-            f"{nearest} cannot be written: engines are built anew at every start",
+            f"{nearest} cannot be written: engines are rebuilt at every start",
             "set XDG_CACHE_HOME to a folder that can",
         )
 
@@ -238,7 +273,7 @@ def _decode() -> Iterator[Finding]:
     if decode.backend(wait=True) == "numba":
         yield Finding(OK, "decode", "compiled (numba)")
     else:
-        yield Finding(WARNING, "decode", "plain NumPy: right, but slower", "pip install numba")
+        yield Finding(WARNING, "decode", "NumPy: correct but slower", "pip install numba")
     if not _torch_has_cuda():
         return
     if decode.backend("cuda") == "triton":
@@ -247,7 +282,7 @@ def _decode() -> Iterator[Finding]:
         yield Finding(
             WARNING,
             "decode on the GPU",
-            "torch's operations: right, but slower",
+            "PyTorch operations: correct but slower",
             "pip install triton, and a C compiler, which it needs: sudo apt install gcc",
         )
 
@@ -284,8 +319,6 @@ def _bundles(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _demo_bundle() -> Path:
-    from dinov3_seg_ros.support.resources import resource_path
-
     return resource_path("weights/demo")
 
 
@@ -308,7 +341,7 @@ def _exports(bundle: Bundle) -> Iterator[Finding]:
     for reason in refused:
         yield Finding(WARNING, subject, reason, f"python -m dinov3_seg_ros.export {bundle.path}")
     if not usable and not refused:
-        yield Finding(OK, subject, f"none; python -m dinov3_seg_ros.export {bundle.path} makes them")
+        yield Finding(OK, subject, "none", f"python -m dinov3_seg_ros.export {bundle.path}")
 
 
 def _external_backbone(bundle: Bundle) -> Finding:
@@ -320,6 +353,13 @@ def _external_backbone(bundle: Bundle) -> Finding:
     except SegmentationError as error:
         return Finding(FAULT, subject, str(error), "weights/README.md says how to get it")
     return Finding(OK, subject, f"{bundle.manifest.backbone.source} is the one the head was trained on")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # another process removed it
+        return 0
 
 
 def _import_error(module: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 from bundles import write_tiny_bundle
@@ -22,14 +24,14 @@ def findings(path):
     return {finding.subject: finding for finding in doctor.examine([path])}
 
 
-def test_a_whole_bundle_and_its_graphs_are_described(exported):
+def test_an_intact_bundle_and_its_graphs_are_described(exported):
     found = findings(exported.path)
     assert found["bundle tiny"].level == doctor.OK
     assert found["graphs of tiny"].detail == "ONNX, 64x96, fp32, compared with the model"
     assert "CPUExecutionProvider" in found["runtime onnx"].detail
 
 
-def test_stale_graphs_are_a_warning_with_the_command_that_renews_them(exported, tmp_path):
+def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
     other = write_tiny_bundle(tmp_path / "other", geometry="stretch", seed=5)
     shutil.copytree(exported.path / "onnx", other.path / "onnx")
     found = findings(other.path)["graphs of tiny"]
@@ -38,20 +40,61 @@ def test_stale_graphs_are_a_warning_with_the_command_that_renews_them(exported, 
     assert found.remedy == f"python -m dinov3_seg_ros.export {other.path}"
 
 
-@pytest.mark.parametrize(("form", "level"), [("triton", doctor.OK), ("torch", doctor.WARNING)])
-def test_a_gpu_whose_decode_is_not_compiled_is_a_warning(monkeypatch, form, level):
+@pytest.mark.parametrize(
+    ("form", "level", "detail", "remedy"),
+    [
+        ("triton", doctor.OK, "compiled (triton)", ""),
+        ("torch", doctor.WARNING, "PyTorch operations: correct but slower", "pip install triton"),
+    ],
+)
+def test_a_decode_not_compiled_for_the_gpu_is_a_warning(monkeypatch, form, level, detail, remedy):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
         "dinov3_seg_ros.decode.backend", lambda device="cpu", wait=False: {"cpu": "numba", "cuda": form}[device]
     )
     on_cpu, on_gpu = doctor._decode()
     assert on_cpu.level == doctor.OK
-    assert on_gpu.level == level
-    assert on_gpu.detail == "compiled (triton)" or "triton" in on_gpu.remedy
+    assert (on_gpu.level, on_gpu.detail) == (level, detail)
+    assert on_gpu.remedy.startswith(remedy) and bool(on_gpu.remedy) == bool(remedy)
 
 
-def test_a_damaged_bundle_is_a_fault_and_the_exit_status(exported, tmp_path, capsys):
+def test_a_damaged_bundle_is_a_fault_and_gives_exit_code_1(exported, tmp_path, capsys):
     shutil.copytree(exported.path, tmp_path / "damaged")
     (tmp_path / "damaged" / "head.safetensors").write_bytes(b"")
     assert doctor.main([str(tmp_path / "damaged")]) == 1
     assert "head.safetensors is damaged" in capsys.readouterr().out
+
+
+def test_clean_removes_what_killed_processes_left_and_says_so(exported, tmp_path, monkeypatch, capsys):
+    removed = tmp_path / "fastdds_port7411"
+    monkeypatch.setattr(doctor, "remove_dead_segments", lambda: [removed])
+    doctor.main([str(exported.path), "--clean"])
+    assert f"removed  {removed}" in capsys.readouterr().out
+    doctor.main([str(exported.path)])
+    assert "removed" not in capsys.readouterr().out
+
+
+def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkeypatch):
+    unfinished, stale = tmp_path / "fastdds_port7411", tmp_path / "fastdds_0123456789abcdef"
+    stale.write_bytes(bytes(3 << 20))
+    monkeypatch.setattr(doctor, "unfinished_segments", lambda: [unfinished])
+    monkeypatch.setattr(doctor, "stale_segments", lambda: [stale])
+    found = list(doctor._shared_memory())
+    assert [(finding.level, finding.subject) for finding in found[:2]] == [
+        (doctor.FAULT, "fastdds_port7411"),
+        (doctor.WARNING, "/dev/shm"),
+    ]
+    assert "1 files (3 MB)" in found[1].detail
+    assert all(finding.remedy == "python -m dinov3_seg_ros.doctor --clean" for finding in found[:2])
+
+
+def test_the_doctor_runs_where_no_library_can_be_imported():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('numpy', 'cv2', 'pydantic', 'rclpy', 'torch')))\n"
+        "from dinov3_seg_ros.doctor import main\n"
+        "sys.exit(main([]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert all(f"fault    {name} " in run.stdout for name in ("numpy", "cv2", "pydantic", "rclpy")), run.stdout
+    assert run.stderr == ""

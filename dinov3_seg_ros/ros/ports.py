@@ -29,6 +29,8 @@ try:
     check_for_type_support(LabelInfo)
 except Exception:
     LabelInfo = VisionClass = None
+#: Whether ``segmentation/label_info`` can be published.
+HAS_LABEL_INFO = LabelInfo is not None
 
 #: Topic suffix, message type and reader of pixels, by the parameter image_transport.
 TRANSPORTS = {
