@@ -94,7 +94,6 @@ setup(
             "pillow>=9",
             "rich>=13",
             "tensorboard>=2.16",
-            "tyro>=0.9",
         ],
         "bag": ["rich>=13", "rosbags>=0.11"],
         "ros-kilted": ros_wheels(ROS_KILTED),

@@ -174,7 +174,7 @@ def _storage(backbone: dict[str, Any]) -> str:
         return f"{backbone['storage']}, {_count(backbone['parameters'])} parameters"
     if backbone["base_identity"] is not None:
         return f"{backbone['storage']} to {backbone['base_identity']}"
-    return backbone["storage"]
+    return str(backbone["storage"])
 
 
 def _layers(backbone: dict[str, Any]) -> str:

@@ -75,12 +75,14 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
     """
     findings = Findings()
     try:
-        data = section.open(split)
+        data: SegmentationDataset | None = section.open(split)
     except IncompleteError as error:
         findings.problems["missing file"] += error.missing
         data = error.rest
     except DatasetError as error:
         findings.problems["cannot be opened"].append(str(error))
+        return findings
+    if data is None:
         return findings
     count = len(data.class_names)
     if isinstance(data, FileDataset):

@@ -301,7 +301,7 @@ def _write_picture(path: Path, picture: np.ndarray) -> None:
     # imwrite would say nothing of a full disk.
     _, encoded = cv2.imencode(path.suffix, picture)
     with writing(path), replacing_file(path) as temporary:
-        temporary.write_bytes(encoded)
+        temporary.write_bytes(encoded.tobytes())
 
 
 class _Video:

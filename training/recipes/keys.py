@@ -103,12 +103,12 @@ def value_of(words: Sequence[str], kinds: Sequence[Kind]) -> Any:
         if not several:
             raise ValueError("it takes one value")
         return list(words)
-    literals = [value for kind in kinds if typing.get_origin(kind) is typing.Literal for value in typing.get_args(kind)]
+    literals = [value for kind in kinds if _origin(kind) is typing.Literal for value in typing.get_args(kind)]
     if words[0] in literals:
         return words[0]
     if words[0] in ("null", "None") and _NONE in kinds:
         return None
-    only_lists = all(kind in several or kind is _NONE or typing.get_origin(kind) is typing.Literal for kind in kinds)
+    only_lists = all(kind in several or kind is _NONE or _origin(kind) is typing.Literal for kind in kinds)
     return list(words) if several and only_lists else words[0]
 
 
@@ -133,7 +133,7 @@ def _follow(kind: Kind, part: str) -> tuple[Kind, ...]:
 
 def _members(annotation: Kind) -> tuple[Kind, ...]:
     """The members of a union; anything else is its own only member."""
-    origin = typing.get_origin(annotation)
+    origin = _origin(annotation)
     if origin is typing.Annotated:
         return _members(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
@@ -145,13 +145,13 @@ def _value_kinds(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
     """Those kinds that words can stand for; empty where nothing is left to choose."""
     found = tuple(kind for kind in kinds if _is_value(kind))
     # null alone, and the name of a section, which is its only one, are for the file to say.
-    choices = {value for kind in found for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal}
-    is_open = any(typing.get_origin(kind) is not typing.Literal and kind is not _NONE for kind in found)
+    choices = {value for kind in found for value in typing.get_args(kind) if _origin(kind) is typing.Literal}
+    is_open = any(_origin(kind) is not typing.Literal and kind is not _NONE for kind in found)
     return found if is_open or len(choices) > 1 else ()
 
 
 def _is_value(kind: Kind) -> bool:
-    if typing.get_origin(kind) is typing.Literal:
+    if _origin(kind) is typing.Literal:
         return True
     if _length(kind) != 1:
         return all(item in _WORDS_OF_TYPES for item in _item_kinds(kind))
@@ -160,17 +160,22 @@ def _is_value(kind: Kind) -> bool:
 
 def _length(kind: Kind) -> int | None:
     """How many words make a value of this kind; None for any number."""
-    if kind is Any or typing.get_origin(kind) is list:
+    if kind is Any or _origin(kind) is list:
         return None
-    if typing.get_origin(kind) is not tuple:
+    if _origin(kind) is not tuple:
         return 1
     items = typing.get_args(kind)
     return None if Ellipsis in items else len(items)
 
 
+def _origin(kind: object) -> Any:
+    """The form of an annotation, such as ``tuple`` for ``tuple[int, int]``; None for a class."""
+    return typing.get_origin(kind)
+
+
 def _item_kinds(kind: Kind) -> tuple[Kind, ...]:
     """What the items of a list or tuple may be."""
-    if typing.get_origin(kind) not in (list, tuple):
+    if _origin(kind) not in (list, tuple):
         return ()
     return tuple(member for item in typing.get_args(kind) if item is not Ellipsis for member in _members(item))
 
@@ -180,11 +185,11 @@ def _is_section(kind: Kind) -> bool:
 
 
 def _is_open_mapping(kind: Kind) -> bool:
-    return typing.get_origin(kind) is dict and typing.get_args(kind)[1] is Any
+    return _origin(kind) is dict and typing.get_args(kind)[1] is Any
 
 
 def _placeholder(kind: Kind) -> str:
-    if typing.get_origin(kind) is typing.Literal:
+    if _origin(kind) is typing.Literal:
         return "|".join(map(str, typing.get_args(kind)))
     if _length(kind) == 1 or kind is Any:
         return _WORDS_OF_TYPES[kind]

@@ -142,10 +142,12 @@ def _with_value(section: Section, content: dict[str, Any], key: str, words: list
     else:
         hint = nearest(key, [f"--{other}" for other in known])
         raise OverrideError(f"unknown key {key}{hint}{f'; {advice}' if advice else ''}")
-    return _replaced(content, name.split("."), value, key)
+    changed: dict[str, Any] = _replaced(content, name.split("."), value, key)
+    return changed
 
 
 def _replaced(content: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """The content of a section, list or mapping with the value at a path in it replaced."""
     if not path:
         return value
     first, rest = path[0], path[1:]

@@ -1,0 +1,166 @@
+"""Every command starts alike: help, options anywhere on the line, one error line, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from dinov3_seg_ros.command_line import CommandParser, UsageError, add_flags, read_flags, run_command, whole_number
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions, describe_options
+from dinov3_seg_ros.support.errors import BundleError
+
+ROBOT = ("bag", "benchmark", "demo", "demo.player", "doctor", "export")
+TRAINING = ("train", "evaluate", "check_dataset", "predict", "import_head", "export_head", "bundle_info")
+COMMANDS = [*(f"dinov3_seg_ros.{name}" for name in ROBOT), *(f"training.{name}" for name in TRAINING)]
+WITHOUT_ARGUMENTS = ("dinov3_seg_ros.demo", "dinov3_seg_ros.demo.player", "dinov3_seg_ros.doctor")
+
+
+def main_of(name):
+    """The main function of a command, without importing ROS where there is none."""
+    if ".demo" in name:
+        pytest.importorskip("rclpy", reason="no ROS 2 here")
+    package = name.removeprefix("dinov3_seg_ros.") in ("bag", "benchmark", "demo", "export")
+    return importlib.import_module(f"{name}.__main__" if package else name).main
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["something", "--help", "--flag"]])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_anywhere_prints_usage_and_all_options(name, words, capsys):
+    assert main_of(name)(words) == 0
+    said = capsys.readouterr()
+    assert f"usage: python -m {name}" in said.out
+    assert "--help" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_ARGUMENTS])
+def test_no_arguments_print_the_help(name, capsys):
+    assert main_of(name)([]) == 0
+    assert f"usage: python -m {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_line_and_exit_code_2(name, capsys):
+    assert main_of(name)(["--no-such-option"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{name.rpartition('.')[2]}: error: unknown option --no-such-option")
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+
+
+def parser():
+    made = CommandParser("package.try", "Try something.")
+    made.add_argument("source")
+    made.add_argument("target")
+    made.add_argument("--topics", nargs="+", default=[])
+    made.add_argument("--size", nargs=2, type=whole_number(1))
+    made.add_argument("--rate", type=float, default=1.0)
+    made.add_argument("--loop", action="store_true")
+    return made
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "in out --topics a b --size 3 4 --loop",
+        "--loop in --size 3 4 out --topics a b",
+        "--size 3 4 in --topics a b --loop out",
+        "--loop --size 3 4 --topics a b in out",
+        "--size=3 4 --topics=a b in out --loop",
+        "--topics a b in out --size 3 4 --loop",
+    ],
+)
+def test_options_may_stand_anywhere(line):
+    found = parser().parse_command(line.split())
+    assert (found.source, found.target) == ("in", "out")
+    assert (found.topics, found.size, found.loop) == (["a", "b"], [3, 4], True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("in out --sise 3 4", "unknown option --sise (did you mean '--size'?)"),
+        ("in out --size 3", "--size: expected 2 arguments"),
+        ("in out --size 0 4", "'0' is not a whole number of at least 1"),
+        ("in out --rate fast", "--rate: invalid float value: 'fast'"),
+        ("in", "required: target"),
+        ("in out more", "unrecognized arguments: more"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_named(line, message):
+    with pytest.raises(UsageError) as error:
+        parser().parse_command(line.split())
+    assert message in str(error.value)
+
+
+def fail(error):
+    def work(words):
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [
+        (lambda words: None, 0, ""),
+        (lambda words: 1, 1, ""),
+        (fail(BundleError("no folder\n  here")), 1, "try: error: no folder here\n"),
+        (fail(UsageError("what?")), 2, "try: error: what?\n"),
+        (fail(KeyboardInterrupt()), 130, "try: interrupted; nothing was written\n"),
+    ],
+)
+def test_the_exit_code_says_how_a_command_ended(work, code, said, capsys):
+    assert run_command(parser(), work, ["in", "out"], "nothing was written") == code
+    assert capsys.readouterr().err == said
+
+
+def flags(model, *words):
+    made = CommandParser("package.try", "Try something.")
+    add_flags(made, model)
+    return read_flags(model, made.parse_command(words))
+
+
+@pytest.mark.parametrize("model", [ComputeOptions, PublishOptions, NodeOptions])
+def test_without_flags_every_option_has_its_default(model):
+    assert flags(model) == model()
+
+
+def test_flags_reach_options_of_every_kind():
+    computing = "--runtime onnx --threads 3 --network-size 64 96 --no-cuda-graphs"
+    publishing = "--confidence-threshold 0.25 --overlay-names --mask-size 64x48"
+    providers = "--providers CUDAExecutionProvider CPUExecutionProvider"
+    found = flags(NodeOptions, *f"{computing} {providers} {publishing}".split())
+    assert (found.runtime, found.threads, found.network_size) == ("onnx", 3, (64, 96))
+    assert (found.confidence_threshold, found.overlay_names, found.cuda_graphs) == (0.25, True, False)
+    assert found.providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert found.mask_size == "64x48"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--runtime nothing", "argument --runtime: invalid choice: 'nothing'"),
+        ("--threads -1", "--threads is -1; use a number from 0 to 1024"),
+        ("--device gpu", "--device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
+        ("--network-size 0 64", "--network-size must be two positive whole numbers"),
+        ("--providers CPU", "--providers holds 'CPU'"),
+        ("--mask-size huge", "--mask-size is 'huge'"),
+        ("--overlay-alpha 2", "--overlay-alpha is 2.0; use a number from 0 to 1"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_flag(line, message):
+    with pytest.raises(UsageError) as error:
+        flags(NodeOptions, *line.split())
+    assert str(error.value).startswith(message)
+
+
+def test_the_help_describes_every_option_with_its_default(capsys):
+    made = CommandParser("package.try", "Try something.")
+    add_flags(made, ComputeOptions, leave_out=["threads"])
+    made.print_help()
+    words = " ".join(capsys.readouterr().out.split())
+    for option in describe_options(ComputeOptions).values():
+        assert (option.description in words) == (option.name != "threads"), option.name
+    assert "(default: auto)" in words and "(default: true)" in words
