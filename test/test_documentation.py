@@ -24,7 +24,8 @@ import yaml
 from dinov3_seg_ros.options import NodeOptions, describe_options
 from dinov3_seg_ros.support.errors import SegmentationError
 
-ROOT = Path(__file__).resolve().parents[1]
+THIS = Path(__file__).resolve()
+ROOT = THIS.parents[1]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *(ROOT / name / "README.md" for name in ("weights", "benchmarks")),
@@ -313,3 +314,13 @@ def test_rooms_import_only_rooms_above_them_in_the_list():
                 if name.split(".")[0] in ("dinov3_seg_ros", "training") and own != "__init__":
                     used = room_of(name)
                     assert used == own or level[used] < level[own], f"{path}: {name}"
+
+
+def test_every_name_of_the_architecture_page_is_in_the_code():
+    folders = ("dinov3_seg_ros", "training", "test")
+    code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py") if path != THIS)
+    names = re.findall(r"`((?:[\w.]+\.)?[A-Z]\w+(?:\.\w+)?)`", (ROOT / "docs/architecture.md").read_text())
+    assert len(names) >= 8
+    for name in names:
+        for part in re.findall(r"[A-Z]\w+", name):
+            assert re.search(rf"^\s*(?:class )?{part}\b", code, re.MULTILINE), name
