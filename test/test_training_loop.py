@@ -366,7 +366,7 @@ def test_a_damaged_image_ends_the_command_with_one_line_whichever_process_reads_
     path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
     assert train.main([str(path)]) == 1
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: {damaged} cannot be read as an image")
+    assert line.startswith(f"train: error: {damaged} cannot be read as an image")
 
 
 def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):

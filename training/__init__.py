@@ -1,4 +1,14 @@
-"""What runs offline: training, evaluation, data sets, losses, metrics, transforms and recipes.
+"""Everything that runs offline: training, evaluation, prediction, and the import and export of heads.
 
-The robot's package `dinov3_seg_ros` never imports this one; what passes between them is a bundle.
+The robot's package `dinov3_seg_ros` never imports this one; a bundle passes from one to the other. The modules here are
+the commands. The rooms, from the ground up, import only the rooms above them in this list:
+
+- support: what all rooms share, such as errors of writing, processes, random numbers, the base of settings
+- data: data sets, their classes and their content
+- samples: augmented training samples, their batches, and cached features
+- losses, optimization: what training minimises, and how it updates the weights
+- evaluation: averaged views of an image, and scores
+- reports: pictures and tables for people
+- recipes: the schema of recipes, the recipes themselves, and overrides from the command line
+- loop: the training itself, from a recipe to bundles
 """

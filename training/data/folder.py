@@ -1,4 +1,4 @@
-"""Any folder of images and masks."""
+"""The data set for a folder of one's own images and masks."""
 
 from __future__ import annotations
 
@@ -59,19 +59,22 @@ class FolderData(DataSettings):
         """Find the files of one split.
 
         Raises:
-            DatasetError: a folder is missing or empty, an image has no mask, the classes cannot be used, or what is
-                to be ignored is a class.
+            DatasetError: a folder is missing or empty, an image has no mask, the classes cannot be used, or an ignored
+                value is a class.
         """
         classes = self._classes()
-        read_mask = FolderMasks(classes, self.resolved().ignore_values, self.ignore_colours)
+        read_mask = FolderMasks(classes, self._ignored_values(), self.ignore_colours)
         pairs, spare = self._pairs(split)
         return open_pairs(self.root, pairs, classes, read_mask, spare)
 
     def resolved(self) -> FolderData:
         """See `DataSettings.resolved`."""
-        if self.ignore_values != "auto":
-            return self
-        return self.model_copy(update={"ignore_values": (unlabelled_value(len(self._classes())),)})
+        return (
+            self if self.ignore_values != "auto" else self.model_copy(update={"ignore_values": self._ignored_values()})
+        )
+
+    def _ignored_values(self) -> tuple[int, ...]:
+        return self.ignore_values if self.ignore_values != "auto" else (unlabelled_value(len(self._classes())),)
 
     def _classes(self) -> Classes:
         if self.classes:
@@ -108,10 +111,10 @@ class FolderMasks:
 
     Args:
         classes: names, with colours or without.
-        ignore_values, ignore_colours: what belongs to no class.
+        ignore_values, ignore_colours: values and colours that belong to no class.
 
     Raises:
-        DatasetError: a class is to be ignored.
+        DatasetError: an ignored value or colour is that of a class.
     """
 
     def __init__(self, classes: Classes, ignore_values: Sequence[int], ignore_colours: Sequence[Colour]) -> None:
@@ -143,8 +146,8 @@ class FolderMasks:
             return self._ids.labels(values, path)
         if self._colours is None:
             raise ItemError(
-                f"{path} is a colour picture; say which colour is which class (data.classes: a mapping of names to "
-                "colours [r, g, b], no two the same), or store one class id per pixel (greyscale or palette PNG)",
+                f"{path} is a colour image; give every class a colour (data.classes: a mapping of names to colours "
+                "[r, g, b], no two the same), or store one class id per pixel (greyscale or palette PNG)",
                 "value of no class",
             )
         return self._colours.labels(values, path)
@@ -155,12 +158,12 @@ class FolderMasks:
 
 
 def _check_ignored(key: str, ignored: Iterable[int], class_of: Mapping[int, str], name: Callable[[int], str]) -> None:
-    """Raise DatasetError where a value that is to be ignored is that of a class, all of which would be lost."""
+    """Raise DatasetError where an ignored value is that of a class, since every pixel of it would be lost."""
     for value in ignored:
         if value in class_of:
             raise DatasetError(
                 f"data.{key} holds {name(value)}, which is that of the class '{class_of[value]}': remove it from "
-                f"data.{key}, or give the pixels of no class another in the masks"
+                f"data.{key}, or mark pixels without a class by another in the masks"
             )
 
 

@@ -1,1 +1,1 @@
-"""How a trained bundle is looked at: views of an image, and scores."""
+"""Evaluation of a trained bundle: averaged views of an image, and scores."""

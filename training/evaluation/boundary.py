@@ -1,4 +1,4 @@
-"""Metrics for evaluation beside the confusion matrix of `dinov3_seg_ros.support.metrics`."""
+"""Boundary IoU, beside the scores of the confusion matrix in `dinov3_seg_ros.support.metrics`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dinov3_seg_ros.support.metrics import by_name, mean_of_defined, ratio
 
 
 class BoundaryIoU:
-    """IoU of the bands along the inside of contours, accumulated over a whole data set.
+    """IoU of bands along the inside of contours, accumulated over a whole data set.
 
     Bowen Cheng, Ross Girshick, Piotr Dollár, Alexander C. Berg, Alexander Kirillov: Boundary IoU: Improving
-    Object-Centric Image Segmentation Evaluation, 2021, arXiv:2103.16562. The image's edge counts as a contour. Ignored
-    pixels are outside of every class, in the prediction too, so that they change nothing.
+    Object-Centric Image Segmentation Evaluation, 2021, arXiv:2103.16562. The edge of the image counts as a contour.
+    Ignored pixels belong to no class, in the prediction too, so that they change nothing.
 
     Args:
-        num_classes: number of classes. True values beyond it are ignored pixels, predictions beyond it unlabelled.
-        width: of the bands, as a part of the image's diagonal; at least one pixel.
+        num_classes: number of classes. True values from it on are ignored pixels, predictions from it on unlabelled.
+        width: width of the bands as a share of the image's diagonal; at least one pixel.
     """
 
     def __init__(self, num_classes: int, width: float = 0.02) -> None:
@@ -33,7 +33,7 @@ class BoundaryIoU:
         """Count one image; both arrays (H, W) of unsigned integers.
 
         Raises:
-            ImageError: they differ in size.
+            ImageError: the arrays differ in size.
         """
         if truth.shape != prediction.shape:
             raise ImageError(f"truth is {truth.shape} and prediction {prediction.shape}; both must be of one size")
@@ -54,9 +54,9 @@ class BoundaryIoU:
         return {"boundary_miou": mean_of_defined(per_class), "per_class_boundary_iou": by_name(names, per_class)}
 
     def _bands(self, labels: np.ndarray, width: int) -> np.ndarray:
-        """The labels within ``width`` rows and columns of another label or of the outside; num_classes elsewhere.
+        """Labels within ``width`` rows and columns of another label or of the outside; num_classes elsewhere.
 
-        A pixel lies inside where the smallest and the largest label around it are one: two filters for all classes.
+        A pixel lies inside where the smallest and the largest label around it are equal: two filters for all classes.
         """
         outside = self.num_classes
         labels = np.minimum(labels, outside).astype(np.uint8 if outside <= 255 else np.uint16)

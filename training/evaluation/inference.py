@@ -1,6 +1,6 @@
-"""Segmenting by the average of several views of an image: sliding windows, scales, mirror images.
+"""Segmentation by the average of several views of an image: sliding windows, scales, mirror images.
 
-For evaluation and for pictures that need not be quick; the robot looks once (`dinov3_seg_ros.segmenter`).
+For evaluation, and for pictures without a deadline; the robot computes one view (`dinov3_seg_ros.segmenter`).
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ Window: TypeAlias = tuple[float, float, float, float]
 
 
 class Inference(Section):
-    """Which views of an image are averaged; by default there is one, the robot's."""
+    """Views of an image whose results are averaged; the default is one view, the robot's."""
 
     mode: Literal["whole", "slide"] = "whole"
-    """whole: the image as the robot sees it. slide: windows of the network size over the image, which keeps its aspect
-    ratio and is as small as covers one window; their logits are averaged where they overlap."""
+    """whole: the image as the robot sees it. slide: windows of the network size over the image, which is scaled to the
+    smallest size that covers one window and keeps its aspect ratio; logits of overlapping windows are averaged."""
     stride: Size | Literal["auto"] = "auto"
     """Rows and columns from one window to the next; auto: two thirds of the network size."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
-    """Sizes of the image, as factors of the one that mode gives it; the probabilities are averaged."""
+    """Sizes of the image, as factors of its size in mode; the probabilities are averaged."""
     flip: bool = False
-    """Whether each view is looked at in the mirror too; the probabilities are averaged."""
+    """Whether each view is also computed mirrored; the probabilities are averaged."""
 
     @property
     def looks_once(self) -> bool:
-        """Whether there is but one view, the robot's."""
+        """Whether there is only one view, the robot's."""
         return self.mode == "whole" and self.scales == (1.0,) and not self.flip
 
     def has_one_canvas(self, geometry: str) -> bool:
-        """Whether the network sees all views on canvases of its own size, whatever a frame's."""
+        """Whether all views have canvases of the network size, for frames of any size."""
         return self.mode == "slide" or (geometry not in FRAME_SIZED and self.scales == (1.0,))
 
     def resolved(self, network_size: Size) -> Inference:
-        """These settings with every "auto" replaced by what it stands for.
+        """These settings with every "auto" replaced by its value.
 
         Args:
             network_size: (height, width) of the windows, pixels.
@@ -62,7 +62,8 @@ class Inference(Section):
             ParameterError: the stride leaves gaps between windows.
         """
         if self.stride == "auto":
-            return self.model_copy(update={"stride": tuple(max(round(side * 2 / 3), 1) for side in network_size)})
+            height, width = network_size
+            return self.model_copy(update={"stride": (max(round(height * 2 / 3), 1), max(round(width * 2 / 3), 1))})
         if self.mode == "slide" and any(step > side for step, side in zip(self.stride, network_size, strict=True)):
             raise ParameterError(
                 f"a stride of {self.stride} leaves gaps between windows of {tuple(network_size)} pixels; set "
@@ -72,16 +73,16 @@ class Inference(Section):
 
 
 class AveragingSegmenter:
-    """Segments by the average of several views, as `pipeline.Segmenter` does by one.
+    """Segments by the average of several views, as `dinov3_seg_ros.segmenter.Segmenter` does by one view.
 
     Args:
-        bundle: whose head and input are used.
-        runtime: with that bundle loaded.
-        inference: which views.
+        bundle: source of the head and the network input.
+        runtime: a runtime with that bundle loaded.
+        inference: the views.
 
     Attributes:
-        runtime: what computes the network.
-        max_batch: how many images are segmented together; always 1.
+        runtime: as given.
+        max_batch: number of images that are segmented together, always 1.
 
     Raises:
         ParameterError: the stride leaves gaps between windows.
@@ -92,9 +93,8 @@ class AveragingSegmenter:
     def __init__(self, bundle: Bundle, runtime: Runtime, inference: Inference) -> None:
         manifest = bundle.manifest
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
-        self._window = tuple(manifest.input.network_size)
+        self._window: tuple[int, int] = manifest.input.network_size
         self.runtime, self._inference = runtime, inference.resolved(self._window)
-        self._stride = self._inference.stride
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
@@ -110,7 +110,7 @@ class AveragingSegmenter:
         return [self._segment(image) for image in images]
 
     def warm_up(self) -> None:
-        """Do once what only the first frame would pay for; see `pipeline.Segmenter.warm_up`."""
+        """Segment one frame, so that the first real one is as fast as the others; see `Segmenter.warm_up`."""
         _ = self.segment([np.zeros((*self._window, 3), np.uint8)])[0].labels
 
     def _segment(self, image: np.ndarray) -> Segmentation:
@@ -118,66 +118,71 @@ class AveragingSegmenter:
         mirrors = (False, True) if self._inference.flip else (False,)
         views = [(scale, mirrored) for scale in self._inference.scales for mirrored in mirrors]
         if len(views) == 1:
-            logits, window = self._look(image, views[0][0])
+            logits, window = self._compute_view(image, views[0][0])
         else:
             logits, window = self._average(image, views)
         head = HeadSegmentation(logits, image.shape[:2], window, StageTimes())
         return Segmentation({self._name: head})
 
     def _average(self, image: np.ndarray, views: Sequence[tuple[float, bool]]) -> tuple[Tensor, Window]:
-        """Logarithms of the mean probabilities, at the size that the frame has at scale 1."""
+        """Logarithms of the mean probabilities, at the frame's size at scale 1."""
         placement = self._place(image.shape[:2], 1.0)
-        size, total = (placement.height, placement.width), None
+        height, width = placement.height, placement.width
+        total: Tensor | None = None
         for scale, mirrored in views:
             seen = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-            probabilities = sample(*self._look(seen, scale), size).softmax(1)
+            probabilities = sample(*self._compute_view(seen, scale), (height, width)).softmax(1)
             if mirrored:
                 probabilities = probabilities.flip(-1)
             total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None  # there is at least one view
         tiny = torch.finfo(total.dtype).tiny  # an infinite logarithm would be decoded slowly
-        return (total / len(views)).clamp(min=tiny).log(), (0.0, 0.0, *map(float, size))
+        return (total / len(views)).clamp(min=tiny).log(), (0.0, 0.0, float(height), float(width))
 
-    def _look(self, image: np.ndarray, scale: float) -> tuple[Tensor, Window]:
+    def _compute_view(self, image: np.ndarray, scale: float) -> tuple[Tensor, Window]:
         """Logits (1, C, h, w) of one view, and the part of them that the frame covers."""
         placement = self._place(image.shape[:2], scale)
         canvas = np.empty((*placement.canvas_size, 3), np.uint8)
         fill_canvas(image, placement, self._input.mean, canvas)
         logits = self._logits(canvas) if self._inference.mode == "whole" else self._slide(canvas)
-        return logits, placement.window(tuple(logits.shape[-2:]))
+        rows, columns = logits.shape[-2:]
+        return logits, placement.window((rows, columns))
 
     def _place(self, frame_size: tuple[int, int], scale: float) -> Placement:
-        """Where the frame lies on its canvas; in the middle, where the canvas is larger."""
+        """Position of the frame on its canvas: in the middle, where the canvas is larger."""
         if self._inference.mode == "slide":
             cover = max(side / frame for side, frame in zip(self._window, frame_size, strict=True))
-            size = tuple(max(round(side * cover * scale), 1) for side in frame_size)
-            return _centred(frame_size, size, tuple(map(max, size, self._window)))
+            height, width = _scaled(frame_size, cover * scale)
+            return _centred(frame_size, (height, width), (max(height, self._window[0]), max(width, self._window[1])))
         placement = place(frame_size, self._input.geometry, self._window, self._multiple)
         if scale == 1.0:
             return placement
-        size = tuple(max(round(side * scale), 1) for side in (placement.height, placement.width))
-        padded = place(size, "pad", self._window, self._multiple)
+        padded = place(_scaled((placement.height, placement.width), scale), "pad", self._window, self._multiple)
         return dataclasses.replace(padded, frame_size=frame_size)
 
     def _slide(self, canvas: np.ndarray) -> Tensor:
-        """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show it."""
-        height, width = self._window
-        total, looks = None, torch.zeros(canvas.shape[:2])
-        for top in _starts(canvas.shape[0], height, self._stride[0]):
-            for left in _starts(canvas.shape[1], width, self._stride[1]):
+        """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show the pixel."""
+        (height, width), stride = self._window, self._inference.stride
+        assert stride != "auto"  # the settings are resolved
+        total: Tensor | None = None
+        windows = torch.zeros(canvas.shape[:2])
+        for top in _starts(canvas.shape[0], height, stride[0]):
+            for left in _starts(canvas.shape[1], width, stride[1]):
                 rows, columns = slice(top, top + height), slice(left, left + width)
                 logits = self._logits(np.ascontiguousarray(canvas[rows, columns]))
                 if total is None:
                     total = logits.new_zeros(*logits.shape[:2], *canvas.shape[:2])
                 total[..., rows, columns] += F.interpolate(logits, (height, width), mode="bilinear")
-                looks[rows, columns] += 1
-        return total.div_(looks.to(total.device))
+                windows[rows, columns] += 1
+        assert total is not None  # there is at least one window
+        return total.div_(windows.to(total.device))
 
     def _logits(self, canvas: np.ndarray) -> Tensor:
         size = canvas.shape[:2]
         if self.runtime.sizes is not None and size not in self.runtime.sizes:
             sizes = ", ".join(f"{height}x{width}" for height, width in self.runtime.sizes)
             raise ParameterError(
-                f"a view by these settings of inference is {size[0]}x{size[1]} pixels large, and runtime "
+                f"a view by these settings of inference has {size[0]}x{size[1]} pixels, and runtime "
                 f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
             )
         return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()
@@ -186,11 +191,11 @@ class AveragingSegmenter:
 def open_segmenter(
     path: Path, inference: Inference, options: ComputeOptions | None = None
 ) -> Segmenter | AveragingSegmenter:
-    """Load a bundle: into the robot's own segmenter, where its one view is all that is wanted.
+    """Load a bundle into a segmenter: the robot's own for one view, else one that averages views.
 
     Args:
-        path: of the bundle.
-        inference: which views of an image are averaged.
+        path: folder of the bundle.
+        inference: the views of an image.
         options: how to compute, with network size and geometry in place of the bundle's. The runtime ``auto`` is torch
             where views are of other sizes than the exports.
 
@@ -208,14 +213,14 @@ def open_segmenter(
     bundle = _with_input(load_bundle(path), options)
     network = bundle.manifest.input
     size = network.network_size if inference.has_one_canvas(network.geometry) else None
-    # The exports are for the robot's one view.
+    # The exports have the size of the robot's view.
     runtime = "torch" if size is None and options.runtime == "auto" else options.runtime
     options = options.model_copy(update={"network_size": size, "runtime": runtime})
     return AveragingSegmenter(bundle, open_runtime([bundle], options)[0], inference)
 
 
 def _with_input(bundle: Bundle, options: ComputeOptions) -> Bundle:
-    """A bundle whose network size and geometry are those of the options, where these have some."""
+    """A bundle with the network size and geometry of the options, where these are set."""
     manifest = bundle.manifest
     wanted = {"network_size": options.network_size, "geometry": options.geometry}
     network = manifest.input.model_copy(update={name: value for name, value in wanted.items() if value is not None})
@@ -240,11 +245,16 @@ def sample(logits: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
     return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """A size times a factor, rounded to whole pixels, at least 1."""
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
+
 def _centred(frame_size: tuple[int, int], size: tuple[int, int], canvas_size: tuple[int, int]) -> Placement:
     top, left = ((canvas - side) // 2 for canvas, side in zip(canvas_size, size, strict=True))
     return Placement(frame_size, canvas_size, top, left, *size)
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover a length of at least one window; the last ends where the length ends."""
+    """Starts of the windows that cover ``length``, which is at least one window; the last one ends at its end."""
     return [*range(0, length - window, stride), length - window]

@@ -1,1 +1,1 @@
-"""The training loop: from a recipe to bundles in a run folder."""
+"""The training loop: from a resolved recipe to bundles in a run folder."""

@@ -1,4 +1,4 @@
-"""The network that trains: backbone and head as one module."""
+"""The network that trains: backbone and head in one module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from dinov3_seg_ros.model.weights import build_backbone, load_backbone
 from dinov3_seg_ros.support.errors import HeadError
 from training.recipes.schema import BackboneChoice, HeadChoice
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class SegmentationModel(nn.Module):
-    """From canvases to low-resolution logits.
+    """Backbone and head: from canvases, the network input (B, H, W, 3) uint8 RGB, to low-resolution logits.
 
     Args:
         backbone, head: the two parts.
         mean, std: normalisation of each channel, for values 0..1.
-        freeze_norm: whether BatchNorm keeps to its running statistics while training, and leaves them as they are.
+        freeze_norm: whether BatchNorm uses its running statistics while training, and leaves them as they are.
     """
 
     def __init__(
@@ -33,45 +35,46 @@ class SegmentationModel(nn.Module):
         self._normalise, self._freeze_norm = Normalise(mean, std), freeze_norm
 
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Like Module.train, but what is frozen stays in evaluation mode."""
+        """Set the mode of all modules but the frozen ones, which stay in evaluation mode; see `nn.Module.train`."""
         super().train(mode)
         if self._freeze_norm:
             for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BATCH_NORMS):
                     module.eval()
         return self
 
     def features(self, canvases: Tensor) -> list[Tensor]:
-        """The feature maps of canvases (B, H, W, 3) uint8 RGB."""
-        return self.backbone(self._normalise(canvases))
+        """Feature maps (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB."""
+        maps: list[Tensor] = self.backbone(self._normalise(canvases))
+        return maps
 
     def forward(self, seen: Tensor | Sequence[Tensor]) -> Tensor:
-        """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps."""
+        """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps (B, C, h, w)."""
         maps = self.features(seen) if isinstance(seen, Tensor) else [feature_map.float() for feature_map in seen]
         device = maps[0].device.type
+        logits: Tensor
         if device == "cuda":
-            return self.head(maps)
-        # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
-        with torch.autocast(device, enabled=False):
-            return self.head([feature_map.float() for feature_map in maps])
+            logits = self.head(maps)
+        else:
+            # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
+            with torch.autocast(device, enabled=False):
+                logits = self.head([feature_map.float() for feature_map in maps])
+        return logits
 
 
 def make_backbone(choice: BackboneChoice) -> Backbone:
-    """The backbone of a recipe, frozen but for what the recipe trains.
+    """Build or load the backbone of a recipe; all of it is frozen but the part that the recipe trains.
 
     Raises:
-        BackboneError: see `dinov3_seg_ros.backbone`.
+        BackboneError: see `dinov3_seg_ros.model.weights`.
     """
-    read = {
-        "layers": None if choice.layers == "auto" else choice.layers,
-        "feature_norm": None if choice.feature_norm == "auto" else choice.feature_norm,
-        "class_token": choice.class_token,
-        "output_stride": choice.output_stride,
-    }
+    layers = None if choice.layers == "auto" else choice.layers
+    feature_norm = None if choice.feature_norm == "auto" else choice.feature_norm
     if choice.config is not None:
-        backbone = build_backbone(choice.config, **read)
+        backbone = build_backbone(choice.config, layers, feature_norm, choice.class_token, choice.output_stride)
     else:
-        backbone = load_backbone(choice.source, **read)
+        assert choice.source is not None  # the schema demands one of the two
+        backbone = load_backbone(choice.source, layers, feature_norm, choice.class_token, choice.output_stride)
     trainable = choice.trainable
     if trainable == "auto":
         trainable = "none" if choice.config is None else "all"
@@ -80,10 +83,10 @@ def make_backbone(choice: BackboneChoice) -> Backbone:
 
 
 def make_head(choice: HeadChoice, backbone: Backbone, num_classes: int) -> Head:
-    """The head of a recipe for the maps that ``backbone`` gives, with random weights or those to start from.
+    """Build the head of a recipe for the maps of ``backbone``, with random weights or those of another bundle.
 
     Raises:
-        HeadError: see `dinov3_seg_ros.model.heads.build_head`; or the weights to start from are of another shape.
+        HeadError: see `dinov3_seg_ros.model.heads.build_head`; or the other bundle's weights have another shape.
         BundleError: the bundle to start from cannot be read.
     """
     head = build_head(

@@ -45,11 +45,11 @@ RANKINGS: dict[str, Callable[[Record], float]] = {
 _REPLACED = (
     *(BEST, BEST_LOSS, LAST, RECIPE_FILE, ORIGINS_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE),
 )
-# Keys that may change between starts. These do not change the weights:
-_FREE_KEYS = ("output", "description", "licences", "workers", "checkpoint_minutes")
-_FREE_KEYS += ("cache.folder", "cache.max_gb", "inference")
-# These name files, whose content is compared instead; see `origins`.
-_FREE_KEYS += ("data", "backbone.source", "head.start_from")
+# Keys that may change between starts, since they do not change the weights.
+_HARMLESS_KEYS: tuple[str, ...] = ("output", "description", "licences", "workers", "checkpoint_minutes", "inference")
+_HARMLESS_KEYS += ("cache.folder", "cache.max_gb")
+# Keys that name files. The content of the files is compared instead; see `origins`.
+_KEYS_OF_FILES = ("data", "backbone.source", "head.start_from")
 
 
 class RunFolder:
@@ -221,7 +221,7 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
             "Name the folder of a training with --output, or leave out --resume"
         ) from error
     for key, before, now in differences(earlier.model_dump(mode="json"), recipe):
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS):
+        if not any(key == free or key.startswith(f"{free}.") for free in (*_HARMLESS_KEYS, *_KEYS_OF_FILES)):
             raise OutputError(
                 f"{path.parent} cannot be resumed: its training had {key} = {before}, the recipe now has {now}. Change "
                 "it back, or train into another folder with --output"

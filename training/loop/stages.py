@@ -1,4 +1,4 @@
-"""Stages of a training: when each begins and ends, and what it does in a step."""
+"""Stages of a training: their first and last steps, and the work of one step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -25,13 +25,13 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """When a stage takes place. Steps are those of the optimizer; steps and epochs count from the training's start.
+    """One stage. Steps are those of the optimizer; steps and epochs count from the start of the training.
 
     Attributes:
-        recipe: of this stage alone.
-        batching: how its epochs are shared out.
-        first_step, first_epoch: where it begins.
-        steps: how many it has.
+        recipe: recipe of this stage alone.
+        batching: division of its epochs into batches.
+        first_step, first_epoch: start of the stage.
+        steps: number of its steps.
     """
 
     recipe: Recipe
@@ -42,22 +42,22 @@ class Stage:
 
     @property
     def end(self) -> int:
-        """The step before which it ends."""
+        """The step after the last one of this stage."""
         return self.first_step + self.steps
 
     def position(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and how many steps of that epoch come before it."""
+        """Epoch of a step, and number of earlier steps in that epoch."""
         epoch, done = divmod(step - self.first_step, self.batching.steps)
         return self.first_epoch + epoch, done
 
 
 def plan_stages(recipe: Recipe, count: int, process: int = 0, processes: int = 1) -> list[Stage]:
-    """The stages of a recipe, in order.
+    """Plan the stages of a recipe, in order.
 
     Args:
-        recipe: the whole.
+        recipe: the whole recipe.
         count: number of training images.
-        process, processes: which process this is, of how many.
+        process, processes: index and number of processes.
 
     Raises:
         RecipeError: a batch cannot be divided among the processes.
@@ -65,27 +65,27 @@ def plan_stages(recipe: Recipe, count: int, process: int = 0, processes: int = 1
     batching = share_out(count, recipe.batch_size, recipe.accumulate, process, processes)
     stages, step, epoch = [], 0, 0
     for part in recipe.by_stage():
-        steps = part.iterations or part.epochs * batching.steps
+        steps = part.iterations or (part.epochs or 0) * batching.steps
         stages.append(Stage(part, batching, step, epoch, steps))
         step, epoch = step + steps, epoch + -(-steps // batching.steps)
     return stages
 
 
 class StageRun:
-    """A stage at work.
+    """A running stage.
 
     Args:
-        stage: which.
-        model: what trains.
-        wrapped: the same, as the accelerator runs it.
+        stage: its plan.
+        model: the network that trains.
+        wrapped: the same network as the accelerator runs it.
         samples: training samples by (epoch, index).
-        loss: what is minimised.
-        ignore_value: of the masks.
-        accelerator: where it runs.
+        loss: the loss to minimise.
+        ignore_value: mask value of pixels without a class.
+        accelerator: runs the network and connects the processes.
 
     Attributes:
         stage: as given.
-        optimizer: of everything that trains.
+        optimizer: optimizer of all trainable parameters.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class StageRun:
         stage: Stage,
         model: SegmentationModel,
         wrapped: nn.Module,
-        samples: Dataset,
+        samples: Dataset[Any],
         loss: WeightedSum,
         ignore_value: int,
         accelerator: Accelerator,
@@ -106,7 +106,7 @@ class StageRun:
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def batches(self, step: int) -> Iterator[list[Batch]]:
-        """What the optimizer steps from ``step`` to the end of its epoch, or of the stage, take."""
+        """Yield the batches of each step from ``step`` to the end of its epoch, or of the stage."""
         self._order.epoch, self._order.first_step = self.stage.position(step)
         left = min(self.stage.batching.steps - self._order.first_step, self.stage.end - step)
         loaded = iter(self._loader)
@@ -114,14 +114,14 @@ class StageRun:
             yield list(itertools.islice(loaded, self.stage.batching.accumulate))
 
     def step(self, step: int, batches: list[Batch]) -> Tensor:
-        """One optimizer step.
+        """Take one optimizer step.
 
         Args:
-            step: its number in the training.
+            step: number of the step in the training.
             batches: this process's part of each batch.
 
         Returns:
-            The loss over all batches of all processes, a scalar.
+            Loss over all batches of all processes, a scalar.
         """
         recipe, accelerator = self.stage.recipe, self._accelerator
         seed_torch(Purpose.STEP, recipe.seed, step, accelerator.process_index)
@@ -131,12 +131,12 @@ class StageRun:
             group["lr"] = group["peak_lr"] * factor
         batches = send_to_device(batches, accelerator.device)
         # Gradients are added up over batches and averaged over processes; so are the counts.
-        counts = sum(self._loss.counts(masks, self._ignore_value) for _, masks in batches)
+        counts = torch.stack([self._loss.counts(masks, self._ignore_value) for _, masks in batches]).sum(0)
         counts = accelerator.reduce(counts, "mean")
         total = torch.zeros((), device=accelerator.device)
         for number, (seen, masks) in enumerate(batches, 1):
             last = number == len(batches)
-            # Gradients travel between processes once, when all are there.
+            # Processes exchange gradients once, after the last batch.
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
                 loss = self._loss(self._wrapped(seen), masks, self._ignore_value, counts)
                 accelerator.backward(loss)
@@ -146,4 +146,5 @@ class StageRun:
             nn.utils.clip_grad_norm_(self._trained, recipe.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return accelerator.reduce(total, "mean")
+        mean: Tensor = accelerator.reduce(total, "mean")
+        return mean

@@ -1,4 +1,4 @@
-"""Validation of the model in training."""
+"""Validation of the model in training, along the path of the robot's frames."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PICTURED = 6
 
 
 class Validation:
-    """Scores and loss of the model in training on a data set; images go the robot's way, once and whole.
+    """Scores and loss of the model in training on a data set; each image is one view, as on the robot.
 
     Args:
-        model: what trains.
+        model: the network that trains.
         data: the validation split.
-        loss: whose value is told beside the scores.
-        accelerator: the images are shared out among its processes.
+        loss: loss to report beside the scores.
+        accelerator: divides the images among its processes.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Validation:
         self._model, self._data, self._loss, self._accelerator = model, data, loss, accelerator
 
     def run(self, bundle: Bundle, indices: Sequence[int]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Look at some items.
+        """Validate on some items.
 
         Args:
-            bundle: describes the model; nothing of it need be on disk.
-            indices: which items.
+            bundle: describes the model; it need not be on disk.
+            indices: indices of the items.
 
         Returns:
-            ``val_loss`` and what `ConfusionMatrix.summary` gives, over all processes; and, of some items of this
-            process, rows of `report.prediction_row`.
+            ``val_loss`` and the result of `ConfusionMatrix.summary`, over all processes; and rows of
+            `pictures.prediction_row` for some items of this process.
 
         Raises:
             DatasetError: an item cannot be read.
@@ -79,8 +79,8 @@ class Validation:
         truth: np.ndarray,
         largest: tuple[int, int],
     ) -> torch.Tensor:
-        """Of each loss, (2, number of losses); at the truth's size, or the network's where that is smaller."""
-        size = tuple(map(min, truth.shape, largest))
+        """Sum and count of each loss, (2, number of losses), at the smaller of the truth's and the network's size."""
+        size = (min(truth.shape[0], largest[0]), min(truth.shape[1], largest[1]))
         mask = cv2.resize(truth, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         target = torch.from_numpy(mask.astype(np.int64))[None].to(logits.device)
         ignored = self._data.ignore_value

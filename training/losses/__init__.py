@@ -1,7 +1,7 @@
 """Losses over full-resolution logits. Ignored pixels change neither value nor gradient.
 
-To add one: write a `base.LossSettings` with a ``name`` of its own and a method ``build`` that gives a `base.Loss`, and
-add it to `LossSection`; the tests then check what ignored pixels may not do.
+To add a loss, write a subclass of `base.LossSettings` with a ``name`` of its own and a method ``build`` that returns a
+`base.Loss`, and add it to `LossSection`. The tests then check that ignored pixels change nothing.
 """
 
 from __future__ import annotations

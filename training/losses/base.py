@@ -1,4 +1,4 @@
-"""What every loss is, and the weighted sum that training minimises."""
+"""The base of all losses, and the weighted sum that training minimises."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from training.support.section import Section
 
-#: Smallest count a sum is divided by: a batch without labelled pixels has the loss 0, not NaN.
+# Smallest divisor of a sum: a batch without labelled pixels has the loss 0, not NaN.
 _TINY = 1e-6
 
 
 class LossSettings(Section):
-    """What every loss of a recipe has."""
+    """Settings that all losses of a recipe have."""
 
     weight: float = 1.0
     """Factor of this loss in the sum."""
@@ -25,42 +25,43 @@ class LossSettings(Section):
 class Loss(nn.Module, ABC):
     """A mean, given as a sum and the count to divide it by.
 
-    The count depends on the masks alone. So batches that are spread over processes, or over steps whose gradients
-    are accumulated, can be divided by the count of them all.
+    The count depends on the masks alone. So the sums of batches that are spread over processes, or whose gradients are
+    accumulated, can be divided by the count of all these batches.
     """
 
     @abstractmethod
     def count(self, target: Tensor, ignore_value: int) -> Tensor:
-        """How much there is to average over in target (B, H, W) int64: a scalar, 0 where no pixel is labelled."""
+        """Divisor of the sum for target (B, H, W) int64: a scalar, 0 where no pixel is labelled."""
 
     @abstractmethod
     def forward(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
-        """The sum, a scalar, of logits (B, C, H, W) floating and target (B, H, W) int64; 0 where none is labelled."""
+        """Sum, a scalar, for logits (B, C, H, W) floating and target (B, H, W) int64; 0 where none is labelled."""
 
 
 class WeightedSum(nn.Module):
-    """The losses of a recipe, each times its weight.
+    """Weighted sum of the losses of a recipe.
 
     Args:
-        losses: what is summed.
-        weights: one for each.
+        losses: the losses.
+        weights: one for each loss.
     """
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         super().__init__()
-        self.losses = nn.ModuleList(losses)
+        self.losses = list(losses)
+        self._registered = nn.ModuleList(losses)  # so that `to` moves their class weights
         self.weights = list(weights)
 
     def counts(self, target: Tensor, ignore_value: int) -> Tensor:
-        """What each loss divides its sum by for these masks: (number of losses,) float32."""
+        """Divisor of each loss's sum for these masks: (number of losses,) float32."""
         target = target.long()
         return torch.stack([loss.count(target, ignore_value).float() for loss in self.losses])
 
     def sums(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
-        """Bring logits to the target's size and give each loss's sum: (number of losses,) float32.
+        """Resize logits to the target's size and compute each loss's sum: (number of losses,) float32.
 
         Args:
-            logits: (B, C, h, w) of any floating type; computed in float32 whatever the precision outside.
+            logits: (B, C, h, w) of any floating type; computed in float32, also within autocast.
             target: (B, H, W) class ids or ``ignore_value``, any integer type.
         """
         with torch.autocast(logits.device.type, enabled=False):
@@ -73,11 +74,11 @@ class WeightedSum(nn.Module):
         return (sums / counts.clamp(min=_TINY) * sums.new_tensor(self.weights)).sum()
 
     def forward(self, logits: Tensor, target: Tensor, ignore_value: int, counts: Tensor | None = None) -> Tensor:
-        """The weighted sum of the losses of a batch, a scalar; the arguments are those of `sums`.
+        """The weighted sum of the losses of a batch, a scalar; the other arguments are those of `sums`.
 
         Args:
-            counts: what to divide by instead of the batch's own `counts`. Where gradients are added up over batches, or
-                averaged over processes, the sum or the average of their counts makes it the mean over all of them.
+            counts: divisors instead of the batch's own `counts`. Where gradients are added up over batches, or averaged
+                over processes, the sum or the average of their counts gives the mean over all of them.
         """
         counts = self.counts(target, ignore_value) if counts is None else counts
         return self.mean(self.sums(logits, target, ignore_value), counts)

@@ -1,4 +1,4 @@
-"""Losses of single pixels, averaged over the labelled ones."""
+"""Losses of single pixels, averaged over the labelled pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class _PixelSettings(LossSettings):
             return balanced_weights(count_pixels())
         if len(self.class_weights) != num_classes:
             raise RecipeError(
-                f"class_weights has {len(self.class_weights)} values; the data set has {num_classes} classes"
+                f"class_weights has {len(self.class_weights)} values and the data set {num_classes} classes; give one "
+                "weight for each class"
             )
         return torch.tensor(self.class_weights)
 
@@ -43,16 +44,16 @@ class CrossEntropySection(_PixelSettings):
 
         Args:
             num_classes: number of classes.
-            count_pixels: gives the number of training pixels of each class, (num_classes,); only called when needed.
+            count_pixels: returns the number of training pixels of each class, (num_classes,); called only if needed.
 
         Raises:
-            RecipeError: there is not one weight for each class.
+            RecipeError: the number of weights is not that of the classes.
         """
         return CrossEntropy(self._weights(num_classes, count_pixels), self.label_smoothing)
 
 
 class FocalSection(_PixelSettings):
-    """Cross-entropy times (1 - probability of the true class) ** gamma: what is already right counts little.
+    """Cross-entropy times (1 - probability of the true class) ** gamma, which reduces the weight of easy pixels.
 
     Tsung-Yi Lin, Priya Goyal, Ross Girshick, Kaiming He, Piotr Dollár: Focal Loss for Dense Object Detection, 2017,
     arXiv:1708.02002; here over the softmax, and averaged over the labelled pixels of the batch.
@@ -68,7 +69,9 @@ class FocalSection(_PixelSettings):
 
 
 class _PixelLoss(Loss):
-    """Pixels weigh as much as their true class does."""
+    """A loss that weights each pixel by its true class."""
+
+    class_weights: Tensor | None
 
     def __init__(self, class_weights: Tensor | None) -> None:
         super().__init__()
@@ -113,11 +116,11 @@ class Focal(_PixelLoss):
         focal = missing.clamp(min=torch.finfo(missing.dtype).tiny) ** self.gamma * surprise
         if self.class_weights is not None:
             focal = focal * self.class_weights[target.masked_fill(target == ignore_value, 0)]
-        return focal.sum()  # of ignored pixels, the surprise is 0
+        return focal.sum()  # the surprise of ignored pixels is 0
 
 
 def balanced_weights(pixels: Tensor) -> Tensor:
-    """Weights 1 / sqrt(share) with mean 1, from the number of pixels of each class; a class without pixels has 0."""
+    """Weights 1 / sqrt(share) with mean 1, from the number of pixels of each class; 0 for a class without pixels."""
     share = pixels.double() / pixels.sum().clamp(min=1)
     weights = torch.where(share > 0, share.clamp(min=1e-12).rsqrt(), 0.0)
     present = (share > 0).sum().clamp(min=1)

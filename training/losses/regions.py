@@ -1,4 +1,4 @@
-"""Losses of whole regions: the overlap of what is predicted and what is true, class by class."""
+"""Losses of whole regions: the overlap of prediction and truth, class by class."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Classes = Literal["present", "all"]
 
 class _RegionSettings(LossSettings):
     classes: Classes = "present"
-    """Which classes the loss is the mean of: those that occur in the masks, or all."""
+    """Classes over which the loss is averaged: those in the masks, or all."""
     per_image: bool = False
-    """Whether each image is a picture of its own, and the loss their mean; otherwise the batch is one picture. Over
-    several processes or accumulated steps only the former is the loss of the whole batch."""
+    """Whether the loss is the mean over images; otherwise the batch counts as one image. Only the mean over images is
+    the same for several processes or accumulated steps as for one batch."""
 
 
 class DiceSection(_RegionSettings):
@@ -42,7 +42,7 @@ class DiceSection(_RegionSettings):
 
 
 class LovaszSection(_RegionSettings):
-    """The Lovász extension of 1 - IoU, a convex surrogate of what mIoU measures.
+    """The Lovász extension of 1 - IoU, a convex surrogate of 1 - mIoU.
 
     Maxim Berman, Amal Rannen Triki, Matthew B. Blaschko: The Lovász-Softmax loss: A tractable surrogate for the
     optimization of the intersection-over-union measure in neural networks, 2018, arXiv:1705.08790.
@@ -56,7 +56,7 @@ class LovaszSection(_RegionSettings):
 
 
 class _RegionLoss(Loss):
-    """A loss of probabilities and truth as two sets of labelled pixels; ignored ones are left out beforehand."""
+    """A loss of probabilities and truth over the labelled pixels; ignored pixels are removed before."""
 
     def __init__(self, classes: Classes, per_image: bool) -> None:
         super().__init__()
@@ -67,12 +67,13 @@ class _RegionLoss(Loss):
         return labelled.flatten(1).any(1).sum() if self.per_image else labelled.any()
 
     def forward(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
-        pictures = zip(logits.split(1), target.split(1), strict=True) if self.per_image else [(logits, target)]
+        groups = [slice(index, index + 1) for index in range(len(target))] if self.per_image else [slice(None)]
         total = logits[:0].sum()  # a zero that gradients can flow through, where nothing is labelled
-        for picture, truth in pictures:
+        for group in groups:
+            truth = target[group]
             labelled = truth != ignore_value
             if labelled.any():
-                total = total + self._loss(picture.movedim(1, 0)[:, labelled].softmax(0), truth[labelled])
+                total = total + self._loss(logits[group].movedim(1, 0)[:, labelled].softmax(0), truth[labelled])
         return total
 
     @abstractmethod
@@ -80,7 +81,7 @@ class _RegionLoss(Loss):
         """The loss of probabilities (C, N) and truth (N,) int64, with N > 0."""
 
     def _considered(self, truth: Tensor, num_classes: int) -> Tensor:
-        """(C,) bool: which classes the loss is the mean of."""
+        """(C,) bool: the classes over which the loss is averaged."""
         if self.classes == "all":
             return torch.ones(num_classes, dtype=torch.bool, device=truth.device)
         return torch.bincount(truth, minlength=num_classes) > 0
@@ -121,18 +122,18 @@ class Lovasz(_RegionLoss):
 def _lovasz_extension(probability: Tensor, foreground: Tensor) -> Tensor:
     """The Lovász extension of 1 - IoU at the errors of one class; both arguments (N,).
 
-    The extension is linear as long as the order of the errors stays, so that its gradient is constant there: kept
-    without the history of how it came to be, it is all that the backward pass needs.
+    The extension is linear as long as the order of the errors stays. So its gradient is constant there, and the
+    backward pass needs no graph of how that gradient was computed.
     """
     errors = torch.where(foreground, 1 - probability, probability)
     return errors @ _steps_of_jaccard(errors.detach(), foreground)
 
 
 def _steps_of_jaccard(errors: Tensor, foreground: Tensor) -> Tensor:
-    """By how much 1 - IoU grows with each pixel, (N,), when pixels become wrong in the order of falling errors.
+    """Growth of 1 - IoU with each pixel, (N,), when pixels become wrong in the order of falling errors.
 
-    A missed pixel shrinks the intersection by one; a false one enlarges the union by one. The differences are written
-    out, since subtracting one IoU from the next would leave little of them in float32.
+    A missed pixel shrinks the intersection by one; a false pixel enlarges the union by one. The differences are written
+    in closed form, since subtracting one IoU from the next in float32 would lose their digits.
     """
     order = errors.argsort(descending=True)
     missed = foreground[order]

@@ -1,1 +1,1 @@
-"""What updates the weights: optimizers, schedules, moving averages."""
+"""Optimizers, learning-rate schedules, and moving averages of weights."""

@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""Exponential moving average of weights (EMA)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """Exponential moving average of everything in a module that training changes, BatchNorm statistics included.
+    """Exponential moving average of all tensors of a module that training changes, BatchNorm statistics included.
 
     Args:
         module: the module that trains.
-        decay: of the average, reached gradually, since the first weights are random.
+        decay: decay of the average, reached gradually, since the first weights are random.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -24,25 +24,25 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the module's present weights."""
+        """Add the module's present weights to the average."""
         self._updates += 1
         decay = min(self._decay, self._updates / (self._updates + 10))
         for name, tensor in self._changing().items():
             self._average[name].lerp_(tensor, 1 - decay)
 
     def state(self) -> dict[str, Any]:
-        """The average as it is now, for `restore`: tensors and numbers."""
+        """State for `restore`: tensors and numbers."""
         return {"updates": self._updates, "average": self._average}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Become what `state` told."""
+        """Take over what `state` returned."""
         self._updates = state["updates"]
         for name, tensor in self._average.items():
             tensor.copy_(state["average"][name])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the module has the averaged weights."""
+        """Within this context the module has the averaged weights."""
         self._swap()
         try:
             yield
@@ -61,7 +61,7 @@ class MovingAverage:
 
 
 def changing_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes in a module, by name: weights that take a gradient, and the statistics that belong to them.
+    """Tensors of a module that training changes, by name: weights with a gradient, and their layers' statistics.
 
     The tensors are the module's own, not copies.
     """

@@ -15,12 +15,15 @@ NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 
 
 class _Optimizer(Section):
+    lr: Positive
+    """Largest learning rate."""
+    weight_decay: NotNegative
     backbone_lr_factor: NotNegative = 1.0
     """Learning rate of the backbone's trainable part, as a factor of lr."""
     decay_vectors: bool = False
     """Whether norms, biases and other vectors decay too."""
     clip_norm: Positive | None = None
-    """Longest gradient; a longer one is shortened to it."""
+    """Largest norm of the gradient; a longer gradient is shortened to it."""
 
     def _groups(self, backbone: nn.Module, head: nn.Module) -> list[dict[str, Any]]:
         return parameter_groups(backbone, head, self.lr, self.backbone_lr_factor, self.weight_decay, self.decay_vectors)
@@ -39,7 +42,7 @@ class AdamWSection(_Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of everything that trains."""
+        """Optimizer of all trainable parameters."""
         return torch.optim.AdamW(self._groups(backbone, head), betas=self.betas)
 
 
@@ -56,7 +59,7 @@ class AdamSection(_Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of everything that trains."""
+        """Optimizer of all trainable parameters."""
         return torch.optim.Adam(self._groups(backbone, head), betas=self.betas)
 
 
@@ -70,7 +73,7 @@ class SGDSection(_Optimizer):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of everything that trains."""
+        """Optimizer of all trainable parameters."""
         return torch.optim.SGD(self._groups(backbone, head), momentum=self.momentum)
 
 
@@ -85,15 +88,15 @@ def parameter_groups(
     weight_decay: float,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay.
+    """Group trainable parameters by learning rate and weight decay.
 
     Args:
         backbone, head: only parameters that require a gradient are taken.
-        lr: of the head; that of the backbone is ``lr * backbone_lr_factor``.
-        weight_decay: of matrices and kernels; of vectors (norms, biases) only with ``decay_vectors``.
+        lr: learning rate of the head; the backbone's is ``lr * backbone_lr_factor``.
+        weight_decay: for matrices and kernels; for vectors (norms, biases) only with ``decay_vectors``.
 
     Returns:
-        Groups for an optimizer; ``peak_lr`` of each is what a schedule scales.
+        Groups for an optimizer; a schedule scales ``peak_lr`` of each.
     """
     groups = []
     for module, module_lr in ((head, lr), (backbone, lr * backbone_lr_factor)):

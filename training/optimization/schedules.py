@@ -1,8 +1,9 @@
 """Learning-rate schedules: a factor of the recipe's learning rate for each step, as a pure function of the step.
 
-The steps are those of the whole training, or of the stage the schedule belongs to.
+Steps count from the start of the training, or of the stage that the schedule belongs to.
 
-To add one: write a `Section` with a ``name`` of its own and a method ``factor``, and add it to `ScheduleSection`.
+To add a schedule, write a `Section` with a ``name`` of its own and a method ``factor``, and add it to
+`ScheduleSection`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _AfterWarmUp(Section, ABC):
 
     @abstractmethod
     def _after_warm_up(self, progress: float) -> float:
-        """The factor when a share 0 <= ``progress`` < 1 of what follows the warm-up is done."""
+        """Factor after a share 0 <= ``progress`` < 1 of the steps after the warm-up."""
 
 
 class Constant(_AfterWarmUp):
@@ -51,20 +52,21 @@ class Poly(_AfterWarmUp):
     """Exponent; 1 is linear."""
 
     def _after_warm_up(self, progress: float) -> float:
-        return (1.0 - progress) ** self.power
+        return math.pow(1.0 - progress, self.power)
 
 
 class Step(_AfterWarmUp):
-    """A learning rate that falls at milestones."""
+    """A learning rate that drops at milestones."""
 
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.5, 0.75)
-    """Shares of the steps after the warm-up at which it falls."""
+    """Shares of the steps after the warm-up at which it drops."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """What it is multiplied by at each."""
+    """Factor at each milestone."""
 
     def _after_warm_up(self, progress: float) -> float:
-        return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        passed = sum(progress >= milestone for milestone in self.milestones)
+        return math.pow(self.gamma, passed)
 
 
 class Cosine(_AfterWarmUp):

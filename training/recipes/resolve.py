@@ -1,4 +1,4 @@
-"""What every "auto" of a recipe stands for."""
+"""Replaces every "auto" of a recipe by its value for the backbone, the data and this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from training.support.processes import process_state
 
 
 def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
-    """The recipe with every "auto" replaced by what it stands for here.
+    """The recipe with every "auto" replaced by its value on this machine.
 
     Args:
-        recipe: as it was written.
-        backbone: made by `training.loop.model.make_backbone` from it.
+        recipe: as written.
+        backbone: made from the recipe by `training.loop.model.make_backbone`.
 
     Raises:
-        RecipeError: a trained backbone would be stored as a mere reference; or BatchNorm cannot be synchronised.
-        ParameterError: windows of the evaluation at the end would leave gaps.
+        RecipeError: a trained backbone would be stored as a reference; or BatchNorm cannot be synchronised.
+        ParameterError: windows of the evaluation would leave gaps.
     """
     choice = recipe.backbone
     trainable = backbone.trainable_blocks or "none"
@@ -55,7 +55,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
 
 
 def lasting(source: str | None) -> str | None:
-    """A local path as the robot finds it, whatever folder its node starts in."""
+    """A local path as an absolute one, which the robot finds from any folder; other sources as they are."""
     if source is None or not Path(source).exists():
         return source
     return str(Path(source).resolve())
@@ -77,5 +77,5 @@ def _best_precision() -> str:
 
 
 def _best_workers() -> int:
-    """On a CPU one process keeps up; with a GPU, as many as there are cores to feed it."""
+    """Number of loading processes: one keeps up with a CPU; a GPU gets one for each core, up to 8."""
     return min(os.cpu_count() or 1, 8) if torch.cuda.is_available() else 1

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file describes one training, from data to bundle."""
+"""Schema of recipes: one YAML file describes one training, from data to bundle."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class NetworkInput(Section):
     """How an image becomes the network's input; see `dinov3_seg_ros.frames.preprocessing`."""
 
     network_size: tuple[int, int]
-    """Height and width of the canvas, pixels; multiples of the backbone's patch size or coarsest stride."""
+    """Height and width of the network input, pixels; multiples of the backbone's patch size or coarsest stride."""
     geometry: Literal["stretch", "letterbox", "pad", "native"] = "letterbox"
-    """How a frame is laid on it. With pad and native, network_size only sizes the training canvas."""
+    """How a frame is laid on the network input. With pad and native, network_size is only the size for training."""
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
 
 
 class BackboneChoice(Section):
-    """Which backbone, what of it is read, and what of it trains."""
+    """The backbone, the maps that the head reads, and the part that trains."""
 
     source: str | None = None
     """Hugging Face id, local folder, or Meta's .pth file."""
@@ -40,16 +40,16 @@ class BackboneChoice(Section):
     layers: list[int] | Literal["auto"] = "auto"
     """0-based blocks or stages that the head reads, negatives counting from the end; auto: the last."""
     feature_norm: Literal["auto", "final", "none"] = "auto"
-    """Whether the final norm is applied; auto: as the architecture is meant."""
+    """Whether the final norm is applied; auto: as the architecture's authors do."""
     class_token: bool = False
     """Whether each map of a ViT is followed, as further channels, by the class token of its block."""
     output_stride: int | None = None
     """The largest stride of a ResNet's stages; later ones are dilated instead. null: the architecture's own."""
     trainable: int | Literal["auto", "none", "all"] = "auto"
-    """What trains: none, the last n blocks, or all; auto: all with config, none with source."""
+    """Trainable part: none, the last n blocks, or all; auto: all with config, none with source."""
     storage: Literal["auto", "embedded", "reference", "delta"] = "auto"
-    """How the bundle holds the backbone; auto: embedded with config; with source, delta where something trains and
-    reference where nothing does."""
+    """How the bundle holds the backbone; auto: embedded with config; with source, delta where a part trains, else
+    reference."""
     storage_dtype: Literal["float32", "float16"] = "float32"
     """Type of an embedded backbone's weights on disk."""
 
@@ -69,15 +69,15 @@ class HeadChoice(Section):
 
     name: str = "aspp"
     variant: str | None = None
-    """None: the head's default."""
+    """null: the head's default."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the head's class."""
     start_from: str | None = None
-    """Bundle whose head's weights training starts from, of the same shape; null: random ones."""
+    """Bundle whose head has the first weights, of the same shape; null: random weights."""
 
 
 class StageChanges(Section):
-    """What one stage of a training does its own way; what is null is as in the recipe itself."""
+    """Settings of one stage of a training; null: as in the recipe itself."""
 
     losses: Annotated[tuple[LossSection, ...], Field(min_length=1)] | None = None
     optimizer: OptimizerSection | None = None
@@ -111,28 +111,27 @@ class Recipe(Section):
     iterations: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps."""
     stages: tuple[StageChanges, ...] = ()
-    """Stages, one after the other; each begins with a new optimizer and a schedule of its own. None: the recipe itself
-    is the only one."""
+    """Stages, one after the other, each with a new optimizer and its own schedule. Empty: the recipe itself is the only
+    stage."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Images that go through the network together, over all processes."""
+    """Images of one batch, over all processes."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients make one optimizer step."""
     batch_norm: Literal["auto", "process", "synchronised", "frozen"] = "auto"
-    """Over what BatchNorm takes mean and variance while training: the images of each process, or of all processes
-    (CUDA), or never: the running ones are used and stay. auto: synchronised with several GPUs, otherwise process."""
+    """Statistics of BatchNorm while training: those of each process's images, those of all processes (CUDA), or the
+    running ones, which stay as they are (frozen). auto: synchronised with several GPUs, otherwise process."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then what is evaluated and saved."""
+    """Decay of a moving average of the weights, which is then evaluated and saved in their place."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between two validations; the last epoch of each stage is always validated."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
-    """After how many minutes the state of the training is saved again, for --resume; 0: after each step. It is also
-    saved with each validation."""
+    """Minutes between two checkpoints for --resume; 0: one after each step. Each validation writes one too."""
     inference: Inference = Inference()
-    """How the finished bundle is evaluated: by `training.evaluate` and, where that takes several looks at an image, at
-    the end of training. Until then, validation looks at each image once, as the robot does."""
+    """Views by which `training.evaluate` evaluates the bundle; with several views, training does so at its end too.
+    Validation during training computes one view of each image, as the robot does."""
     cache: CacheSettings = CacheSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the training step; auto: bf16 where the processor has it. Validation is always fp32, as on the robot."""
+    """Precision of the training step; auto: bf16 where the processor has it. Validation is always fp32."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that load data; 0: the training process itself."""
 

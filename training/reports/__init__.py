@@ -1,1 +1,1 @@
-"""Pictures and tables for people."""
+"""Reports for people: pictures, tables and the folder of an evaluation."""

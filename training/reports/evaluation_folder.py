@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
     Attributes:
         miou: over the classes of this image alone, 0..1.
-        name: what a person would call it.
+        name: name of the image for people.
         row: image, truth and prediction side by side, (height, width, 3) uint8 RGB.
     """
 
@@ -42,11 +42,11 @@ class Examples:
     """The images on which a model does worst and best, by the mIoU of each image alone.
 
     Args:
-        data: where names and colours come from.
-        count: the most that are kept of each.
+        data: source of names and colours.
+        count: largest number of images kept of each kind.
 
     Attributes:
-        worst, best: from the most telling on.
+        worst, best: from the most extreme image on.
     """
 
     def __init__(self, data: SegmentationDataset, count: int = _EXAMPLES) -> None:
@@ -55,12 +55,12 @@ class Examples:
         self.best: list[Example] = []
 
     def add(self, index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
-        """Keep an item where it is among the worst or best so far; see `evaluate.OnPrediction`."""
+        """Keep an item that is among the worst or best so far; see `training.evaluate.OnPrediction`."""
         names = self.data.class_names
         matrix = ConfusionMatrix(len(names))
         matrix.update(truth, labels)
         miou = matrix.summary(names)["miou"]
-        if miou is None:  # nothing in it is labelled
+        if miou is None:  # no pixel is labelled
             return
         example = Example(miou, self.data.describe(index), prediction_row(image, truth, labels, self.data.palette))
         self.worst = sorted([*self.worst, example], key=lambda kept: kept.miou)[: self._count]
@@ -72,12 +72,12 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
 
     Args:
         folder: replaced; see `output.check_free`.
-        scores: what `ConfusionMatrix.summary` and `BoundaryIoU.summary` give, and what they are of.
-        matrix: of the whole data set.
-        examples: from the same data set.
+        scores: results of `ConfusionMatrix.summary` and `BoundaryIoU.summary`, with ``bundle`` and ``images``.
+        matrix: counts of the whole data set.
+        examples: images of the same data set.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the folder cannot be written.
     """
     names, palette = examples.data.class_names, examples.data.palette
     with writing(folder), replacing_folder(folder) as temporary:
@@ -95,7 +95,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
 
 
 def _table(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> str:
-    """Everything in words and figures, as Markdown."""
+    """All scores as tables in Markdown."""
     lines = [
         f"# {scores['bundle']} on {scores['images']} images",
         "",

@@ -1,4 +1,4 @@
-"""Pictures for people: predictions beside the truth, curves, and confusion matrices."""
+"""Pictures for people: predictions beside the truth, training curves, confusion matrices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_NUMBERED_CLASSES = 20
 def prediction_row(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Sequence[Colour]
 ) -> np.ndarray:
-    """Image | truth | prediction, side by side, as RGB of a fixed height; unlabelled pixels of the truth are black.
+    """Image | truth | prediction, side by side, (180, W, 3) uint8 RGB; unlabelled pixels of the truth are black.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -42,7 +42,7 @@ def prediction_row(
 
 
 def captioned(row: np.ndarray, caption: str) -> np.ndarray:
-    """A row of `prediction_row` with a line of text above."""
+    """Put a line of text above a row of `prediction_row`."""
     strip = np.full((_CAPTION_HEIGHT, row.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, caption, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, row])
@@ -54,19 +54,19 @@ def write_predictions(
     """Stack rows of `prediction_row`, with the palette below, into a PNG file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     picture = np.vstack([*padded, _legend(class_names, palette, width)])
-    # imwrite would say nothing of a full disk.
+    # cv2.imwrite would not report a full disk.
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing_file(path) as temporary:
-        temporary.write_bytes(encoded)
+        temporary.write_bytes(encoded.tobytes())
 
 
 def percent(fraction: float | None) -> str:
-    """A score for people."""
+    """A score in percent, for people."""
     return "undefined" if fraction is None else f"{100 * fraction:.2f} %"
 
 
@@ -77,7 +77,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         records: each with epoch, loss and miou.
     """
     epochs = [record["epoch"] for record in records]
-    figure = Figure(figsize=(10, 4), layout="constrained")  # not pyplot, which wants a display and keeps figures
+    figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot would need a display and keep the figure
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [record["loss"] for record in records], marker=".")
     left.set(title="training loss", xlabel="epoch")
@@ -90,10 +90,10 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """A confusion matrix as a PNG file: which share of each true class was predicted as which.
+    """Draw a confusion matrix as a PNG file: the share of each true class that each class was predicted for.
 
     Args:
-        counts: (C, C + 1), see `ConfusionMatrix`; the column of the unlabelled is shown where it holds something.
+        counts: (C, C + 1), see `ConfusionMatrix`; the column of unlabelled pixels is left out where it is empty.
     """
     if not counts[:, -1].any():
         counts = counts[:, :-1]

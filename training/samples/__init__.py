@@ -1,1 +1,1 @@
-"""From items of a data set to training samples: augmented, batched, or as cached features."""
+"""Training samples from the items of a data set: augmented, batched, or as cached features."""

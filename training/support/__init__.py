@@ -1,1 +1,1 @@
-"""What every room of training uses. Imports no other room."""
+"""Helpers of all rooms of training; imports no other room."""

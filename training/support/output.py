@@ -1,4 +1,4 @@
-"""Where results may be written, and one clear message when they cannot be."""
+"""Writing results: checks that a folder is free, and turns failures into one clear message."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def check_free(folder: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, a failure to write ``path`` becomes an OutputError. What is written must replace ``path`` atomically."""
+    """Turn failures to write ``path`` into an OutputError; the writer must replace ``path`` atomically."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{path} cannot be written ({error}); what was there before is unchanged. Free some space, or write to "
-            "another folder"
+            f"{path} cannot be written ({error}); its earlier content is unchanged. Free some space, or choose another "
+            "folder"
         ) from error
 
 
 def save_with_torch(content: Any, path: Path) -> None:
-    """Write what `torch.save` pickles, not atomically.
+    """Write a file with `torch.save`, not atomically.
 
     Raises:
-        OSError: it cannot be written; torch itself would raise RuntimeError for a full disk.
+        OSError: the file cannot be written; torch itself would raise RuntimeError for a full disk.
     """
     with open(path, "wb") as handle:
         try:

@@ -14,26 +14,28 @@ _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def process_state() -> PartialState:
-    """Which process this is, of how many, and on which device."""
+    """Index, number and device of this training's processes."""
     return PartialState(cpu=_on_cpu())
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """What runs the network on this process's device.
+    """An accelerator for this process's device.
 
     Args:
         precision: fp32, bf16 or fp16.
 
     Raises:
-        RecipeError: this machine has no such precision.
+        RecipeError: this machine does not support the precision.
     """
     try:
         return Accelerator(mixed_precision=_PRECISIONS[precision], cpu=_on_cpu())
     except ValueError as error:
-        raise RecipeError(f"precision {precision} cannot be used on this machine: {error}") from error
+        raise RecipeError(
+            f"precision {precision} cannot be used on this machine ({error}); set precision to fp32"
+        ) from error
 
 
 def _on_cpu() -> bool:
-    """Whether accelerate must be told that there is nothing but CPUs; of itself it would not join the processes."""
+    """Whether accelerate must be told to use CPUs: without a GPU it would not connect the processes otherwise."""
     several = "LOCAL_RANK" in os.environ
     return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on what was drawn before in the process."""
+"""Random numbers that depend on their purpose and key, never on earlier draws of the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What random numbers are drawn for; equal seeds give unrelated numbers for different purposes."""
+    """Purpose of random numbers; equal seeds give unrelated numbers for different purposes."""
 
     SAMPLE_ORDER = 0
     AUGMENTATION = 1
