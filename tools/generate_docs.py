@@ -1,9 +1,9 @@
-"""Write the tables in docs/ and config/segmentation.yaml that are made from the code, or check that they are current.
+"""Write the lists of options in docs/, and config/segmentation.yaml, from the code; or check that they are current.
 
     python tools/generate_docs.py            write them
     python tools/generate_docs.py --check    exit with 1 and name the files that differ
 
-A table stands in a page between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
+A list stands in a page between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import re
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,51 +64,51 @@ def main() -> int:
 
 def generate() -> dict[Path, str]:
     """What each file should hold."""
-    tables = {
-        "parameters": parameter_table(NodeOptions),
-        "launch": launch_table(),
-        "compute": flag_table(ComputeOptions),
-        "publish": flag_table(PublishOptions),
+    lists = {
+        "parameters": parameter_list(NodeOptions),
+        "launch": launch_list(),
+        "compute": flag_list(ComputeOptions),
+        "publish": flag_list(PublishOptions),
     }
     found = {PARAMETER_FILE: parameter_file()}
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
-        found[page] = _BLOCK.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", text)
+        found[page] = _BLOCK.sub(lambda match: f"{match[1]}{lists[match[2]]}{match[3]}", text)
     return found
 
 
-def parameter_table(model: type[Options]) -> str:
+def parameter_list(model: type[Options]) -> str:
     """The node's parameters."""
-    rows = [
-        (f"`{option.name}`", _ros_type(option), f"`{_yaml(_ros_default(option))}`", _described(option))
+    return "".join(
+        _item(option.name, f"{_ros_type(option)}, `{_yaml(_ros_default(option))}`", _described(option))
         for option in describe_options(model).values()
-    ]
-    return _table(("parameter", "type", "default", "meaning"), rows)
+    )
 
 
-def flag_table(model: type[Options]) -> str:
+def flag_list(model: type[Options]) -> str:
     """The flags that a command has for a model's options."""
-    rows = [
-        (f"`--{option.name.replace('_', '-')}`", "" if _is_empty(option.default) else f"`{option.default}`",
-         _described(option, live=False))
+    return "".join(
+        _item(
+            f"--{option.name.replace('_', '-')}",
+            "" if option.default in (None, "", ()) else f"`{option.default}`",
+            _described(option, live=False),
+        )
         for option in describe_options(model).values()
-    ]  # fmt: skip
-    return _table(("flag", "default", "meaning"), rows)
+    )
 
 
-def launch_table() -> str:
+def launch_list() -> str:
     """The arguments of seg.launch.py that are no parameters."""
-    rows = [
-        (f"`{name}`", f"`{default}`" if default else "", text) for name, (default, text) in _launch().OTHERS.items()
-    ]
-    return _table(("argument", "default", "meaning"), rows)
+    return "".join(
+        _item(name, f"`{default}`" if default else "", text) for name, (default, text) in _launch().OTHERS.items()
+    )
 
 
 def parameter_file() -> str:
     """The content of config/segmentation.yaml."""
     lines = []
     for option in describe_options(NodeOptions).values():
-        lines += [f"    # {line}" for line in _wrapped(_described(option, code=False), _WIDTH - 6)]
+        lines += [f"    # {line}" for line in textwrap.wrap(_described(option, code=False), _WIDTH - 6)]
         lines.append(f"    {option.name}: {_yaml(_ros_default(option))}")
     return PARAMETER_FILE_HEAD + "\n".join(lines) + "\n" + PARAMETER_FILE_TAIL
 
@@ -136,10 +137,6 @@ def _ros_default(option: Option) -> Any:
     return "" if option.default is None else option.default
 
 
-def _is_empty(value: Any) -> bool:
-    return value in (None, "", ())
-
-
 def _yaml(value: Any) -> str:
     if value == [""]:
         return '[""]'
@@ -148,19 +145,11 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=_WIDTH).removesuffix("\n...\n").strip()
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [_row(header), _row(tuple("---" for _ in header)), *map(_row, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width)
+def _item(name: str, default: str, text: str) -> str:
+    """One entry of a list: name, default, meaning."""
+    return (
+        textwrap.fill(f"- `{name}`{f' ({default})' if default else ''}: {text}", _WIDTH, subsequent_indent="  ") + "\n"
+    )
 
 
 def _launch() -> ModuleType:
