@@ -207,6 +207,37 @@ def test_a_runtime_that_was_named_and_lacks_a_views_size_is_refused_in_favour_of
         segmenter.segment([picture(100, 140)])
 
 
+@pytest.mark.parametrize("views", [{"flip": True}, {"mode": "slide"}])
+def test_size_and_geometry_take_effect_with_averaged_views(bundle, tmp_path, views):
+    image = picture(100, 140)
+    other = write_tiny_bundle(tmp_path / "other", network_size=(96, 96), geometry="letterbox")
+    expected = averaging(other, **views).segment([image])[0].labels
+    options = ComputeOptions(runtime="torch", network_size=(96, 96), geometry="letterbox")
+    labels = open_segmenter(bundle.path, Inference(**views), options).segment([image])[0].labels
+    assert np.array_equal(labels, expected)
+    assert not np.array_equal(labels, averaging(bundle, **views).segment([image])[0].labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_batch": 2}, "max_batch is 2"), ({"network_size": (60, 60)}, "multiples of")],
+)
+def test_options_that_averaged_views_cannot_honour_are_refused(bundle, options, message):
+    with pytest.raises(ParameterError, match=message):
+        open_segmenter(bundle.path, Inference(flip=True), ComputeOptions(runtime="torch", **options))
+
+
+def test_batches_give_the_scores_of_single_images(bundle, data, tmp_path):
+    single, batches = run(bundle, data, tmp_path), run(bundle, data, tmp_path, "--max-batch", "2")
+    assert batches == {**single, "max_batch": 2}
+
+
+def test_compute_flags_reach_the_segmenter(bundle, data, tmp_path):
+    scores = run(bundle, data, tmp_path, "--runtime", "torch", "--network-size", "32", "64", "--geometry", "letterbox")
+    assert (scores["runtime"], scores["network_size"], scores["geometry"]) == ("torch", [32, 64], "letterbox")
+    assert scores["miou"] != run(bundle, data, tmp_path)["miou"]
+
+
 def run(bundle: Bundle, data: Path, output: Path, *options: str) -> dict:
     arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(output / "scores.json"), *options]
     assert evaluate.main([str(bundle.path), *arguments]) == 0

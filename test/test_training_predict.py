@@ -137,6 +137,23 @@ def test_the_first_frames_and_another_rate_can_be_asked_for(bundle, tmp_path, vi
     assert summary(tmp_path / "out")["frames"] == 2
 
 
+def test_batches_of_a_video_give_the_masks_of_single_frames(bundle, tmp_path, video):
+    for output, options in (("single", ()), ("batches", ("--max-batch", 2, "--frames", 3))):
+        assert predict(bundle, video, tmp_path / output, *options) == 0
+    assert summary(tmp_path / "batches")["frames"] == 3
+    for number in range(3):
+        masks = [tmp_path / output / "masks" / f"{number:06d}.png" for output in ("single", "batches")]
+        assert masks[0].read_bytes() == masks[1].read_bytes()
+
+
+def test_options_may_stand_before_bundle_and_input(bundle, tmp_path):
+    Image.fromarray(picture(50, 70)).save(tmp_path / "room.png")
+    line = ["--runtime", "torch", str(bundle.path), "--network-size", "32", "64", "--output", str(tmp_path / "out")]
+    assert command.main([*line, "--overlays", "False", str(tmp_path / "room.png")]) == 0
+    assert written(tmp_path / "out") == {"masks/room.png", "summary.json"}
+    assert summary(tmp_path / "out")["settings"]["network_size"] == [32, 64]
+
+
 def test_an_interrupted_stream_keeps_what_was_written(bundle, tmp_path, video, monkeypatch):
     whole = command.open_input(str(video)).frames
 

@@ -8,10 +8,14 @@ import pytest
 import torch
 import yaml
 
+from dinov3_seg_ros.command_line import UsageError
 from dinov3_seg_ros.support.errors import RecipeError
+from training import train
 from training.optimization.optimizers import AdamSection, AdamWSection, SGDSection
 from training.optimization.schedules import Constant, Cosine, OneCycle, Poly, Step
 from training.recipes.loading import RECIPES_FOLDER, load_recipe
+from training.recipes.overrides import SettingsParser, apply_overrides
+from training.recipes.schema import Recipe
 
 MINIMAL = {
     "name": "minimal",
@@ -93,6 +97,94 @@ def test_a_value_may_follow_an_equals_sign(tmp_path):
     recipe = load_recipe(path, [*overrides.split(), "--description=a=b"])
     assert (recipe.optimizer.lr, recipe.input.network_size, recipe.description) == (0.5, (32, 64), "a=b")
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
+
+
+def settings_parser() -> SettingsParser:
+    parser = SettingsParser("training.try", "Try something.", "RECIPE", Recipe)
+    parser.add_argument("recipe")
+    parser.add_argument("--dry-run", action="store_true")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides"),
+    [
+        ("--optimizer.lr 1e-3 demo", "--optimizer.lr 1e-3"),
+        ("--optimizer.lr=1e-3 demo", "--optimizer.lr 1e-3"),
+        ("demo --optimizer.lr 1e-3", "--optimizer.lr 1e-3"),
+        ("--input.network-size 32 64 demo", "--input.network-size 32 64"),
+        ("--seed 7 demo --optimizer.betas 0.8 0.9", "--seed 7 --optimizer.betas 0.8 0.9"),
+        ("--inference.scales 0.75 1.0 demo", "--inference.scales 0.75 1.0"),
+        ("--inference.stride auto demo", "--inference.stride auto"),
+        ("--inference.stride 32 64 demo", "--inference.stride 32 64"),
+        ("--head.options.rates 1 2 demo", "--head.options.rates 1 2"),
+        ("--losses.0.gamma 2 demo", "--losses.0.gamma 2"),
+        ("--data.root FOLDER demo", "--data.root FOLDER"),
+        ("--backbone.layers 1 2 --seed 7 demo", "--backbone.layers 1 2 --seed 7"),
+        ("--backbone.layers -2 -1 demo --seed 7", "--backbone.layers -2 -1 --seed 7"),
+        ("demo --backbone.layers 1 2", "--backbone.layers 1 2"),
+    ],
+)
+@pytest.mark.parametrize("place", ["before", "after", "without"])
+def test_overrides_may_stand_before_the_recipe(line, overrides, place):
+    words = {"before": ["--dry-run", *line.split()], "after": [*line.split(), "--dry-run"], "without": line.split()}
+    options, found = settings_parser().parse_settings(words[place])
+    assert (options.recipe, options.dry_run) == ("demo", place != "without")
+    assert found == overrides.split()
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("--optimizer.lrr", "--optimizer.lr"),
+        ("--batchsize", "--batch_size"),
+        ("--data.rot", "--data.root"),
+        ("--dry-runs", "--dry-run"),
+        ("--losses.0.gama", "--losses.N.gamma"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(key, nearest):
+    with pytest.raises(UsageError) as error:
+        settings_parser().parse_settings(["demo", key, "1"])
+    assert f"unknown option {key} (did you mean '{nearest}'?)" in str(error.value)
+
+
+@pytest.mark.parametrize("words", [[], ["demo"]])
+def test_the_help_lists_every_key_with_its_value(words, capsys):
+    assert train.main(["--help", *words, "--seed", "7"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("--optimizer.lr FLOAT", "--inference.stride INT INT|auto", "--head.options.NAME VALUE"):
+        assert part in said, part
+    assert "Rows and columns from one window to the next; auto: two thirds of the network size." in said
+    assert ("--losses.N.gamma FLOAT" in said) == (not words), "keys of the recipe's own losses, or of all"
+    assert ("--seed INT (now: 7)" in said) == bool(words)
+
+
+def test_null_takes_a_value_back(tmp_path):
+    path = write(tmp_path, ema=0.9, data={"name": "scenes", "count": 8, "cache": "there"})
+    recipe = load_recipe(path, ["--ema", "null", "--data.cache", "None", "--iterations", "3", "--epochs", "null"])
+    assert (recipe.ema, recipe.data.cache, recipe.iterations, recipe.epochs) == (None, None, 3, None)
+
+
+def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):
+    recipe = load_recipe(write(tmp_path, head={"options": {"width": 8}}))
+    assert apply_overrides(recipe, ["--head.options.width", "16"]).head.options == {"width": 16}
+    assert recipe.head.options == {"width": 8}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("--seed", "--seed has no value"),
+        ("--seed 1 2", "cannot use --seed 1 2: it takes one value"),
+        ("7", "cannot use 7: it belongs to no key"),
+        ("--backbone.config.depths 1", "what holds it is null"),
+        ("--stages 1", "unknown key --stages"),
+    ],
+)
+def test_an_override_of_a_wrong_form_is_refused(tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path), overrides.split())
 
 
 def test_overrides_reach_each_of_several_losses(tmp_path):
