@@ -1,4 +1,4 @@
-"""Exported graphs written by hand: what an export of a bundle looks like, without the time that a real one takes."""
+"""Small ONNX graphs in the form of an export, for tests that need no real one, which takes seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
-# What calls itself int8 may leave any node in float.
+# An int8 graph may leave any node in float.
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
 _CHANNELS = 4
 
@@ -34,7 +34,7 @@ def write_graphs(
     head_type: str | None = None,
     head_operator: str | None = None,
 ) -> Path:
-    """Write an export of two convolutional graphs with made-up weights; ``head_*`` spoil the head's."""
+    """Write an export of two convolutional graphs with random weights; ``head_*`` spoil the head's."""
     folder = export_folder(bundle, size, precision)
     folder.mkdir(parents=True, exist_ok=True)
     _write_backbone(folder / BACKBONE_GRAPH, bundle, _TYPES[precision], size, np.random.default_rng(seed))
@@ -83,7 +83,7 @@ def _write_head(path, bundle, kind, size, random, operator):
         inputs.append(_tensor(name, kind, [_CHANNELS, *(extent // stride for extent in size)]))
         constants.append(_constant(f"w{layer}", random.normal(0, 1, (classes, _CHANNELS, 1, 1)), kind))
         source = name
-        if terms:  # the coarser maps as one number for each class
+        if terms:  # of a coarser map, one number for each class
             source = f"mean{layer}"
             nodes.append(helper.make_node("GlobalAveragePool", [name], [source]))
         nodes.append(helper.make_node("Conv", [source, f"w{layer}"], [f"term{layer}"]))

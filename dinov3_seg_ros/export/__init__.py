@@ -1,1 +1,1 @@
-"""From a trained bundle to graphs that run without torch, compared with the model before a robot can pick them up."""
+"""From a trained bundle to ONNX graphs that run without torch, compared with the model before a robot can use them."""

@@ -1,4 +1,4 @@
-"""The steps of an export, in order: graphs, comparison, and only then the bundle's folder."""
+"""The steps of an export, in order: write the graphs, compare them, and only then put them into the bundle."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.frames.preprocessing import check_geometry
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
-from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes.choice import available_runtimes, open_runtime
+from dinov3_seg_ros.frames.sources import find_images
+from dinov3_seg_ros.options import ComputeOptions, Precision
+from dinov3_seg_ros.runtimes.agreement import THRESHOLDS
+from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
 from dinov3_seg_ros.support.errors import ExportError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 
-# The float type of a precision's graphs, of which the integer ones are then made.
+# The float type of each precision's graphs. The integer graphs are made from float graphs.
 _DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -69,18 +70,18 @@ class ExportOptions:
     """What to export, and what to compare it on.
 
     Attributes:
-        size: (height, width) of the network's input, pixels; None: the bundle's.
-        precision: one of `artefacts.PRECISIONS`.
-        fuse: also write backbone and head as one graph.
-        images: folder of images to compare and calibrate with; None: made ones.
-        masks: folder of their index masks, PNG of the same names.
-        least_labels: share of equal labels to ask for, 0..1; None: the precision's.
+        size: (height, width) of the network input, pixels; None takes the bundle's.
+        precision: of the graphs.
+        fuse: also write backbone and head as one graph, for programs of other projects; see `graphs.fuse`.
+        images: folder of images to compare and calibrate with; None takes synthetic images.
+        masks: folder of their index masks, PNG files with the images' names.
+        least_labels: share of equal labels to require, 0..1; None takes the precision's.
         engine: also build this machine's TensorRT engines of the graphs, and compare them too.
-        max_batch: the most frames at once that the engines are for.
+        max_batch: the largest batch of the engines.
     """
 
     size: tuple[int, int] | None = None
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     fuse: bool = False
     images: Path | None = None
     masks: Path | None = None
@@ -90,25 +91,24 @@ class ExportOptions:
 
 
 def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> dict[Path, str]:
-    """Export bundles that share a backbone into their own folders.
+    """Export bundles that share a backbone, each into its own folder.
 
-    Nothing is replaced before all of it is verified and written: an error until then leaves every folder as it was.
-    Each gets the same backbone graph, which gives the maps of all the heads, so that any of them can be run alone or
-    together with the others.
+    Nothing is replaced before everything is verified and written: an error until then leaves every folder as it was.
+    All get the same backbone graph, which returns the maps of all heads. So each head can run alone or with the others.
 
     Returns:
-        Folder of each export, and of the engines -> its report in Markdown.
+        The report in Markdown by the folder of each export, and of the engines.
 
     Raises:
-        ExportError: the graphs do not compute what the model computes, and nothing was written; or only the engines do
-            not, and the graphs are kept.
-        BundleError, BackboneError, ParameterError: what cannot be exported, and why.
-        RuntimeUnavailableError: there can be no engines here.
+        ExportError: the graphs do not compute what the model computes, and nothing was written; or only the engines
+            compute something else, and the graphs are kept.
+        BundleError, BackboneError, DatasetError, ParameterError: what cannot be exported or compared with, and why.
+        RuntimeUnavailableError: no engine can be built here.
         OSError: the disk is full or not writable; no folder holds part of an export.
     """
     bundles = [load_bundle(path) for path in paths]
     check_shared_backbone(bundles)
-    size = tuple(options.size or bundles[0].manifest.input.network_size)
+    size = options.size or bundles[0].manifest.input.network_size
     for bundle in bundles:
         check_geometry("stretch", size, bundle.manifest.backbone.multiple)
     if options.engine:
@@ -130,7 +130,7 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
 
 
 class _Job:
-    """One export; its methods are its steps."""
+    """One export. Its methods are the steps."""
 
     def __init__(self, bundles: Sequence[Bundle], size: tuple[int, int], options: ExportOptions) -> None:
         self._bundles, self._size, self._options = bundles, size, options
@@ -139,7 +139,7 @@ class _Job:
         self._samples = _samples(options)
 
     def run(self, work: Path) -> list[Export]:
-        """Make one folder in ``work`` for each bundle, complete and compared.
+        """Write one folder in ``work`` for each bundle, complete and compared.
 
         Raises:
             ExportError: the graphs do not compute what the model computes.
@@ -158,18 +158,22 @@ class _Job:
         return exports
 
     def build_engines(self) -> dict[Path, str]:
-        """Build engines of the graphs that now lie in the bundles, and compare them with the model; their report.
+        """Build engines of the graphs that are now in the bundles, and compare them with the model.
+
+        Returns:
+            The report in Markdown by the engines' folder.
 
         Raises:
-            ExportError: they do not compute what the model computes; they were removed, the graphs were not.
+            ExportError: they do not compute what the model computes; they were removed, and the graphs kept.
         """
+        from dinov3_seg_ros.runtimes.tensorrt.runtime import TensorRTRuntime
         from dinov3_seg_ros.runtimes.tensorrt.store import store_folder
 
         precision = self._options.precision
         options = ComputeOptions(
             runtime="tensorrt", precision=precision, network_size=self._size, max_batch=self._options.max_batch
         )
-        with contextlib.closing(open_runtime(self._bundles, options)[0]) as found:
+        with contextlib.closing(TensorRTRuntime(self._bundles, options)) as found:
             record = {"machine": found.description, **self._compare_with_model(found)}
             try:
                 parity.check(record, precision, self._options.least_labels, "the TensorRT engines", _ENGINES_REMOVED)
@@ -184,15 +188,17 @@ class _Job:
         return {store_folder(): report}
 
     def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
-        """One graph, in every folder; returns the names of the nodes that an integer precision leaves in float."""
+        """Write one graph into every folder; return the nodes that an integer precision leaves in float."""
         backbone = self._bundles[0].load_backbone(layers=self._layers)
-        # Graphs of int8 are for ONNX Runtime alone, so that they may hold its own operators.
-        fused = self._options.precision == "int8"
-        graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype, fused).eval()
+        # Only ONNX Runtime runs int8 graphs, so they may hold its own operators.
+        fused_attention = self._options.precision == "int8"
+        graph = BackboneGraph(backbone, self._size, self._input.mean, self._input.std, self._dtype, fused_attention)
+        graph.eval()
         properties = self._properties_of_backbone
         with torch.no_grad():
             self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
-        path, float_nodes = folders[0] / BACKBONE_GRAPH, []
+        path = folders[0] / BACKBONE_GRAPH
+        float_nodes: list[str] = []
         if self._options.precision.startswith("int8"):
             export_backbone(graph, self._size, work / BACKBONE_GRAPH, properties)
             float_nodes = self._quantise(work / BACKBONE_GRAPH, path)
@@ -205,16 +211,18 @@ class _Job:
         return float_nodes
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
-        """Leave more and more of the most sensitive nodes in float until the features are near enough."""
+        """Leave more and more of the most sensitive nodes in float, until the features are close enough."""
         canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
-        method = quantisation.dynamic
+        method: quantisation.Quantise = quantisation.dynamic
         if self._options.precision == "int8_qdq":
             method = quantisation.static_for(canvases[:_CALIBRATION_IMAGES])
-        least, ranked = parity.THRESHOLDS[self._options.precision].cosine, None
+        least = THRESHOLDS[self._options.precision].cosine
+        ranked: list[str] = []
+        kept: list[str] = []
         for share in _SHARES_IN_FLOAT:
-            if share and ranked is None:
+            if share and not ranked:  # ranking runs a graph for each node, and often none is left in float
                 ranked = quantisation.rank_by_sensitivity(source, method, canvases[:1], target.parent)
-            kept = ranked[: round(share * len(ranked))] if share else []
+            kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
             if quantisation.cosine(source, target, canvases) >= least:
                 break
@@ -242,7 +250,7 @@ class _Job:
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
         try:
-            # On the CPU, for which the export vouches, even where there is a GPU.
+            # On the CPU, which the export names in its record, even where there is a GPU.
             options = ComputeOptions(device="cpu", precision=self._options.precision)
             found = OnnxRuntime(self._bundles, options, {self._size: exports})
         except ExportError as error:
@@ -313,18 +321,23 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
 
 def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:
     session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=list(providers))
-    return lambda canvases: session.run([LOGITS], {CANVASES: canvases})[0]
+
+    def run(canvases: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run([LOGITS], {CANVASES: canvases})[0]
+        return logits
+
+    return run
 
 
 def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:
-    """The images to compare on, read anew at each call: there may be more than memory holds."""
+    """Return what reads the images to compare on, anew at each call: there may be more than memory holds."""
     if options.images is None:
         if options.masks is not None:
             raise ParameterError("masks were given without images; name their images with --images")
-        return lambda: ((image, None) for image in parity.made_samples())
-    files = sorted(file for file in options.images.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ParameterError(f"{options.images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        return lambda: ((image, None) for image in parity.synthetic_samples())
+    if not options.images.is_dir():
+        raise ParameterError(f"{options.images}: there is no such folder; give the folder of the images")
+    files = find_images(options.images)
 
     def read() -> Iterator[parity.Sample]:
         for file in files:
@@ -339,12 +352,12 @@ def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:
 def _read_image(path: Path, flags: int) -> np.ndarray:
     image = cv2.imread(str(path), flags)
     if image is None:
-        raise ParameterError(f"{path} is missing or no image")
+        raise ParameterError(f"{path} is missing or cannot be read as an image")
     return image
 
 
 def _licences(bundle: Bundle) -> str:
-    """What the graphs of a bundle are subject to, one sentence a line."""
+    """Return the licences that the graphs of a bundle are subject to, one sentence a line."""
     lines = list(bundle.manifest.licences)
     backbone = bundle.manifest.backbone
     if backbone.model_type.startswith("dinov3") and backbone.storage != "embedded":

@@ -1,8 +1,8 @@
-"""PyTorch modules -> ONNX graphs: one for the backbone, one for each head.
+"""From PyTorch modules to ONNX graphs: one for the backbone, one for each head.
 
-The precision is in the graph (TensorRT 11 knows no other way): weights and activations of the wanted type, but
-normalisation and attention scores in float32, which DINOv3 needs on more than one inference library. A BatchNorm right
-behind a convolution becomes a part of it instead, before its weights are rounded.
+The precision is in the graph, because TensorRT 11 has no other way. Weights and activations have the wanted type;
+normalisation and attention scores stay in float32, which DINOv3 needs on several inference libraries. A BatchNorm
+directly behind a convolution is folded into it, before its weights are rounded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import onnx
 import torch
 from onnx.compose import merge_models
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
@@ -32,24 +31,25 @@ from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
 
-#: The newest that TensorRT 10 and 11 and every ONNX Runtime of the last years read.
+#: The newest opset that TensorRT 10 and 11 and the ONNX Runtimes of the last years read.
 OPSET = 18
 _PLAIN_ATTENTION, _FUSED_ATTENTION = "dinov3_seg_ros_plain", "dinov3_seg_ros_fused"
 _WORTH_COMPACTING = 256
-_EXAMPLE_BATCH = 2  # torch.export would take a batch of 1 for a constant
+_EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 
 class BackboneGraph(nn.Module):
-    """Canvases (N, H, W, 3) uint8 RGB -> feature maps, as exported.
+    """Network inputs (N, H, W, 3) uint8 RGB to feature maps, as exported.
 
-    Changes the backbone that it is given: its types, norms and attention.
+    Changes the types, norms and attention of the backbone that it is given.
 
     Args:
         backbone: frozen.
-        size: (height, width) of the canvases, pixels.
+        size: (height, width) of the network input, pixels.
         mean, std: normalisation of each channel, for values 0..1.
         dtype: of weights and activations.
-        fused_attention: as one operator of ONNX Runtime's own, which never builds the whole matrix of scores.
+        fused_attention: attention as one of ONNX Runtime's own operators, which never builds the whole matrix of
+            scores.
     """
 
     def __init__(
@@ -68,32 +68,38 @@ class BackboneGraph(nn.Module):
             AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
             backbone.model.set_attn_implementation(_FUSED_ATTENTION if fused_attention else _PLAIN_ATTENTION)
         _make_positions_constant(backbone.model, size)
+        self.layers = tuple(backbone.layers)
         self.backbone = _converted(backbone.eval(), dtype)
 
     def forward(self, canvases: Tensor) -> tuple[Tensor, ...]:
-        """Maps (N, C_i, h_i, w_i) of the dtype, in the order of the backbone's layers."""
+        """Return the maps (N, C_i, h_i, w_i) of the dtype, in the order of the backbone's layers."""
         return tuple(self.backbone(self._normalise(canvases).to(self._dtype)))
 
 
 class HeadGraph(nn.Module):
-    """Feature maps -> logits (N, C, h, w) float32, as exported. Changes the head that it is given: types and norms."""
+    """Feature maps to logits (N, C, h, w) float32, as exported.
+
+    Changes the types and norms of the head that it is given.
+    """
 
     def __init__(self, head: Head, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.head = _converted(head.eval(), dtype)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Maps (N, C_i, h_i, w_i) in the order of the head's layers."""
-        return self.head(list(maps)).float()
+        """Return the logits for maps (N, C_i, h_i, w_i) in the order of the head's layers."""
+        logits: Tensor = self.head(list(maps))
+        return logits.float()
 
 
 class _Float32Norm(nn.Module):
-    def __init__(self, norm: nn.LayerNorm | _BatchNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.BatchNorm2d) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.norm(features.float()).to(features.dtype)
+        normalised: Tensor = self.norm(features.float())
+        return normalised.to(features.dtype)
 
 
 def export_backbone(graph: BackboneGraph, size: tuple[int, int], path: Path, properties: Mapping[str, Any]) -> None:
@@ -101,32 +107,40 @@ def export_backbone(graph: BackboneGraph, size: tuple[int, int], path: Path, pro
 
     Args:
         graph: what to export.
-        size: (height, width) of the canvases, pixels.
-        path: of the file; weights of 2 GB and more go into a file beside it.
-        properties: what the file says of itself, by name; values as JSON.
+        size: (height, width) of the network input, pixels.
+        path: the file; weights of 2 GB and more go into a file beside it.
+        properties: metadata of the file, by name; values are stored as JSON.
     """
     canvases = torch.zeros(_EXAMPLE_BATCH, *size, 3, dtype=torch.uint8)
-    outputs = [map_name(layer) for layer in graph.backbone.layers]
+    outputs = [map_name(layer) for layer in graph.layers]
     _export(graph, (canvases,), path, [CANVASES], outputs, properties)
 
 
 def export_head(
     graph: HeadGraph, maps: Sequence[Tensor], layers: Sequence[int], path: Path, properties: Mapping[str, Any]
 ) -> None:
-    """Write a head's graph for maps of these shapes (but for the batch) and types; see `export_backbone`."""
+    """Write a head's graph for maps of these types and shapes, but any batch; see `export_backbone`."""
     _export(graph, tuple(maps), path, [map_name(layer) for layer in layers], [LOGITS], properties)
 
 
 def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properties: Mapping[str, Any]) -> None:
-    """Write one graph, canvases -> logits, out of a backbone's and a head's that reads the maps of ``layers``.
+    """Write one graph from a backbone's graph and a head's: the whole network, for programs of other projects.
 
-    See `export_backbone` on ``properties``, which take the place of those of the two.
+    The robot does not use it: it runs the two graphs, so that several heads share one backbone. A program in another
+    language needs only this file. Its input ``canvases`` is (N, H, W, 3) uint8 RGB frames at the network size, any N,
+    not normalised; its output ``logits`` is (N, C, h, w) float32, which the program upsamples and takes the argmax of.
+
+    Args:
+        backbone, head: the two graphs.
+        layers: whose maps the head reads.
+        path: the file to write.
+        properties: metadata in place of that of the two; see `export_backbone`.
     """
     first, second = onnx.load(backbone), onnx.load(head)
     names = [map_name(layer) for layer in layers]
-    for model in (first, second):  # what they say of themselves may differ, which the merge refuses
+    for model in (first, second):  # the merge refuses metadata that differs
         del model.metadata_props[:]
-    # The two were exported apart, so that their inner names may collide.
+    # The two were exported apart, so their inner names may collide.
     onnx.compose.add_prefix(first, "backbone/", rename_inputs=False, rename_outputs=False, inplace=True)
     fused = merge_models(
         first,
@@ -139,9 +153,9 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
 
 
 def store_compactly(path: Path) -> None:
-    """Store float32 weights as float16 where that loses nothing, as in bundles stored in float16.
+    """Store float32 weights as float16 where float16 holds them exactly, as in bundles stored in float16.
 
-    A Cast in the graph makes them float32 again; inference libraries do that once, when they load.
+    A Cast in the graph makes them float32 again; inference libraries compute it once, when they load.
     """
     model = onnx.load(path)
     casts = []
@@ -167,13 +181,13 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     The model must hold its weights itself.
     """
     large, weights = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF, path.with_name(f"{path.name}.data")
-    # Of the graph that was here, which PyTorch's exporter writes so from 1.5 GB on; onnx would append to it.
+    # A file of the graph that was here before (PyTorch's exporter writes one from 1.5 GB on); onnx would append to it.
     weights.unlink(missing_ok=True)
     onnx.save(model, path, save_as_external_data=large, location=weights.name if large else None)
 
 
 def operators(path: Path) -> set[str]:
-    """Every operator in a graph; those outside the ONNX standard with their domain before them."""
+    """Return the names of all operators in a graph; those outside the ONNX standard begin with their domain."""
     model = onnx.load(path, load_external_data=False)
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     return {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes}
@@ -200,6 +214,7 @@ def _export(
             dynamic_shapes=((batch,) * len(inputs),) if varargs else (batch,),
             verbose=False,
         )
+        assert program is not None  # only with dynamo=False
         program.save(path)
     model = onnx.load(path, load_external_data=False)
     _forget_origin(model)
@@ -213,7 +228,7 @@ def _describe(model: onnx.ModelProto, properties: Mapping[str, Any]) -> None:
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes on each node: stack traces, with the paths of the machine that exported."""
+    """Remove the exporter's notes on each node: stack traces, with paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
@@ -229,7 +244,7 @@ def _attention_with_float32_scores(
     scaling: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in plain operators: (B, heads, tokens, channels) each -> (B, tokens, heads, channels)."""
+    """Attention in plain operators, from (B, heads, tokens, channels) each to (B, tokens, heads, channels)."""
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3)).softmax(dim=-1)
     return torch.matmul(scores.to(value.dtype), value).transpose(1, 2), None
@@ -244,11 +259,13 @@ def _attention_of_onnx_runtime(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As `_attention_with_float32_scores`; on a CPU tile by tile (FlashAttention, Dao et al. 2022)."""
+    """The same attention as one operator, which a CPU computes tile by tile (FlashAttention, Dao et al. 2022)."""
     if not torch.onnx.is_in_onnx_export():
         return _attention_with_float32_scores(module, query, key, value, mask, scaling, **options)
     batch, heads, tokens, channels = query.shape
-    attributes = {"num_heads": heads}
+    attributes: dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str]] = {
+        "num_heads": heads
+    }
     if scaling is not None:
         attributes["scale"] = float(scaling)
     attended = torch.onnx.ops.symbolic(
@@ -259,29 +276,31 @@ def _attention_of_onnx_runtime(
         shape=(batch, tokens, heads * channels),
         version=1,
     )
-    return attended.unflatten(2, (heads, channels)), None
+    return attended.reshape(batch, tokens, heads, channels), None
 
 
 def _make_positions_constant(model: nn.Module, size: tuple[int, int]) -> None:
-    """DINOv2 interpolates learnt position embeddings to the input's size, which is fixed here."""
-    embeddings = getattr(model, "embeddings", None)
+    """Store DINOv2's position embeddings, which it interpolates to the input's size, for the size of this graph."""
+    embeddings: Any = getattr(model, "embeddings", None)
     if hasattr(embeddings, "interpolate_pos_encoding"):
-        patch = model.config.patch_size
-        tokens = 1 + (size[0] // patch) * (size[1] // patch)
+        config: Any = model.config
+        tokens = 1 + (size[0] // config.patch_size) * (size[1] // config.patch_size)
         with torch.no_grad():
-            positions = embeddings.interpolate_pos_encoding(torch.zeros(1, tokens, model.config.hidden_size), *size)
+            positions = embeddings.interpolate_pos_encoding(torch.zeros(1, tokens, config.hidden_size), *size)
         embeddings.register_buffer("positions_of_size", positions, persistent=False)
         embeddings.interpolate_pos_encoding = lambda *_: embeddings.positions_of_size
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module, changed, with weights and activations of the type, but for its norms."""
+    """Change a module to weights and activations of the type, except its norms; return it."""
     if dtype == torch.float32:
         return module
     _fold_norms_into_convolutions(module)
-    # Copies, which are not rounded: variances may be more than float16 holds.
+    # Copies are not rounded: variances may be more than float16 holds.
     parts = dict(module.named_modules(remove_duplicate=False))
-    norms = {name: copy.deepcopy(part) for name, part in parts.items() if isinstance(part, nn.LayerNorm | _BatchNorm)}
+    norms = {
+        name: copy.deepcopy(part) for name, part in parts.items() if isinstance(part, nn.LayerNorm | nn.BatchNorm2d)
+    }
     module.to(dtype)
     for name, norm in norms.items():
         parent, _, child = name.rpartition(".")
@@ -290,7 +309,7 @@ def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _fold_norms_into_convolutions(module: nn.Module) -> None:
-    """Where a sequence tells that a BatchNorm reads a convolution and nothing else does."""
+    """Fold a BatchNorm into a convolution where a sequence shows that nothing else reads the convolution."""
     for sequence in [part for part in module.modules() if isinstance(part, nn.Sequential)]:
         for index, (convolution, norm) in enumerate(itertools.pairwise(list(sequence))):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -299,7 +318,7 @@ def _fold_norms_into_convolutions(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on itself and on the torchvision that nobody needs."""
+    """Silence the exporter's remarks on itself and on torchvision, which is not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

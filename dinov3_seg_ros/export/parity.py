@@ -1,4 +1,4 @@
-"""The gate: what an exported graph computes beside what the PyTorch model computes."""
+"""The gate of an export: compares what a graph computes with what the PyTorch model computes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from dinov3_seg_ros.support.metrics import ConfusionMatrix
 
 _ROOMS = 4
 _SIGNIFICANT_SHARE = 0.01
-# What is compared, in words, for the name of each.
+# What is compared, in words for messages; each takes a name.
 _STAGES = {"features": "feature map {}", "heads": "logits of {}", "fused": "logits of the fused graph of {}"}
 
-#: An image (H, W, 3) uint8 RGB, and its mask (H, W) where there is one.
+#: An image (H, W, 3) uint8 RGB, and its mask (H, W) of class ids where there is one.
 Sample = tuple[np.ndarray, np.ndarray | None]
-#: From canvases (N, H, W, 3) uint8 to logits (N, C, h, w) float32.
+#: From network inputs (N, H, W, 3) uint8 to logits (N, C, h, w) float32.
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
 class _Head:
-    """Logits and labels of one head, by both."""
+    """The logits and labels of one head, by the model (reference) and by the graph (found)."""
 
     def __init__(self, classes: int) -> None:
         self.logits = Difference()
@@ -39,7 +39,7 @@ class _Head:
         self.truth = {which: ConfusionMatrix(classes) for which in ("reference", "found")}
 
     def update(self, reference: np.ndarray, found: np.ndarray, placement: Placement, truth: np.ndarray | None) -> None:
-        """Logits (1, C, h, w) of one canvas, and the frame's mask (H, W) where there is one."""
+        """Compare the logits (1, C, h, w) of one network input; ``truth`` is the frame's mask (H, W), if any."""
         self.logits.update(reference, found)
         window = placement.window(reference.shape[-2:])
         shown = placement.frame_size if truth is not None else (placement.height, placement.width)
@@ -54,6 +54,7 @@ class _Head:
             self.truth["found"].update(truth, actual)
 
     def record(self) -> dict[str, Any]:
+        """Return the figures for the report."""
         share = self.seen / max(self.pixels, 1)
         record: dict[str, Any] = {
             **self.logits.record(),
@@ -61,24 +62,24 @@ class _Head:
             "labels_equal_worst_image": round(self.worst, 6),
             "classes_of_1_percent": int((share >= _SIGNIFICANT_SHARE).sum()),
         }
-        scores = {which: np.nanmean(m.iou()) if m.counts.any() else None for which, m in self.truth.items()}
-        if scores["reference"] is not None:
-            record["miou_reference"], record["miou"] = (round(float(scores[w]), 5) for w in ("reference", "found"))
+        if self.truth["reference"].counts.any():
+            scores = {which: round(float(np.nanmean(matrix.iou())), 5) for which, matrix in self.truth.items()}
+            record["miou_reference"], record["miou"] = scores["reference"], scores["found"]
         return record
 
 
-def made_samples() -> list[np.ndarray]:
-    """Images for lack of the user's: rendered rooms, noise, and one even grey; (480, 640, 3) uint8 RGB."""
+def synthetic_samples() -> list[np.ndarray]:
+    """Generate images for when the user gives none: rendered rooms, noise and even grey; (480, 640, 3) uint8 RGB."""
     rooms = [scenes.sample("val", index, (480, 640))[0] for index in range(_ROOMS)]
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     return [*rooms, noise, np.full_like(noise, 128)]
 
 
 def lay_out(image: np.ndarray, manifest: Manifest, size: tuple[int, int]) -> tuple[np.ndarray, Placement]:
-    """An image (H, W, 3) uint8 RGB as a graph of fixed size sees it on the robot.
+    """Lay an image (H, W, 3) uint8 RGB on the network input, as the robot does for a graph of fixed size.
 
     Returns:
-        The canvas (1, height, width, 3) uint8 of ``size``, and where the image lies on it.
+        The network input (1, height, width, 3) uint8 of ``size`` (height, width), and where the image lies on it.
     """
     geometry = "stretch" if manifest.input.geometry == "stretch" else "letterbox"
     placement = place(image.shape[:2], geometry, size, manifest.backbone.multiple)
@@ -95,20 +96,20 @@ def compare(
     samples: Iterable[Sample],
     fused: Mapping[str, Logits] | None = None,
 ) -> dict[str, Any]:
-    """Run both on every sample.
+    """Run the model and the graphs on every sample.
 
     Args:
         bundles: whose heads are compared.
         reference: the PyTorch model in float32.
         found: what runs the graphs.
-        size: (height, width) of the canvases, pixels.
+        size: (height, width) of the network input, pixels.
         samples: images (H, W, 3) uint8 RGB of any size; masks (H, W) of class ids where there are any, else None.
-        fused: by bundle name, backbone and head in one graph.
+        fused: what runs the graph of backbone and head in one, by bundle name.
 
     Returns:
         ``images``, their number; ``features`` by map name and ``heads`` by bundle name, each with ``cosine`` and
-        ``max_abs``; heads also with ``labels_equal`` (share of the canvases' pixels, 0..1),
-        ``labels_equal_worst_image`` and, with masks, ``miou`` of both; ``fused`` like ``heads``, where there are any.
+        ``max_abs``; heads also with ``labels_equal`` (share of all pixels, 0..1), ``labels_equal_worst_image`` and,
+        with masks, ``miou`` and ``miou_reference``; ``fused`` like ``heads``, where there are any.
     """
     first = bundles[0].manifest
     layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
@@ -130,9 +131,14 @@ def compare(
             head.update(logits, actual.logits()[name], placement, truth)
             if name in fused:
                 fused_heads[name].update(logits, fused[name](canvas), placement, truth)
-    compared = {"features": features, "heads": heads, **({"fused": fused_heads} if fused else {})}
-    records = {part: {name: some.record() for name, some in of.items()} for part, of in compared.items()}
-    return {"images": count, **records}
+    record = {
+        "images": count,
+        "features": {name: difference.record() for name, difference in features.items()},
+        "heads": {name: head.record() for name, head in heads.items()},
+    }
+    if fused:
+        record["fused"] = {name: head.record() for name, head in fused_heads.items()}
+    return record
 
 
 def check(
@@ -142,14 +148,17 @@ def check(
     subject: str = "the exported graphs",
     outcome: str = "Nothing was written",
 ) -> None:
-    """Raise ExportError, naming the stage, unless what `compare` returned reaches the precision's thresholds.
+    """Require that what `compare` returned reaches the precision's thresholds.
 
     Args:
         record: from `compare`.
         precision: a key of `THRESHOLDS`.
-        least_labels: share of equal labels to ask for in place of the threshold's, 0..1.
+        least_labels: share of equal labels to require in place of the threshold's, 0..1.
         subject: what was compared, for the message.
-        outcome: what the caller makes of an error, for the message.
+        outcome: what the caller does on an error, for the message.
+
+    Raises:
+        ExportError: it does not; names the stage.
     """
     threshold = THRESHOLDS[precision]
     least = threshold.labels if least_labels is None else least_labels
@@ -171,7 +180,7 @@ def check(
 
 
 def report(record: Mapping[str, Any], title: str) -> str:
-    """The comparison as a Markdown table."""
+    """Format the comparison as a Markdown table."""
     lines = [f"# {title}", ""]
     if "unverified" in record:
         return "\n".join([*lines, f"Not verified: {record['unverified']}", ""])

@@ -1,7 +1,7 @@
-"""8-bit integer forms of a float32 backbone graph, by ONNX Runtime's quantiser.
+"""8-bit integer forms of a float32 backbone graph, made by ONNX Runtime's quantiser.
 
-Only products with constant weights are quantised; the two products of attention, norms and everything else stay in
-float. Which of the layers are too sensitive for 8 bits is measured, not guessed.
+Only products with constant weights are quantised. The two products of attention, the norms and everything else stay in
+float. The sensitivity of the layers to 8 bits is measured.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Quantise = Callable[[Path, Path, Sequence[str]], None]
 
 
 def dynamic(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
-    """int8 weights for each output channel, activations quantised as they come: what CPUs are fastest with.
+    """Quantise weights to int8 by output channel, and activations when they are computed: the fastest form on CPUs.
 
     Args:
         source: the float32 graph.
-        target: where to write.
-        float_nodes: names of the nodes to leave as they are.
+        target: the file to write.
+        float_nodes: names of the nodes to leave in float.
     """
     with _quiet():
         quantize_dynamic(
@@ -48,10 +48,13 @@ def dynamic(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
 
 
 def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
-    """Symmetric int8 with ranges measured on canvases (1, H, W, 3) uint8, as QuantizeLinear and DequantizeLinear.
+    """Return what quantises to symmetric int8, as QuantizeLinear and DequantizeLinear, for TensorRT.
 
-    That is the form TensorRT reads; it asks for symmetric ranges, for weights quantised by output channel, and for
-    biases in float: it refuses to dequantise the int32 that they would be.
+    TensorRT requires symmetric ranges, weights quantised by output channel, and biases in float: it cannot dequantise
+    the int32 that quantised biases are.
+
+    Args:
+        canvases: network inputs, (1, H, W, 3) uint8 each, on which the ranges are measured.
     """
 
     def quantise(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
@@ -74,7 +77,7 @@ def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
 
 
 def weighted_nodes(graph: Path) -> list[str]:
-    """Names of the nodes that multiply by constant weights, in order."""
+    """Return the names of the nodes that multiply by constant weights, in order."""
     model = onnx.load(graph, load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     return [
@@ -85,15 +88,16 @@ def weighted_nodes(graph: Path) -> list[str]:
 
 
 def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.ndarray], folder: Path) -> list[str]:
-    """Nodes by how far the feature maps move when that node alone is quantised, the worst first.
+    """Rank the nodes by how far the feature maps move when that node alone is quantised, the worst first.
 
     Args:
         source: the float32 graph.
-        quantise: how.
-        canvases: (1, H, W, 3) uint8 each, to measure on.
+        quantise: makes the quantised graph.
+        canvases: network inputs to measure on, (1, H, W, 3) uint8 each.
         folder: for a temporary file.
     """
-    nodes, reference, errors = weighted_nodes(source), _run(source, canvases), {}
+    nodes, reference = weighted_nodes(source), _run(source, canvases)
+    errors: dict[str, float] = {}
     candidate = folder / "candidate.onnx"
     for node in nodes:
         quantise(source, candidate, [other for other in nodes if other != node])
@@ -103,7 +107,7 @@ def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.
 
 
 def cosine(source: Path, quantised: Path, canvases: Sequence[np.ndarray]) -> float:
-    """The smallest cosine, over maps and canvases, between the feature maps of two graphs."""
+    """Return the smallest cosine, over maps and canvases, between the feature maps of two graphs."""
     least = 1.0
     for maps in zip(_run(source, canvases), _run(quantised, canvases), strict=True):
         for a, b in zip(*maps, strict=True):
@@ -111,7 +115,7 @@ def cosine(source: Path, quantised: Path, canvases: Sequence[np.ndarray]) -> flo
     return least
 
 
-class _Canvases(CalibrationDataReader):
+class _Canvases(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     def __init__(self, canvases: Sequence[np.ndarray]) -> None:
         self._left: Iterator[np.ndarray] = iter(canvases)
 
@@ -131,14 +135,14 @@ def _run(graph: Path, canvases: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def _distance(reference: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> float:
-    """Largest, over maps and canvases, norm of the difference relative to the norm of the map."""
+    """Return the largest, over maps and canvases, norm of the difference relative to the norm of the map."""
     pairs = [pair for maps in zip(reference, found, strict=True) for pair in zip(*maps, strict=True)]
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)) for a, b in pairs)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice on pre-processing, which the exporter has done."""
+    """Silence the quantiser's advice to pre-process, which the exporter has done."""
     logging.disable(logging.WARNING)
     try:
         yield
