@@ -63,11 +63,6 @@ def prose(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def written_by_hand(text: str) -> str:
-    """The text without what tools/generate_docs.py writes."""
-    return re.sub(r"<!-- begin generated.*?<!-- end generated[^>]*-->", "", text, flags=re.DOTALL)
-
-
 def commands_of(text: str) -> list[str]:
     """The commands of the bash blocks, without comments and line breaks."""
     lines = "".join(blocks(text, "bash", "console")).replace("\\\n", " ").splitlines()
@@ -108,7 +103,7 @@ def test_the_readme_has_at_most_150_lines():
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.parent.name != "benchmarks"], ids=name_of)
 def test_no_line_is_wider_than_120_characters(path):
-    wide = [line for line in written_by_hand(path.read_text()).splitlines() if len(line) > 120]
+    wide = [line for line in path.read_text().splitlines() if len(line) > 120]
     assert wide == []
 
 
