@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.transport import remove_dead_segments
 
 
@@ -21,3 +22,9 @@ def _clean_shared_memory():
     remove_dead_segments()
     yield
     remove_dead_segments()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_decode():
+    """Compile the decode first, so that no test meets the change from NumPy to numba in its midst."""
+    decode.backend(wait=True)
