@@ -1,6 +1,6 @@
-"""Five frames through a node, in whatever surroundings this is started: ``python segment_five.py BUNDLE FOLDER``.
+"""Sends five frames through a node, in the environment that starts this: ``python segment_five.py BUNDLE FOLDER``.
 
-Prints ``{"answered": 5}`` when each got its mask; the node's log comes into the folder. Imports no torch.
+Prints ``{"answered": 5}`` when each frame has its mask. The node's log is written into the folder. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ros_graph import Graph
 
 
 def picture(seed=0):
-    """Noise, (60, 80, 3)."""
+    """Generate a noise image, (60, 80, 3) uint8 RGB."""
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8)
 
 
 def send_until_one_is_answered(graph, camera, masks):
-    """Both sides may know of each other at different moments; what is sent between is lost."""
+    """Send until a mask comes: the two sides discover each other at different times, and frames between are lost."""
 
     def answered():
         camera.send(camera.message(picture()))
@@ -28,13 +28,13 @@ def send_until_one_is_answered(graph, camera, masks):
 
     graph.spin_until(answered, "a mask")
     count = 0
-    while count < len(masks):  # until no further of these frames is answered
+    while count < len(masks):  # until no more masks of these frames come
         count = len(masks)
         graph.spin_for(1.0)
 
 
 def segment(graph, camera, masks, rgb):
-    """Send a frame and wait for the mask with its header."""
+    """Send a frame, and wait for the mask that has its header."""
     sent = camera.send(camera.message(rgb))
     graph.spin_until(lambda: sent.header in [mask.header for mask in masks], f"the mask of {sent.header.frame_id}")
 

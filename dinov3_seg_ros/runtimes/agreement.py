@@ -1,4 +1,4 @@
-"""How far computed arrays are from their references, and how far they may be. Imports no inference library."""
+"""How far computed arrays are from their references, and how far they may be. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Threshold:
     """What a graph must reach.
 
     Attributes:
-        cosine: of features and of logits, on every image.
-        labels: share of equal labels among the pixels of all images together. On a single one, such as an even grey,
-            two classes may be equally probable everywhere, so that the smallest difference decides.
+        cosine: the least cosine of features and of logits, on every image.
+        labels: the least share of equal labels, 0..1, among the pixels of all images together. On a single image, such
+            as an even grey, two classes may be equally probable everywhere, and then the smallest difference decides.
     """
 
     cosine: float
     labels: float
 
 
-#: By precision. float32 differs by the order of sums only; the others by what their formats can hold.
+#: By precision. float32 results differ only in the order of sums, the others also in what their formats can hold.
 THRESHOLDS = {
     "fp32": Threshold(0.99999, 0.9995),
     "fp16": Threshold(0.999, 0.995),
@@ -32,18 +32,18 @@ THRESHOLDS = {
 
 
 class Difference:
-    """How far arrays are from their references, over all that were seen.
+    """How far arrays are from their references, over all pairs compared so far.
 
     Attributes:
-        cosine: the smallest, over the arrays.
-        max_abs: the largest difference of two elements.
+        cosine: the smallest cosine of an array and its reference; -1 where a value is not finite.
+        max_abs: the largest difference of two elements; infinite where a value is not finite.
     """
 
     def __init__(self) -> None:
         self.cosine, self.max_abs = 1.0, 0.0
 
     def update(self, reference: np.ndarray, found: np.ndarray) -> None:
-        """Compare one array with its reference; anything that is not finite is as wrong as can be."""
+        """Compare one array with its reference. A value that is not finite counts as the worst difference."""
         a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
         if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
             self.cosine, self.max_abs = -1.0, float("inf")
@@ -53,5 +53,5 @@ class Difference:
         self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
 
     def record(self) -> dict[str, float]:
-        """For the report."""
+        """Return both figures, rounded for the report."""
         return {"cosine": round(self.cosine, 7), "max_abs": float(f"{self.max_abs:.4g}")}

@@ -35,8 +35,8 @@ from dinov3_seg_ros.support.timing import timed
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Options of the providers that choose a GPU by number. TF32 is on by default; it would multiply fp32 with 10 bits of
-# mantissa.
+# The providers that take the number of a GPU, and their options. TF32 is on by default; it would multiply fp32 with 10
+# bits of mantissa.
 _GPU_OPTIONS: dict[str, dict[str, str]] = {_CUDA: {"use_tf32": "0"}, "TensorrtExecutionProvider": {}}
 # What "auto" takes, best first. fp16 is slower than fp32 on a CPU, and its int8 is slower than fp16 on a GPU.
 _FASTEST = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32")}

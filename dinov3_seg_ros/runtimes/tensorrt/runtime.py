@@ -34,7 +34,7 @@ from dinov3_seg_ros.runtimes.tensorrt.store import StoredEngine, obtain, why_unv
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
-# What "auto" takes, best first. Each precision needs its own graphs, because types are in the graph. 8 bits and bfloat16
+# What "auto" takes, best first. Types are in the graph, so each precision needs its own graphs. 8 bits and bfloat16
 # lose accuracy, so the user must ask for them.
 _FASTEST = ("fp16", "fp32")
 # The number of computations in flight: one is copied while another is computed.
@@ -59,7 +59,7 @@ class _Copy(NamedTuple):
 
 @dataclass
 class _Slot:
-    """The memory that one computation in flight has for itself. The engines' own memory is used by one after the other."""
+    """The memory that one computation in flight has for itself; in the engines' own memory they take turns."""
 
     canvases: _Copy
     logits: dict[str, _Copy]
