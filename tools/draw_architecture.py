@@ -91,7 +91,9 @@ def draw(graph: Graph) -> str:
             (x1, y1), (x2, y2) = places[room], places[other]
             top, bottom = y1 + _ROOM[1], y2 - 2
             bend = (bottom - top) / 2
-            parts.append(f'<path class="arrow" d="M{x1} {top}C{x1} {top + bend:g} {x2} {bottom - bend:g} {x2} {bottom}"/>')
+            parts.append(
+                f'<path class="arrow" d="M{x1} {top}C{x1} {top + bend:g} {x2} {bottom - bend:g} {x2} {bottom}"/>'
+            )
     for room, (x, y) in sorted(places.items()):
         kind = {"model": "torch", "export": "torch", "ros": "ros", "node.py": "ros"}.get(room, "")
         parts.append(f'<rect class="{kind}" x="{x - _ROOM[0] / 2:g}" y="{y}" width="{_ROOM[0]}" height="{_ROOM[1]}"/>')
