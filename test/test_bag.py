@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -89,7 +91,7 @@ def pixels(message):
 
 
 @pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
-def test_every_image_gets_its_outputs_with_its_own_header_and_time_and_nothing_is_lost(segmenter, tmp_path, storage):
+def test_outputs_keep_header_and_time_of_their_image(segmenter, tmp_path, storage):
     text = TYPES.types[TEXT](data="hello")
     messages = [("/front/image", IMAGE, image(number, padding=5)) for number in range(5)]
     messages.insert(2, ("/text", TEXT, text))
@@ -144,7 +146,7 @@ def test_a_message_that_is_cut_off_is_copied_and_counted(segmenter, tmp_path, le
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_few_bytes_of_other_topics_wait_for_frames_that_do_not_come(segmenter, tmp_path, monkeypatch, frames):
+def test_other_topics_wait_only_up_to_a_bound_for_frames(segmenter, tmp_path, monkeypatch, frames):
     monkeypatch.setattr(bag, "_MOST_COPIED", 4000)
     text = ("/text", TEXT, TYPES.types[TEXT](data=1000 * "x"))
     messages = [("/image", IMAGE, image(number)) for number in range(frames)] + 40 * [text]
@@ -167,7 +169,7 @@ def test_few_bytes_of_other_topics_wait_for_frames_that_do_not_come(segmenter, t
     assert max(waiting) <= 2 * (4 + 2), "a group in the network and the one being read"
 
 
-def test_which_images_are_meant_must_be_said_where_there_are_several(segmenter, tmp_path):
+def test_several_image_topics_must_be_named(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/a/image", IMAGE, image(0)), ("/b/image", IMAGE, image(1))])
     adder = BagSegmenter(segmenter, outputs=["mask"])
     with pytest.raises(DatasetError, match="the recording has: /a/image, /b/image"):
@@ -181,9 +183,7 @@ def test_which_images_are_meant_must_be_said_where_there_are_several(segmenter, 
 
 
 @pytest.mark.parametrize("kind", ["my_msgs/msg/Wheel", TEXT])
-def test_types_are_copied_by_the_recordings_own_definition_though_an_mcap_file_has_no_hash_of_it(
-    segmenter, tmp_path, kind
-):
+def test_message_types_keep_the_definition_in_the_recording(segmenter, tmp_path, kind):
     types = get_typestore(Stores.EMPTY)
     types.register(get_types_from_msg("string data\nfloat64 speed  # of another distribution", kind))
     types.register({name: TYPES.fielddefs[name] for name in (IMAGE, "std_msgs/msg/Header")})
@@ -226,7 +226,7 @@ def test_several_publishers_of_a_topic_share_it_in_the_copy(segmenter, tmp_path)
     }
 
 
-def test_what_is_named_twice_counts_once(segmenter, tmp_path):
+def test_outputs_and_topics_named_twice_count_once(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
     adder = BagSegmenter(segmenter, outputs=["mask", "mask"])
     assert adder.process(source, tmp_path / "out", ["/image", "/image"]) == {"segmented": 1}
@@ -270,7 +270,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_what_exists_is_not_touched(segmenter, tmp_path):
+def test_an_existing_target_is_not_touched(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="out exists"):
@@ -278,7 +278,7 @@ def test_what_exists_is_not_touched(segmenter, tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("bag")])
-def test_what_is_not_a_recording_is_named(segmenter, tmp_path, make):
+def test_a_path_that_is_no_recording_is_named(segmenter, tmp_path, make):
     make(tmp_path / "in")
     with pytest.raises(DatasetError, match="in cannot be read as a rosbag2"):
         BagSegmenter(segmenter).process(tmp_path / "in", tmp_path / "out")
@@ -291,3 +291,21 @@ def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, cap
     assert "out: 1 frames segmented at" in capsys.readouterr().out
     assert command.main(arguments) == 1
     assert "out exists" in capsys.readouterr().err
+
+
+def test_the_flags_of_the_options_take_effect(bundle, tmp_path, capsys):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(3)])
+    (tmp_path / "classes.yaml").write_text("classes: [class_1]")
+    computing = ["--runtime", "torch", "--network-size", "64", "64", "--geometry", "stretch", "--max-batch", "2"]
+    publishing = ["--mask-size", "8x6", "--class-list", str(tmp_path / "classes.yaml"), "--outputs", "mask"]
+    where = ["--bundle", str(bundle.path), str(source), str(tmp_path / "out")]
+    assert command.main([*computing, *publishing, *where]) == 0
+    assert "3 frames segmented" in capsys.readouterr().out
+    with contextlib.closing(
+        Segmenter.from_bundle(bundle.path, runtime="torch", network_size=(64, 64), geometry="stretch")
+    ) as segmenter:
+        for number, (_, message) in enumerate(contents(tmp_path / "out")["/segmentation/mask"]):
+            labels = segmenter.segment([picture(number)], size=(6, 8))[0].labels
+            assert np.array_equal(pixels(message), np.where(labels == 1, 0, 255))
+    assert command.main([*where, "--confidence-threshold", "2"]) == 2
+    assert "--confidence-threshold is 2.0" in capsys.readouterr().err

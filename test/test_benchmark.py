@@ -1,4 +1,4 @@
-"""The benchmark command measures what it says, on a bundle of made-up weights."""
+"""The benchmark command measures what it says, on a bundle with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
-from dinov3_seg_ros.benchmark.processor import _gpu_gemm_gflops, gemm_gflops, peak_memory_mb
+from dinov3_seg_ros.benchmark.processor import _gpu_gemm_gflops, gemm_gflops, gemm_type, peak_memory_mb
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
@@ -34,7 +34,7 @@ def bundle(tmp_path_factory):
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", geometry="stretch")
 
 
-def test_every_stage_of_all_pipelines_is_measured_and_labels_are_compared(bundle, tmp_path, capsys):
+def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
     file = tmp_path / "result.json"
     command = [str(bundle.path), "--frames", "3", "--frame-size", "96", "128", "--baseline", "--json", str(file)]
     assert main(command) == 0
@@ -69,14 +69,14 @@ def test_the_providers_asked_for_are_those_of_onnx_runtime(capsys):
     assert "has no NoExecutionProvider" in capsys.readouterr().err
 
 
-def test_what_cannot_be_measured_is_said(bundle, tmp_path, capsys):
+def test_a_wrong_frame_count_or_bundle_is_named(bundle, tmp_path, capsys):
     assert main([str(bundle.path), "--frames", "0"]) == 2
     assert "'0' is not a whole number of at least 1" in capsys.readouterr().err
     assert main([str(tmp_path / "absent")]) == 1
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_the_operations_of_a_transformer_are_those_counted_by_hand(tmp_path):
+def test_counted_operations_equal_those_counted_by_hand(tmp_path):
     width, mlp, patch, blocks, registers = 32, 64, 16, 2, 4
     backbone = build_backbone(
         {
@@ -92,7 +92,7 @@ def test_the_operations_of_a_transformer_are_those_counted_by_hand(tmp_path):
     assert backbone_gflop(bundle, (64, 96)) == pytest.approx(2e-9 * multiply_adds, rel=1e-6)
 
 
-def test_without_torch_the_operations_are_not_counted_and_the_table_says_so(bundle, monkeypatch, tmp_path, capsys):
+def test_without_torch_the_table_says_that_nothing_was_counted(bundle, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.flop_counter", None)
     file = tmp_path / "result.json"
     assert main([str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--json", str(file)]) == 0
@@ -118,9 +118,7 @@ class _OnAGpu:
 
 
 @pytest.mark.parametrize("rate", [None, 1000.0])
-def test_where_a_gpu_computes_its_copies_its_own_rate_and_overlapping_frames_are_reported(
-    bundle, monkeypatch, tmp_path, capsys, rate
-):
+def test_a_gpu_reports_copies_gemm_rate_and_overlapped_frames(bundle, monkeypatch, tmp_path, capsys, rate):
     def on_a_gpu(self):
         segmenter = load(self)
         segmenter.runtime = _OnAGpu(segmenter.runtime)
@@ -167,7 +165,7 @@ def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, cap
     assert "--batch" in capsys.readouterr().err
 
 
-def test_without_a_gpu_pytorch_has_no_rate_of_one_and_its_measure_is_that_of_a_product():
+def test_the_gemm_rate_of_a_missing_gpu_is_none():
     if not torch.cuda.is_available():
         assert gemm_gflops("cuda") is None
     assert _gpu_gemm_gflops("cpu", side=64) > 0
@@ -179,14 +177,14 @@ def test_without_torch_the_baselines_say_what_to_install():
         "from dinov3_seg_ros.benchmark.__main__ import main\n"
         f"sys.exit(main([{str(resource_path('weights/demo'))!r}, '--baseline', '--frames', '1']))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1
     assert "dinov3_seg_ros[torch]" in run.stderr and "leave --baseline out" in run.stderr
     assert len(run.stderr.splitlines()) == 1, run.stderr
 
 
 @pytest.mark.parametrize("where", ["", "file/result.json"])
-def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(bundle, where, tmp_path, capsys):
+def test_an_unwritable_result_file_is_refused_before_measuring(bundle, where, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(bundle.path), "--frames", "1", "--json", str(tmp_path / where)]) == 1
     found = capsys.readouterr()
@@ -194,7 +192,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert found.out == ""
 
 
-def test_a_disk_that_is_full_once_all_is_measured_costs_the_file_alone(bundle, monkeypatch, tmp_path, capsys):
+def test_a_full_disk_still_prints_what_was_measured(bundle, monkeypatch, tmp_path, capsys):
     def write(path, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -215,7 +213,7 @@ def test_a_disk_that_is_full_once_all_is_measured_costs_the_file_alone(bundle, m
     assert "frames per second" in found.out
 
 
-def test_the_processors_rate_is_measured_with_the_threads_asked_for():
+def test_the_gemm_rate_uses_the_threads_asked_for():
     assert gemm_gflops("cpu", threads=1) > 0
 
 
@@ -224,7 +222,12 @@ def test_the_peak_memory_of_another_process_is_its_own():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert 280 < peak_memory_mb(process.pid) < 400
-        process.communicate(b"\n")
+        process.communicate(b"\n", timeout=30)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", "float32"), ("cuda", "bfloat16"), ("cuda:1", "bfloat16")])
+def test_the_gemm_type_is_known_for_every_device(device, kind):
+    assert gemm_type(device) == kind
 
 
 class Constant:
@@ -246,7 +249,7 @@ class Constant:
         return {"backbone": {"median": 10.0, "p95": 12.0}, "heads": {"median": 2.0, "p95": 2.0}}
 
 
-def test_pipelines_take_turns_frame_by_frame_and_are_compared_with_the_first():
+def test_pipelines_take_turns_and_are_compared_with_the_first():
     asked = []
     frames = [np.full((4, 6, 3), value, np.uint8) for value in (0, 1)]
     first, second = run_in_turn([Constant("a", 1, asked), Constant("b", 2, asked)], frames, 3)
@@ -345,7 +348,7 @@ def test_the_demos_bundle_is_measured_through_a_real_node(tmp_path):
 
 
 @pytest.mark.ros
-def test_what_the_node_refuses_is_told_in_its_own_words():
+def test_an_error_of_the_node_is_told_in_its_own_words():
     run = run_on_ros(str(resource_path("weights/demo")), "--network-size", "30", "30")
     assert run.returncode == 1
     assert "the node says" in run.stderr and "30" in run.stderr

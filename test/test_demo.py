@@ -85,7 +85,26 @@ def test_the_demos_bundle_is_small_and_runs_without_torch():
 
 
 @pytest.mark.ros
-def test_the_whole_demo_measures_a_stream_and_keeps_pictures_of_it(tmp_path):
+def test_all_options_reach_the_node_as_parameters(monkeypatch, tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import __main__ as demo
+
+    given = []
+    monkeypatch.setattr(demo, "_run", lambda options, parameters: given.append(parameters))
+    monkeypatch.setattr(demo, "_print_summary", lambda summary, output: None)
+    line = "--runtime onnx --network-size 64 96 --threads 2 --mask-size 32x24 --providers CPUExecutionProvider"
+    assert demo.main(line.split()) == demo.main(["--no-overlay-names"]) == 0
+    assert given == [
+        {
+            "runtime": "onnx", "network_size": [64, 96], "threads": 2, "mask_size": "32x24",
+            "providers": ["CPUExecutionProvider"], "overlay_names": True,
+        },
+        {},
+    ]  # fmt: skip
+
+
+@pytest.mark.ros
+def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_tiny_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     output = tmp_path / "output"
@@ -101,7 +120,7 @@ def test_the_whole_demo_measures_a_stream_and_keeps_pictures_of_it(tmp_path):
     assert summary["headers_altered"] == summary["unmatched"] == 0
     assert summary["scored"] == summary["masks"]
     assert 0 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]
-    # Made-up weights know nothing, and colours tell nothing: the scores are real ones.
+    # Random weights know nothing and colours tell little: low scores show that scores are measured.
     assert 0 <= summary["miou"] < 0.3
     assert 0 < summary["colour_classifier_miou"] < 0.45
     assert "mIoU of the received masks" in run.stdout

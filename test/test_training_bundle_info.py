@@ -74,7 +74,7 @@ def test_a_description_counts_parameters_and_bytes(bundle):
     )
 
 
-def test_a_card_tells_where_a_model_comes_from_and_what_it_may_be_used_for(bundle):
+def test_a_card_tells_origin_scores_and_licences(bundle):
     text = card(describe(bundle))
     for wanted in (
         "# tiny",
@@ -117,13 +117,13 @@ def test_a_bundle_without_a_history_says_so(tmp_path):
         assert wanted in text, wanted
 
 
-def test_the_command_prints_markdown_into_a_pipe_and_writes_json(bundle, tmp_path, capsys):
+def test_the_command_prints_markdown_and_writes_json(bundle, tmp_path, capsys):
     assert main([str(bundle.path), "--json", str(tmp_path / "card.json")]) == 0
     assert capsys.readouterr().out == card(describe(bundle))
     assert json.loads((tmp_path / "card.json").read_text()) == describe(bundle)
 
 
-def test_what_is_no_bundle_is_refused(tmp_path, capsys):
+def test_a_path_that_is_no_bundle_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "holds no bundle.json" in capsys.readouterr().err
     broken = write_tiny_bundle(tmp_path / "tiny")

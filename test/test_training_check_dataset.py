@@ -93,7 +93,7 @@ def no_validation_split(root: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_fault_is_told_with_its_number_and_its_file(root, capsys, break_it, parts):
+def test_a_fault_is_reported_with_count_and_file(root, capsys, break_it, parts):
     break_it(root)
     status, printed = check(root, capsys)
     assert status == 1 and "no problem" not in printed
@@ -113,7 +113,7 @@ def test_a_fault_is_told_with_its_number_and_its_file(root, capsys, break_it, pa
         ("penn_fudan_original", "PNGImages/FudanPed00000.png", "FudanPed00000_mask.png"),  # one folder for both splits
     ],
 )
-def test_a_mask_without_image_is_told_once_whatever_the_layout(tmp_path, capsys, layout, image, mask):
+def test_a_mask_without_image_is_reported_once_in_any_layout(tmp_path, capsys, layout, image, mask):
     root = tmp_path / "data"
     getattr(tiny_datasets, f"build_{layout}")(root)
     (root / image).unlink()
@@ -122,7 +122,7 @@ def test_a_mask_without_image_is_told_once_whatever_the_layout(tmp_path, capsys,
     assert printed.count(mask) == 1
 
 
-def test_faults_of_several_kinds_are_told_at_once(root, capsys):
+def test_faults_of_several_kinds_are_reported_together(root, capsys):
     unreadable_image(root)
     image_without_mask(root)
     tiny_datasets.save_mask(root / "train" / "masks" / "0001TP_000001.png", np.zeros((4, 4)))
@@ -161,7 +161,7 @@ def test_a_class_that_the_recipe_leaves_empty_is_no_problem(tmp_path, capsys):
     assert status == 0 and "no problem found" in printed and "never" not in printed, printed
 
 
-def test_a_class_that_validation_never_shows_is_told_but_no_problem(root, capsys):
+def test_a_class_missing_in_val_is_reported_but_no_problem(root, capsys):
     for path in (root / "val" / "masks").iterdir():
         tiny_datasets.save_mask(path, tiny_datasets.values_of([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 0))
     status, printed = check(root, capsys)

@@ -89,7 +89,7 @@ def assert_agree(labels: np.ndarray, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_one_view_is_the_robots_to_the_bit(tmp_path, geometry):
+def test_one_view_equals_the_robots_labels_exactly(tmp_path, geometry):
     bundle = write_tiny_bundle(tmp_path / "bundle", geometry=geometry)
     images = [picture(90, 70), picture(64, 96)]
     robot = Segmenter.from_bundle(bundle.path, runtime="torch").segment(images)
@@ -144,7 +144,7 @@ def test_scales_and_mirror_images_are_averaged_as_probabilities(bundle):
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_a_mirrored_image_has_the_mirrored_labels_when_both_are_looked_at(tmp_path, geometry, mode):
+def test_flipping_makes_labels_symmetric(tmp_path, geometry, mode):
     bundle = write_tiny_bundle(tmp_path / "bundle", geometry=geometry)
     segmenter = averaging(bundle, mode=mode, scales=[0.6, 1.0], flip=True)
     image = picture(75, 91)
@@ -158,7 +158,7 @@ def test_a_stride_that_leaves_gaps_is_refused(bundle):
         averaging(bundle, mode="slide", stride=(64, 129))
 
 
-def test_a_stride_that_leaves_gaps_is_refused_before_a_training_begins(tmp_path):
+def test_a_training_refuses_a_stride_that_leaves_gaps(tmp_path):
     forget_accelerator()
     with pytest.raises(ParameterError, match=r"\(64, 97\) leaves gaps .* \(64, 96\) pixels; set inference\.stride"):
         Trainer(tiny_recipe(tmp_path, inference={"mode": "slide", "stride": [64, 97]}), Console(quiet=True))
@@ -190,7 +190,7 @@ def exported(tmp_path):
     ],
     ids=str,
 )
-def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_model(exported, geometry, views, used):
+def test_views_use_the_exports_where_their_size_fits(exported, geometry, views, used):
     path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
     segmenter = open_segmenter(path, inference)
     assert segmenter.runtime.name == used
@@ -201,7 +201,7 @@ def test_views_of_an_exported_bundle_are_computed_by_its_graphs_or_else_by_the_m
 
 
 @pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
-def test_a_runtime_that_was_named_and_lacks_a_views_size_is_refused_in_favour_of_torch(exported, geometry, views):
+def test_a_named_runtime_without_the_size_of_a_view_is_refused(exported, geometry, views):
     segmenter = open_segmenter(exported(geometry), Inference(**views), ComputeOptions(runtime="onnx"))
     with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
         segmenter.segment([picture(100, 140)])
@@ -244,7 +244,7 @@ def run(bundle: Bundle, data: Path, output: Path, *options: str) -> dict:
     return json.loads((output / "scores.json").read_text())
 
 
-def test_by_default_the_whole_image_is_evaluated_as_the_robot_sees_it(bundle, data, tmp_path):
+def test_the_default_evaluation_sees_what_the_robot_sees(bundle, data, tmp_path):
     matrix, segmenter = ConfusionMatrix(5), Segmenter.from_bundle(bundle.path)
     for index in range(3):
         truth, image = (np.array(Image.open(data / "val" / kind / f"{index}.png")) for kind in ("masks", "images"))
@@ -255,7 +255,7 @@ def test_by_default_the_whole_image_is_evaluated_as_the_robot_sees_it(bundle, da
     assert scores["per_class_boundary_iou"].keys() == scores["per_class_iou"].keys()
 
 
-def test_other_views_are_chosen_on_the_command_line_and_recorded(bundle, data, tmp_path):
+def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):
     options = "--inference.mode slide --inference.stride 32 64 --inference.scales 1.0 1.5 --inference.flip True"
     scores = run(bundle, data, tmp_path, *options.split())
     assert scores["inference"] == {"mode": "slide", "stride": [32, 64], "scales": [1.0, 1.5], "flip": True}
@@ -268,7 +268,7 @@ def test_a_value_may_follow_an_equals_sign(bundle, data, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 3
 
 
-def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(bundle, data, tmp_path):
+def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp_path):
     report = tmp_path / "report"
     scores = run(bundle, data, tmp_path, "--report", str(report))
     assert json.loads((report / "scores.json").read_text()) == scores
@@ -288,7 +288,7 @@ def test_the_report_has_tables_a_confusion_matrix_and_the_worst_and_best_images(
             assert min(image.size) > 100
 
 
-def test_a_report_whose_pictures_the_disk_cannot_take_is_not_there_at_all(bundle, data, tmp_path, capfd):
+def test_a_full_disk_leaves_no_part_of_a_report(bundle, data, tmp_path, capfd):
     run(bundle, data, tmp_path, "--report", str(tmp_path / "whole"))
     size_of = {file.name: file.stat().st_size for file in (tmp_path / "whole").iterdir()}
     examples = min(size_of.pop("worst.png"), size_of.pop("best.png"))
@@ -301,7 +301,7 @@ def test_a_report_whose_pictures_the_disk_cannot_take_is_not_there_at_all(bundle
     assert not list(tmp_path.glob("*report*"))
 
 
-def test_a_report_folder_that_holds_something_is_refused_before_anything_is_evaluated(bundle, data, tmp_path, capfd):
+def test_a_report_folder_in_use_is_refused_before_evaluation(bundle, data, tmp_path, capfd):
     (tmp_path / "precious.txt").write_text("keep")
     arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(tmp_path / "scores.json")]
     assert evaluate.main([str(bundle.path), *arguments, "--report", str(tmp_path)]) == 1
@@ -337,7 +337,7 @@ def test_a_recipe_states_how_its_bundle_is_evaluated(tmp_path):
     assert json.loads(output.read_text())["miou"] == pytest.approx(recorded["miou"], abs=1e-4)
 
 
-def test_a_resumed_training_is_evaluated_by_the_inference_that_it_has_now(tmp_path):
+def test_a_resumed_training_is_evaluated_by_its_new_inference(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(tiny_recipe(tmp_path, epochs=1, inference={"mode": "slide"}).model_dump_json())
     for options in ([], ["--resume", "--inference.flip", "True"]):

@@ -1,4 +1,4 @@
-"""Heads of the predecessor, in and out: what they compute, and what is said of files that hold something else."""
+"""Heads of dinov3_ros, imported and exported: what they compute, and which files are refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Published(nn.Module):
 
 @functools.cache
 def published(classes: int = len(NAMES), channels: int = 384) -> Published:
-    """Made-up weights with statistics of every norm, as training leaves them."""
+    """Random weights, with statistics of every norm as training leaves them."""
     torch.manual_seed(0)
     module = Published(classes, channels)
     for norm in (layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)):
@@ -84,8 +84,8 @@ def published(classes: int = len(NAMES), channels: int = 384) -> Published:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """The predecessor's two files, and a ViT of 384 channels in place of ViT-S+/16."""
-    folder = tmp_path_factory.mktemp("predecessor")
+    """The two files of dinov3_ros, and a ViT of 384 channels in place of ViT-S+/16."""
+    folder = tmp_path_factory.mktemp("dinov3_ros")
     torch.manual_seed(1)
     config = {"model_type": "dinov3_vit", "num_attention_heads": 6, "intermediate_size": 64, "num_hidden_layers": 2}
     save_backbone(build_backbone({**config, "hidden_size": 384}), folder / "vit")
@@ -115,7 +115,7 @@ def test_an_imported_head_computes_the_published_logits(bundle):
     torch.testing.assert_close(loaded.load_head()(features), expected, atol=1e-5, rtol=0)
 
 
-def test_an_imported_bundle_sees_frames_as_the_predecessor_does_and_segments_them(bundle):
+def test_an_imported_bundle_sees_frames_as_dinov3_ros_does(bundle):
     manifest = load_bundle(bundle.path).manifest
     assert manifest.classes.names == NAMES
     assert (manifest.head.name, manifest.head.variant) == ("aspp", "plain")
@@ -226,7 +226,7 @@ def test_an_absent_backbone_is_refused_with_the_way_to_get_it(files, tmp_path):
         imported(files, tmp_path / "bundle", backbone=tmp_path / "nowhere.pth")
 
 
-def test_a_network_size_that_does_not_fit_and_a_folder_in_use_are_refused(files, tmp_path):
+def test_wrong_network_sizes_and_folders_in_use_are_refused(files, tmp_path):
     with pytest.raises(ParameterError, match="multiples of 16"):
         import_head(files["weights"], files["names"], str(files["backbone"]), tmp_path / "b", network_size=(60, 60))
     (tmp_path / "used").mkdir()
@@ -236,7 +236,7 @@ def test_a_network_size_that_does_not_fit_and_a_folder_in_use_are_refused(files,
     assert (tmp_path / "used" / "mine.txt").read_text() == "precious"
 
 
-def test_an_exported_head_is_the_imported_one_in_the_predecessors_files(bundle, files, tmp_path):
+def test_an_exported_head_equals_the_imported_files(bundle, files, tmp_path):
     advice = export_head(bundle, "dinov3_ros", tmp_path / "plugin")
     assert "dinov3_toolkit/head_segmentation" in advice[0]
     assert len(advice) == 1
@@ -257,13 +257,13 @@ def test_an_exported_head_is_the_imported_one_in_the_predecessors_files(bundle, 
     assert again.manifest.classes == bundle.manifest.classes
 
 
-def test_a_head_that_the_disk_cannot_take_is_one_message_and_leaves_nothing(bundle, tmp_path):
+def test_a_full_disk_leaves_no_part_of_an_exported_head(bundle, tmp_path):
     with full_disk(100_000), pytest.raises(OutputError, match="plugin cannot be written"):
         export_head(bundle, "dinov3_ros", tmp_path / "plugin")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_letterboxed_head_is_exported_with_a_word_on_what_will_differ(bundle, tmp_path):
+def test_exporting_a_letterboxed_head_warns_of_the_difference(bundle, tmp_path):
     manifest = changed(bundle, input={"geometry": "letterbox"})
     saved = save_bundle(tmp_path / "boxed", manifest, bundle.load_head().state_dict())
     assert "stretches" in export_head(saved, "dinov3_ros", tmp_path / "plugin")[1]
@@ -285,10 +285,10 @@ def changed(bundle: Bundle, **sections: dict):
         ({"classes": {"names": [" a", *NAMES[1:]]}}, "blanks around it"),
     ],
 )
-def test_a_bundle_that_the_predecessor_cannot_run_is_refused(bundle, tmp_path, sections, message):
-    made = Bundle(bundle.path, changed(bundle, **sections))
+def test_a_bundle_that_dinov3_ros_cannot_run_is_refused(bundle, tmp_path, sections, message):
+    other = Bundle(bundle.path, changed(bundle, **sections))
     with pytest.raises(ExportError, match=message):
-        export_head(made, "dinov3_ros", tmp_path / "plugin")
+        export_head(other, "dinov3_ros", tmp_path / "plugin")
     assert not list(tmp_path.iterdir())
 
 

@@ -62,7 +62,7 @@ def test_an_image_gives_its_labels_and_an_overlay(bundle, tmp_path, capsys):
     assert "1 segmented" in capsys.readouterr().out
 
 
-def test_confidence_is_written_when_asked_for_and_nothing_else_when_not(bundle, tmp_path):
+def test_only_the_outputs_asked_for_are_written(bundle, tmp_path):
     image = picture(50, 70)
     Image.fromarray(image).save(tmp_path / "room.png")
     options = ("--confidence", "True", "--masks", "False", "--overlays", "False", "--runtime", "torch")
@@ -94,7 +94,7 @@ def test_other_views_are_averaged_as_in_evaluation(bundle, tmp_path):
     assert not np.array_equal(mask, Segmenter.from_bundle(bundle.path).segment([image])[0].labels)
 
 
-def test_a_folder_keeps_its_subfolders_and_what_cannot_be_read_is_skipped_and_reported(bundle, tmp_path, capsys):
+def test_subfolders_are_kept_and_unreadable_images_reported(bundle, tmp_path, capsys):
     folder = tmp_path / "photos"
     (folder / "day").mkdir(parents=True)
     Image.fromarray(picture(40, 60)).save(folder / "day" / "a.jpg")
@@ -121,7 +121,7 @@ def video(tmp_path) -> Path:
     return tmp_path / "drive.mp4"
 
 
-def test_a_video_gives_masks_by_number_and_a_video_of_the_same_rate_and_length(bundle, tmp_path, video):
+def test_a_video_gives_numbered_masks_and_a_video_like_it(bundle, tmp_path, video):
     assert predict(bundle, video, tmp_path / "out") == 0
     assert written(tmp_path / "out") == {"overlay.mp4", "summary.json", *(f"masks/{n:06d}.png" for n in range(5))}
     overlay = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
@@ -190,7 +190,7 @@ def test_ctrl_c_while_a_frame_is_written_keeps_the_video(bundle, tmp_path, video
     assert summary(tmp_path / "out")["interrupted"]
 
 
-def test_an_output_folder_in_use_is_refused_before_anything_is_written(bundle, tmp_path, capsys):
+def test_an_output_folder_in_use_is_refused(bundle, tmp_path, capsys):
     Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
@@ -226,15 +226,13 @@ def no_video(path: Path) -> Path:
     ],
     ids=["nowhere", "empty folder", "same stem", "no video"],
 )
-def test_what_cannot_be_done_is_said_in_one_message_and_leaves_nothing(
-    bundle, tmp_path, capsys, make, options, message
-):
+def test_unusable_input_is_one_message_and_leaves_no_files(bundle, tmp_path, capsys, make, options, message):
     assert predict(bundle, make(tmp_path / "input"), tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not written(tmp_path / "out")
 
 
-def test_a_disk_that_takes_no_more_is_reported(bundle, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_reported(bundle, tmp_path, capsys, monkeypatch):
     Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
 
     def full(*_):

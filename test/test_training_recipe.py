@@ -44,7 +44,7 @@ def write(folder: Path, **changes: object) -> Path:
         ({"augmentation": {"flipp": 0.5}}, "flipp", "flip"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_file_and_the_nearest_key(tmp_path, changes, wrong, right):
+def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wrong, right):
     path = write(tmp_path, **changes)
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
@@ -205,7 +205,7 @@ def test_an_override_that_cannot_be_used_is_named(tmp_path, override):
 @pytest.mark.parametrize(
     "override", ["--optimizer.name sgd", "--losses.0.name lovasz", "--data.name voc", "--stages.0.optimizer.lr 1"]
 )
-def test_what_only_the_file_can_change_is_answered_with_the_file(tmp_path, override):
+def test_keys_that_only_the_file_can_change_are_refused(tmp_path, override):
     path = write(tmp_path, losses=[{"name": "cross_entropy"}], epochs=None, stages=[{"epochs": 1}])
     with pytest.raises(RecipeError, match=f"loss, must be written in {path}"):
         load_recipe(path, override.split())
@@ -262,7 +262,7 @@ def modules() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 @pytest.mark.parametrize("decay_vectors", [False, True])
 @pytest.mark.parametrize("kind", [AdamSection, AdamWSection, SGDSection])
-def test_head_and_backbone_learn_at_their_own_rates_and_vectors_decay_only_when_told(kind, decay_vectors):
+def test_optimizers_group_rates_and_weight_decay_as_told(kind, decay_vectors):
     backbone, head = modules()
     section = kind(lr=0.1, backbone_lr_factor=0.25, weight_decay=0.5, decay_vectors=decay_vectors)
     optimizer = section.build(backbone, head)
@@ -279,7 +279,7 @@ def test_head_and_backbone_learn_at_their_own_rates_and_vectors_decay_only_when_
     assert settings[backbone[1].bias] == (0.025, 0.025, vectors)
 
 
-def test_sgd_with_poly_decay_is_torchs():
+def test_sgd_with_poly_decay_equals_that_of_pytorch():
     (_, head), (_, other) = modules(), modules()
     other.load_state_dict(head.state_dict())
     section, schedule = SGDSection(lr=0.1, momentum=0.9, weight_decay=0.01, decay_vectors=True), Poly()

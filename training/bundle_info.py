@@ -1,6 +1,6 @@
-"""A bundle's model card: ``python -m training.bundle_info BUNDLE [--json FILE]``.
+"""Print the model card of a bundle: ``python -m training.bundle_info BUNDLE [--json FILE]``.
 
-Into a file or a pipe the card goes as Markdown: ``python -m training.bundle_info BUNDLE > MODEL_CARD.md``.
+In a file or a pipe the card is Markdown: ``python -m training.bundle_info BUNDLE > MODEL_CARD.md``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCORES = ("miou", "macc", "aacc", "boundary_miou")
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """What the card says, for JSON; sizes in bytes.
+    """The content of the card, for JSON; sizes in bytes.
 
     Raises:
         BundleError: the head's weights do not fit the bundle's description.
@@ -62,7 +62,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def card(description: dict[str, Any]) -> str:
-    """The model card in Markdown, from what `describe` gives."""
+    """The model card in Markdown, from the result of `describe`."""
     return "\n".join(_lines(description)) + "\n"
 
 
@@ -151,7 +151,7 @@ def _exports(described: dict[str, Any]) -> Iterator[str]:
             ],
         )
     else:
-        yield "None; made with python -m dinov3_seg_ros.export."
+        yield "None; python -m dinov3_seg_ros.export creates them."
     for reason in described["unusable_exports"]:
         yield from ("", f"Not usable: {reason}.")
 
@@ -210,7 +210,7 @@ def _row(cells: Iterable[Any]) -> str:
 
 
 def _count_numbers(weights: Path) -> int:
-    """How many numbers a safetensors file holds; its tensors are not read."""
+    """The number of values in a safetensors file; its tensors are not read."""
     with safe_open(weights, framework="numpy") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 

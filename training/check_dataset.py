@@ -1,6 +1,6 @@
-"""Look for faults in a recipe's data: ``python -m training.check_dataset RECIPE [--data.key value ...]``.
+"""Find faults in the data of a recipe: ``python -m training.check_dataset RECIPE [--data.key value ...]``.
 
-Every image and every mask is read once, the way training reads them.
+Every image and every mask is read once, as training reads them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
 
-#: Of every kind of problem so many are named.
+#: How many problems of each kind are printed.
 NAMED = 5
 
 
 @dataclass
 class Findings:
-    """What one split holds.
+    """The content of one split, and its problems.
 
     Attributes:
         class_names: empty where the split cannot be opened.
-        empty_classes: those to which the recipe leaves no pixel.
+        empty_classes: classes to which the recipe leaves no pixel.
         readable: number of items that training can use.
         pixels: (classes,) int64 pixels of each class.
         images: (classes,) int64 items in which each class occurs.
-        ignored: pixels of no class.
-        contents: hash of an image's pixels -> what people call the item.
-        spare_masks: masks that are of no image.
+        ignored: number of pixels of no class.
+        contents: hash of an image's pixels -> name of the item for people.
+        spare_masks: masks without an image.
         problems: kind -> one description for each.
     """
 
@@ -59,7 +59,7 @@ class Findings:
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def never_occurring(self) -> list[str]:
-        """Classes that have no pixel and should have some."""
+        """The classes without a pixel that should have some."""
         without = (name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0)
         return [name for name in without if name not in self.empty_classes]
 
@@ -70,8 +70,8 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
     Args:
         section: the recipe's ``data``.
         split: train or val.
-        threads: how many items are read at once.
-        console: shows the progress, where it is a terminal.
+        threads: number of items read at once.
+        console: shows the progress if it is a terminal.
     """
     findings = Findings()
     try:
@@ -106,14 +106,14 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
 
 
 def all_problems(train: Findings, val: Findings, allow_empty: bool = False) -> dict[str, list[str]]:
-    """Everything that stands in the way of training: kind -> one description for each.
+    """Collect everything that prevents training: kind -> one description for each.
 
     Args:
-        train, val: of `check_split`.
-        allow_empty: a class that training never sees is none.
+        train, val: from `check_split`.
+        allow_empty: a class that training never sees is no problem.
     """
     problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
-    # Two splits may share a folder of masks, whose spare ones are then of neither.
+    # Two splits may share a folder of masks; its masks without an image belong to neither.
     spare_masks = sorted({*train.spare_masks, *val.spare_masks})
     if spare_masks:
         problems["mask without image"] = list(map(str, spare_masks))
@@ -128,7 +128,7 @@ def all_problems(train: Findings, val: Findings, allow_empty: bool = False) -> d
 
 
 def findings_table(train: Findings, val: Findings) -> Table:
-    """Pixels and images of each class for people."""
+    """A table of the pixels and images of each class."""
     table = Table("id", "class", *(f"{split} {what}" for split in ("train", "val") for what in ("pixels", "images")))
     for column in table.columns[2:]:
         column.justify = "right"
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:
-    """Number of pixels by mask value and a hash of the image; or what is wrong with the item."""
+    """Return the number of pixels by mask value and a hash of the image, or the error of the item."""
     try:
         image, mask = data.item(index)
     except DatasetError as error:
@@ -195,7 +195,7 @@ def _print_findings(train: Findings, val: Findings, console: Console) -> None:
         console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)
     if val.never_occurring():
         names = ", ".join(val.never_occurring())
-        console.print(f"val never shows these classes, whose IoU will be undefined: {names}", markup=False)
+        console.print(f"val never shows these classes, so that their IoU is undefined: {names}", markup=False)
 
 
 def _print_problems(problems: dict[str, list[str]], console: Console) -> None:

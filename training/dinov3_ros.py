@@ -1,9 +1,9 @@
-"""A segmentation head in the form of dinov3_ros, this project's predecessor.
+"""Read and write segmentation heads in the form of dinov3_ros.
 
 https://github.com/Raessan/dinov3_ros takes heads from https://github.com/Raessan/semantic_segmentation_dinov3 (Rafael
 Escarabajal, 2025): weights as the state dict of its ``ASPPDecoder``, which has the names of our plain ASPP head, and a
-text file with one class name a line. Its node stretches every frame to one square size and reads the last of the
-backbone's blocks that it computes, behind the final norm.
+text file with one class name a line. Its node stretches every frame to one square size and reads the last block that
+it computes, after the final norm.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from training.support.output import save_with_torch
 
 #: Paths in the folder dinov3_toolkit/head_segmentation of dinov3_ros.
 WEIGHTS_FILE, CLASS_NAMES_FILE = "weights/model.pth", "class_names.txt"
-#: What to set in its dinov3_bringup/config/params.yaml.
+#: Holds the values for dinov3_bringup/config/params.yaml of dinov3_ros.
 PARAMETERS_FILE = "params.yaml"
 
-#: What its head was trained with.
+#: Input of the published head.
 NETWORK_SIZE, GEOMETRY = (640, 640), "stretch"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,7 +37,7 @@ _NAMED = 3
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Names of the classes, in the order of their ids.
+    """Read the names of the classes, in the order of their ids.
 
     Raises:
         HeadError: the file cannot be read, or a name is empty or occurs twice.
@@ -54,16 +54,16 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def read_head(path: Path, class_count: int) -> Head:
-    """The head whose weights a file holds, in evaluation mode.
+    """Read a head from its weights, in evaluation mode.
 
-    Only tensors are unpickled; a file that holds anything else is refused without running it.
+    Only tensors are unpickled. A file with anything else is refused, and no code in it runs.
 
     Args:
         path: the .pth file.
         class_count: how many classes it should have.
 
     Raises:
-        HeadError: the file cannot be read, or holds something else; says what.
+        HeadError: the file cannot be read, or holds something else.
     """
     tensors = _read_tensors(path)
     first, last = (_shape(tensors, f"{layer}.weight") for layer in ("initial.0", "classifier"))
@@ -88,7 +88,7 @@ def read_head(path: Path, class_count: int) -> Head:
 
 
 def write_plugin(manifest: Manifest, head: Head, folder: Path) -> list[str]:
-    """Write weights, class names and parameters.
+    """Write the weights, class names and parameters of a head for dinov3_ros.
 
     Args:
         manifest: of the bundle that ``head`` belongs to.
@@ -96,20 +96,20 @@ def write_plugin(manifest: Manifest, head: Head, folder: Path) -> list[str]:
         folder: must exist.
 
     Returns:
-        What the user has to do then, and to know.
+        Instructions and warnings for the user.
 
     Raises:
-        ExportError: dinov3_ros cannot run it; says why.
+        ExportError: dinov3_ros cannot run the head.
         OSError: the disk is full or not writable.
     """
     _require_runnable(manifest)
     (folder / WEIGHTS_FILE).parent.mkdir()
-    # Its state dict alone: that is what dinov3_ros loads.
+    # dinov3_ros loads a bare state dict.
     tensors = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
     save_with_torch(tensors, folder / WEIGHTS_FILE)
     (folder / CLASS_NAMES_FILE).write_text("\n".join(manifest.classes.names), encoding="utf-8")
     notes = (
-        "To be set in dinov3_bringup/config/params.yaml, beside the paths of weights and class names.",
+        "Set these in dinov3_bringup/config/params.yaml, beside the paths of weights and class names.",
         f"The head was trained on the features of {manifest.backbone.source}.",
         *manifest.licences,
     )
@@ -129,7 +129,7 @@ def write_plugin(manifest: Manifest, head: Head, folder: Path) -> list[str]:
 
 
 def origin(path: Path) -> dict[str, str]:
-    """Where an imported head comes from, for the bundle's recipe."""
+    """The origin of an imported head, for the bundle's recipe."""
     return {"project": "semantic_segmentation_dinov3", "file": path.name, "sha256": sha256_of_file(path)}
 
 
@@ -184,7 +184,7 @@ def _parameters(manifest: Manifest) -> dict[str, Any]:
         "patch_size": backbone.strides[0],
         "img_mean": list(manifest.input.mean),
         "img_std": list(manifest.input.std),
-        # Of the blocks that it computes, its node reads the last.
+        # The node reads the last block that it computes.
         "dino_model": {"n_layers": backbone.layers[0] + 1, "embed_dim": backbone.channels[0]},
         # Logits at half of the image's size, as published: the node enlarges them twice.
         "segmentation_model": {"target_size": side // 2},

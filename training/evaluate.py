@@ -1,8 +1,8 @@
 """Evaluate a bundle on a data set: ``python -m training.evaluate BUNDLE [--dataset NAME] [--key value ...]``.
 
-Images go through `dinov3_seg_ros.segmenter.Segmenter`, as on the robot, unless the bundle's recipe or an option asks
-for other views (``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``).
-Labels are compared at the size of the truth.
+`dinov3_seg_ros.segmenter.Segmenter` segments the images as on the robot, unless the bundle's recipe or an option asks
+for other views: ``--inference.mode slide``, ``--inference.scales 0.75 1.0 1.25``, ``--inference.flip True``. Labels
+are compared at the size of the true mask.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OnPrediction = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class EvaluationSettings(Section):
-    """What can be changed on the command line."""
+    """The settings that the command line can change."""
 
     data: DataSection
     split: Split = "val"
@@ -58,13 +58,13 @@ def evaluate(
     indices: Iterable[int],
     on_prediction: OnPrediction | None = None,
 ) -> ConfusionMatrix:
-    """Compare the segmenter's labels with the truth, pixel by pixel at the truth's size.
+    """Compare the segmenter's labels with the true masks, pixel by pixel at their size.
 
     Args:
-        segmenter: with a bundle that has the classes of ``data``, in the same order.
+        segmenter: of a bundle with the classes of ``data``, in the same order.
         data: the data set.
-        indices: which of its items.
-        on_prediction: called with index, image, truth and labels of each.
+        indices: of the items to compare.
+        on_prediction: called with index, image, true mask and labels of each.
 
     Raises:
         DatasetError: an item cannot be read.
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """What `ConfusionMatrix` and `BoundaryIoU` give, for a terminal; undefined for classes that occur nowhere."""
+    """The scores of `ConfusionMatrix` and `BoundaryIoU` as a table; undefined for classes that occur nowhere."""
     table = Table("class", "IoU", "boundary IoU")
     for name, iou in scores["per_class_iou"].items():
         table.add_row(name, percent(iou), percent(scores["per_class_boundary_iou"][name]))
@@ -146,15 +146,15 @@ def evaluate_bundle(
 
     Args:
         path: the bundle's folder.
-        console: shows the progress, where it is a terminal.
+        console: shows the progress if it is a terminal.
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `EvaluationSettings`, as on the command line.
-        report: folder to write tables, pictures and examples to; see `output.check_free`.
+        report: folder for tables, pictures and examples; see `output.check_free`.
         inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
         compute: how to compute the network.
 
     Returns:
-        The scores, and what they are of, for JSON.
+        The scores and all settings, for JSON.
 
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
@@ -193,11 +193,11 @@ def evaluate_bundle(
 
 
 def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """The data set to start from, before overrides."""
+    """The section of the data set, before overrides."""
     own = manifest.training.recipe.get("data", {})
     if dataset is None or dataset == own.get("name"):
         if own.get("name") not in DATASETS:
-            raise DatasetError(f"bundle '{manifest.name}' does not say what it was trained on; name a --dataset")
+            raise DatasetError(f"bundle '{manifest.name}' does not name its data set; give --dataset NAME")
         return DATASETS[own["name"]].model_validate(own)
     if dataset in DATASETS:
         return _new_section(dataset, manifest, overrides)
@@ -205,7 +205,7 @@ def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[s
 
 
 def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """A data set that is named by itself; what its section requires comes from the overrides and the bundle."""
+    """The section of a data set that only its name selects. Required values come from the overrides and the bundle."""
     section = DATASETS[dataset]
     required: dict[str, Any] = {}
     if "root" in section.model_fields:

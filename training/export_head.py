@@ -1,4 +1,7 @@
-"""Write a bundle's head in another project's form: ``python -m training.export_head BUNDLE --format dinov3_ros``."""
+"""Write a bundle's head in the form of another project.
+
+``python -m training.export_head BUNDLE --format dinov3_ros --output FOLDER``
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,23 @@ from training.support.output import check_free, writing
 
 Writer = Callable[[Manifest, Head, Path], list[str]]
 
-#: Name of a form -> what writes the head's files into a folder and returns advice; raises ExportError where it cannot.
+#: Name of a form -> function that writes the head's files into a folder and returns advice, or raises ExportError.
 FORMATS: dict[str, Writer] = {"dinov3_ros": write_plugin}
 
 
 def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
-    """Write the files of a bundle's head; all of them or none.
+    """Write the files of a bundle's head, all of them or none.
 
     Args:
-        bundle: whose head.
+        bundle: has the head.
         form: a key of `FORMATS`.
-        folder: must not exist, or be empty.
+        folder: must be new or empty.
 
     Returns:
-        What the user has to do with them, and to know.
+        Instructions and warnings for the user.
 
     Raises:
-        ExportError: the head cannot be given that form.
+        ExportError: the head cannot take that form.
         BundleError: its weights cannot be read.
         OutputError: the folder holds something, or cannot be written.
     """
@@ -43,7 +46,7 @@ def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = CommandParser("training.export_head", "Write the head of a bundle in the form of another project.")
+    parser = CommandParser("training.export_head", __doc__)
     parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--format", choices=FORMATS, required=True, help="the other project")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must be new or empty")

@@ -1,4 +1,4 @@
-"""Turn a head of dinov3_ros into a bundle.
+"""Import a head of dinov3_ros as a bundle.
 
 ``python -m training.import_head MODEL.pth CLASS_NAMES.txt --backbone SOURCE --output FOLDER``
 """
@@ -40,16 +40,16 @@ def import_head(
     name: str = "dinov3_ros",
     network_size: tuple[int, int] = dinov3_ros.NETWORK_SIZE,
 ) -> Bundle:
-    """Write a bundle whose logits are those of the published module before its interpolation.
+    """Write a bundle whose logits equal those of the published module before its interpolation.
 
-    The predecessor enlarges its logits to half of the image's size, then to the image's; a bundle's are decoded in one
-    step, so that labels at borders differ by pixels.
+    dinov3_ros enlarges logits to half of the image's size, then to all of it. A bundle's logits are decoded in one
+    step, so labels at borders differ by pixels.
 
     Args:
-        weights, class_names: the predecessor's files.
-        backbone_source: the backbone that the head was trained on; see `dinov3_seg_ros.backbone.load_backbone`. The
-            bundle refers to it.
-        output: the bundle's folder; must not exist, or be empty.
+        weights, class_names: the files of dinov3_ros.
+        backbone_source: the backbone that the head was trained on; see `dinov3_seg_ros.model.weights.load_backbone`.
+            The bundle refers to it.
+        output: the bundle's folder; must be new or empty.
         name: of the bundle.
         network_size: (height, width), pixels.
 

@@ -2,8 +2,8 @@
 
 ``python -m training.predict BUNDLE INPUT [--output FOLDER] [--runtime auto] [--key value ...]``
 
-An image gives masks/NAME.png, which holds the class id of each pixel, and overlays/NAME.jpg; a video or webcam gives
-masks/NUMBER.png and overlay.mp4. What was segmented, how fast, and what could not be read is in summary.json. Ctrl-C
+An image gives masks/NAME.png, which holds the class id of each pixel, and overlays/NAME.jpg. A video or webcam gives
+masks/NUMBER.png and overlay.mp4. summary.json says what was segmented, how fast, and what could not be read. Ctrl-C
 ends a stream and keeps what was written.
 """
 
@@ -44,12 +44,12 @@ from training.support.section import Section
 MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
 SUMMARY_FILE = "summary.json"
 
-# Of a stream that does not say.
+# Of a stream that does not state its rate.
 _FRAMES_PER_SECOND = 10.0
 
 
 class PredictionSettings(Section):
-    """What can be changed on the command line."""
+    """The settings that the command line can change."""
 
     inference: Inference = Inference()
     """Which views of each image are averaged."""
@@ -71,13 +71,13 @@ class PredictionSettings(Section):
 
 @dataclass
 class Source:
-    """Frames by name.
+    """Named frames.
 
     Attributes:
-        frames: name, a relative path without suffix, and RGB image (H, W, 3) uint8.
-        count: how many there probably are; None if nobody knows.
-        rate: frames per second of a stream; None for images, which have nothing to do with each other.
-        unreadable: filled as frames are taken: path of each that cannot be read, and why.
+        frames: name (a relative path without suffix) and RGB image (H, W, 3) uint8.
+        count: their probable number; None if unknown.
+        rate: frames per second of a stream; None for independent images.
+        unreadable: path of each image that cannot be read -> reason; filled while frames are taken.
     """
 
     frames: Iterator[tuple[str, np.ndarray]]
@@ -88,14 +88,14 @@ class Source:
 
 @dataclass
 class Prediction:
-    """What was done.
+    """The outcome of a run.
 
     Attributes:
-        frames: how many were segmented.
-        seconds: that this took, reading and writing included, starting up left out.
-        segmenting_seconds: of these, from image to labels.
-        unreadable: path of each file that could not be read, and why.
-        interrupted: whether the user ended it.
+        frames: number of segmented frames.
+        seconds: their duration with reading and writing, without the start.
+        segmenting_seconds: the part from image to labels.
+        unreadable: path of each file that could not be read -> reason.
+        interrupted: whether the user ended the run.
     """
 
     frames: int = 0
@@ -105,7 +105,7 @@ class Prediction:
     interrupted: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """For the JSON file; rates are in frames per second, None where there was no frame."""
+        """The content of the JSON file. Rates are in frames per second, None if there was no frame."""
         rates = {
             "frames_per_second": self.seconds,
             "segmenting_frames_per_second": self.segmenting_seconds,
@@ -143,19 +143,19 @@ def predict(
     settings: PredictionSettings,
     console: Console,
 ) -> Prediction:
-    """Segment the frames of a source and write what is wanted of each; a file is there whole or not at all.
+    """Segment the frames of a source and write the wanted outputs; each file is written whole or not at all.
 
     Args:
-        segmenter: with one bundle.
+        segmenter: of one bundle.
         manifest: of that bundle.
-        source: its frames are used up.
-        output: folder.
-        settings: of which ``inference`` is the segmenter's business.
-        console: for progress.
+        source: its frames are consumed.
+        output: folder for the files.
+        settings: what to write; ``inference`` is the segmenter's and not read here.
+        console: shows the progress if it is a terminal.
 
     Raises:
         DatasetError: a stream cannot be opened or gives no frame.
-        KeyboardInterrupt: before the first frame; later it ends the work, and what was done is kept.
+        KeyboardInterrupt: before the first frame; later it ends the run, and the files are kept.
         OutputError: something cannot be written.
     """
     segmenter.warm_up()
@@ -249,7 +249,7 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
 
 
 def _images(paths: Sequence[Path], root: Path) -> Source:
-    """Images below a folder; which of them cannot be read shows when it is their turn."""
+    """The images below a folder. Whether one can be read shows when it is taken."""
     path_of: dict[str, Path] = {}
     for path in paths:
         name = path.relative_to(root).with_suffix("").as_posix()
@@ -280,7 +280,7 @@ def _write(
     settings: PredictionSettings,
     video: _Video | None,
 ) -> None:
-    """Write what is wanted of one frame."""
+    """Write the wanted outputs of one frame."""
     if settings.masks:
         _write_picture(output / MASKS / f"{name}.png", segmentation.labels)
     if settings.confidence:
@@ -298,7 +298,7 @@ def _write(
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     """Write a grey or BGR picture, in the format that the suffix names."""
-    # imwrite would say nothing of a full disk.
+    # imwrite does not report a full disk.
     _, encoded = cv2.imencode(path.suffix, picture)
     with writing(path), replacing_file(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
@@ -325,19 +325,19 @@ class _Video:
         """Finish the file.
 
         Raises:
-            OSError: it does not hold what was written; OpenCV itself would say nothing.
+            OSError: it holds fewer frames than were written, which OpenCV does not report.
         """
         if self._writer is not None:
             self._writer.release()
         _, held = video_rate(self._path)
-        # It may hold one more, where Ctrl-C came before that was counted.
+        # It may hold one more, if Ctrl-C came before the frame was counted.
         if (held or 0) < self._count:
             raise OSError(f"it holds {held} of {self._count} frames")
 
 
 @contextlib.contextmanager
 def _new_video(path: Path, rate: float) -> Iterator[_Video]:
-    """A video that appears under its name once it is whole.
+    """A video that appears under its name when it is complete.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Train a head, or more, by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run | --resume]``.
+"""Train by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run | --resume]``.
 
 On several GPUs or machines: ``accelerate launch -m training.train RECIPE ...``; see accelerate's own help. In several
 processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
@@ -64,7 +64,7 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
     inference = trainer.recipe.inference
     if not inference.looks_once and process_state().is_main_process:
-        # The best bundle may be older than a resumed training's inference, which is free to change.
+        # A resumed training may have another inference than the one in its best bundle.
         scores = evaluate_bundle(trainer.output / BEST, console, inference=inference)
         with writing(trainer.output):
             write_json(trainer.output / EVALUATION_FILE, scores)
@@ -72,7 +72,7 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
-    """Show what every "auto" of the recipe stands for."""
+    """Print the value that stands for each "auto" of the recipe."""
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
         if before == "auto":

@@ -1,4 +1,4 @@
-"""From the name of a recipe, and what the command line changes, to a checked recipe."""
+"""Load a recipe by its name or path, apply overrides, and check it."""
 
 from __future__ import annotations
 

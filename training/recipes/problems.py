@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in the words of a recipe."""
+"""Describe a validation error in the words of a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.support.section import Section
 
 
 def describe_problem(error: ValidationError, section: type[Section]) -> str:
-    """The first of pydantic's complaints in the words of a recipe; for a typo, with the nearest key."""
+    """Describe the first problem that pydantic found; for a typo, name the nearest key."""
     problem = error.errors()[0]
     if problem["type"] == "extra_forbidden":
         path, owner = _follow(problem["loc"][:-1], section)
@@ -22,13 +22,13 @@ def describe_problem(error: ValidationError, section: type[Section]) -> str:
             inside = f" in {'.'.join(path)}" if path else ""
             return f"unknown key '{key}'{inside}{nearest(key, known)}; the keys are: {', '.join(known)}"
     path, _ = _follow(problem["loc"], section)
-    # A key that may be of several types has one complaint for each.
+    # For a key of several types pydantic reports one problem for each type.
     said = " or ".join(other["msg"] for other in error.errors() if _follow(other["loc"], section)[0] == path)
     return f"{'.'.join(path)}: {said}" if path else said
 
 
 def _follow(location: Sequence[int | str], section: type[Section]) -> tuple[list[str], type[Section] | None]:
-    """Follow pydantic's location of a problem: the keys a user would name, and the section they lead to."""
+    """Translate pydantic's location of a problem into the keys that a user writes, and the section they lead to."""
     path, candidates = [], [section]
     for part in location:
         fields = [kind.model_fields[part] for kind in candidates if part in kind.model_fields]
