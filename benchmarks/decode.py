@@ -115,7 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each side runs")
     rounds = parser.parse_args().rounds
-    print(f"{decode.backend(wait=True)}, torch {torch.__version__} with {torch.get_num_threads()} threads; milliseconds")
+    backend = decode.backend(wait=True)
+    print(f"{backend}, torch {torch.__version__} with {torch.get_num_threads()} threads; milliseconds")
     print(f"{'logits':43s} {'torch':>10} {'labels':>8} {'ratio':>7} {'torch':>10} {'conf.':>8} {'ratio':>7}")
     for case in HEADLINE + OTHER_SHAPES + TINY:
         report(case, rounds)

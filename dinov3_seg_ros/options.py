@@ -110,8 +110,8 @@ class ComputeOptions(Options):
         for name in names:
             if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
                 raise ValueError(
-                    f"providers holds '{name}'; give each of ONNX Runtime's execution providers once and by its full name, "
-                    "such as CUDAExecutionProvider, CPUExecutionProvider"
+                    f"providers holds '{name}'; give each of ONNX Runtime's execution providers once and by its full "
+                    "name, such as CUDAExecutionProvider, CPUExecutionProvider"
                 )
         return names
 

@@ -37,9 +37,7 @@ def bundle(small_exported_bundle):
         ("compressed", {"unknown format", "damaged data", "too many pixels"}),
     ],
 )
-def test_bad_messages_are_counted_and_the_next_good_frame_is_answered(
-    bundle, tmp_path, transport, faults
-):
+def test_bad_messages_are_counted_and_the_next_good_frame_is_answered(bundle, tmp_path, transport, faults):
     graph = Graph(tmp_path)
     try:
         node = graph.start_node(bundle=bundle.path, image_transport=transport)
@@ -124,9 +122,7 @@ class _Slow:
         return self._computed.seconds()
 
 
-def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(
-    bundle, tmp_path, monkeypatch
-):
+def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(bundle, tmp_path, monkeypatch):
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         assert node.trigger_configure() == SUCCESS
         runtime, started = node._segmenter.runtime, [threading.Event() for _ in range(4)]
@@ -190,9 +186,7 @@ def test_a_failed_configuration_keeps_its_reason_if_closing_fails_too(bundle, tm
 
 
 @pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])
-def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(
-    bundle, tmp_path, monkeypatch, broken
-):
+def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_path, monkeypatch, broken):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):
         start(node)
         masks = graph.listen("front/segmentation/mask")
