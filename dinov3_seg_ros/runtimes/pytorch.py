@@ -53,10 +53,9 @@ class PyTorchRuntime:
         self._map_names = [map_name(layer) for layer in union]
         self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
         own = bundles[0].manifest.input
+        backbone = self._place(bundles[0].load_backbone(layers=union))
         normalise = Normalise(own.mean, own.std).to(self._device)
-        self._backbone: Backbone = _FromCanvases(
-            normalise, self._place(bundles[0].load_backbone(layers=union)), self._dtype
-        )
+        self._backbone: Backbone = _FromCanvases(normalise, backbone, self._dtype)
         self._heads = {bundle.manifest.name: self._place(bundle.load_head()) for bundle in bundles}
         is_on_gpu = self._device.type == "cuda"
         if options.cuda_graphs and is_on_gpu:
