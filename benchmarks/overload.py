@@ -4,7 +4,7 @@
 
 The script first measures the capacity: masks per second while frames arrive at twice the rate of single frames. Then it
 sends the load, and summarises each window of it. Each frame that was sent must appear in /diagnostics: as segmented, as
-dropped under a cause, or as lost before the node. A frame time is 1 / capacity.
+dropped under a cause, or as dropped by the transport. A frame time is 1 / capacity.
 """
 
 from __future__ import annotations

@@ -182,9 +182,9 @@ def account(sent: int, before: dict[str, int], after: dict[str, int]) -> dict[st
     """Return where the frames went that were sent between two readings; ``unaccounted`` should be 0."""
     change = {key: after[key] - before.get(key, 0) for key in after}
     found = {"sent": sent, "segmented": change.pop("frames segmented")}
-    lost = change.pop("frames lost before the node")
+    lost = change.pop("frames dropped by the transport")
     drops = {key: value for key, value in change.items() if key.startswith("dropped: ") and value}
-    found |= {"lost before the node": lost, **drops}
+    found |= {"dropped by the transport": lost, **drops}
     return {**found, "unaccounted": sent - found["segmented"] - lost - sum(drops.values())}
 
 

@@ -63,7 +63,7 @@ def test_frames_are_counted_by_what_became_of_them(clock):
     assert (level, message) == (WARN, "faults in the last 10 s: damaged data")
     assert (values["frames received"], values["frames segmented"]) == ("10", "3")
     assert (values[f"dropped: {REPLACED}"], values["dropped: damaged data"]) == ("6", "1")
-    assert values["frames lost before the node"] == "0"
+    assert values["frames dropped by the transport"] == "0"
     assert values["latency in the node [ms]"] == "median 20.00, 95th percentile 29.00"
     assert values["latency end to end [ms]"] == "median 40.00, 95th percentile 58.00"
     assert values["last error"] == "it is damaged"
@@ -76,8 +76,8 @@ def test_frames_dropped_by_the_transport_are_counted(clock):
         statistics.received(stamp, lost)
         statistics.segmented(clock.now, delay=0.0)
     values = status_of(statistics)[2]
-    assert (values["frames received"], values["frames lost before the node"]) == ("3", "3")
-    assert statistics.summary() == "3 received, 3 segmented, 3 lost before the node"
+    assert (values["frames received"], values["frames dropped by the transport"]) == ("3", "3")
+    assert statistics.summary() == "3 received, 3 segmented, 3 dropped by the transport"
 
 
 def test_silence_is_stale_and_faults_alone_are_an_error(clock):

@@ -171,7 +171,7 @@ def test_every_frame_of_a_flood_is_counted_in_the_diagnostics(graph, bundle):
     camera.send_until_answered(camera.message(picture()), masks)
     after = settled_counts(reader)
     change = {key: after[key] - before.get(key, 0) for key in after}
-    assert change["frames received"] + change["frames lost before the node"] == 301
+    assert change["frames received"] + change["frames dropped by the transport"] == 301
     assert change["frames received"] < 301, "a flood is more than the node can take"
 
 

@@ -144,7 +144,7 @@ class CameraStatistics:
                 "received": self._received,
                 "segmented": self._segmented,
                 **self._dropped,
-                "lost before the node": self._lost,
+                "dropped by the transport": self._lost,
             }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
 
@@ -157,7 +157,7 @@ class CameraStatistics:
                 "input rate [Hz]": f"{self._input.per_second():.1f}",
                 "output rate [Hz]": f"{self._output.per_second():.1f}",
                 "frames received": self._received,
-                "frames lost before the node": self._lost,
+                "frames dropped by the transport": self._lost,
                 "frames segmented": self._segmented,
                 **{f"dropped: {cause}": count for cause, count in self._dropped.items()},
                 **{f"noted: {fault}": count for fault, count in self._noted.items()},
