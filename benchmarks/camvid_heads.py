@@ -1,17 +1,17 @@
-"""Every head on one frozen backbone, over several seeds: what each costs and what it reaches on CamVid.
+"""Compares all heads on one frozen backbone and CamVid, over several seeds: scores, costs and latencies.
 
     python -m training.train camvid_backbone --data.root CAMVID
     python benchmarks/camvid_heads.py CAMVID [--backbone runs/camvid_backbone/best/backbone] [--seeds 0 1 2]
 
-All are trained by the recipe `camvid` with the same number of steps, on the same cached views; those that are trained
-already are not trained again. At the end, a table is printed, which docs/heads.md holds.
+All heads are trained by the recipe `camvid` with the same number of steps, on the same cached views; finished trainings
+are not repeated. The table printed at the end is the one in docs/heads.md.
 
-Its times of training are what the trainings themselves record, one thread each, with as many at a time as there are
-jobs. They include all steps, over however many starts it took, and looking for the cached views; not the start of the
-process, the validation at the end, steps that an interruption lost, nor, being medians over the seeds, computing the
-views, which the trainings of the first seed do for all.
+The times of training come from the trainings themselves, with one thread each and as many trainings at a time as there
+are jobs. They include all steps, also after interruptions, and the search for the cached views. They do not include
+the start of the process, the validation at the end, and steps lost in an interruption. Computing the views is not in
+them either: the trainings of the first seed do this for all, and the times are medians over the seeds.
 
-Its latencies are PyTorch's, of the heads in turn, of one image: on a map of 384 channels and 40x40 cells with 134
+The latencies are PyTorch's, with the heads in turn, for one image: on a map of 384 channels and 40x40 cells with 134
 classes, and on this backbone's maps of a 640x640 image.
 """
 
@@ -45,7 +45,7 @@ LATENCY_ROUNDS = 15
 
 @dataclass(frozen=True)
 class Row:
-    """A head, the stages that it reads, and what sets it apart, for the table."""
+    """A head, the stages that it reads, and a note for the table."""
 
     head: str
     layers: tuple[int, ...] = ALL
@@ -61,7 +61,7 @@ class Row:
         return build_head(self.head, channels, strides, classes, variant=self.variant, **self.options)
 
     def arguments(self) -> list[str]:
-        """What makes a recipe train this head."""
+        """Command-line options that make a recipe train this head."""
         words = ["--backbone.layers", *map(str, self.layers), "--head.name", self.head]
         if self.variant is not None:
             words += ["--head.variant", self.variant]
@@ -118,7 +118,7 @@ def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def train(name: str, seed: int, options: argparse.Namespace) -> None:
-    """Train one head in a process of its own, on one thread; what was begun before is finished."""
+    """Train one head in a process of its own, on one thread, or finish an interrupted training."""
     output = run_folder(name, seed, options)
     record = last_record(output)
     if record is not None and record["step"] == options.iterations:
@@ -157,7 +157,7 @@ def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, flo
 
 
 def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]) -> str:
-    """In Markdown: one line for each head."""
+    """The table in Markdown, with one line for each head."""
     lines = [
         "| head | reads strides | mIoU (mean ± standard deviation) | parameters | ms, 384x40x40 | ms, 640x640 "
         "| training, s |",
@@ -179,7 +179,7 @@ def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
-    """Of the last validation; None where there was none yet."""
+    """Record of the last validation; None before the first one."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return json.loads(lines[-1]) if lines else None

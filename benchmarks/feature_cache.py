@@ -1,7 +1,7 @@
 """How much faster an epoch is from the feature cache: ``python benchmarks/feature_cache.py [--size 448] [--rounds 3]``.
 
-A backbone of ViT-S+/16's shape with made-up weights, frozen; the default head; 11 classes; the loss at the size of the
-canvas. Epochs with and without the cache take turns in one process.
+A frozen backbone of ViT-S+/16's shape with random weights, the default head, 11 classes, the loss at the size of the
+network input. Epochs with and without the cache alternate in one process.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def epoch_seconds(run: StageRun, epoch: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=448, help="height and width of the canvas, pixels")
+    parser.add_argument("--size", type=int, default=448, help="height and width of the network input, pixels")
     parser.add_argument("--images", type=int, default=16, help="images of an epoch")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each side that count")
+    parser.add_argument("--rounds", type=int, default=3, help="measured epochs of each kind")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()

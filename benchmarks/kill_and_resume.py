@@ -1,8 +1,8 @@
 """Kill a training at random moments, resume it each time, and compare: ``python benchmarks/kill_and_resume.py``.
 
-The training is the command itself, on the CPU, ended by SIGKILL. At the end the weights must be, to the bit, those of a
-training that was never killed, and after each kill every bundle on disk must load. The exit status says so; it is 1
-too where the training ends before it was killed as often as asked for.
+The script runs the training command on the CPU and ends it by SIGKILL. After each kill every bundle on disk must load.
+At the end the weights must equal, in every bit, those of a training that was never killed. The exit status is 0 only
+if this holds and the training was killed as often as asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.loop.checkpoint import read_checkpoint
 from training.loop.run_folder import BEST, BEST_LOSS, CHECKPOINT_FILE, LAST
 
 BUNDLES = (BEST, BEST_LOSS, LAST)
-#: Share of the kills that come after the training's first step; the others may come while it starts.
+#: Share of the kills after the first step of the training; the others may come while it starts.
 WHILE_TRAINING = 0.8
 TINY = {
     "name": "killed",
@@ -57,7 +57,7 @@ def start(recipe: Path, output: Path) -> subprocess.Popen:
 
 
 def wait_for_steps(process: subprocess.Popen, output: Path) -> None:
-    """Until the training writes a checkpoint, or ends."""
+    """Wait until the training writes a checkpoint, or ends."""
 
     def written() -> int:
         path = output / CHECKPOINT_FILE
@@ -69,13 +69,13 @@ def wait_for_steps(process: subprocess.Popen, output: Path) -> None:
 
 
 def step(output: Path) -> int:
-    """The step from which the training can go on."""
+    """The step from which the training can resume."""
     checkpoint = read_checkpoint(output / CHECKPOINT_FILE)
     return 0 if checkpoint is None else checkpoint.step
 
 
 def bundles(output: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of every bundle that is there; an error where one cannot be loaded."""
+    """The weights of all bundles on disk; raises an error where one cannot be loaded."""
     weights = {}
     for name in BUNDLES:
         if (output / name).exists():

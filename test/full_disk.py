@@ -1,4 +1,4 @@
-"""A disk that takes no more."""
+"""A full disk, simulated by a limit on the size of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def full_disk(largest: int) -> Iterator[None]:
-    """Within, no file can grow beyond so many bytes: writing fails half way, as it does on a full disk."""
+    """Within this context no file can grow beyond ``largest`` bytes: writing fails half way, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
     try:

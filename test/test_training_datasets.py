@@ -113,7 +113,7 @@ def test_every_data_set_is_tested():
 @pytest.mark.parametrize("name", sorted(tiny_datasets.BUILDERS))
 @pytest.mark.parametrize("present", [False, True])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_absent_layout_gives_one_message_that_says_how_it_must_look(tmp_path, name, present, split):
+def test_an_absent_layout_gives_one_message_with_the_expected_layout(tmp_path, name, present, split):
     root = tmp_path / "data"
     if present:
         root.mkdir()
@@ -151,7 +151,7 @@ def with_values(root: Path, folder: str, values: np.ndarray) -> None:
     tiny_datasets.save_mask(min((root / folder).iterdir()), values)
 
 
-def test_voc_trains_on_the_augmented_list_where_its_masks_are_there_and_says_so(tmp_path):
+def test_voc_prefers_the_augmented_list_where_its_masks_exist(tmp_path):
     tiny_datasets.build_voc(tmp_path)
     section = VocData(root=str(tmp_path))
     assert section.resolved().train_list == "train_aug" and len(section.open("train")) == 4
@@ -169,7 +169,7 @@ def test_without_sbd_voc_trains_on_its_own_list(tmp_path):
         VocData(root=str(tmp_path), train_list="train_aug").open("train")
 
 
-def test_lists_of_voc_may_hold_paths_and_lie_in_a_folder_of_their_own(tmp_path):
+def test_lists_of_voc_may_hold_paths_and_lie_in_another_folder(tmp_path):
     tiny_datasets.build_voc(tmp_path)
     expected = [mask.tolist() for mask in masks(VocData(root=str(tmp_path)).open("train"))]
     (tmp_path / "list").mkdir()
@@ -332,7 +332,7 @@ def test_the_label_ids_of_cityscapes_become_train_ids(tmp_path):
     assert [data.class_names[i] for i in (0, 13, 18)] == ["road", "car", "bicycle"]
 
 
-def test_a_few_of_camvids_images_are_taken_evenly_and_validation_keeps_all(tmp_path):
+def test_camvid_takes_few_training_images_evenly_and_validates_on_all(tmp_path):
     tiny_datasets.build_camvid(tmp_path)
     every = CamVidData(root=str(tmp_path)).open("train")
     few = CamVidData(root=str(tmp_path), train_images=2)
@@ -342,7 +342,7 @@ def test_a_few_of_camvids_images_are_taken_evenly_and_validation_keeps_all(tmp_p
     assert len(CamVidData(root=str(tmp_path), train_images=9).open("train")) == len(every)
 
 
-def test_what_camvid_does_not_evaluate_is_ignored(tmp_path):
+def test_classes_that_camvid_does_not_evaluate_are_ignored(tmp_path):
     tiny_datasets.build_camvid(tmp_path)
     data = CamVidData(root=str(tmp_path)).open("val")
     values = tiny_datasets.values_of(range(12), tiny_datasets.seeds("val")[0])

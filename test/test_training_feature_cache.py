@@ -1,4 +1,4 @@
-"""The feature cache: trains as without it, never trusts what is damaged, keeps to its bounds."""
+"""The feature cache: trains as without it, never trusts damaged samples, keeps to its bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from trainings import CONVNEXT, forget_accelerator, records, tiny_recipe, train
+from trainings import CONVNEXT, end, forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.identity import save_backbone
@@ -72,7 +72,7 @@ def head(trainer: Trainer) -> dict[str, torch.Tensor]:
     return trainer.model.head.state_dict()
 
 
-def test_the_head_is_the_one_that_the_same_views_give_without_a_cache(recipe, tmp_path):
+def test_training_from_the_cache_gives_the_head_of_training_without(recipe, tmp_path):
     plain = train(recipe({"views": 0}, output=str(tmp_path / "plain")))
     cached = train(recipe())
     for name, tensor in head(plain).items():
@@ -81,7 +81,7 @@ def test_the_head_is_the_one_that_the_same_views_give_without_a_cache(recipe, tm
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
 
 
-def test_the_backbone_sees_each_view_once_whatever_the_epochs_and_the_head(recipe, tmp_path, images_seen):
+def test_the_backbone_computes_each_view_once_for_all_epochs_and_heads(recipe, tmp_path, images_seen):
     train(recipe(epochs=5))
     assert sum(images_seen) == SAMPLES
     assert len(entries(tmp_path)) == SAMPLES
@@ -89,7 +89,7 @@ def test_the_backbone_sees_each_view_once_whatever_the_epochs_and_the_head(recip
     assert sum(images_seen) == SAMPLES
 
 
-def test_resuming_what_has_ended_computes_no_features(recipe, tmp_path, images_seen):
+def test_resuming_a_finished_training_computes_no_features(recipe, tmp_path, images_seen):
     train(recipe())
     shutil.rmtree(tmp_path / "features")
     train(recipe(), resume=True)
@@ -110,7 +110,7 @@ def test_without_augmentation_there_is_one_view(recipe, tmp_path):
     assert len(entries(tmp_path)) == SAMPLES // 2
 
 
-def test_where_the_canvas_crops_the_frame_views_differ_without_augmentation(recipe, tmp_path):
+def test_views_differ_without_augmentation_where_frames_are_cropped(recipe, tmp_path):
     trainer = train(recipe(augmentation={}, input={"network_size": [32, 64], "geometry": "pad"}))
     (cache,) = trainer._samples
     assert len(entries(tmp_path)) == SAMPLES
@@ -136,7 +136,7 @@ def test_each_stage_has_its_views(recipe, tmp_path, images_seen):
     ],
     ids=str,
 )
-def test_other_features_are_kept_apart(recipe, tmp_path, source, changes):
+def test_different_features_have_different_folders(recipe, tmp_path, source, changes):
     def folder(**changes: object) -> Path:
         backbone = {"source": source, "layers": [1, 2, 3]}
         backbone |= {key: changes.pop(key) for key in ("layers", "feature_norm") if key in changes}
@@ -158,7 +158,7 @@ def test_other_features_are_kept_apart(recipe, tmp_path, source, changes):
     assert folder(**changes) != before
 
 
-def test_a_seed_of_its_own_lets_trainings_of_other_seeds_share_the_views(recipe, tmp_path, images_seen):
+def test_trainings_of_different_seeds_share_views_of_the_caches_own_seed(recipe, tmp_path, images_seen):
     for seed in (1, 2):
         train(recipe({"seed": 0}, seed=seed, output=str(tmp_path / f"seed{seed}")))
     assert sum(images_seen) == SAMPLES
@@ -182,7 +182,7 @@ def test_damaged_samples_are_computed_again(recipe, tmp_path, images_seen, damag
         torch.testing.assert_close(head(again)[name], tensor, atol=2e-3, rtol=2e-2)
 
 
-def test_a_sample_damaged_while_training_is_an_error_that_says_what_to_do(recipe, tmp_path):
+def test_a_sample_damaged_while_training_is_reported_with_advice(recipe, tmp_path):
     (cache,) = train(recipe())._samples
     entries(tmp_path)[0].write_bytes(b"x")
     with pytest.raises(DatasetError, match="--resume"):
@@ -194,27 +194,27 @@ def test_a_trained_backbone_is_refused(recipe, source):
         train(recipe(backbone={"source": source, "trainable": 1}))
 
 
-def test_a_bound_that_is_too_small_is_told_before_anything_is_computed(recipe, tmp_path, images_seen):
+def test_a_bound_that_is_too_small_is_refused_before_computing(recipe, tmp_path, images_seen):
     with pytest.raises(RecipeError, match=r"cache\.max_gb"):
         train(recipe({"max_gb": 1e-5}))
     assert not entries(tmp_path) and not images_seen
 
 
-def test_with_more_room_the_training_that_had_too_little_goes_on(recipe, tmp_path):
+def test_a_training_resumes_once_its_cache_has_more_room(recipe, tmp_path):
     with pytest.raises(RecipeError, match="--resume"):
         train(recipe({"max_gb": 1e-5}))
     train(recipe({"max_gb": 1.0}), resume=True)
     assert len(entries(tmp_path)) == SAMPLES
 
 
-def test_a_complete_cache_is_used_whatever_else_fills_its_folder(recipe, tmp_path, images_seen):
+def test_a_complete_cache_is_used_in_a_full_folder(recipe, tmp_path, images_seen):
     train(recipe())
     (tmp_path / "features" / "others").write_bytes(bytes(100_000))
     train(recipe({"max_gb": 1e-5}, output=str(tmp_path / "again")))
     assert sum(images_seen) == SAMPLES
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_of_the_users(recipe, tmp_path):
+def test_leftovers_of_killed_processes_are_removed_and_no_other_file(recipe, tmp_path):
     (cache,) = train(recipe())._samples
     old, new = cache.folder / "000" / "0000" / ".0000001.old", cache.folder / "000" / "0000" / ".0000001.new"
     precious = tmp_path / "features" / ".profile"
@@ -230,11 +230,12 @@ def test_what_killed_processes_left_is_removed_and_nothing_of_the_users(recipe, 
 def test_a_training_waits_while_another_fills_the_folder(recipe, tmp_path):
     (tmp_path / "features").mkdir()
     with locked(tmp_path / "features"):
-        filling = threading.Thread(target=train, args=(recipe(),))
+        filling = threading.Thread(target=train, args=(recipe(),), daemon=True)
         filling.start()
         filling.join(5)
         assert filling.is_alive() and not entries(tmp_path)
-    filling.join()
+    filling.join(120)
+    assert not filling.is_alive()
     assert len(entries(tmp_path)) == SAMPLES
 
 
@@ -245,7 +246,7 @@ def test_caches_of_other_trainings_count_against_the_bound(recipe, tmp_path):
         train(recipe({"max_gb": 1.5 * size}, seed=7, output=str(tmp_path / "other")))
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(recipe, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_before_computing(recipe, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(cache_filling.shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(RecipeError, match=r"cache\.folder"):
@@ -253,13 +254,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(recipe, tm
     assert not entries(tmp_path)
 
 
-def test_the_disk_use_told_beforehand_is_what_is_used(recipe, tmp_path):
+def test_the_announced_disk_use_is_the_real_one(recipe, tmp_path):
     (cache,) = train(recipe())._samples
     used = sum(-(-path.stat().st_size // 4096) * 4096 for path in entries(tmp_path))
     assert SAMPLES * cache.sample_bytes() == pytest.approx(used, rel=0.1)
 
 
-def test_the_key_file_says_what_the_features_are_of(recipe, tmp_path):
+def test_the_key_file_describes_the_features(recipe, tmp_path):
     (cache,) = train(recipe())._samples
     key = json.loads((cache.folder / "key.json").read_text())
     assert key["backbone"]["layers"] == [1, 2, 3]
@@ -283,9 +284,7 @@ def test_two_processes_may_fill_one_cache_at_once(recipe, tmp_path):
     ]
     for process in trainings:
         process.start()
-    for process in trainings:
-        process.join()
-    assert [process.exitcode for process in trainings] == [0, 0]
+    assert [end(process) for process in trainings] == [0, 0]
     alone = train(recipe({"folder": str(tmp_path / "alone")}, output=str(tmp_path / "alone_run")))
     assert len(entries(tmp_path)) == SAMPLES
     for number in range(2):
@@ -313,7 +312,7 @@ class Numbers:
         return {}
 
 
-def test_samples_come_back_as_they_went_in(tmp_path):
+def test_samples_are_read_as_they_were_written(tmp_path):
     settings = CacheSettings(views=2, folder=str(tmp_path))
     cache = FeatureCache(settings, {}, Numbers(), [(1, 2, 2), (3, 1, 1)])
 

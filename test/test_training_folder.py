@@ -317,7 +317,7 @@ def test_one_clear_message_for_what_is_wrong_with_a_folder(tmp_path, make, parts
     assert "\n" not in str(error.value)
 
 
-def test_scenes_are_the_renderers_and_the_cache_changes_nothing(tmp_path):
+def test_scenes_from_the_cache_equal_rendered_ones(tmp_path):
     plain = ScenesData(count=2, size=(48, 64), cache=None).open("train")
     cached = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
     for data in (plain, cached, cached):
@@ -336,7 +336,7 @@ def test_a_damaged_cache_entry_is_rendered_again(tmp_path):
     assert np.load(file).shape == (48, 64, 4)
 
 
-def test_scenes_that_the_disk_cannot_take_are_rendered_each_time_with_one_warning(tmp_path):
+def test_scenes_are_rendered_each_time_on_a_full_disk_with_one_warning(tmp_path):
     data = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")
     data.item(0)
     before = list(tmp_path.rglob("*.npy"))

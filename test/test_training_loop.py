@@ -132,7 +132,7 @@ def test_a_frozen_backbone_stays_as_it_was_to_the_bit(recipe, run, tmp_path, con
     assert not changed(load_file(Path(source, "model.safetensors")), load_file(folder / "last" / WEIGHTS))
 
 
-def test_the_last_stage_trains_alone_and_batch_statistics_before_it_do_not_move(recipe, run, tmp_path):
+def test_only_the_trained_stage_changes_its_weights_and_batch_statistics(recipe, run, tmp_path):
     source = saved_backbone(tmp_path / "source", RESNET)
     backbone = {"source": source, "layers": [2, 3], "trainable": 1, "storage": "embedded"}
     folder = run(recipe(backbone=backbone)).output
@@ -195,7 +195,7 @@ def test_a_bundle_gives_back_what_was_trained(recipe, run, tmp_path, config, siz
         torch.testing.assert_close(bundle.load_head()(bundle.load_backbone()(images)), expected)
 
 
-def test_a_head_starts_from_a_bundles_weights_and_only_from_its_own_shape(recipe, run, tmp_path):
+def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run, tmp_path):
     folder = run(recipe()).output / "best"
     trained = load_bundle(folder).load_head().state_dict()
     backbone = {"source": str(folder / "backbone"), "layers": [1, 2, 3], "storage": "embedded"}
@@ -276,7 +276,7 @@ def test_a_diverged_training_says_so(recipe, run):
         run(recipe(optimizer={"name": "sgd", "lr": 1e20}, schedule={"name": "constant"}))
 
 
-def test_what_diverged_does_not_replace_the_checkpoint_before(recipe, run, monkeypatch):
+def test_a_diverged_training_keeps_the_checkpoint_before(recipe, run, monkeypatch):
     original = StageRun.step
 
     def diverging(self, step, batches):
@@ -298,7 +298,7 @@ def test_the_loss_is_drawn_between_validations_too(recipe, run, monkeypatch):
     assert [event.step for event in events.Scalars("miou")] == [10]
 
 
-def test_the_average_is_what_is_saved_and_training_goes_on_with_the_weights(recipe, run):
+def test_the_averaged_weights_are_saved_and_the_plain_ones_trained_on(recipe, run):
     trainer = run(recipe(ema=0.5))
     saved = load_file(trainer.output / "last" / "head.safetensors")
     present = dict(trainer.model.head.state_dict())
@@ -307,7 +307,7 @@ def test_the_average_is_what_is_saved_and_training_goes_on_with_the_weights(reci
         assert not changed(dict(trainer.model.head.state_dict()), saved)
 
 
-def test_the_moving_average_follows_weights_and_statistics_but_nothing_frozen():
+def test_the_moving_average_covers_weights_and_statistics_not_frozen_ones():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
     module[0].requires_grad_(False)
     average = MovingAverage(module, decay=0.9)
@@ -355,7 +355,7 @@ def test_a_mistake_ends_the_command_with_one_line(recipe, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_ends_the_command_with_one_line_whichever_process_reads_it(recipe, tmp_path, capfd, workers):
+def test_a_damaged_image_ends_the_command_with_one_line(recipe, tmp_path, capfd, workers):
     for split in ("train", "val"):
         write_folder(tmp_path / "data", 2, split)
     (tmp_path / "data" / "classes.yaml").write_text("[a, b]")
@@ -382,7 +382,7 @@ def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_a_published_data_set_trains_by_its_recipe_and_is_evaluated_by_its_name(recipe, run, tmp_path):
+def test_a_published_data_set_trains_and_is_evaluated_by_its_name(recipe, run, tmp_path):
     tiny_datasets.build_voc(tmp_path / "voc")
     folder = run(recipe(data={"name": "voc", "root": str(tmp_path / "voc")}, epochs=1)).output
     assert load_recipe(folder / "recipe.yaml").data.train_list == "train_aug"

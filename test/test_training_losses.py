@@ -80,7 +80,7 @@ def test_ignored_pixels_change_neither_value_nor_gradient(section):
 
 
 @of_sections(SECTIONS)
-def test_which_number_stands_for_ignored_does_not_matter(section):
+def test_losses_do_not_depend_on_the_ignore_value(section):
     logits, target = sample()
     value, gradient = value_and_gradient(build(section), logits, target)
     for ignore_value in (-1, 3):
@@ -123,7 +123,7 @@ def test_an_image_without_labelled_pixels_leaves_the_loss_of_the_others(section)
 
 
 @of_sections(SECTIONS)
-def test_gradients_are_those_of_the_value(section):
+def test_gradients_equal_finite_differences(section):
     logits, target = sample()
     loss = build(section).losses[0].double()
     logits = logits.double().requires_grad_()
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_value(section):
 
 
 @of_sections(PER_IMAGE_OR_PIXEL)
-def test_parts_of_a_batch_divided_by_their_average_count_have_the_batchs_loss_as_average(section):
+def test_parts_of_a_batch_average_to_the_loss_of_the_batch(section):
     logits, target = sample()
     target[0, :, :3] = IGNORE  # the parts have different counts
     loss = build(section)
@@ -263,7 +263,7 @@ def test_losses_are_computed_in_float32_at_the_target_size_and_weighted():
     torch.testing.assert_close(value, expected)
 
 
-def test_balanced_weights_favour_the_rare_and_have_mean_one_over_the_present():
+def test_balanced_weights_favour_rare_classes_and_have_mean_one():
     weights = balanced_weights(torch.tensor([900, 100, 0]))
     torch.testing.assert_close(weights[1] / weights[0], torch.tensor(3.0))
     assert weights[2] == 0

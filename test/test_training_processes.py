@@ -1,4 +1,4 @@
-"""Several processes train as one does."""
+"""Several processes train as one process does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from trainings import CONVNEXT, records, tiny_recipe, train
+from trainings import CONVNEXT, end, records, tiny_recipe, train
 
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
@@ -33,7 +33,7 @@ ALIKE = {
 
 
 def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> None:
-    """Train in several processes, as though a launcher had started them."""
+    """Train in several processes, as a launcher starts them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainings"])
     with socket.socket() as free:
@@ -44,9 +44,7 @@ def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> 
     ]
     for process in together:
         process.start()
-    for process in together:
-        process.join()
-    assert [process.exitcode for process in together] == [0] * processes
+    assert [end(process) for process in together] == [0] * processes
 
 
 def _join(rank: int, processes: int, port: int, recipe: Recipe, resume: bool) -> None:
@@ -100,7 +98,7 @@ def test_two_processes_give_the_losses_of_one_and_write_once(tmp_path, alone):
     assert len(list((Path(recipe.output) / "tensorboard").iterdir())) == 1
 
 
-def test_what_one_process_began_two_can_resume(tmp_path, alone, monkeypatch):
+def test_two_processes_resume_the_training_of_one(tmp_path, alone, monkeypatch):
     recipe, original = tiny_recipe(tmp_path, **ALIKE), StageRun.step
 
     def stopped(self, step, batches):
@@ -125,7 +123,7 @@ def test_two_processes_fill_one_cache_and_train_from_it(tmp_path):
     assert_agree(Path(recipe.output), train(other).output)
 
 
-def test_each_processs_batch_statistics_give_way_to_those_that_are_saved(tmp_path):
+def test_all_processes_validate_with_the_saved_batch_statistics(tmp_path):
     recipe = tiny_recipe(tmp_path, **{**ALIKE, "batch_norm": "process", "epochs": 2, "ema": 0.5})
     train_together(recipe)
     folder = Path(recipe.output)

@@ -108,11 +108,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, unbrok
     while True:
         process = context.Process(target=resume_with_one_thread, args=(recipe,))
         process.start()
-        process.join(moments.uniform(0, seconds) if kills < KILLS else None)
+        process.join(moments.uniform(0, seconds) if kills < KILLS else 300)
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+        assert kills < KILLS, "the training did not end within 300 s"
         kills += 1
         for bundle in BUNDLES:
             if (Path(recipe.output) / bundle).exists():
@@ -140,7 +141,7 @@ def test_stopped_before_a_step_it_ends_with_the_same_weights(tmp_path, unbroken,
     assert_same(output, unbroken[0])
 
 
-def test_a_validation_that_was_not_finished_is_not_told_twice(tmp_path, unbroken, monkeypatch):
+def test_an_unfinished_validation_is_recorded_once_after_resuming(tmp_path, unbroken, monkeypatch):
     recipe, original = tiny_recipe(tmp_path, **FULL), RunFolder.save
 
     def killed(self, checkpoint):
@@ -156,7 +157,7 @@ def test_a_validation_that_was_not_finished_is_not_told_twice(tmp_path, unbroken
     assert_same(train(recipe, resume=True).output, unbroken[0])
 
 
-def test_resuming_what_has_ended_changes_nothing(tmp_path):
+def test_resuming_a_finished_training_changes_nothing(tmp_path):
     recipe = tiny_recipe(tmp_path)
     before = weights(train(recipe).output)
     trainer = train(recipe, resume=True)
@@ -164,7 +165,7 @@ def test_resuming_what_has_ended_changes_nothing(tmp_path):
     assert [record["epoch"] for record in records(trainer.output)] == [1, 2]
 
 
-def test_resuming_nothing_begins(tmp_path):
+def test_resuming_without_a_training_starts_a_new_one(tmp_path):
     assert [record["epoch"] for record in records(train(tiny_recipe(tmp_path), resume=True).output)] == [1, 2]
 
 

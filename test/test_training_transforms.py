@@ -66,7 +66,7 @@ def test_masks_are_never_interpolated_and_padded_with_the_ignore_value(geometry,
     assert set(np.unique(mask)) <= {0, 100, 200, 255}
 
 
-def test_changes_that_are_off_draw_nothing_and_the_others_draw_in_their_first_order():
+def test_disabled_changes_draw_no_random_numbers():
     early = Augmentation(
         scale=(0.4, 2.5), flip=0.5, brightness=0.2, contrast=(0.5, 1.5), saturation=(0.0, 2.0), hue=0.5, grey=0.2
     )
@@ -107,7 +107,7 @@ def test_image_and_mask_turn_together_and_corners_are_padded(key):
     assert (canvas[outside] == np.rint(255 * np.array(MEAN))).all()
 
 
-def test_a_crop_keeps_to_the_class_limit_and_counts_labelled_pixels_alone():
+def test_crops_keep_to_the_class_limit_of_labelled_pixels():
     mask = np.zeros((64, 256), np.uint8)
     mask[:, 192:] = 255
     mask[:, 192:256:4] = np.array([1, 2], np.uint8).repeat(8)
@@ -128,7 +128,7 @@ def test_a_crop_keeps_to_the_class_limit_and_counts_labelled_pixels_alone():
     assert 0.7 < (largest_shares(0.75) < 0.75).mean() < 0.95
 
 
-def test_an_image_of_one_class_is_cropped_though_it_cannot_keep_to_a_limit():
+def test_an_image_of_one_class_is_cropped_in_spite_of_the_limit():
     mask = np.zeros((64, 256), np.uint8)
     canvas_settings = CanvasSettings((64, 256), (64, 64), "stretch", 1, MEAN, 255)
     limited = Augmentation(crop_class_limit=0.5)
@@ -136,7 +136,7 @@ def test_an_image_of_one_class_is_cropped_though_it_cannot_keep_to_a_limit():
     assert crop.shape == (64, 64) and not crop.any()
 
 
-def test_turning_and_colours_happen_as_often_as_their_probability_says():
+def test_rotation_and_colour_changes_have_their_probability():
     image, mask = labelled_image()
     image = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
     plain = training_canvas(image, mask, settings(), Augmentation(), np.random.default_rng(0))
@@ -153,7 +153,7 @@ def test_turning_and_colours_happen_as_often_as_their_probability_says():
     assert 26 <= recoloured <= 46
 
 
-def test_blur_and_noise_change_the_image_within_their_strength_and_no_padding():
+def test_blur_and_noise_keep_to_their_strength_and_leave_padding():
     image = np.random.default_rng(0).integers(64, 192, (60, 80, 3), np.uint8)
     mask = np.zeros((60, 80), np.uint8)
 
@@ -204,7 +204,7 @@ def test_a_16_bit_mask_keeps_its_values():
     assert set(np.unique(canvas_mask)) <= {300, 400, 500, 65535}
 
 
-def test_grey_takes_all_colour_away_and_no_change_changes_nothing():
+def test_grey_removes_all_colour_and_no_setting_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     grey = change_colours(image, Augmentation(grey=1.0), np.random.default_rng(0))
     assert np.ptp(grey, axis=2).max() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ CONVNEXT = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16, 24, 32], "d
 
 
 def tiny_recipe(folder: Path, **changes: object) -> Recipe:
-    """A recipe that trains in a second, on scenes that are kept in ``folder``, with sections changed by keyword."""
+    """A recipe that trains in a second, on scenes cached in ``folder``; keywords replace its sections."""
     content = {
         "name": "tiny",
         "output": str(folder / "run"),
@@ -33,13 +34,16 @@ def tiny_recipe(folder: Path, **changes: object) -> Recipe:
 
 
 def forget_accelerator() -> None:
-    """accelerate keeps the first precision that a process asks for."""
+    """Reset accelerate, which keeps the first precision that a process asks for.
+
+    accelerate's own test cases do the same; it has no public way.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
 
 def train(recipe: Recipe, resume: bool = False) -> Trainer:
-    """Train by a recipe; gives the trainer afterwards."""
+    """Train by a recipe; return the trainer afterwards."""
     forget_accelerator()
     trainer = Trainer(recipe, Console(quiet=True))
     trainer.run(resume)
@@ -47,9 +51,18 @@ def train(recipe: Recipe, resume: bool = False) -> Trainer:
 
 
 def resume_with_one_thread(recipe: Recipe) -> None:
-    """For a process of its own."""
+    """Resume a training in a process of its own."""
     torch.set_num_threads(1)
     train(recipe, resume=True)
+
+
+def end(process: BaseProcess, seconds: float = 300) -> int | None:
+    """Wait for a process and give its exit code; after so many seconds it is killed, and the code is negative."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
 
 
 def records(folder: Path) -> list[dict]:
@@ -57,6 +70,6 @@ def records(folder: Path) -> list[dict]:
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of the tensors that are not equal to the bit."""
+    """Names of the tensors that differ in any bit."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
