@@ -15,6 +15,7 @@ from trainings import forget_accelerator
 
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
+from training.data import contents
 from training.evaluate import evaluate_bundle
 from training.loop.bundle_writer import BundleWriter
 from training.loop.stages import Batch, Stage
@@ -85,8 +86,9 @@ def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path, cache: Path)
 
 
 @pytest.fixture
-def build(backbones, data, tmp_path) -> Callable[[str], Trainer]:
-    """Makes a recipe's trainer, at a reduced size."""
+def build(backbones, data, tmp_path, monkeypatch) -> Callable[[str], Trainer]:
+    """Makes a recipe's trainer, at a reduced size; digests of its files are not kept in the user's cache."""
+    monkeypatch.setattr(contents, "cache_folder", lambda name: tmp_path / name)
 
     def made(name: str) -> Trainer:
         forget_accelerator()

@@ -1,4 +1,4 @@
-"""The model in training as a runtime of the robot's pipeline."""
+"""The model in training as a runtime of the robot's segmenter."""
 
 from __future__ import annotations
 
