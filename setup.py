@@ -59,8 +59,8 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
     return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
 
 
-EXPORT = ["onnx>=1.16", "onnxscript>=0.5"]  # and cpu or gpu, to compare the graphs with the model
-TORCH = ["torch>=2.4", "transformers>=5; python_version >= '3.11'", "safetensors>=0.4"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
+TORCH = ["torch>=2.8", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
 
 setup(
     name=PACKAGE,
@@ -74,16 +74,16 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy>=1.24", "pydantic>=2", "pyyaml>=6", "numba>=0.60"],
+    install_requires=["numpy>=1.24", "pydantic>=2.10", "pyyaml>=6", "numba>=0.60"],
     extras_require={
         # Two builds of one module: install one of them.
-        "cv": ["opencv-python>=4.8,<5"],
-        "cv-headless": ["opencv-python-headless>=4.8,<5"],
+        "cv": ["opencv-python>=4.8.0.76,<5"],
+        "cv-headless": ["opencv-python-headless>=4.8.0.76,<5"],
         # Two builds of one module again: together they overwrite each other.
-        "cpu": ["onnxruntime>=1.18"],
-        "gpu": ["onnxruntime-gpu>=1.18", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
+        "cpu": ["onnxruntime>=1.18.1"],
+        "gpu": ["onnxruntime-gpu>=1.18.1", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
         # JetPack 6 brings TensorRT and CUDA 12; there is no onnxruntime-gpu for its processors.
-        "jetson": ["onnxruntime>=1.18", "cuda-python>=12.9.1,<13"],
+        "jetson": ["onnxruntime>=1.18.1", "cuda-python>=12.9.1,<13"],
         "torch": TORCH,
         "export": [*TORCH, *EXPORT],
         "train": [
@@ -91,11 +91,11 @@ setup(
             *EXPORT,
             "accelerate>=1",
             "matplotlib>=3.8",
-            "pillow>=9",
-            "rich>=13",
-            "tensorboard>=2.16",
+            "pillow>=9.2",
+            "rich>=13.8",
+            "tensorboard>=2.16.2",
         ],
-        "bag": ["rich>=13", "rosbags>=0.11"],
+        "bag": ["rich>=13.8", "rosbags>=0.11"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
