@@ -234,7 +234,7 @@ def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     assert values["latency in the node [ms]"].startswith("median ")
     node_status = reader.newest("segmentation")
     assert (node_status.level, node_status.values["state"]) == (OK, "active")
-    assert "float32" in node_status.values["runtime"]
+    assert "fp32" in node_status.values["runtime"]
     assert node_status.values["decode"] == decode.backend()
     assert "median" in node_status.values["stage backbone [ms]"]
     status = reader.wait(name, lambda status: status.level == STALE, "silence")
