@@ -17,7 +17,7 @@ from typing import Any
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
-from dinov3_seg_ros import scenes
+from dinov3_seg_ros import decode, scenes
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
@@ -73,6 +73,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
             f"{options.output} cannot be made a folder ({error}); choose another with --output"
         ) from error
     prepare()
+    decode.backend(wait=True)  # compiled here once, so that the figures are not those of a node whose decode compiles
     colours = _fit_colour_classifier() if options.source == SCENES else None
     rclpy.init(args=[])
     recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
