@@ -311,7 +311,7 @@ def _complaint(error: ValidationError, model: type[Options]) -> str:
     """The first of pydantic's complaints, with what can be used instead."""
     problem = error.errors()[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
-    value = problem["input"] if len(problem["loc"]) == 1 else getattr(error, "title", "")
+    value = problem["input"]
     if problem["type"] == "extra_forbidden":
         known = list(model.model_fields)
         return f"unknown option '{name}'{nearest(name, known)}; the options are: {', '.join(known)}"
