@@ -60,7 +60,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
 
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
-# An older torch may do: with 2.8 most tests passed, but not all.
+# An older torch may do: with 2.8 some tests were run, and one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
 
 setup(
