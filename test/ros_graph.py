@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +23,7 @@ from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from ros_domain import claimed_domain
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
@@ -34,15 +35,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # On a loaded machine a process takes long to import its libraries: there more may be given.
 TIMEOUT_S = float(os.environ.get("ROS_TEST_TIMEOUT_S", "40"))
 _RESEND_S = 5.0
-# Domains 1..100, other ones in each test process, so that tests do not hear each other.
-_domains = itertools.cycle(1 + (os.getpid() * 7 + i) % 100 for i in range(100))
 
 
 class Graph:
     """One DDS domain with a peer node in this process, and the processes started in it."""
 
     def __init__(self, log_folder: Path) -> None:
-        self.domain = next(_domains)
+        self._resources = contextlib.ExitStack()
+        self.domain = self._resources.enter_context(claimed_domain())
         self._log_folder = log_folder
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         configure_transport()
@@ -61,6 +61,7 @@ class Graph:
         self._executor.shutdown()
         self.peer.destroy_node()
         rclpy.try_shutdown(context=self.context)
+        self._resources.close()
 
     def start_node(
         self, namespace: str = "", program: Sequence[str] = ("-m", "dinov3_seg_ros.node"), **parameters: Any
@@ -109,9 +110,9 @@ class Graph:
         self.spin_until(publisher.get_subscription_count, f"a subscription to {topic}")
         return publisher
 
-    def camera(self, topic: str = "image") -> Camera:
+    def camera(self, topic: str = "image", message_type: type = Image) -> Camera:
         """A publisher of images."""
-        return Camera(self, topic)
+        return Camera(self, topic, message_type)
 
     def listen(self, topic: str, reliable: bool = False, message_type: type = Image) -> list[Any]:
         """Subscribe; the list returned grows as messages arrive."""
@@ -126,9 +127,9 @@ class Graph:
 class Camera:
     """Publishes images best effort, as camera drivers do."""
 
-    def __init__(self, graph: Graph, topic: str) -> None:
+    def __init__(self, graph: Graph, topic: str, message_type: type = Image) -> None:
         self._graph = graph
-        self._publisher = graph.peer.create_publisher(Image, topic, qos_profile_sensor_data)
+        self._publisher = graph.peer.create_publisher(message_type, topic, qos_profile_sensor_data)
         self._sent = 0
 
     def wait_for_subscriber(self) -> None:
@@ -141,26 +142,31 @@ class Camera:
         header.stamp.sec, header.stamp.nanosec = 1_700_000_000 + self._sent, 123_456_789
         return fill_image(Image(), pixels, encoding, header)
 
-    def send(self, message: Image) -> Image:
+    def send(self, message: Any) -> Any:
         self._publisher.publish(message)
         return message
 
-    def send_until_answered(self, message: Image, answers: list[Any], count: int = 1) -> Any:
-        """Publish one image and wait for ``count`` more answers; return the last.
+    def send_until(self, message: Any, condition: Callable[[], Any], what: str) -> Any:
+        """Publish an image, again and again until ``condition`` is true, and return it.
 
-        It is sent again where no answer comes: that this side has found the node does not say that the node has found
-        the camera and the answers' subscriber, and best effort keeps nothing for those who are found later.
+        One alone may be lost: that this side has found the node does not say that the node has found the camera or
+        the answers' subscriber, and best effort keeps nothing for those who are found later.
         """
-        expected, last_sent = len(answers) + count, float("-inf")
+        last_sent = float("-inf")
 
-        def is_answered() -> bool:
+        def is_met() -> Any:
             nonlocal last_sent
             if time.monotonic() - last_sent > _RESEND_S:
                 last_sent = time.monotonic()
                 self.send(message)
-            return len(answers) >= expected
+            return condition()
 
-        self._graph.spin_until(is_answered, f"an answer to {message.header.frame_id}")
+        return self._graph.spin_until(is_met, what)
+
+    def send_until_answered(self, message: Any, answers: list[Any], count: int = 1) -> Any:
+        """Publish an image until there are ``count`` more answers, and return the last."""
+        expected = len(answers) + count
+        self.send_until(message, lambda: len(answers) >= expected, f"an answer to {message.header.frame_id}")
         return answers[-1]
 
 

@@ -35,8 +35,9 @@ def send_until_one_is_answered(graph, camera, masks):
 
 def segment(graph, camera, masks, rgb):
     """Send a frame, and wait for the mask that has its header."""
-    sent = camera.send(camera.message(rgb))
-    graph.spin_until(lambda: sent.header in [mask.header for mask in masks], f"the mask of {sent.header.frame_id}")
+    sent = camera.message(rgb)
+    what = f"the mask of {sent.header.frame_id}"
+    camera.send_until(sent, lambda: sent.header in [mask.header for mask in masks], what)
 
 
 def main():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import write_tiny_bundle
+from ros_domain import claimed_domain
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import __main__ as command
@@ -323,8 +324,9 @@ def test_without_ros_the_option_says_what_to_install(bundle, monkeypatch, capsys
 def run_on_ros(*arguments):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     command = [sys.executable, "-m", "dinov3_seg_ros.benchmark", *arguments, "--ros"]
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(1 + (os.getpid() * 3) % 100)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
 
 
 @pytest.mark.ros

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
+from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.exports import find_exports
@@ -110,8 +111,9 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     output = tmp_path / "output"
     command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path), "--output", str(output)]
     command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(1 + os.getpid() % 100)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert run.returncode == 0, run.stdout + run.stderr
     summary = json.loads((output / "summary.json").read_text())
     assert summary["images"] >= 55

@@ -109,8 +109,7 @@ def test_bad_frames_are_logged_and_the_next_good_one_is_answered(running):
     short.data = short.data[:100]
     narrow.step = 10
     empty = Image(header=Header(frame_id="empty"))
-    camera.send(unknown)
-    graph.spin_until(lambda: "64FC7" in node.log, "a line in the log")
+    camera.send_until(unknown, lambda: "64FC7" in node.log, "a line in the log")
     for message in (unknown, short, narrow, empty):
         camera.send(message)
         graph.spin_for(0.1)  # otherwise the good frame may replace the bad one before it is looked at
@@ -217,14 +216,15 @@ def test_cameras_and_heads_have_topics_of_their_own_in_one_process(graph, bundle
 
 def test_compressed_images_are_read(graph, bundle, segmenter):
     cv2 = pytest.importorskip("cv2")
-    graph.start_node(bundle=bundle.path, image_transport="compressed")
-    masks = graph.listen("segmentation/mask")
-    publisher = graph.peer.create_publisher(CompressedImage, "image/compressed", 1)
-    graph.spin_until(publisher.get_subscription_count, "a subscription")
+    node = graph.start_node(bundle=bundle.path, image_transport="compressed")
+    camera, masks = graph.camera("image/compressed", CompressedImage), graph.listen("segmentation/mask")
+    camera.wait_for_subscriber()
     rgb = picture()
-    for data in (b"no picture", cv2.imencode(".png", rgb[:, :, ::-1])[1].tobytes()):
-        publisher.publish(CompressedImage(format="png", data=data))
-    graph.spin_until(lambda: masks, "a mask")
+    broken = CompressedImage(format="png", data=b"no picture")
+    camera.send_until(broken, lambda: "10 bytes" in node.log, "a line in the log")
+    camera.send_until_answered(
+        CompressedImage(format="png", data=cv2.imencode(".png", rgb[:, :, ::-1])[1].tobytes()), masks
+    )
     assert np.array_equal(image_of(masks[0]), segmenter.segment([rgb])[0].labels)
 
 
@@ -266,12 +266,8 @@ def test_a_failing_callback_is_logged_with_its_cause_and_ends_nothing(graph, bun
     node = graph.start_node(program=("-c", broken), bundle=bundle.path)
     camera = graph.camera()
     camera.wait_for_subscriber()
-
-    def is_logged():
-        camera.send(camera.message(picture()))  # again and again: best effort may drop one
-        return "could not be handled: ZeroDivisionError: division by zero" in node.log
-
-    graph.spin_until(is_logged, "the log's line")
+    line = "could not be handled: ZeroDivisionError: division by zero"
+    camera.send_until(camera.message(picture()), lambda: line in node.log, "the log's line")
     assert node.state() == "active"
     assert node.end() == 0, node.log
 
