@@ -237,7 +237,9 @@ def _argument(option: Option) -> dict[str, Any]:
     if option.kind == "bool":
         found["action"] = argparse.BooleanOptionalAction
         return found
-    if option.choices:
+    if option.kind == "range":
+        found["metavar"] = f"{'|'.join(option.choices)}|LOW,HIGH"
+    elif option.choices:
         found["choices"] = option.choices
     if option.kind == "size":
         found |= {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}

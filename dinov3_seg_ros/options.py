@@ -31,6 +31,11 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_qdq"]
 #: ``native``: the frame's own size, rounded to the nearest multiple.
 Geometry = Literal["stretch", "letterbox", "pad", "native"]
 ImageTransport = Literal["raw", "compressed"]
+#: Which values of a 16-bit image are black and white.
+#: ``auto``: 0 and the largest of the sensor's, whose bits are learned from the stream.
+#: ``full``: 0 and 65535.
+#: ``(low, high)``: these.
+ValueRange = Literal["auto", "full"] | tuple[int, int]
 
 RUNTIME_NAMES: tuple[str, ...] = typing.get_args(RuntimeName)
 PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
@@ -39,6 +44,8 @@ GEOMETRIES: tuple[str, ...] = typing.get_args(Geometry)
 FRAME_SIZED = ("pad", "native")
 #: The most pixels of a frame, unless the user says otherwise: those of 8K UHD.
 MAX_PIXELS = 1 << 25
+
+OptionKind = Literal["text", "texts", "size", "range", "int", "float", "bool"]
 
 _DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 _DEVICE_HELP = "use auto, cpu, cuda, or cuda:N for the GPU with number N"
@@ -145,6 +152,15 @@ class PublishOptions(Options):
         Field(ge=1, le=1 << 30, description="Larger frames are refused before they are decoded."),
         Live(),
     ] = MAX_PIXELS
+    value_range: Annotated[
+        ValueRange,
+        Field(
+            description="Which values of 16-bit images are black and white: auto (0 and the largest of the sensor's, "
+            "learned from the stream), full (0 and 65535) or two numbers. 16UC1 is taken for depth, and refused, where "
+            "it is auto."
+        ),
+        Live(),
+    ] = "auto"
 
     @field_validator("mask_size")
     @classmethod
@@ -154,6 +170,14 @@ class PublishOptions(Options):
         except ParameterError as error:
             raise ValueError(str(error)) from error
         return text
+
+    @field_validator("value_range", mode="before")
+    @classmethod
+    def _known_range(cls, value: Any) -> ValueRange:
+        try:
+            return parse_value_range(value)
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
 
 
 class SourceOptions(Options):
@@ -188,7 +212,8 @@ class Option:
 
     Attributes:
         name: of the field.
-        kind: the type of its value; "texts" are a tuple of str, "size" is (height, width).
+        kind: the type of its value; "texts" are a tuple of str, "size" is (height, width), "range" is one of
+            ``choices`` or (low, high).
         default: of the field.
         description: one or two sentences.
         choices: the values that can be used; empty where others bound them.
@@ -197,7 +222,7 @@ class Option:
     """
 
     name: str
-    kind: Literal["text", "texts", "size", "int", "float", "bool"]
+    kind: OptionKind
     default: Any
     description: str
     choices: tuple[str, ...] = ()
@@ -207,7 +232,7 @@ class Option:
     def explain(self, quote: str = "") -> str:
         """The description with the values that can be used, each between ``quote``."""
         parts = [self.description]
-        if self.choices:
+        if self.choices and self.kind != "range":
             parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}.")
         if self.range:
             parts.append(f"{self.range[0]} to {self.range[1]}.")
@@ -240,6 +265,8 @@ def parse_option(option: Option, text: str) -> Any:
                 return tuple(parts)
             case "size":
                 return tuple(map(int, parts))
+            case "range":
+                return parse_value_range(text)
             case "int":
                 return int(text)
             case "float":
@@ -269,6 +296,30 @@ def parse_mask_size(text: str) -> str | tuple[int, int]:
     )
 
 
+def parse_value_range(value: Any) -> ValueRange:
+    """A value range from what parameters, flags and launch arguments hold: a word, ``LOW,HIGH``, or two numbers.
+
+    Raises:
+        ParameterError: none of these, or not 0 <= low < high <= 65535.
+    """
+    if value in ("auto", "full"):
+        found: ValueRange = value
+        return found
+    given = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    try:
+        low, high = map(int, given)
+    except (TypeError, ValueError):
+        pass
+    else:
+        if 0 <= low < high <= 65535:
+            return low, high
+    shown = value if isinstance(value, str | int | float) else list(value or ())
+    raise ParameterError(
+        f"value_range is {shown}; use auto, full, or two whole numbers from 0 to 65535, the lower one first, such as "
+        "0,4095"
+    )
+
+
 def _describe(name: str, field: FieldInfo) -> Option:
     bounds = {key: getattr(mark, key) for mark in field.metadata for key in ("ge", "le") if hasattr(mark, key)}
     return Option(
@@ -282,7 +333,7 @@ def _describe(name: str, field: FieldInfo) -> Option:
     )
 
 
-def _kind_of(annotation: Any) -> Literal["text", "texts", "size", "int", "float", "bool"]:
+def _kind_of(annotation: Any) -> OptionKind:
     if annotation is bool:
         return "bool"
     if annotation is int:
@@ -291,6 +342,8 @@ def _kind_of(annotation: Any) -> Literal["text", "texts", "size", "int", "float"
         return "float"
     members = [part for part in _members(annotation) if part is not type(None)]
     if any(typing.get_origin(part) is tuple for part in members):
+        if len(members) > 1:
+            return "range"
         return "texts" if str in typing.get_args(members[0]) else "size"
     return "text"
 

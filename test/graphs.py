@@ -31,15 +31,19 @@ def write_graphs(
     *,
     size: tuple[int, int] = (64, 96),
     seed: int = 0,
+    head_seed: int | None = None,
     head_type: str | None = None,
     head_operator: str | None = None,
 ) -> Path:
-    """Write an export of two convolutional graphs with random weights; ``head_*`` spoil the head's."""
+    """Write an export of two convolutional graphs with random weights.
+
+    ``head_seed`` is that of the head's, where it differs; ``head_type`` and ``head_operator`` spoil the head's graph.
+    """
     folder = export_folder(bundle, size, precision)
     folder.mkdir(parents=True, exist_ok=True)
     _write_backbone(folder / BACKBONE_GRAPH, bundle, _TYPES[precision], size, np.random.default_rng(seed))
     # Every head with weights of its own, as bundles have.
-    random = np.random.default_rng([seed, *bundle.manifest.name.encode()])
+    random = np.random.default_rng([seed if head_seed is None else head_seed, *bundle.manifest.name.encode()])
     _write_head(folder / HEAD_GRAPH, bundle, _TYPES[head_type or precision], size, random, head_operator)
     manifest = ExportManifest(
         precision=precision,

@@ -7,8 +7,9 @@ import contextlib
 import cv2
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
+from exported_bundles import write_exported_bundle
 from full_disk import full_disk
+from graphs import write_graphs
 
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 
@@ -20,7 +21,7 @@ from dinov3_seg_ros.bag import outputs as bag
 from dinov3_seg_ros.bag.outputs import BagSegmenter
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import DatasetError, OutputError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError, ParameterError
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 IMAGE, COMPRESSED, TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
@@ -29,7 +30,7 @@ SIZE = (24, 32)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32), seed=8)
+    return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32), seed=8)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def test_outputs_keep_header_and_time_of_their_image(segmenter, tmp_path, storag
     counts = BagSegmenter(segmenter, outputs=bag.OUTPUTS).process(source, tmp_path / "out")
     assert counts == {"segmented": 5}
     before, after = contents(source), contents(tmp_path / "out")
+    palette = segmenter.manifests["tiny"].classes.palette
     assert (tmp_path / "out" / f"out{'.db3' if storage == 'sqlite3' else '.mcap'}").exists()
     assert [moment for moment, _ in after["/text"]] == [moment for moment, _ in before["/text"]]
     assert after["/text"][0][1].data == "hello"
@@ -111,6 +113,9 @@ def test_outputs_keep_header_and_time_of_their_image(segmenter, tmp_path, storag
             output_moment, message = after[f"/front/segmentation/{output}"][number]
             assert (output_moment, message.header, message.encoding) == (moment, original.header, "mono8")
             assert np.array_equal(pixels(message), array)
+        colours = after["/front/segmentation/color_mask"][number][1]
+        assert (colours.header, colours.encoding) == (original.header, "bgr8")
+        assert np.array_equal(pixels(colours)[..., ::-1], np.array(palette, np.uint8)[expected.labels])
         assert after["/front/segmentation/overlay"][number][1].encoding == "bgr8"
         assert pixels(after["/front/segmentation/overlay"][number][1]).shape == (*SIZE, 3)
 
@@ -123,6 +128,27 @@ def test_compressed_images_are_segmented_and_classes_are_chosen(segmenter, tmp_p
     mask = pixels(contents(tmp_path / "out")["/segmentation/mask"][0][1])
     expected = segmenter.segment([picture(0)], size=(6, 8))[0].labels
     assert np.array_equal(mask, np.where(expected == 1, 0, 255))
+
+
+def test_16_bit_images_of_each_topic_have_a_range_of_their_own(segmenter, tmp_path, caplog):
+    caplog.set_level("INFO")
+    grey = np.repeat(np.arange(32, dtype=np.uint16)[None] * 8, 24, axis=0)
+    grey[0, 0] = 255
+    messages = []
+    for topic, factor in (("/a/image", 4), ("/b/image", 257)):
+        fields = {"height": 24, "width": 32, "encoding": "mono16", "is_bigendian": 0, "step": 64}
+        data = (grey * factor).view(np.uint8).reshape(-1)
+        messages += 2 * [(topic, IMAGE, TYPES.types[IMAGE](header=header(0), data=data, **fields))]
+    source = write_bag(tmp_path / "in", messages)
+    BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out", ["/a/image", "/b/image"])
+    expected = segmenter.segment([np.dstack(3 * [grey]).astype(np.uint8)])[0].labels
+    found = contents(tmp_path / "out")
+    for topic in ("/a", "/b"):
+        for _, mask in found[f"{topic}/segmentation/mask"]:
+            assert (pixels(mask) == expected).mean() > 0.95
+    assert len(caplog.messages) == 2, "one line for each topic"
+    with pytest.raises(ParameterError):
+        PublishOptions(value_range="12 bits")
 
 
 def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):
@@ -296,13 +322,14 @@ def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, cap
 def test_the_flags_of_the_options_take_effect(bundle, tmp_path, capsys):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(3)])
     (tmp_path / "classes.yaml").write_text("classes: [class_1]")
-    computing = ["--runtime", "torch", "--network-size", "64", "64", "--geometry", "stretch", "--max-batch", "2"]
+    write_graphs(bundle, size=(64, 64), head_seed=8)
+    computing = ["--runtime", "onnx", "--network-size", "64", "64", "--geometry", "stretch", "--max-batch", "2"]
     publishing = ["--mask-size", "8x6", "--class-list", str(tmp_path / "classes.yaml"), "--outputs", "mask"]
     where = ["--bundle", str(bundle.path), str(source), str(tmp_path / "out")]
     assert command.main([*computing, *publishing, *where]) == 0
     assert "3 frames segmented" in capsys.readouterr().out
     with contextlib.closing(
-        Segmenter.from_bundle(bundle.path, runtime="torch", network_size=(64, 64), geometry="stretch")
+        Segmenter.from_bundle(bundle.path, runtime="onnx", network_size=(64, 64), geometry="stretch")
     ) as segmenter:
         for number, (_, message) in enumerate(contents(tmp_path / "out")["/segmentation/mask"]):
             labels = segmenter.segment([picture(number)], size=(6, 8))[0].labels

@@ -7,9 +7,10 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from test_encodings import HEIGHT, WIDTH, smooth_rgb
+from test_encodings import HEIGHT, WIDTH, encoded, mosaic, smooth_rgb
 
 from dinov3_seg_ros.frames.compression import compressed_to_rgb
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import MessageError
 
 
@@ -18,6 +19,45 @@ def test_a_png_is_read_exactly_and_a_jpeg_closely():
     for suffix, tolerance in ((".png", 0), (".jpg", 20)):
         result = compressed_to_rgb(cv2.imencode(suffix, bgr)[1].tobytes())
         assert np.abs(result.astype(int) - smooth_rgb()).max() <= tolerance
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_a_bayer_mosaic_is_known_by_its_format(suffix, pattern):
+    data = cv2.imencode(suffix, mosaic(smooth_rgb(), pattern), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    kind = {".png": "png", ".jpg": "jpeg"}[suffix]
+    inner = (slice(2, -2), slice(2, -2))
+    result = compressed_to_rgb(data, f"bayer_{pattern}8; {kind} compressed ")
+    assert np.abs(result[inner].astype(int) - smooth_rgb()[inner]).max() <= 15
+
+
+@pytest.mark.parametrize("form", ["bayer_rggb8; jpeg compressed mono8", "mono8; jpeg compressed mono8", "png", ""])
+def test_a_grey_picture_stays_grey(form):
+    picture = cv2.cvtColor(smooth_rgb(), cv2.COLOR_RGB2GRAY)
+    result = compressed_to_rgb(cv2.imencode(".png", picture)[1].tobytes(), form)
+    assert np.array_equal(result, np.dstack(3 * [picture]))
+
+
+def test_a_mosaic_that_the_camera_has_interpolated_keeps_its_colours():
+    data = cv2.imencode(".png", smooth_rgb()[..., ::-1])[1].tobytes()
+    assert np.array_equal(compressed_to_rgb(data, "bayer_rggb8; png compressed bgr8"), smooth_rgb())
+
+
+@pytest.mark.parametrize("form", ["mono16; png compressed ", "bayer_gbrg16; png compressed ", "rgb16; png compressed "])
+def test_a_png_of_a_12_bit_sensor_gives_the_same_picture(form):
+    encoding = form.partition(";")[0]
+    picture = encoded(smooth_rgb(), encoding.replace("16", "8"))
+    stored = picture[..., ::-1] if picture.ndim == 3 else picture
+    eight = compressed_to_rgb(cv2.imencode(".png", stored)[1].tobytes(), form.replace("16", "8"))
+    twelve = compressed_to_rgb(cv2.imencode(".png", stored.astype(np.uint16) * 16)[1].tobytes(), form)
+    assert np.abs(twelve.astype(int) - eight).max() <= 2
+
+
+def test_compressed_depth_is_refused_unless_its_range_is_given():
+    depth = cv2.imencode(".png", np.full((HEIGHT, WIDTH), 3000, np.uint16))[1].tobytes()
+    with pytest.raises(MessageError, match="depth images"):
+        compressed_to_rgb(depth, "16UC1; png compressed ")
+    assert compressed_to_rgb(depth, "16UC1; png compressed ", scale=ValueScale("full")).shape == (HEIGHT, WIDTH, 3)
 
 
 def picture_file(suffix, size=(HEIGHT, WIDTH)):

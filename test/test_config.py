@@ -14,7 +14,8 @@ from dinov3_seg_ros.support.resources import resource_path
 NODE_TOPICS = {
     f"/segmentation/{name}"
     for name in (
-        "mask", "mask/compressed", "confidence", "overlay", "overlay/compressed", "camera_info", "label_info",
+        "mask", "mask/compressed", "confidence", "color_mask", "overlay", "overlay/compressed", "camera_info",
+        "label_info",
     )
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS, pixels_to_rgb
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import MessageError
 
 HEIGHT, WIDTH = 32, 48
@@ -85,7 +86,8 @@ def encoded(rgb, encoding):
 @pytest.mark.parametrize("encoding", INPUT_ENCODINGS)
 def test_every_encoding_gives_the_picture_back(encoding, padding):
     rgb = smooth_rgb()
-    result = pixels_to_rgb(**buffer_of(encoded(rgb, encoding), encoding, padding))
+    scale = ValueScale("full")
+    result = pixels_to_rgb(**buffer_of(encoded(rgb, encoding), encoding, padding), scale=scale)
     assert result.shape == (HEIGHT, WIDTH, 3)
     assert result.dtype == np.uint8
     expected = rgb
@@ -96,6 +98,23 @@ def test_every_encoding_gives_the_picture_back(encoding, padding):
     difference = np.abs(result[inner].astype(int) - expected[inner].astype(int)).max()
     # The tolerance is far below what swapped channels, patterns or a shifted row would give.
     assert difference <= (12 if lossy else 0)
+
+
+@pytest.mark.parametrize("encoding", [name for name in INPUT_ENCODINGS if name.endswith("16") and name != "16UC1"])
+@pytest.mark.parametrize("factor", [4, 16, 257])
+def test_a_sensor_of_fewer_bits_gives_the_same_picture(encoding, factor):
+    picture = encoded(smooth_rgb(), encoding.replace("16", "8"))
+    eight = pixels_to_rgb(**buffer_of(picture, encoding.replace("16", "8")))
+    sixteen = pixels_to_rgb(**buffer_of(picture.astype(np.uint16) * factor, encoding))
+    assert np.abs(sixteen.astype(int) - eight).max() <= 2
+
+
+def test_depth_is_refused_unless_its_range_is_given():
+    depth = buffer_of(np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH), "16UC1")
+    with pytest.raises(MessageError, match=r"'16UC1' is that of depth images; .* set value_range to full") as caught:
+        pixels_to_rgb(**depth)
+    assert caught.value.fault == "depth image"
+    assert pixels_to_rgb(**depth, scale=ValueScale((0, HEIGHT * WIDTH))).max() == 255
 
 
 @pytest.mark.parametrize("encoding", ["mono16", "rgb16", "bayer_rggb16"])

@@ -61,7 +61,7 @@ def test_every_option_has_a_kind_a_description_and_its_own_name():
         assert option.description.endswith("."), name
         assert option.default == getattr(NodeOptions(), name)
     kinds = {option.kind for option in described.values()}
-    assert kinds == {"text", "texts", "size", "int", "float", "bool"}
+    assert kinds == {"text", "texts", "size", "range", "int", "float", "bool"}
     assert described["threads"].range == (0, 1024)
     assert described["geometry"].choices == ("stretch", "letterbox", "pad", "native")
 
@@ -70,6 +70,7 @@ def test_only_what_is_published_may_change_while_the_node_runs():
     live = {name for name, option in describe_options(NodeOptions).items() if option.live}
     assert live == {
         "confidence_threshold", "overlay_alpha", "overlay_names", "jpeg_quality", "max_pixels",
+        "value_range",
     }  # fmt: skip
     assert live < set(PublishOptions.model_fields)
 

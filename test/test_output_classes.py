@@ -160,3 +160,26 @@ def test_the_class_list_in_config_fits_the_demo():
     classes = load_bundle(resource_path("weights/demo")).manifest.classes
     check_class_list(chosen, [classes])
     assert OutputClasses.of(classes, chosen).names == ("floor", "obstacle", "person")
+
+
+@pytest.mark.parametrize(
+    ("palette", "chosen", "expected"),
+    [
+        ([(1, 1, 1), (2, 2, 2)], None, (0, 0, 0)),
+        ([(0, 0, 0), (2, 2, 2)], None, (255, 255, 255)),
+        ([(0, 0, 0), (255, 255, 255)], None, (255, 255, 254)),
+        ([(0, 0, 0), (2, 2, 2)], (9, 8, 7), (9, 8, 7)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_colour_mask_has_one_colour_for_unlabelled(palette, chosen, expected, dtype):
+    section = ClassesSection(names=["floor", "wall"], palette=palette)
+    classes = OutputClasses.of(section, ClassList(unlabelled_colour=chosen))
+    coloured = classes.coloured(np.array([[0, 1, np.iinfo(dtype).max, 7]], dtype))
+    assert coloured.dtype == np.uint8
+    assert [tuple(colour) for colour in coloured[0]] == [*palette, expected, expected]
+
+
+def test_a_colour_of_unlabelled_that_a_class_has_is_refused():
+    with pytest.raises(ParameterError, match=r"\[3, 3, 3\], which class 'chair' has; choose another unlabelled_colour"):
+        OutputClasses.of(ROOM, ClassList(unlabelled_colour=(3, 3, 3)))

@@ -123,6 +123,7 @@ def _ros_type(option: Option) -> str:
         "text": "string",
         "texts": "string array",
         "size": "integer array",
+        "range": "string or integer array",
         "int": "integer",
         "float": "double",
     }.get(option.kind, option.kind)

@@ -9,6 +9,7 @@ with the header and the recording time of the image. ROS need not be installed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_command(words)
         compute, publish = read_flags(ComputeOptions, options), read_flags(PublishOptions, options)
         _require_rosbags()
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("dinov3_seg_ros.frames").setLevel(logging.INFO)
         bundles = options.bundle or [resource_path("weights/demo")]
         with contextlib.closing(Segmenter.from_bundle(bundles, **compute.model_dump())) as segmenter:
             segmenter.warm_up()

@@ -24,6 +24,7 @@ from dinov3_seg_ros.frames.output_classes import (
     load_class_list,
 )
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
 from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
 from dinov3_seg_ros.segmenter import Segmenter
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection, ConnectionExtRosbag2
     from rosbags.rosbag2 import Writer
 
-OUTPUTS = ("mask", "confidence", "overlay")
+OUTPUTS = ("mask", "confidence", "color_mask", "overlay")
 
 _IMAGE = "sensor_msgs/msg/Image"
-_READERS: dict[str, Callable[[Any, int], np.ndarray]] = {
+_READERS: dict[str, Callable[[Any, int, ValueScale], np.ndarray]] = {
     _IMAGE: read_image,
     "sensor_msgs/msg/CompressedImage": read_compressed_image,
 }
@@ -141,12 +142,13 @@ class BagSegmenter:
     def _read(
         self, messages: Iterable[RecordedMessage], images: Sequence[str], counts: Counter[str]
     ) -> Iterator[_Record]:
+        scales = {topic: ValueScale(self._options.value_range, topic) for topic in images}
         for connection, timestamp, raw in messages:
             record = _Record(connection, timestamp, raw)
             if connection.topic in images:
                 try:
                     message = self._message(connection.msgtype, raw)
-                    rgb = _READERS[connection.msgtype](message, self._options.max_pixels)
+                    rgb = _READERS[connection.msgtype](message, self._options.max_pixels, scales[connection.topic])
                     record = record._replace(header=message.header, rgb=rgb)
                 except MessageError as error:
                     counts[error.fault] += 1
@@ -206,6 +208,8 @@ class BagSegmenter:
         """One output as an array, and its encoding."""
         if output == "confidence" and published.confidence is not None:
             return published.confidence, "mono8"
+        if output == "color_mask":
+            return to_bgr(self._classes[head].coloured(published.labels)), "bgr8"
         if output == "overlay" and record.rgb is not None:
             classes, options = self._classes[head], self._options
             names = classes.names if options.overlay_names else None

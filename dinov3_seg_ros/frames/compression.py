@@ -7,12 +7,17 @@ import struct
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.encodings import ImageData, check_size, quoted
+from dinov3_seg_ros.frames.encodings import ImageData, bayer_to_rgb, check_size, quoted, refuse_depth
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
 
+_AS_IT_IS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
-def compressed_to_rgb(data: ImageData, description: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+
+def compressed_to_rgb(
+    data: ImageData, description: str = "", max_pixels: int = MAX_PIXELS, scale: ValueScale | None = None
+) -> np.ndarray:
     """Decode a JPEG or PNG file to (H, W, 3) uint8 RGB.
 
     The size is read from the header before anything is decoded: a file of a few bytes may claim gigabytes of pixels.
@@ -20,23 +25,35 @@ def compressed_to_rgb(data: ImageData, description: str = "", max_pixels: int = 
 
     Args:
         data: the bytes of the file.
-        description: the message's field ``format``, quoted in error messages.
+        description: the message's field ``format``, in image_transport's form ``ENCODING; jpeg compressed TARGET``.
+            Nothing else tells a Bayer mosaic from a grey picture, or depth from a picture.
         max_pixels: images with more pixels raise MessageError.
+        scale: of the stream, for 16-bit values; None learns it from this image alone.
 
     Raises:
-        MessageError: the data are neither JPEG nor PNG, are damaged, or hold an image that is empty or too large.
+        MessageError: the data are neither JPEG nor PNG, are damaged, or hold depth, or an image that is empty or too
+            large, or whose range of 16-bit values cannot be told.
     """
+    scale = scale or ValueScale()
+    encoding, _, converted = (part.strip() for part in description.partition(";"))
+    refuse_depth(encoding, scale)
     content = np.frombuffer(data, np.uint8)
     described = f"compressed image ({content.size} bytes, {quoted(description)})"
     height, width = _compressed_size(content.data, described)
     check_size(height, width, max_pixels)
     try:
-        picture = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        picture = cv2.imdecode(content, _AS_IT_IS)
     except cv2.error as error:
         raise MessageError("damaged data", f"{described} cannot be decoded: {error.err}") from error
     if picture is None:
         raise MessageError("damaged data", f"{described} is damaged or truncated")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    if picture.dtype == np.uint16:
+        picture = scale.to_8_bits(picture)
+    if picture.ndim == 3:
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    # image_transport names what it converted the image to; with JPEG that is grey even for a mosaic.
+    mosaic = None if "mono" in converted else bayer_to_rgb(picture, encoding)
+    return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if mosaic is None else mosaic
 
 
 def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
 
@@ -30,7 +31,7 @@ class _Encoding:
     Attributes:
         dtype: of one channel of one pixel.
         channels: values for each pixel in a row of the buffer.
-        to_rgb: pixels (rows, W) or (rows, W, channels) -> (H, W, 3) uint8 RGB.
+        to_rgb: pixels (rows, W) or (rows, W, channels), scaled to uint8 -> (H, W, 3) uint8 RGB.
         buffer_rows: rows of the buffer for each row of the picture: 1.5 in planar YUV 4:2:0, 3 in 4:4:4.
     """
 
@@ -42,16 +43,6 @@ class _Encoding:
 
 def _cvt(code: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: cv2.cvtColor(pixels, code)
-
-
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale 65535 to 255 and round, as cv_bridge does."""
-    return cv2.convertScaleAbs(pixels.astype(np.uint16, copy=False), alpha=255 / 65535)
-
-
-def _cvt_16(code: int) -> Callable[[np.ndarray], np.ndarray]:
-    # OpenCV reads only the machine's own byte order.
-    return lambda pixels: _to_8_bits(cv2.cvtColor(pixels.astype(np.uint16, copy=False), code))
 
 
 # OpenCV converts NV12 and NV21 with the video range of ITU-R BT.601 (Y 16..235), but has no such conversion for 4:4:4.
@@ -87,12 +78,12 @@ _ENCODINGS: dict[str, _Encoding] = {
     "bgra8": _Encoding(np.uint8, 4, _cvt(cv2.COLOR_BGRA2RGB)),
     "mono8": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
     "8UC1": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_GRAY2RGB)),
-    "mono16": _Encoding(np.uint16, 1, _cvt_16(cv2.COLOR_GRAY2RGB)),
-    "16UC1": _Encoding(np.uint16, 1, _cvt_16(cv2.COLOR_GRAY2RGB)),
-    "rgb16": _Encoding(np.uint16, 3, _to_8_bits),
-    "bgr16": _Encoding(np.uint16, 3, _cvt_16(cv2.COLOR_BGR2RGB)),
-    "rgba16": _Encoding(np.uint16, 4, _cvt_16(cv2.COLOR_RGBA2RGB)),
-    "bgra16": _Encoding(np.uint16, 4, _cvt_16(cv2.COLOR_BGRA2RGB)),
+    "mono16": _Encoding(np.uint16, 1, _cvt(cv2.COLOR_GRAY2RGB)),
+    "16UC1": _Encoding(np.uint16, 1, _cvt(cv2.COLOR_GRAY2RGB)),
+    "rgb16": _Encoding(np.uint16, 3, np.ascontiguousarray),
+    "bgr16": _Encoding(np.uint16, 3, _cvt(cv2.COLOR_BGR2RGB)),
+    "rgba16": _Encoding(np.uint16, 4, _cvt(cv2.COLOR_RGBA2RGB)),
+    "bgra16": _Encoding(np.uint16, 4, _cvt(cv2.COLOR_BGRA2RGB)),
     "uyvy": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
     "yuv422": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_UYVY)),
     "yuyv": _Encoding(np.uint8, 2, _cvt(cv2.COLOR_YUV2RGB_YUYV)),
@@ -101,7 +92,7 @@ _ENCODINGS: dict[str, _Encoding] = {
     "nv12": _Encoding(np.uint8, 1, _cvt(cv2.COLOR_YUV2RGB_NV12), buffer_rows=1.5),
     "nv24": _Encoding(np.uint8, 1, _nv24_to_rgb, buffer_rows=3.0),
     **{f"{name}8": _Encoding(np.uint8, 1, _cvt(code)) for name, code in _BAYER.items()},
-    **{f"{name}16": _Encoding(np.uint16, 1, _cvt_16(code)) for name, code in _BAYER.items()},
+    **{f"{name}16": _Encoding(np.uint16, 1, _cvt(code)) for name, code in _BAYER.items()},
 }
 
 #: The encodings of sensor_msgs/Image that `pixels_to_rgb` reads.
@@ -115,11 +106,12 @@ def pixels_to_rgb(
     step: int,
     is_bigendian: bool = False,
     max_pixels: int = MAX_PIXELS,
+    scale: ValueScale | None = None,
 ) -> np.ndarray:
     """Convert the pixels of an image buffer to (H, W, 3) uint8 RGB.
 
-    The buffer is read in place with its own step, so padded rows are read correctly. 16-bit values are scaled to 8
-    bits. For ``rgb8`` the result may be a view of the buffer.
+    The buffer is read in place with its own step, so padded rows are read correctly. For ``rgb8`` the result may be a
+    view of the buffer.
 
     Args:
         data: the bytes of all rows.
@@ -128,17 +120,20 @@ def pixels_to_rgb(
         step: bytes from the start of one row to the start of the next.
         is_bigendian: whether 16-bit values have their high byte first.
         max_pixels: images with more pixels raise MessageError.
+        scale: of the stream, for 16-bit values; None learns it from this image alone.
 
     Raises:
-        MessageError: the encoding is unknown, the image is empty or too large, or step or length of the data do not
-            fit its size.
+        MessageError: the encoding is unknown or that of depth, the image is empty or too large, step or length of the
+            data do not fit its size, or the range of 16-bit values cannot be told.
     """
+    scale = scale or ValueScale()
     if encoding not in _ENCODINGS:
         raise MessageError(
             "unknown encoding",
             f"image encoding {quoted(encoding)} is not supported; the camera driver must publish one of: "
             f"{', '.join(INPUT_ENCODINGS)}",
         )
+    refuse_depth(encoding, scale)
     layout, (height, width) = _ENCODINGS[encoding], size
     check_size(height, width, max_pixels)
     if (layout.channels == 2 and width % 2) or (layout.buffer_rows == 1.5 and (width % 2 or height % 2)):
@@ -164,7 +159,35 @@ def pixels_to_rgb(
     strides: tuple[int, ...] = (step, layout.channels * itemsize)
     if layout.channels > 1:
         shape, strides = (*shape, layout.channels), (*strides, itemsize)
-    return layout.to_rgb(np.ndarray(shape, dtype, data, 0, strides))
+    pixels = np.ndarray(shape, dtype, data, 0, strides)
+    if itemsize == 2:
+        pixels = scale.to_8_bits(pixels.astype(np.uint16, copy=False))  # OpenCV reads only the machine's byte order
+    return layout.to_rgb(pixels)
+
+
+def refuse_depth(encoding: str, scale: ValueScale) -> None:
+    """Raise MessageError for 16UC1, unless the user has said which of its values are black and white."""
+    if encoding == "16UC1" and scale.choice == "auto":
+        raise MessageError(
+            "depth image",
+            "encoding '16UC1' is that of depth images; remap 'image' to the camera's colour or infrared image. If this "
+            "is a picture, say which values are black and white: set value_range to full, or to two numbers such as "
+            "[0, 4095]",
+        )
+
+
+def bayer_to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray | None:
+    """Interpolate the colours of a Bayer mosaic.
+
+    Args:
+        pixels: (H, W) uint8.
+        encoding: such as ``bayer_rggb8`` or ``bayer_rggb16``.
+
+    Returns:
+        (H, W, 3) uint8 RGB; None where the encoding is not that of a mosaic.
+    """
+    code = _BAYER.get(encoding.removesuffix("16").removesuffix("8"))
+    return None if code is None else cv2.cvtColor(pixels, code)
 
 
 def quoted(text: str) -> str:

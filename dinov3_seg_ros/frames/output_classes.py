@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dinov3_seg_ros.frames.classes import Byte, ClassesSection, unlabelled_value
+from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.errors import ParameterError
 
 
@@ -26,12 +28,14 @@ class ClassList(BaseModel):
             order. Classes that are not named become unlabelled. A plain list of names keeps each class by itself. None
             publishes all classes of the bundle under their own ids.
         palette: published name -> RGB colour, 0..255, instead of the bundle's.
+        unlabelled_colour: RGB colour of unlabelled pixels in the colour mask; None for the one in `OutputClasses`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     classes: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] | None = None
     palette: dict[str, tuple[Byte, Byte, Byte]] = {}
+    unlabelled_colour: tuple[Byte, Byte, Byte] | None = None
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -71,12 +75,15 @@ class OutputClasses:
         palette: RGB colours, 0..255, by published id.
         unlabelled: the mask value that stands for no class: 255, or 65535 for more than 255 published classes.
         lookup: (256,) or (65536,) uint8 or uint16, the published id for each id of the bundle; None if all are equal.
+        unlabelled_colour: RGB colour of no class in colour masks. Unless the class list chooses one it is black; where
+            a class is black, white.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     unlabelled: int
     lookup: np.ndarray | None = None
+    unlabelled_colour: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
     def of(cls, classes: ClassesSection, chosen: ClassList | None = None) -> OutputClasses:
@@ -86,6 +93,9 @@ class OutputClasses:
             classes: the bundle's classes.
             chosen: from `load_class_list`. Names that the bundle lacks are left to other heads (see
                 `check_class_list`); their ids stay unused. None publishes the bundle's classes as they are.
+
+        Raises:
+            ParameterError: the chosen colour of unlabelled pixels is that of a class.
         """
         chosen = chosen or ClassList()
         ids = {name: index for index, name in enumerate(classes.names)}
@@ -106,7 +116,13 @@ class OutputClasses:
             if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
                 lookup = None
         palette = [chosen.palette.get(name, colour) for name, colour in zip(names, palette, strict=True)]
-        return cls(names, tuple(palette), unlabelled, lookup)
+        if chosen.unlabelled_colour in palette:
+            same = names[palette.index(chosen.unlabelled_colour)]
+            raise ParameterError(
+                f"the class list gives unlabelled pixels the colour {list(chosen.unlabelled_colour or ())}, which "
+                f"class '{same}' has; choose another unlabelled_colour"
+            )
+        return cls(names, tuple(palette), unlabelled, lookup, chosen.unlabelled_colour or _unused_colour(palette))
 
     def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
         """Published labels, (H, W) uint8 or uint16.
@@ -137,6 +153,10 @@ class OutputClasses:
             return labels, confidence
         return labels, confidence * (labels != self.unlabelled)
 
+    def coloured(self, labels: np.ndarray) -> np.ndarray:
+        """A colour mask, (H, W, 3) uint8 RGB, of labels as from `labels`."""
+        return colour_mask(labels, self.palette, self.unlabelled_colour)
+
 
 class _StrictLoader(yaml.SafeLoader):
     """A YAML loader that refuses duplicate keys; the plain loader silently drops the first of them."""
@@ -166,7 +186,8 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ParameterError(
-            f"class list {path}: {where}: {problem['msg']}; it may hold 'classes' and 'palette', see config/classes"
+            f"class list {path}: {where}: {problem['msg']}; it may hold 'classes', 'palette' and 'unlabelled_colour', "
+            "see config/classes"
         ) from error
 
 
@@ -192,6 +213,12 @@ def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None
             raise ParameterError(
                 f"the palette colours '{name}', which is not published; published: {', '.join(sorted(published))}"
             )
+
+
+def _unused_colour(palette: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Black, or white, or the lightest colour that no class has."""
+    candidates = itertools.chain([(0, 0, 0)], itertools.product(range(255, -1, -1), repeat=3))
+    return next((red, green, blue) for red, green, blue in candidates if (red, green, blue) not in palette)
 
 
 def confidence_threshold(probability: float) -> int:

@@ -14,9 +14,12 @@ _PLACEMENT_SIDE = 120
 _LEAST_NAMED_SHARE = 0.004
 
 
-def colour_mask(labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Colour labels (H, W) uint8 or uint16 as RGB (H, W, 3) uint8; labels beyond the palette become black."""
-    table: NDArray[np.uint8] = np.zeros((65536 if labels.dtype == np.uint16 else 256, 3), np.uint8)
+def colour_mask(
+    labels: np.ndarray, palette: Sequence[tuple[int, int, int]], unlabelled: tuple[int, int, int] = (0, 0, 0)
+) -> np.ndarray:
+    """Colour labels (H, W) uint8 or uint16 as RGB (H, W, 3) uint8; ``unlabelled`` colours those beyond the palette."""
+    table: NDArray[np.uint8] = np.empty((65536 if labels.dtype == np.uint16 else 256, 3), np.uint8)
+    table[:] = unlabelled
     table[: len(palette)] = palette
     if labels.dtype == np.uint16:
         coloured: NDArray[np.uint8] = table[labels]

@@ -104,7 +104,7 @@ class FrameLoop:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
-        max_pixels = self._options().max_pixels
+        options = self._options()
         for camera, item in items:
             with self._drop_frame_on_error(camera):
                 wanted = self._wanted_heads(camera)
@@ -113,7 +113,7 @@ class FrameLoop:
                     continue
                 message, received = item
                 with self._segmenter.times.stage("message_in"):
-                    frames.append(self._inputs[camera].read(message, received, max_pixels))
+                    frames.append(self._inputs[camera].read(message, received, options))
                 heads |= dict.fromkeys(wanted)
         started = self._start_segmenting(frames, list(heads))
         return lambda: self._finish(started)

@@ -14,26 +14,27 @@ import numpy as np
 
 from dinov3_seg_ros.frames.compression import compressed_to_rgb
 from dinov3_seg_ros.frames.encodings import mask_encoding, pixels_to_rgb
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import MAX_PIXELS
 
 
-def read_image(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(message: Any, max_pixels: int = MAX_PIXELS, scale: ValueScale | None = None) -> np.ndarray:
     """Pixels of a sensor_msgs/Image as (H, W, 3) uint8 RGB; see `pixels_to_rgb`.
 
     Raises:
         MessageError: the message cannot be read.
     """
     size = message.height, message.width
-    return pixels_to_rgb(message.data, message.encoding, size, message.step, message.is_bigendian, max_pixels)
+    return pixels_to_rgb(message.data, message.encoding, size, message.step, message.is_bigendian, max_pixels, scale)
 
 
-def read_compressed_image(message: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_compressed_image(message: Any, max_pixels: int = MAX_PIXELS, scale: ValueScale | None = None) -> np.ndarray:
     """Pixels of a sensor_msgs/CompressedImage as (H, W, 3) uint8 RGB; see `compressed_to_rgb`.
 
     Raises:
         MessageError: the message cannot be read.
     """
-    return compressed_to_rgb(message.data, message.format, max_pixels)
+    return compressed_to_rgb(message.data, message.format, max_pixels, scale)
 
 
 def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> Any:

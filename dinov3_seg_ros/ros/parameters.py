@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dinov3_seg_ros.options import NodeOptions, Option, Options, describe_options
+from dinov3_seg_ros.options import NodeOptions, Option, Options, describe_options, parse_value_range
 from dinov3_seg_ros.ros.compatibility import given_parameters
 from dinov3_seg_ros.support.errors import ParameterError, nearest
 
@@ -119,6 +120,8 @@ def to_parameter(option: Option, value: Any) -> Any:
         return list(value or (0, 0))
     if option.kind == "texts":
         return list(value) or [""]
+    if option.kind == "range":
+        return value if isinstance(value, str) else list(value)
     return "" if value is None else value
 
 
@@ -129,6 +132,10 @@ def from_parameter(option: Option, value: Any) -> Any:
     if option.kind == "texts":
         # A file's empty list has no type, and arrives as None.
         return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
+    if option.kind == "range" and value not in (None, ""):
+        with contextlib.suppress(ParameterError):  # what cannot be used is refused by the options, as all others
+            return parse_value_range(value)
+        return value
     return option.default if value == "" else value
 
 
@@ -137,7 +144,8 @@ def _descriptor(option: Option) -> ParameterDescriptor:
     if option.name == "autostart":
         when = "Read when the process starts."
     descriptor = ParameterDescriptor(description=f"{option.explain()} {when}")
-    descriptor.dynamic_typing = option.kind == "texts"  # else an empty list in a file would be an error
+    # Else an empty list in a file would be an error, and a range of two numbers instead of a word.
+    descriptor.dynamic_typing = option.kind in ("texts", "range")
     if option.range and option.kind == "int":
         least, most = map(int, option.range)
         descriptor.integer_range = [IntegerRange(from_value=least, to_value=most, step=1)]

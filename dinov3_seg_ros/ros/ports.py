@@ -13,6 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, confidence_threshold
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
 from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
@@ -42,6 +43,7 @@ _PICTURES = {
     "mask": Image,
     "mask/compressed": CompressedImage,
     "confidence": Image,
+    "color_mask": Image,
     "overlay": Image,
     "overlay/compressed": CompressedImage,
 }
@@ -111,6 +113,7 @@ class CameraInput:
         note_fault: Callable[[str, Exception], None],
     ) -> None:
         suffix, message_type, self._to_rgb = TRANSPORTS[transport]
+        self._scale = ValueScale(source=topic(camera, suffix))
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
         gaps = SequenceGaps()
@@ -132,13 +135,15 @@ class CameraInput:
         name: str = self._subscriptions[0].topic_name
         return name
 
-    def read(self, image: Any, received: float, max_pixels: int) -> Frame:
-        """Read the frame of a message.
+    def read(self, image: Any, received: float, options: PublishOptions) -> Frame:
+        """Read the frame of a message; ``options`` say which images are accepted.
 
         Raises:
             MessageError: it cannot be read.
         """
-        return Frame(self._camera, image.header, self._to_rgb(image, max_pixels), received, self.calibration)
+        self._scale.choice = options.value_range
+        rgb = self._to_rgb(image, options.max_pixels, self._scale)
+        return Frame(self._camera, image.header, rgb, received, self.calibration)
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -216,6 +221,11 @@ class HeadOutput:
                     send("mask/compressed", fill_png(CompressedImage(), labels, header))
                 if "camera_info" in wanted and frame.calibration is not None:
                     self._send_calibration(frame, labels.shape)
+            if "color_mask" in wanted:
+                with times.stage("overlay"):
+                    coloured = to_bgr(self._classes.coloured(labels))
+                with sending():
+                    send("color_mask", fill_image(Image(), coloured, "bgr8", header))
             if not wanted & {"overlay", "overlay/compressed"}:
                 return
             with times.stage("overlay"):

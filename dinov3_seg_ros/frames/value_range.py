@@ -1,0 +1,101 @@
+"""Which values of a stream's 16-bit images are black and white.
+
+A sensor of 10, 12 or 14 bits fills only a part of a 16-bit value. Scaled from the full range, its images would be
+almost black, and the network would answer with confident nonsense.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.options import ValueRange
+from dinov3_seg_ros.support.errors import MessageError
+
+_logger = logging.getLogger("dinov3_seg_ros.frames")
+
+#: The bits of the sensors that there are.
+_BITS = (8, 10, 12, 14, 16)
+# So many bits fewer than learned are not a dark scene, in which something always reaches a sixteenth of the range, but
+# another source. Below 10 bits it is a covered lens.
+_BITS_OF_ANOTHER_SOURCE, _LEAST_BITS_OF_ANOTHER_SOURCE = 4, 10
+# Thermal cameras of 14 and 16 bits count kelvins from zero: a scene fills a small part far from both ends.
+_LEAST_THERMAL_BITS = 14
+
+
+class ValueScale:
+    """Scales the 16-bit values of one stream of images to 8 bits.
+
+    With ``auto`` it learns from each image how many bits the sensor has, and logs each number once.
+
+    Args:
+        choice: see `options.ValueRange`; may be changed at any time.
+        source: where the images come from, for the log.
+    """
+
+    def __init__(self, choice: ValueRange = "auto", source: str = "") -> None:
+        self.choice = choice
+        self._source = source
+        self._least = self._most = self._bits = 0
+        self._told: set[int] = set()
+
+    def to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
+        """Scale an image linearly: the low end of the range becomes 0, its high end 255.
+
+        Args:
+            pixels: (H, W) or (H, W, C) uint16 in the machine's byte order; a fourth channel is opacity.
+
+        Returns:
+            the same shape, uint8, rounded; values beyond the range are 0 or 255.
+
+        Raises:
+            MessageError: the range cannot be told from the image.
+        """
+        colours = pixels[..., :3] if pixels.ndim == 3 else pixels
+        low, high = self._range_of(colours)
+        if low:
+            pixels = np.maximum(pixels, low) - np.uint16(low)
+        return cv2.convertScaleAbs(pixels, alpha=255 / (high - low))
+
+    def _range_of(self, colours: np.ndarray) -> tuple[int, int]:
+        if self.choice == "full":
+            return 0, 65535
+        if self.choice != "auto":
+            return self.choice
+        self._learn(int(colours.min()), int(colours.max()))
+        high = (1 << self._bits) - 1
+        span = self._most - self._least
+        is_far_from_ends = self._least > high // 8 and self._most < high - high // 16
+        if self._bits >= _LEAST_THERMAL_BITS and 0 < span < high // 16 and is_far_from_ends:
+            raise MessageError(
+                "value range unknown",
+                f"the 16-bit values lie between {self._least} and {self._most}, as a thermal camera's do; set "
+                f"value_range to those that shall be black and white, such as value_range:=[{self._least}, "
+                f"{self._most}], or to full",
+            )
+        if self._bits not in self._told:
+            self._told.add(self._bits)
+            _logger.info(
+                "16-bit images%s have %d significant bits: values from 0 to %d become 0 to 255; to choose another "
+                "range, set value_range",
+                f" on {self._source}" if self._source else "",
+                self._bits,
+                high,
+            )
+        return 0, high
+
+    def _learn(self, least: int, most: int) -> None:
+        bits = _significant_bits(most)
+        is_dimmed = _LEAST_BITS_OF_ANOTHER_SOURCE <= bits <= self._bits - _BITS_OF_ANOTHER_SOURCE
+        if is_dimmed or least >= 1 << self._bits:  # as for the first image, unless it is black
+            self._least, self._most = least, most
+        else:
+            self._least, self._most = min(self._least, least), max(self._most, most)
+        self._bits = _significant_bits(self._most)
+
+
+def _significant_bits(value: int) -> int:
+    """The bits of the smallest sensor that gives such a value."""
+    return next(bits for bits in _BITS if value < 1 << bits)
