@@ -21,7 +21,7 @@ from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import OutputError
 from training.data import DATASETS, contents
 from training.data.contents import Contents, digest_files
-from training.data.folder import FolderData
+from training.data.labelled_folder import FolderData
 from training.data.scenes import ScenesData
 from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
@@ -104,7 +104,7 @@ def test_added_and_removed_images_change_the_key_and_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"classes": ["floor", "door"]}, "'classes' changed"), ({"ignore_values": [7]}, "'labels' changed")],
+    [({"classes": ["ground", "door"]}, "'classes' changed"), ({"ignore": [7]}, "'labels' changed")],
 )
 def test_another_meaning_of_the_masks_changes_the_key(tmp_path, changes, named):
     root = write_data(tmp_path / "data")
@@ -119,7 +119,7 @@ def test_every_data_set_has_a_key_without_its_root(tmp_path, name):
     for root in roots:
         tiny_datasets.BUILDERS[name](root)
     one, other = (DATASETS[name](root=str(root)).open("train").contents() for root in roots)
-    assert one == other and len(one.files) == 2 * tiny_datasets.COUNTS["train"]
+    assert one == other and len(one.files) >= 2 * tiny_datasets.COUNTS["train"]
     assert not one.changes_since(other)
 
 
@@ -129,7 +129,7 @@ def test_another_label_of_a_coco_segment_changes_the_key(tmp_path):
     path = tmp_path / "annotations" / "panoptic_val2017.json"
     path.write_text(path.read_text().replace('"category_id": 2,', '"category_id": 3,', 1))
     after = DATASETS["coco_panoptic"](root=str(tmp_path)).open("val").contents()
-    assert after.changes_since(before) == "'labels' changed"
+    assert after.changes_since(before) == "changed: annotations/panoptic_val2017.json"
 
 
 def test_files_that_stay_as_they_are_are_read_once(tmp_path, monkeypatch):
@@ -332,7 +332,7 @@ def test_comments_in_the_code_and_new_modules_keep_the_keys(tmp_path):
     for package in ("training", "dinov3_seg_ros"):
         shutil.copytree(ROOT / package, tmp_path / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
     commented = ("training/samples/transforms.py", "dinov3_seg_ros/model/backbone.py", "dinov3_seg_ros/scenes/views.py")
-    for name in (*commented, "training/data/files.py"):
+    for name in (*commented, "training/data/pixels.py"):
         with open(tmp_path / "code" / name, "a") as module:
             module.write("# one more comment\n")
     (tmp_path / "code" / "training" / "data" / "another.py").write_text('"""One more data set."""\n')

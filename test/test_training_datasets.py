@@ -14,17 +14,22 @@ from PIL import Image
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data import DATASETS, IncompleteError, SegmentationDataset
-from training.data.camvid import CamVidData
-from training.data.coco_panoptic import CocoPanopticData
-from training.data.penn_fudan import PennFudanData
+from training.data.published.camvid import CamVidData
+from training.data.published.coco_panoptic import CocoPanopticData
+from training.data.published.penn_fudan import PennFudanData
+from training.data.published.voc import VocData
 from training.data.scenes import ScenesData
-from training.data.voc import VocData
 from training.recipes.overrides import apply_overrides
 
 
 def folder(root: Path):
     tiny_datasets.build_camvid(root)
-    return DATASETS["folder"](root=str(root), classes=[f"c{i}" for i in range(11)], ignore_values=[11])
+    return DATASETS["folder"](root=str(root), classes=[f"c{i}" for i in range(11)], ignore=[11])
+
+
+def auto(root: Path):
+    tiny_datasets.build_camvid(root)
+    return DATASETS["auto"](root=str(root), classes=[f"c{i}" for i in range(11)], ignore=11)
 
 
 def scenes(root: Path):
@@ -63,6 +68,7 @@ def voc_without_sbd(root: Path):
 #: Section maker, number of classes, whether each mask holds every class, whether it holds ignored pixels.
 CASES = [
     (folder, 11, True, True),
+    (auto, 11, True, True),
     (scenes, 11, False, False),
     (published("voc"), 21, True, True),
     (voc_without_sbd, 21, True, True),
@@ -133,7 +139,7 @@ def test_a_missing_mask_is_named_before_anything_is_read(tmp_path, name):
     tiny_datasets.BUILDERS[name](tmp_path)
     section = DATASETS[name](root=str(tmp_path))
     data = section.open("val")
-    lost = data._pairs[1].mask
+    lost = data.samples[1].labels
     lost.unlink()
     with pytest.raises(IncompleteError, match="1 of 2 images") as error:
         section.open("val")
@@ -363,7 +369,7 @@ def test_a_value_that_the_data_set_does_not_have_is_named(tmp_path, name, folder
     data = DATASETS[name](root=str(tmp_path)).open("val")
     values = np.zeros((tiny_datasets.HEIGHT, tiny_datasets.WIDTH))
     values[3, 5] = value
-    tiny_datasets.save_mask(data._pairs[0].mask, values)
-    assert data._pairs[0].mask.is_relative_to(tmp_path / folder)
+    tiny_datasets.save_mask(data.samples[0].labels, values)
+    assert data.samples[0].labels.is_relative_to(tmp_path / folder)
     with pytest.raises(DatasetError, match=rf"the value {value} at row 3, column 5; allowed are {allowed}:"):
         data.item(0)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.folder import FolderData
+from training.data.labelled_folder import FolderData
 from training.data.scenes import ScenesData
 
 CLASSES = ["floor", "wall", "box"]
@@ -34,6 +34,7 @@ def write_pair(images: Path, masks: Path, stem: str, mask: np.ndarray | None = N
 def write_split(root: Path, split: str, count: int = 2, **options: object) -> None:
     for index in range(count):
         write_pair(root / split / "images", root / split / "masks", f"{split}_{index}", **options)
+    write_pair(root / "val" / "images", root / "val" / "masks", "val_0")
 
 
 def folder(root: Path, **options: object) -> FolderData:
@@ -52,14 +53,14 @@ def test_grey_and_palette_masks_are_read_as_class_ids(tmp_path, palette):
 
 def test_every_ignored_value_becomes_the_one_ignore_value(tmp_path):
     write_split(tmp_path, "train", mask=np.tile(np.array([0, 1, 11, 255], np.uint8), (6, 2)))
-    data = folder(tmp_path, ignore_values=[11, 255]).open("train")
+    data = folder(tmp_path, ignore=[11, 255]).open("train")
     assert data.item(0)[1][0, :4].tolist() == [0, 1, data.ignore_value, data.ignore_value]
 
 
 def test_an_ignored_value_that_is_a_class_id_is_refused(tmp_path):
     write_split(tmp_path, "train")
-    with pytest.raises(DatasetError, match=r"data\.ignore_values holds the value 2, which is that of the class 'box'"):
-        folder(tmp_path, ignore_values=[255, 2]).open("train")
+    with pytest.raises(DatasetError, match=r"data\.ignore holds the value 2, which is that of the class 'box'"):
+        folder(tmp_path, ignore=[255, 2]).open("train")
 
 
 @pytest.mark.parametrize(("classes", "unlabelled"), [(255, 255), (256, 65535), (300, 65535)])
@@ -70,7 +71,7 @@ def test_by_default_no_class_is_ignored_and_the_unlabelled_value_is(tmp_path, cl
     Image.fromarray(ids).save(tmp_path / "train" / "masks" / "train_0.png")
     section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(classes)])
     data = section.open("train")
-    assert (data.ignore_value, section.resolved().ignore_values) == (unlabelled, (unlabelled,))
+    assert (data.ignore_value, section.resolved().ignore) == (unlabelled, [unlabelled])
     assert np.array_equal(data.item(0)[1], ids)
 
 
@@ -86,15 +87,15 @@ def write_colours(root: Path, colours: list[list[int]], mode: str = "RGB") -> No
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_masks_of_colours_are_read_as_class_ids(tmp_path, mode):
     write_colours(tmp_path, [[1, 2, 3], [128, 0, 0], [0, 128, 0], [0, 0, 0]], mode)
-    data = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0]]).open("train")
+    data = FolderData(root=str(tmp_path), classes=COLOURS, ignore=[[0, 0, 0]]).open("train")
     mask = data.item(0)[1]
     assert mask.dtype == np.uint8 and mask[5, :4].tolist() == [2, 0, 1, 255]
 
 
 def test_an_ignored_colour_that_a_class_has_is_refused(tmp_path):
     write_colours(tmp_path, [[1, 2, 3]])
-    section = FolderData(root=str(tmp_path), classes=COLOURS, ignore_colours=[[0, 0, 0], [1, 2, 3]])
-    with pytest.raises(DatasetError, match=r"data\.ignore_colours holds the colour \[1, 2, 3\], .* the class 'box'"):
+    section = FolderData(root=str(tmp_path), classes=COLOURS, ignore=[[0, 0, 0], [1, 2, 3]])
+    with pytest.raises(DatasetError, match=r"data\.ignore holds the colour \[1, 2, 3\], .* the class 'box'"):
         section.open("train")
 
 
@@ -103,7 +104,7 @@ def test_more_than_255_classes_have_wide_masks(tmp_path):
     ids = np.full((6, 8), 299, np.uint16)
     ids[0] = 300
     Image.fromarray(ids).save(tmp_path / "train" / "masks" / "train_0.png")
-    section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(300)], ignore_values=[300])
+    section = FolderData(root=str(tmp_path), classes=[f"c{i}" for i in range(300)], ignore=[300])
     mask = section.open("train").item(0)[1]
     assert mask.dtype == np.uint16 and mask[:2, 0].tolist() == [65535, 299]
 
@@ -146,11 +147,6 @@ def test_classes_come_from_the_data_sets_own_file(tmp_path):
 
 def missing_root(root: Path) -> FolderData:
     return folder(root / "absent")
-
-
-def no_splits(root: Path) -> FolderData:
-    write_pair(root / "images", root / "masks", "a")
-    return folder(root)
 
 
 def needless_fraction(root: Path) -> FolderData:
@@ -208,7 +204,7 @@ def unreadable_mask(root: Path) -> FolderData:
 
 def colour_mask(root: Path) -> FolderData:
     write_split(root, "train", count=1)
-    Image.new("RGB", (8, 6)).save(root / "train" / "masks" / "train_0.png")
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(root / "train" / "masks" / "train_0.png")
     return folder(root)
 
 
@@ -270,11 +266,6 @@ def file_with_names_that_differ_in_type(root: Path) -> FolderData:
     return FolderData(root=str(root))
 
 
-def two_classes_of_one_name(root: Path) -> FolderData:
-    write_split(root, "train")
-    return FolderData(root=str(root), classes=["floor", "wall", "floor"])
-
-
 def colour_out_of_range(root: Path) -> FolderData:
     write_split(root, "train")
     return FolderData(root=str(root), classes={**COLOURS, "box": [0, 256, 0]})
@@ -284,12 +275,11 @@ def colour_out_of_range(root: Path) -> FolderData:
     ("make", "parts"),
     [
         (missing_root, ["absent", "no such folder", "data.root"]),
-        (no_splits, ["val_fraction"]),
         (needless_fraction, ["val_fraction", "remove"]),
         (single_image_to_be_split, ["data.val_fraction is 0.1", "no image of 1 to train on"]),
         (fraction_of_almost_all, ["data.val_fraction is 0.9", "no image of 3 to train on"]),
-        (missing_masks_folder, ["masks", "no such folder"]),
-        (empty_folder, ["images", "holds no file"]),
+        (missing_masks_folder, ["no image with a mask", "(1 image files)", "data.images and data.masks"]),
+        (empty_folder, ["no image with a mask", "(0 image files)"]),
         (image_without_mask, ["1 of 2 images", "train_1.png", "masks"]),
         (two_images_of_one_stem, ["train_0.jpg", "same stem"]),
         (unreadable_image, ["train_0.png", "cannot be read"]),
@@ -297,16 +287,15 @@ def colour_out_of_range(root: Path) -> FolderData:
         (image_of_16_bits, ["train_0.png", "8 bits"]),
         (unreadable_mask, ["train_0.png", "cannot be read"]),
         (colour_mask, ["train_0.png", "colour", "data.classes"]),
-        (unknown_colour, ["train_0.png", "[9, 8, 7]", "row 0, column 1", "ignore_colours"]),
-        (two_classes_of_one_colour, ["train_0.png", "no two the same"]),
+        (unknown_colour, ["train_0.png", "[9, 8, 7]", "row 0, column 1", "data.ignore"]),
+        (two_classes_of_one_colour, ["train_0.png", "'floor' and to 'wall'", "no two the same"]),
         (other_size, ["9x6", "8x6"]),
         (value_out_of_range, ["train_0.png", "value 3", "row 0, column 0", "0 to 2", "[255]"]),
         (no_classes, ["class names", "classes.yaml"]),
         (wrong_classes_file, ["classes.yaml", "'a'", "[1, 2]", "[r, g, b]"]),
         (file_with_two_classes_of_one_name, ["classes.yaml", "'floor'", "two classes"]),
         (file_with_names_that_differ_in_type, ["classes.yaml", "'1'", "two classes"]),
-        (two_classes_of_one_name, ["data.classes", "'floor'", "two classes"]),
-        (colour_out_of_range, ["data.classes", "'box'", "(0, 256, 0)", "0 to 255"]),
+        (colour_out_of_range, ["data.classes", "'floor' and to 'wall'", "colours", "0 to 255"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

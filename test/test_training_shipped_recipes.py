@@ -66,7 +66,7 @@ def reduced(recipe: Recipe, backbones: dict[str, Path], data: Path, cache: Path)
     if section["name"] == "scenes":
         section.update(count=4, val_count=2, size=(48, 64), cache=None)
     elif section["name"] == "folder":
-        section.update(root=str(data / "camvid"), classes=[f"class_{index}" for index in range(11)], ignore_values=[11])
+        section.update(root=str(data / "camvid"), classes=[f"class_{index}" for index in range(11)], ignore=[11])
     else:
         section["root"] = str(data / section["name"])
     architecture = next((name for name in ARCHITECTURES if name in (backbone["source"] or "")), None)

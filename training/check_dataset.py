@@ -9,10 +9,11 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,12 +22,14 @@ from rich.table import Table
 
 from dinov3_seg_ros.command_line import DONE, FAILED, run_command, whole_number
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
-from training.data.files import FileDataset
+from dinov3_seg_ros.support.files import write_json
+from training.data import DataSection, Found, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data.labelled import LabelledImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
+from training.support.output import writing
 
 #: How many problems of each kind are printed.
 NAMED = 5
@@ -85,7 +88,7 @@ def check_split(section: DataSection, split: Split, threads: int, console: Conso
     if data is None:
         return findings
     count = len(data.class_names)
-    if isinstance(data, FileDataset):
+    if isinstance(data, LabelledImages):
         findings.spare_masks = data.spare_masks
     findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
     findings.pixels, findings.images = np.zeros((2, count), np.int64)
@@ -138,16 +141,36 @@ def findings_table(train: Findings, val: Findings) -> Table:
     return table
 
 
+def as_json(found: Found, splits: Mapping[str, Findings], problems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What was found, in JSON types: kind of data, pixels of each class by split, and problems."""
+    return {
+        "found": found.kind,
+        "sure": found.sure,
+        "why": found.why,
+        "notes": list(found.notes),
+        "splits": {
+            split: {
+                "images": findings.readable,
+                "pixels": dict(zip(findings.class_names, findings.pixels.tolist(), strict=True)),
+                "ignored": findings.ignored,
+            }
+            for split, findings in splits.items()
+        },
+        "problems": [f"{kind}: {description}" for kind, told in problems.items() for description in told],
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 1 where there are problems."""
     parser = SettingsParser(
         "training.check_dataset",
         "Read all data of a recipe and report what is wrong with it before training does.",
-        "RECIPE [--data.key value ...] [--allow-empty] [--threads N]",
+        "RECIPE [--data.key value ...] [--allow-empty] [--threads N] [--json FILE]",
         Recipe,
         lambda options, overrides: load_recipe(options.recipe, overrides),
     )
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for what was found")
     parser.add_argument("--allow-empty", action="store_true", help="accept classes that training never sees")
     parser.add_argument(
         "--threads", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help="items read at once"
@@ -156,15 +179,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
         console, section = Console(), load_recipe(options.recipe, overrides).data
+        found = _found(section)
+        _print_found(found, console)
         train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))
         problems = all_problems(train, val, options.allow_empty)
         if train.class_names or val.class_names:
             console.print(findings_table(train, val))
         _print_findings(train, val, console)
         _print_problems(problems, console)
+        if options.json is not None:
+            with writing(options.json):
+                write_json(options.json, as_json(found, {"train": train, "val": val}, problems))
         return FAILED if problems else DONE
 
     return run_command(parser, work, arguments)
+
+
+def _found(section: DataSection) -> Found:
+    """What lies in the folder; where it cannot be told, `check_split` reports why."""
+    try:
+        return section.found()
+    except DatasetError:
+        return Found("unknown", "not at all", "see the problems")
+
+
+def _print_found(found: Found, console: Console) -> None:
+    console.print(f"found: {found.kind}, {found.sure} ({found.why})", highlight=False, markup=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:

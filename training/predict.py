@@ -35,7 +35,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
-from training.data.files import read_image
+from training.data.pixels import read_image
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing

@@ -1,7 +1,8 @@
-"""Data sets, one file each; no other room of training but support is imported.
+"""Data sets; no other room of training but support is imported.
 
-To add one: write a subclass of `DataSettings` with a ``name`` of its own whose ``open(split)`` returns a
-`SegmentationDataset`, and add it to `DataSection`.
+A folder of one's own is the data set ``auto`` (or ``folder``): its format is found among `training.data.formats`, one
+module each. A published data set has a section of its own in `training.data.published`: to add one, write a subclass of
+`DataSettings` with a ``name`` whose ``open(split)`` returns a `SegmentationDataset`, and add it to `DataSection`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,26 @@ from typing import Annotated, TypeAlias, get_args
 
 from pydantic import Field
 
-from training.data.ade20k import Ade20kData
-from training.data.base import Colour, IncompleteError, ItemError, SegmentationDataset, Split
-from training.data.camvid import CamVidData
-from training.data.cityscapes import CityscapesData
-from training.data.coco_panoptic import CocoPanopticData
-from training.data.folder import FolderData
-from training.data.penn_fudan import PennFudanData
+from training.data.base import Colour, Found, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data.labelled_folder import AutoData, FolderData
+from training.data.published.ade20k import Ade20kData
+from training.data.published.camvid import CamVidData
+from training.data.published.cityscapes import CityscapesData
+from training.data.published.coco_panoptic import CocoPanopticData
+from training.data.published.penn_fudan import PennFudanData
+from training.data.published.voc import VocData
 from training.data.scenes import ScenesData
-from training.data.voc import VocData
 
 _AnyData: TypeAlias = (
-    FolderData | ScenesData | VocData | CocoPanopticData | PennFudanData | Ade20kData | CityscapesData | CamVidData
+    AutoData
+    | FolderData
+    | ScenesData
+    | VocData
+    | CocoPanopticData
+    | PennFudanData
+    | Ade20kData
+    | CityscapesData
+    | CamVidData
 )
 
 #: The section ``data`` of a recipe.
@@ -34,6 +43,7 @@ __all__ = [
     "DATASETS",
     "Colour",
     "DataSection",
+    "Found",
     "IncompleteError",
     "ItemError",
     "SegmentationDataset",

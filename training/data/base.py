@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from training.data.contents import Contents
 from training.support.section import Section
 
 Colour: TypeAlias = tuple[int, int, int]
-Split: TypeAlias = Literal["train", "val"]
+Split: TypeAlias = Literal["train", "val", "test"]
 Fault: TypeAlias = Literal["unreadable file", "sizes differ", "value of no class", "other"]
 
 
@@ -59,8 +59,26 @@ class SegmentationDataset(Protocol):
         """
 
 
+class Found(NamedTuple):
+    """What lies in the folder of a data set.
+
+    Attributes:
+        kind: name of the data set, or of the format that was found.
+        sure: how sure that is: certainly, probably or possibly.
+        why: what shows it.
+        notes: what else the user should know.
+    """
+
+    kind: str
+    sure: str
+    why: str
+    notes: tuple[str, ...] = ()
+
+
 class DataSettings(Section, ABC):
     """The section ``data`` of a recipe; each data set has a subclass with a ``name`` of its own."""
+
+    name: str
 
     @abstractmethod
     def open(self, split: Split) -> SegmentationDataset:
@@ -73,6 +91,14 @@ class DataSettings(Section, ABC):
     def resolved(self) -> DataSettings:
         """The section with every "auto" replaced by its value on this machine."""
         return self
+
+    def found(self) -> Found:
+        """What lies in the folder.
+
+        Raises:
+            DatasetError: see `open`.
+        """
+        return Found(self.name, "certainly", "data.name says so")
 
     def empty_classes(self) -> frozenset[str]:
         """Names of the classes that have no pixel under these settings."""

@@ -1,90 +1,201 @@
-"""Names and colours of classes, in the order of their ids."""
+"""Names and colours of classes, from the files in which data sets and tools keep them."""
 
 from __future__ import annotations
 
+import csv
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import yaml
-
-from dinov3_seg_ros.frames.classes import default_palette
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Colour
+from training.data.class_map import SourceClass, SourceClasses
+from training.data.pixels import colour_value
+from training.data.tree import Tree, read_text, read_yaml
 
-Classes: TypeAlias = dict[str, Colour] | list[str]
+#: Name of the class of what no shape covers.
+BACKGROUND = "background"
+# labelme's names for what is no object, and for what is not to be learnt.
+_BACKGROUND_NAMES = ("_background_", "__background__")
+_IGNORED_NAMES = ("__ignore__", "_ignore_")
 
 _FOLDER = Path(__file__).parent / "classes"
+_SEPARATORS = re.compile(r"[\s,;:]+")
 
 
 def known_classes(name: str) -> dict[str, Colour]:
-    """Classes of a published data set, from training/data/classes/<name>.yaml.
+    """Classes of a published data set, from training/data/classes/<name>.yaml."""
+    return {key: (colour[0], colour[1], colour[2]) for key, colour in read_yaml(_FOLDER / f"{name}.yaml").items()}
+
+
+def find_classes(tree: Tree) -> SourceClasses:
+    """The classes that a file of the folder names, nearest to the root; none where there is no such file.
 
     Raises:
-        DatasetError: the file gives a class no colour.
+        DatasetError: the file holds something else.
     """
-    path = _FOLDER / f"{name}.yaml"
-    classes = read_classes(path)
-    if isinstance(classes, list):
-        raise DatasetError(f"{path} must give every class a colour: write a mapping of names to [r, g, b]")
-    return classes
+    for file_name, read in _READERS.items():
+        found = tree.named(file_name)
+        if found:
+            return read(tree.path(found[0]))
+    return SourceClasses()
 
 
-def read_classes(path: Path) -> Classes:
-    """Read a YAML file with a list of class names, or a mapping of names to colours [r, g, b].
+def plain_name(name: str) -> str:
+    """The name of a class without the underscores that labelme puts around the background's."""
+    return BACKGROUND if name in _BACKGROUND_NAMES else name
+
+
+def is_ignored_name(name: str) -> bool:
+    """Whether a name stands for what is not to be learnt, as labelme and its relatives write it."""
+    return name in _IGNORED_NAMES
+
+
+def read_yaml_classes(path: Path) -> SourceClasses:
+    """Classes of a YAML file: a list of names, a mapping of names to colours [r, g, b] or to values, or Ultralytics'
+    ``names``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DatasetError: the file holds something else; see `checked_classes`.
+        DatasetError: the file holds something else, or two classes have the same name.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
-    return checked_classes(content, str(path))
+    content = read_yaml(path)
+    if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
+        content = content["names"]
+        if isinstance(content, dict):
+            _check_names(content.values(), path)
+            return SourceClasses(
+                tuple(SourceClass(str(name), (int(value),)) for value, name in content.items()), str(path)
+            )
+    if isinstance(content, dict) and content:
+        _check_names(content, path)
+        entries = [_entry(str(name), value, index, path) for index, (name, value) in enumerate(content.items())]
+        return SourceClasses(tuple(entries), str(path))
+    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+        _check_names(content, path)
+        return SourceClasses.of_names(content, str(path))
+    raise DatasetError(
+        f"{path} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
+    )
 
 
-def checked_classes(classes: Any, source: str) -> Classes:
-    """Return classes written by a person, after checking that a bundle can hold them.
+def read_text_classes(path: Path) -> SourceClasses:
+    """Classes of a text file, one in a line: a name; a name and a colour; or a colour and a name.
 
-    Args:
-        classes: a list of names, or a mapping of names to colours.
-        source: where they were written, for messages.
+    ``__ignore__`` is no class, and the values of the others count without it, as labelme counts them.
 
     Raises:
-        DatasetError: the value is something else, a colour is out of 0..255, or two classes have the same name.
+        DatasetError: the file holds something else, or two classes have the same name.
     """
-    if isinstance(classes, dict):
-        names = [str(name) for name in classes]
-    elif isinstance(classes, list) and all(isinstance(name, str) for name in classes):
-        names = classes
-    else:
-        names = []
-    if not names:
-        raise DatasetError(
-            f"{source} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
-        )
-    for name in names:
-        if names.count(name) > 1:
-            raise DatasetError(f"{source} gives the name '{name}' to two classes; rename one, or remove it")
-    if names is classes:
-        return classes
-    return {name: _checked_colour(value, name, source) for name, value in zip(names, classes.values(), strict=True)}
+    entries: list[tuple[str, Colour | None]] = []
+    for line in read_text(path).splitlines():
+        text = line.partition("#")[0].strip()
+        if not text or is_ignored_name(text):
+            continue
+        parts = [part for part in _SEPARATORS.split(text) if part]
+        numbers = [part.isdecimal() for part in parts]
+        if len(parts) >= 4 and all(numbers[-3:]):
+            entries.append((" ".join(parts[:-3]), _colour(parts[-3:], parts[0], path)))
+        elif len(parts) >= 4 and all(numbers[:3]):
+            entries.append((" ".join(parts[3:]), _colour(parts[:3], parts[3], path)))
+        else:
+            entries.append((text, None))
+    return _of_entries(entries, path)
 
 
-def names_and_colours(classes: Classes) -> tuple[list[str], list[Colour]]:
-    """Names and colours of classes in either form; names alone get the default palette."""
-    if isinstance(classes, dict):
-        return list(classes), list(classes.values())
-    return list(classes), default_palette(len(classes))
+def read_labelmap(path: Path) -> SourceClasses:
+    """Classes of CVAT's labelmap.txt: ``name:r,g,b:parts:actions`` in each line.
+
+    Raises:
+        DatasetError: the file holds something else, or two classes have the same name.
+    """
+    entries = []
+    for line in read_text(path).splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = line.strip().rsplit(":", 3) if line.count(":") >= 3 else [line.strip(), ""]
+        colour = _colour(parts[1].split(","), parts[0], path) if parts[1] else None
+        entries.append((parts[0], colour))
+    return _of_entries(entries, path)
 
 
-def _checked_colour(value: Any, name: str, source: str) -> Colour:
+def read_pixel_values(path: Path) -> SourceClasses:
+    """Classes of Roboflow's _classes.csv, whose lines are ``Pixel Value, Class``.
+
+    Raises:
+        DatasetError: the file holds something else, or two classes have the same name.
+    """
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row]
+    entries = []
+    for row in rows[1:]:
+        if len(row) < 2 or not row[0].isdecimal():
+            raise DatasetError(f"{path} has the line '{', '.join(row)}'; lines must be: pixel value, class")
+        entries.append(SourceClass(", ".join(row[1:]), (int(row[0]),)))
+    _check_names([entry.name for entry in entries], path)
+    return SourceClasses(tuple(entries), str(path))
+
+
+def read_colour_table(path: Path) -> SourceClasses:
+    """Classes of a class_dict.csv, whose columns are name, r, g and b.
+
+    Raises:
+        DatasetError: the file holds something else, or two classes have the same name.
+    """
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row]
+    if any(len(row) < 4 for row in rows):
+        raise DatasetError(f"{path} must have the columns name, r, g and b")
+    return _of_entries([(row[0], _colour(row[1:4], row[0], path)) for row in rows[1:]], path)
+
+
+#: Reader of each file of classes, the surest names first.
+_READERS: dict[str, Callable[[Path], SourceClasses]] = {
+    "classes.yaml": read_yaml_classes,
+    "classes.yml": read_yaml_classes,
+    "_classes.csv": read_pixel_values,
+    "labelmap.txt": read_labelmap,
+    "class_dict.csv": read_colour_table,
+    "class_names.txt": read_text_classes,
+    "classes.txt": read_text_classes,
+    "label_colors.txt": read_text_classes,
+    "RUGD_annotation-colormap.txt": read_text_classes,
+    "codes.txt": read_text_classes,
+    "labels.txt": read_text_classes,
+}
+
+
+def _of_entries(entries: Sequence[tuple[str, Colour | None]], path: Path) -> SourceClasses:
+    """Classes by their position; with their colours where all have one."""
+    kept = [(plain_name(name), colour) for name, colour in entries if not is_ignored_name(name)]
+    if not kept:
+        raise DatasetError(f"{path} names no class")
+    _check_names([name for name, _ in kept], path)
+    return SourceClasses(
+        tuple(
+            SourceClass(name, (index,), () if colour is None else (colour_value(colour),))
+            for index, (name, colour) in enumerate(kept)
+        ),
+        str(path),
+    )
+
+
+def _entry(name: str, value: Any, index: int, path: Path) -> SourceClass:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return SourceClass(name, (value,))
+    return SourceClass(name, (index,), (colour_value(_colour(value, name, path)),))
+
+
+def _check_names(names: Any, path: Path) -> None:
+    found = [str(name) for name in names]
+    for name in found:
+        if found.count(name) > 1:
+            raise DatasetError(f"{path} gives the name '{name}' to two classes; rename one, or remove it")
+
+
+def _colour(value: Any, name: str, path: Path) -> Colour:
     try:
         red, green, blue = map(int, value)
     except (TypeError, ValueError):
         red = green = blue = -1
     if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
-        raise DatasetError(f"{source} gives '{name}' the colour {value}; write it as [r, g, b], each of 0 to 255")
+        raise DatasetError(f"{path} gives '{name}' the colour {value}; write it as [r, g, b], each of 0 to 255")
     return red, green, blue

@@ -7,7 +7,9 @@ from typing import Literal
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
-from training.data.files import FileDataset, IndexMasks, find_pairs, find_parts, open_pairs
+from training.data.class_map import number_map
+from training.data.labelled import LabelledImages, open_samples
+from training.data.published.layout import check_split, find_pairs, find_parts
 
 _FOLDER_OF = {"train": "training", "val": "validation"}
 
@@ -25,12 +27,13 @@ class Ade20kData(DataSettings):
     root: str
     """Folder ADEChallengeData2016."""
 
-    def open(self, split: Split) -> FileDataset:
+    def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
+        check_split("ADE20K", split)
         folder = _FOLDER_OF[split]
         images, masks = find_parts("ADE20K", self.root, (f"images/{folder}",), (f"annotations/{folder}",))
         classes = known_classes("ade20k")
         count = len(classes)
         label_of = {0: unlabelled_value(count)} | {index + 1: index for index in range(count)}
-        pairs, spare = find_pairs(images, masks)
-        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count), spare)
+        samples, spare = find_pairs(images, masks)
+        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)

@@ -9,7 +9,9 @@ from pydantic import Field
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
-from training.data.files import FileDataset, IndexMasks, find_pairs, find_parts, open_pairs, spread_evenly
+from training.data.class_map import number_map
+from training.data.labelled import LabelledImages, open_samples
+from training.data.published.layout import find_pairs, find_parts, spread_evenly
 
 
 class CamVidData(DataSettings):
@@ -28,13 +30,13 @@ class CamVidData(DataSettings):
     train_images: Annotated[int, Field(ge=1)] | None = None
     """Train on so many images only, taken evenly over the drives; null: on all."""
 
-    def open(self, split: Split) -> FileDataset:
+    def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
         images, masks = find_parts("CamVid", self.root, (f"{split}/images", split), (f"{split}/masks", f"{split}annot"))
         classes = known_classes("camvid")
         count = len(classes)
         label_of = {index: index for index in range(count)} | {count: unlabelled_value(count)}
-        pairs, spare = find_pairs(images, masks)
+        samples, spare = find_pairs(images, masks)
         if split == "train" and self.train_images is not None:
-            pairs = spread_evenly(pairs, self.train_images)
-        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count), spare)
+            samples = spread_evenly(samples, self.train_images)
+        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)

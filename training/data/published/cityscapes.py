@@ -8,7 +8,10 @@ from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
-from training.data.files import FileDataset, IndexMasks, Pair, find_parts, open_pairs
+from training.data.class_map import number_map
+from training.data.labelled import LabelledImages, open_samples
+from training.data.published.layout import check_split, find_parts
+from training.data.reading import Sample
 
 _IMAGE_ENDING, _MASK_ENDING = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _LABEL_COUNT = 34
@@ -29,17 +32,18 @@ class CityscapesData(DataSettings):
     root: str
     """Folder that holds leftImg8bit and gtFine."""
 
-    def open(self, split: Split) -> FileDataset:
+    def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
+        check_split("Cityscapes", split)
         images, masks = find_parts("Cityscapes", self.root, (f"leftImg8bit/{split}",), (f"gtFine/{split}",))
-        pairs = [
-            Pair(image, masks / image.parent.name / (image.name.removesuffix(_IMAGE_ENDING) + _MASK_ENDING))
+        samples = [
+            Sample(image, masks / image.parent.name / (image.name.removesuffix(_IMAGE_ENDING) + _MASK_ENDING))
             for image in sorted(images.glob(f"*/*{_IMAGE_ENDING}"))
         ]
-        if not pairs:
+        if not samples:
             raise DatasetError(f"{images} holds no folder of a city with images *{_IMAGE_ENDING}")
-        spare = sorted(set(masks.glob(f"*/*{_MASK_ENDING}")).difference(pair.mask for pair in pairs))
+        spare = sorted(set(masks.glob(f"*/*{_MASK_ENDING}")).difference(sample.labels for sample in samples))
         classes = known_classes("cityscapes")
         ignored = unlabelled_value(len(classes))
         label_of = dict.fromkeys(range(_LABEL_COUNT), ignored) | {label: i for i, label in enumerate(_EVALUATED)}
-        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, len(classes)), spare)
+        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)

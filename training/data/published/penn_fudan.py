@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
-from training.data.files import FileDataset, find_pairs, find_parts, open_pairs, read_mask_values, split_pairs
+from training.data.class_map import ClassMap
+from training.data.label_table import LabelTable, as_number
+from training.data.labelled import LabelledImages, open_samples
+from training.data.pixels import MaskPixels, read_mask
+from training.data.published.layout import check_split, find_pairs, find_parts
+from training.data.reading import Sample
+from training.data.splits import split_samples
 
 _FOLDERS_OF = {"train": ("train_images", "train_masks"), "val": ("valid_images", "valid_masks")}
 _ORIGINAL_FOLDERS = ("PNGImages", "PedMasks")
@@ -33,27 +38,23 @@ class PennFudanData(DataSettings):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 24 / 170
     """Share of the images kept for validation where root has no folders for its splits; default: 24 of them."""
 
-    def open(self, split: Split) -> FileDataset:
+    def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
+        check_split("Penn-Fudan", split)
         if any((Path(self.root) / images).exists() for images, _ in _FOLDERS_OF.values()):
             parts: list[tuple[str, ...]] = [(folder,) for folder in _FOLDERS_OF[split]]
         else:
             parts = [*zip(_ORIGINAL_FOLDERS, _FOLDERS_OF[split], strict=True)]
         images, masks = find_parts("Penn-Fudan", self.root, *parts)
-        pairs, spare = find_pairs(images, masks, _MASK_SUFFIX)
+        samples, spare = find_pairs(images, masks, _MASK_SUFFIX)
         if images.name in _ORIGINAL_FOLDERS:
-            pairs = split_pairs(pairs, self.val_fraction, split)
-        return open_pairs(self.root, pairs, known_classes("penn_fudan"), PersonMasks(), spare)
+            samples = split_samples(samples, self.val_fraction, split)
+        classes = known_classes("penn_fudan")
+        persons = LabelTable({0: 0}, len(classes), as_number, "", rest=1)
+        class_map = ClassMap(list(classes), list(classes.values()), persons)
+        return open_samples(self.root, samples, class_map, _read_persons, spare)
 
 
-class PersonMasks:
-    """Reads masks in which every value above 0, or every colour but black, is a person."""
-
-    def __call__(self, path: Path) -> np.ndarray:
-        """See `training.data.files.MaskReader`."""
-        values, _ = read_mask_values(path)
-        return (values > 0).astype(np.uint8)
-
-    def mapping(self) -> dict[str, Any]:
-        """See `training.data.files.MaskReader.mapping`."""
-        return {"persons": "above 0"}
+def _read_persons(sample: Sample) -> MaskPixels:
+    """A mask whose values number the persons; in a mask of colours, all but black is a person."""
+    return MaskPixels(read_mask(sample.labels).values)

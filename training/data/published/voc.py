@@ -8,7 +8,10 @@ from typing import Literal
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
-from training.data.files import FileDataset, IndexMasks, Pair, find_parts, listed_names, open_pairs
+from training.data.class_map import number_map
+from training.data.labelled import LabelledImages, open_samples
+from training.data.published.layout import check_split, find_parts, listed_names
+from training.data.reading import Sample
 
 _NAME = "Pascal VOC 2012"
 _AUGMENTED_MASKS = "SegmentationClassAug"
@@ -36,8 +39,9 @@ class VocData(DataSettings):
     """Which images to train on: the 10,582 of train_aug or the 1,464 of train; auto: train_aug where root has
     SegmentationClassAug."""
 
-    def open(self, split: Split) -> FileDataset:
+    def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
+        check_split(_NAME, split)
         wanted = "val" if split == "val" else self.resolved().train_list
         images, masks, listed = find_parts(
             _NAME,
@@ -46,11 +50,11 @@ class VocData(DataSettings):
             _MASK_FOLDERS.get(wanted, ("SegmentationClass", _AUGMENTED_MASKS)),
             tuple(Path(folder, name).as_posix() for name in _LIST_NAMES[wanted] for folder in _LIST_FOLDERS),
         )
-        pairs = [Pair(images / f"{name}.jpg", masks / f"{name}.png") for name in listed_names(listed)]
+        samples = [Sample(images / f"{name}.jpg", masks / f"{name}.png") for name in listed_names(listed)]
         classes = known_classes("voc")
         count = len(classes)
         label_of = {index: index for index in range(count)} | {_VOID: unlabelled_value(count)}
-        return open_pairs(self.root, pairs, classes, IndexMasks(label_of, count))
+        return open_samples(self.root, samples, number_map(classes, label_of))
 
     def resolved(self) -> VocData:
         """See `DataSettings.resolved`."""

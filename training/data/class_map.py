@@ -1,0 +1,330 @@
+"""From the values and colours of masks to class ids, and the message for a value that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dinov3_seg_ros.frames.classes import default_palette, unlabelled_value
+from dinov3_seg_ros.support.errors import DatasetError, nearest
+from training.data.base import Colour, ItemError
+from training.data.class_items import Items, parse_classes, parse_ignored
+from training.data.label_table import LabelTable, as_colour, as_number, ranges
+from training.data.pixels import MaskPixels, value_colour
+
+_NAMED = 10
+_COLOUR_ADVICE = "which no class has: correct the mask, or add the colour to data.ignore"
+
+
+class SourceClass(NamedTuple):
+    """A class as a folder names it.
+
+    Attributes:
+        name: the folder's name for it.
+        values: its values in masks.
+        colours: its colours in masks, as `colour_value` gives them.
+    """
+
+    name: str
+    values: tuple[int, ...] = ()
+    colours: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceClasses:
+    """The classes that a folder names.
+
+    Attributes:
+        classes: in the folder's order; none where the folder names none.
+        origin: where the names stand, for messages.
+        ignored: values and colours that the folder itself says belong to no class.
+        drawn: whether labels are drawn from shapes with names: then values are the positions of the classes, and a
+            recipe can refer to names alone.
+    """
+
+    classes: tuple[SourceClass, ...] = ()
+    origin: str = ""
+    ignored: SourceClass = field(default_factory=lambda: SourceClass(""))
+    drawn: bool = False
+
+    @classmethod
+    def of_names(cls, names: Sequence[str], origin: str, drawn: bool = False) -> SourceClasses:
+        """Classes whose values are their positions."""
+        return cls(tuple(SourceClass(name, (index,)) for index, name in enumerate(names)), origin, drawn=drawn)
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Class names, and the label of every value and colour.
+
+    Attributes:
+        names: by class id.
+        palette: RGB colour of each class.
+        numbers: labels of numbers.
+        colours: labels of colours; None where the classes have none.
+        grey_numbers: whether masks of colours whose channels are equal hold numbers although classes have colours.
+        no_colours: why there are no labels of colours; ends a message.
+    """
+
+    names: list[str]
+    palette: list[Colour]
+    numbers: LabelTable
+    colours: LabelTable | None = None
+    grey_numbers: bool = False
+    no_colours: str = (
+        "give every class a colour (data.classes: a mapping of names to colours [r, g, b]), or store one class id per "
+        "pixel (greyscale or palette PNG)"
+    )
+
+    def labels(self, mask: MaskPixels, source: object) -> np.ndarray:
+        """Class ids and the ignore value (H, W), uint8 (uint16 above 255 classes).
+
+        Args:
+            mask: pixels of one mask.
+            source: the mask's file, for messages.
+
+        Raises:
+            ItemError: a value or colour belongs to no class.
+        """
+        if mask.palette is not None and self.colours is not None:
+            return self._palette_labels(mask, source, self.colours)
+        if not mask.coloured:
+            return self.numbers.labels(mask.values, source)
+        if self.colours is not None and not (self.grey_numbers and is_grey(mask.values)):
+            return self.colours.labels(mask.values, source)
+        if is_grey(mask.values):
+            return self.numbers.labels(mask.values % 256, source)
+        raise ItemError(f"{source} is a colour image; {self.no_colours}", "value of no class")
+
+    def mapping(self) -> dict[str, Any]:
+        """Which label each value becomes, in JSON types: a part of the data set's content."""
+        return {
+            "numbers": self.numbers.mapping(),
+            "colours": None if self.colours is None else self.colours.mapping(),
+            **({"grey": "numbers"} if self.grey_numbers else {}),
+        }
+
+    @staticmethod
+    def _palette_labels(mask: MaskPixels, source: object, table: LabelTable) -> np.ndarray:
+        palette = mask.palette if mask.palette is not None else np.zeros(0, np.uint32)
+        if int(mask.values.max(initial=0)) >= len(palette):
+            raise ItemError(f"{source} has pixels beyond the end of its palette; save it anew", "unreadable file")
+        try:
+            return table.labels(palette[mask.values], source)
+        except ItemError as error:
+            raise ItemError(
+                f"{error}. The file has a palette, which is read by its colours because the classes have colours. If "
+                "its indices are the class ids, give data.classes without colours",
+                "value of no class",
+            ) from error
+
+
+def is_grey(values: np.ndarray) -> bool:
+    """Whether the three channels of every colour are equal."""
+    return bool((values % 256 * 65793 == values).all())
+
+
+def number_map(classes: Mapping[str, Colour], label_of: Mapping[int, int]) -> ClassMap:
+    """The classes of a published data set, whose masks hold numbers.
+
+    Args:
+        classes: names and colours for people.
+        label_of: class id, or ignore value, of each allowed number.
+    """
+    advice = f"allowed are {ranges(label_of)}: replace the file by the data set's own"
+    return ClassMap(
+        list(classes),
+        list(classes.values()),
+        LabelTable(label_of, len(classes), as_number, advice),
+        no_colours="its pixels must hold numbers",
+    )
+
+
+def map_classes(written: Any, ignore: Any, source: SourceClasses) -> ClassMap:
+    """Join what a recipe says of the classes with what the folder says.
+
+    Args:
+        written: ``data.classes``, see `class_items.parse_classes`; None: the folder's own classes.
+        ignore: ``data.ignore``, see `class_items.parse_ignored`.
+        source: the classes that the folder names.
+
+    Raises:
+        DatasetError: a value is of two classes, or of one and ignored; a name is unknown; or a class of the folder
+            belongs to no class of the recipe.
+    """
+    try:
+        return _Joined(parse_classes(written) if written is not None else None, parse_ignored(ignore), source).map()
+    except ValueError as error:
+        raise DatasetError(f"data.classes or data.ignore cannot be used: {error}") from error
+
+
+@dataclass
+class _Joined:
+    """Works out a `ClassMap`; see `map_classes`."""
+
+    written: dict[str, Items | None] | None
+    ignore: Items | None
+    source: SourceClasses
+    by_name: dict[str, SourceClass] = field(default_factory=dict)
+
+    def map(self) -> ClassMap:
+        self.by_name = {entry.name: entry for entry in self.source.classes}
+        items = self._items()
+        names, count = list(items), len(items)
+        ignored = self._resolved(self.ignore, "data.ignore") if self.ignore is not None else Items()
+        values = self._owners({name: own.values for name, own in items.items()}, as_number)
+        colours, twice = self._colour_owners(items)
+        if not values and not self.source.drawn:
+            # Classes with colours alone: masks of numbers hold the class ids.
+            values = dict(enumerate(names))
+        _check_ignored(ignored.values, values, as_number, self._counted_from_one(names, values))
+        _check_ignored(ignored.colours, colours, as_colour, "")
+        if self.ignore is None:
+            ignored.values = [value for value in [unlabelled_value(count)] if value not in values]
+        ignored.values += [value for value in self.source.ignored.values if value not in values]
+        ignored.colours += [colour for colour in self.source.ignored.colours if colour not in colours]
+        rest = self._rest(items, ignored)
+        if rest is None:
+            self._check_all_used({*values, *ignored.values}, {*colours, *ignored.colours})
+        ids, unlabelled = {name: index for index, name in enumerate(names)}, unlabelled_value(count)
+        numbers = {value: ids[name] for value, name in values.items()} | dict.fromkeys(ignored.values, unlabelled)
+        hues = {colour: ids[name] for colour, name in colours.items()} | dict.fromkeys(ignored.colours, unlabelled)
+        return ClassMap(
+            names,
+            self._palette(items),
+            LabelTable(numbers, count, as_number, self._number_advice(names, values, ignored.values), rest),
+            LabelTable(
+                hues, count, as_colour, "which no class has: correct the mask, or add the colour to data.ignore", rest
+            )
+            if colours and not twice
+            else None,
+            no_colours=f"{twice}; give every class a colour, no two the same" if twice else ClassMap.no_colours,
+        )
+
+    def _items(self) -> dict[str, Items]:
+        """The items of each class, without names."""
+        if self.written is None:
+            if not self.source.classes:
+                raise DatasetError("the folder names no classes: list them under data.classes in the recipe")
+            return {entry.name: Items(list(entry.values), list(entry.colours)) for entry in self.source.classes}
+        if all(own is None for own in self.written.values()):
+            return self._listed(list(self.written))
+        return {name: self._resolved(own or Items(), f"the class '{name}'") for name, own in self.written.items()}
+
+    def _listed(self, names: list[str]) -> dict[str, Items]:
+        """The items of a mere list of names: the folder's classes of these names; of others, the positions."""
+        known = [name for name in names if name in self.by_name]
+        if len(known) == len(names):
+            return {name: self._resolved(Items(names=[name]), name) for name in names}
+        if known or self.source.drawn:
+            unknown = next(name for name in names if name not in self.by_name)
+            raise self._unknown(unknown, "data.classes")
+        return {name: Items([index]) for index, name in enumerate(names)}
+
+    def _resolved(self, items: Items, owner: str) -> Items:
+        """Items with values and colours in place of names."""
+        if items.values and self.source.drawn:
+            raise DatasetError(
+                f"{owner} has the value {items.values[0]}, but the labels of this folder are shapes with names; write "
+                f"names: {_listing(self.by_name)}"
+            )
+        resolved = Items(list(items.values), list(items.colours), rest=items.rest)
+        for name in items.names:
+            if name not in self.by_name:
+                raise self._unknown(name, owner)
+            resolved.values += self.by_name[name].values
+            resolved.colours += self.by_name[name].colours
+        return resolved
+
+    def _unknown(self, name: str, owner: str) -> DatasetError:
+        if not self.by_name:
+            return DatasetError(
+                f"{owner} has the name '{name}', but the folder names no classes; write values or colours instead"
+            )
+        return DatasetError(
+            f"{owner} has the name '{name}', which is none of the classes in {self.source.origin}"
+            f"{nearest(name, list(self.by_name))}; they are: {_listing(self.by_name)}"
+        )
+
+    def _owners(self, values_of: Mapping[str, Iterable[int]], describe: Callable[[int], str]) -> dict[int, str]:
+        """The class of each value.
+
+        Raises:
+            DatasetError: a value is of two classes.
+        """
+        owners: dict[int, str] = {}
+        for name, values in values_of.items():
+            for value in values:
+                if owners.setdefault(value, name) != name:
+                    raise DatasetError(
+                        f"data.classes gives {describe(value)} to '{owners[value]}' and to '{name}'; remove one. If "
+                        "colours are meant, their numbers must be 0 to 255"
+                    )
+        return owners
+
+    def _colour_owners(self, items: Mapping[str, Items]) -> tuple[dict[int, str], str]:
+        """The class of each colour; and, where two classes share one, which, since only masks of colours mind."""
+        try:
+            return self._owners({name: own.colours for name, own in items.items()}, as_colour), ""
+        except DatasetError as error:
+            return {}, str(error).partition("; remove one")[0]
+
+    def _rest(self, items: Mapping[str, Items], ignored: Items) -> int | None:
+        """The label of what nothing covers; None where that is an error."""
+        owners = [name for name, own in items.items() if own.rest]
+        if len(owners) + ignored.rest > 1:
+            raise DatasetError("rest stands in two places of data.classes and data.ignore; write it in one")
+        if ignored.rest:
+            return unlabelled_value(len(items))
+        return list(items).index(owners[0]) if owners else None
+
+    def _check_all_used(self, values: set[int], colours: set[int]) -> None:
+        """Raise DatasetError where a class of the folder is of no class."""
+        lost = [
+            entry.name
+            for entry in self.source.classes
+            if values.isdisjoint(entry.values) and colours.isdisjoint(entry.colours)
+        ]
+        if lost and self.written is not None:
+            raise DatasetError(
+                f"data.classes says nothing of {len(lost)} classes in {self.source.origin}: {_listing(lost)}; add them "
+                "to a class or to data.ignore, or write ignore: rest"
+            )
+
+    def _palette(self, items: Mapping[str, Items]) -> list[Colour]:
+        """The first colour of each class; where two would look the same, or one has none, colours of our own."""
+        own = [value_colour(entry.colours[0]) if entry.colours else None for entry in items.values()]
+        made = default_palette(len(own))
+        return [made[index] if colour is None else colour for index, colour in enumerate(own)]
+
+    def _number_advice(self, names: Sequence[str], values: Mapping[int, str], ignored: Iterable[int]) -> str:
+        allowed = ranges(values) or "no values"
+        return (
+            f"allowed are {allowed} (the {len(names)} classes) and the ignored values {sorted(set(ignored))}: "
+            "correct the mask, or add the value to a class of data.classes or to data.ignore"
+        )
+
+    def _counted_from_one(self, names: Sequence[str], values: Mapping[int, str]) -> str:
+        """Advice for classes that seem to count from 1."""
+        if values != dict(enumerate(names)):
+            return ""
+        shown = ", ".join(f"{name}: {index + 1}" for index, name in enumerate(names[:3]))
+        return f". If the masks count the classes from 1, write data.classes as {{{shown}, ...}}"
+
+
+def _check_ignored(ignored: Iterable[int], owner: Mapping[int, str], describe: Callable[[int], str], more: str) -> None:
+    """Raise DatasetError where an ignored value is that of a class, since every pixel of it would be lost."""
+    for value in ignored:
+        if value in owner:
+            raise DatasetError(
+                f"data.ignore holds {describe(value)}, which is that of the class '{owner[value]}': remove it from "
+                f"data.ignore, or mark pixels without a class by another in the masks{more}"
+            )
+
+
+def _listing(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")

@@ -1,0 +1,67 @@
+"""Formats of labelled folders, one file each; the registry finds them by itself.
+
+To add one: write a module with a subclass of `training.data.reading.Format`. Nothing else names it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+from dinov3_seg_ros.support.errors import DatasetError, nearest
+from training.data.reading import Format, Match
+from training.data.tree import Tree
+
+
+@functools.lru_cache(maxsize=1)
+def all_formats() -> dict[str, Format]:
+    """Every format by its name."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    kinds = [kind for kind in Format.__subclasses__() if kind.__module__.startswith(f"{__name__}.")]
+    return {kind.name: kind() for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+def find_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    formats = all_formats()
+    if name not in formats:
+        raise DatasetError(
+            f"data.format is '{name}'{nearest(name, list(formats))}; the formats are: auto, {', '.join(formats)}"
+        )
+    return formats[name]
+
+
+def detect(tree: Tree) -> tuple[Format, Match]:
+    """The format that is surest of a folder.
+
+    Raises:
+        DatasetError: none knows it, or two are equally sure.
+    """
+    matches = [(kind, match) for kind in all_formats().values() if (match := kind.detect(tree)) is not None]
+    if not matches:
+        raise DatasetError(
+            f"{tree.root} is of no known format: it has {_summary(tree)}. docs/data.md shows what each format looks "
+            "like; for images and masks, data.images and data.masks say which files are which"
+        )
+    surest = max(match.sure for _, match in matches)
+    best = [(kind, match) for kind, match in matches if match.sure == surest]
+    if len(best) > 1:
+        found = "; ".join(f"{kind.name} ({match.why})" for kind, match in best)
+        raise DatasetError(f"{tree.root} may be of several formats: {found}. Set data.format to one of them")
+    return best[0]
+
+
+def _summary(tree: Tree) -> str:
+    """What a folder holds, for people."""
+    suffixes: dict[str, int] = {}
+    for name in tree.files:
+        suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
+        suffixes[suffix] = suffixes.get(suffix, 0) + 1
+    most = sorted(suffixes, key=lambda suffix: -suffixes[suffix])[:5]
+    return ", ".join(f"{suffixes[suffix]} .{suffix}" for suffix in most) if most else "no files"

@@ -1,0 +1,31 @@
+"""Images and masks, in one folder or in several."""
+
+from __future__ import annotations
+
+from training.data.class_lists import find_classes
+from training.data.pairing import find_pairing, require_pairing
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure, read_mask_file
+from training.data.tree import Tree
+
+
+class Folder(Format):
+    """Masks beside their images: in folders of their own, with endings of their own, or as ``x.png`` to ``x.jpg``.
+
+    Folders named train, val or test anywhere in a path tell the split.
+    """
+
+    name = "folder"
+    title = "images and masks"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        pairing = find_pairing(tree)
+        if pairing is None:
+            return None
+        return Match(Sure.POSSIBLY, f"{len(pairing.pairs)} images with a mask of a matching name ({pairing.rule})")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        pairing = require_pairing(tree, patterns)
+        spare = [tree.path(name) for name in pairing.spare]
+        return LabelledFolder(find_classes(tree), pairing.samples(tree), read_mask_file, spare, masks=True)

@@ -1,0 +1,159 @@
+"""The data set of image files with labels; see `training.data.base.SegmentationDataset`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import IncompleteError, ItemError
+from training.data.class_map import ClassMap
+from training.data.contents import Contents, digest_files
+from training.data.pixels import READING_VERSION, image_size, is_turned, read_image
+from training.data.reading import ReadLabels, Sample, read_mask_file
+
+_NAMED = 3
+#: By how much the aspect ratios of an image and its mask may differ for the mask to be resized.
+_ASPECT_TOLERANCE = 0.03
+
+
+class LabelledImages:
+    """Image files, each with labels in a file; see `training.data.base.SegmentationDataset`.
+
+    Args:
+        root: folder of the data set; names in `contents` are relative to it.
+        samples: files of each item.
+        class_map: turns values of masks into class ids.
+        read: reads the labels of a sample.
+        spare_masks: label files without an image.
+        resize_masks: whether a mask of another size than its image is resized to it, by nearest neighbour.
+        evidence: further files that decide how labels look, such as one that lists the categories.
+
+    Attributes:
+        samples, spare_masks: as given.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        samples: Sequence[Sample],
+        class_map: ClassMap,
+        read: ReadLabels = read_mask_file,
+        spare_masks: Sequence[Path] = (),
+        resize_masks: bool = False,
+        evidence: Sequence[Path] = (),
+    ) -> None:
+        self.samples, self.spare_masks = list(samples), list(spare_masks)
+        self.class_names, self.palette = class_map.names, class_map.palette
+        self.ignore_value = unlabelled_value(len(self.class_names))
+        self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
+        self._evidence = list(evidence)
+        self._names_differ = len({sample.image.name for sample in self.samples}) == len(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def describe(self, index: int) -> str:
+        """File name of an item's image; with its folders where others have the same name."""
+        image = self.samples[index].image
+        return image.name if self._names_differ else os.path.relpath(image, self._root)
+
+    def contents(self) -> Contents:
+        """See `SegmentationDataset.contents`."""
+        settings = {
+            "reading": READING_VERSION,
+            "classes": self.class_names,
+            "labels": self._class_map.mapping(),
+            **({"masks": "resized"} if self._resize else {}),
+        }
+        files = dict.fromkeys(path for sample in self.samples for path in (sample.image, sample.labels))
+        files.update(dict.fromkeys(self._evidence))
+        try:
+            return Contents(settings, digest_files(self._root, files))
+        except OSError as error:
+            raise DatasetError(f"a file of the data set cannot be read ({error}); check data.root") from error
+
+    def mask(self, index: int) -> np.ndarray:
+        """See `SegmentationDataset.mask`; unless masks are resized, of the file's own size."""
+        sample = self.samples[index]
+        mask = self._labels(sample)
+        return self._fitted(mask, image_size(sample.image), sample) if self._resize else mask
+
+    def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `SegmentationDataset.item`."""
+        sample = self.samples[index]
+        image = read_image(sample.image)
+        return image, self._fitted(self._labels(sample), image.shape[:2], sample)
+
+    def _labels(self, sample: Sample) -> np.ndarray:
+        return self._class_map.labels(self._read(sample), sample.labels)
+
+    def _fitted(self, mask: np.ndarray, size: Sequence[int], sample: Sample) -> np.ndarray:
+        """The mask in its image's size (height, width)."""
+        height, width = size
+        if mask.shape == (height, width):
+            return mask
+        fits = _same_aspect(size, mask.shape)
+        if self._resize and fits:
+            return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        advice = "a mask must have the size of its image"
+        if mask.shape == (width, height) and is_turned(sample.image):
+            advice = (
+                "the image's EXIF tag turns it by a quarter, and the mask was made without that turn: turn the mask, "
+                "or save the image without the tag"
+            )
+        elif fits:
+            advice += ": set data.resize_masks to true to resize it"
+        raise ItemError(
+            f"{sample.labels} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {sample.image} is "
+            f"{width}x{height}; {advice}",
+            "sizes differ",
+        )
+
+
+def open_samples(
+    root: str | Path,
+    samples: Sequence[Sample],
+    class_map: ClassMap,
+    read: ReadLabels = read_mask_file,
+    spare_masks: Sequence[Path] = (),
+    resize_masks: bool = False,
+    evidence: Sequence[Path] = (),
+) -> LabelledImages:
+    """Open a data set of files, once all of them exist; see `LabelledImages`.
+
+    Raises:
+        IncompleteError: some files are absent; the message names the first of them.
+    """
+    names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample[:2]}}
+    missing = [[path for path in sample[:2] if path.name not in names_in[path.parent]] for sample in samples]
+    whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
+    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence)
+    if len(whole) < len(samples):
+        files = [str(path) for paths in missing for path in paths]
+        named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
+        raise IncompleteError(
+            f"{len(samples) - len(whole)} of {len(samples)} images have no mask, or are absent themselves; there is no "
+            f"{named}",
+            files,
+            dataset,
+        )
+    return dataset
+
+
+def _same_aspect(image: Sequence[int], mask: Sequence[int]) -> bool:
+    """Whether a mask can be resized to its image without stretching it: a few pixels more or less do not matter."""
+    ratio = (image[0] / mask[0]) / (image[1] / mask[1])
+    return abs(ratio - 1) < _ASPECT_TOLERANCE
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()

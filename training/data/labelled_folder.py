@@ -1,0 +1,202 @@
+"""The data sets ``auto`` and ``folder``: a folder of one's own, in any format that `training.data.formats` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import DataSettings, Found, ItemError, Split
+from training.data.class_items import WrittenClasses, WrittenIgnored
+from training.data.class_map import ClassMap, is_grey, map_classes
+from training.data.formats import detect, find_format
+from training.data.labelled import LabelledImages, open_samples
+from training.data.pixels import has_alpha, read_mask
+from training.data.reading import LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.splits import DEFAULT_VAL_FRACTION, samples_of
+from training.data.tree import Tree
+
+# So many masks, evenly spread, tell how the others must be read.
+_LOOKED_AT = 12
+
+
+class LabelledFolderData(DataSettings):
+    """A folder of images and labels; the settings that every format has."""
+
+    root: str
+    """Folder of the data set."""
+    images: str = "auto"
+    """Which files are images: a pattern such as "*_image.png" or "rgb/*.png", or the name of a folder. auto: what is
+    no mask."""
+    masks: str = "auto"
+    """Which files are masks: as for images. auto: by the names of folders and files."""
+    classes: WrittenClasses = None
+    """Class names in the order of their ids; or a mapping of names to values, ranges, colours, or names of the folder's
+    own classes: {road: [7, 12], person: 255}. null: the classes that the folder names."""
+    ignore: WrittenIgnored = "auto"
+    """Values, ranges, colours or names that belong to no class; rest: all that classes does not list. auto: 255, above
+    255 classes 65535."""
+    resize_masks: bool = False
+    """Whether a mask of another size than its image is resized to it, by nearest neighbour."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
+    """Share of the images kept for validation where the folder has no validation split; auto: 0.2."""
+
+    def open(self, split: Split) -> LabelledImages:
+        """See `DataSettings.open`.
+
+        Raises:
+            DatasetError: the format is unknown, or the folder contradicts it; an image has no mask; the classes
+                cannot be used; or an ignored value is a class.
+        """
+        _, _, folder = self._read()
+        class_map = self._class_map(folder)
+        samples = samples_of(split, folder.samples, self.val_fraction)
+        return open_samples(
+            self.root, samples, class_map, folder.read, folder.spare, self.resize_masks, folder.evidence
+        )
+
+    def found(self) -> Found:
+        """See `DataSettings.found`."""
+        kind, match, folder = self._read()
+        return Found(kind, _SURE[match.sure], match.why, tuple(self._notes(folder)))
+
+    def resolved(self) -> LabelledFolderData:
+        """See `DataSettings.resolved`."""
+        kind, _, folder = self._read()
+        changes = {"val_fraction": self._resolved_fraction(folder), "ignore": self._resolved_ignored(folder)}
+        return self.model_copy(update=changes | ({"format": kind} if "format" in type(self).model_fields else {}))
+
+    def _format(self, tree: Tree) -> tuple[str, Match]:
+        """Name of the format, and why it is that."""
+        raise NotImplementedError
+
+    def _read(self) -> tuple[str, Match, LabelledFolder]:
+        tree = Tree(self.root)
+        name, match = self._format(tree)
+        patterns = Patterns(*(None if pattern == "auto" else pattern for pattern in (self.images, self.masks)))
+        return name, match, find_format(name).open(tree, patterns)
+
+    def _class_map(self, folder: LabelledFolder) -> ClassMap:
+        source = folder.classes
+        if self.classes is None and not source.classes:
+            raise DatasetError(
+                f"the data set at {self.root} has no class names: list them under data.classes in the recipe, or in "
+                f"{self.root}/classes.yaml{_values_found(folder)}"
+            )
+        class_map = map_classes(self.classes, self.ignore, source)
+        return class_map if not folder.masks else _decide_grey(class_map, folder)
+
+    def _resolved_fraction(self, folder: LabelledFolder) -> float | Literal["auto"]:
+        needed = self.val_fraction == "auto" and not folder.samples.get("val")
+        return DEFAULT_VAL_FRACTION if needed else self.val_fraction
+
+    def _resolved_ignored(self, folder: LabelledFolder) -> object:
+        if self.ignore != "auto" or folder.classes.drawn:
+            return self.ignore
+        class_map = self._class_map(folder)
+        value = unlabelled_value(len(class_map.names))
+        return [value] if [value, value] in class_map.numbers.mapping() else "auto"
+
+    def _notes(self, folder: LabelledFolder) -> Sequence[str]:
+        notes = []
+        if self.val_fraction == "auto" and not folder.samples.get("val"):
+            notes.append(
+                f"the folder has no validation split: {DEFAULT_VAL_FRACTION:.0%} of the images are kept for it "
+                "(data.val_fraction)"
+            )
+        if folder.unlabelled:
+            notes.append(f"{folder.unlabelled} images have no labels and are left out")
+        left_out = len(folder.samples.get(None, ())) if len(folder.samples) > 1 else 0
+        if left_out:
+            notes.append(f"{left_out} images lie in no split and are left out")
+        if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
+            notes.append("masks have an alpha channel, which is not read")
+        return notes
+
+
+class AutoData(LabelledFolderData):
+    """A folder of images and labels, whose format is found by what lies in it; docs/data.md lists the formats."""
+
+    name: Literal["auto"] = "auto"
+    format: str = "auto"
+    """Format of the labels, such as labelme or coco; auto: found by what lies in the folder."""
+
+    def _format(self, tree: Tree) -> tuple[str, Match]:
+        if self.format != "auto":
+            return self.format, Match(Sure.CERTAINLY, "data.format says so")
+        if self.masks != "auto":
+            return "folder", Match(Sure.CERTAINLY, "data.masks says which files are masks")
+        kind, match = detect(tree)
+        return kind.name, match
+
+
+class FolderData(LabelledFolderData):
+    """A folder of images and masks.
+
+    Every pixel of a mask holds a class id, another value that `classes` names, or the colour of a class. The split is
+    told by folders named train, val and test, anywhere in the paths.
+    """
+
+    name: Literal["folder"] = "folder"
+
+    def _format(self, tree: Tree) -> tuple[str, Match]:
+        return "folder", Match(Sure.CERTAINLY, "data.name says so")
+
+
+_SURE = {Sure.CERTAINLY: "certainly", Sure.PROBABLY: "probably", Sure.POSSIBLY: "possibly"}
+
+
+def _some(folder: LabelledFolder) -> list[Sample]:
+    """A few samples, spread over all."""
+    samples = [sample for own in folder.samples.values() for sample in own]
+    step = max(1, len(samples) // _LOOKED_AT)
+    return [sample for sample in samples[::step][:_LOOKED_AT] if sample.labels.is_file()]
+
+
+def _has_alpha(sample: Sample) -> bool:
+    try:
+        return has_alpha(sample.labels)
+    except ItemError:
+        return False  # reading it will say why
+
+
+def _decide_grey(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
+    """Say how masks of colours that are all grey are read where classes have colours, once for the data set."""
+    if class_map.colours is None:
+        return class_map
+    greys = []
+    for sample in _some(folder):
+        try:
+            mask = read_mask(sample.labels)
+        except ItemError:
+            continue
+        if not mask.coloured or not is_grey(mask.values):
+            return class_map
+        greys.append(mask.values)
+    numbers = bool(greys) and not all(class_map.colours.covers(values) for values in greys)
+    return ClassMap(
+        class_map.names, class_map.palette, class_map.numbers, class_map.colours, numbers, class_map.no_colours
+    )
+
+
+def _values_found(folder: LabelledFolder) -> str:
+    """What the masks hold, as the start of a map to copy; ends a message."""
+    if not folder.masks:
+        return ""
+    values: set[int] = set()
+    for sample in _some(folder):
+        try:
+            mask = folder.read(sample)
+        except ItemError:
+            continue
+        if mask.coloured and not is_grey(mask.values):
+            return ". The masks hold colours: write a mapping of names to colours [r, g, b]"
+        values |= set((mask.values % 256 if mask.coloured else mask.values).ravel().tolist())
+    if not values:
+        return ""
+    shown = sorted(values)[:20]
+    written = ", ".join(f"class_{value}: {value}" for value in shown) + (", ..." if len(values) > len(shown) else "")
+    return f". The masks hold the values of this map, whose names are for you to choose: {{{written}}}"

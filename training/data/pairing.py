@@ -1,0 +1,272 @@
+"""Finds which file is the mask of which image, by their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.pixels import MASK_SUFFIXES
+from training.data.reading import NO_PATTERNS, Patterns, Sample
+from training.data.tree import SPLIT_NAMES, Tree, split_of
+
+# Words in the names of folders and files. What an image and its mask have in common is left when they are taken away.
+_IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "jpegimages", "frames", "raw"}
+_MASK_WORDS = {"mask", "masks", "label", "labels", "annotation", "annotations", "annot", "annots", "gt", "groundtruth"}
+_MASK_WORDS |= {"truth", "seg", "segmentation", "semantic", "segmentationclass", "target", "targets"}
+_MASK_WORDS |= {"labelid", "labelids", "labeltrainids"}
+# Of several masks of one image, those that hold numbers are taken, and those of colours last.
+_NUMBER_WORDS = {"id", "ids", "labelid", "labelids", "trainid", "trainids", "labeltrainids"}
+_COLOUR_WORDS = {"color", "colors", "colour", "colours", "colored"}
+# Other pictures that lie beside masks.
+_OTHER_WORDS = {"instance", "instances", "instanceids", "depth", "disparity", "overlay", "vis", "preview"}
+_WORD = re.compile(rf"(?:{'|'.join(SPLIT_NAMES)})(?=annot|mask|label|image)|[a-z]+|\d+|[^a-z\d]+")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+
+Key: TypeAlias = tuple[str, ...]
+Role: TypeAlias = Literal["image", "mask", "other"]
+
+
+@dataclass
+class Pairing:
+    """Images with their masks.
+
+    Attributes:
+        rule: how the masks were told from the images, for people.
+        pairs: names of image and mask, relative to the root, in the order of the images.
+        missing: images without a mask.
+        spare: masks without an image.
+        twice: two images, or two masks of one image, of the same name.
+    """
+
+    rule: str
+    pairs: list[tuple[str, str]]
+    missing: list[str]
+    spare: list[str]
+    twice: tuple[str, str] | None = None
+
+    def samples(self, tree: Tree) -> dict[Split | None, list[Sample]]:
+        """Samples by the split that the folders name.
+
+        Images without a mask are among them, with the path that it should have, so that whoever opens their split is
+        told.
+        """
+        partners = dict(self.pairs)
+        partners |= {image: self._expected_mask(image) for image in self.missing}
+        samples: dict[Split | None, list[Sample]] = {}
+        for image in sorted(partners):
+            split = split_of(image) or split_of(partners[image])
+            samples.setdefault(split, []).append(Sample(tree.path(image), tree.path(partners[image])))
+        return samples
+
+    def _expected_mask(self, image: str) -> str:
+        """Where the mask of an image should be, after the example of the first pair."""
+        if not self.pairs:
+            return f"{_without_suffix(image)}.png"
+        example, mask = self.pairs[0]
+        *folders, _ = image.split("/")
+        partner_of = dict(zip(example.split("/")[:-1], mask.split("/")[:-1], strict=False))
+        before, found, after = _stem(mask).partition(_stem(example))
+        name = f"{before if found else ''}{_stem(image)}{after}{os.path.splitext(mask)[1]}"
+        return "/".join([*(partner_of.get(folder, folder) for folder in folders), name])
+
+
+def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None:
+    """The rule that pairs most images with a mask; None where none pairs any."""
+    best: Pairing | None = None
+    for title, divide in _RULES.items() if patterns == NO_PATTERNS else [("data.images, data.masks", _by_patterns)]:
+        images, masks = divide(tree, patterns)
+        for key_of in (_whole_key, _bare_key):
+            found = _paired(
+                title,
+                [(key_of(name, patterns.images), name) for name in images],
+                [(key_of(name, patterns.masks), name) for name in masks],
+            )
+            if found.pairs and (best is None or len(found.pairs) > len(best.pairs)):
+                best = found
+    return best
+
+
+def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing:
+    """As `find_pairing`.
+
+    Raises:
+        DatasetError: no image has a mask, two images have the same name, or the masks are of a format that changes
+            values.
+    """
+    pairing = find_pairing(tree, patterns)
+    if pairing is None:
+        raise DatasetError(_nothing(tree, patterns))
+    if pairing.twice:
+        first, second = pairing.twice
+        raise DatasetError(
+            f"{tree.path(first)} and {tree.path(second).name} have the same stem; remove one of them, or say by "
+            "data.images and data.masks which files are meant"
+        )
+    lossy = [mask for _, mask in pairing.pairs if _has_suffix(mask, LOSSY_SUFFIXES)]
+    if lossy:
+        raise DatasetError(
+            f"{tree.path(lossy[0])} is a mask in a format that changes values ({len(lossy)} of {len(pairing.pairs)} "
+            "masks are): export the masks as PNG"
+        )
+    return pairing
+
+
+def _paired(rule: str, images: Sequence[tuple[Key, str]], masks: Sequence[tuple[Key, str]]) -> Pairing:
+    """Pair files of the same key."""
+    image_of: dict[Key, str] = {}
+    twice = None
+    for key, name in images:
+        if image_of.setdefault(key, name) != name:
+            twice = twice or (image_of[key], name)
+    mask_of: dict[Key, str] = {}
+    for key, name in sorted(masks, key=lambda mask: (_rank(mask[1]), mask[1])):
+        first = mask_of.setdefault(key, name)
+        if first != name and _rank(first) == _rank(name):
+            twice = twice or (first, name)
+    pairs = [(name, mask_of[key]) for key, name in image_of.items() if key in mask_of]
+    missing = [name for key, name in image_of.items() if key not in mask_of]
+    spare = sorted(name for key, name in mask_of.items() if key not in image_of)
+    return Pairing(rule, pairs, missing, spare, twice)
+
+
+def _by_folders(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
+    """Masks lie in folders whose names say so: ``masks``, ``train_labels``, ``camera_annotations``."""
+    roles = {name: _role_of_folders(name) for name in tree.images}
+    masks = [name for name, role in roles.items() if role == "mask"]
+    images = [name for name, role in roles.items() if role == "image"]
+    return images or [name for name, role in roles.items() if role is None], masks
+
+
+def _by_names(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
+    """The first or the last word of a file's name says what it is: ``a_mask.png``, ``labels.png``."""
+    roles = {name: _role_of_name(name) for name in tree.images}
+    masks = [name for name, role in roles.items() if role == "mask"]
+    images = [name for name, role in roles.items() if role == "image"]
+    return images or [name for name, role in roles.items() if role is None], masks
+
+
+def _by_suffixes(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
+    """Photos and masks lie side by side: ``a.jpg`` and ``a.png``."""
+    photos = [name for name in tree.images if _has_suffix(name, LOSSY_SUFFIXES)]
+    stems = set(map(_without_suffix, photos))
+    masks = [name for name in tree.images if _has_suffix(name, MASK_SUFFIXES) and _without_suffix(name) in stems]
+    return photos if masks else [], masks
+
+
+def _by_patterns(tree: Tree, patterns: Patterns) -> tuple[list[str], list[str]]:
+    """The recipe says what is what; or half of it, and the other half follows."""
+    known = set(tree.images)
+    images = [] if patterns.images is None else [name for name in tree.matching(patterns.images) if name in known]
+    masks = [] if patterns.masks is None else [name for name in tree.matching(patterns.masks) if name in known]
+    if patterns.images is None:
+        rest = known.difference(masks)
+        images = sorted(name for name in rest if "mask" not in (_role_of_folders(name), _role_of_name(name)))
+        said = [name for name in images if "image" in (_role_of_folders(name), _role_of_name(name))]
+        images = said or images
+    if patterns.masks is None:
+        rest = known.difference(images)
+        masks = sorted(name for name in rest if "mask" in (_role_of_folders(name), _role_of_name(name)))
+    chosen = set(masks)
+    return [name for name in images if name not in chosen], masks
+
+
+_RULES: dict[str, Callable[[Tree, Patterns], tuple[list[str], list[str]]]] = {
+    "by the names of folders": _by_folders,
+    "by the names of files": _by_names,
+    "JPEG and PNG of the same name": _by_suffixes,
+}
+
+
+def _role_of_folders(name: str) -> Role | None:
+    """What the folders of a file say it is; the nearest that says something decides."""
+    return next(filter(None, (_role(_words(folder)) for folder in reversed(name.split("/")[:-1]))), None)
+
+
+def _role_of_name(name: str) -> Role | None:
+    """What the first and the last word of a file's name say it is."""
+    words = [word for word in _words(_stem(name)) if word.isalpha()]
+    return _role([*words[:1], *words[-2:]])
+
+
+def _role(words: Sequence[str]) -> Role | None:
+    if not _OTHER_WORDS.isdisjoint(words):
+        return "other"
+    if not _MASK_WORDS.isdisjoint(words):
+        return "mask"
+    return None if _IMAGE_WORDS.isdisjoint(words) else "image"
+
+
+def _words(part: str) -> list[str]:
+    """The words of a name, without what follows "with": images-with-annotations are images."""
+    words = _WORD.findall(part.lower())
+    return words[: words.index("with")] if "with" in words else words
+
+
+def _rank(mask: str) -> int:
+    """Which of several masks of one image is taken: the lowest."""
+    words = {word for part in _without_suffix(mask).split("/") for word in _words(part)}
+    return 0 if words & _NUMBER_WORDS else 2 if words & _COLOUR_WORDS else 1
+
+
+def _whole_key(name: str, pattern: str | None) -> Key:
+    """The folders without words for images and masks, and the whole stem."""
+    folders, stem = _without_pattern(name, pattern)
+    return (*filter(None, map(_bare, folders)), stem)
+
+
+def _bare_key(name: str, pattern: str | None) -> Key:
+    """The folders and the stem without words for images and masks."""
+    folders, stem = _without_pattern(name, pattern)
+    return (*filter(None, map(_bare, folders)), _bare(stem))
+
+
+def _bare(part: str) -> str:
+    """A name without words for images and masks, and without what joined them to the rest."""
+    words = _WORD.findall(part.lower())
+    taken = _IMAGE_WORDS | _MASK_WORDS
+    if taken.isdisjoint(words):
+        return part.lower()
+    taken |= _NUMBER_WORDS | _COLOUR_WORDS
+    return "_".join(word for word in words if word.isalnum() and word not in taken)
+
+
+def _without_pattern(name: str, pattern: str | None) -> tuple[list[str], str]:
+    """Folders and stem of a file, without those that a pattern names, which differ between images and masks."""
+    *folders, file = name.split("/")
+    if pattern is None:
+        return folders, _stem(file)
+    *pattern_folders, last = [part for part in pattern.strip("/").split("/") if part != "."]
+    if not any(sign in pattern for sign in "*?["):
+        pattern_folders.append(last)
+    elif last.count("*") == 1 and "[" not in last and "?" not in last:
+        before, _, after = last.partition("*")
+        file = file.removeprefix(before).removesuffix(after) + ("" if "." not in after else ".x")
+    literal = {part for part in pattern_folders if not any(sign in part for sign in "*?[")}
+    return [folder for folder in folders if folder not in literal], _stem(file)
+
+
+def _stem(name: str) -> str:
+    return _without_suffix(name.rpartition("/")[2])
+
+
+def _without_suffix(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes
+
+
+def _nothing(tree: Tree, patterns: Patterns) -> str:
+    for key, pattern in patterns._asdict().items():
+        if pattern is not None and not tree.matching(pattern):
+            return f"{tree.root} holds no file that matches data.{key} '{pattern}'"
+    return (
+        f"{tree.root} holds no image with a mask of a matching name ({len(tree.images)} image files). Name the folders "
+        "images and masks, or say by data.images and data.masks which files are which, such as '*_image.png'"
+    )

@@ -1,0 +1,117 @@
+"""The protocol of formats: how labels lie in a folder, and how they are read."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+from training.data.base import Split
+from training.data.class_map import SourceClasses
+from training.data.pixels import MaskPixels, read_mask
+from training.data.tree import Tree
+
+
+class Sure(enum.IntEnum):
+    """How sure a format is that a folder is of its kind."""
+
+    POSSIBLY = 1
+    PROBABLY = 2
+    CERTAINLY = 3
+
+
+class Match(NamedTuple):
+    """What a format says of a folder that it can read.
+
+    Attributes:
+        sure: how sure it is.
+        why: what was found in the folder, for people.
+    """
+
+    sure: Sure
+    why: str
+
+
+class Sample(NamedTuple):
+    """One image and its labels.
+
+    Attributes:
+        image: file of the image.
+        labels: file that holds the labels: a mask, or a file of shapes.
+        entry: the image's part of ``labels``, already read, where that file holds the labels of several images.
+    """
+
+    image: Path
+    labels: Path
+    entry: Any = None
+
+
+#: Reads the labels of a sample; raises ItemError. It goes to the processes that load data, so it can be pickled.
+ReadLabels: TypeAlias = Callable[[Sample], MaskPixels]
+
+
+@dataclass
+class LabelledFolder:
+    """What a format found in a folder.
+
+    Attributes:
+        classes: the classes that the folder names.
+        samples: of each split that the folder tells apart, in a fixed order; under None those of no split.
+        read: reads the labels of one sample.
+        spare: label files without an image.
+        unlabelled: number of images without labels, which are left out.
+        masks: whether the labels are mask files.
+        evidence: further files that decide how labels look, such as one that lists the categories.
+    """
+
+    classes: SourceClasses
+    samples: Mapping[Split | None, Sequence[Sample]]
+    read: ReadLabels
+    spare: list[Path] = field(default_factory=list)
+    unlabelled: int = 0
+    masks: bool = False
+    evidence: list[Path] = field(default_factory=list)
+
+
+class Patterns(NamedTuple):
+    """Which files are images and which are masks, as `Tree.matching` takes it; None: the format's own rule."""
+
+    images: str | None = None
+    masks: str | None = None
+
+
+NO_PATTERNS = Patterns()
+
+
+class Format(ABC):
+    """One way in which labels lie in a folder.
+
+    Each has a module of its own in `training.data.formats`; the instance in it, whatever its name, is found there.
+
+    Attributes:
+        name: value of ``data.format``.
+        title: name for people.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    @abstractmethod
+    def detect(self, tree: Tree) -> Match | None:
+        """How sure it is that the folder is of this format, and why; None where it is not."""
+
+    @abstractmethod
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """Find classes and samples.
+
+        Raises:
+            DatasetError: something is missing, or contradicts the format.
+        """
+
+
+def read_mask_file(sample: Sample) -> MaskPixels:
+    """Labels of a sample whose labels are a mask file; a `ReadLabels`."""
+    return read_mask(sample.labels)

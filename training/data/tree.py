@@ -1,0 +1,210 @@
+"""The files below a folder, listed once."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+
+#: Names of folders and lists that stand for a split.
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+# Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
+_ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
+_SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
+
+
+class Tree:
+    """All files below a folder, as paths relative to it with ``/``, in the order of their names.
+
+    Hidden files and folders, and what macOS adds to archives, are left out. Links to folders are followed.
+
+    Attributes:
+        root: the folder.
+        files: relative paths.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
+        self.files = sorted(self._walk())
+
+    def _walk(self) -> Iterator[str]:
+        seen = set()
+        for folder, folders, names in os.walk(self.root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder above it
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            below = os.path.relpath(folder, self.root).replace(os.sep, "/")
+            prefix = "" if below == "." else f"{below}/"
+            yield from (f"{prefix}{name}" for name in names if not name.startswith("."))
+
+    def path(self, name: str) -> Path:
+        """Path of a file or folder."""
+        return self.root / name
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Files of these suffixes, in upper or lower case."""
+        return [name for name in self.files if os.path.splitext(name)[1].lower() in suffixes]
+
+    def named(self, *names: str) -> list[str]:
+        """Files of these names, in any folder; those nearest to the root first."""
+        found = [name for name in self.files if PurePosixPath(name).name in names]
+        return sorted(found, key=lambda name: (name.count("/"), name))
+
+    def matching(self, pattern: str) -> list[str]:
+        """Files whose path, or the end of it, matches a pattern such as ``*_image.png`` or ``rgb/*.png``.
+
+        A pattern without ``*``, ``?`` and ``[`` may also be the name of a folder, or the end of its path: then all
+        files in folders below it match.
+        """
+        parts = [part for part in pattern.strip("/").split("/") if part != "."]
+        if any(sign in pattern for sign in "*?["):
+            return [name for name in self.files if _ends_match(name.split("/"), parts)]
+        return [
+            name
+            for name in self.files
+            if name.split("/")[-len(parts) :] == parts or _holds(name.split("/")[:-1], parts)
+        ]
+
+    @functools.cached_property
+    def images(self) -> list[str]:
+        """Files of image formats, masks among them."""
+        return self.with_suffix(*IMAGE_SUFFIXES)
+
+    @functools.cached_property
+    def _by_basename(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            found.setdefault(PurePosixPath(name).name, []).append(name)
+        return found
+
+    def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
+        """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
+
+        Args:
+            written: path as the annotation has it.
+            near: folders that are preferred, best first, such as that of the annotation.
+
+        Returns:
+            The file that shares the longest end of the path; None where there is none, or several are as good.
+        """
+        parts = [part for part in written.replace("\\", "/").split("?")[0].split("/") if part not in ("", ".", "..")]
+        candidates = self._by_basename.get(parts[-1], []) if parts else []
+        for folder in near:
+            for end in (parts, parts[-1:]):
+                inside = "/".join([folder, *end]) if folder else "/".join(end)
+                if inside in candidates:
+                    return inside
+        if len(candidates) <= 1:
+            return candidates[0] if candidates else None
+        shared = {name: _common_end(name.split("/"), parts) for name in candidates}
+        best = [name for name, length in shared.items() if length == max(shared.values())]
+        return best[0] if len(best) == 1 else None
+
+
+def parent(name: str) -> str:
+    """Folder of a file, relative to the root; empty for the root."""
+    return name.rpartition("/")[0]
+
+
+def stem(name: str) -> str:
+    """Path of a file without its suffix."""
+    return os.path.splitext(name)[0]
+
+
+def split_of(name: str) -> Split | None:
+    """The split that the folders of a path name, such as ``train`` or ``val_images``; the first one decides."""
+    return next(filter(None, map(split_named, name.split("/")[:-1])), None)
+
+
+def split_named(word: str) -> Split | None:
+    """The split that the name of a folder or of a list stands for; None where it stands for none."""
+    found = _SPLIT_FOLDER.fullmatch(word.lower())
+    return SPLIT_NAMES[found[1]] if found else None
+
+
+def read_text(path: Path) -> str:
+    """Text of a file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        DatasetError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}; export it anew") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        DatasetError: it cannot be read, or is no YAML.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def _ends_match(path: list[str], pattern: list[str]) -> bool:
+    if "**" in pattern:
+        return fnmatch.fnmatchcase("/".join(path), "/".join(pattern).replace("**/", "*").replace("**", "*"))
+    return len(path) >= len(pattern) and all(
+        fnmatch.fnmatchcase(part, wanted)
+        for part, wanted in zip(path[len(path) - len(pattern) :], pattern, strict=True)
+    )
+
+
+def _holds(folders: list[str], wanted: list[str]) -> bool:
+    """Whether folders hold the wanted ones, one after the other."""
+    return any(folders[index : index + len(wanted)] == wanted for index in range(len(folders)))
+
+
+def _common_end(path: list[str], other: list[str]) -> int:
+    length = 0
+    for mine, theirs in zip(reversed(path), reversed(other), strict=False):
+        if mine != theirs:
+            break
+        length += 1
+    return length
