@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.command_line import DONE, FAILED, run_command, whole_number
+from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole_number
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
 from training.data.files import FileDataset

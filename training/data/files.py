@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -92,7 +93,14 @@ class FileDataset:
 
     def contents(self) -> Contents:
         """See `SegmentationDataset.contents`."""
-        settings = {"reading": READING_VERSION, "classes": self.class_names, "labels": self._read_mask.mapping()}
+        # How often each item is listed: the digests below have each file once.
+        repeated = {pair.image.name: count for pair, count in Counter(self._pairs).items() if count > 1}
+        settings = {
+            "reading": READING_VERSION,
+            "repeated": repeated,
+            "classes": self.class_names,
+            "labels": self._read_mask.mapping(),
+        }
         try:
             return Contents(settings, digest_files(self._root, (path for pair in self._pairs for path in pair)))
         except OSError as error:
