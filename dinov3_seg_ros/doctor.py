@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinov3_seg_ros.command_line import DONE, FAILED, CommandParser, run_command
 from dinov3_seg_ros.ros.transport import (
     SHARED_MEMORY,
     configure_transport,
@@ -26,6 +25,7 @@ from dinov3_seg_ros.ros.transport import (
     stale_segments,
     unfinished_segments,
 )
+from dinov3_seg_ros.support.command_line import DONE, FAILED, CommandParser, run_command
 from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.resources import resource_path
 

@@ -8,16 +8,13 @@ it takes effect. Importing this module imports no other library than pydantic.
 from __future__ import annotations
 
 import re
-import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator
 
-from dinov3_seg_ros.support.errors import ParameterError, nearest
+from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_model import Live, Options
 
 RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
 #: Number format of weights and activations.
@@ -45,28 +42,6 @@ FRAME_SIZED = ("pad", "native")
 #: The most pixels of a frame, unless the user says otherwise: those of 8K UHD.
 MAX_PIXELS = 1 << 25
 
-OptionKind = Literal["text", "texts", "size", "range", "int", "float", "bool"]
-
-_DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
-_DEVICE_HELP = "use auto, cpu, cuda, or cuda:N for the GPU with number N"
-
-
-@dataclass(frozen=True)
-class Live:
-    """Marks an option whose change takes effect at the next frame."""
-
-
-class Options(BaseModel):
-    """Base of the models: immutable, and a value that cannot be used raises ParameterError."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ParameterError(_complaint(error, type(self))) from error
-
 
 class ComputeOptions(Options):
     """How the network is computed."""
@@ -75,7 +50,7 @@ class ComputeOptions(Options):
         RuntimeName, Field(description="Inference library; auto takes the one that is probably the fastest here.")
     ] = "auto"
     device: Annotated[
-        str, Field(pattern=_DEVICE, description="Where to compute: auto, cpu, cuda, or cuda:N for one of several GPUs.")
+        str, Field(description="Where to compute: auto, cpu, cuda, or cuda:N for one of several GPUs.")
     ] = "auto"
     precision: Annotated[
         Literal["auto", Precision],
@@ -103,13 +78,20 @@ class ComputeOptions(Options):
         int,
         Field(
             ge=1,
-            le=64,
+            le=1024,
             description="The most frames in one backbone pass; raise it for synchronised cameras, and on a GPU.",
         ),
     ] = 1
     cuda_graphs: Annotated[
         bool, Field(description="On a GPU, the PyTorch runtime records the backbone as a CUDA graph.")
     ] = True
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
+            raise ValueError(f"device is {name!r}; use auto, cpu, cuda, or cuda:N for the GPU with number N")
+        return name
 
     @field_validator("providers")
     @classmethod
@@ -199,84 +181,22 @@ class SourceOptions(Options):
         ImageTransport, Field(description="Which topic to read: image (raw) or image/compressed (compressed).")
     ] = "raw"
 
+    @field_validator("cameras")
+    @classmethod
+    def _part_of_a_topic(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII) or names.count(name) > 1:
+                raise ValueError(
+                    f"cameras holds '{name}'; each name must occur once, start with a letter, and consist of letters, "
+                    "digits and underscores"
+                )
+        return names
+
 
 class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
     """All that the node is told when it starts."""
 
     autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option, as parameters, flags and tables show it.
-
-    Attributes:
-        name: of the field.
-        kind: the type of its value; "texts" are a tuple of str, "size" is (height, width), "range" is one of
-            ``choices`` or (low, high).
-        default: of the field.
-        description: one or two sentences.
-        choices: the values that can be used; empty where others bound them.
-        range: the least and the greatest value; None where there is none.
-        live: whether a change takes effect at the next frame.
-    """
-
-    name: str
-    kind: OptionKind
-    default: Any
-    description: str
-    choices: tuple[str, ...] = ()
-    range: tuple[float, float] | None = None
-    live: bool = False
-
-    def explain(self, quote: str = "") -> str:
-        """The description with the values that can be used, each between ``quote``."""
-        parts = [self.description]
-        if self.choices and self.kind != "range":
-            parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}.")
-        if self.range:
-            parts.append(f"{self.range[0]} to {self.range[1]}.")
-        return " ".join(parts)
-
-
-def describe_options(model: type[Options]) -> dict[str, Option]:
-    """The options of a model by name, in the order of its fields."""
-    return {name: _describe(name, field) for name, field in model.model_fields.items()}
-
-
-AnyOptions = TypeVar("AnyOptions", bound=Options)
-
-
-def select(model: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
-    """A model of those of ``values`` that are its own."""
-    return model(**{name: value for name, value in values.items() if name in model.model_fields})
-
-
-def parse_option(option: Option, text: str) -> Any:
-    """The value of an option written as text, as in a launch argument: lists are separated by commas.
-
-    Raises:
-        ParameterError: the text is no value of the option's type.
-    """
-    parts = [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]
-    try:
-        match option.kind:
-            case "texts":
-                return tuple(parts)
-            case "size":
-                return tuple(map(int, parts))
-            case "range":
-                return parse_value_range(text)
-            case "int":
-                return int(text)
-            case "float":
-                return float(text)
-            case "bool":
-                return {"true": True, "false": False}[text.strip().lower()]
-        return text
-    except (ValueError, KeyError):
-        wanted = {"size": "height,width in pixels", "int": "a whole number", "float": "a number"}
-        raise ParameterError(f"{option.name} is '{text}'; give {wanted.get(option.kind, 'true or false')}") from None
 
 
 def parse_mask_size(text: str) -> str | tuple[int, int]:
@@ -318,66 +238,3 @@ def parse_value_range(value: Any) -> ValueRange:
         f"value_range is {shown}; use auto, full, or two whole numbers from 0 to 65535, the lower one first, such as "
         "0,4095"
     )
-
-
-def _describe(name: str, field: FieldInfo) -> Option:
-    bounds = {key: getattr(mark, key) for mark in field.metadata for key in ("ge", "le") if hasattr(mark, key)}
-    return Option(
-        name,
-        _kind_of(field.annotation),
-        field.default,
-        field.description or "",
-        _choices_of(field.annotation),
-        (bounds["ge"], bounds["le"]) if len(bounds) == 2 else None,
-        any(isinstance(mark, Live) for mark in field.metadata),
-    )
-
-
-def _kind_of(annotation: Any) -> OptionKind:
-    if annotation is bool:
-        return "bool"
-    if annotation is int:
-        return "int"
-    if annotation is float:
-        return "float"
-    members = [part for part in _members(annotation) if part is not type(None)]
-    if any(typing.get_origin(part) is tuple for part in members):
-        if len(members) > 1:
-            return "range"
-        return "texts" if str in typing.get_args(members[0]) else "size"
-    return "text"
-
-
-def _choices_of(annotation: Any) -> tuple[str, ...]:
-    parts = _members(annotation)
-    if not any(typing.get_origin(part) is Literal for part in parts):
-        return ()
-    return tuple(value for part in parts for value in typing.get_args(part) if isinstance(value, str))
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def _complaint(error: ValidationError, model: type[Options]) -> str:
-    """The first of pydantic's complaints, with what can be used instead."""
-    problem = error.errors()[0]
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    value = problem["input"]
-    if problem["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        return f"unknown option '{name}'{nearest(name, known)}; the options are: {', '.join(known)}"
-    option = describe_options(model).get(name)
-    if problem["type"] == "value_error":
-        said = str(problem["ctx"]["error"])
-        return said if said.startswith(name) else f"{name}: {said}"
-    if name == "device":
-        return f"device is {value!r}; {_DEVICE_HELP}"
-    if option is not None and option.choices:
-        return f"{name} is {value!r}; use one of: {', '.join(option.choices)}"
-    if option is not None and option.kind == "size":
-        return f"{name} must be two positive whole numbers, height and width in pixels: {problem['msg'].lower()}"
-    if option is not None and option.range:
-        return f"{name} is {value!r}; use a number from {option.range[0]:g} to {option.range[1]:g}"
-    return f"{name}: {problem['msg']}"

@@ -13,7 +13,7 @@ import numpy as np
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.decode.parallel import set_thread_limit
+from dinov3_seg_ros.decode.parallel import is_limited, set_thread_limit
 from dinov3_seg_ros.frames.preprocessing import (
     Placement,
     check_geometry,
@@ -287,9 +287,10 @@ class Segmenter:
     def warm_up(self) -> None:
         """Do what would otherwise make the first frames slow.
 
-        This compiles the decode for every head, and lets the runtime plan its memory for each size of network input. On
-        a GPU the libraries also choose their kernels, and CUDA graphs are recorded, for each number of frames up to
-        ``max_batch``. With native geometry the frame size is not yet known, so warm up at the bundle's size.
+        The runtime plans its memory for each size of network input, and the compiler of the decode starts: until it is
+        done, NumPy decodes (`decode.backend`). On a GPU the libraries also choose their kernels, and CUDA graphs are
+        recorded, for each number of frames up to ``max_batch``. With native geometry the frame size is not yet known,
+        so warm up at the bundle's size.
         """
         sizes_are_known = self.runtime.sizes is not None or self._geometry not in FRAME_SIZED
         # The largest batch first: the PyTorch runtime records a limited number, and under load the batches are full.
@@ -330,9 +331,14 @@ class Segmenter:
 
 
 def limit_threads(threads: int) -> None:
-    """Limit the threads of decode and OpenCV in the whole process; the runtime limits its own. 0: one per core."""
+    """Limit the threads of decode and OpenCV in the whole process; the runtime limits its own.
+
+    Args:
+        threads: 0 lifts a limit that was set here, and else leaves OpenCV's number as the program has set it.
+    """
+    if threads or is_limited():
+        cv2.setNumThreads(threads or -1)
     set_thread_limit(threads)
-    cv2.setNumThreads(threads or -1)
 
 
 def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:

@@ -4,12 +4,12 @@ import sys
 
 import torch
 
-from dinov3_seg_ros import build_head, load_backbone, load_bundle, upsample_argmax
+from dinov3_seg_ros import build_head, load_bundle, upsample_argmax
 from dinov3_seg_ros.scenes import sample
 
 bundle = load_bundle(sys.argv[1] if len(sys.argv) > 1 else "weights/demo")
 manifest = bundle.manifest
-backbone = load_backbone(bundle.path / "backbone", layers=manifest.backbone.layers)
+backbone = bundle.load_backbone()
 trained = bundle.load_head()
 yours = build_head("linear", backbone.channels, backbone.strides, num_classes=2).eval()  # random weights, to train
 

@@ -9,8 +9,9 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
-from dinov3_seg_ros.options import NodeOptions, describe_options, parse_option
+from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_model import Option, describe_options, parse_option, to_parameter
 from dinov3_seg_ros.support.resources import console_script, resource_path
 
 # Every parameter of the node is an argument too; an empty one leaves it to the parameter file.
@@ -27,7 +28,7 @@ OTHERS = {
 def generate_launch_description() -> LaunchDescription:
     """The arguments, and the node with the parameters they set."""
     arguments = [
-        DeclareLaunchArgument(option.name, default_value="", description=option.explain())
+        DeclareLaunchArgument(option.name, default_value="", description=_described(option))
         for option in PARAMETERS.values()
     ]
     arguments += [
@@ -62,7 +63,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             namespace=value("namespace"),
             parameters=[
                 value("params_file") or str(resource_path("config/segmentation.yaml")),
-                {name: list(found) if isinstance(found, tuple) else found for name, found in given.items()},
+                {name: to_parameter(PARAMETERS[name], found) for name, found in given.items()},
             ],
             remappings=[
                 (_below(camera, name), _below(camera, source))
@@ -73,6 +74,12 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             output="screen",
         )
     ]
+
+
+def _described(option: Option) -> str:
+    """The option's description. ros2 launch shows '' as every default: an argument not given is left to the file."""
+    default = to_parameter(option, option.default)
+    return f"{option.explain()} Node's default: {default}." if default not in ("", [""], [0, 0]) else option.explain()
 
 
 def _below(camera: str, topic: str) -> str:

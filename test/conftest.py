@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads than cores only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.transport import remove_dead_segments
+
+
+def pytest_sessionstart(session):
+    _clean_shared_memory(session)
+
+
+def pytest_sessionfinish(session):
+    _clean_shared_memory(session)
+
+
+def _clean_shared_memory(session):
+    """Remove what nodes and cameras leave in shared memory when tests kill them, while no test runs."""
+    if not hasattr(session.config, "workerinput"):
+        remove_dead_segments()
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests with real nodes one after the other, beside the rest: two nodes at once share too few cores."""
+    for item in items:
+        if item.get_closest_marker("ros"):
+            item.add_marker(pytest.mark.xdist_group("ros"))
 
 
 @pytest.fixture(scope="session")
@@ -14,14 +40,6 @@ def small_exported_bundle(tmp_path_factory):
     from bundles import write_exported_bundle
 
     return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _clean_shared_memory():
-    """Remove what nodes and cameras leave in shared memory when tests kill them."""
-    remove_dead_segments()
-    yield
-    remove_dead_segments()
 
 
 @pytest.fixture(scope="session", autouse=True)

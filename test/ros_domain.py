@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLDER = Path(tempfile.gettempdir(), "ros_test_domains")
+_FOLDER = Path(tempfile.gettempdir(), f"ros_test_domains_{os.getuid()}")
 _DOMAINS = range(1, 101)  # above 101, ports of a domain meet those that Linux hands out
 # One after the other: in the one that was just left, others still wait for what was killed there.
 _candidates = itertools.cycle((*_DOMAINS[os.getpid() * 7 % 100 :], *_DOMAINS[: os.getpid() * 7 % 100]))

@@ -148,7 +148,7 @@ def test_a_batch_is_timed_as_a_whole(bundle, monkeypatch, tmp_path, capsys):
     file, upsample = tmp_path / "result.json", decode.upsample_argmax
     monkeypatch.setattr(decode, "upsample_argmax", lambda *given: time.sleep(0.01) or upsample(*given))
     arguments = [str(bundle.path), "--frames", "2", "--frame-size", "96", "128", "--json", str(file)]
-    assert main([*arguments, "--batch", "3"]) == 0
+    assert main([*arguments, "--max-batch", "3"]) == 0
     batch = json.loads(file.read_text())
     assert "batches of 3" in capsys.readouterr().out
     total = batch["total_ms"]["median"]
@@ -160,10 +160,12 @@ def test_a_batch_is_timed_as_a_whole(bundle, monkeypatch, tmp_path, capsys):
     assert one["overlapped_frames_per_second"] is None
 
 
-@pytest.mark.parametrize("options", [["--batch", "0"], ["--batch", "2", "--baseline"], ["--batch", "2", "--ros"]])
+@pytest.mark.parametrize(
+    "options", [["--max-batch", "0"], ["--max-batch", "2", "--baseline"], ["--max-batch", "2", "--ros"]]
+)
 def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, capsys):
     assert main([str(bundle.path), *options]) == 2
-    assert "--batch" in capsys.readouterr().err
+    assert "--max-batch" in capsys.readouterr().err
 
 
 def test_the_gemm_rate_of_a_missing_gpu_is_none():

@@ -6,9 +6,17 @@ import importlib
 
 import pytest
 
-from dinov3_seg_ros.command_line import CommandParser, UsageError, add_flags, read_flags, run_command, whole_number
-from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions, describe_options
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions
+from dinov3_seg_ros.support.command_line import (
+    CommandParser,
+    UsageError,
+    add_flags,
+    read_flags,
+    run_command,
+    whole_number,
+)
 from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.option_model import describe_options
 
 ROBOT = ("bag", "benchmark", "demo", "demo.player", "doctor", "export")
 TRAINING = ("train", "evaluate", "check_dataset", "predict", "import_head", "export_head", "bundle_info")
@@ -142,9 +150,9 @@ def test_flags_reach_options_of_every_kind():
     ("line", "message"),
     [
         ("--runtime nothing", "argument --runtime: invalid choice: 'nothing'"),
-        ("--threads -1", "--threads is -1; use a number from 0 to 1024"),
+        ("--threads -1", "--threads is -1; use a whole number from 0 to 1024"),
         ("--device gpu", "--device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
-        ("--network-size 0 64", "--network-size must be two positive whole numbers"),
+        ("--network-size 0 64", "--network-size is (0, 64); use two positive whole numbers"),
         ("--providers CPU", "--providers holds 'CPU'"),
         ("--mask-size huge", "--mask-size is 'huge'"),
         ("--overlay-alpha 2", "--overlay-alpha is 2.0; use a number from 0 to 1"),

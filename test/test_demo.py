@@ -93,11 +93,11 @@ def test_all_options_reach_the_node_as_parameters(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(demo, "_run", lambda options, parameters: given.append(parameters))
     monkeypatch.setattr(demo, "_print_summary", lambda summary, output: None)
-    line = "--runtime onnx --network-size 64 96 --threads 2 --mask-size 32x24 --providers CPUExecutionProvider"
+    line = "--runtime onnx --network-size 64 96 --threads 2 --confidence-threshold 0.5 --providers CPUExecutionProvider"
     assert demo.main(line.split()) == demo.main(["--no-overlay-names"]) == 0
     assert given == [
         {
-            "runtime": "onnx", "network_size": [64, 96], "threads": 2, "mask_size": "32x24",
+            "runtime": "onnx", "network_size": [64, 96], "threads": 2, "confidence_threshold": 0.5,
             "providers": ["CPUExecutionProvider"], "overlay_names": True,
         },
         {},

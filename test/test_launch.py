@@ -13,8 +13,9 @@ from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import LifecycleNode, Node
 
-from dinov3_seg_ros.options import NodeOptions, describe_options
+from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_model import describe_options
 from dinov3_seg_ros.support.resources import resource_path
 
 

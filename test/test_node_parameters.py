@@ -11,8 +11,9 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from ros_graph import Graph
 
-from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions, describe_options
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions
 from dinov3_seg_ros.ros.parameters import NodeParameters, from_parameter, to_parameter
+from dinov3_seg_ros.support.option_model import describe_options
 from dinov3_seg_ros.support.resources import resource_path
 
 pytestmark = pytest.mark.ros
@@ -88,7 +89,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         ("device", "gpu", "device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
         ("geometry", "crop", "geometry is 'crop'; use one of: stretch, letterbox, pad, native"),
         ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
-        ("network_size", [480], "network_size must be two positive whole numbers"),
+        ("network_size", [480], "network_size is (480,); use two positive whole numbers"),
     ):
         result = node.set_parameter(name, value)
         assert not result.successful

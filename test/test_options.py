@@ -13,12 +13,10 @@ from dinov3_seg_ros.options import (
     NodeOptions,
     PublishOptions,
     SourceOptions,
-    describe_options,
     parse_mask_size,
-    parse_option,
-    select,
 )
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_model import describe_options, parse_option, select
 
 
 @pytest.mark.parametrize(
@@ -27,18 +25,22 @@ from dinov3_seg_ros.support.errors import ParameterError
         ({"runtime": "nothing"}, "runtime is 'nothing'; use one of: auto, torch, onnx, tensorrt"),
         ({"device": "cuda:x"}, "device is 'cuda:x'; use auto, cpu, cuda, or cuda:N for the GPU with number N"),
         ({"precision": "fp8"}, "precision is 'fp8'; use one of: auto, fp32, fp16, bf16, int8, int8_qdq"),
-        ({"threads": -1}, "threads is -1; use a number from 0 to 1024"),
-        ({"max_batch": 65}, "max_batch is 65; use a number from 1 to 64"),
-        ({"network_size": (0, 64)}, "network_size must be two positive whole numbers, height and width in pixels"),
-        ({"network_size": (64,)}, "network_size must be two positive whole numbers, height and width in pixels"),
+        ({"cameras": "front"}, "cameras is 'front'; use a list of texts, such as [front, left]"),
+        ({"threads": -1}, "threads is -1; use a whole number from 0 to 1024"),
+        ({"max_batch": 1025}, "max_batch is 1025; use a whole number from 1 to 1024"),
+        (
+            {"network_size": (0, 64)},
+            "network_size is (0, 64); use two positive whole numbers, height and width in pixels",
+        ),
+        ({"network_size": (64,)}, "network_size is (64,); use two positive whole numbers, height and width in pixels"),
         ({"geometry": "sideways"}, "geometry is 'sideways'; use one of: stretch, letterbox, pad, native"),
         ({"providers": ("CPU",)}, "providers holds 'CPU'; give each of ONNX Runtime's execution providers once"),
         ({"providers": ("CPUExecutionProvider",) * 2}, "providers holds 'CPUExecutionProvider'; give each"),
         ({"mask_size": "0x5"}, "mask_size is '0x5'; use source, network or WIDTHxHEIGHT"),
         ({"confidence_threshold": 1.5}, "confidence_threshold is 1.5; use a number from 0 to 1"),
-        ({"jpeg_quality": 0}, "jpeg_quality is 0; use a number from 1 to 100"),
+        ({"jpeg_quality": 0}, "jpeg_quality is 0; use a whole number from 1 to 100"),
         ({"image_transport": "theora"}, "image_transport is 'theora'; use one of: raw, compressed"),
-        ({"autostart": "perhaps"}, "autostart: "),
+        ({"autostart": "perhaps"}, "autostart is 'perhaps'; use true or false"),
         ({"thread": 2}, "unknown option 'thread' (did you mean 'threads'?); the options are: "),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -121,6 +122,16 @@ def test_every_data_set_has_a_key_without_its_root(tmp_path, name):
     one, other = (DATASETS[name](root=str(root)).open("train").contents() for root in roots)
     assert one == other and len(one.files) >= 2 * tiny_datasets.COUNTS["train"]
     assert not one.changes_since(other)
+
+
+def test_an_image_that_is_listed_twice_changes_the_key(tmp_path):
+    tiny_datasets.build_voc(tmp_path, augmented=False)
+    before = DATASETS["voc"](root=str(tmp_path)).open("train").contents()
+    listed = tmp_path / "ImageSets" / "Segmentation" / "train.txt"
+    listed.write_text(listed.read_text() + listed.read_text().splitlines()[0] + "\n")
+    after = DATASETS["voc"](root=str(tmp_path)).open("train").contents()
+    assert after.digest() != before.digest()
+    assert after.changes_since(before) == "'repeated' changed"
 
 
 def test_another_label_of_a_coco_segment_changes_the_key(tmp_path):
@@ -287,6 +298,16 @@ def test_a_key_that_the_training_did_not_have_yet_counts_as_its_default(tmp_path
     del content["accumulate"]
     path.write_text(yaml.safe_dump(content))
     train(recipe, resume=True)
+
+
+def test_origins_that_lack_a_split_are_called_damaged(tmp_path):
+    recipe = tiny_recipe(tmp_path, epochs=1)
+    origins = train(recipe).output / "origins.json"
+    content = json.loads(origins.read_text())
+    del content["data"]["val"]
+    origins.write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=r"origins\.json is absent or damaged"):
+        train(recipe, resume=True)
 
 
 def test_without_its_origins_a_training_is_not_resumed(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from dinov3_seg_ros.command_line import UsageError
+from dinov3_seg_ros.support.command_line import UsageError
 from dinov3_seg_ros.support.errors import RecipeError
 from training import train
 from training.optimization.optimizers import AdamSection, AdamWSection, SGDSection
@@ -181,6 +181,7 @@ def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):
         ("--seed", "--seed has no value"),
         ("--seed 1 2", "cannot use --seed 1 2: it takes one value"),
         ("7", "cannot use 7: it belongs to no key"),
+        ("--head.options.width [1", r"cannot use --head.options.width \[1: it is no YAML"),
         ("--backbone.config.depths 1", "what holds it is null"),
         ("--stages 1", "unknown key --stages"),
     ],

@@ -22,19 +22,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dinov3_seg_ros.options import (  # noqa: E402
-    ComputeOptions,
-    NodeOptions,
-    Option,
-    Options,
-    PublishOptions,
-    describe_options,
-)
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions  # noqa: E402
+from dinov3_seg_ros.support.option_model import Option, Options, describe_options, to_parameter  # noqa: E402
 
 PARAMETER_FILE = ROOT / "config" / "segmentation.yaml"
 PARAMETER_FILE_HEAD = """\
 # Parameters of the segmentation node, with their defaults: all but `class_names`, which is read-only. Copy, change, and
 # give to `ros2 launch dinov3_seg_ros seg.launch.py params_file:=...`. `/**` matches the node in any namespace.
+# An empty text, [""] and [0, 0] stand for the default that the description names.
 # This file is made from dinov3_seg_ros/options.py by tools/generate_docs.py.
 /**:
   ros__parameters:
@@ -80,7 +75,7 @@ def generate() -> dict[Path, str]:
 def parameter_list(model: type[Options]) -> str:
     """The node's parameters."""
     return "".join(
-        _item(option.name, f"{_ros_type(option)}, `{_yaml(_ros_default(option))}`", _described(option))
+        _item(option.name, f"{_ros_type(option)}, `{_yaml(to_parameter(option, option.default))}`", _described(option))
         for option in describe_options(model).values()
     )
 
@@ -90,11 +85,18 @@ def flag_list(model: type[Options]) -> str:
     return "".join(
         _item(
             f"--{option.name.replace('_', '-')}",
-            "" if option.default in (None, "", ()) else f"`{option.default}`",
+            _flag_default(option),
             _described(option, live=False),
         )
         for option in describe_options(model).values()
     )
+
+
+def _flag_default(option: Option) -> str:
+    if option.kind == "bool":
+        off = f"--no-{option.name.replace('_', '-')}"
+        return f"on; `{off}` switches it off" if option.default else f"off; `{off}` says so"
+    return "" if option.default in (None, "", ()) else f"`{option.default}`"
 
 
 def launch_list() -> str:
@@ -109,7 +111,7 @@ def parameter_file() -> str:
     lines = []
     for option in describe_options(NodeOptions).values():
         lines += [f"    # {line}" for line in textwrap.wrap(_described(option, code=False), _WIDTH - 6)]
-        lines.append(f"    {option.name}: {_yaml(_ros_default(option))}")
+        lines.append(f"    {option.name}: {_yaml(to_parameter(option, option.default))}")
     return PARAMETER_FILE_HEAD + "\n".join(lines) + "\n" + PARAMETER_FILE_TAIL
 
 
@@ -127,15 +129,6 @@ def _ros_type(option: Option) -> str:
         "int": "integer",
         "float": "double",
     }.get(option.kind, option.kind)
-
-
-def _ros_default(option: Option) -> Any:
-    """As `dinov3_seg_ros.ros.parameters.to_parameter` gives it; that module needs ROS."""
-    if option.kind == "size":
-        return [0, 0]
-    if option.kind == "texts":
-        return list(option.default) or [""]
-    return "" if option.default is None else option.default
 
 
 def _yaml(value: Any) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.command_line import DONE, FAILED, run_command, whole_number
+from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole_number
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DataSection, Found, IncompleteError, ItemError, SegmentationDataset, Split

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.command_line import add_flags, read_flags, run_command
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.metrics import ConfusionMatrix

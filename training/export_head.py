@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.command_line import CommandParser, run_command
 from dinov3_seg_ros.model.heads import Head
+from dinov3_seg_ros.support.command_line import CommandParser, run_command
 from dinov3_seg_ros.support.files import replacing_folder
 from training.dinov3_ros import write_plugin
 from training.support.output import check_free, writing

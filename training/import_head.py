@@ -14,11 +14,11 @@ from pathlib import Path
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, HeadSection, InputSection, Manifest, TrainingSection
 from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
-from dinov3_seg_ros.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.model.identity import backbone_identity
 from dinov3_seg_ros.model.weights import load_backbone
+from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.support.errors import HeadError
 from training import dinov3_ros
 from training.recipes.resolve import lasting

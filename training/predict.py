@@ -28,11 +28,11 @@ from rich.text import Text
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter
+from dinov3_seg_ros.support.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
 from training.data.pixels import read_image
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, overrides = parser.parse_settings(words)
         return _predict(options, apply_overrides(PredictionSettings(), overrides), read_flags(ComputeOptions, options))
 
-    return run_command(parser, work, arguments, "nothing was written")
+    return run_command(parser, work, arguments, "no summary was written")
 
 
 def _predict(options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dinov3_seg_ros.command_line import run_command
+from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.files import write_json
 from training.evaluate import evaluate_bundle
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     mode = parser.add_mutually_exclusive_group()
     for flag, text in (
-        ("--dry-run", "two steps and a short validation; write nothing"),
+        ("--dry-run", "two steps and a short validation; makes no run folder"),
         ("--resume", "continue an interrupted training from its last checkpoint"),
     ):
         parser.remember(mode.add_argument(flag, action="store_true", help=text))

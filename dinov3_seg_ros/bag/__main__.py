@@ -17,9 +17,9 @@ from pathlib import Path
 
 from dinov3_seg_ros.bag.outputs import OUTPUTS, BagSegmenter
 from dinov3_seg_ros.bag.recordings import STORAGES, RecordedMessage
-from dinov3_seg_ros.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import RuntimeUnavailableError
 from dinov3_seg_ros.support.resources import resource_path
 

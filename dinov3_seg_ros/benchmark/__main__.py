@@ -14,8 +14,15 @@ from typing import Any
 from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.report import columns_of, table
 from dinov3_seg_ros.benchmark.session import Session
-from dinov3_seg_ros.command_line import CommandParser, UsageError, add_flags, read_flags, run_command, whole_number
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.support.command_line import (
+    CommandParser,
+    UsageError,
+    add_flags,
+    read_flags,
+    run_command,
+    whole_number,
+)
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import write_json
 
@@ -26,11 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)
-        if options.batch > 1 and (options.ros or options.baseline):
-            raise UsageError(f"--batch is {options.batch}, but --ros and --baseline take single frames; use --batch 1")
+        compute = read_flags(ComputeOptions, options)
+        if compute.max_batch > 1 and (options.ros or options.baseline):
+            raise UsageError(
+                f"--max-batch is {compute.max_batch}, but --ros and --baseline take single frames; use --max-batch 1"
+            )
         session = Session(
             bundle=options.bundle,
-            compute=read_flags(ComputeOptions, options, max_batch=options.batch),
+            compute=compute,
             frame_size=(options.frame_size[0], options.frame_size[1]),
             frames=options.frames,
             ros=options.ros,
@@ -61,20 +71,13 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--frames", type=whole_number(1), default=50, metavar="N", help="frames to measure (default: %(default)s)"
     )
-    parser.add_argument(
-        "--batch",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="frames in one backbone pass; all times are then those of N frames (default: %(default)s)",
-    )
     parser.add_argument("--ros", action="store_true", help="also send frames through a node process on ROS 2")
     parser.add_argument(
         "--baseline", action="store_true", help="also run a naive PyTorch pipeline and the dinov3_ros pipeline"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the stages as bars; needs matplotlib")
-    add_flags(parser, ComputeOptions, leave_out=("max_batch",))
+    add_flags(parser, ComputeOptions)
     return parser
 
 

@@ -1,13 +1,16 @@
-"""Who decodes on the CPU: numba's kernel, or NumPy until the kernel is compiled and where numba is not installed.
+"""The CPU's decoder: numba's kernel, or NumPy until the kernel is compiled and where numba is not installed.
 
 The kernel is compiled once on a machine, which takes ten seconds or more; later processes load it from numba's cache in
-less than a second. A thread does either. Who decodes first waits for loading, but not for the compiler: NumPy decodes
+less than a second. A thread does either. The first decode waits for loading, but not for the compiler: NumPy decodes
 meanwhile, so that a robot's first masks come at once. Both forms are exact.
+
+A process that ends while the compiler works waits for it: a Ctrl-C in those seconds takes effect at their end.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -38,6 +41,11 @@ class _Compilation:
         self._is_over = threading.Event()
         # Not a daemon: the process must not end in the middle of the compiler.
         threading.Thread(target=self._compile, name="compile decode").start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the decoder is final."""
+        return self._is_over.is_set()
 
     def decoder(self, wait: bool) -> Decoder:
         """What decodes now; with ``wait``, what will decode in the end."""
@@ -75,6 +83,17 @@ def _calling_when_compiling(callback: Callable[[], None]) -> AbstractContextMana
 
 _compilations: dict[np.dtype[Any], _Compilation] = {}
 _lock = threading.Lock()
+
+
+def _forget_compilations() -> None:
+    """A forked child has none of its parent's threads: it loads or compiles for itself."""
+    global _lock
+    _lock = threading.Lock()
+    for label_type in [found for found, compilation in _compilations.items() if not compilation.is_over]:
+        del _compilations[label_type]
+
+
+os.register_at_fork(after_in_child=_forget_compilations)
 
 
 def host_decoder(label_type: np.dtype[Any]) -> Decoder:

@@ -37,6 +37,11 @@ def set_thread_limit(threads: int) -> None:
         _pool.cache_clear()
 
 
+def is_limited() -> bool:
+    """Whether `set_thread_limit` has set a limit."""
+    return _limit > 0
+
+
 @lru_cache(maxsize=1)
 def thread_count() -> int:
     """Threads that can run at once in this process."""

@@ -19,13 +19,13 @@ from rclpy.executors import SingleThreadedExecutor
 
 from dinov3_seg_ros import decode, scenes
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
-from dinov3_seg_ros.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
+from dinov3_seg_ros.support.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import OutputError, TransportError
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.resources import resource_path
@@ -35,6 +35,10 @@ _START_TIMEOUT_S = 90.0
 # How long to wait for masks after the last frame was sent.
 _DRAIN_S = 2.0
 _COLOUR_TRAINING_SCENES = 300
+
+
+#: Scores compare the masks with the bundle's classes, at the frames' size; nothing here reads the JPEG overlay.
+_FIXED = ("class_list", "mask_size", "jpeg_quality")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for pictures, video and summary.json (default: %(default)s)",
     )
-    for model in (ComputeOptions, PublishOptions):
-        add_flags(parser, model)
+    add_flags(parser, ComputeOptions)
+    add_flags(parser, PublishOptions, leave_out=_FIXED)
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)

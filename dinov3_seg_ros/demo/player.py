@@ -16,11 +16,11 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.utilities import remove_ros_args
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.frames.sources import Frame, open_source
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
 
 #: The source that shows the synthetic rooms of `scenes`.
 SCENES = "scenes"

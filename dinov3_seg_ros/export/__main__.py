@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinov3_seg_ros.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.options import PRECISIONS
+from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
 
 

@@ -25,7 +25,7 @@ _LONGEST_DELAY_S = 60.0
 
 
 class Level(Enum):
-    """How a camera does; the levels of diagnostic_msgs/Level."""
+    """How a camera does; the levels of diagnostic_msgs/DiagnosticStatus."""
 
     OK, WARN, ERROR, STALE = range(4)
 

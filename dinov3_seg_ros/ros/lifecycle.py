@@ -11,19 +11,20 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
-from dinov3_seg_ros.options import ComputeOptions, NodeOptions, select
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions
 from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
 from dinov3_seg_ros.ros.compatibility import answer_invalid_transitions
 from dinov3_seg_ros.ros.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.frame_loop import FrameLoop
 from dinov3_seg_ros.ros.parameters import NodeParameters
-from dinov3_seg_ros.ros.ports import HeadOutput, camera_names
+from dinov3_seg_ros.ros.ports import HeadOutput
 from dinov3_seg_ros.ros.qos import Endpoints
 from dinov3_seg_ros.ros.signals import interruptible
 from dinov3_seg_ros.ros.switches import Switches
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_model import select
 
 # The state that each transition leads to when it succeeds.
 _TARGETS = {
@@ -34,6 +35,8 @@ _TARGETS = {
     "on_shutdown": "finalized",
     "on_error": "unconfigured",
 }
+# Where the others fail, the node stays in its state.
+_TARGETS_OF_FAILURE = {"on_shutdown": "finalized", "on_error": "finalized"}
 
 
 def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
@@ -45,6 +48,7 @@ def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[.
             result = transition(self, state)
         except Exception as error:
             self.last_error = f"{transition.__name__} failed: {describe_error(error)}"
+            self.state = _TARGETS_OF_FAILURE.get(transition.__name__, self.state)
             if self.context.ok():  # else the process is ending, and the transition failed of that
                 self.get_logger().error(self.last_error)
             return TransitionCallbackReturn.FAILURE
@@ -167,7 +171,7 @@ class SegmentationNode(LifecycleNode):
         check_class_list(chosen, list(of_bundles.values()))
         published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
         first = next(iter(published))
-        for camera in camera_names(options.cameras):
+        for camera in options.cameras or ("",):
             heads = self._outputs[camera] = {}
             for name, classes in published.items():
                 part = "" if name == first else name
@@ -176,8 +180,8 @@ class SegmentationNode(LifecycleNode):
         self._settings.publish_class_names(published[first].names)
 
     def _note_output_fault(self, camera: str, error: Exception) -> None:
-        if self._loop is not None:
-            self._loop.note_fault(camera, error)
+        if (loop := self._loop) is not None:  # the worker calls this, while the executor may stop the loop
+            loop.note_fault(camera, error)
 
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip("/")
@@ -199,10 +203,10 @@ class SegmentationNode(LifecycleNode):
 
     def _stop(self) -> dict[str, CameraStatistics]:
         """Stop the frame loop; what became of its frames, by camera."""
-        loop, self._loop = self._loop, None
-        if loop is None:
+        if (loop := self._loop) is None:
             return {}
-        loop.stop()
+        loop.stop()  # if this fails, closing the node tries again
+        self._loop = None
         return loop.statistics
 
     def _release(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dinov3_seg_ros.options import NodeOptions, Option, Options, describe_options, parse_value_range
+from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.compatibility import given_parameters
 from dinov3_seg_ros.support.errors import ParameterError, nearest
+from dinov3_seg_ros.support.option_model import Option, Options, describe_options, from_parameter, to_parameter
 
 _CLASS_NAMES = "class_names"
 _CLASS_NAMES_DESCRIPTION = "Names of the published classes of the first head, by id. Read-only."
@@ -114,35 +114,13 @@ def changed_parameters(options: Options) -> dict[str, Any]:
     return {option.name: to_parameter(option, value) for option, value in values if value != option.default}
 
 
-def to_parameter(option: Option, value: Any) -> Any:
-    """The value of an option as a ROS parameter, which knows neither None nor tuples."""
-    if option.kind == "size":
-        return list(value or (0, 0))
-    if option.kind == "texts":
-        return list(value) or [""]
-    if option.kind == "range":
-        return value if isinstance(value, str) else list(value)
-    return "" if value is None else value
-
-
-def from_parameter(option: Option, value: Any) -> Any:
-    """The value of an option from a ROS parameter, in which an empty text, list or [0, 0] stands for the default."""
-    if option.kind == "size":
-        return tuple(value) if value is not None and any(value) else None
-    if option.kind == "texts":
-        # A file's empty list has no type, and arrives as None.
-        return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
-    if option.kind == "range" and value not in (None, ""):
-        with contextlib.suppress(ParameterError):  # what cannot be used is refused by the options, as all others
-            return parse_value_range(value)
-        return value
-    return option.default if value == "" else value
-
-
 def _descriptor(option: Option) -> ParameterDescriptor:
     when = "May be changed at any time." if option.live else "Read when the node is configured."
     if option.name == "autostart":
         when = "Read when the process starts."
+    empty = to_parameter(option, option.default)
+    if empty in ("", [""], [0, 0]) and option.name != "bundle":
+        when = f"Empty stands for the default. {when}" if empty != [0, 0] else f"[0, 0] stands for the default. {when}"
     descriptor = ParameterDescriptor(description=f"{option.explain()} {when}")
     # Else an empty list in a file would be an error, and a range of two numbers instead of a word.
     descriptor.dynamic_typing = option.kind in ("texts", "range")

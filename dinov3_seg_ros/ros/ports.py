@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
 from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
 from dinov3_seg_ros.ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.sequence import SequenceGaps
-from dinov3_seg_ros.support.errors import MessageError, ParameterError
+from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.timing import StageTimes
 
 # vision_msgs is optional: without it, or with a broken build of it (which raises errors of many types), masks are still
@@ -272,19 +271,3 @@ class HeadOutput:
 def topic(*parts: str) -> str:
     """Join the non-empty parts of a relative topic name."""
     return "/".join(part for part in parts if part)
-
-
-def camera_names(names: Sequence[str]) -> list[str]:
-    """Check the parameter ``cameras``; where it is empty, there is one camera without a name.
-
-    Raises:
-        ParameterError: two have the same name, or one cannot be part of a topic.
-    """
-    names = [name for name in names if name]
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII) or names.count(name) > 1:
-            raise ParameterError(
-                f"cameras holds '{name}'; each name must occur once, start with a letter, and consist of letters, "
-                "digits and underscores"
-            )
-    return names or [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,12 @@ class LabelledImages:
             "reading": READING_VERSION,
             "classes": self.class_names,
             "labels": self._class_map.mapping(),
+            # How often an item is listed: the digests below have each file once.
+            "repeated": {
+                os.path.relpath(image, self._root): count
+                for image, count in Counter(sample.image for sample in self.samples).items()
+                if count > 1
+            },
             **({"masks": "resized"} if self._resize else {}),
         }
         files = dict.fromkeys(path for sample in self.samples for path in (sample.image, sample.labels))

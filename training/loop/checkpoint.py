@@ -67,5 +67,6 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise OutputError(
-            f"{path} is damaged ({error}); the training cannot be resumed from it. Train again into another folder"
+            f"{path} is damaged, or of another version ({error}); the training cannot be resumed from it. Train again "
+            "into another folder"
         ) from error

@@ -89,7 +89,7 @@ def read_origins(path: Path) -> Origins:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         data = {split: Contents(part["settings"], part["files"]) for split, part in content["data"].items()}
-        return Origins(data, content["backbone"], content["head"])
+        return Origins({split: data[split] for split in ("train", "val")}, content["backbone"], content["head"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{path} is absent or damaged ({error}), so that nothing tells which data the training had. Put it back, "

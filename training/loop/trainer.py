@@ -319,7 +319,7 @@ class Trainer:
 
     @functools.cached_property
     def _origins(self) -> Origins:
-        """For the main process, before the first step: reads every file of the data set that changed since the last."""
+        """For the main process, before the first step; reads all files of the data set that are new or have changed."""
         with self._console.status("reading the data set, to recognise it when the training is resumed"):
             data = {"train": self._train_data, "val": self._val_data}
             return find_origins(self.recipe, data, self._bundles, self._head)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
 
 if TYPE_CHECKING:  # the doctor must start without pydantic, which the options need
-    from dinov3_seg_ros.options import Option, Options
+    from dinov3_seg_ros.support.option_model import Option, Options
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -178,7 +178,7 @@ def add_flags(parser: CommandParser, model: type[Options], leave_out: Collection
         model: the options.
         leave_out: names of options that the command does not take.
     """
-    from dinov3_seg_ros.options import describe_options
+    from dinov3_seg_ros.support.option_model import describe_options
 
     group = parser.add_argument_group(f"{model.__name__.removesuffix('Options').lower()} options")
     for option in describe_options(model).values():
@@ -197,7 +197,7 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
     Raises:
         UsageError: a value cannot be used; the message names the flag.
     """
-    from dinov3_seg_ros.options import describe_options, select
+    from dinov3_seg_ros.support.option_model import describe_options, select
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     sequences = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
