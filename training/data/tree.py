@@ -100,6 +100,11 @@ class Tree:
         return self.with_suffix(*IMAGE_SUFFIXES)
 
     @functools.cached_property
+    def image_of_stem(self) -> dict[str, str]:
+        """Image file by its path without suffix."""
+        return {stem(name): name for name in self.images}
+
+    @functools.cached_property
     def _by_basename(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name in self.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from training.data.class_lists import find_classes
+from training.data.class_map import SourceClasses
 from training.data.pairing import find_pairing, require_pairing
 from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure, read_mask_file
 from training.data.tree import Tree
@@ -26,6 +27,15 @@ class Folder(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        pairing = require_pairing(tree, patterns)
-        spare = [tree.path(name) for name in pairing.spare]
-        return LabelledFolder(find_classes(tree), pairing.samples(tree), read_mask_file, spare, masks=True)
+        return open_masks(tree, patterns, find_classes(tree))
+
+
+def open_masks(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
+    """Pair images and masks by their names.
+
+    Raises:
+        DatasetError: see `require_pairing`.
+    """
+    pairing = require_pairing(tree, patterns)
+    spare = [tree.path(name) for name in pairing.spare]
+    return LabelledFolder(classes, pairing.samples(tree), read_mask_file, spare, masks=True)

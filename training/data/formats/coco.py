@@ -1,0 +1,207 @@
+"""COCO instances: one JSON with the polygons of many images, as CVAT, Roboflow, Label Studio and others write it."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND
+from training.data.class_map import SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
+from training.data.tree import Tree, parent, read_json, split_named, split_of
+
+_KEYS = ("images", "annotations", "categories")
+# Files of COCO's that hold no regions, or those of other files again.
+_OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_")
+_ALWAYS_READ = 1 << 22
+_WORDS = re.compile(r"[_\-.]")
+
+
+class Coco(Format):
+    """A JSON with ``images``, ``annotations`` and ``categories`` for each split, anywhere in the folder.
+
+    Class 0 is the background: what no annotation covers. The other classes follow in the order of the category ids;
+    categories of the same name are one class. Small regions lie over large ones.
+
+    Lin et al., Microsoft COCO: Common Objects in Context, 2014, arXiv:1405.0312.
+    """
+
+    name = "coco"
+    title = "COCO instances"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _files(tree)
+        if not found:
+            return None
+        count = sum(len(file.images) for file in found.values())
+        return Match(Sure.CERTAINLY, f"{next(iter(found))} holds COCO annotations ({count} images)")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        files = _files(tree)
+        if not files:
+            raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
+        values, classes = _classes(files)
+        samples: dict[Split | None, list[Sample]] = {}
+        for name, file in files.items():
+            near = _folders_of_images(name)
+            for image in file.images:
+                path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
+                split = _split_of_file(name) or split_of(path)
+                entry = image._replace(
+                    regions=tuple((values[file.names[key]], region) for key, region in image.regions)
+                )
+                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+        labelled = {sample.image for own in samples.values() for sample in own}
+        return LabelledFolder(
+            classes,
+            {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()},
+            ShapeReader(_parse),
+            unlabelled=sum(tree.path(image) not in labelled for image in tree.images),
+        )
+
+
+class _Image(NamedTuple):
+    """An image of a JSON.
+
+    Attributes:
+        name: its file, as the JSON has it.
+        size: height and width, pixels.
+        regions: category and region of each annotation: polygons, or run lengths as COCO writes them.
+    """
+
+    name: str
+    size: tuple[int, int]
+    regions: tuple[tuple[int, tuple[np.ndarray, ...] | dict[str, Any]], ...]
+
+
+class _File(NamedTuple):
+    """What training needs of a JSON.
+
+    Attributes:
+        names: name of each category, by its id, in the order of the ids.
+        images: in the order of their ids.
+    """
+
+    names: dict[int, str]
+    images: list[_Image]
+
+
+def _files(tree: Tree) -> dict[str, _File]:
+    """Every JSON of COCO's form with regions, by its name."""
+    found = {}
+    for name in tree.with_suffix(".json"):
+        if not any(word in name.rpartition("/")[2] for word in _OTHER_TASKS):
+            path = tree.path(name)
+            file = _read(path, path.stat().st_mtime_ns)
+            if file is not None:
+                found[name] = file
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _modified: int) -> _File | None:
+    """Read a JSON, once in a process while it stays as it is; None where it is of another form.
+
+    Raises:
+        DatasetError: the file is of COCO's form and contradicts itself.
+    """
+    with path.open("rb") as file:
+        if b'"annotations"' not in file.read(1 << 20) and path.stat().st_size < _ALWAYS_READ:
+            return None
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _KEYS):
+        return None
+    if any("segments_info" in annotation for annotation in content["annotations"][:1]):
+        return None
+    try:
+        return _file(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is not laid out like COCO's annotations ({error!r}); export it anew") from error
+
+
+def _file(content: Mapping[str, Any]) -> _File:
+    used = Counter(annotation["category_id"] for annotation in content["annotations"])
+    categories = sorted(content["categories"], key=operator.itemgetter("id"))
+    # Roboflow begins with a category that stands for the project and that no annotation has.
+    parents = {category.get("supercategory") for category in categories}
+    names = {
+        category["id"]: str(category["name"])
+        for category in categories
+        if used[category["id"]] or category["id"] != 0 or category["name"] not in parents
+    }
+    regions: dict[Any, list[tuple[int, Any]]] = {}
+    for annotation in content["annotations"]:
+        own = regions.setdefault(annotation["image_id"], [])
+        region = _region(annotation)
+        if region:
+            own.append((annotation["category_id"], region))
+    images = [
+        _Image(image["file_name"], (int(image["height"]), int(image["width"])), tuple(regions.get(image["id"], ())))
+        for image in content["images"]
+    ]
+    return _File(names, images)
+
+
+def _region(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
+    """Polygons or run lengths of an annotation; its box where it has no more."""
+    written = annotation.get("segmentation")
+    if isinstance(written, dict):
+        return written
+    polygons = tuple(ring(points) for points in written or () if len(points) >= 6)
+    if not polygons and annotation.get("bbox"):
+        left, top, width, height = annotation["bbox"]
+        return (rectangle(np.array([[left, top], [left + width - 1, top + height - 1]], np.float32)),)
+    return polygons
+
+
+def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+    image: _Image = sample.entry
+    shapes = []
+    for value, region in image.regions:
+        if isinstance(region, dict):
+            shapes.append(Shape(value, bitmap=decode_run_lengths(region)))
+        else:
+            # Coordinates count from the corner of the first pixel.
+            shapes.append(Shape(value, tuple(np.floor(polygon) for polygon in region)))
+    return Drawing(largest_first(shapes), image.size)
+
+
+def decode_run_lengths(region: Mapping[str, Any]) -> np.ndarray:
+    """A region (h, w) bool from COCO's run lengths, compressed or not."""
+    if not isinstance(region["counts"], list):
+        return np.asarray(mask.decode(dict(region)), bool)
+    return np.asarray(mask.decode(mask.frPyObjects(dict(region), *region["size"])), bool)
+
+
+def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]:
+    """The value of each class, and all classes."""
+    names = dict.fromkeys([BACKGROUND, *(name for file in files.values() for name in file.names.values())])
+    classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
+    return {entry.name: entry.values[0] for entry in classes.classes}, classes
+
+
+def _split_of_file(name: str) -> Split | None:
+    """The split that a JSON is of: its folders or a word in its name say so."""
+    words = _WORDS.split(name.rpartition("/")[2].removesuffix(".json").lower())
+    return split_of(name) or next(filter(None, map(split_named, words)), None)
+
+
+def _folders_of_images(name: str) -> list[str]:
+    """Where the images of a JSON may lie, the likeliest first."""
+    folder, top = parent(name), parent(parent(name))
+    words = [word for word in _WORDS.split(name.rpartition("/")[2].removesuffix(".json")) if word]
+    below = [f"{top}/images".strip("/"), *(f"{top}/images/{word}".strip("/") for word in words)]
+    return [folder, f"{folder}/images".strip("/"), *below, *(f"{top}/{word}".strip("/") for word in words), top]

@@ -1,0 +1,137 @@
+"""labelme: a JSON of shapes beside each image."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND, find_classes, is_ignored_name, plain_name
+from training.data.class_map import SourceClass, SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.tree import Tree, parent, read_json, split_of, stem
+
+# As labelme's own conversion to masks draws them, pixels.
+_LINE_WIDTH, _POINT_RADIUS = 10, 5
+_LOOKED_AT = 3
+
+
+class Labelme(Format):
+    """A JSON with ``shapes`` and ``imagePath`` for each image. What no shape covers is background.
+
+    Later shapes lie over earlier ones. Lines are 10 pixels wide and points have a radius of 5, as in labelme's own
+    conversion. ``__ignore__`` is ignored.
+    """
+
+    name = "labelme"
+    title = "labelme JSON"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = [name for name in tree.with_suffix(".json")[:_LOOKED_AT] if _is_labelme(tree.path(name))]
+        return Match(Sure.CERTAINLY, f"{found[0]} has shapes and imagePath") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        samples: dict[Split | None, list[Sample]] = {}
+        spare, names = [], Counter[str]()
+        for name in tree.with_suffix(".json"):
+            content = read_json(tree.path(name))
+            if not _has_shapes(content):
+                continue
+            image = _image_of(tree, name, content)
+            if image is None:
+                spare.append(tree.path(name))
+                continue
+            names.update(shape["label"] for shape in content["shapes"] if "label" in shape)
+            samples.setdefault(split_of(name) or split_of(image), []).append(Sample(tree.path(image), tree.path(name)))
+        count = sum(map(len, samples.values()))
+        if not count:
+            raise DatasetError(f"{tree.root} holds no JSON of labelme whose image is there")
+        classes = _classes(tree, names)
+        values = {entry.name: entry.values[0] for entry in classes.classes}
+        return LabelledFolder(
+            classes,
+            samples,
+            ShapeReader(_Parser(values, classes.ignored.values)),
+            spare,
+            unlabelled=len(tree.images) - count,
+        )
+
+
+class _Parser:
+    """Gives the drawing of a labelme JSON."""
+
+    def __init__(self, values: dict[str, int], ignored: tuple[int, ...]) -> None:
+        self._values, self._ignored = values, ignored
+
+    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
+        content = read_json(sample.labels)
+        shapes = [self._shape(shape) for shape in content["shapes"]]
+        height, width = content.get("imageHeight"), content.get("imageWidth")
+        return Drawing(shapes, (int(height), int(width)) if height and width else None)
+
+    def _shape(self, shape: dict[str, Any]) -> Shape:
+        label = shape["label"]
+        value = self._ignored[0] if is_ignored_name(label) else self._values[plain_name(label)]
+        kind, points = shape.get("shape_type") or "polygon", ring(shape["points"])
+        if kind == "mask":
+            return _mask(shape["mask"], points, value)
+        if kind == "polygon":
+            return Shape(value, (points,))
+        if kind == "rectangle":
+            return Shape(value, (rectangle(points),))
+        if kind == "circle":
+            radius = math.dist(points[0], points[1])
+            return Shape(value, (ellipse(points[0], (radius, radius)),))
+        if kind in ("line", "linestrip"):
+            return Shape(value, thick_line(points, _LINE_WIDTH))
+        if kind in ("point", "points"):
+            return Shape(value, tuple(ellipse(point, (_POINT_RADIUS, _POINT_RADIUS)) for point in points))
+        raise ValueError(f"shape_type {kind} is not known")
+
+
+def _mask(encoded: str, corners: np.ndarray, value: int) -> Shape:
+    """A small mask, a PNG in base64, whose corners are given."""
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+        bitmap = np.array(picture.convert("L")) > 0
+    left, top = np.rint(corners.min(0)).astype(int).tolist()
+    return Shape(value, bitmap=bitmap, at=(top, left))
+
+
+def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
+    """The classes of a file of the folder, or else all labels in the order of the alphabet; background first."""
+    found = {plain_name(name) for name in names if not is_ignored_name(name)}
+    listed = find_classes(tree)
+    order = [entry.name for entry in listed.classes if entry.name != BACKGROUND]
+    order += sorted(found.difference(order, [BACKGROUND]))
+    classes = SourceClasses.of_names([BACKGROUND, *order], "the labelme files", drawn=True)
+    return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
+
+
+def _image_of(tree: Tree, name: str, content: dict[str, Any]) -> str | None:
+    """The image of a JSON: the one that it names, or the one of its own stem."""
+    written = content.get("imagePath") or ""
+    image = tree.find_image(written, near=[parent(name)]) if written else None
+    return image or tree.image_of_stem.get(stem(name))
+
+
+def _is_labelme(path: Path) -> bool:
+    try:
+        return _has_shapes(read_json(path))
+    except DatasetError:
+        return False
+
+
+def _has_shapes(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content

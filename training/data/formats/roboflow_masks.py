@@ -1,0 +1,28 @@
+"""Roboflow's "Semantic Segmentation Masks"."""
+
+from __future__ import annotations
+
+from training.data.class_lists import read_pixel_values
+from training.data.formats.folder import open_masks
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure
+from training.data.tree import Tree
+
+_NAMES = "_classes.csv"
+
+
+class RoboflowMasks(Format):
+    """``train/a.jpg`` with ``train/a_mask.png`` and ``train/_classes.csv``, likewise ``valid`` and ``test``."""
+
+    name = "roboflow_masks"
+    title = "Roboflow, semantic segmentation masks"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = tree.named(_NAMES)
+        if not found or not any(name.endswith("_mask.png") for name in tree.images):
+            return None
+        return Match(Sure.CERTAINLY, f"{found[0]} names the values of masks *_mask.png")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        return open_masks(tree, patterns, read_pixel_values(tree.path(tree.named(_NAMES)[0])))

@@ -1,0 +1,72 @@
+"""The folders of Pascal VOC, as many tools write them: JPEGImages, SegmentationClass, ImageSets/Segmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from training.data.base import Split
+from training.data.class_lists import find_classes
+from training.data.class_map import SourceClasses
+from training.data.formats.folder import open_masks
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.tree import Tree, parent, read_text, split_named, stem
+
+_LISTS = "ImageSets/Segmentation"
+_MASKS = "SegmentationClass"
+
+
+class VocFolders(Format):
+    """``JPEGImages/a.jpg`` with ``SegmentationClass/a.png``; the lists in ``ImageSets/Segmentation`` tell the splits.
+
+    Names stand in class_names.txt, as labelme writes it, or in another list of classes.
+    """
+
+    name = "voc_folders"
+    title = "Pascal VOC folders"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        folders = {parent(name).rpartition("/")[2] for name in tree.images}
+        if not {"JPEGImages", _MASKS} <= folders or tree.named("labelmap.txt"):
+            return None
+        return Match(Sure.CERTAINLY, f"it has the folders JPEGImages and {_MASKS}")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        return open_voc(tree, patterns, find_classes(tree))
+
+
+def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
+    """Find the samples in Pascal VOC's folders.
+
+    Images that no list names have no split; most of VOC's own images have no mask and are left out.
+
+    Raises:
+        DatasetError: there is no image with a mask.
+    """
+    if patterns == Patterns():
+        patterns = Patterns("JPEGImages", _MASKS)
+    folder = open_masks(tree, patterns, classes)
+    split_of = _lists(tree)
+    samples: dict[Split | None, list[Sample]] = {}
+    left_out = 0
+    for own in folder.samples.values():
+        for sample in own:
+            split = split_of.get(sample.image.stem)
+            if split is None and not sample.labels.is_file():
+                left_out += 1
+            else:
+                samples.setdefault(split, []).append(sample)
+    return dataclasses.replace(folder, samples=samples, unlabelled=left_out)
+
+
+def _lists(tree: Tree) -> dict[str, Split]:
+    """The split of each stem; a list whose name is no split's, such as CVAT's default.txt, tells none."""
+    found: dict[str, Split] = {}
+    for name in tree.with_suffix(".txt"):
+        split = split_named(stem(name).rpartition("/")[2])
+        if split is not None and f"{_LISTS}/" in name:
+            for line in read_text(tree.path(name)).splitlines():
+                if line.strip():
+                    found.setdefault(stem(line.split()[0].rpartition("/")[2]), split)
+    return found

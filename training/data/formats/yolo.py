@@ -1,0 +1,130 @@
+"""YOLO segmentation: a text file of polygons for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND, find_classes, read_yaml_classes
+from training.data.class_map import SourceClass, SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
+from training.data.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of, stem
+
+_CONFIGURATIONS = (".yaml", ".yml")
+_LOOKED_AT = 20
+
+
+class Yolo(Format):
+    """``images/a.jpg`` with ``labels/a.txt``, whose lines are ``class x1 y1 x2 y2 ...`` in shares of the image's size.
+
+    Names stand in the YAML file beside them. The class 0 is the background, which Ultralytics' files do not name. Small
+    polygons lie over large ones, as in Ultralytics' own conversion. An image without a text file is all background.
+    """
+
+    name = "yolo"
+    title = "YOLO segmentation"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        labels = _label_files(tree)
+        shown = list(labels.values())[:_LOOKED_AT]
+        polygons = next((name for name in shown if _has_polygons(tree, name)), None)
+        if polygons is None:
+            return None
+        return Match(Sure.CERTAINLY, f"{polygons} holds polygons in shares of the image's size")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        labels = _label_files(tree)
+        if not labels:
+            raise DatasetError(f"{tree.root} holds no image with a text file of labels (images/a.jpg, labels/a.txt)")
+        names, split_of_folder = _configuration(tree)
+        samples: dict[Split | None, list[Sample]] = {}
+        for image in tree.images:
+            split = next((split for folder, split in split_of_folder.items() if image.startswith(folder)), None)
+            text = labels.get(image)
+            labelled = Sample(tree.path(image), tree.path(text or image), entry=text is not None)
+            samples.setdefault(split or split_of(image), []).append(labelled)
+        known = set(labels.values())
+        texts = [name for name in tree.with_suffix(".txt") if "labels" in name.split("/")]
+        spare = [tree.path(name) for name in texts if name not in known]
+        return LabelledFolder(names, samples, ShapeReader(_parse, needs_size=True), spare)
+
+
+def _label_files(tree: Tree) -> dict[str, str]:
+    """The text file of each image: in a folder ``labels`` in place of ``images``, or beside it."""
+    known = set(tree.with_suffix(".txt"))
+    found = {}
+    for image in tree.images:
+        before, images, after = stem(image).rpartition("images/")
+        candidates = [f"{before}labels/{after}.txt"] if images else []
+        text = next((name for name in [*candidates, f"{stem(image)}.txt"] if name in known), None)
+        if text is not None:
+            found[image] = text
+    return found
+
+
+def _configuration(tree: Tree) -> tuple[SourceClasses, dict[str, Split]]:
+    """Names of the classes, and the split of each folder, from the YAML file or from a list of names.
+
+    Raises:
+        DatasetError: neither is there.
+    """
+    for name in sorted(tree.with_suffix(*_CONFIGURATIONS), key=lambda name: name.count("/")):
+        content = read_yaml(tree.path(name))
+        if isinstance(content, dict) and "names" in content:
+            listed = read_yaml_classes(tree.path(name))
+            return _with_background(listed), dict(_folders(content))
+    listed = find_classes(tree)
+    if not listed.classes:
+        raise DatasetError(f"{tree.root} has no data.yaml with the names of the classes; export it with the labels")
+    return _with_background(listed), {}
+
+
+def _with_background(listed: SourceClasses) -> SourceClasses:
+    """The background before the classes, whose values are one more than in the text files."""
+    values = {BACKGROUND: [0]}
+    for entry in listed.classes:
+        values.setdefault(entry.name, []).extend(value + 1 for value in entry.values)
+    classes = tuple(SourceClass(name, tuple(own)) for name, own in values.items())
+    return SourceClasses(classes, listed.origin, drawn=True)
+
+
+def _folders(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
+    """The split of the folders that a YAML file names, with a slash at their end."""
+    for key, split in SPLIT_NAMES.items():
+        written = content.get(key)
+        for path in written if isinstance(written, list) else [written]:
+            if isinstance(path, str) and not path.endswith(".txt"):
+                yield "/".join(part for part in path.split("/") if part not in ("", ".", "..")) + "/", split
+
+
+def _parse(sample: Sample, size: tuple[int, int]) -> Drawing:
+    if not sample.entry:
+        return Drawing([])
+    height, width = size
+    shapes = []
+    for line in read_text(sample.labels).splitlines():
+        if not line.strip():
+            continue
+        number, *numbers = line.split()
+        points = np.array(numbers, np.float64).reshape(-1, 2)
+        if len(points) == 2:  # a box: centre, width and height
+            points = rectangle(np.stack([points[0] - points[1] / 2, points[0] + points[1] / 2]))
+        # Shares count from the corner of the first pixel.
+        shapes.append(Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),)))
+    return Drawing(largest_first(shapes))
+
+
+def _has_polygons(tree: Tree, name: str) -> bool:
+    """Whether every line of a file is a class and at least three points."""
+    lines = [line.split() for line in read_text(tree.path(name)).splitlines() if line.strip()]
+    try:
+        shares = [[float(number) for number in line[1:]] for line in lines if line[0].isdecimal()]
+    except ValueError:
+        return False
+    return bool(lines) and len(shares) == len(lines) and all(len(own) >= 6 and len(own) % 2 == 0 for own in shares)
