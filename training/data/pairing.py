@@ -78,9 +78,12 @@ class Pairing:
 def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None:
     """The rule that pairs most images with a mask; None where none pairs any."""
     best: Pairing | None = None
-    for title, divide in _RULES.items() if patterns == NO_PATTERNS else [("data.images, data.masks", _by_patterns)]:
+    rules, keys = _RULES, [_whole_key, _bare_key]
+    if patterns != NO_PATTERNS:
+        rules, keys = {"data.images, data.masks": _by_patterns}, [*keys, _stem_key]
+    for title, divide in rules.items():
         images, masks = divide(tree, patterns)
-        for key_of in (_whole_key, _bare_key):
+        for key_of in keys:
             found = _paired(
                 title,
                 [(key_of(name, patterns.images), name) for name in images],
@@ -225,9 +228,14 @@ def _bare_key(name: str, pattern: str | None) -> Key:
     return (*filter(None, map(_bare, folders)), _bare(stem))
 
 
+def _stem_key(name: str, pattern: str | None) -> Key:
+    """The stem alone: for folders that have nothing in common."""
+    return (_without_pattern(name, pattern)[1],)
+
+
 def _bare(part: str) -> str:
     """A name without words for images and masks, and without what joined them to the rest."""
-    words = _WORD.findall(part.lower())
+    words = _words(part)
     taken = _IMAGE_WORDS | _MASK_WORDS
     if taken.isdisjoint(words):
         return part.lower()

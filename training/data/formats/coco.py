@@ -56,10 +56,10 @@ class Coco(Format):
         values, classes = _classes(files)
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
-            near = _folders_of_images(name)
+            near = folders_of_images(name)
             for image in file.images:
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
-                split = _split_of_file(name) or split_of(path)
+                split = split_of_file(name) or split_of(path)
                 entry = image._replace(
                     regions=tuple((values[file.names[key]], region) for key, region in image.regions)
                 )
@@ -195,13 +195,13 @@ def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]
     return {entry.name: entry.values[0] for entry in classes.classes}, classes
 
 
-def _split_of_file(name: str) -> Split | None:
+def split_of_file(name: str) -> Split | None:
     """The split that a JSON is of: its folders or a word in its name say so."""
     words = _WORDS.split(name.rpartition("/")[2].removesuffix(".json").lower())
     return split_of(name) or next(filter(None, map(split_named, words)), None)
 
 
-def _folders_of_images(name: str) -> list[str]:
+def folders_of_images(name: str) -> list[str]:
     """Where the images of a JSON may lie, the likeliest first."""
     folder, top = parent(name), parent(parent(name))
     words = [word for word in _WORDS.split(name.rpartition("/")[2].removesuffix(".json")) if word]

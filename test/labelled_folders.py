@@ -1,0 +1,259 @@
+"""Folders of four training and two validation images as labelling tools write them, all with the same labels.
+
+`BUILDERS[format](root)` writes one in the way that the tool's documentation describes; `truth(seed)` is what each must
+come to. Regions are rectangles, so that polygons give them exactly.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import tiny_datasets
+import yaml
+from PIL import Image
+
+HEIGHT, WIDTH = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
+NAMES = ["background", "door", "road", "tree"]
+COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+SPLITS = {"train": "train", "val": "valid"}
+
+#: Class, first row and column, last row and column.
+Region = tuple[int, int, int, int, int]
+
+
+def regions(seed: int) -> list[Region]:
+    """Rectangles of an image, the lowest first: a tree on a road, and a door."""
+    move = seed % 5
+    return [(2, 10 + move, 2, 30 + move, 40), (1, 1, 3, 6, 9 + move), (3, 15 + move, 10, 20 + move, 22)]
+
+
+def truth(seed: int) -> np.ndarray:
+    """The labels (HEIGHT, WIDTH) of an image."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for value, top, left, bottom, right in regions(seed):
+        labels[top : bottom + 1, left : right + 1] = value
+    return labels
+
+
+def corners(region: Region) -> list[list[int]]:
+    """x and y of the corner pixels of a region."""
+    _, top, left, bottom, right = region
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def items() -> Iterable[tuple[str, str, int]]:
+    """Split, stem and seed of each image."""
+    for split in tiny_datasets.COUNTS:
+        for seed in tiny_datasets.seeds(split):
+            yield split, f"{split}_{seed:04d}", seed
+
+
+def put(path: Path, content: object) -> None:
+    """Write text, JSON, or an array as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, np.ndarray):
+        Image.fromarray(content).save(path)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def build_cvat_mask(root: Path) -> None:
+    put(root / "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(
+        f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in zip(NAMES, COLOURS, strict=True)))  # fmt: skip
+    build_voc_masks(root, lambda labels: np.array(COLOURS, np.uint8)[labels])
+
+
+def build_voc_folders(root: Path) -> None:
+    put(root / "class_names.txt", "__ignore__\n_background_\n" + "\n".join(NAMES[1:]))
+    build_voc_masks(root, lambda labels: labels)
+
+
+def build_voc_masks(root: Path, paint: Callable[[np.ndarray], np.ndarray]) -> None:
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / "JPEGImages" / f"{stem}.jpg", seed)
+        put(root / "SegmentationClass" / f"{stem}.png", paint(truth(seed)))
+        listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        with listed.open("a") as file:
+            file.write(f"{stem}\n")
+
+
+def build_labelme(root: Path) -> None:
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / split / f"{stem}.jpg", seed)
+        shapes = [
+            {"label": NAMES[region[0]], "points": corners(region), "shape_type": "polygon"} for region in regions(seed)
+        ]
+        shapes[1].update(points=corners(regions(seed)[1])[::2], shape_type="rectangle")
+        _, top, left, bottom, right = regions(seed)[2]
+        picture = io.BytesIO()
+        Image.fromarray(np.full((bottom - top + 1, right - left + 1), 255, np.uint8)).save(picture, "PNG")
+        shapes[2].update(
+            points=[[left, top], [right, bottom]], shape_type="mask", mask=base64.b64encode(picture.getvalue()).decode()
+        )
+        put(root / split / f"{stem}.json", {
+            "version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{stem}.jpg", "imageData": None,
+            "imageHeight": HEIGHT, "imageWidth": WIDTH})  # fmt: skip
+
+
+def build_coco(root: Path) -> None:
+    for split, folder in SPLITS.items():
+        images, annotations = [], []
+        for own, stem, seed in items():
+            if own != split:
+                continue
+            tiny_datasets.save_image(root / folder / f"{stem}.jpg", seed)
+            images.append({"id": seed, "file_name": f"{stem}.jpg", "width": WIDTH, "height": HEIGHT})
+            for region in regions(seed):
+                points = [number for corner in corners(region) for number in corner]
+                annotation = {"id": len(annotations), "image_id": seed, "category_id": region[0], "iscrowd": 0}
+                annotations.append(annotation | {"segmentation": [points]})
+            covered = (truth(seed) == 1).T.ravel()  # the door once more, as run lengths
+            starts = np.flatnonzero(np.diff(np.concatenate([[0], covered, [0]])))
+            counts = np.diff(np.concatenate([[0], starts, [covered.size]])).tolist()
+            annotations[-2]["segmentation"] = {"counts": counts, "size": [HEIGHT, WIDTH]}
+        categories = [{"id": 0, "name": "rooms", "supercategory": "none"}]
+        categories += [
+            {"id": index, "name": name, "supercategory": "rooms"} for index, name in enumerate(NAMES) if index
+        ]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        put(root / folder / "_annotations.coco.json", content)
+
+
+def build_coco_panoptic(root: Path) -> None:
+    categories = [{"id": 10 * index, "name": name} for index, name in enumerate(NAMES) if index]
+    for split in tiny_datasets.COUNTS:
+        images, annotations = [], []
+        for own, stem, seed in items():
+            if own != split:
+                continue
+            tiny_datasets.save_image(root / "images" / split / f"{stem}.jpg", seed)
+            ids = truth(seed).astype(np.uint32) * 300
+            put(root / "annotations" / f"panoptic_{split}" / f"{stem}.png",
+                np.stack([ids % 256, ids // 256, ids // 65536], -1).astype(np.uint8))  # fmt: skip
+            images.append({"id": seed, "file_name": f"{stem}.jpg", "width": WIDTH, "height": HEIGHT})
+            segments = [{"id": 300 * value, "category_id": 10 * value} for value in (1, 2, 3)]
+            annotations.append({"image_id": seed, "file_name": f"{stem}.png", "segments_info": segments})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        put(root / "annotations" / f"panoptic_{split}.json", content)
+
+
+def build_yolo(root: Path) -> None:
+    put(root / "data.yaml", yaml.safe_dump({"train": "../train/images", "val": "../valid/images", "names": NAMES[1:]}))
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / SPLITS[split] / "images" / f"{stem}.jpg", seed)
+        lines = []
+        for region in regions(seed):
+            shares = [f"{(x + 0.5) / WIDTH:.6f} {(y + 0.5) / HEIGHT:.6f}" for x, y in corners(region)]
+            lines.append(f"{region[0] - 1} {' '.join(shares)}\n")
+        put(root / SPLITS[split] / "labels" / f"{stem}.txt", "".join(lines))
+
+
+def build_roboflow_masks(root: Path) -> None:
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / SPLITS[split] / f"{stem}.jpg", seed)
+        put(root / SPLITS[split] / f"{stem}_mask.png", truth(seed))
+        rows = "\n".join(f"{index}, {name}" for index, name in enumerate(NAMES))
+        put(root / SPLITS[split] / "_classes.csv", f"Pixel Value, Class\n{rows}")
+
+
+def build_supervisely(root: Path) -> None:
+    put(root / "meta.json", {"classes": [{"title": name, "shape": "any"} for name in NAMES[1:]], "tags": []})
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / split / "img" / f"{stem}.jpg", seed)
+        objects = [
+            {"classTitle": NAMES[region[0]], "geometryType": "polygon",
+             "points": {"exterior": corners(region), "interior": []}} for region in regions(seed)]  # fmt: skip
+        value, top, left, bottom, right = regions(seed)[2]
+        picture = io.BytesIO()
+        Image.fromarray(np.full((bottom - top + 1, right - left + 1), 255, np.uint8)).convert("1").save(picture, "PNG")
+        data = base64.b64encode(zlib.compress(picture.getvalue())).decode()
+        objects[2] = {
+            "classTitle": NAMES[value],
+            "geometryType": "bitmap",
+            "bitmap": {"data": data, "origin": [left, top]},
+        }
+        content = {"size": {"height": HEIGHT, "width": WIDTH}, "objects": objects}
+        put(root / split / "ann" / f"{stem}.jpg.json", content)
+
+
+def build_label_studio(root: Path) -> None:
+    tasks = []
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / "images" / split / f"0a1b2c3d-{stem}.jpg", seed)
+        size = {"original_height": HEIGHT, "original_width": WIDTH}
+        results = []
+        for region in regions(seed):
+            points = [[100 * (x + 0.5) / WIDTH, 100 * (y + 0.5) / HEIGHT] for x, y in corners(region)]
+            value = {"points": points, "polygonlabels": [NAMES[region[0]]]}
+            results.append({"type": "polygonlabels", "value": value, **size})
+        value = {"format": "rle", "rle": packed_brush(truth(seed) == 3), "brushlabels": [NAMES[3]]}
+        results[2] = {"type": "brushlabels", "value": value, **size}
+        image = f"/data/upload/1/0a1b2c3d-{stem}.jpg"
+        done = [{"was_cancelled": True, "result": results[:1]}, {"was_cancelled": False, "result": results}]
+        tasks.append({"id": seed, "data": {"image": image}, "annotations": done})
+    put(root / "project.json", tasks)
+
+
+def packed_brush(region: np.ndarray) -> list[int]:
+    """A region as Label Studio packs brushes: run lengths of the words of RGBA pixels."""
+    words = np.repeat(region.ravel(), 4) * np.uint8(255)
+    bits = f"{words.size:032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in (3, 4, 8, 16))
+    edges = np.flatnonzero(np.diff(words)) + 1
+    for start, end in zip([0, *edges], [*edges, words.size], strict=True):
+        bits += f"1{3:02b}{end - start - 1:016b}{words[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[index : index + 8], 2) for index in range(0, len(bits), 8)]
+
+
+def build_ultralytics_semantic(root: Path) -> None:
+    settings = {"path": ".", "train": "images/train", "val": "images/val", "masks_dir": "ground"}
+    put(root / "rooms.yaml", yaml.safe_dump({**settings, "names": dict(enumerate(NAMES))}))
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / "images" / split / f"{stem}.jpg", seed)
+        put(root / "ground" / split / f"{stem}.png", truth(seed))
+
+
+def build_huggingface_images(root: Path) -> None:
+    put(root / "id2label.json", {str(index): name for index, name in enumerate(NAMES)})
+    for split in tiny_datasets.COUNTS:
+        rows = []
+        for own, stem, seed in items():
+            if own == split:
+                tiny_datasets.save_image(root / split / f"{stem}.jpg", seed)
+                put(root / split / "labels" / f"{stem}.png", truth(seed))
+                rows.append(json.dumps({"file_name": f"{stem}.jpg", "label_file_name": f"labels/{stem}.png"}))
+        put(root / split / "metadata.jsonl", "\n".join(rows))
+
+
+def build_pair_lists(root: Path) -> None:
+    put(root / "classes.txt", "\n".join(NAMES))
+    for split in tiny_datasets.COUNTS:
+        lines = []
+        for own, stem, seed in items():
+            if own == split:
+                tiny_datasets.save_image(root / "00000" / "pylon_camera_node" / f"{stem}.jpg", seed)
+                put(root / "00000" / "pylon_camera_node_label_id" / f"{stem}.png", truth(seed))
+                folder = "00000/pylon_camera_node"
+                lines.append(f"{folder}/{stem}.jpg {folder}_label_id/{stem}.png")
+        put(root / f"{split}.lst", "\n".join(lines))
+
+
+def build_folder(root: Path) -> None:
+    put(root / "classes.yaml", yaml.safe_dump(NAMES))
+    for split, stem, seed in items():
+        tiny_datasets.save_image(root / split / "images" / f"{stem}.jpg", seed)
+        put(root / split / "masks" / f"{stem}.png", truth(seed))
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    name.removeprefix("build_"): build
+    for name, build in list(globals().items())
+    if name.startswith("build_") and name != "build_voc_masks"
+}

@@ -1,0 +1,80 @@
+"""COCO panoptic, with categories of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND
+from training.data.class_map import SourceClasses
+from training.data.formats.coco import folders_of_images, split_of_file
+from training.data.panoptic import PanopticMasks, read_panoptic
+from training.data.pixels import MaskPixels
+from training.data.reading import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
+from training.data.tree import Tree, split_of, stem
+
+# The JSON begins with images, so that what tells it apart may stand far behind.
+_MARK = b'"segments_info"'
+_LOOKED_AT = 1 << 24
+
+
+class CocoPanoptic(Format):
+    """A JSON whose annotations have ``segments_info``, and a PNG of segment ids for each image.
+
+    Class 0 is the background: pixels in no segment. The other classes follow in the order of the category ids.
+
+    Kirillov et al., Panoptic Segmentation, 2019, arXiv:1801.00868.
+    """
+
+    name = "coco_panoptic"
+    title = "COCO panoptic"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _files(tree)
+        return Match(Sure.CERTAINLY, f"{found[0]} has segments_info") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        files = _files(tree)
+        if not files:
+            raise DatasetError(f"{tree.root} holds no JSON whose annotations have segments_info")
+        panoptics = [read_panoptic(tree.path(name)) for name in files]
+        names = {name: None for panoptic in panoptics for _, name in sorted(panoptic.categories.items())}
+        classes = SourceClasses.of_names(list({BACKGROUND: None, **names}), files[0], drawn=True)
+        value_of = {entry.name: entry.values[0] for entry in classes.classes}
+        samples: dict[Split | None, list[Sample]] = {}
+        for position, (name, panoptic) in enumerate(zip(files, panoptics, strict=True)):
+            near = folders_of_images(name)
+            for index, (image, mask) in enumerate(panoptic.files):
+                path = tree.find_image(image, near) or f"{near[0]}/{image}".strip("/")
+                labels = tree.find_image(mask, [stem(name), *near]) or f"{stem(name)}/{mask}"
+                sample = Sample(tree.path(path), tree.path(labels), (position, index))
+                samples.setdefault(split_of_file(name) or split_of(path), []).append(sample)
+        readers = [
+            PanopticMasks(panoptic, {key: value_of[name] for key, name in panoptic.categories.items()})
+            for panoptic in panoptics
+        ]
+        return LabelledFolder(classes, samples, _Readers(readers), evidence=[tree.path(name) for name in files])
+
+
+class _Readers:
+    """Reads the masks of several files; the entry of a sample is the number of its file, and its position in it."""
+
+    def __init__(self, readers: Sequence[PanopticMasks]) -> None:
+        self._readers = list(readers)
+
+    def __call__(self, sample: Sample) -> MaskPixels:
+        position, index = sample.entry
+        read: ReadLabels = self._readers[position]
+        return read(sample._replace(entry=index))
+
+
+def _files(tree: Tree) -> list[str]:
+    found = []
+    for name in tree.with_suffix(".json"):
+        with tree.path(name).open("rb") as file:
+            if _MARK in file.read(_LOOKED_AT):
+                found.append(name)
+    return found

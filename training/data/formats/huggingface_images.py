@@ -1,0 +1,88 @@
+"""Hugging Face's image folder: metadata.jsonl or metadata.csv names the mask of each image."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import find_classes
+from training.data.class_map import SourceClass, SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
+from training.data.tree import Tree, parent, read_json, read_text, split_of
+
+_FILES = ("metadata.jsonl", "metadata.csv")
+_IMAGE = "file_name"
+_IMAGE_COLUMNS = (_IMAGE, "image_file_name", "image")
+_CLASSES = "id2label.json"
+
+
+class HuggingFaceImages(Format):
+    """``train/metadata.jsonl`` with ``file_name`` and a column that names the mask, such as ``mask_file_name``.
+
+    Names stand in id2label.json or in another list of classes.
+    """
+
+    name = "huggingface_images"
+    title = "Hugging Face image folder"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        for name in tree.named(*_FILES):
+            columns = _columns(tree, name)
+            if columns is not None:
+                return Match(Sure.CERTAINLY, f"{name} names a mask for each image in {columns[1]}")
+        return None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        samples: dict[Split | None, list[Sample]] = {}
+        for name in tree.named(*_FILES):
+            columns = _columns(tree, name)
+            for row in _rows(tree, name) if columns is not None else ():
+                files = [f"{parent(name)}/{row[column]}".strip("/") for column in columns or ()]
+                samples.setdefault(split_of(name) or split_of(files[0]), []).append(Sample(*map(tree.path, files)))
+        if not samples:
+            raise DatasetError(f"{tree.root} holds no metadata.jsonl that names a mask for each image")
+        return LabelledFolder(_classes(tree), samples, read_mask_file, masks=True)
+
+
+def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
+    """The rows of a file of metadata.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    lines = read_text(tree.path(name)).splitlines()
+    if name.endswith(".csv"):
+        return list(csv.DictReader(lines))
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise DatasetError(f"{tree.path(name)} cannot be read as lines of JSON: {error}") from error
+
+
+def _columns(tree: Tree, name: str) -> tuple[str, str] | None:
+    """The columns of images and of masks; None where there are no such."""
+    row = next(iter(_rows(tree, name)), {})
+    files = {key for key, value in row.items() if isinstance(value, str)}
+    existing = [key for key in row if key in files and f"{parent(name)}/{row[key]}".strip("/") in tree.images]
+    image = next((key for key in _IMAGE_COLUMNS if key in existing), None)
+    mask = next((key for key in existing if key != image), None)
+    return None if image is None or mask is None else (image, mask)
+
+
+def _classes(tree: Tree) -> SourceClasses:
+    found = tree.named(_CLASSES)
+    if not found:
+        return find_classes(tree)
+    content = read_json(tree.path(found[0]))
+    try:
+        return SourceClasses(
+            tuple(SourceClass(str(name), (int(value),)) for value, name in content.items()), str(tree.path(found[0]))
+        )
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f"{tree.path(found[0])} must map values to names ({error})") from error

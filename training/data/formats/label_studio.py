@@ -1,0 +1,215 @@
+"""Label Studio: one JSON with the regions of all tasks, brush masks among them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND
+from training.data.class_map import SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
+from training.data.tree import Tree, parent, read_json, split_of
+
+_KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
+_HALF_OPAQUE = 128
+
+
+class LabelStudio(Format):
+    """Label Studio's exports "JSON" and "JSON-MIN", with the images anywhere in the folder.
+
+    Brush masks, polygons, rectangles and ellipses are read; later regions lie over earlier ones. What no region covers
+    is background. Of several annotations of a task the first that was not cancelled counts.
+    """
+
+    name = "label_studio"
+    title = "Label Studio JSON"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _exports(tree)
+        return Match(Sure.CERTAINLY, f"{next(iter(found))} holds tasks with regions") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        exports = _exports(tree)
+        labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
+        names = [BACKGROUND, *sorted(labels - {BACKGROUND})]
+        values = {name: index for index, name in enumerate(names)}
+        samples: dict[Split | None, list[Sample]] = {}
+        absent = []
+        for name, tasks in exports.items():
+            for task in tasks:
+                image = _image_of(tree, name, task.image)
+                if image is None:
+                    absent.append(task.image)
+                    continue
+                sample = Sample(tree.path(image), tree.path(name), task)
+                samples.setdefault(split_of(image) or split_of(name), []).append(sample)
+        if absent:
+            raise DatasetError(
+                f"{len(absent)} images of {next(iter(exports))} are not in {tree.root}, such as {absent[0]}; put the "
+                "images into the folder, as Label Studio's JSON does not hold them"
+            )
+        count = sum(map(len, samples.values()))
+        classes = SourceClasses.of_names(names, next(iter(exports), ""), drawn=True)
+        return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
+
+
+class _Region(NamedTuple):
+    """A region: its label, kind, value as Label Studio writes it, and (height, width) of the image."""
+
+    label: str
+    kind: str
+    value: dict[str, Any]
+    size: tuple[int, int]
+
+
+class _Task(NamedTuple):
+    """An image, as a path or address, and its regions; None where it has not been annotated."""
+
+    image: str
+    regions: tuple[_Region, ...]
+
+
+class _Parser:
+    """Gives the drawing of a task."""
+
+    def __init__(self, values: dict[str, int]) -> None:
+        self._values = values
+
+    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
+        task: _Task = sample.entry
+        shapes = [_shape(region, self._values[region.label]) for region in task.regions]
+        return Drawing(shapes, task.regions[0].size if task.regions else None)
+
+
+def _shape(region: _Region, value: int) -> Shape:
+    """The shape of a region; its numbers are percent of the image's size."""
+    height, width = region.size
+    written = region.value
+    if region.kind == "brushlabels":
+        pixels = decode_brush(written["rle"]).reshape(height, width, 4)
+        return Shape(value, bitmap=pixels[..., 3] >= _HALF_OPAQUE)
+    scale = np.array([width, height], np.float32) / 100
+    if region.kind == "polygonlabels":
+        return Shape(value, (ring(written["points"]) * scale - 0.5,))
+    if region.kind == "rectanglelabels":
+        corner = np.array([written["x"], written["y"]])
+        corners = rectangle(np.stack([corner, corner + np.array([written["width"], written["height"]])]))
+        return Shape(value, (_turned(corners * scale, written.get("rotation", 0)) - 0.5,))
+    centre = np.array([written["x"], written["y"]]) * scale - 0.5
+    radii = np.array([written["radiusX"], written["radiusY"]]) * scale
+    return Shape(value, (ellipse(centre.tolist(), radii.tolist(), written.get("rotation", 0)),))
+
+
+def _turned(corners: np.ndarray, degrees: float) -> np.ndarray:
+    """Corners turned clockwise around the first one."""
+    turn = np.deg2rad(degrees)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return np.asarray((corners - corners[0]) @ rotation + corners[0])
+
+
+def decode_brush(data: bytes) -> np.ndarray:
+    """The words that Label Studio packs by run lengths, uint8: red, green, blue and alpha of each pixel.
+
+    The packing is that of the package rle-pack: 32 bits for the number of words, 5 for their length, four times 4 for
+    the lengths of counters; then blocks of a bit that says whether one word is repeated, 2 for the counter's length,
+    the counter, and the word or the words.
+    """
+    bits = _Bits(data)
+    count, length = bits.read(32), bits.read(5) + 1
+    if length != 8:
+        raise ValueError(f"words of a brush mask have {length} bits, not 8")
+    lengths = [bits.read(4) + 1 for _ in range(4)]
+    words = np.zeros(count, np.uint8)
+    position = 0
+    while position < count:
+        repeated = bits.read(1)
+        end = position + 1 + bits.read(lengths[bits.read(2)])
+        if repeated:
+            words[position:end] = bits.read(8)
+        else:
+            run = bits.read(8 * (end - position)).to_bytes(end - position, "big")
+            words[position:end] = np.frombuffer(run, np.uint8)
+        position = end
+    return words
+
+
+class _Bits:
+    """Reads numbers of any count of bits, the highest bit first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._position = data, 0
+
+    def read(self, count: int) -> int:
+        start, end = self._position, self._position + count
+        if end > 8 * len(self._data):
+            raise ValueError("the run lengths of a brush mask end too early")
+        self._position = end
+        covering = int.from_bytes(self._data[start // 8 : -(-end // 8)], "big")
+        return covering >> (-end % 8) & ((1 << count) - 1)
+
+
+def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
+    """The tasks of each JSON of Label Studio."""
+    found = {}
+    for name in tree.with_suffix(".json"):
+        path = tree.path(name)
+        with path.open("rb") as file:
+            if not file.read(16).lstrip().startswith(b"["):
+                continue
+        tasks = _read(path, path.stat().st_mtime_ns)
+        if any(task.regions for task in tasks):
+            found[name] = tasks
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
+    """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
+    content = read_json(path)
+    tasks = [task for task in content if isinstance(task, dict)] if isinstance(content, list) else []
+    return tuple(found for task in tasks if (found := _task(task)) is not None)
+
+
+def _task(task: dict[str, Any]) -> _Task | None:
+    """A task of "JSON" or of "JSON-MIN"; None where it has no annotation."""
+    if "annotations" in task:
+        done = [found for found in task["annotations"] if not found.get("was_cancelled")]
+        data = task.get("data", {})
+        images = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
+        if not done or not images:
+            return None
+        return _Task(images[0], tuple(_regions(done[0].get("result", ()))))
+    image = task.get("image")
+    if not isinstance(image, str):
+        return None
+    regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value)]
+    return _Task(image, tuple(regions))
+
+
+def _regions(written: Sequence[Any]) -> Iterator[_Region]:
+    for region in written:
+        if not isinstance(region, dict) or "original_width" not in region:
+            continue
+        value = region.get("value", region)
+        kind = next((kind for kind in _KINDS if value.get(kind)), None)
+        if kind is not None:
+            size = int(region["original_height"]), int(region["original_width"])
+            if "rle" in value:  # a list of numbers takes thirty times as much memory
+                value = {**value, "rle": bytes(value["rle"])}
+            yield _Region(value[kind][0], kind, value, size)
+
+
+def _image_of(tree: Tree, name: str, written: str) -> str | None:
+    """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
+    path = written.partition("?d=")[2] or written
+    found = tree.find_image(path, [parent(name)])
+    return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])

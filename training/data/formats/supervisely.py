@@ -1,0 +1,104 @@
+"""Supervisely: a project of data sets, each with the folders img and ann."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND
+from training.data.class_map import SourceClasses
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.tree import Tree, parent, read_json, split_of
+
+_PROJECT = "meta.json"
+_LINE_WIDTH, _POINT_RADIUS = 1, 1
+
+
+class Supervisely(Format):
+    """``meta.json``, and for each data set ``img/a.jpg`` with ``ann/a.jpg.json``. What no object covers is background.
+
+    Later objects lie over earlier ones. Data sets named train, val or test are the splits.
+    """
+
+    name = "supervisely"
+    title = "Supervisely"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        if _PROJECT not in tree.files or not _annotations(tree):
+            return None
+        return Match(Sure.CERTAINLY, "meta.json, and annotations in folders ann")
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        names = [BACKGROUND, *_class_names(tree)]
+        classes = SourceClasses.of_names(list(dict.fromkeys(names)), _PROJECT, drawn=True)
+        samples: dict[Split | None, list[Sample]] = {}
+        spare, known = [], set(tree.images)
+        for name in _annotations(tree):
+            image = f"{parent(parent(name))}/img/{name.rpartition('/')[2].removesuffix('.json')}".strip("/")
+            if image in known:
+                samples.setdefault(split_of(name), []).append(Sample(tree.path(image), tree.path(name)))
+            else:
+                spare.append(tree.path(name))
+        values = {entry.name: entry.values[0] for entry in classes.classes}
+        count = sum(map(len, samples.values()))
+        unlabelled = sum("/img/" in f"/{image}" for image in tree.images) - count
+        return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), spare, unlabelled)
+
+
+class _Parser:
+    """Gives the drawing of an annotation."""
+
+    def __init__(self, values: dict[str, int]) -> None:
+        self._values = values
+
+    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
+        content = read_json(sample.labels)
+        size = content["size"]
+        return Drawing([self._shape(found) for found in content["objects"]], (int(size["height"]), int(size["width"])))
+
+    def _shape(self, found: dict[str, Any]) -> Shape:
+        value, kind = self._values[found["classTitle"]], found["geometryType"]
+        if kind == "bitmap":
+            left, top = found["bitmap"]["origin"]
+            return Shape(value, bitmap=decode_bitmap(found["bitmap"]["data"]), at=(int(top), int(left)))
+        points = ring(found["points"]["exterior"])
+        if kind == "polygon":
+            return Shape(value, (points,), tuple(ring(hole) for hole in found["points"].get("interior", ())))
+        if kind == "rectangle":
+            return Shape(value, (rectangle(points),))
+        if kind == "line":
+            return Shape(value, thick_line(points, _LINE_WIDTH))
+        if kind == "point":
+            return Shape(value, (ellipse(points[0], (_POINT_RADIUS, _POINT_RADIUS)),))
+        raise ValueError(f"geometryType {kind} is not known")
+
+
+def decode_bitmap(data: str) -> np.ndarray:
+    """A region (h, w) bool from a PNG, packed by zlib and written in base64."""
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8)
+    pixels = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("the bitmap of an object is no image")
+    channels = pixels.reshape(*pixels.shape[:2], -1)
+    return np.asarray(channels[..., 3 if channels.shape[2] == 4 else 0] > 0)
+
+
+def _annotations(tree: Tree) -> list[str]:
+    return [name for name in tree.with_suffix(".json") if parent(name).rpartition("/")[2] == "ann"]
+
+
+def _class_names(tree: Tree) -> list[str]:
+    content = read_json(tree.path(_PROJECT))
+    try:
+        return [str(found["title"]) for found in content["classes"]]
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{tree.path(_PROJECT)} lists no classes ({error!r}); export the project anew") from error

@@ -1,0 +1,46 @@
+"""Ultralytics' layout for semantic segmentation: masks in a folder that a YAML file names by masks_dir."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from training.data.class_lists import read_yaml_classes
+from training.data.class_map import SourceClass
+from training.data.formats.folder import open_masks
+from training.data.reading import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.tree import Tree, read_yaml
+
+_IGNORED = 255
+
+
+class UltralyticsSemantic(Format):
+    """``images/train/a.jpg`` with ``masks/train/a.png``; a YAML file has ``names`` and ``masks_dir``. 255: ignored."""
+
+    name = "ultralytics_semantic"
+    title = "Ultralytics semantic segmentation"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _configuration(tree)
+        return Match(Sure.CERTAINLY, f"{found[0]} has masks_dir and names") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        found = _configuration(tree)
+        if found is None:
+            return open_masks(tree, patterns, read_yaml_classes(tree.root / "data.yaml"))
+        name, content = found
+        if patterns == NO_PATTERNS:
+            patterns = Patterns("images", str(content["masks_dir"]).strip("/"))
+        classes = read_yaml_classes(tree.path(name))
+        return open_masks(tree, patterns, dataclasses.replace(classes, ignored=SourceClass("", (_IGNORED,))))
+
+
+def _configuration(tree: Tree) -> tuple[str, dict[str, Any]] | None:
+    """The YAML file and its content; None where there is none."""
+    for name in tree.with_suffix(".yaml", ".yml"):
+        content = read_yaml(tree.path(name))
+        if isinstance(content, dict) and "masks_dir" in content and "names" in content:
+            return name, content
+    return None
