@@ -275,6 +275,14 @@ def test_every_data_set_and_recipe_exists():
         assert any(recipe == name or recipe.startswith(f"{name}_") for recipe in names), name
 
 
+def test_every_format_of_labels_is_in_the_table_of_formats():
+    from training.data.formats import all_formats
+
+    section = (ROOT / "docs/data.md").read_text().partition("\n## Formats")[2].partition("\n## ")[0]
+    first_table = section.partition("\n\n| `data.format` | example")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", first_table, re.MULTILINE)) == set(all_formats())
+
+
 def test_every_message_that_troubleshooting_quotes_is_in_the_code():
     folders = ("dinov3_seg_ros", "training", "tools")
     code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))

@@ -103,6 +103,7 @@ def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
         ("run/rgb/{}.png", "run/labels/{}.png", {}),
         ("{}.jpg", "{}.png", {}),
         ("{}.png", "{}_mask.png", {}),
+        ("train/{}_jpg.rf.98ca5d.jpg", "train/{}_jpg.rf.98ca5d_mask.png", {}),
         ("images/{}_image.png", "annotations/{}_annotation.png", {}),
         ("{}/rgb.jpg", "{}/labels.png", {}),
         ("00000/camera/{}.jpg", "00000/camera_label_id/{}.png", {}),

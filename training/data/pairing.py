@@ -237,9 +237,8 @@ def _bare(part: str) -> str:
     """A name without words for images and masks, and without what joined them to the rest."""
     words = _words(part)
     taken = _IMAGE_WORDS | _MASK_WORDS
-    if taken.isdisjoint(words):
-        return part.lower()
-    taken |= _NUMBER_WORDS | _COLOUR_WORDS
+    if not taken.isdisjoint(words):
+        taken |= _NUMBER_WORDS | _COLOUR_WORDS
     return "_".join(word for word in words if word.isalnum() and word not in taken)
 
 
