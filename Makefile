@@ -5,9 +5,9 @@ ARGS ?=
 EVERYTHING := train cpu test test-torch lint cv-headless ros-kilted
 # Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
-# The test modules that import neither PyTorch nor anything that imports it: what a robot can run.
-WITHOUT_TORCH = $(shell grep -LE '$(TORCH_IMPORT)|small_exported_bundle' test/test_*.py)
-TORCH_IMPORT := ^ *(import|from) (torch|transformers|safetensors|onnx|training|bundles|trainings|graphs|dinov3_seg_ros\.(model|export))\b
+# The Pythons that a robot may have, from Humble's to Lyrical's, and of these the ones that can be started here.
+ROBOT_PYTHONS := 3.10 3.11 3.12 3.13 3.14
+PYTHONS_HERE = $(foreach version,$(ROBOT_PYTHONS),$(shell python$(version) -c 'print("$(version)")' 2>/dev/null))
 
 # Without a usable ROS distribution, what is left of one in the environment only does harm.
 ifeq ($(shell test -n "$$ROS_DISTRO" && $(PYTHON) -c "import rclpy" 2>/dev/null && echo sourced),)
@@ -47,9 +47,12 @@ test-lowest: ## Run the tests with the lowest versions that setup.py allows
 		--constraints constraints-lowest.txt
 	.venv-lowest/bin/$(PYTEST) $(ARGS)
 
-test-robot: ## Run the tests that need no PyTorch, without PyTorch
-	@$(PYTHON) tools/environment.py .venv-robot cpu bag test cv-headless ros-kilted
-	.venv-robot/bin/$(PYTEST) $(ARGS) $(WITHOUT_TORCH)
+test-robot: $(PYTHONS_HERE:%=test-robot-%) ## Run the tests that need no PyTorch, without it, on each Python from 3.10 to 3.14
+	@echo "ran on Python $(PYTHONS_HERE); not found here: $(or $(filter-out $(PYTHONS_HERE),$(ROBOT_PYTHONS)),none)"
+
+test-robot-%: # The same on one of them
+	@python$* tools/environment.py .venv-robot-$* cpu bag test cv-headless ros-kilted
+	.venv-robot-$*/bin/$(PYTEST) $(ARGS)
 
 lint: setup ## Check style, types, Dockerfiles and workflows
 	.venv/bin/ruff check .
@@ -61,5 +64,5 @@ format: setup ## Put the code into the project's format
 	.venv/bin/ruff format .
 
 clean: ## Remove the environments and everything that was made, except runs/
-	rm -rf .venv .venv-demo .venv-jazzy .venv-lowest .venv-robot build install log demo_output *.egg-info
+	rm -rf .venv .venv-demo .venv-jazzy .venv-lowest .venv-robot-* build install log demo_output *.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache

@@ -101,7 +101,7 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["psutil", "pytest", "pytest-xdist", "rosbags>=0.11"],
+        "test": ["onnx>=1.17", "psutil", "pytest", "pytest-xdist", "rosbags>=0.11"],
         "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "lint": [
             "check-jsonschema",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
 from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
@@ -78,12 +77,3 @@ def write_tiny_bundle(
         head=HeadSection(name="aspp", options={"width": 16}),
     )
     return save_bundle(path, manifest, head.state_dict(), write_backbone)
-
-
-def write_exported_bundle(path: Path, **options: Any) -> Bundle:
-    """Write a bundle as `write_tiny_bundle` does, with its ONNX export: a node that loads it need not import torch."""
-    from dinov3_seg_ros.export.exporter import ExportOptions, export
-
-    write_tiny_bundle(path, **options)
-    export([path], ExportOptions(precision="fp32"))
-    return load_bundle(path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+from robot_part import has_torch, needs_torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads than cores only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,10 +36,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("ros"))
 
 
+def pytest_ignore_collect(collection_path):
+    """Without PyTorch, leave out the modules that need it."""
+    if collection_path.match("test_*.py") and not has_torch() and needs_torch(collection_path):
+        return True
+    return None
+
+
+def pytest_report_header():
+    """Say in the first lines what is left out."""
+    left_out = 0 if has_torch() else sum(map(needs_torch, Path(__file__).parent.glob("test_*.py")))
+    return f"PyTorch is not installed: {left_out} modules that need it are left out" if left_out else None
+
+
 @pytest.fixture(scope="session")
 def small_exported_bundle(tmp_path_factory):
-    """A bundle of 32x32 pixels with its ONNX export, which takes seconds to make and nobody changes."""
-    from bundles import write_exported_bundle
+    """A bundle of 32x32 pixels that nobody changes."""
+    from exported_bundles import write_exported_bundle
 
     return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
 

@@ -10,7 +10,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
+from exported_bundles import write_exported_bundle
 from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
@@ -107,7 +107,7 @@ def test_all_options_reach_the_node_as_parameters(monkeypatch, tmp_path):
 @pytest.mark.ros
 def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    bundle = write_tiny_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     output = tmp_path / "output"
     command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path), "--output", str(output)]
     command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]

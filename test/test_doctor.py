@@ -7,17 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from bundles import write_tiny_bundle
+from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros import doctor
-from dinov3_seg_ros.export.exporter import ExportOptions, export
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", geometry="stretch")
-    export([bundle.path], ExportOptions())
-    return bundle
+    return write_exported_bundle(tmp_path_factory.mktemp("bundles") / "tiny", geometry="stretch")
 
 
 def findings(path):
@@ -32,8 +29,8 @@ def test_an_intact_bundle_and_its_graphs_are_described(exported):
 
 
 def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
-    other = write_tiny_bundle(tmp_path / "other", geometry="stretch", seed=5)
-    shutil.copytree(exported.path / "onnx", other.path / "onnx")
+    other = write_exported_bundle(tmp_path / "other", geometry="stretch", seed=5)
+    shutil.copytree(exported.path / "onnx", other.path / "onnx", dirs_exist_ok=True)
     found = findings(other.path)["graphs of tiny"]
     assert found.level == doctor.WARNING
     assert "another head" in found.detail
@@ -48,6 +45,7 @@ def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
     ],
 )
 def test_a_decode_not_compiled_for_the_gpu_is_a_warning(monkeypatch, form, level, detail, remedy):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(
         "dinov3_seg_ros.decode.backend", lambda device="cpu", wait=False: {"cpu": "numba", "cuda": form}[device]

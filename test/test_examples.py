@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 
 from dinov3_seg_ros import Segmenter
 from dinov3_seg_ros.scenes import sample
@@ -64,6 +63,7 @@ def test_two_heads_read_the_same_maps():
 
 
 def test_a_head_is_trained_from_python(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     options = ["--name", "small", "--output", tmp_path / "run", "--data.cache", tmp_path / "scenes", "--workers", "0"]
     sizes = ["--data.count", "8", "--data.val_count", "2", "--data.size", "96", "128", "--epochs", "1"]
     said = run("train_from_python.py", "demo", *options, *sizes)
@@ -85,6 +85,9 @@ def test_plain_onnx_runtime_needs_nothing_of_this_package(tmp_path):
 
 
 def test_the_fused_graph_gives_what_backbone_and_head_give(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from bundles import write_tiny_bundle
+
     from dinov3_seg_ros.export.__main__ import main
 
     write_tiny_bundle(tmp_path / "tiny")

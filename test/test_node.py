@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from bundles import write_exported_bundle
+from exported_bundles import write_exported_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from bundles import write_exported_bundle
+from exported_bundles import write_exported_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
@@ -31,8 +31,8 @@ MASK_SIZE = (30, 40)
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     options = {"network_size": (96, 128), "num_classes": 5}
-    # These random weights find the classes 0, 1 and 4 in the picture.
-    first = write_exported_bundle(folder / "first", name="first", seed=8, **options)
+    # These random weights find all classes in the picture.
+    first = write_exported_bundle(folder / "first", name="first", seed=95, **options)
     return [first, write_exported_bundle(folder / "further", name="further", seed=9, **options)]
 
 
@@ -95,7 +95,7 @@ def decoded(message):
 
 def test_every_topic_has_the_published_classes_and_the_frames_header(quiet, segmenter):
     graph, _, camera = quiet
-    topics = {"mask": Image, "confidence": Image, "overlay": Image}
+    topics = {"mask": Image, "confidence": Image, "color_mask": Image, "overlay": Image}
     topics |= {"mask/compressed": CompressedImage, "overlay/compressed": CompressedImage}
     received = {
         name: graph.listen(f"segmentation/{name}", reliable=True, message_type=kind) for name, kind in topics.items()
@@ -109,6 +109,10 @@ def test_every_topic_has_the_published_classes_and_the_frames_header(quiet, segm
     assert set(np.unique(labels)) == {0, 1, 255}
     assert np.array_equal(image_of(newest["mask"]), labels)
     assert np.array_equal(image_of(newest["confidence"]), confidence)
+    assert newest["color_mask"].encoding == "bgr8"
+    colours = image_of(newest["color_mask"])[..., ::-1]
+    assert (colours[labels == 1] == [1, 2, 3]).all()
+    assert (colours[labels == 255] == 0).all(), "unlabelled"
     assert newest["mask/compressed"].format == "mono8; png compressed"
     assert np.array_equal(decoded(newest["mask/compressed"]), labels)
     overlay = image_of(newest["overlay"])

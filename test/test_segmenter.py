@@ -1,38 +1,36 @@
-"""Frames in, segmentations out: on tiny bundles, mostly with the PyTorch runtime."""
+"""Frames in, segmentations out: with ONNX Runtime, on tiny bundles that hold nothing but graphs."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
-import torch
-from bundles import made_backbone, write_tiny_bundle
+from exported_bundles import write_exported_bundle
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+import onnxruntime
 
 import dinov3_seg_ros
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.decode.parallel import thread_count
-from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions, parse_mask_size
-from dinov3_seg_ros.runtimes import pytorch
+from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, parse_mask_size
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
-from dinov3_seg_ros.segmenter import Segmenter, limit_threads
+from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return write_exported_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def further(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "further", name="further", num_classes=300, seed=4)
+    folder = tmp_path_factory.mktemp("bundles") / "further"
+    return write_exported_bundle(folder, name="further", num_classes=300, seed=4)
 
 
 def picture(height=120, width=200, seed=0):
@@ -40,27 +38,45 @@ def picture(height=120, width=200, seed=0):
     return np.repeat(np.repeat(small, -(-height // 5), axis=0), -(-width // 6), axis=1)[:height, :width].copy()
 
 
-def naive_pytorch(bundle, rgb):
-    """Labels and confidence by naive PyTorch: float input, the whole volume of probabilities, argmax."""
-    size = bundle.manifest.input.network_size
-    canvas = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.manifest.input.mean, bundle.manifest.input.std))
-    assert canvas.shape[-2:] == size
-    with torch.inference_mode():
-        logits = bundle.load_head()(bundle.load_backbone()((canvas - mean) / std))
-        volume = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        confidence, labels = volume.softmax(1).max(1)
-    return labels[0].numpy(), np.rint(255 * confidence[0].numpy())
-
-
-def test_labels_and_confidence_equal_those_of_naive_pytorch(bundle):
+def test_labels_are_those_of_the_graphs_logits(bundle):
     rgb = picture(64, 96)
+    (folder,) = (bundle.path / "onnx").iterdir()
+    backbone, head = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("backbone", "head"))
+    names = [output.name for output in backbone.get_outputs()]
+    maps = dict(zip(names, backbone.run(names, {"canvases": rgb[None]}), strict=True))
+    (logits,) = head.run(None, maps)
+    labels, confidence = decode.upsample_argmax_confidence(logits, (64, 96))
     result = Segmenter.from_bundle(bundle.path).segment([rgb])[0]
-    labels, confidence = naive_pytorch(bundle, rgb)
     assert len(np.unique(labels)) > 1
-    assert (result.labels == labels).mean() > 0.9995
-    assert np.abs(result.confidence.astype(int) - confidence).max() <= 1
+    assert (result.labels == labels[0]).mean() > 0.9995
+    assert np.abs(result.confidence.astype(int) - confidence[0]).max() <= 1
     assert (result.labels.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
+
+
+def test_several_heads_have_the_labels_of_each_alone(bundle, further):
+    segmenter = Segmenter.from_bundle([bundle.path, further.path])
+    result = segmenter.segment([picture()])[0]
+    assert list(result.heads) == ["tiny", "further"]
+    for single in (bundle, further):
+        expected = Segmenter.from_bundle(single.path).segment([picture()])[0].labels
+        assert np.array_equal(result.heads[single.manifest.name].labels, expected)
+    assert result.heads["further"].labels.dtype == np.uint16
+    assert list(segmenter.segment([picture()], heads=["further"])[0].heads) == ["further"]
+
+
+def test_images_heads_and_sizes_that_cannot_be_used_are_refused(bundle):
+    segmenter = Segmenter.from_bundle(bundle.path)
+    with pytest.raises(ImageError, match="uint8 RGB"):
+        segmenter.segment([np.zeros((4, 4, 3))])
+    with pytest.raises(ParameterError, match="no head 'depth'"):
+        segmenter.segment([picture()], heads=["depth"])
+    with pytest.raises(ParameterError, match="mask size"):
+        segmenter.segment([picture()], size="large")
+
+
+def test_a_size_that_was_not_exported_is_refused_with_the_command(bundle):
+    with pytest.raises(RuntimeUnavailableError, match=r"python -m dinov3_seg_ros\.export"):
+        Segmenter.from_bundle(bundle.path, "onnx", network_size=(96, 96))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -89,20 +105,6 @@ def test_frames_of_mixed_sizes_come_back_in_order(bundle):
         assert (one == other.labels).mean() > 0.999
 
 
-def test_several_heads_share_one_backbone_pass(bundle, further):
-    segmenter = Segmenter.from_bundle([bundle.path, further.path])
-    calls = []
-    segmenter.runtime._backbone.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    result = segmenter.segment([picture()])[0]
-    assert calls == [1]
-    assert list(result.heads) == ["tiny", "further"]
-    for single in (bundle, further):
-        expected = Segmenter.from_bundle(single.path).segment([picture()])[0].labels
-        assert np.array_equal(result.heads[single.manifest.name].labels, expected)
-    assert result.heads["further"].labels.dtype == np.uint16
-    assert list(segmenter.segment([picture()], heads=["further"])[0].heads) == ["further"]
-
-
 @pytest.mark.parametrize(("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), ((30, 40), (30, 40))])
 def test_labels_have_the_size_asked_for(bundle, size, expected):
     assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
@@ -114,301 +116,6 @@ def test_every_stage_is_timed(bundle):
     summary = segmenter.times.summary_ms()
     assert list(summary) == ["preprocess", "backbone", "heads", "decode"]
     assert all(0 < stage["median"] <= stage["p95"] for stage in summary.values())
-
-
-def noting(classes, function):
-    """The function, which notes the number of classes that it decodes."""
-
-    def noted(logits, *rest):
-        classes.add(logits.shape[1])
-        return function(logits, *rest)
-
-    return noted
-
-
-@pytest.mark.parametrize(
-    ("device", "geometry", "counts"),
-    [("cpu", "stretch", [1]), ("cuda", "stretch", [3, 2, 1]), ("cuda", "native", [1])],
-)
-def test_warm_up_runs_every_batch_size_on_a_gpu_and_decodes_every_head(
-    bundle, further, device, geometry, counts, monkeypatch
-):
-    segmenter = Segmenter.from_bundle([bundle.path, further.path], device="cpu", geometry=geometry, max_batch=3)
-    assert segmenter.runtime.device == "cpu"
-    segmenter.runtime.device = device
-    seen, run = [], segmenter.runtime.start
-    segmenter.runtime.start = lambda canvases, heads: seen.append(len(canvases)) or run(canvases, heads)
-    decoded = {"upsample_argmax": set(), "upsample_argmax_confidence": set()}
-    for name in decoded:
-        monkeypatch.setattr(decode, name, noting(decoded[name], getattr(decode, name)))
-    segmenter.warm_up()
-    assert seen == counts
-    assert decoded == {"upsample_argmax": {5, 300}, "upsample_argmax_confidence": {5, 300}}
-    assert segmenter.times.summary_ms() == {}
-
-
-def test_unusable_images_heads_sizes_and_options_are_refused(bundle):
-    segmenter = Segmenter.from_bundle(bundle.path)
-    with pytest.raises(ImageError, match="uint8 RGB"):
-        segmenter.segment([np.zeros((4, 4, 3))])
-    with pytest.raises(ParameterError, match="no head 'depth'"):
-        segmenter.segment([picture()], heads=["depth"])
-    with pytest.raises(ParameterError, match="mask size"):
-        segmenter.segment([picture()], size="large")
-    with pytest.raises(ParameterError, match="multiples of 32"):
-        Segmenter.from_bundle(bundle.path, network_size=(100, 100))
-    with pytest.raises(ParameterError, match="runtime is 'tensorflow'; use one of: auto, torch"):
-        Segmenter.from_bundle(bundle.path, runtime="tensorflow")
-    with pytest.raises(RuntimeUnavailableError, match="tensorrt"):
-        Segmenter.from_bundle(bundle.path, runtime="tensorrt")
-
-
-def test_threads_0_restores_pytorchs_own_number_of_threads(bundle):
-    default = torch.get_num_threads()
-    Segmenter.from_bundle(bundle.path, "torch", threads=default + 1).close()
-    assert torch.get_num_threads() == default + 1
-    Segmenter.from_bundle(bundle.path, "torch", threads=0).close()
-    assert torch.get_num_threads() == default
-
-
-@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (0, None)])
-def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
-    before = cv2.getNumThreads()
-    try:
-        Segmenter.from_bundle(bundle.path, "torch", threads=3).close()
-        assert (torch.get_num_threads(), thread_count(), cv2.getNumThreads()) == (3, 3, 3)
-        Segmenter.from_bundle(bundle.path, "torch", threads=threads).close()
-        found = torch.get_num_threads(), thread_count(), cv2.getNumThreads()
-        assert found == ((expected,) * 3 if expected else (pytorch._DEFAULT_THREADS, 6, before))
-    finally:
-        limit_threads(0)
-        torch.set_num_threads(pytorch._DEFAULT_THREADS)
-
-
-def test_pytorch_does_not_multiply_float32_as_tf32(bundle):
-    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for library in libraries:
-        library.allow_tf32 = True
-    Segmenter.from_bundle(bundle.path, "torch")
-    assert [library.allow_tf32 for library in libraries] == [False, False]
-
-
-def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
-    closed, close = [], pytorch.PyTorchRuntime.close
-    monkeypatch.setattr(pytorch.PyTorchRuntime, "close", lambda runtime: closed.append(runtime) or close(runtime))
-    for runtime in ("torch", "auto"):
-        with pytest.raises(ParameterError, match="multiples of 32"):
-            Segmenter.from_bundle(bundle.path, runtime, network_size=(100, 100))
-    assert len(closed) == 2
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records it")
-def test_a_backbone_that_cannot_be_recorded_runs_without_a_cuda_graph(caplog):
-    module = torch.nn.Conv2d(3, 4, 1)
-    recorded, images = pytorch._Recorded(module), torch.rand(1, 3, 8, 8)
-    with torch.inference_mode():
-        for _ in range(2):
-            assert torch.equal(recorded(images), module(images))
-    assert caplog.text.count("without a CUDA graph for 1x3x8x8") == 1
-
-
-class _StandInGpu:
-    """Replaces torch.cuda's streams, events and graphs: notes the calls, and computes at once on the CPU."""
-
-    def __init__(self, monkeypatch):
-        gpu = self.gpu = self
-        self.notes, self.current, self.devices = [], "default", set()
-
-        class Stream:
-            def __init__(self, device):
-                self.device = device
-                self.name = f"stream {sum(note[0] == 'made' for note in gpu.notes)}"
-                gpu.notes.append(("made", self.name))
-
-            def wait_stream(self, stream):
-                gpu.notes.append(("waits", self.name, getattr(stream, "name", stream)))
-
-            def record_event(self, event):
-                event.stream = self.name
-                gpu.notes.append(("records", self.name, event))
-
-            def wait_event(self, event):
-                gpu.notes.append(("waits", self.name, event))
-
-        class Event:
-            def __init__(self, enable_timing, blocking):
-                assert enable_timing and blocking
-
-            def synchronize(self):
-                gpu.notes.append(("host waits", self.stream))
-
-            def elapsed_time(self, end):
-                return 1000.0
-
-        class CUDAGraph:
-            def replay(self):
-                gpu.notes.append(("replays", gpu.current))
-
-        @contextlib.contextmanager
-        def stream(entered):
-            before, gpu.current = gpu.current, entered.name
-            yield
-            gpu.current = before
-
-        @contextlib.contextmanager
-        def graph(graph, stream, capture_error_mode):
-            assert capture_error_mode == "thread_local"
-            gpu.notes.append("recording")
-            yield
-            gpu.notes.append("recorded")
-
-        here = object.__new__(Stream)
-        here.name = "default"
-        for name, stand_in in {
-            "Stream": Stream,
-            "Event": Event,
-            "CUDAGraph": CUDAGraph,
-            "stream": stream,
-            "graph": graph,
-            "current_stream": lambda device: here,
-            "default_stream": lambda device: here,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, stand_in)
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-        monkeypatch.setattr(
-            torch.Tensor, "record_stream", lambda tensor, stream: gpu.notes.append(("keeps", stream.name))
-        )
-
-    def of(self, *kinds):
-        return [note for note in self.notes if note[0] in kinds]
-
-
-def test_on_a_gpu_only_reading_the_logits_waits(bundle, monkeypatch):
-    frames = [picture(seed=0), picture(seed=1)]
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cpu")
-    expected = [segmenter.segment([frame])[0].labels for frame in frames]
-    gpu, runtime = _StandInGpu(monkeypatch), segmenter.runtime
-    runtime._streams = pytorch._Streams(torch.device("cpu"))
-    uploading, computing = (note[1] for note in gpu.of("made"))
-    assert gpu.of("waits") == [("waits", uploading, "default"), ("waits", computing, "default")], "for the weights"
-    gpu.notes.clear()
-    for module in (runtime._backbone, *runtime._heads.values()):
-        module.register_forward_pre_hook(lambda *_: gpu.notes.append(("computes", gpu.current)))
-    segmenter.times.clear()
-    started = [segmenter.start([frame]) for frame in frames]
-    assert gpu.of("host waits") == []
-    assert gpu.of("computes") == 4 * [("computes", computing)]
-    assert gpu.of("keeps") == 2 * [("keeps", computing)], "the canvases, which the uploading stream made"
-    # Upload, backbone, heads of each frame: begin, end; each but the first waits for the end of the one before.
-    steps = gpu.of("records", "waits")
-    for first in (0, 8):
-        begin, end, *rest = steps[first : first + 8]
-        assert begin[:2] == end[:2] == ("records", uploading)
-        for wait, begin, following in (rest[:3], rest[3:]):
-            assert wait == ("waits", computing, end[2])
-            assert begin[:2] == following[:2] == ("records", computing)
-            end = following
-    gpu.notes.clear()
-    found = [one.finish()[0].labels for one in started]
-    assert set(gpu.of("host waits")) == {("host waits", computing)}
-    assert gpu.of("keeps") == 2 * [("keeps", "default")], "the logits, which are decoded there"
-    assert all(map(np.array_equal, found, expected))
-    times = segmenter.times.summary_ms()
-    assert all(times[stage]["median"] == 1000.0 for stage in ("upload", "backbone", "heads"))
-
-
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """Makes the CPU pass for two CUDA GPUs: modules and tensors stay where they are, the rest is noted."""
-    gpu = _StandInGpu(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gpu.notes.append(("empties the cache",)))
-    module_to, tensor_to = torch.nn.Module.to, torch.Tensor.to
-
-    def placed(to):
-        def place(self, *arguments, **options):
-            for device in [a for a in (*arguments, options.pop("device", None)) if isinstance(a, torch.device)]:
-                gpu.devices.add(str(device))
-            rest = [a for a in arguments if not isinstance(a, torch.device)]
-            options.pop("non_blocking", None)
-            return to(self, *rest, **options) if rest or options else self
-
-        return place
-
-    monkeypatch.setattr(torch.nn.Module, "to", placed(module_to))
-    monkeypatch.setattr(torch.Tensor, "to", placed(tensor_to))
-    return gpu
-
-
-@pytest.mark.parametrize(
-    ("asked", "used"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")]
-)
-def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, asked, used):
-    options = ComputeOptions(device=asked)
-    assert pytorch.PyTorchRuntime.find_device([bundle], options) == used
-    runtime = pytorch.PyTorchRuntime([bundle], options)
-    runtime.start(np.zeros((1, 64, 96, 3), np.uint8), ["tiny"]).logits()
-    assert (runtime.device, runtime.logits_device) == (used, used)
-    assert f" on {used}, float32" in runtime.description
-    assert two_gpus.devices == {used}
-    assert {str(runtime._streams.uploading.device), str(runtime._streams.computing.device)} == {used}
-    runtime.close()
-    assert two_gpus.of("empties the cache")
-
-
-def test_a_gpu_number_that_does_not_exist_is_refused(bundle, two_gpus):
-    with pytest.raises(RuntimeUnavailableError, match="'cuda:2' was asked for, but PyTorch finds 2 CUDA GPUs"):
-        pytorch.PyTorchRuntime([bundle], ComputeOptions(device="cuda:2"))
-
-
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_cuda_graphs_are_replayed_only_with_the_option_cuda_graphs(bundle, two_gpus, cuda_graphs):
-    frame = picture()
-    expected = Segmenter.from_bundle(bundle.path, "torch", device="cpu").segment([frame])[0].labels
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
-    results = [segmenter.segment([frame])[0].labels for _ in range(2)]
-    assert all(np.array_equal(result, expected) for result in results)
-    assert len(two_gpus.of("replays")) == (2 if cuda_graphs else 0)
-
-
-def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypatch):
-    backbone = made_backbone("dinov3_vit", [0, 1])
-    gpu, own, computed = _StandInGpu(monkeypatch), backbone.model.rope_embeddings, []
-    recorded, images = pytorch._Recorded(backbone), torch.rand(1, 3, 64, 96)
-    with torch.inference_mode():
-        expected = backbone(images)
-        own.register_forward_hook(lambda *_: computed.append(gpu.notes[-1]))
-        found = recorded(images)
-    assert len(computed) == 1 and "recording" not in computed
-    assert backbone.model.rope_embeddings is own
-    assert all(map(torch.equal, found, expected))
-    (recording,) = recorded._recordings.values()
-    assert len(recording.positions) == 1, "kept as long as the graph"
-    assert gpu.of("replays")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_overlapping_frames_on_a_gpu_have_the_labels_of_single_frames(bundle):
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
-    frames = [picture(seed=seed) for seed in range(6)]
-    alone = [segmenter.segment([frame])[0].labels for frame in frames]
-    started = [segmenter.start([frame]) for frame in frames]
-    for one, other in zip(alone, started, strict=True):
-        assert np.array_equal(one, other.finish()[0].labels)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_labels_read_after_the_next_frame_are_those_of_their_own_frame(bundle, cuda_graphs):
-    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
-    frames = [picture(seed=0), picture(seed=1)]
-    at_once = [segmenter.segment([frame])[0].labels for frame in frames]
-    late = [segmenter.segment([frame])[0] for frame in frames]
-    for one, other in zip(at_once, late, strict=True):
-        assert np.array_equal(one, other.labels)
 
 
 def imported_of(libraries, statement):
@@ -443,15 +150,6 @@ def test_the_public_names_are_loaded_from_the_package(bundle):
 
 def test_every_runtime_is_an_option_and_every_option_a_runtime():
     assert sorted(["auto", *RUNTIMES]) == sorted(RUNTIME_NAMES)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_logits_are_on_the_device_that_the_runtime_names(bundle, device):
-    runtime = Segmenter.from_bundle(bundle.path, "torch", device=device).runtime
-    name = bundle.manifest.name
-    logits = runtime.start(np.zeros((1, 64, 96, 3), np.uint8), [name]).logits()[name]
-    assert runtime.logits_device == runtime.device == ("cpu" if device == "cpu" else "cuda:0")
-    assert isinstance(logits, np.ndarray) == (device == "cpu")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from bundles import write_tiny_bundle
+from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros.doctor import FAULT, examine, main
 from dinov3_seg_ros.ros.transport import (
@@ -76,7 +76,7 @@ def test_buffers_of_frames_are_not_returned_to_the_kernel():
 
 
 def test_the_doctor_tells_a_sound_bundle_from_a_damaged_one(tmp_path, capsys):
-    bundle = write_tiny_bundle(tmp_path / "bundle")
+    bundle = write_exported_bundle(tmp_path / "bundle")
     assert not [f for f in examine([bundle.path]) if f.level == FAULT and "bundle" in f.subject]
     (bundle.path / "head.safetensors").write_bytes(b"cut")
     assert main([str(bundle.path)]) == 1
