@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from lifecycle_msgs.srv import ChangeState
 from ros_graph import Graph, image_of
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from dinov3_seg_ros.segmenter import Segmenter
@@ -226,6 +227,26 @@ def test_compressed_images_are_read(graph, bundle, segmenter):
         CompressedImage(format="png", data=cv2.imencode(".png", rgb[:, :, ::-1])[1].tobytes()), masks
     )
     assert np.array_equal(image_of(masks[0]), segmenter.segment([rgb])[0].labels)
+
+
+def test_the_node_runs_with_rclpy_as_humble_has_it(graph, bundle, segmenter):
+    node = graph.start_node(program=(str(Path(__file__).with_name("humble_node.py")),), bundle=bundle.path)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    calibrations, scaled = graph.peer.create_publisher(CameraInfo, "camera_info", 1), []
+    graph.peer.create_subscription(CameraInfo, "segmentation/camera_info", scaled.append, 1)
+    calibrations.publish(CameraInfo(height=480, width=640))
+    camera.wait_for_subscriber()
+
+    def has_both():
+        calibrations.publish(CameraInfo(height=480, width=640))
+        return masks and scaled
+
+    camera.send_until(camera.message(picture()), has_both, "a mask and a calibration")
+    assert np.array_equal(image_of(masks[-1]), segmenter.segment([picture()])[0].labels)
+    for transition in ("deactivate", "activate"):
+        assert node.change_state(transition)
+    assert node.end() == 0, node.log
+    assert "Traceback" not in node.log
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])

@@ -8,10 +8,10 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
-from rclpy.clock_type import ClockType
 from rclpy.node import Node
 
 from dinov3_seg_ros.ros.camera_statistics import CameraReport, Level
+from dinov3_seg_ros.ros.distributions import ClockType
 
 _PERIOD_S = 1.0
 # The form in which `_latencies` writes.

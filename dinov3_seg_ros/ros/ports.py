@@ -15,6 +15,7 @@ from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.ros.distributions import with_message_info
 from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
 from dinov3_seg_ros.ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.sequence import SequenceGaps
@@ -118,9 +119,11 @@ class CameraInput:
         gaps = SequenceGaps()
 
         def take(image: Any, info: Mapping[str, Any]) -> None:
-            receive(camera, image, gaps.before(info, self._subscriptions[0].get_publisher_count()))
+            receive(camera, image, gaps.before(info, endpoints.publisher_count(self._subscriptions[0])))
 
-        self._subscriptions = [endpoints.subscribe(message_type, topic(camera, suffix), take, INPUT_QOS)]
+        self._subscriptions = [
+            endpoints.subscribe(message_type, topic(camera, suffix), with_message_info(take), INPUT_QOS)
+        ]
         try:
             name = topic(camera, "camera_info")
             self._subscriptions.append(endpoints.subscribe(CameraInfo, name, self._take_calibration, INPUT_QOS))

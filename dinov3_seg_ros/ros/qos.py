@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
-from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import (
@@ -21,6 +20,7 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverridingOptions
 
+from dinov3_seg_ros.ros.distributions import PublisherEventCallbacks, SubscriptionEventCallbacks, publisher_count
 from dinov3_seg_ros.support.errors import ParameterError
 
 #: Best effort matches every driver, and only the newest frame counts.
@@ -92,6 +92,10 @@ class Endpoints:
                 qos_overriding_options=None if latched else QoSOverridingOptions(_OVERRIDABLE),
             ),
         )
+
+    def publisher_count(self, subscription: Any) -> int:
+        """How many publishers match a subscription."""
+        return publisher_count(self._node, subscription)
 
     def unsubscribe(self, subscription: Any) -> None:
         """Remove a subscription."""
