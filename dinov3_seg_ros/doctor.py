@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinov3_seg_ros.ros.transport import (
+    PROFILE_VARIABLES,
     SHARED_MEMORY,
-    configure_transport,
+    chosen_transport,
+    our_setting,
     profile_variable,
     remove_dead_segments,
     stale_segments,
@@ -161,26 +163,37 @@ def _ros() -> Iterator[Finding]:
 
 
 def _transport() -> Iterator[Finding]:
-    middleware = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
-    if "fastrtps" not in middleware:
-        yield Finding(OK, "DDS", f"{middleware}: set its own buffers for images (see its documentation)")
-        return
-    variable = profile_variable()
-    profile = configure_transport(dict(os.environ))
-    if not Path(profile).is_file():
-        yield Finding(FAULT, "DDS profile", f"{profile} does not exist", f"correct or unset {variable}")
-    elif os.environ.get(variable):
-        yield Finding(OK, "DDS profile", f"{profile} (from {variable})")
-    else:
-        # With LARGE_DATA or UDPv4, hardly any 640x480 colour image arrived with best effort either.
-        chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
-        used = f"FASTDDS_BUILTIN_TRANSPORTS={chosen}" if chosen else "the default"
+    chosen = chosen_transport()
+    name, _, value = chosen.partition("=")
+    export = f"export {our_setting()}"
+    if name == "RMW_IMPLEMENTATION":
+        yield Finding(OK, "DDS", f"{value}: set its own buffers for images (see its documentation)")
+    elif not chosen:
         yield Finding(
             WARNING,
             "DDS profile",
-            f"the node sets its own; your camera driver and viewers use {used}, which loses images",
-            f"export {variable}={profile}",
+            "the node sets its own; your camera driver and viewers use the default, which loses best-effort images",
+            export,
         )
+    elif name in PROFILE_VARIABLES and not Path(value).is_file():
+        yield Finding(FAULT, "DDS profile", f"{value} does not exist", f"correct or unset {name}")
+    elif name in PROFILE_VARIABLES and not os.environ.get(profile_variable()):
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            f"{chosen}: this distribution does not read that variable, and the node changes nothing",
+            f"export {profile_variable()}={value}, or unset {name}",
+        )
+    elif name == "FASTDDS_BUILTIN_TRANSPORTS":
+        # With LARGE_DATA or UDPv4, hardly any 640x480 colour image arrived with best effort.
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            f"the node keeps {chosen}, which loses best-effort images",
+            f"let the camera driver publish reliably, or for all processes: unset {name}; {export}",
+        )
+    else:
+        yield Finding(OK, "DDS profile", f"{value} (from {name})" if value else name)
 
 
 def _shared_memory() -> Iterator[Finding]:

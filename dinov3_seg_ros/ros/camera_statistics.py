@@ -16,8 +16,13 @@ UNWANTED = "nobody subscribes"
 SWITCHED_OFF = "switched off"
 STOPPED = "waiting when the node was deactivated"
 
-#: How long a fault raises the level.
+#: The kind of fault that images are lost before the node.
+LOST = "images lost before the node"
+
+#: How long a fault, or a loss, raises the level.
 _MEMORY_S = 10.0
+#: A loss raises the level from so many images on, and from this share of those that were sent.
+_LEAST_LOST, _LEAST_LOST_SHARE = 3, 0.05
 #: A camera is stale after so long a silence.
 _SILENCE_S = 3.0
 #: A larger difference between stamp and clock means that another clock made the stamp.
@@ -78,6 +83,9 @@ class CameraStatistics:
         self._last_segmented = float("-inf")
         self._last_stamp: float | None = None
         self._input, self._output = Rate(), Rate()
+        # Of the images of the last seconds: when each came, and how many were lost just before.
+        self._arrivals: deque[tuple[float, int]] = deque(maxlen=2000)
+        self._silence_reason = ""
         self._received = self._lost = self._segmented = 0
         self._dropped: Counter[str] = Counter()
         self._noted: Counter[str] = Counter()
@@ -96,6 +104,8 @@ class CameraStatistics:
             self._lost += lost
             self._input.add()
             self._last_received = time.monotonic()
+            self._arrivals.append((self._last_received, lost))
+            self._silence_reason = ""
             last, self._last_stamp = self._last_stamp, stamp
             if last is None or stamp >= last:
                 return None
@@ -137,6 +147,21 @@ class CameraStatistics:
         with self._lock:
             return self._note(name, details)
 
+    def silence_s(self) -> float:
+        """Seconds since the last image, or since activation where there was none."""
+        with self._lock:
+            return self._silence_s()
+
+    def explain_silence(self, reason: str) -> None:
+        """Record why no image arrives; the next one makes it void."""
+        with self._lock:
+            self._silence_reason = reason
+
+    def loss(self) -> tuple[int, int] | None:
+        """How many images of the last seconds were lost before the node, and how many were sent; None for few."""
+        with self._lock:
+            return self._loss()
+
     def summary(self) -> str:
         """All counts, in one line."""
         with self._lock:
@@ -171,18 +196,34 @@ class CameraStatistics:
         self._faults.append(fault)
         return fault
 
+    def _silence_s(self) -> float:
+        return time.monotonic() - (self._last_received or self._start)
+
+    def _loss(self) -> tuple[int, int] | None:
+        start = time.monotonic() - _MEMORY_S
+        recent = [lost for moment, lost in self._arrivals if moment > start]
+        lost, sent = sum(recent), sum(recent) + len(recent)
+        return (lost, sent) if lost >= max(_LEAST_LOST, _LEAST_LOST_SHARE * sent) else None
+
     def _judge(self, topic: str) -> tuple[Level, str]:
         now = time.monotonic()
-        silence = now - (self._last_received or self._start)
-        if silence > _SILENCE_S:
+        if (silence := self._silence_s()) > _SILENCE_S:
             kind = "no further image" if self._last_received else "no image yet"
-            return Level.STALE, f"{kind} on {topic} for {silence:.0f} s"
+            reason = f": {self._silence_reason}" if self._silence_reason else ""
+            return Level.STALE, f"{kind} on {topic} for {silence:.0f} s{reason}"
         recent = [fault for fault in self._faults if now - fault.moment < _MEMORY_S]
         if recent:
             found = ", ".join(sorted({fault.name for fault in recent}))
             if now - self._last_segmented > _MEMORY_S and any(fault.lost_frame for fault in recent):
                 return Level.ERROR, f"no frame could be segmented: {found}"
             return Level.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
+        if loss := self._loss():
+            return Level.WARN, f"{LOST}: {describe_loss(*loss)}"
         return Level.OK, (
             f"{self._output.per_second():.1f} of {self._input.per_second():.1f} frames per second segmented"
         )
+
+
+def describe_loss(lost: int, sent: int) -> str:
+    """A loss from `CameraStatistics.loss`, in words."""
+    return f"{lost} of {sent} in the last {_MEMORY_S:.0f} s"

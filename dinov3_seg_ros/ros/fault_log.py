@@ -34,6 +34,14 @@ class FaultLog:
         if fault and self._is_due((camera, fault.name), _NOTE_PERIOD_S):
             self._logger.warning(f"{fault.name}{of_camera(camera)}: {fault.details}")
 
+    def warn(self, line: str) -> None:
+        """Log a warning at once."""
+        self._logger.warning(line)
+
+    def inform(self, line: str) -> None:
+        """Log a line that warns of nothing."""
+        self._logger.info(line)
+
     def _is_due(self, kind: tuple[str, str], period_s: float) -> bool:
         now = time.monotonic()
         if now - self._logged.get(kind, float("-inf")) < period_s:

@@ -11,6 +11,7 @@ from rclpy.clock import Clock
 
 from dinov3_seg_ros.options import NodeOptions, parse_mask_size
 from dinov3_seg_ros.ros.camera_statistics import REPLACED, STOPPED, SWITCHED_OFF, UNWANTED, CameraStatistics
+from dinov3_seg_ros.ros.camera_watch import CameraWatch
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.qos import Endpoints
@@ -66,6 +67,7 @@ class FrameLoop:
         self._mask_size = parse_mask_size(options().mask_size)
         self._inputs: dict[str, CameraInput] = {}
         self.statistics = {camera: CameraStatistics() for camera in outputs}
+        self._watch = CameraWatch(endpoints, self._inputs, self.statistics, faults)
         self._worker = LatestFrameWorker(
             self._begin, self._drop_all, segmenter.max_batch, overlap=segmenter.runtime.device != "cpu"
         )
@@ -77,9 +79,11 @@ class FrameLoop:
         transport = self._options().image_transport
         for camera in self._outputs:
             self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
+        self._watch.start()
 
     def stop(self) -> None:
         """Unsubscribe, and let the frame being processed finish."""
+        self._watch.stop()
         for camera_input in self._inputs.values():
             camera_input.close()
         for camera in self._worker.stop():

@@ -15,10 +15,12 @@ from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
-from dinov3_seg_ros.ros.distributions import with_message_info
+from dinov3_seg_ros.ros.following import FollowingSubscription
 from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
-from dinov3_seg_ros.ros.qos import INPUT_QOS, LATCHED_QOS, OUTPUT_QOS, Endpoints
+from dinov3_seg_ros.ros.publishers import type_name
+from dinov3_seg_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.sequence import SequenceGaps
+from dinov3_seg_ros.ros.silence import Silence, explain_silence
 from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.timing import StageTimes
 
@@ -33,11 +35,8 @@ except Exception:
 #: Whether ``segmentation/label_info`` can be published.
 HAS_LABEL_INFO = LabelInfo is not None
 
-#: Topic suffix, message type and reader of pixels, by the parameter image_transport.
-TRANSPORTS = {
-    "raw": ("image", Image, read_image),
-    "compressed": ("image/compressed", CompressedImage, read_compressed_image),
-}
+#: Message type and reader of pixels, by the parameter image_transport.
+TRANSPORTS = {"raw": (Image, read_image), "compressed": (CompressedImage, read_compressed_image)}
 # Outputs that need a segmentation; camera_info alone does not.
 _PICTURES = {
     "mask": Image,
@@ -112,30 +111,57 @@ class CameraInput:
         receive: Callable[[str, Any, int], None],
         note_fault: Callable[[str, Exception], None],
     ) -> None:
-        suffix, message_type, self._to_rgb = TRANSPORTS[transport]
-        self._scale = ValueScale(source=topic(camera, suffix))
+        self._message_type, self._to_rgb = TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
         gaps = SequenceGaps()
 
         def take(image: Any, info: Mapping[str, Any]) -> None:
-            receive(camera, image, gaps.before(info, endpoints.publisher_count(self._subscriptions[0])))
+            receive(camera, image, gaps.before(info, self._image.matched()))
 
-        self._subscriptions = [
-            endpoints.subscribe(message_type, topic(camera, suffix), with_message_info(take), INPUT_QOS)
-        ]
+        def take_calibration(info: CameraInfo, _: Mapping[str, Any]) -> None:
+            self._take_calibration(info)
+
+        # As image_transport names topics: the base topic is remapped, then the transport appended.
+        self._name = name = topic(camera, "image")
+        if transport != "raw":
+            name = f"{endpoints.resolve(name)}/{transport}"
+        self._scale = ValueScale(source=endpoints.resolve(name))
+        self._image = FollowingSubscription(endpoints, self._message_type, name, take)
         try:
-            name = topic(camera, "camera_info")
-            self._subscriptions.append(endpoints.subscribe(CameraInfo, name, self._take_calibration, INPUT_QOS))
+            self._info = FollowingSubscription(
+                endpoints, CameraInfo, topic(camera, "camera_info"), take_calibration, follow_durability=True
+            )
         except BaseException:
-            self.close()
+            self._image.close()
             raise
 
     @property
     def image_topic(self) -> str:
         """The full name of the image topic."""
-        name: str = self._subscriptions[0].topic_name
-        return name
+        return self._image.topic
+
+    @property
+    def reliability(self) -> str:
+        """What is asked of the images' publishers: ``reliable`` or ``best effort``."""
+        return self._image.reliability
+
+    def follow(self) -> None:
+        """Ask for what the publishers offer now; see `FollowingSubscription.follow`."""
+        self._image.follow()
+        self._info.follow()
+
+    def explain_silence(self) -> Silence:
+        """Why no image arrives."""
+        image = self._image
+        return explain_silence(
+            image.topic,
+            self._name,
+            type_name(self._message_type),
+            image.reliability,
+            image.publishers(),
+            self._endpoints.picture_topics(),
+        )
 
     def read(self, image: Any, received: float, options: PublishOptions) -> Frame:
         """Read the frame of a message; ``options`` say which images are accepted.
@@ -149,8 +175,8 @@ class CameraInput:
 
     def close(self) -> None:
         """Unsubscribe."""
-        for subscription in self._subscriptions:
-            self._endpoints.unsubscribe(subscription)
+        self._image.close()
+        self._info.close()
 
     def _take_calibration(self, info: CameraInfo) -> None:
         try:

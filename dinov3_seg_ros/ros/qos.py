@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import (
@@ -20,16 +23,16 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverridingOptions
 
-from dinov3_seg_ros.ros.distributions import PublisherEventCallbacks, SubscriptionEventCallbacks, publisher_count
+from dinov3_seg_ros.ros.distributions import (
+    ClockType,
+    PublisherEventCallbacks,
+    SubscriptionEventCallbacks,
+    publisher_count,
+    with_message_info,
+)
+from dinov3_seg_ros.ros.publishers import Publisher, node_name, picture_topics, policy_name, publishers_on
 from dinov3_seg_ros.support.errors import ParameterError
 
-#: Best effort matches every driver, and only the newest frame counts.
-INPUT_QOS = QoSProfile(
-    reliability=ReliabilityPolicy.BEST_EFFORT,
-    durability=DurabilityPolicy.VOLATILE,
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-)
 #: Reliable, so that both kinds of subscriber match.
 OUTPUT_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
@@ -44,8 +47,12 @@ LATCHED_QOS = QoSProfile(
     depth=1,
 )
 
+#: The value of an overriding parameter that leaves a subscription's policy to `following.FollowingSubscription`.
+FOLLOW = "best_available"
+
 # Parameters such as qos_overrides./segmentation/mask.publisher.reliability.
 _OVERRIDABLE = (QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+_POLICIES = {QoSPolicyKind.RELIABILITY: ReliabilityPolicy, QoSPolicyKind.DURABILITY: DurabilityPolicy}
 
 
 class Endpoints:
@@ -57,49 +64,102 @@ class Endpoints:
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
-        # Our own profile, by topic and whether we publish on it.
-        self._marked: dict[tuple[str, bool], QoSProfile] = {}
+        # What gives our own profile, by topic and whether we publish on it.
+        self._marked: dict[tuple[str, bool], Callable[[], QoSProfile]] = {}
         self._logged: set[str] = set()
 
-    def subscribe(self, message_type: type, topic: str, callback: Callable[..., None], qos: QoSProfile) -> Any:
-        """Create a subscription; the user may override its quality of service. ``callback`` takes (message[, info])."""
-        qos, mark = self._prepare(topic, qos, False)
-        return _created(
-            topic,
-            lambda: self._node.create_subscription(
+    def resolve(self, topic: str) -> str:
+        """The full name of a topic, remapped."""
+        name: str = self._node.resolve_topic_name(topic)
+        return name
+
+    def publishers_on(self, topic: str) -> list[Publisher]:
+        """See `publishers.publishers_on`."""
+        return publishers_on(self._node, topic)
+
+    def picture_topics(self) -> dict[str, str]:
+        """See `publishers.picture_topics`."""
+        return picture_topics(self._node)
+
+    def override(self, topic: str, kind: QoSPolicyKind, default: str) -> Any:
+        """The policy of a subscription that a parameter fixes; None where its value is `FOLLOW`.
+
+        rclpy's own overriding cannot be used for policies that change: it keeps the value of the first subscription.
+
+        Args:
+            topic: full name.
+            kind: of the policy.
+            default: value of the parameter.
+
+        Raises:
+            ParameterError: the parameter has a value that cannot be used.
+        """
+        name = f"qos_overrides.{topic}.subscription.{kind.name.lower()}"
+        descriptor = ParameterDescriptor(description=f"{kind.name.lower()} of the subscription", read_only=True)
+        with _opening(topic):
+            if not self._node.has_parameter(name):
+                self._node.declare_parameter(name, default, descriptor)
+            value = self._node.get_parameter(name).value
+        if value == FOLLOW:
+            return None
+        policies = {policy.name.lower(): policy for policy in _POLICIES[kind] if policy.name != "UNKNOWN"}
+        if value not in policies:
+            raise ParameterError(
+                f"topic {topic} cannot be opened; check its qos_overrides: {name} is '{value}'; "
+                f"use one of: {', '.join({**policies, FOLLOW: None})}"
+            )
+        return policies[value]
+
+    def subscribe(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any, Mapping[str, Any]], None],
+        qos: QoSProfile,
+        judged_by: Callable[[], QoSProfile],
+    ) -> Any:
+        """Create a subscription. The user may override its depth; its other policies are as in ``qos``.
+
+        Args:
+            message_type: of its messages.
+            topic: its name; remapping applies.
+            callback: takes a message and rclpy's MessageInfo, which may be empty.
+            qos: what is asked for.
+            judged_by: gives the profile with which publishers are compared to find mismatches.
+        """
+        with _opening(topic):
+            return self._node.create_subscription(
                 message_type,
                 topic,
-                callback,
+                with_message_info(callback),
                 qos,
-                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mark),
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._marker(topic, False, judged_by)),
                 callback_group=own_group(),
-                qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE),
-            ),
-        )
+                qos_overriding_options=QoSOverridingOptions((QoSPolicyKind.DEPTH,)),
+            )
 
     def advertise(self, message_type: type, topic: str, qos: QoSProfile) -> Any:
         """Create a lifecycle publisher; the user may override its quality of service unless it is latched."""
-        qos, mark = self._prepare(topic, qos, True)
+        qos = copy.copy(qos)  # overriding changes it
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
-        return _created(
-            topic,
-            lambda: self._node.create_lifecycle_publisher(
+        with _opening(topic):
+            return self._node.create_lifecycle_publisher(
                 message_type,
                 topic,
                 qos,
-                event_callbacks=PublisherEventCallbacks(incompatible_qos=mark),
+                event_callbacks=PublisherEventCallbacks(incompatible_qos=self._marker(topic, True, lambda: qos)),
                 callback_group=own_group(),
                 qos_overriding_options=None if latched else QoSOverridingOptions(_OVERRIDABLE),
-            ),
-        )
+            )
 
     def publisher_count(self, subscription: Any) -> int:
         """How many publishers match a subscription."""
         return publisher_count(self._node, subscription)
 
-    def unsubscribe(self, subscription: Any) -> None:
-        """Remove a subscription."""
-        self._marked.pop((subscription.topic_name, False), None)
+    def unsubscribe(self, subscription: Any, is_replaced: bool = False) -> None:
+        """Remove a subscription; ``is_replaced`` where another one to its topic stays."""
+        if not is_replaced:
+            self._marked.pop((subscription.topic_name, False), None)
         self._node.destroy_subscription(subscription)
 
     def withdraw(self, publisher: Any) -> None:
@@ -107,11 +167,21 @@ class Endpoints:
         self._marked.pop((publisher.topic_name, True), None)
         self._node.destroy_lifecycle_publisher(publisher)
 
+    def start_timer(self, period_s: float, callback: Callable[[], None]) -> Any:
+        """Call ``callback`` in the executor's thread, again and again until `stop_timer`."""
+        # Steady time, since simulated time may stand still.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        return self._node.create_timer(period_s, callback, callback_group=own_group(), clock=clock)
+
+    def stop_timer(self, timer: Any) -> None:
+        """Remove a timer."""
+        self._node.destroy_timer(timer)
+
     def mismatches(self) -> list[str]:
         """One line for each peer that does not match, naming both sides and the difference; each is logged once."""
         lines = []
         for (topic, publishes), ours in list(self._marked.items()):
-            found = self._mismatches_of(topic, publishes, ours)
+            found = self._mismatches_of(topic, publishes, ours())
             if not found:
                 del self._marked[topic, publishes]  # the peer has left
             lines += found
@@ -127,23 +197,22 @@ class Endpoints:
             pair = (ours, peer.qos_profile) if publishes else (peer.qos_profile, ours)
             compatibility, reason = qos_check_compatible(*pair)
             if compatibility == QoSCompatibility.ERROR:
-                name = f"{peer.node_namespace.rstrip('/')}/{peer.node_name}"
                 sides = ("publisher", "subscriber") if publishes else ("subscriber", "publisher")
                 lines.append(
                     f"{topic}: {sides[0]} {self._node.get_fully_qualified_name()} ({_described(ours)}) and {sides[1]} "
-                    f"{name} ({_described(peer.qos_profile)}) do not match, and nothing passes between them: "
-                    f"{reason.strip().rstrip(';')}"
+                    f"{node_name(peer)} ({_described(peer.qos_profile)}) do not match, and nothing passes between "
+                    f"them: {reason.strip().rstrip(';')}"
                 )
         return lines
 
-    def _prepare(self, topic: str, qos: QoSProfile, publishes: bool) -> tuple[QoSProfile, Callable[[Any], None]]:
-        """A copy of the profile, since overriding changes it, and the callback of its event."""
-        qos, name = copy.copy(qos), self._node.resolve_topic_name(topic)
+    def _marker(self, topic: str, publishes: bool, ours: Callable[[], QoSProfile]) -> Callable[[Any], None]:
+        """The callback of the event that a peer does not match."""
+        name = self.resolve(topic)
 
         def mark(_event: Any) -> None:
-            self._marked[name, publishes] = qos
+            self._marked[name, publishes] = ours
 
-        return qos, mark
+        return mark
 
 
 def own_group() -> CallbackGroup:
@@ -151,12 +220,14 @@ def own_group() -> CallbackGroup:
     return MutuallyExclusiveCallbackGroup()
 
 
-def _created(topic: str, create: Callable[[], Any]) -> Any:
+@contextlib.contextmanager
+def _opening(topic: str) -> Iterator[None]:
+    """Raise ParameterError where rclpy cannot open a topic with the overrides given."""
     try:
-        return create()
+        yield
     except (InvalidQosOverridesError, ParameterException, RuntimeError) as error:
         raise ParameterError(f"topic {topic} cannot be opened; check its qos_overrides: {error}") from error
 
 
 def _described(qos: QoSProfile) -> str:
-    return f"{qos.reliability.name}, {qos.durability.name}".lower().replace("_", " ")
+    return f"{policy_name(qos.reliability)}, {policy_name(qos.durability)}"

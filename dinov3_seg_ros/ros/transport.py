@@ -1,7 +1,8 @@
 """The environment of a process that sends images over ROS 2. Call before ``rclpy.init``.
 
 By default Fast DDS uses 512 KB of shared memory, less than one 640x480 colour image, so best-effort images are dropped
-between processes. `configure_transport` points it to the profile in ``config/``, unless the user has set one.
+between processes. `configure_transport` points it to the profile in ``config/``, unless the user has chosen a
+transport: processes with different transports may not see each other at all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from dinov3_seg_ros.support.resources import resource_path
@@ -21,6 +22,15 @@ from dinov3_seg_ros.support.resources import resource_path
 PROFILE = "config/fastdds.xml"
 #: Kilted and later read the first and warn about the second; earlier distributions read only the second.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+#: Variables by which a user chooses how Fast DDS sends. A profile would overrule those that name no profile.
+TRANSPORT_VARIABLES = (
+    *PROFILE_VARIABLES,
+    "RMW_FASTRTPS_USE_QOS_FROM_XML",
+    "FASTDDS_BUILTIN_TRANSPORTS",
+    "ROS2_EASY_MODE",
+)
+# Fast DDS reads them in the working directory.
+_LOCAL_PROFILES = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.xml")
 
 SHARED_MEMORY = Path("/dev/shm")
 # A healthy process sizes a segment microseconds after it has created the file.
@@ -29,16 +39,56 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Give this process, and those it starts, enough shared memory for images.
+    """Give this process, and those it starts, enough shared memory for images, unless the user has chosen a transport.
 
     Returns:
-        The path of the profile in use: the user's, where one is set.
+        What decides: a setting of the user's, as from `chosen_transport`, or ``VARIABLE=PATH`` of our profile.
     """
-    variable = profile_variable()
-    # A profile set under the variable of another distribution is also the user's choice.
-    others = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
-    environment[variable] = environment.get(variable) or next(iter(others), str(resource_path(PROFILE)))
-    return environment[variable]
+    if chosen := chosen_transport(environment):
+        return chosen
+    environment[profile_variable()] = str(resource_path(PROFILE))
+    return our_setting()
+
+
+def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
+    """The setting by which the user has chosen how messages are sent, such as ``VARIABLE=value``; empty for none.
+
+    Our own profile counts as one where it has been set, as in a process that another one of ours has started.
+    """
+    middleware = environment.get("RMW_IMPLEMENTATION", "")
+    if middleware and not is_fast_dds(middleware):
+        return f"RMW_IMPLEMENTATION={middleware}"
+    for name in TRANSPORT_VARIABLES:
+        if environment.get(name):
+            return f"{name}={environment[name]}"
+    if environment.get("SKIP_DEFAULT_XML_FILE") != "1":
+        for local in map(Path, _LOCAL_PROFILES):
+            if local.is_file():
+                return str(local.absolute())
+    return ""
+
+
+def our_setting() -> str:
+    """``VARIABLE=PATH``: what makes Fast DDS use the profile in ``config/``."""
+    return f"{profile_variable()}={resource_path(PROFILE)}"
+
+
+def is_fast_dds(middleware: str) -> bool:
+    """Whether a value of ``RMW_IMPLEMENTATION`` names Fast DDS, the default."""
+    return not middleware or "fastrtps" in middleware
+
+
+def remedy_for_lost_images(environment: Mapping[str, str] = os.environ) -> str:
+    """What to do where images are lost on their way from the publisher, in a sentence without a full stop."""
+    chosen = chosen_transport(environment)
+    name, _, value = chosen.partition("=")
+    if not chosen or chosen == our_setting():
+        return f"start the publisher with {our_setting()}, or let it publish reliably"
+    if name == "RMW_IMPLEMENTATION":
+        return f"give {value} larger buffers, here and for the publisher, as its documentation says"
+    if name == "FASTDDS_BUILTIN_TRANSPORTS":
+        return f"let the publisher be reliable, or unset {name} everywhere and set {our_setting()} instead"
+    return f"let the publisher be reliable, or give the transport room for several images: {chosen} decides"
 
 
 def profile_variable() -> str:

@@ -1,0 +1,73 @@
+"""Who publishes on a topic, what, and in which quality of service."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from dinov3_seg_ros.ros.image_types import PICTURE_TYPES
+
+
+class Publisher(NamedTuple):
+    """One publisher, as discovery tells of it.
+
+    Attributes:
+        node: full name of its node.
+        message_type: such as ``sensor_msgs/msg/Image``.
+        qos: what it offers.
+    """
+
+    node: str
+    message_type: str
+    qos: QoSProfile
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.message_type}, {policy_name(self.qos.reliability)})"
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether a reliable subscription matches."""
+        return bool(self.qos.reliability == ReliabilityPolicy.RELIABLE)
+
+    def sends(self, message_type: type) -> bool:
+        """Whether its messages are of a type of rclpy's."""
+        return self.message_type == type_name(message_type)
+
+
+def publishers_on(node: Node, topic: str) -> list[Publisher]:
+    """All publishers on a topic, given by its full name, that ``node`` has discovered."""
+    return [
+        Publisher(node_name(info), info.topic_type, info.qos_profile)
+        for info in node.get_publishers_info_by_topic(topic)
+    ]
+
+
+def picture_topics(node: Node) -> dict[str, str]:
+    """The topics on which other nodes than ``node`` publish pictures: the full name, and the type of the messages."""
+    own = node.get_fully_qualified_name()
+    return {
+        topic: publisher.message_type
+        for topic, types in node.get_topic_names_and_types()
+        if set(types) & set(PICTURE_TYPES)
+        for publisher in publishers_on(node, topic)
+        if publisher.node != own and publisher.message_type in PICTURE_TYPES
+    }
+
+
+def node_name(info: TopicEndpointInfo) -> str:
+    """The full name of an endpoint's node."""
+    return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+
+
+def type_name(message_type: type) -> str:
+    """``sensor_msgs/msg/Image`` for the class of that message."""
+    return f"{message_type.__module__.partition('.')[0]}/msg/{message_type.__name__}"
+
+
+def policy_name(policy: IntEnum) -> str:
+    """A policy in words: ``best effort``."""
+    return policy.name.lower().replace("_", " ")
