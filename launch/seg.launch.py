@@ -53,7 +53,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 f"{name} is '{source}', but with cameras it is looked for below each prefix; give a relative name, "
                 f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
             )
-    sources = {"image": image, "image/compressed": f"{image}/compressed", "camera_info": info}
+    sources = {"image": image, "camera_info": info}
     if not value("params_file") and not given.get("bundles"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
     return [

@@ -13,6 +13,7 @@ from graphs import write_graphs
 
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 
+from rosbags import rosbag1
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
@@ -198,7 +199,7 @@ def test_other_topics_wait_only_up_to_a_bound_for_frames(segmenter, tmp_path, mo
 def test_several_image_topics_must_be_named(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/a/image", IMAGE, image(0)), ("/b/image", IMAGE, image(1))])
     adder = BagSegmenter(segmenter, outputs=["mask"])
-    with pytest.raises(DatasetError, match="the recording has: /a/image, /b/image"):
+    with pytest.raises(DatasetError, match="it has images on: /a/image, /b/image"):
         adder.process(source, tmp_path / "out")
     with pytest.raises(DatasetError, match="no images on /c"):
         adder.process(source, tmp_path / "out", ["/c"])
@@ -308,6 +309,43 @@ def test_a_path_that_is_no_recording_is_named(segmenter, tmp_path, make):
     make(tmp_path / "in")
     with pytest.raises(DatasetError, match="in cannot be read as a rosbag2"):
         BagSegmenter(segmenter).process(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_ros_1_bag_is_told_the_command_that_converts_it(segmenter, tmp_path):
+    with rosbag1.Writer(tmp_path / "drive.bag"):
+        pass
+    with pytest.raises(
+        DatasetError, match=r"drive.bag is a ROS 1 bag.*rosbags-convert --src .*drive.bag --dst .*drive"
+    ):
+        BagSegmenter(segmenter).process(tmp_path / "drive.bag", tmp_path / "out")
+    with pytest.raises(DatasetError, match="holds ROS 1 bags; convert each with rosbags-convert"):
+        BagSegmenter(segmenter).process(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_without_metadata_the_file_itself_is_named_and_can_be_read(segmenter, tmp_path, storage):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(1))], storage)
+    (folder / "metadata.yaml").unlink()
+    (file,) = folder.iterdir()
+    with pytest.raises(DatasetError, match=f"has no metadata.yaml; give the file itself: {file}$"):
+        BagSegmenter(segmenter).process(folder, tmp_path / "out")
+    assert BagSegmenter(segmenter).process(file, tmp_path / "out") == {"segmented": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "transport"),
+    [("ffmpeg_image_transport_msgs/msg/FFMPEGPacket", "ffmpeg"), ("foxglove_msgs/msg/CompressedVideo", "foxglove")],
+)
+def test_video_topics_are_named_with_the_command_that_decodes_them(segmenter, tmp_path, kind, transport):
+    types = get_typestore(Stores.ROS2_JAZZY)
+    types.register(get_types_from_msg("uint8[] data", kind))
+    topic = f"/camera/{transport}"
+    recording = write_bag(tmp_path / "in", [(topic, kind, b"packet")], types=types)
+    command = f"republish {transport} raw .*-r in/{transport}:={topic} -r out:=/camera/decoded"
+    with pytest.raises(DatasetError, match=f"images on: none; video on {topic} .{kind}. must be decoded.*{command}"):
+        BagSegmenter(segmenter).process(recording, tmp_path / "out")
+    with pytest.raises(DatasetError, match=f"has video .{kind}. on {topic};"):
+        BagSegmenter(segmenter).process(recording, tmp_path / "out", [topic])
 
 
 def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, capsys):

@@ -80,6 +80,39 @@ def test_frames_dropped_by_the_transport_are_counted(clock):
     assert statistics.summary() == "3 received, 3 segmented, 3 dropped by the transport"
 
 
+def test_a_loss_is_a_warning_from_three_images_and_five_percent_on(clock):
+    statistics = CameraStatistics()
+
+    def receive(count, lost=0):
+        for _ in range(count):
+            clock.now += 0.05
+            statistics.received(clock.now, lost)
+            statistics.segmented(clock.now, delay=0.0)
+
+    receive(1, lost=2)
+    assert statistics.loss() is None and status_of(statistics)[0] == OK, "two may be an accident"
+    receive(1, lost=1)
+    assert statistics.loss() == (3, 5)
+    assert status_of(statistics)[:2] == (WARN, "images lost before the node: 3 of 5 in the last 10 s")
+    receive(60)
+    assert statistics.loss() is None, "3 of 65"
+    receive(10, lost=1)
+    assert status_of(statistics)[0] == WARN
+    receive(210)
+    assert status_of(statistics)[0] == OK, "it is over"
+
+
+def test_the_reason_of_a_silence_is_told_until_an_image_arrives(clock):
+    statistics = CameraStatistics()
+    clock.now += 6
+    assert statistics.silence_s() == 6
+    statistics.explain_silence("nobody publishes there")
+    assert status_of(statistics)[1] == "no image yet on /front/image for 6 s: nobody publishes there"
+    statistics.received(1.0)
+    clock.now += 4
+    assert status_of(statistics)[1] == "no further image on /front/image for 4 s"
+
+
 def test_silence_is_stale_and_faults_alone_are_an_error(clock):
     statistics = CameraStatistics()
     clock.now += 5

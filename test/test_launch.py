@@ -108,7 +108,6 @@ def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
             {
                 "front/image": "front/image_raw",
                 "left/image": "left/image_raw",
-                "left/image/compressed": "left/image_raw/compressed",
                 "front/camera_info": "front/camera_info",
             },
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dinov3_seg_ros.ros.sequence import SequenceGaps
+import pytest
+
+from dinov3_seg_ros.ros.sequence import NewestFirst, SequenceGaps
 
 
 def info(number, publisher=None):
@@ -45,3 +47,28 @@ def test_many_publishers_do_not_fill_the_memory():
 def test_a_middleware_without_numbers_counts_nothing():
     assert lost([info(None), info(None)]) == [0, 0]
     assert lost([{"source_timestamp": 0}, {"source_timestamp": 0}]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("infos", "stamps", "expected"),
+    [
+        # Of two publishers, each with numbers of its own.
+        (
+            [info(7, b"a"), info(8, b"a"), info(8, b"a"), info(3, b"b"), info(7, b"a"), info(9, b"a")],
+            [(1, 0)] * 6,
+            [True, True, False, True, False, True],
+        ),
+        # Their publisher is unknown: the time of sending counts.
+        ([{"source_timestamp": t, "publication_sequence_number": 1} for t in (5, 5, 4, 6)], [(1, 0)] * 4, [1, 0, 0, 1]),
+        # Nothing is known: the stamp counts.
+        ([{}] * 4, [(1, 5), (1, 5), (0, 9), (2, 0)], [True, False, False, True]),
+    ],
+)
+def test_a_message_that_came_by_another_subscription_is_no_newer(infos, stamps, expected):
+    order = NewestFirst()
+    found = []
+    for each, stamp in zip(infos, stamps, strict=True):
+        found.append(order.is_newer(each, stamp))
+        if found[-1]:
+            order.remember(each, stamp)
+    assert found == [bool(each) for each in expected]

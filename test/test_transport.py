@@ -14,37 +14,98 @@ from pathlib import Path
 import pytest
 from exported_bundles import write_exported_bundle
 
-from dinov3_seg_ros.doctor import FAULT, examine, main
+from dinov3_seg_ros.doctor import FAULT, OK, WARNING, _transport, examine, main
 from dinov3_seg_ros.ros.transport import (
     PROFILE,
     PROFILE_VARIABLES,
+    TRANSPORT_VARIABLES,
     configure_transport,
+    our_setting,
     profile_variable,
+    remedy_for_lost_images,
     remove_dead_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
 
 
-def test_the_profile_is_set_unless_the_user_has_set_one():
-    environment = {}
-    assert configure_transport(environment) == str(resource_path(PROFILE))
-    assert environment == {profile_variable(): str(resource_path(PROFILE))}
-    for variable in PROFILE_VARIABLES:
-        own = {variable: "/own/profile.xml"}
-        assert configure_transport(own) == "/own/profile.xml"
-        assert own[profile_variable()] == "/own/profile.xml", "also when set under another distribution's name"
+@pytest.fixture
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", [{}, {"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"}, {"FASTDDS_BUILTIN_TRANSPORTS": ""}])
+def test_the_profile_is_set_where_the_user_has_chosen_nothing(in_empty_folder, given):
+    environment = dict(given)
+    assert configure_transport(environment) == f"{profile_variable()}={resource_path(PROFILE)}"
+    assert environment == {**given, profile_variable(): str(resource_path(PROFILE))}
+    assert configure_transport(environment) == our_setting(), "a process that this one starts finds it set"
 
 
 @pytest.mark.parametrize(
-    ("chosen", "used"), [("", "the default"), ("LARGE_DATA", "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA")]
+    ("variable", "value"),
+    [
+        ("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA"),
+        ("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4"),
+        ("FASTDDS_DEFAULT_PROFILES_FILE", "/own/profile.xml"),
+        ("FASTRTPS_DEFAULT_PROFILES_FILE", "/own/profile.xml"),
+        ("RMW_FASTRTPS_USE_QOS_FROM_XML", "1"),
+        ("ROS2_EASY_MODE", "127.0.0.1"),
+        ("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp"),
+    ],
 )
-def test_the_doctor_names_the_transport_that_drops_images(monkeypatch, chosen, used):
-    for variable in PROFILE_VARIABLES:
+def test_a_transport_that_the_user_has_chosen_is_left_alone(in_empty_folder, variable, value):
+    environment = {variable: value}
+    assert configure_transport(environment) == f"{variable}={value}"
+    assert environment == {variable: value}
+
+
+def test_a_profile_in_the_working_directory_is_left_alone(in_empty_folder):
+    profile = in_empty_folder / "DEFAULT_FASTDDS_PROFILES.xml"
+    profile.write_text("<profiles/>")
+    environment = {}
+    assert configure_transport(environment) == str(profile)
+    assert environment == {}
+    configure_transport(skipping := {"SKIP_DEFAULT_XML_FILE": "1"})
+    assert profile_variable() in skipping
+
+
+def test_the_remedy_for_lost_images_fits_what_was_chosen(in_empty_folder):
+    ours = f"start the publisher with {our_setting()}"
+    assert remedy_for_lost_images({}).startswith(ours)
+    assert remedy_for_lost_images({profile_variable(): str(resource_path(PROFILE))}).startswith(ours)
+    assert "unset FASTDDS_BUILTIN_TRANSPORTS" in remedy_for_lost_images({"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"})
+    assert "give rmw_zenoh_cpp larger buffers" in remedy_for_lost_images({"RMW_IMPLEMENTATION": "rmw_zenoh_cpp"})
+    assert "/own/profile.xml decides" in remedy_for_lost_images({profile_variable(): "/own/profile.xml"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "level", "detail", "remedy"),
+    [
+        ({}, WARNING, "use the default, which loses best-effort images", "export {ours}"),
+        (
+            {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"},
+            WARNING,
+            "the node keeps FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA, which loses best-effort images",
+            "let the camera driver publish reliably, or for all processes: unset FASTDDS_BUILTIN_TRANSPORTS; export",
+        ),
+        ({"{read}": "/nowhere.xml"}, FAULT, "/nowhere.xml does not exist", "correct or unset {read}"),
+        ({"{read}": __file__}, OK, "(from {read})", ""),
+        ({"{other}": __file__}, WARNING, "does not read that variable", "export {read}="),
+        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, OK, "rmw_cyclonedds_cpp: set its own buffers", ""),
+    ],
+)
+def test_the_doctor_names_the_transport(monkeypatch, in_empty_folder, environment, level, detail, remedy):
+    other = next(name for name in PROFILE_VARIABLES if name != profile_variable())
+    names = {"read": profile_variable(), "other": other, "ours": our_setting()}
+    for variable in (*TRANSPORT_VARIABLES, "RMW_IMPLEMENTATION"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", chosen)
-    (finding,) = [found for found in examine() if found.subject == "DDS profile"]
-    assert finding.detail.endswith(f"use {used}, which loses images")
-    assert finding.remedy == f"export {profile_variable()}={resource_path(PROFILE)}"
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable.format(**names), value)
+    (finding,) = _transport()
+    assert finding.level == level
+    assert detail.format(**names) in finding.detail
+    assert finding.remedy.startswith(remedy.format(**names)) and bool(finding.remedy) == bool(remedy)
 
 
 def test_the_profile_gives_32_mb_of_shared_memory_and_keeps_udp():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -26,6 +26,7 @@ from dinov3_seg_ros.frames.output_classes import (
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
+from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE, VIDEO_TRANSPORTS, decoded_topic, republish_command
 from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("mask", "confidence", "color_mask", "overlay")
 
-_IMAGE = "sensor_msgs/msg/Image"
 _READERS: dict[str, Callable[[Any, int, ValueScale], np.ndarray]] = {
-    _IMAGE: read_image,
-    "sensor_msgs/msg/CompressedImage": read_compressed_image,
+    IMAGE: read_image,
+    COMPRESSED_IMAGE: read_compressed_image,
 }
 # Messages that are only copied wait for the frames beside them, until they hold this many bytes.
 _MOST_COPIED = 64 << 20
@@ -218,7 +218,7 @@ class BagSegmenter:
         return published.labels, mask_encoding(published.labels)
 
     def _serialised(self, array: np.ndarray, encoding: str, header: Any) -> memoryview:
-        image = self._types.types[_IMAGE](
+        image = self._types.types[IMAGE](
             header=header,
             height=array.shape[0],
             width=array.shape[1],
@@ -227,7 +227,7 @@ class BagSegmenter:
             step=array[0].nbytes,
             data=np.ascontiguousarray(array).reshape(-1).view(np.uint8),
         )
-        return self._types.serialize_cdr(image, _IMAGE)
+        return self._types.serialize_cdr(image, IMAGE)
 
     def _copies(self, writer: Writer, connections: Sequence[Connection]) -> dict[int, Connection]:
         """Add the recording's connections to the writer, by their id there; the publishers of one topic share one."""
@@ -271,7 +271,7 @@ class BagSegmenter:
                             "in a recording that has no masks yet"
                         )
                     existing.add(f"/{name}")
-                    added[image, head, output] = writer.add_connection(f"/{name}", _IMAGE, typestore=self._types)
+                    added[image, head, output] = writer.add_connection(f"/{name}", IMAGE, typestore=self._types)
         return added
 
 
@@ -282,12 +282,27 @@ def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> l
         DatasetError: a topic is absent or has no images; or none is named and there is not exactly one.
     """
     found = sorted({connection.topic for connection in connections if connection.msgtype in _READERS})
+    videos = {c.topic: c.msgtype for c in connections if c.msgtype in VIDEO_TRANSPORTS}
     for topic in wanted:
         if topic not in found:
-            raise DatasetError(f"the recording has no images on {topic}; it has: {', '.join(found) or 'none'}")
+            what = f"video ({videos[topic]})" if topic in videos else "no images"
+            raise DatasetError(f"the recording has {what} on {topic}; {_choice(found, videos)}")
     if not wanted and len(found) != 1:
-        raise DatasetError(f"name the topics of the images to segment; the recording has: {', '.join(found) or 'none'}")
+        raise DatasetError(f"name the topics of the images to segment; {_choice(found, videos)}")
     return list(dict.fromkeys(wanted)) or found
+
+
+def _choice(found: Sequence[str], videos: Mapping[str, str]) -> str:
+    """What there is to segment, and what to do with video."""
+    choice = f"it has images on: {', '.join(found) or 'none'}"
+    for topic, message_type in videos.items():
+        decoded = decoded_topic(topic, message_type)
+        command = republish_command(topic, VIDEO_TRANSPORTS[message_type], decoded)
+        choice += (
+            f"; video on {topic} ({message_type}) must be decoded first: run '{command}', play the recording with "
+            f"'ros2 bag play', and record {decoded} with 'ros2 bag record'"
+        )
+    return choice
 
 
 def _with_results(

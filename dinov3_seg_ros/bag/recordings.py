@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rosbags.rosbag2 import Reader, Writer
 
 STORAGES = ("sqlite3", "mcap")
+# The suffixes of the files in which they store messages.
+_SUFFIXES = (".db3", ".mcap")
+# How a ROS 1 bag begins.
+_ROS_1 = b"#ROSBAG V"
 
 #: Connection, recording time in nanoseconds, and serialised message.
 RecordedMessage: TypeAlias = "tuple[Connection, int, bytes]"
@@ -36,12 +40,39 @@ def open_recording(source: Path) -> Iterator[Reader]:
     """
     from rosbags.rosbag2 import Reader
 
+    _check_form(source)
     with contextlib.ExitStack() as stack:
         try:
             reader = stack.enter_context(Reader(source))
         except Exception as error:  # of the file system, YAML, SQLite, MCAP and the compressions
             raise DatasetError(f"{source} cannot be read as a rosbag2: {error}") from error
         yield reader
+
+
+def _check_form(source: Path) -> None:
+    """Say what to do with a recording of another form.
+
+    Raises:
+        DatasetError: it is a ROS 1 bag, or a folder whose metadata.yaml is lost.
+    """
+    if source.is_file():
+        with source.open("rb") as file:
+            if file.read(len(_ROS_1)) == _ROS_1:
+                target = source.with_suffix("")
+                raise DatasetError(
+                    f"{source} is a ROS 1 bag; convert it with: rosbags-convert --src {source} --dst {target}, then "
+                    f"give {target}"
+                )
+    elif source.is_dir() and not (source / "metadata.yaml").exists():
+        files = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES)
+        if files:
+            also = f", or write it anew with: ros2 bag reindex {source}" if len(files) > 1 else ""
+            raise DatasetError(
+                f"{source} has no metadata.yaml; give the file itself: {', '.join(map(str, files))}{also}"
+            )
+        bags = sorted(str(path) for path in source.glob("*.bag"))
+        if bags:
+            raise DatasetError(f"{source} holds ROS 1 bags; convert each with rosbags-convert, such as {bags[0]}")
 
 
 def messages_of(reader: Reader, source: Path) -> Iterator[RecordedMessage]:

@@ -26,11 +26,11 @@ def how_to_read(topic: str, found: str, wanted: str, name: str) -> str:
         name: of the node's image topic before remapping, without the transport, such as ``front/image``.
     """
     base, _, last = topic.rpartition("/")
-    transport = VIDEO_TRANSPORTS.get(found, last if last in _PACKED_IMAGES else "")
+    transport = _transport_of(topic, found)
     if transport == "compressedDepth":
         return f"{topic} holds depth, which cannot be segmented; remap {name} to a topic with colour images"
     if transport:
-        decoded = f"{topic.removesuffix(f'/{transport}')}/decoded"
+        decoded = decoded_topic(topic, found)
         set_raw = "" if wanted == IMAGE else "set image_transport:=raw and "
         return f"decode it with '{republish_command(topic, transport, decoded)}', then {set_raw}remap {name}:={decoded}"
     if found == IMAGE:
@@ -41,6 +41,11 @@ def how_to_read(topic: str, found: str, wanted: str, name: str) -> str:
     return f"remap {name} to a topic with images"
 
 
+def decoded_topic(topic: str, message_type: str) -> str:
+    """The topic on which we propose to publish what a topic of packets is decoded to."""
+    return f"{topic.removesuffix(f'/{_transport_of(topic, message_type)}')}/decoded"
+
+
 def republish_command(topic: str, transport: str, decoded: str) -> str:
     """The command that decodes a topic of one of image_transport's transports into images on another topic."""
     # Humble takes the transports by their place and ignores the parameters; later distributions the other way round.
@@ -48,3 +53,9 @@ def republish_command(topic: str, transport: str, decoded: str) -> str:
         f"ros2 run image_transport republish {transport} raw --ros-args -p in_transport:={transport} "
         f"-p out_transport:=raw -r in/{transport}:={topic} -r out:={decoded}"
     )
+
+
+def _transport_of(topic: str, message_type: str) -> str:
+    """The transport that decodes a topic of packets; empty for images as they are, and JPEG or PNG."""
+    last = topic.rpartition("/")[2]
+    return VIDEO_TRANSPORTS.get(message_type, last if last in _PACKED_IMAGES else "")

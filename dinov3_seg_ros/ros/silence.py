@@ -45,7 +45,8 @@ def explain_silence(
     """
     if not publishers:
         return Silence("nobody publishes", _nobody_publishes(topic, name, message_type, pictures))
-    named = f"{len(publishers)} publisher{'s' * (len(publishers) > 1)}: {_listed([str(publisher) for publisher in publishers])}"
+    count = f"{len(publishers)} publisher{'s' * (len(publishers) > 1)}"
+    named = f"{count}: {_listed([str(publisher) for publisher in publishers])}"
     right = [publisher for publisher in publishers if publisher.message_type == message_type]
     if not right:
         remedy = how_to_read(topic, publishers[0].message_type, message_type, name)
