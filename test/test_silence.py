@@ -1,0 +1,89 @@
+"""A topic without images is explained by what is on it, and by what is near it, with the remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.ros.publishers import Publisher
+from dinov3_seg_ros.ros.silence import explain_silence
+
+pytestmark = pytest.mark.ros
+
+FFMPEG = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
+VIDEO = "foxglove_msgs/msg/CompressedVideo"
+
+
+def publisher(kind, node="/driver", reliability=ReliabilityPolicy.BEST_EFFORT):
+    return Publisher(node, kind, QoSProfile(depth=1, reliability=reliability))
+
+
+def explained(topic, wanted=IMAGE, publishers=(), pictures=None, reliability="best effort", name="image"):
+    return explain_silence(topic, name, wanted, reliability, publishers, pictures or {})
+
+
+def test_a_graph_without_images_names_what_hides_a_camera():
+    silence = explained("/image")
+    assert silence.kind == "nobody publishes"
+    assert "ROS_DOMAIN_ID, RMW_IMPLEMENTATION, transport and discovery range" in silence.reason
+
+
+def test_the_nearest_topics_are_named_first_and_at_most_five():
+    others = {f"/arm_{number}/depth": IMAGE for number in range(7)}
+    reason = explained("/camera/image_rw", pictures={**others, "/camera/image_raw": IMAGE}).reason
+    assert "there are images on /camera/image_raw (sensor_msgs/msg/Image), /arm_" in reason
+    assert reason.count("/arm_") == 4 and "and 3 more" in reason
+    assert reason.endswith("for /camera/image_raw: remap image:=/camera/image_raw")
+
+
+@pytest.mark.parametrize(
+    ("topic", "wanted", "there", "remedy"),
+    [
+        ("/c/image", IMAGE, "/c/image/compressed", "set image_transport:=compressed and remap image:=/c/image"),
+        ("/c/image/compressed", COMPRESSED_IMAGE, "/c/image", "set image_transport:=raw and remap image:=/c/image"),
+        ("/c/image/compressed/compressed", COMPRESSED_IMAGE, "/c/image/compressed", "remap image:=/c/image"),
+        ("/c/image/compressed", COMPRESSED_IMAGE, "/c/jpeg", "remap image/compressed:=/c/jpeg"),
+        ("/c/image", IMAGE, "/c/image/compressedDepth", "holds depth, which cannot be segmented"),
+    ],
+)
+def test_a_stream_of_another_form_is_told_with_its_parameters(topic, wanted, there, remedy):
+    kind = IMAGE if there == "/c/image" else COMPRESSED_IMAGE
+    reason = explained(topic, wanted, pictures={"/other/picture": IMAGE, there: kind}).reason
+    assert f"; for {there}: " in reason
+    assert remedy in reason.rpartition("; for ")[2]
+
+
+@pytest.mark.parametrize(("kind", "transport"), [(FFMPEG, "ffmpeg"), (VIDEO, "foxglove"), (COMPRESSED_IMAGE, "zstd")])
+def test_packets_are_told_with_the_command_that_decodes_them(kind, transport):
+    topic = f"/c/image/{transport}"
+    silence = explained(topic, publishers=[publisher(kind)])
+    assert silence.kind == "other type"
+    assert f"1 publisher: /driver ({kind}, best effort), but the node reads {IMAGE} there" in silence.reason
+    assert f"republish {transport} raw --ros-args -p in_transport:={transport}" in silence.reason
+    assert f"-r in/{transport}:={topic} -r out:=/c/image/decoded', then remap image:=/c/image/decoded" in silence.reason
+
+
+def test_publishers_of_another_type_are_counted_and_named():
+    both = [publisher(COMPRESSED_IMAGE, "/a"), publisher(COMPRESSED_IMAGE, "/b", ReliabilityPolicy.RELIABLE)]
+    reason = explained("/left/image/compressed", publishers=both, name="left/image").reason
+    assert f"2 publishers: /a ({COMPRESSED_IMAGE}, best effort), /b ({COMPRESSED_IMAGE}, reliable)" in reason
+    assert reason.endswith("set image_transport:=compressed and remap left/image:=/left/image")
+    other = explained("/image", publishers=[publisher("std_msgs/msg/String")]).reason
+    assert other.endswith("remap image to a topic with images")
+
+
+def test_a_reliability_that_the_user_fixed_is_told_by_its_parameter():
+    silence = explained("/image", publishers=[publisher(IMAGE)], reliability="reliable")
+    assert silence.kind == "no match"
+    assert silence.reason.endswith("remove the parameter qos_overrides./image.subscription.reliability")
+
+
+def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():
+    silence = explained("/image", publishers=[publisher(IMAGE), publisher(COMPRESSED_IMAGE)])
+    assert silence.kind == "sends nothing"
+    assert "2 publishers: /driver (sensor_msgs/msg/Image, best effort)" in silence.reason
+    assert "'ros2 topic hz /image'; if they are lost, " in silence.reason
