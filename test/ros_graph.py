@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,11 @@ class Graph:
         self._resources.close()
 
     def start_node(
-        self, namespace: str = "", program: Sequence[str] = ("-m", "dinov3_seg_ros.node"), **parameters: Any
+        self,
+        namespace: str = "",
+        program: Sequence[str] = ("-m", "dinov3_seg_ros.node"),
+        remap: Mapping[str, str] = {},
+        **parameters: Any,
     ) -> NodeProcess:
         """Start the segmentation node in a process of its own."""
         log = self._log_folder / f"node_{len(self._processes)}.log"
@@ -72,6 +76,8 @@ class Graph:
         for name, value in parameters.items():
             command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
         command += ["-r", f"__ns:=/{namespace}"] if namespace else []
+        for name, topic in remap.items():
+            command += ["-r", f"{name}:={topic}"]
         python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain), "PYTHONPATH": python_path}
         with log.open("wb") as file:

@@ -314,9 +314,7 @@ def test_a_path_that_is_no_recording_is_named(segmenter, tmp_path, make):
 def test_a_ros_1_bag_is_told_the_command_that_converts_it(segmenter, tmp_path):
     with rosbag1.Writer(tmp_path / "drive.bag"):
         pass
-    with pytest.raises(
-        DatasetError, match=r"drive.bag is a ROS 1 bag.*rosbags-convert --src .*drive.bag --dst .*"
-    ):
+    with pytest.raises(DatasetError, match=r"drive.bag is a ROS 1 bag.*rosbags-convert --src .*drive.bag --dst .*"):
         BagSegmenter(segmenter).process(tmp_path / "drive.bag", tmp_path / "out")
     with pytest.raises(DatasetError, match="holds ROS 1 bags; convert each with rosbags-convert"):
         BagSegmenter(segmenter).process(tmp_path, tmp_path / "out")

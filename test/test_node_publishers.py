@@ -1,0 +1,206 @@
+"""The node takes images from any publisher: it follows what they offer, and says what is wrong where none arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from diagnostics_reader import STALE, WARN, DiagnosticsReader
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from ros_graph import ROOT, TIMEOUT_S, Graph
+from segment_five import picture
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+pytestmark = pytest.mark.ros
+
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+INNER = Path(__file__).with_name("segment_five.py")
+# A reliable camera as drivers come: without a profile for Fast DDS.
+_DRIVER = """
+import sys, time
+import rclpy
+from sensor_msgs.msg import Image
+rclpy.init()
+node = rclpy.create_node("driver")
+publisher = node.create_publisher(Image, "image", 10)
+width, height, count = map(int, sys.argv[1:])
+image = Image(height=height, width=width, encoding="mono8", step=width)
+image.data.frombytes(bytes(height * width))
+while not publisher.get_subscription_count():
+    time.sleep(0.05)
+while node.get_subscriptions_info_by_topic("image")[0].qos_profile.reliability.name != "RELIABLE":
+    time.sleep(0.05)
+time.sleep(2)
+for number in range(count):
+    image.header.stamp.sec = 1 + number
+    publisher.publish(image)
+    time.sleep(0.2)
+print(publisher.wait_for_all_acked(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def graph(tmp_path):
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        yield graph
+
+
+def subscriptions(graph, topic="/image"):
+    """What the node asks for on a topic."""
+    found = graph.peer.get_subscriptions_info_by_topic(topic)
+    return [peer.qos_profile.reliability for peer in found if peer.node_name == "segmentation"]
+
+
+def wait_for(graph, reliability, topic="/image"):
+    graph.spin_until(lambda: subscriptions(graph, topic) == [reliability], f"a subscription that is {reliability.name}")
+
+
+def count_of(reader, key, camera="segmentation: camera"):
+    return int(reader.newest(camera).values[key])
+
+
+def test_reliability_follows_publishers_and_no_image_is_lost_or_doubled(graph, small_exported_bundle):
+    infos = graph.peer.create_publisher(CameraInfo, "camera_info", LATCHED)
+    infos.publish(CameraInfo(height=60, width=80, k=[50.0, 0, 40, 0, 50, 30, 0, 0, 1], p=[50.0, *[0.0] * 11]))
+    camera = graph.peer.create_publisher(Image, "image", 10)
+    graph.start_node(bundle=small_exported_bundle.path)
+    masks, calibrations = graph.listen("segmentation/mask"), graph.listen("segmentation/camera_info", False, CameraInfo)
+    wait_for(graph, RELIABLE)
+    reader, source = DiagnosticsReader(graph), graph.camera("unused")
+    graph.spin_for(1.0)
+    sent = 0
+
+    def play_until(reliability):
+        nonlocal sent
+        for _ in range(int(TIMEOUT_S / 0.1)):
+            camera.publish(source.message(picture()))
+            sent += 1
+            graph.spin_for(0.1)
+            if subscriptions(graph) == [reliability]:
+                return
+        pytest.fail(f"the subscription did not become {reliability.name}")
+
+    play_until(RELIABLE)
+    other = graph.peer.create_publisher(Image, "image", qos_profile_sensor_data)
+    play_until(BEST_EFFORT)
+    graph.peer.destroy_publisher(other)
+    play_until(RELIABLE)
+    graph.spin_until(lambda: count_of(reader, "frames received") >= sent, "the last image")
+    assert count_of(reader, "frames received") == sent
+    assert count_of(reader, "frames dropped by the transport") == 0
+    headers = [mask.header.frame_id for mask in masks]
+    assert len(set(headers)) == len(headers) > 0
+    assert calibrations, "sent before the node was active, and kept by its publisher"
+
+
+def test_an_override_fixes_the_reliability_and_a_mismatch_is_told(graph, small_exported_bundle):
+    fixed = {"qos_overrides./image.subscription.reliability": "reliable"}
+    node = graph.start_node(bundle=small_exported_bundle.path, **fixed)
+    camera = graph.peer.create_publisher(Image, "image", qos_profile_sensor_data)
+    wait_for(graph, RELIABLE)
+    line = "but the node asks for reliable; remove the parameter qos_overrides./image.subscription.reliability"
+    graph.spin_until(lambda: line in node.log, "the reason")
+    assert "1 publisher: /peer (sensor_msgs/msg/Image, best effort)" in node.log
+    assert subscriptions(graph) == [RELIABLE]
+    assert camera.get_subscription_count() == 0
+
+
+def test_a_reliable_driver_without_a_profile_loses_no_large_image(graph, small_exported_bundle):
+    graph.start_node(bundle=small_exported_bundle.path)
+    reader = DiagnosticsReader(graph)
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(graph.domain)}
+    for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        environment.pop(variable, None)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, "1920", "1080", "15"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        graph.spin_until(lambda: reader.newest("segmentation: camera"), "diagnostics")
+        graph.spin_until(lambda: count_of(reader, "frames received") == 15, "all images")
+        assert count_of(reader, "frames dropped by the transport") == 0
+    finally:
+        driver.kill()
+        driver.communicate()
+
+
+@pytest.mark.parametrize("transport", ["LARGE_DATA", "UDPv4"])
+def test_node_and_peers_meet_over_the_transport_that_the_user_chose(small_exported_bundle, tmp_path, transport):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTDDS_BUILTIN_TRANSPORTS": transport}
+    for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        environment.pop(variable, None)
+    command = [sys.executable, str(INNER), str(small_exported_bundle.path), str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240 + 3 * TIMEOUT_S)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1]) == {"answered": 5}
+
+
+def test_each_silence_is_told_once_with_its_reason_and_its_end(graph, small_exported_bundle):
+    compressed = graph.peer.create_publisher(CompressedImage, "other/image", qos_profile_sensor_data)
+    near = graph.peer.create_publisher(Image, "near/imagee", qos_profile_sensor_data)
+    idle = graph.camera("idle/image")
+    node = graph.start_node(bundle=small_exported_bundle.path, cameras="[near, other, idle]")
+    masks = graph.listen("idle/segmentation/mask")
+    reader = DiagnosticsReader(graph)
+
+    def told(camera):
+        return [line for line in node.log.splitlines() if f"no image of camera '{camera}' on /{camera}/image" in line]
+
+    graph.spin_until(lambda: all(map(told, ("near", "other", "idle"))), "three reasons")
+    graph.spin_for(6.0)
+    ((near_line,), (other_line,), (idle_line,)) = map(told, ("near", "other", "idle"))
+    assert "nobody publishes there; there are images on /near/imagee (sensor_msgs/msg/Image)" in near_line
+    assert near_line.endswith("remap near/image:=/near/imagee")
+    assert "1 publisher: /peer (sensor_msgs/msg/CompressedImage, best effort)" in other_line
+    assert other_line.endswith("set image_transport:=compressed and remap other/image/compressed:=/other/image")
+    assert "it sends nothing, or its images are lost on the way" in idle_line
+    status = reader.newest("segmentation: camera other")
+    assert (status.level, "set image_transport:=compressed" in status.message) == (STALE, True)
+    idle.send_until_answered(idle.message(picture()), masks)
+    graph.spin_until(lambda: "images of camera 'idle' arrive on /idle/image" in node.log, "the end of a silence")
+    for publisher in (compressed, near):
+        graph.peer.destroy_publisher(publisher)
+
+
+def test_the_transport_is_appended_to_the_remapped_base_topic(graph, small_exported_bundle):
+    node = graph.start_node(
+        bundle=small_exported_bundle.path, image_transport="compressed", remap={"image": "/camera/image_raw"}
+    )
+    camera, masks = graph.camera("/camera/image_raw/compressed", CompressedImage), graph.listen("segmentation/mask")
+    png = cv2.imencode(".png", np.ascontiguousarray(picture()[:, :, ::-1]))[1].tobytes()
+    message = CompressedImage(format="png", data=png)
+    camera.wait_for_subscriber()
+    camera.send_until_answered(message, masks)
+    assert "no image" not in node.log
+
+
+def test_lost_images_raise_the_level_and_are_told_with_the_remedy(graph, small_exported_bundle):
+    node = graph.start_node(bundle=small_exported_bundle.path)
+    camera, reader = graph.camera(), DiagnosticsReader(graph)
+    camera.wait_for_subscriber()
+
+    def lose():
+        for _ in range(200):  # more than the node can take
+            camera.send(camera.message(picture()))
+        graph.spin_for(0.2)
+        status = reader.newest("segmentation: camera")
+        return status is not None and "images lost before the node" in status.message and status
+
+    status = graph.spin_until(lose, "a loss")
+    assert status.level == WARN
+    graph.spin_until(lambda: "images lost before the node: " in node.log, "a line in the log")
+    assert "start the publisher with FAST" in node.log
