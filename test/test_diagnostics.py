@@ -93,7 +93,7 @@ def test_a_loss_is_a_warning_from_three_images_and_five_percent_on(clock):
     assert statistics.loss() is None and status_of(statistics)[0] == OK, "two may be an accident"
     receive(1, lost=1)
     assert statistics.loss() == (3, 5)
-    assert status_of(statistics)[:2] == (WARN, "images lost before the node: 3 of 5 in the last 10 s")
+    assert status_of(statistics)[:2] == (WARN, "images dropped by the transport: 3 of 5 in the last 10 s")
     receive(60)
     assert statistics.loss() is None, "3 of 65"
     receive(10, lost=1)

@@ -198,9 +198,9 @@ def test_lost_images_raise_the_level_and_are_told_with_the_remedy(graph, small_e
             camera.send(camera.message(picture()))
         graph.spin_for(0.2)
         status = reader.newest("segmentation: camera")
-        return status is not None and "images lost before the node" in status.message and status
+        return status is not None and "images dropped by the transport" in status.message and status
 
     status = graph.spin_until(lose, "a loss")
     assert status.level == WARN
-    graph.spin_until(lambda: "images lost before the node: " in node.log, "a line in the log")
+    graph.spin_until(lambda: "images dropped by the transport: " in node.log, "a line in the log")
     assert "start the publisher with FAST" in node.log

@@ -22,8 +22,8 @@ def publisher(kind, node="/driver", reliability=ReliabilityPolicy.BEST_EFFORT):
     return Publisher(node, kind, QoSProfile(depth=1, reliability=reliability))
 
 
-def explained(topic, wanted=IMAGE, publishers=(), pictures=None, reliability="best effort", name="image"):
-    return explain_silence(topic, name, wanted, reliability, publishers, pictures or {})
+def explained(topic, wanted=IMAGE, publishers=(), pictures=None, fixed_reliability="", name="image"):
+    return explain_silence(topic, name, wanted, fixed_reliability, publishers, pictures or {})
 
 
 def test_a_graph_without_images_names_what_hides_a_camera():
@@ -77,7 +77,7 @@ def test_publishers_of_another_type_are_counted_and_named():
 
 
 def test_a_reliability_that_the_user_fixed_is_told_by_its_parameter():
-    silence = explained("/image", publishers=[publisher(IMAGE)], reliability="reliable")
+    silence = explained("/image", publishers=[publisher(IMAGE)], fixed_reliability="reliable")
     assert silence.kind == "no match"
     assert silence.reason.endswith("remove the parameter qos_overrides./image.subscription.reliability")
 

@@ -16,8 +16,8 @@ UNWANTED = "nobody subscribes"
 SWITCHED_OFF = "switched off"
 STOPPED = "waiting when the node was deactivated"
 
-#: The kind of fault that images are lost before the node.
-LOST = "images lost before the node"
+#: The kind of fault that many images do not reach the node.
+LOST = "images dropped by the transport"
 
 #: How long a fault, or a loss, raises the level.
 _MEMORY_S = 10.0
@@ -158,7 +158,7 @@ class CameraStatistics:
             self._silence_reason = reason
 
     def loss(self) -> tuple[int, int] | None:
-        """How many images of the last seconds were lost before the node, and how many were sent; None for few."""
+        """How many images of the last seconds were dropped by the transport, and how many were sent; None for few."""
         with self._lock:
             return self._loss()
 

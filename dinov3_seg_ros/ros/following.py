@@ -15,6 +15,8 @@ from dinov3_seg_ros.ros.sequence import NewestFirst
 
 # A publisher that has discovered the new subscription has sent to it by then, unless it sends nothing.
 _LEAST_OVERLAP_S, _LONGEST_OVERLAP_S = 1.0, 10.0
+# Where publishers change faster than that, so many subscriptions that were replaced stay for a while.
+_MOST_REPLACED = 2
 # Only the newest message is used, but each holds a place while the transport assembles it from its parts: with a single
 # place, reliable images of 1080p displaced each other.
 _DEPTH = 5
@@ -71,20 +73,15 @@ class FollowingSubscription:
         self._order = NewestFirst()
         self._asked = _Asked()
         self._generation = 0
-        self._previous: Any = None
+        self._replaced: list[Any] = []
         self._replaced_at, self._has_delivered = float("-inf"), False
         self._asked = self._wanted()
         self._current: Any = self._subscribe(self._asked)
 
     @property
-    def reliability(self) -> str:
-        """What is asked for: ``reliable`` or ``best effort``."""
-        return policy_name(self._asked.reliability)
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether a parameter fixes the reliability."""
-        return self._fixed_reliability is not None
+    def fixed_reliability(self) -> str:
+        """The reliability that a parameter fixes, in words; empty where publishers are followed."""
+        return "" if self._fixed_reliability is None else policy_name(self._fixed_reliability)
 
     def matched(self) -> int:
         """How many publishers match."""
@@ -100,20 +97,17 @@ class FollowingSubscription:
         with self._lock:
             if self._current is None:
                 return
-            if self._previous is not None:
-                self._end_overlap()
-            elif (wanted := self._wanted()) != self._asked:
-                replacement = self._subscribe(wanted)
-                self._previous, self._current, self._asked = self._current, replacement, wanted
-                self._replaced_at, self._has_delivered = time.monotonic(), False
+            self._end_overlap()
+            if (wanted := self._wanted()) != self._asked:
+                self._replace(wanted)
 
     def close(self) -> None:
         """Unsubscribe."""
         with self._lock:
-            for subscription in (self._previous, self._current):
-                if subscription is not None:
-                    self._endpoints.unsubscribe(subscription)
-            self._previous = self._current = None
+            self._keep_replaced(0)
+            if self._current is not None:
+                self._endpoints.unsubscribe(self._current)
+            self._current = None
 
     def _wanted(self) -> _Asked:
         """What matches every publisher of our type; where there is none, what is asked for now."""
@@ -136,7 +130,7 @@ class FollowingSubscription:
         def take(message: Any, info: Mapping[str, Any]) -> None:
             stamp = message.header.stamp.sec, message.header.stamp.nanosec
             self._has_delivered |= generation == self._generation
-            if self._previous is None or self._order.is_newer(info, stamp):
+            if not self._replaced or self._order.is_newer(info, stamp):
                 self._order.remember(info, stamp)
                 self._callback(message, info)
 
@@ -144,8 +138,19 @@ class FollowingSubscription:
             self._message_type, self._name, take, asked.profile(), lambda: self._wanted().profile()
         )
 
+    def _replace(self, wanted: _Asked) -> None:
+        replacement = self._subscribe(wanted)
+        self._replaced.append(self._current)
+        self._current, self._asked = replacement, wanted
+        self._replaced_at, self._has_delivered = time.monotonic(), False
+        self._keep_replaced(_MOST_REPLACED)
+
     def _end_overlap(self) -> None:
         overlap_s = time.monotonic() - self._replaced_at
         if overlap_s > (_LEAST_OVERLAP_S if self._has_delivered else _LONGEST_OVERLAP_S):
-            self._endpoints.unsubscribe(self._previous, is_replaced=True)
-            self._previous = None
+            self._keep_replaced(0)
+
+    def _keep_replaced(self, most: int) -> None:
+        """Remove the oldest subscriptions that were replaced, until so many are left."""
+        while len(self._replaced) > most:
+            self._endpoints.unsubscribe(self._replaced.pop(0), is_replaced=True)

@@ -141,11 +141,6 @@ class CameraInput:
         """The full name of the image topic."""
         return self._image.topic
 
-    @property
-    def reliability(self) -> str:
-        """What is asked of the images' publishers: ``reliable`` or ``best effort``."""
-        return self._image.reliability
-
     def follow(self) -> None:
         """Ask for what the publishers offer now; see `FollowingSubscription.follow`."""
         self._image.follow()
@@ -158,7 +153,7 @@ class CameraInput:
             image.topic,
             self._name,
             type_name(self._message_type),
-            image.reliability,
+            image.fixed_reliability,
             image.publishers(),
             self._endpoints.picture_topics(),
         )

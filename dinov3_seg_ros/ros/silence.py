@@ -29,7 +29,7 @@ def explain_silence(
     topic: str,
     name: str,
     message_type: str,
-    reliability: str,
+    fixed_reliability: str,
     publishers: Sequence[Publisher],
     pictures: Mapping[str, str],
 ) -> Silence:
@@ -39,7 +39,7 @@ def explain_silence(
         topic: its full name.
         name: the same before remapping, without the transport, such as ``front/image``.
         message_type: what the node reads there.
-        reliability: what the node asks for, in words.
+        fixed_reliability: what a parameter makes the node ask for, in words; empty where it follows the publishers.
         publishers: all that publish on the topic.
         pictures: from `publishers.picture_topics`.
     """
@@ -51,7 +51,7 @@ def explain_silence(
     if not right:
         remedy = how_to_read(topic, publishers[0].message_type, message_type, name)
         return Silence("other type", f"{named}, but the node reads {message_type} there; {remedy}")
-    if reliability == "reliable" and all(not publisher.is_reliable for publisher in right):
+    if fixed_reliability == "reliable" and all(not publisher.is_reliable for publisher in right):
         override = f"qos_overrides.{topic}.subscription.reliability"
         return Silence("no match", f"{named}, but the node asks for reliable; remove the parameter {override}")
     return Silence(
