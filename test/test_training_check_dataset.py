@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,28 @@ def test_pixels_and_images_of_each_class_are_counted(root, capsys):
     rows = {line.split("│")[2].strip(): line.split("│") for line in printed.splitlines() if line.count("│") > 5}
     assert [cell.strip() for cell in rows["road"][5:7]] == ["83.33 %", "2"]
     assert [cell.strip() for cell in rows["sky"][5:7]] == ["16.67 %", "1"]
+
+
+def test_what_was_found_is_written_as_json(root, tmp_path, capsys):
+    written = tmp_path / "found.json"
+    settings = ("--data.ignore", "11", "--data.classes", *(f"c{index}" for index in range(11)), "--json", str(written))
+    status, printed = check(root, capsys, *settings, name="auto")
+    content = json.loads(written.read_text())
+    assert status == 0 and content["found"] == "folder" and content["problems"] == [], printed
+    assert f"found: folder, {content['sure']} ({content['why']})" in printed
+    assert {split: part["images"] for split, part in content["splits"].items()} == {"train": 4, "val": 2}
+    for part in content["splits"].values():
+        assert list(part["pixels"]) == [f"c{index}" for index in range(11)] and min(part["pixels"].values()) > 0
+        pixels = part["images"] * tiny_datasets.HEIGHT * tiny_datasets.WIDTH
+        assert sum(part["pixels"].values()) + part["ignored"] == pixels
+
+
+def test_problems_are_written_as_json(root, tmp_path, capsys):
+    unreadable_image(root)
+    written = tmp_path / "found.json"
+    status, _ = check(root, capsys, "--json", str(written))
+    (problem,) = json.loads(written.read_text())["problems"]
+    assert status == 1 and problem.startswith("val: unreadable file: ") and "0001TP_000100.jpg" in problem
 
 
 def test_an_unknown_key_is_one_clear_message(root, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import labelled_folders
@@ -12,6 +13,7 @@ import tiny_datasets
 from PIL import Image
 
 from dinov3_seg_ros.support.errors import DatasetError
+from training.data import IncompleteError, ItemError
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
 
@@ -90,6 +92,39 @@ def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
     labelled_folders.build_coco(tmp_path)
     data = AutoData(root=str(tmp_path), classes=["road"], ignore="rest").open("train")
     assert np.array_equal(data.item(0)[1] == 0, labelled_folders.truth(0) == 2)
+
+
+def test_an_image_in_two_files_of_coco_is_refused(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    shutil.copy(tmp_path / "train" / "_annotations.coco.json", tmp_path / "train" / "more.json")
+    with pytest.raises(DatasetError, match=r"train_0000\.jpg is in train/_annotations.* and in train/more\.json; keep"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_category_that_coco_does_not_list_is_named(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    path = tmp_path / "train" / "_annotations.coco.json"
+    path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 9'))
+    with pytest.raises(DatasetError, match=r"_annotations\.coco\.json is not laid out.*the category 9"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_an_image_that_an_annotation_names_and_nobody_has_is_missing(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    (tmp_path / "train" / "train_0001.jpg").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 4 images .*train_0001\.jpg"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("labelme", "train/train_0001.json"), ("yolo", "train/labels/train_0001.txt")]
+)
+def test_a_damaged_file_of_shapes_is_named(tmp_path, name, file):
+    labelled_folders.BUILDERS[name](tmp_path)
+    text = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(text.replace('"points"', '"dots"') if name == "labelme" else text + "0 0.1 0.2 0.3\n")
+    with pytest.raises(ItemError, match=rf"{file} does not describe the labels of train_0001\.jpg.*export it anew"):
+        AutoData(root=str(tmp_path)).open("train").item(1)
 
 
 # Names of files ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from training.data.tree import Tree, parent, read_json, split_named, split_of
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
 _OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_")
-_ALWAYS_READ = 1 << 22
+# Of what COCO's files begin with, one is there; so files of other tools are told from them without reading all.
+_FIRST_KEYS = (b'"info"', b'"licenses"', *(f'"{key}"'.encode() for key in _KEYS))
+_HEAD = 4096
 _WORDS = re.compile(r"[_\-.]")
 
 
@@ -55,10 +57,13 @@ class Coco(Format):
             raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
         values, classes = _classes(files)
         samples: dict[Split | None, list[Sample]] = {}
+        file_of: dict[str, str] = {}
         for name, file in files.items():
             near = folders_of_images(name)
             for image in file.images:
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
+                if file_of.setdefault(path, name) != name:
+                    raise DatasetError(f"{path} is in {file_of[path]} and in {name}; keep one of the two files")
                 split = split_of_file(name) or split_of(path)
                 entry = image._replace(
                     regions=tuple((values[file.names[key]], region) for key, region in image.regions)
@@ -103,8 +108,8 @@ def _files(tree: Tree) -> dict[str, _File]:
     """Every JSON of COCO's form with regions, by its name."""
     found = {}
     for name in tree.with_suffix(".json"):
-        if not any(word in name.rpartition("/")[2] for word in _OTHER_TASKS):
-            path = tree.path(name)
+        path = tree.path(name)
+        if not any(word in path.name for word in _OTHER_TASKS) and begins_like_coco(path):
             file = _read(path, path.stat().st_mtime_ns)
             if file is not None:
                 found[name] = file
@@ -118,9 +123,6 @@ def _read(path: Path, _modified: int) -> _File | None:
     Raises:
         DatasetError: the file is of COCO's form and contradicts itself.
     """
-    with path.open("rb") as file:
-        if b'"annotations"' not in file.read(1 << 20) and path.stat().st_size < _ALWAYS_READ:
-            return None
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _KEYS):
         return None
@@ -142,6 +144,9 @@ def _file(content: Mapping[str, Any]) -> _File:
         for category in categories
         if used[category["id"]] or category["id"] != 0 or category["name"] not in parents
     }
+    unlisted = next((category for category in used if category not in names), None)
+    if unlisted is not None:
+        raise ValueError(f"an annotation has the category {unlisted}, which is not listed")
     regions: dict[Any, list[tuple[int, Any]]] = {}
     for annotation in content["annotations"]:
         own = regions.setdefault(annotation["image_id"], [])
@@ -193,6 +198,13 @@ def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]
     names = dict.fromkeys([BACKGROUND, *(name for file in files.values() for name in file.names.values())])
     classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
     return {entry.name: entry.values[0] for entry in classes.classes}, classes
+
+
+def begins_like_coco(path: Path) -> bool:
+    """Whether the first bytes of a JSON may be those of COCO's annotations."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return any(key in head for key in _FIRST_KEYS)
 
 
 def split_of_file(name: str) -> Split | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.class_lists import BACKGROUND
 from training.data.class_map import SourceClasses
-from training.data.formats.coco import folders_of_images, split_of_file
+from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
 from training.data.panoptic import PanopticMasks, read_panoptic
 from training.data.pixels import MaskPixels
 from training.data.reading import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
@@ -17,6 +18,7 @@ from training.data.tree import Tree, split_of, stem
 # The JSON begins with images, so that what tells it apart may stand far behind.
 _MARK = b'"segments_info"'
 _LOOKED_AT = 1 << 24
+_PREFIX = "panoptic_"
 
 
 class CocoPanoptic(Format):
@@ -72,9 +74,11 @@ class _Readers:
 
 
 def _files(tree: Tree) -> list[str]:
-    found = []
-    for name in tree.with_suffix(".json"):
-        with tree.path(name).open("rb") as file:
-            if _MARK in file.read(_LOOKED_AT):
-                found.append(name)
-    return found
+    return [name for name in tree.with_suffix(".json") if _is_panoptic(tree.path(name))]
+
+
+def _is_panoptic(path: Path) -> bool:
+    if not begins_like_coco(path):
+        return False
+    with path.open("rb") as file:
+        return path.name.startswith(_PREFIX) or _MARK in file.read(_LOOKED_AT)

@@ -23,7 +23,7 @@ from training.data.tree import Tree, parent, read_json, split_of, stem
 
 # As labelme's own conversion to masks draws them, pixels.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
-_LOOKED_AT = 3
+_LOOKED_AT = 10
 
 
 class Labelme(Format):
