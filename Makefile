@@ -28,6 +28,7 @@ demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figure
 
 setup: ## Make .venv, with everything that tests and training need
 	@$(PYTHON) tools/environment.py .venv $(EVERYTHING)
+	@.venv/bin/python tools/generate_messages.py
 	@echo ".venv is ready: source .venv/bin/activate"
 
 test: lint ## Lint, and run all tests (on ROS 2 Kilted, or on the distribution that is sourced)
@@ -40,6 +41,7 @@ test-ros: setup ## Run the ROS tests alone
 
 test-jazzy: ## Run the ROS tests on Jazzy's wheels
 	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test test-torch cv-headless ros-jazzy
+	@.venv-jazzy/bin/python tools/generate_messages.py
 	.venv-jazzy/bin/$(PYTEST) -m ros $(ARGS)
 
 test-lowest: ## Run the tests with the lowest versions that setup.py allows

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import TransitionCallbackReturn
 
 from dinov3_seg_ros.ros.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
-from dinov3_seg_ros.ros.signals import ignore_until_exit, leave_ending_to_rclpy
+from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
 from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+
+# A manager asks for the state once more after a shutdown.
+_FINALIZED_S = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the node until it is interrupted or terminated."""
+    """Run the node until it is interrupted, terminated, or shut down by a lifecycle transition."""
     configure_transport()
     warn_of_unfinished_segments()
     keep_freed_memory()
     leave_ending_to_rclpy()
     rclpy.init(args=None if arguments is None else list(arguments))
     try:
-        node = SegmentationNode()
+        node = SegmentationNode(finalized=_end_soon)
     except ParameterException as error:
         rclpy.try_shutdown()
         sys.exit(f"segmentation: {error}")
@@ -37,32 +40,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    stuck = ""
     try:
         if node.starts_by_itself:
-            _start(node)
+            executor.create_task(node.start)
         _spin(executor, node)
-    except KeyboardInterrupt:
-        pass  # while a model was loaded
     finally:
+        begin_end()
         node.close()
+        stuck = node.join()
+        if stuck:
+            print(f"segmentation: the process ends all the same: {stuck}", file=sys.stderr)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
         ignore_until_exit()
+    exit_without_threads(1 if stuck else 0)
 
 
-def _start(node: SegmentationNode) -> None:
-    """Configure and activate the node."""
-    for name, transition in (("configure", node.trigger_configure), ("activate", node.trigger_activate)):
-        result = transition()
-        if not rclpy.ok():
-            return
-        if result != TransitionCallbackReturn.SUCCESS:
-            node.get_logger().error(
-                "the node waits: correct what is wrong, then start it again, or: "
-                f"ros2 lifecycle set {node.get_fully_qualified_name()} {name}"
-            )
-            return
+def _end_soon() -> None:
+    """End the process of a node that was shut down: it can do nothing more, and a launch file may start it again."""
+    timer = threading.Timer(_FINALIZED_S, rclpy.try_shutdown)
+    timer.daemon = True
+    timer.start()
 
 
 def _spin(executor: SingleThreadedExecutor, node: SegmentationNode) -> None:

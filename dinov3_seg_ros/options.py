@@ -196,6 +196,20 @@ class SourceOptions(Options):
 class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
     """All that the node is told when it starts."""
 
+    max_rate: Annotated[
+        float,
+        Field(ge=0.0, le=1000.0, description="The most frames of each camera to segment per second; 0: no limit."),
+        Live(),
+    ] = 0.0
+    bond_heartbeat_period: Annotated[
+        float,
+        Field(
+            ge=-1.0,
+            le=60.0,
+            description="Seconds between the heartbeats on 'bond' while the node is active, for Nav2's lifecycle "
+            "manager; 0: none; -1: 0.25 if the node was activated through its service, else none.",
+        ),
+    ] = -1.0
     autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
 
 

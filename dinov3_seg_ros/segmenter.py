@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -24,6 +25,7 @@ from dinov3_seg_ros.frames.preprocessing import (
 )
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName
 from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
@@ -60,7 +62,7 @@ class HeadSegmentation:
     def labels(self) -> np.ndarray:
         """(H, W) class ids, uint8 up to 255 classes, else uint16."""
         if self._labels is None:
-            with self._times.stage("decode"):
+            with self._decoding():
                 self._labels = _to_numpy(decode.upsample_argmax(self.logits, self._size, self.window))[0]
         return self._labels
 
@@ -68,10 +70,15 @@ class HeadSegmentation:
     def confidence(self) -> np.ndarray:
         """(H, W) uint8, round(255 * the largest softmax probability). Decoding it decodes the labels too."""
         if self._confidence is None:
-            with self._times.stage("decode"):
+            with self._decoding():
                 labels, confidence = decode.upsample_argmax_confidence(self.logits, self._size, self.window)
                 self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
         return self._confidence
+
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        with self._times.stage("decode"), runtime_failures("the decode"):
+            yield
 
 
 class Segmentation:
@@ -98,8 +105,8 @@ class Segmentation:
 class StartedSegmentation:
     """Frames that the network is computing; see `Segmenter.start`."""
 
-    def __init__(self, count: int, batches: Sequence[_StartedBatch], times: StageTimes) -> None:
-        self._count, self._batches, self._times = count, batches, times
+    def __init__(self, count: int, batches: Sequence[_StartedBatch], times: StageTimes, runtime: Runtime) -> None:
+        self._count, self._batches, self._times, self._runtime = count, batches, times, runtime
 
     def finish(self) -> list[Segmentation]:
         """Wait for the network.
@@ -108,12 +115,13 @@ class StartedSegmentation:
             One `Segmentation` for each image, in order; labels and confidence are decoded when they are read.
 
         Raises:
-            RuntimeUnavailableError: the GPU failed.
+            RuntimeFailedError: the runtime failed.
         """
         results: dict[int, Segmentation] = {}
         for batch in self._batches:
-            logits = batch.computation.logits()
-            for stage, seconds in batch.computation.seconds().items():
+            with runtime_failures(self._runtime.description):
+                logits, durations = batch.computation.logits(), batch.computation.seconds()
+            for stage, seconds in durations.items():
                 self._times.add(stage, seconds)
             for i, (index, placement) in enumerate(batch.placements.items()):
                 heads = {
@@ -194,6 +202,7 @@ class Segmenter:
         cls,
         bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         runtime: RuntimeName = "auto",
+        avoid: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Segmenter:
         """Load one bundle, or several that share a backbone.
@@ -203,6 +212,7 @@ class Segmenter:
         Args:
             bundles: path or paths of the bundles' folders.
             runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
+            avoid: runtimes that ``auto`` passes over, with the reason for each.
             options: further fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.
 
         Raises:
@@ -218,7 +228,7 @@ class Segmenter:
         own = loaded[0].manifest.input
         one_size = (wanted.geometry or own.geometry) not in FRAME_SIZED
         size = wanted.network_size or own.network_size if one_size else None
-        opened, reason = open_runtime(loaded, wanted.model_copy(update={"network_size": size}))
+        opened, reason = open_runtime(loaded, wanted.model_copy(update={"network_size": size}), avoid)
         try:
             segmenter = cls(loaded, opened, wanted.network_size, wanted.geometry, wanted.max_batch)
         except BaseException:
@@ -248,7 +258,7 @@ class Segmenter:
         Raises:
             ImageError: an image is not (H, W, 3) uint8.
             ParameterError: unknown head or size.
-            RuntimeUnavailableError: the GPU failed.
+            RuntimeFailedError: the runtime failed, such as for want of memory.
         """
         return self.start(images, heads=heads, size=size).finish()
 
@@ -277,8 +287,9 @@ class Segmenter:
         for indices in self._batches(placements):
             of_batch = {index: placements[index] for index in indices}
             canvases = self._fill_canvases([images[index] for index in indices], list(of_batch.values()))
-            batches.append(_StartedBatch(self.runtime.start(canvases, names), of_batch, size))
-        return StartedSegmentation(len(images), batches, self.times)
+            with runtime_failures(self.runtime.description):
+                batches.append(_StartedBatch(self.runtime.start(canvases, names), of_batch, size))
+        return StartedSegmentation(len(images), batches, self.times, self.runtime)
 
     def canvas_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) of the network input for a frame of (height, width), in pixels."""

@@ -22,6 +22,7 @@ OTHERS = {
     "namespace": ("", "Namespace of node and topics."),
     "params_file": ("", "YAML file of parameters; default: config/segmentation.yaml with the demo's bundle."),
     "log_level": ("info", "debug, info, warn or error."),
+    "respawn": ("false", "true: start the process again when it ends, as a lifecycle manager expects."),
 }
 
 
@@ -71,6 +72,8 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 for name, source in sources.items()
             ],
             ros_arguments=["--log-level", value("log_level")],
+            respawn=value("respawn").lower() == "true",
+            respawn_delay=2.0,
             output="screen",
         )
     ]

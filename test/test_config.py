@@ -56,6 +56,14 @@ def test_the_costmap_knows_exactly_the_classes_that_are_published():
     assert known == set(load_class_list(resource_path("config/classes/navigation.yaml")).classes)
 
 
+def test_nav2s_manager_manages_the_node_by_the_name_it_has():
+    (manager,) = yaml.safe_load(read("nav2_lifecycle_manager.yaml")).items()
+    assert manager[1]["ros__parameters"]["node_names"] == ["segmentation"]
+    launch_file = resource_path("launch/nav2.launch.py").read_text()
+    assert f'name="{manager[0]}"' in launch_file
+    assert "nav2_lifecycle_manager.yaml" in launch_file
+
+
 @pytest.mark.ros
 def test_the_parameter_file_holds_every_default_but_the_class_names(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)

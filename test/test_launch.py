@@ -129,3 +129,10 @@ def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, rela
 
 def test_demo_launch_adds_a_camera():
     assert sum(isinstance(entity, Node) for entity in entities_of("demo.launch.py")) == 1
+
+
+def test_nav2_launch_adds_a_manager_which_starts_the_node():
+    entities = entities_of("nav2.launch.py")
+    assert sum(isinstance(entity, Node) for entity in entities) == 1
+    (segmentation,) = (entity for entity in entities if not isinstance(entity, Node))
+    assert dict(segmentation.launch_arguments) == {"autostart": "false", "respawn": "true"}

@@ -88,7 +88,7 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         for name in cameras:
             publisher = node._outputs[name]["tiny"]._publishers["mask"]
             graph.spin_until(publisher.get_subscription_count, f"a subscription to the mask of {name}")
-        batches, run = [], node._segmenter.runtime.start
+        batches, run = [], node._models.segmenter.runtime.start
 
         def start_dark_frames(canvases, heads):
             batches.append(len(canvases))
@@ -96,15 +96,15 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
                 raise RuntimeError("made to fail")
             return run(canvases, heads)
 
-        monkeypatch.setattr(node._segmenter.runtime, "start", start_dark_frames)
+        monkeypatch.setattr(node._models.segmenter.runtime, "start", start_dark_frames)
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
-        node._loop._begin([(name, (message, 0.0)) for name, message in messages.items()])()
+        node._loop._begin(node._models.segmenter, [(name, (message, 0.0)) for name, message in messages.items()])()
         graph.spin_until(lambda: masks["good"], "the mask of the good frame")
         assert masks["good"][0].header == messages["good"].header
         assert batches == [2, 1, 1], "first together, then each alone"
         assert masks["bad"] == []
-        assert node._loop.statistics["bad"].summary() == "1 failed"
+        assert node._loop.statistics["bad"].summary() == "1 runtime failed"
         assert node._loop.statistics["good"].summary() == "1 segmented"
 
 
@@ -125,7 +125,7 @@ class _Slow:
 def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(bundle, tmp_path, monkeypatch):
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         assert node.trigger_configure() == SUCCESS
-        runtime, started = node._segmenter.runtime, [threading.Event() for _ in range(4)]
+        runtime, started = node._models.segmenter.runtime, [threading.Event() for _ in range(4)]
         run, indices = runtime.start, iter(range(3))
 
         def start_slowly(canvases, heads):

@@ -29,6 +29,13 @@ class Gate:
             assert self.finished.acquire(timeout=5)
 
 
+def end(worker):
+    """Stop a worker and wait for its end; the slots whose items were dropped."""
+    dropped = worker.stop()
+    assert worker.join(5)
+    return dropped
+
+
 def run(gate, puts, calls, max_items=1):
     """Put one item, and ``puts`` while it is in work, for ``calls`` more calls; which of the puts replaced another."""
     worker = LatestFrameWorker(gate, on_error=lambda slots, error: None, max_items=max_items)
@@ -38,7 +45,7 @@ def run(gate, puts, calls, max_items=1):
     replaced = [worker.put(slot, item) for slot, item in puts]
     gate.open.set()
     gate.wait(1 + calls)
-    assert worker.stop() == []
+    assert end(worker) == []
     return replaced
 
 
@@ -72,7 +79,7 @@ def test_slots_always_filled_in_one_order_share_the_drops():
         turn.release()
         assert done.acquire(timeout=5)
     turn.release()
-    worker.stop()
+    end(worker)
     counts = sorted(taken.count(slot) for slot in ("front", "left", "rear"))
     assert counts[-1] - counts[0] <= 2
 
@@ -110,7 +117,7 @@ def test_an_error_is_reported_with_its_slots_and_the_next_item_is_taken(overlap,
     for item in ("bad", "good", "bad", "good", "bad", "good"):  # more than may be under way
         worker.put("a", item)
         assert done.acquire(timeout=5)
-    worker.stop()
+    end(worker)
     assert errors == 3 * [(["a"], "bad item")]
 
 
@@ -158,8 +165,25 @@ def test_with_overlap_two_items_are_in_flight_and_no_more(overlap, under_way):
     for _ in range(under_way):
         turns.let.release()
     turns.wait(started=under_way + 1, finished=under_way + 1)
-    worker.stop()
+    end(worker)
     assert turns.finished == turns.started
+
+
+def test_an_item_that_never_ends_is_not_waited_for():
+    may_end, has_begun = threading.Event(), threading.Event()
+
+    def start(items):
+        has_begun.set()
+        return may_end.wait
+
+    worker = LatestFrameWorker(start, on_error=lambda slots, error: None)
+    worker.start()
+    worker.put("a", 1)
+    assert has_begun.wait(5)
+    worker.stop()
+    assert not worker.join(0.1)
+    may_end.set()
+    assert worker.join(5)
 
 
 def test_stopping_finishes_all_overlapping_items():
@@ -170,7 +194,7 @@ def test_stopping_finishes_all_overlapping_items():
         worker.put("a", item)
         turns.wait(started=item + 1, finished=0)
     worker.put("a", 2)
-    stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
+    stopper = threading.Thread(target=lambda: waiting.extend(end(worker)))
     stopper.start()
     deadline = time.monotonic() + 5
     while not worker._stopping:
@@ -189,9 +213,14 @@ def test_stopping_finishes_the_current_item_and_names_what_waited():
     worker.start()
     worker.put("a", 1)
     assert gate.entered.wait(5)
-    stopper = threading.Thread(target=lambda: waiting.extend(worker.stop()))
-    stopper.start()
     worker.put("a", 2)
+    stopper = threading.Thread(target=lambda: waiting.extend(end(worker)))
+    stopper.start()
+    deadline = time.monotonic() + 5
+    while not worker._stopping:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert worker.put("a", 3), "it is dropped itself"
     gate.open.set()
     stopper.join(5)
     assert not stopper.is_alive()

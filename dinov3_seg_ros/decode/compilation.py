@@ -47,9 +47,15 @@ class _Compilation:
         """Whether the decoder is final."""
         return self._is_over.is_set()
 
-    def decoder(self, wait: bool) -> Decoder:
-        """What decodes now; with ``wait``, what will decode in the end."""
-        (self._is_over if wait else self._is_slow).wait()
+    def decoder(self) -> Decoder:
+        """What decodes the next logits; waits for a kernel that is being loaded, not for the compiler."""
+        self._is_slow.wait()
+        return self._decoder
+
+    def current(self, wait: bool) -> Decoder:
+        """What decodes now, without waiting for anything; with ``wait``, what will decode in the end."""
+        if wait:
+            self._is_over.wait()
         return self._decoder
 
     def _compile(self) -> None:
@@ -98,17 +104,17 @@ os.register_at_fork(after_in_child=_forget_compilations)
 
 def host_decoder(label_type: np.dtype[Any]) -> Decoder:
     """What decodes to labels of a type now."""
-    return _compilation(label_type).decoder(wait=False)
+    return _compilation(label_type).decoder()
 
 
 def host_backend(wait: bool = False) -> str:
-    """What decodes on the CPU now: "numba", or "numpy" while a kernel is compiled and where numba cannot be used.
+    """What decodes on the CPU now: "numba", or "numpy" until a kernel is loaded and where numba cannot be used.
 
     Args:
-        wait: for kernels that are being compiled, so that the answer stays true.
+        wait: for kernels that are being loaded or compiled, so that the answer stays true.
     """
     compilations = list(_compilations.values()) or [_compilation(np.dtype(np.uint8))]
-    decoders = [compilation.decoder(wait) for compilation in compilations]
+    decoders = [compilation.current(wait) for compilation in compilations]
     return "numpy" if numpy_form.decode in decoders else "numba"
 
 

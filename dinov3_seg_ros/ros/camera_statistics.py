@@ -15,6 +15,8 @@ REPLACED = "replaced by a newer one"
 UNWANTED = "nobody subscribes"
 SWITCHED_OFF = "switched off"
 STOPPED = "waiting when the node was deactivated"
+LOADING = "the runtime is being replaced"
+LIMITED = "above max_rate"
 
 #: The kind of fault that many images do not reach the node.
 LOST = "images dropped by the transport"

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 
+from dinov3_seg_ros.ros.qos import own_group
+
 #: What rclpy raises for an error of the C library below it; its own class is private.
 RclError = RuntimeError
+
+#: Answers a request for a transition, given its name and a function that makes it and tells whether it succeeded.
+Answer = Callable[[str, Callable[[], bool]], Awaitable[bool]]
+
+_SHUTDOWN = "shutdown"
+_NAMES = {
+    Transition.TRANSITION_CONFIGURE: "configure",
+    Transition.TRANSITION_CLEANUP: "cleanup",
+    Transition.TRANSITION_ACTIVATE: "activate",
+    Transition.TRANSITION_DEACTIVATE: "deactivate",
+    Transition.TRANSITION_UNCONFIGURED_SHUTDOWN: _SHUTDOWN,
+    Transition.TRANSITION_INACTIVE_SHUTDOWN: _SHUTDOWN,
+    Transition.TRANSITION_ACTIVE_SHUTDOWN: _SHUTDOWN,
+}
 
 
 def given_parameters(node: Node) -> Collection[str]:
@@ -17,22 +35,29 @@ def given_parameters(node: Node) -> Collection[str]:
     return getattr(node, "_parameter_overrides", {}).keys()
 
 
-def answer_invalid_transitions(node: LifecycleNode) -> None:
-    """Make a node answer a request for an invalid transition with ``success = false``.
+def answer_transitions(node: LifecycleNode, answer: Answer) -> None:
+    """Let ``answer`` answer the requests for transitions, one after the other, while other services are served.
 
-    On Jazzy rclpy raises an error out of spin instead, and the requester waits for an answer that never comes.
+    rclpy itself answers within one callback, and holds the callback group of all of the node's services meanwhile. On
+    Jazzy it also raises an error out of spin for an invalid transition, and the requester waits for an answer that
+    never comes: here the answer is ``success = false``.
     """
-    service = getattr(node, "_service_change_state", None)
-    if service is None:
-        return
+    service = next(service for service in node.services if service.srv_type is ChangeState)
     change_state = service.callback
 
-    def guarded(request: Any, response: Any) -> Any:
-        try:
-            return change_state(request, response)
-        except RclError as error:
-            node.get_logger().warning(f"a transition request was refused: {error}")
-            response.success = False
-            return response
+    async def answer_request(request: Any, response: Any) -> Any:
+        def change() -> bool:
+            try:
+                return bool(change_state(request, response).success)
+            except RclError as error:
+                node.get_logger().warning(f"a transition request was refused: {error}")
+                return False
 
-    service.callback = guarded
+        name = request.transition.label or _NAMES.get(request.transition.id, "")
+        response.success = await answer(name, change)
+        return response
+
+    service.callback = answer_request
+    # The other services are in the node's own group, of which rclpy serves one at a time.
+    service.callback_group = own_group()
+    service.callback_group.add_entity(service)

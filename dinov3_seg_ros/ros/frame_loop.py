@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,15 @@ from typing import Any, NamedTuple
 from rclpy.clock import Clock
 
 from dinov3_seg_ros.options import NodeOptions, parse_mask_size
-from dinov3_seg_ros.ros.camera_statistics import REPLACED, STOPPED, SWITCHED_OFF, UNWANTED, CameraStatistics
+from dinov3_seg_ros.ros.camera_statistics import (
+    LIMITED,
+    LOADING,
+    REPLACED,
+    STOPPED,
+    SWITCHED_OFF,
+    UNWANTED,
+    CameraStatistics,
+)
 from dinov3_seg_ros.ros.camera_watch import CameraWatch
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.ports import CameraInput, Frame, HeadOutput, Style
@@ -18,10 +27,17 @@ from dinov3_seg_ros.ros.qos import Endpoints
 from dinov3_seg_ros.ros.switches import Switches
 from dinov3_seg_ros.ros.worker import LatestFrameWorker
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter, StartedSegmentation
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, RuntimeFailedError
+from dinov3_seg_ros.support.timing import RateLimit
 
 #: Publishers by camera and head.
 Outputs = Mapping[str, Mapping[str, HeadOutput]]
+
+
+#: Told of each turn of a segmenter: None for a mask that was made, else why the runtime made none.
+Report = Callable[[Segmenter, RuntimeFailedError | None], None]
+
+_RUNTIME_FAILED = "runtime failed"
 
 
 class _Started(NamedTuple):
@@ -31,13 +47,22 @@ class _Started(NamedTuple):
     segmentation: StartedSegmentation
 
 
+class _Turn:
+    """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.started: list[_Started] = []
+        self.succeeded = False
+        self.failure: RuntimeFailedError | None = None
+
+
 class FrameLoop:
-    """Segments the newest frame of each camera, while the node is active.
+    """Segments the newest frame of each camera, from the moment on that there is a segmenter to `use`.
 
     An error in one frame drops that frame and nothing else.
 
     Args:
-        segmenter: what segments.
         outputs: what publishes; its keys are the cameras.
         endpoints: where subscriptions are made.
         switches: what is switched off.
@@ -45,6 +70,7 @@ class FrameLoop:
         options: read for each frame, since some may change at any time.
         clock: the node's.
         is_running: whether the ROS context is alive; errors that come of its end are not reported.
+        report: called in a thread of the worker after each turn.
 
     Attributes:
         statistics: what became of each camera's frames.
@@ -52,7 +78,6 @@ class FrameLoop:
 
     def __init__(
         self,
-        segmenter: Segmenter,
         outputs: Outputs,
         endpoints: Endpoints,
         switches: Switches,
@@ -60,36 +85,60 @@ class FrameLoop:
         options: Callable[[], NodeOptions],
         clock: Clock,
         is_running: Callable[[], bool],
+        report: Report,
     ) -> None:
-        self._segmenter, self._outputs, self._endpoints = segmenter, outputs, endpoints
+        self._outputs, self._endpoints = outputs, endpoints
         self._switches, self._faults, self._options = switches, faults, options
-        self._clock, self._is_running = clock, is_running
+        self._clock, self._is_running, self._report = clock, is_running, report
         self._mask_size = parse_mask_size(options().mask_size)
         self._inputs: dict[str, CameraInput] = {}
+        self._is_subscribed = False
+        self._limits = {camera: RateLimit() for camera in outputs}
+        self._worker: LatestFrameWorker | None = None
+        self._stopping: list[LatestFrameWorker] = []
         self.statistics = {camera: CameraStatistics() for camera in outputs}
         self._watch = CameraWatch(endpoints, self._inputs, self.statistics, faults)
-        self._worker = LatestFrameWorker(
-            self._begin, self._drop_all, segmenter.max_batch, overlap=segmenter.runtime.device != "cpu"
-        )
 
-    def start(self) -> None:
-        """Start the worker's threads, then subscribe."""
-        self._segmenter.times.clear()
-        self._worker.start()
-        transport = self._options().image_transport
-        for camera in self._outputs:
-            self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
-        self._watch.start()
+    def use(self, segmenter: Segmenter) -> None:
+        """Segment with these models from now on; the first time, subscribe.
+
+        Raises:
+            ParameterError: a topic cannot be opened.
+        """
+        segmenter.times.clear()
+        begin = functools.partial(self._begin, segmenter)
+        worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, segmenter.runtime.device != "cpu")
+        worker.start()
+        self._worker = worker
+        if not self._inputs:
+            self._is_subscribed = True
+            transport = self._options().image_transport
+            for camera in self._outputs:
+                self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
+            self._watch.start()
+
+    def leave(self) -> None:
+        """Begin no frame any more with the models in use; the frame being processed may finish. Any thread may call."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._stopping.append(worker)
+            for camera in worker.stop():
+                self.statistics[camera].dropped(STOPPED)
 
     def stop(self) -> None:
-        """Unsubscribe, and let the frame being processed finish."""
-        self._watch.stop()
-        for camera_input in self._inputs.values():
+        """Unsubscribe, and begin no further frame. Does nothing the second time."""
+        if self._is_subscribed:
+            self._watch.stop()
+        # They stay in place: the frame being processed still reads from them.
+        for camera_input in self._inputs.values() if self._is_subscribed else ():
             camera_input.close()
-        for camera in self._worker.stop():
-            self.statistics[camera].dropped(STOPPED)
-        # Cleared only now: the frame being processed still reads from it.
-        self._inputs.clear()
+        self._is_subscribed = False
+        self.leave()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the frame being processed is finished; False where it is not after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in self._stopping)
 
     def topics(self) -> dict[str, str]:
         """The full name of each camera's image topic."""
@@ -97,14 +146,18 @@ class FrameLoop:
 
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
-        statistics, stamp = self.statistics[camera], message.header.stamp
+        statistics, stamp, worker = self.statistics[camera], message.header.stamp, self._worker
         self._faults.note(camera, statistics.received(stamp.sec + 1e-9 * stamp.nanosec, lost))
         if not self._switches.is_on:
             statistics.dropped(SWITCHED_OFF)
-        elif self._worker.put(camera, (message, time.monotonic())):
+        elif worker is None:
+            statistics.dropped(LOADING)
+        elif not self._limits[camera].admits(self._options().max_rate):
+            statistics.dropped(LIMITED)
+        elif worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _begin(self, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+    def _begin(self, segmenter: Segmenter, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
@@ -116,39 +169,46 @@ class FrameLoop:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
                 message, received = item
-                with self._segmenter.times.stage("message_in"):
+                with segmenter.times.stage("message_in"):
                     frames.append(self._inputs[camera].read(message, received, options))
                 heads |= dict.fromkeys(wanted)
-        started = self._start_segmenting(frames, list(heads))
-        return lambda: self._finish(started)
+        turn = _Turn(segmenter)
+        if frames:
+            self._start_segmenting(turn, frames, list(heads))
+        return functools.partial(self._finish, turn)
 
-    def _start_segmenting(self, frames: list[Frame], heads: list[str]) -> list[_Started]:
+    def _start_segmenting(self, turn: _Turn, frames: list[Frame], heads: list[str]) -> None:
         """Start all frames together; where that fails, each alone, so that only the frame that fails is dropped."""
         try:
             images = [frame.rgb for frame in frames]
-            return [_Started(frames, self._segmenter.start(images, heads=heads, size=self._mask_size))]
+            turn.started.append(_Started(frames, turn.segmenter.start(images, heads=heads, size=self._mask_size)))
         except Exception as error:
             if len(frames) == 1:
-                self._drop(frames[0].camera, error)
-                return []
-            return [started for frame in frames for started in self._start_segmenting([frame], heads)]
+                self._drop(frames[0].camera, error, turn)
+                return
+            for frame in frames:
+                self._start_segmenting(turn, [frame], heads)
 
-    def _finish(self, started: Sequence[_Started]) -> None:
-        """Wait for the network, and publish."""
-        for frames, segmentation in started:
+    def _finish(self, turn: _Turn) -> None:
+        """Wait for the network, publish, and report."""
+        for frames, segmentation in turn.started:
             try:
                 results = segmentation.finish()
             except Exception as error:
-                self._drop_all([frame.camera for frame in frames], error)
+                for frame in frames:
+                    self._drop(frame.camera, error, turn)
                 continue
             for frame, result in zip(frames, results, strict=True):
-                with self._drop_frame_on_error(frame.camera):
-                    self._publish(frame, result)
+                with self._drop_frame_on_error(frame.camera, turn):
+                    self._publish(frame, result, turn.segmenter)
+                    turn.succeeded = True
+        if turn.succeeded or turn.failure is not None:
+            self._report(turn.segmenter, None if turn.succeeded else turn.failure)
 
-    def _publish(self, frame: Frame, result: Segmentation) -> None:
+    def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
         style = Style.of(self._options())
         for name, head in result.heads.items():
-            self._outputs[frame.camera][name].publish(head, frame, style, self._segmenter.times)
+            self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
         stamp = frame.header.stamp
         delay = self._clock.now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
         self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
@@ -157,23 +217,29 @@ class FrameLoop:
         return [n for n, output in self._outputs[camera].items() if self._switches.head_is_on(n) and output.wanted]
 
     @contextlib.contextmanager
-    def _drop_frame_on_error(self, camera: str) -> Iterator[None]:
+    def _drop_frame_on_error(self, camera: str, turn: _Turn | None = None) -> Iterator[None]:
         """Drop this camera's frame on an error inside."""
         try:
             yield
         except Exception as error:
-            self._drop(camera, error)
+            self._drop(camera, error, turn)
 
     def _drop_all(self, cameras: Sequence[str], error: BaseException) -> None:
         """Drop a batch: an error that no single frame caused."""
         for camera in cameras:
             self._drop(camera, error)
 
-    def _drop(self, camera: str, error: BaseException) -> None:
+    def _drop(self, camera: str, error: BaseException, turn: _Turn | None = None) -> None:
         """Count and log a frame that is lost to a fault."""
         if not self._is_running():
             return  # the process is ending, and the frame finds its publishers gone
-        fault, details = error.fault if isinstance(error, MessageError) else "failed", describe_error(error)
+        fault, details = "failed", describe_error(error)
+        if isinstance(error, MessageError):
+            fault = error.fault
+        elif isinstance(error, RuntimeFailedError):
+            fault = _RUNTIME_FAILED
+            if turn is not None:
+                turn.failure = error
         self.statistics[camera].dropped(fault, details)
         self._faults.drop(camera, fault, details)
 

@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dinov3_seg_ros import decode
+from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
-from dinov3_seg_ros.options import ComputeOptions, NodeOptions
+from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros.bond import HAS_BOND, PERIOD_S, Bond
 from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
-from dinov3_seg_ros.ros.compatibility import answer_invalid_transitions
+from dinov3_seg_ros.ros.compatibility import answer_transitions
 from dinov3_seg_ros.ros.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.frame_loop import FrameLoop
+from dinov3_seg_ros.ros.models import Models
 from dinov3_seg_ros.ros.parameters import NodeParameters
 from dinov3_seg_ros.ros.ports import HeadOutput
-from dinov3_seg_ros.ros.qos import Endpoints
-from dinov3_seg_ros.ros.signals import interruptible
+from dinov3_seg_ros.ros.qos import Endpoints, own_group
+from dinov3_seg_ros.ros.recovery import Recovery, Step
 from dinov3_seg_ros.ros.switches import Switches
+from dinov3_seg_ros.ros.transitions import reported, wait_in_thread
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import select
+from dinov3_seg_ros.support.errors import ParameterError, RuntimeFailedError, SegmentationError
 
-# The state that each transition leads to when it succeeds.
-_TARGETS = {
-    "on_configure": "inactive",
-    "on_activate": "active",
-    "on_deactivate": "inactive",
-    "on_cleanup": "unconfigured",
-    "on_shutdown": "finalized",
-    "on_error": "unconfigured",
-}
-# Where the others fail, the node stays in its state.
-_TARGETS_OF_FAILURE = {"on_shutdown": "finalized", "on_error": "finalized"}
-
-
-def _reported(transition: Callable[..., TransitionCallbackReturn]) -> Callable[..., TransitionCallbackReturn]:
-    """Log what a transition callback raises and return FAILURE; rclpy would swallow it without a word."""
-
-    @functools.wraps(transition)
-    def wrapper(self: SegmentationNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            result = transition(self, state)
-        except Exception as error:
-            self.last_error = f"{transition.__name__} failed: {describe_error(error)}"
-            self.state = _TARGETS_OF_FAILURE.get(transition.__name__, self.state)
-            if self.context.ok():  # else the process is ending, and the transition failed of that
-                self.get_logger().error(self.last_error)
-            return TransitionCallbackReturn.FAILURE
-        self.last_error = ""
-        if result == TransitionCallbackReturn.SUCCESS:
-            self.state = _TARGETS[transition.__name__]
-        return result
-
-    return wrapper
+#: How long a configuration waits for the models: Nav2's lifecycle manager gives a service 5 s.
+CONFIGURE_S = 3.0
+#: How long the end of a frame being processed, and of models being closed, is waited for.
+STOP_S = 3.0
+# For the executor's thread, which must answer services within a second.
+_SHORTLY_S = 0.5
+_STUCK = "the frame being processed has not ended: the runtime is slow, or the GPU does not answer"
 
 
 class SegmentationNode(LifecycleNode):
@@ -66,54 +44,82 @@ class SegmentationNode(LifecycleNode):
     What each state holds: *unconfigured*, nothing but parameters, diagnostics and the switch of the whole node;
     *inactive*, also the models, publishers and heads' switches; *active*, also the subscriptions and the worker.
 
+    Models are loaded in a thread of their own. A configuration waits for them for `CONFIGURE_S` seconds and then
+    succeeds without them, if the bundles are sound: the node may be activated, and subscribes as soon as the models are
+    there. A configuration over the service waits without blocking the executor.
+
+    Args:
+        finalized: called once the node is shut down.
+        options: of rclpy's LifecycleNode.
+
     Attributes:
         state: the lifecycle state that the last transition led to.
-        last_error: of a transition that failed, until one succeeds; empty for none.
+        last_error: of a transition that failed, or of models that failed later, until one succeeds; empty for none.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, finalized: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
+        self._finalized = finalized
         self._settings = NodeParameters(self)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
         self._switches = Switches(self)
-        self._segmenter: Segmenter | None = None
+        self._bond = Bond(self)
         self._outputs: dict[str, dict[str, HeadOutput]] = {}
         self._loop: FrameLoop | None = None
+        self._last_loop: FrameLoop | None = None
+        self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
+        self._announced: Segmenter | None = None
+        self._starts_itself = self._is_managed = False
+        self._wake = self.create_guard_condition(self._follow_models, callback_group=own_group())
+        self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
-        answer_invalid_transitions(self)
+        answer_transitions(self, self._answer)
 
-    @_reported
+    # Transitions
+
+    @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the models and create the publishers."""
+        """Load the models, or go on to load them, and create the publishers."""
         try:
             options = self._settings.read()
-            with interruptible():
-                self._segmenter = segmenter = _load_segmenter(options)
-                segmenter.warm_up()
-            self._create_outputs(segmenter, options)
+            if not self._models.are_wanted:
+                self._models.load(options)
+            self._recovery.reset()
+            is_over = self._models.wait(CONFIGURE_S)
+            if self._models.error is not None:
+                raise self._models.error
+            if self._models.manifests is None:
+                raise ParameterError(
+                    f"the bundle could not be read within {CONFIGURE_S:.0f} s: the disk is slow or does not answer"
+                )
+            self._create_outputs(self._models.manifests, options)
         except BaseException:
             self._release()
             raise
         self._settings.in_use = True
-        self.get_logger().info(
-            f"loaded {', '.join(segmenter.manifests)}; runtime: {segmenter.runtime.description} "
-            f"({segmenter.runtime_reason})"
-        )
+        if is_over:
+            self._follow_models()
+        else:
+            self.get_logger().info(
+                "the models are still being loaded; once they are there and the node is active, it subscribes"
+            )
         return super().on_configure(state)
 
-    @_reported
+    @reported
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Enable the publishers, start the frame loop."""
+        """Enable the publishers, and subscribe once the models are there."""
+        if self._models.error is not None:
+            raise SegmentationError(f"there are no models: {self._models.error}; clean the node up and configure it")
+        if self._last_loop is not None and not self._last_loop.join(_SHORTLY_S):
+            raise RuntimeFailedError(f"{_STUCK}; clean the node up and configure it, or start the process again")
         result = super().on_activate(state)
-        assert self._segmenter is not None
         try:
             now = self.get_clock().now().to_msg()
             for output in self._each_output():
                 output.publish_label_info(now)
             self._loop = FrameLoop(
-                self._segmenter,
                 self._outputs,
                 self._endpoints,
                 self._switches,
@@ -121,52 +127,184 @@ class SegmentationNode(LifecycleNode):
                 self._settings.current,
                 self.get_clock(),
                 self.context.ok,
+                self._note_turn,
             )
-            self._loop.start()
+            if self._models.segmenter is not None:
+                self._loop.use(self._models.segmenter)
+            self._start_bond(self._settings.current().bond_heartbeat_period)
         except BaseException:
             self._stop()
             super().on_deactivate(state)
             raise
         return result
 
-    @_reported
+    @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, let the frame being processed finish, disable the publishers."""
         for camera, statistics in self._stop().items():
             self.get_logger().info(f"frames{of_camera(camera)} since activation: {statistics.summary()}")
         return super().on_deactivate(state)
 
-    @_reported
+    @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release the models and remove the publishers."""
         self._release()
         return super().on_cleanup(state)
 
-    @_reported
+    @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything, from whatever state."""
         self.close()
+        self._finalized()
         return super().on_shutdown(state)
 
-    @_reported
+    @reported
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything; the node is unconfigured afterwards and can be configured again."""
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
-    def close(self) -> None:
-        """Stop the frame loop and release the models. Safe in any state."""
-        self._stop()
-        self._release()
+    # Who makes the transitions: the node itself, or a request
 
     @property
     def starts_by_itself(self) -> bool:
         """The parameter ``autostart``."""
         return bool(self.get_parameter("autostart").value)
 
-    def _create_outputs(self, segmenter: Segmenter, options: NodeOptions) -> None:
+    async def start(self) -> None:
+        """Configure and activate the node, unless a request for a configuration comes meanwhile."""
+        self._starts_itself = True
+        await self._prepare("configure")
+        for name, transition in (("configure", self.trigger_configure), ("activate", self.trigger_activate)):
+            if not self._starts_itself or not self.context.ok():
+                return
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                self._starts_itself = False
+                self.get_logger().error(
+                    "the node waits: correct what is wrong, then start it again, or: "
+                    f"ros2 lifecycle set {self.get_fully_qualified_name()} {name}"
+                )
+                return
+
+    async def _answer(self, name: str, change: Callable[[], bool]) -> bool:
+        """Answer a request for a transition. A node that has started itself is handed over to who configures it."""
+        takes_charge = name == "configure" and self._starts_itself
+        if name in ("configure", "activate"):
+            self._is_managed = True
+        self._starts_itself = False
+        if takes_charge:
+            self.get_logger().info("a lifecycle manager takes charge of the node, which had started itself")
+            if self.state == "active":
+                await self._prepare("deactivate")
+                return bool(self.trigger_deactivate() == TransitionCallbackReturn.SUCCESS)
+            if self.state == "inactive":
+                return True
+        await self._prepare(name)
+        return change()
+
+    async def _prepare(self, name: str) -> None:
+        """Do what takes long of a transition without blocking the executor, if it is due in this state."""
+        if name == "configure" and self.state == "unconfigured":
+            if not self._models.are_wanted:
+                try:
+                    self._models.load(self._settings.read())
+                except ParameterError:
+                    return  # the transition will say it
+            await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
+        elif name in ("deactivate", "shutdown") and self._loop is not None:
+            self._loop.stop()
+            await wait_in_thread(self, functools.partial(self._loop.join, STOP_S))
+
+    # Models that come, fail and go
+
+    def _follow_models(self) -> None:
+        """Do what the end of their loading, or their failure, asks for. Runs in the executor's thread."""
+        if not self._settings.in_use:
+            return  # the configuration looks at them itself
+        segmenter, error = self._models.segmenter, self._models.error
+        step, self._next_step = self._next_step, Step.TRY_AGAIN
+        if error is not None:
+            if self.state == "active" or not self.last_error:
+                self._give_up(str(error))
+        elif step is Step.GIVE_UP:
+            self._give_up("; ".join(self._recovery.avoid.values()))
+        elif step is Step.REPLACE:
+            self.get_logger().warning(
+                "the runtime failed twice; the next one that 'auto' would take is loaded, or the same anew where there "
+                "is none or 'runtime' names one"
+            )
+            self._models.release(self._loop.join if self._loop is not None else None)
+            self._models.load(self._settings.current(), self._recovery.avoid)
+        elif segmenter is not None and segmenter is not self._announced:
+            self._announced = segmenter
+            self.get_logger().info(
+                f"loaded {', '.join(segmenter.manifests)}; runtime: {segmenter.runtime.description} "
+                f"({segmenter.runtime_reason})"
+            )
+            if self._loop is not None:
+                try:
+                    self._loop.use(segmenter)
+                except ParameterError as problem:
+                    self._give_up(str(problem))
+
+    def _note_turn(self, segmenter: Segmenter, failure: RuntimeFailedError | None) -> None:
+        """Judge the models by whether they made a mask. Runs in a thread of the worker."""
+        loop = self._loop
+        if loop is None or segmenter is not self._models.segmenter or self._next_step is not Step.TRY_AGAIN:
+            return  # they are on their way out
+        if failure is None:
+            self._recovery.succeed()
+            return
+        step = self._recovery.fail(segmenter.runtime.name, failure)
+        if step is Step.TRY_AGAIN:
+            self.get_logger().warning(f"the runtime is tried again with the next frame: {failure}")
+            return
+        loop.leave()
+        self._next_step = step
+        self._wake.trigger()
+
+    def _give_up(self, reason: str) -> None:
+        """Deactivate, since there are no models to segment with. A cleanup and a configuration recover."""
+        name = self.get_fully_qualified_name()
+        self.get_logger().error(
+            f"the node cannot segment: {reason}. Correct the cause, then: ros2 lifecycle set {name} cleanup, "
+            f"then configure and activate"
+        )
+        if self.state == "active":
+            self.trigger_deactivate()
+        self._models.fail(SegmentationError(reason), self._last_loop.join if self._last_loop is not None else None)
+        self.last_error = reason
+
+    def _note_unclosed(self, error: Exception) -> None:
+        self.get_logger().error(f"the models may still hold memory: closing them failed: {describe_error(error)}")
+
+    # What the states hold
+
+    def close(self) -> None:
+        """Stop the frame loop and release the models. Safe in any state."""
+        self._stop()
+        self._release()
+
+    def join(self, timeout_s: float = STOP_S) -> str:
+        """Wait until what `close` stopped has ended; return what has not after ``timeout_s``, or empty text."""
+        if self._last_loop is not None and not self._last_loop.join(timeout_s):
+            return _STUCK
+        return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
+
+    def _start_bond(self, period_s: float) -> None:
+        if period_s < 0:
+            period_s = PERIOD_S if self._is_managed else 0.0
+        if period_s and not HAS_BOND:
+            self.get_logger().warning(
+                "no heartbeats are published: the package bond is not installed. Nav2's lifecycle manager will give "
+                "the node up: sudo apt install ros-$ROS_DISTRO-bond, or set the manager's bond_timeout to 0.0"
+            )
+        elif period_s:
+            self._bond.start(period_s)
+
+    def _create_outputs(self, manifests: Mapping[str, Manifest], options: NodeOptions) -> None:
         """Create the publishers of every camera and head, the heads' switches, and the class names."""
-        of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
+        of_bundles = {name: manifest.classes for name, manifest in manifests.items()}
         chosen = load_class_list(options.class_list) if options.class_list else ClassList()
         check_class_list(chosen, list(of_bundles.values()))
         published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
@@ -186,13 +324,14 @@ class SegmentationNode(LifecycleNode):
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip("/")
         switches = {"segmentation": self._switches.is_on}
-        runtime, decoder = "none loaded", "none loaded"
+        switches |= {f"head {head}": self._switches.head_is_on(head) for head in self._models.manifests or ()}
+        runtime = decoder = "being loaded" if self._models.are_loading else "none loaded"
         stages: dict[str, dict[str, float]] = {}
-        if self._segmenter is not None:
-            switches |= {f"head {head}": self._switches.head_is_on(head) for head in self._segmenter.manifests}
-            runtime = self._segmenter.runtime.description
-            decoder = decode.backend(self._segmenter.runtime.logits_device)
-            stages = self._segmenter.times.summary_ms()
+        segmenter = self._models.segmenter
+        if segmenter is not None:
+            runtime = segmenter.runtime.description
+            decoder = decode.backend(segmenter.runtime.logits_device)
+            stages = segmenter.times.summary_ms()
         mismatches = self._endpoints.mismatches()
         found = [node_status(name, self.state, self.last_error, runtime, decoder, switches, stages, mismatches)]
         if self._loop is not None:
@@ -203,37 +342,25 @@ class SegmentationNode(LifecycleNode):
 
     def _stop(self) -> dict[str, CameraStatistics]:
         """Stop the frame loop; what became of its frames, by camera."""
+        self._bond.stop()
         if (loop := self._loop) is None:
             return {}
         loop.stop()  # if this fails, closing the node tries again
-        self._loop = None
+        self._loop, self._last_loop = None, loop
+        if not loop.join(_SHORTLY_S):
+            self.get_logger().warning(_STUCK)
         return loop.statistics
 
     def _release(self) -> None:
-        # Taken out before anything can fail: what could not be closed must not keep the node from a new start.
-        segmenter, self._segmenter = self._segmenter, None
+        self._models.release(self._last_loop.join if self._last_loop is not None else None)
+        self._models.join(_SHORTLY_S)
+        self._next_step, self._announced = Step.TRY_AGAIN, None
         self._settings.in_use = False
         for output in self._each_output():
             output.close()
         self._outputs.clear()
         self._switches.remove_heads()
-        if segmenter is not None:
-            try:
-                segmenter.close()
-            except Exception as error:
-                self.get_logger().error(
-                    f"the models may still hold memory: closing them failed: {describe_error(error)}"
-                )
+        self._bond.close()
 
     def _each_output(self) -> list[HeadOutput]:
         return [output for heads in self._outputs.values() for output in heads.values()]
-
-
-def _load_segmenter(options: NodeOptions) -> Segmenter:
-    bundles = options.bundles or (options.bundle,)
-    if not bundles[0]:
-        raise ParameterError(
-            "parameter 'bundle' is empty; set it to the folder of a bundle, for example: "
-            "--ros-args -p bundle:=weights/demo"
-        )
-    return Segmenter.from_bundle(bundles, **select(ComputeOptions, dict(options)).model_dump())

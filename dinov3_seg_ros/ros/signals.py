@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+# Later than that, a signal is not the echo of the one that began the end.
+_ECHO_S = 1.0
 _may_interrupt = False
+_end_began = float("inf")
 
 
 def leave_ending_to_rclpy() -> None:
@@ -24,7 +31,7 @@ def leave_ending_to_rclpy() -> None:
     Work that does not spin would not notice them, and goes inside `interruptible`.
     """
     for number in _ENDING:
-        signal.signal(number, _interrupt)
+        signal.signal(number, _handle)
 
 
 @contextlib.contextmanager
@@ -41,6 +48,12 @@ def interruptible() -> Iterator[None]:
         _may_interrupt = False
 
 
+def begin_end() -> None:
+    """Let a further signal, a second from now on, end the process at once."""
+    global _end_began
+    _end_began = time.monotonic()
+
+
 def ignore_until_exit() -> None:
     """Ignore SIGINT and SIGTERM until the interpreter has exited. Call after shutdown."""
     for number in _ENDING:
@@ -50,8 +63,22 @@ def ignore_until_exit() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def exit_without_threads(code: int) -> None:
+    """End the process without waiting for threads that cannot be stopped: a compiler, a library that loads a model.
+
+    Returns where there is none, for an end in the usual way.
+    """
+    if threading.active_count() > 1 or code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
     global _may_interrupt
+    if time.monotonic() - _end_began > _ECHO_S:
+        os.write(2, b"ended by a second signal, before everything had stopped\n")
+        os._exit(1)
     if _may_interrupt:
         _may_interrupt = False
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -43,9 +44,10 @@ class LatestFrameWorker:
         self._room = threading.Semaphore(2 if overlap else 1)
         self._started: SimpleQueue[tuple[Sequence[str], Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
-        self._threads = [threading.Thread(target=self._take_turns, name="segmentation_worker")]
+        # Daemons, so that a GPU that never answers does not keep the process from ending.
+        self._threads = [threading.Thread(target=self._take_turns, name="segmentation_worker", daemon=True)]
         if overlap:
-            self._threads.append(threading.Thread(target=self._end_turns, name="segmentation_finisher"))
+            self._threads.append(threading.Thread(target=self._end_turns, name="segmentation_finisher", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -53,29 +55,36 @@ class LatestFrameWorker:
             thread.start()
 
     def put(self, slot: str, item: Any) -> bool:
-        """Leave an item for the worker; True when it replaces one, which is dropped."""
+        """Leave an item for the worker; True when one is dropped: that which it replaces, or, after `stop`, itself."""
         with self._condition:
+            if self._stopping:
+                return True
             replaces = slot in self._waiting
             self._waiting[slot] = item
             self._condition.notify()
             return replaces
 
     def stop(self) -> list[str]:
-        """Let the items being processed finish, and join the threads; return the slots whose items are dropped."""
+        """Take no further item, and return the slots whose items are dropped; those being processed may finish."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
+            return list(self._waiting)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until the items being processed are finished; False where they are not after ``timeout_s``."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
-        return list(self._waiting)
+                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _take_turns(self) -> None:
         while items := self._next():
             slots = [slot for slot, _ in items]
             try:
                 finish = self._start(items)
-            except BaseException as error:  # any kind: nobody else would see it, and stop() would wait for ever
+            except BaseException as error:  # any kind: nobody else would see it, and join() would wait for ever
                 self._report(slots, error)
                 self._room.release()
             else:

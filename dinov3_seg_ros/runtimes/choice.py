@@ -7,8 +7,11 @@ a robot that uses one runtime does not need the libraries of the others.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -61,12 +64,15 @@ class _NotInstalledError(RuntimeUnavailableError):
     """The library of a runtime cannot be imported."""
 
 
-def open_runtime(bundles: Sequence[Bundle], options: ComputeOptions) -> tuple[Runtime, str]:
+def open_runtime(
+    bundles: Sequence[Bundle], options: ComputeOptions, avoid: Mapping[str, str] | None = None
+) -> tuple[Runtime, str]:
     """Load bundles into the runtime that ``options.runtime`` names, or for ``auto`` into the fastest that can run here.
 
     Args:
         bundles: at least one; they must be able to share a backbone pass.
         options: how to compute.
+        avoid: runtimes that ``auto`` passes over, with the reason for each.
 
     Returns:
         The runtime, and why it is this one, for people.
@@ -76,16 +82,15 @@ def open_runtime(bundles: Sequence[Bundle], options: ComputeOptions) -> tuple[Ru
         BackboneError, BundleError, ExportError: the weights or exports cannot be loaded.
     """
     if options.runtime == "auto":
-        return _open_fastest(bundles, options)
+        return _open_fastest(bundles, options, dict(avoid or {}))
     return _runtime_type(options.runtime)(bundles, options), "asked for"
 
 
-def _open_fastest(bundles: Sequence[Bundle], options: ComputeOptions) -> tuple[Runtime, str]:
+def _open_fastest(bundles: Sequence[Bundle], options: ComputeOptions, failed: dict[str, str]) -> tuple[Runtime, str]:
     """Load bundles into the runtime that `choose_runtime` names; where it cannot load them, into the next best.
 
     Takes, returns and raises what `open_runtime` does; the error of several runtimes names the reason of each.
     """
-    failed: dict[str, str] = {}
     while True:
         name, reason = choose_runtime(bundles, options, failed)
         try:
@@ -115,6 +120,9 @@ def choose_runtime(
     reasons = dict(failed or {})
     missing: list[str] = []
     for name in [name for name in RUNTIMES if name not in reasons]:
+        if name == "torch" and devices and _torch_has_no_gpu():
+            devices[name] = "cpu"
+            continue
         try:
             devices[name] = _runtime_type(name).find_device(bundles, options)
         except RuntimeUnavailableError as error:
@@ -127,6 +135,17 @@ def choose_runtime(
     others = [f"{name} is not installed" if name in missing else f"{name}: {why}" for name, why in reasons.items()]
     others += [f"{name} would run on the {device.upper()}" for name, device in devices.items() if name != best]
     return best, f"{best} is the fastest that can run here on the {devices[best].upper()} ({'; '.join(others)})"
+
+
+def _torch_has_no_gpu() -> bool:
+    """Whether PyTorch, which takes seconds to import, is there and can have no GPU: neither driver is installed."""
+    if "torch" in sys.modules or importlib.util.find_spec("torch") is None or os.path.exists("/dev/kfd"):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def available_runtimes() -> dict[str, str | None]:

@@ -49,6 +49,10 @@ class RuntimeUnavailableError(SegmentationError):
     """The requested inference runtime is not installed, or the bundle holds no export for it."""
 
 
+class RuntimeFailedError(SegmentationError):
+    """An inference runtime failed while it computed, such as for want of memory; whichever library it is."""
+
+
 class ExportError(SegmentationError):
     """An exported graph is missing, damaged or stale, cannot be made, or does not compute what the model computes."""
 

@@ -90,6 +90,27 @@ class Rate:
         return recent / min(self._window_s, max(now - self._start, 1.0))
 
 
+class RateLimit:
+    """Admits events at most at a rate, in steady time. One thread uses it.
+
+    Events that come a little too early do not lower the rate: the next one is due a period after this one was, not
+    after it came. So of a camera's 30 frames per second a limit of 20 admits 20, not 15.
+    """
+
+    def __init__(self) -> None:
+        self._due = float("-inf")
+
+    def admits(self, rate_hz: float) -> bool:
+        """Whether an event that happens now is admitted; ``rate_hz`` may change, and 0 admits all."""
+        if not rate_hz:
+            return True
+        now, period = time.monotonic(), 1.0 / rate_hz
+        if now < self._due:
+            return False
+        self._due = (self._due if now - self._due < period else now) + period
+        return True
+
+
 def summarise_ms(seconds: list[float]) -> dict[str, float]:
     """Return median and 95th percentile, milliseconds, of a non-empty list of seconds."""
     median, p95 = np.percentile(np.asarray(seconds) * 1000.0, (50, 95))

@@ -211,6 +211,6 @@ def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
         name, text = cudart.cudaGetErrorName(status)[1], cudart.cudaGetErrorString(status)[1]
         remedy = ""
         if status == cudart.cudaError_t.cudaErrorMemoryAllocation:
-            remedy = "; end what else uses the GPU, or use a smaller network size, batch or precision"
+            remedy = "; end what else uses the memory, or use a smaller network size, batch or precision"
         raise RuntimeUnavailableError(f"{function.__name__} failed: {text.decode()} ({name.decode()}){remedy}")
     return results[0] if results else None

@@ -1,0 +1,179 @@
+"""The node's models, loaded and closed in threads of their own: the node answers meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.option_model import select
+
+# The models that are replaced should be gone before others take their memory.
+_CLOSE_FIRST_S = 10.0
+
+
+class Models:
+    """The segmenter of a node: loaded, replaced and closed without waiting for it.
+
+    Args:
+        changed: called in the loading thread each time that loading has ended, well or not.
+        close_failed: called with the error when models cannot be closed.
+    """
+
+    def __init__(self, changed: Callable[[], None], close_failed: Callable[[Exception], None]) -> None:
+        self._changed, self._close_failed = changed, close_failed
+        self._attempt: _Attempt | None = None
+        self._closing: threading.Thread | None = None
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether they are loaded, being loaded, or could not be loaded."""
+        return self._attempt is not None
+
+    @property
+    def are_loading(self) -> bool:
+        """Whether they are being loaded."""
+        return self._attempt is not None and not self._attempt.is_over.is_set()
+
+    @property
+    def segmenter(self) -> Segmenter | None:
+        """The segmenter, once it is loaded."""
+        return self._attempt.segmenter if self._attempt is not None and self._attempt.is_over.is_set() else None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the models could not be loaded."""
+        return self._attempt.error if self._attempt is not None and self._attempt.is_over.is_set() else None
+
+    @property
+    def manifests(self) -> Mapping[str, Manifest] | None:
+        """The bundles' manifests by name, which are read before the models; None until then."""
+        return self._attempt.manifests if self._attempt is not None else None
+
+    def load(self, options: NodeOptions, avoid: Mapping[str, str] | None = None) -> None:
+        """Start to load what the options name, in place of what there is.
+
+        Args:
+            options: which bundles, and how to compute.
+            avoid: runtimes that ``auto`` passes over while there is another, with the reason for each.
+        """
+        self.release()
+        self._attempt = _Attempt(options, avoid or {})
+        arguments = self._attempt, self._closing
+        threading.Thread(target=self._load, args=arguments, name="load models", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until loading has ended, at most until ``timeout_s`` seconds after it began; whether it has."""
+        attempt = self._attempt
+        return attempt is None or attempt.is_over.wait(max(0.0, attempt.began + timeout_s - time.monotonic()))
+
+    def release(self, in_use: Callable[[float], bool] | None = None) -> None:
+        """Close the models, or abandon their loading: they are then closed when it ends.
+
+        Args:
+            in_use: waits until a frame that is being processed is finished; called in the thread that closes.
+        """
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and attempt.abandon():
+            self._closing = threading.Thread(
+                target=self._close, args=(attempt, in_use), name="close models", daemon=True
+            )
+            self._closing.start()
+
+    def fail(self, error: Exception, in_use: Callable[[float], bool] | None = None) -> None:
+        """Close the models, which cannot be used any more; `error` tells why until they are loaded anew or released."""
+        manifests = self.manifests
+        self.release(in_use)
+        self._attempt = _Attempt.failed(error, manifests)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until released models are closed; False where they are not after ``timeout_s``."""
+        if self._closing is not None:
+            self._closing.join(timeout_s)
+        return self._closing is None or not self._closing.is_alive()
+
+    def _load(self, attempt: _Attempt, closing: threading.Thread | None) -> None:
+        if closing is not None:
+            closing.join(_CLOSE_FIRST_S)
+        try:
+            attempt.load()
+        except Exception as error:
+            attempt.error = error
+        if attempt.end():
+            self._close(attempt)
+        else:
+            self._changed()
+
+    def _close(self, attempt: _Attempt, in_use: Callable[[float], bool] | None = None) -> None:
+        if in_use is not None:
+            in_use(threading.TIMEOUT_MAX)
+        segmenter, attempt.segmenter = attempt.segmenter, None
+        if segmenter is not None:
+            try:
+                segmenter.close()
+            except Exception as error:
+                self._close_failed(error)
+
+
+class _Attempt:
+    """One loading, and what came of it."""
+
+    def __init__(self, options: NodeOptions, avoid: Mapping[str, str]) -> None:
+        self._options, self._avoid = options, avoid
+        self._lock = threading.Lock()
+        self._is_abandoned = False
+        self.began = time.monotonic()
+        self.is_over = threading.Event()
+        self.manifests: Mapping[str, Manifest] | None = None
+        self.segmenter: Segmenter | None = None
+        self.error: Exception | None = None
+
+    @classmethod
+    def failed(cls, error: Exception, manifests: Mapping[str, Manifest] | None) -> _Attempt:
+        """One that has failed."""
+        attempt = cls(NodeOptions(), {})
+        attempt.error, attempt.manifests = error, manifests
+        attempt.is_over.set()
+        return attempt
+
+    def load(self) -> None:
+        """Read the manifests, then load the models and make their first frames fast."""
+        paths = self._options.bundles or (self._options.bundle,)
+        if not paths[0]:
+            raise ParameterError(
+                "parameter 'bundle' is empty; set it to the folder of a bundle, for example: "
+                "--ros-args -p bundle:=weights/demo"
+            )
+        bundles = [load_bundle(path) for path in paths]
+        check_shared_backbone(bundles)
+        self.manifests = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        options: dict[str, Any] = select(ComputeOptions, dict(self._options)).model_dump()
+        self.segmenter = _segmenter(paths, options, self._avoid)
+        self.segmenter.warm_up()
+
+    def abandon(self) -> bool:
+        """Say that nobody wants it any more; whether it is over, so that the caller has to close it."""
+        with self._lock:
+            self._is_abandoned = True
+            return self.is_over.is_set()
+
+    def end(self) -> bool:
+        """Say that it is over; whether it was abandoned, so that the caller has to close it."""
+        with self._lock:
+            self.is_over.set()
+            return self._is_abandoned
+
+
+def _segmenter(paths: Sequence[str], options: dict[str, Any], avoid: Mapping[str, str]) -> Segmenter:
+    try:
+        return Segmenter.from_bundle(paths, avoid=avoid, **options)
+    except RuntimeUnavailableError:
+        if not avoid:
+            raise
+        return Segmenter.from_bundle(paths, **options)  # there is no other: the same, loaded anew, may do

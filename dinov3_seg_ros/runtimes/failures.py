@@ -1,0 +1,40 @@
+"""One error type for a runtime that fails while it computes; every library raises its own, often a RuntimeError."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError
+
+# What libraries say when there is no memory left: ONNX Runtime, PyTorch, CUDA.
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cannot allocate", "bad_alloc", "memoryallocation")
+_LESS_MEMORY = "end what else uses the memory, or use a smaller network size, batch or precision"
+_BROKEN_GPU = "if it goes on, start the process again: a GPU error may last until the process ends"
+
+
+@contextlib.contextmanager
+def runtime_failures(description: str) -> Iterator[None]:
+    """Raise RuntimeFailedError for what a library raises inside.
+
+    Args:
+        description: of what computes, for people.
+
+    Raises:
+        RuntimeFailedError: says what failed, and what may help.
+        ImageError, ParameterError: as they are; the input is to blame.
+    """
+    try:
+        yield
+    except (ImageError, ParameterError, RuntimeFailedError):
+        raise
+    except Exception as error:  # the libraries' errors have no common base but Exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RuntimeFailedError(f"{description} failed: {reason}{_remedy(error, reason)}") from error
+
+
+def _remedy(error: Exception, reason: str) -> str:
+    said = reason.lower()
+    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+        return "" if _LESS_MEMORY in reason else f"; {_LESS_MEMORY}"
+    return f"; {_BROKEN_GPU}" if "cuda" in said else ""

@@ -1,0 +1,27 @@
+"""The segmentation node under a lifecycle manager of Nav2, which also brings it up again if its process has died.
+
+ros2 launch dinov3_seg_ros nav2.launch.py bundle:=/path/to/bundle image_topic:=/camera/image_raw
+"""
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import Node
+
+from dinov3_seg_ros.support.resources import resource_path
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The node as in seg.launch.py, all of whose arguments are taken, and its manager."""
+    segmentation = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(resource_path("launch/seg.launch.py"))),
+        launch_arguments={"autostart": "false", "respawn": "true"}.items(),
+    )
+    manager = Node(
+        package="nav2_lifecycle_manager",
+        executable="lifecycle_manager",
+        name="lifecycle_manager_perception",
+        parameters=[str(resource_path("config/nav2_lifecycle_manager.yaml"))],
+        output="screen",
+    )
+    return LaunchDescription([segmentation, manager])

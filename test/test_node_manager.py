@@ -1,0 +1,190 @@
+"""The node under a lifecycle manager: who is in charge, the bond, and answers while models load."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from diagnostics_reader import ERROR, DiagnosticsReader
+from exported_bundles import write_exported_bundle
+from nav2_manager import RESET, SHUTDOWN, STARTUP, Nav2Manager
+from ros_graph import Graph
+from rosgraph_msgs.msg import Clock
+
+from dinov3_seg_ros.ros.bond import HAS_BOND
+from dinov3_seg_ros.ros.lifecycle import CONFIGURE_S
+
+pytestmark = pytest.mark.ros
+
+TROUBLED = str(Path(__file__).with_name("troubled_node.py"))
+PICTURE = np.zeros((64, 96, 3), np.uint8)
+needs_bond = pytest.mark.skipif(not HAS_BOND, reason="the messages of bond could not be made: no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def graph(tmp_path):
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        yield graph
+
+
+@needs_bond
+def test_nav2s_manager_takes_over_a_node_that_started_itself(graph, bundle):
+    node = graph.start_node(bundle=bundle.path)
+    node.wait_for_state("active")
+    manager = Nav2Manager(graph)
+    graph.spin_for(0.6)
+    assert manager.heartbeats == [], "nobody has taken charge"
+    manager.change(STARTUP)
+    manager.wait_for_bond()
+    heartbeat = manager.heartbeats[-1]
+    assert (heartbeat.id, heartbeat.active, heartbeat.heartbeat_period) == ("segmentation", True, 0.25)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    first = heartbeat.instance_id
+    manager.change(RESET)
+    graph.spin_until(lambda: not manager.heartbeats[-1].active, "the end of the bond")
+    manager.change(STARTUP)
+    graph.spin_until(lambda: manager.heartbeats[-1].instance_id != first, "another bond")
+    manager.change(RESET | SHUTDOWN)
+    assert node.process.wait(timeout=20) == 0, node.log
+    assert "Traceback" not in node.log
+
+
+@needs_bond
+@pytest.mark.parametrize(("period", "beats"), [(0.05, True), (0.0, False)])
+def test_the_bonds_period_is_as_asked_for_whoever_activates(graph, bundle, period, beats):
+    manager = Nav2Manager(graph)
+    node = graph.start_node(bundle=bundle.path, bond_heartbeat_period=period)
+    node.wait_for_state("active")
+    if beats:
+        graph.spin_until(lambda: len(manager.heartbeats) > 3, "heartbeats")
+        assert manager.heartbeats[0].heartbeat_period == pytest.approx(period)
+    else:
+        graph.spin_for(0.6)
+        assert manager.heartbeats == []
+
+
+def test_services_answer_and_configure_succeeds_while_models_load(graph, bundle, tmp_path):
+    switch = tmp_path / "load"
+    node = graph.start_node(program=(TROUBLED, "loading", str(switch)), bundle=bundle.path, autostart=False)
+    node.wait_for_state("unconfigured")
+    manager = Nav2Manager(graph)
+    manager.change(STARTUP)
+    assert CONFIGURE_S < 4.0, "the manager waits 5 s"
+    assert node.get_parameter("overlay_alpha").double_value == 0.5
+    reader = DiagnosticsReader(graph)
+    reader.wait("segmentation", lambda status: status.values["runtime"] == "being loaded", "loading")
+    switch.touch()
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+
+
+def test_a_signal_while_models_load_is_not_kept_waiting(graph, bundle, tmp_path):
+    node = graph.start_node(program=(TROUBLED, "loading", str(tmp_path / "load")), bundle=bundle.path)
+    assert node.state() in ("unconfigured", "active"), "a slow machine asks only after the configuration"
+    assert node.end() == 0, "models that are being loaded are not waited for"
+    assert "Traceback" not in node.log
+
+
+def test_models_that_cannot_be_loaded_later_deactivate_the_node(graph, bundle, tmp_path):
+    switch = tmp_path / "load"
+    node = graph.start_node(program=(TROUBLED, "loading", str(switch)), bundle=bundle.path)
+    node.wait_for_state("active")
+    switch.write_text("the graph is damaged")
+    node.wait_for_state("inactive")
+    reader = DiagnosticsReader(graph)
+    status = reader.wait("segmentation", lambda status: status.level == ERROR, "the error")
+    assert "the graph is damaged" in status.values["last error"]
+    assert not node.change_state("activate")
+    switch.write_text("")
+    for transition in ("cleanup", "configure", "activate"):
+        assert node.change_state(transition), node.log
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+
+
+def test_a_failing_runtime_is_tried_again_replaced_and_given_up(graph, bundle, tmp_path):
+    switch = tmp_path / "fail"
+    node = graph.start_node(program=(TROUBLED, "failing", str(switch)), bundle=bundle.path, runtime="onnx")
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    switch.write_text("CUDA error: an illegal memory access was encountered")
+    camera.send_until(camera.message(PICTURE), lambda: "tried again with the next frame" in node.log, "one failure")
+    switch.unlink()
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    assert node.state() == "active", "the second try succeeded"
+    switch.write_text("out of memory")
+    for said in ("the runtime failed twice", "the node cannot segment"):
+        camera.send_until(camera.message(PICTURE), lambda said=said: said in node.log, said)
+    node.wait_for_state("inactive")
+    assert "end what else uses the memory" in node.log
+    switch.unlink()
+    for transition in ("cleanup", "configure", "activate"):
+        assert node.change_state(transition), node.log
+    camera.wait_for_subscriber()
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_runtime_that_hangs_does_not_keep_the_process_alive(graph, bundle, tmp_path, signal_number):
+    switch = tmp_path / "hang"
+    node = graph.start_node(program=(TROUBLED, "hung", str(switch)), bundle=bundle.path)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    switch.touch()
+    reader = DiagnosticsReader(graph)
+
+    def is_replaced():
+        camera.send(camera.message(PICTURE))
+        graph.spin_for(0.1)
+        status = reader.newest("segmentation: camera")
+        return status and status.values.get("dropped: replaced by a newer one")
+
+    graph.spin_until(is_replaced, "a frame that waits for the one that hangs")
+    assert node.state() == "active", "services are still served"
+    assert node.end(signal_number) == 1, node.log
+    assert "the process ends all the same" in node.log
+
+
+@needs_bond
+def test_clocks_that_stand_still_or_jump_change_nothing(graph, bundle):
+    manager = Nav2Manager(graph)
+    node = graph.start_node(bundle=bundle.path, use_sim_time=True, autostart=False)
+    manager.change(STARTUP)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    reader = DiagnosticsReader(graph)
+    clock = graph.peer.create_publisher(Clock, "/clock", 10)
+    for second in (None, 1_000, 1_000, 5_000_000, 10):  # none yet, it stands still, it jumps ahead, it jumps back
+        if second is not None:
+            message = Clock()
+            message.clock.sec = second
+            clock.publish(message)
+        camera.send_until_answered(camera.message(PICTURE), masks)
+        manager.wait_for_bond()
+    status = reader.wait("segmentation: camera", lambda status: "latency in the node [ms]" in status.values, "latency")
+    assert "stamp of another clock" in str(status.values)
+    assert node.change_state("deactivate")
+    assert "Traceback" not in node.log
+
+
+def test_the_first_mask_does_not_wait_for_the_compiler(graph, bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    node = graph.start_node(bundle=bundle.path)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    reader = DiagnosticsReader(graph)
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    assert reader.wait("segmentation", lambda _: True, "the decode").values["decode"] == "numpy"
+    assert node.end() == 0, "nor does the end"
+    assert "Traceback" not in node.log
