@@ -43,8 +43,8 @@ class LaunchConfiguration:
 
 
 class Node:
-    def __init__(self, *, executable, name, namespace, parameters=(), remappings=(), arguments=(), ros_arguments=(),
-                 output):  # fmt: skip
+    def __init__(self, *, executable, name, output, package=None, namespace=None, parameters=(), remappings=(),
+                 arguments=(), ros_arguments=(), respawn=False, respawn_delay=0.0):  # fmt: skip
         self.parameters, self.remappings = parameters, remappings
 
 
@@ -58,8 +58,8 @@ class PythonLaunchDescriptionSource:
 
 
 class IncludeLaunchDescription:
-    def __init__(self, source):
-        self.source = source
+    def __init__(self, source, *, launch_arguments=()):
+        self.source, self.launch_arguments = source, launch_arguments
 
 
 _MODULES = {
