@@ -204,9 +204,8 @@ def _found(section: DataSection) -> Found:
 
 
 def _print_found(found: Found, console: Console) -> None:
-    console.print(f"found: {found.kind}, {found.sure} ({found.why})", highlight=False, markup=False, soft_wrap=True)
-    for note in found.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    for line in found.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:

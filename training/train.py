@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> None:
+    found = recipe.data.found()
+    if found.kind != recipe.data.name or found.notes:
+        for line in found.lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     trainer = Trainer(recipe, console)
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:

@@ -74,6 +74,10 @@ class Found(NamedTuple):
     why: str
     notes: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """The same for people."""
+        return [f"found: {self.kind}, {self.sure} ({self.why})", *(f"note: {note}" for note in self.notes)]
+
 
 class DataSettings(Section, ABC):
     """The section ``data`` of a recipe; each data set has a subclass with a ``name`` of its own."""
