@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
-from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, InputSection, Manifest
+from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head, build_head
@@ -67,7 +67,7 @@ def random_bundle(
         backbone=describe_backbone(backbone, storage="embedded", source="random", identity=backbone_identity(backbone)),
         input=InputSection(network_size=size, geometry="stretch", mean=MEAN, std=STD),
         classes=ClassesSection(names=[f"cluster_{i}" for i in range(classes)], palette=default_palette(classes)),
-        head=HeadSection(name=head_name),
+        head=describe_head(head, head_name),
     )
     save_bundle(folder, manifest, head.state_dict(), lambda path: save_backbone(backbone, path / BACKBONE_FOLDER))
     return folder

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, HeadSection, InputSection, Manifest
-from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, InputSection, Manifest
+from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import build_head
@@ -54,13 +54,16 @@ def write_tiny_bundle(
     network_size: tuple[int, int] = (64, 96),
     geometry: str = "letterbox",
     seed: int = 1,
+    detail: bool = False,
 ) -> Bundle:
-    """Write a bundle with random weights whose labels vary over the picture."""
+    """Write a bundle with random weights whose labels vary over the picture; with ``detail``, as the image does."""
     backbone = backbone or tiny_backbone()
     torch.manual_seed(seed)
-    head = build_head("aspp", backbone.channels, backbone.strides, num_classes, width=16).eval()
+    options = {"width": 16, "detail": True} if detail else {"width": 16}
+    head = build_head("aspp", backbone.channels, backbone.strides, num_classes, **options).eval()
     # Random weights alone give almost one class everywhere.
-    torch.nn.init.normal_(head.classifier.weight, std=3.0)
+    for layer in (head.classifier, *([head.detail.classifier] if head.detail else [])):
+        torch.nn.init.normal_(layer.weight, std=3.0)
 
     def write_backbone(folder: Path) -> None:
         save_backbone(backbone, folder / BACKBONE_FOLDER)
@@ -74,6 +77,6 @@ def write_tiny_bundle(
             network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
         classes=ClassesSection(names=[f"class_{i}" for i in range(num_classes)], palette=default_palette(num_classes)),
-        head=HeadSection(name="aspp", options={"width": 16}),
+        head=describe_head(head, "aspp", **options),
     )
     return save_bundle(path, manifest, head.state_dict(), write_backbone)

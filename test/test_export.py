@@ -27,6 +27,7 @@ from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
 from dinov3_seg_ros.model.heads import HEADS, build_head
+from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.agreement import Difference
 from dinov3_seg_ros.runtimes.choice import available_runtimes, choose_runtime
@@ -83,6 +84,21 @@ def test_every_familys_graphs_give_the_labels_of_pytorch(family, tmp_path, pictu
     assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
 
 
+def test_an_image_guided_heads_graphs_give_the_labels_of_pytorch(tmp_path, picture):
+    bundle = tiny_bundle(tmp_path / "tiny", "dinov3_vit", detail=True)
+    (folder,) = export([bundle.path], ExportOptions(fuse=True))
+    inputs = [node.name for node in onnx.load(folder / "head.onnx").graph.input]
+    assert inputs == ["layer_2", "canvases"]
+    assert [node.name for node in onnx.load(folder / "fused.onnx").graph.input] == ["canvases"]
+    batch = [picture, np.ascontiguousarray(picture[::-1])]
+    expected = Segmenter.from_bundle(bundle.path, "torch", max_batch=2).segment(batch)
+    results = Segmenter.from_bundle(bundle.path, "onnx", max_batch=2).segment(batch)
+    for one, other in zip(expected, results, strict=True):
+        assert one.heads["tiny"].logits.shape[-2:] == (16, 24)
+        assert len(np.unique(one.labels)) > 1
+        assert (one.labels == other.labels).mean() >= 0.9995
+
+
 @pytest.mark.parametrize(
     ("family", "precision"),
     [("dinov3_vit", "fp16"), ("dinov3_vit", "bf16"), ("dinov3_convnext", "fp16"), ("dinov3_convnext", "int8_qdq")],
@@ -104,15 +120,19 @@ def dequantised_constants(graph):
     return {types[name] for name in read & types.keys()}
 
 
+NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"aspp": {"width": 16}, "pyramid": {"width": 16, "hidden": 8}, "unet": {"widths": (16, 8)}}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in HEADS for variant in HEADS[name]])
-def test_every_heads_graph_gives_the_logits_of_pytorch(name, variant, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "variant", "detail"),
+    [(name, variant, False) for name in HEADS for variant in HEADS[name]] + [("aspp", "atrous", True)],
+)
+def test_every_heads_graph_gives_the_logits_of_pytorch(name, variant, detail, dtype, tmp_path):
     torch.manual_seed(0)
     layers, channels, strides = ([3], [16], [32]) if variant == "plain" else ([2, 3], [12, 16], [16, 32])
-    options = {} if variant == "plain" else SMALL.get(name, {})
+    options = {**({} if variant == "plain" else SMALL.get(name, {})), **({"detail": True} if detail else {})}
     head = build_head(name, channels, strides, 5, variant, **options).eval()
     for norm in [module for module in head.modules() if isinstance(module, torch.nn.BatchNorm2d)]:
         # Variances that float16 does not hold, of norms that hardly change the scale.
@@ -122,12 +142,15 @@ def test_every_heads_graph_gives_the_logits_of_pytorch(name, variant, dtype, tmp
     maps = [
         torch.randn(2, depth, 128 // stride, 192 // stride) for depth, stride in zip(channels, strides, strict=True)
     ]
+    canvases = torch.randint(0, 256, (2, 128, 192, 3), dtype=torch.uint8)
     with torch.no_grad():
-        expected = head(maps).numpy()
+        expected = head(maps, Normalise(*NORMALISATION)(canvases)).numpy()
     path, typed = tmp_path / "head.onnx", [each.to(dtype) for each in maps]
-    export_head(HeadGraph(head, dtype), typed, layers, path, {})
+    export_head(HeadGraph(head, *NORMALISATION, dtype), typed, layers, (128, 192), path, {})
     assert operators(path) <= TENSORRT_OPERATORS
     inputs = {f"layer_{layer}": each.numpy() for layer, each in zip(layers, typed, strict=True)}
+    if detail:
+        inputs["canvases"] = canvases.numpy()
     (found,) = onnxruntime.InferenceSession(path).run(None, inputs)
     difference = Difference()
     difference.update(expected, found)
@@ -138,7 +161,7 @@ def test_every_heads_graph_gives_the_logits_of_pytorch(name, variant, dtype, tmp
 def test_a_norm_behind_a_convolution_is_folded_into_it_in_fp16(tmp_path):
     head = build_head("aspp", [16], [16], 5, width=16).eval()
     maps = [torch.randn(2, 16, 8, 12, dtype=torch.float16)]
-    export_head(HeadGraph(head, torch.float16), maps, [3], tmp_path / "head.onnx", {})
+    export_head(HeadGraph(head, *NORMALISATION, torch.float16), maps, [3], (128, 192), tmp_path / "head.onnx", {})
     nodes = onnx.load(tmp_path / "head.onnx").graph.node
     assert [node.op_type for node in nodes].count("Cast") == 1, "of the logits"
     assert "BatchNormalization" not in operators(tmp_path / "head.onnx")
@@ -179,9 +202,9 @@ def licensed(bundle, licence):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_heads_of_other_layers_are_fused_with_the_shared_backbone(tmp_path, precision):
     bundles = []
-    for name, layers in (("one", [1, 2, 3]), ("two", [2, 3])):
+    for name, layers, detail in (("one", [1, 2, 3], False), ("two", [2, 3], True)):
         backbone = made_backbone("dinov3_convnext", layers)
-        bundle = write_tiny_bundle(tmp_path / name, name=name, backbone=backbone, network_size=SIZE)
+        bundle = write_tiny_bundle(tmp_path / name, name=name, backbone=backbone, network_size=SIZE, detail=detail)
         bundles.append(licensed(bundle, f"licence of {name}"))
     export([b.path for b in bundles], ExportOptions(fuse=True, precision=precision, least_labels=0.8))
     canvases = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
@@ -410,10 +433,10 @@ def test_graphs_that_compute_something_else_fail_the_command(copy, monkeypatch, 
     shutil.rmtree(copy.path / "onnx")
     right = exporter.export_head
 
-    def wrong(graph, maps, layers, path, properties):
-        spoilt = HeadGraph(load_bundle(copy.path).load_head())
+    def wrong(graph, maps, layers, size, path, properties):
+        spoilt = HeadGraph(load_bundle(copy.path).load_head(), *NORMALISATION)
         torch.nn.init.normal_(spoilt.head.classifier.weight)
-        right(spoilt, maps, layers, path, properties)
+        right(spoilt, maps, layers, size, path, properties)
 
     monkeypatch.setattr(exporter, "export_head", wrong)
     assert main([str(copy.path)]) == 1

@@ -44,6 +44,13 @@ class Case:
     def maps(self, batch=2):
         return make_maps(self.channels, self.strides, batch, *self.size)
 
+    def inputs(self, batch=2):
+        """The maps, and the images where the head reads them."""
+        maps = self.maps(batch)
+        if not self.options.get("detail"):
+            return (maps,)
+        return maps, torch.randn(batch, 3, *self.size, generator=torch.Generator().manual_seed(1))
+
 
 THIN = {"width": 16, "hidden": 16}
 NARROW = {"widths": (16, 12, 8, 6)}
@@ -57,13 +64,18 @@ PLAIN_OPERATORS = {
 CASES = {
     "aspp-atrous-single": Case("aspp", "atrous", *SINGLE),
     "aspp-atrous-pyramid": Case("aspp", "atrous", *PYRAMID),
+    "aspp-detail-single": Case("aspp", "atrous", *SINGLE, {"detail": True}, stride=4),
+    "aspp-detail-pyramid": Case("aspp", "atrous", *PYRAMID, {"detail": True}, stride=4),
+    "aspp-detail-fine-map": Case("aspp", "atrous", *STAGES, {"width": 16, "detail": True}, stride=4),
     "aspp-plain-single": Case("aspp", "plain", *SINGLE),
     "linear-pyramid": Case("linear", "default", *PYRAMID),
     "linear-factors": Case("linear", "default", *BLOCKS, {"dropout": 0, "resize_factors": [0.4, 2, 1]}, stride=8),
+    "linear-detail": Case("linear", "default", *SINGLE, {"detail": True}, stride=4),
     "pyramid-fpn-ppm": Case("pyramid", "default", *STAGES, THIN, stride=8),
     "pyramid-fpn": Case("pyramid", "default", *PYRAMID, {**THIN, "ppm": False}),
     "pyramid-ppm": Case("pyramid", "default", *PYRAMID, {**THIN, "fpn": False}, stride=32),
     "pyramid-neither": Case("pyramid", "default", *SINGLE, {**THIN, "fpn": False, "ppm": False}),
+    "pyramid-detail": Case("pyramid", "default", *PYRAMID, {**THIN, "detail": True}, stride=4),
     "unet-patch-14": Case("unet", "default", *PATCH_14, NARROW, stride=1, size=(56, 84)),
     "unet-skips": Case("unet", "default", *STAGES, NARROW, stride=1),
     "unet-without-skips": Case("unet", "default", *PYRAMID, {**NARROW, "skips": False}, stride=1),
@@ -91,34 +103,36 @@ def test_every_registered_variant_has_a_case():
 
 def test_forward_gives_logits_at_the_announced_stride(case):
     stride = case.stride or min(case.strides)
-    assert case.build()(case.maps()).shape == (2, NUM_CLASSES, case.size[0] // stride, case.size[1] // stride)
+    assert case.build()(*case.inputs()).shape == (2, NUM_CLASSES, case.size[0] // stride, case.size[1] // stride)
 
 
 def test_every_parameter_takes_a_gradient(case):
     head = case.build()
-    head.train()(case.maps()).square().mean().backward()
+    head.train()(*case.inputs()).square().mean().backward()
     untouched = [name for name, p in head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert untouched == []
 
 
 def test_a_frame_does_not_depend_on_the_others_of_its_batch(case):
-    head, maps = case.build(), case.maps()
+    head, (maps, *images) = case.build(), case.inputs()
     with torch.inference_mode():
-        torch.testing.assert_close(head(maps)[1:], head([m[1:] for m in maps]), atol=1e-5, rtol=1e-5)
+        alone = head([m[1:] for m in maps], *(i[1:] for i in images))
+        torch.testing.assert_close(head(maps, *images)[1:], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_export_to_onnx_keeps_the_logits_for_any_batch(case, tmp_path):
-    head, maps = case.build(), case.maps()
+    head, (maps, *images) = case.build(), case.inputs()
     path = tmp_path / "head.onnx"
-    batch = torch.export.Dim("batch", min=1, max=16)
-    torch.onnx.export(head, (maps,), path, dynamo=True, dynamic_shapes=([{0: batch}] * len(maps),), verbose=False)
+    batch = {0: torch.export.Dim("batch", min=1, max=16)}
+    shapes = ([batch] * len(maps), *[batch] * len(images))
+    torch.onnx.export(head, (maps, *images), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
     assert {node.op_type for node in onnx.load(path).graph.node} <= PLAIN_OPERATORS
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for size in (1, 3):
-        inputs = [torch.cat([m, m])[:size] for m in maps]
-        feed = {node.name: m.numpy() for node, m in zip(session.get_inputs(), inputs, strict=True)}
+        some, *seen = [torch.cat([m, m])[:size] for m in maps], *(torch.cat([i, i])[:size] for i in images)
+        feed = {node.name: m.numpy() for node, m in zip(session.get_inputs(), [*some, *seen], strict=True)}
         with torch.inference_mode():
-            expected = head(inputs).numpy()
+            expected = head(some, *seen).numpy()
         np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -129,12 +143,53 @@ def test_saved_and_loaded_weights_give_the_same_logits(case, tmp_path):
     other = case.build()
     other.load_state_dict(load_file(tmp_path / "head.safetensors"))
     with torch.inference_mode():
-        assert torch.equal(head(case.maps()), other(case.maps()))
+        assert torch.equal(head(*case.inputs()), other(*case.inputs()))
 
 
 def test_maps_of_other_channels_are_refused_with_both_named(case):
     with pytest.raises(HeadError, match="was built for"):
         case.build()([torch.zeros(1, 3, 4, 4) for _ in case.channels])
+
+
+def test_scaling_the_logits_scales_every_branch_and_keeps_the_labels(case):
+    head = case.build()
+    with torch.inference_mode():
+        before = head(*case.inputs())
+        head.scale_logits(0.37)
+        after = head(*case.inputs())
+    torch.testing.assert_close(after, 0.37 * before, atol=1e-5, rtol=1e-5)
+    best, second = before.topk(2, dim=1).values.unbind(1)
+    decided = best - second > 1e-5 * best.abs().clamp(min=1)
+    assert decided.float().mean() > 0.9
+    assert torch.equal(before.argmax(1)[decided], after.argmax(1)[decided])
+
+
+class TestDetail:
+    def test_it_is_small_and_off_by_default(self):
+        plain, guided = (build_head("aspp", [256], [16], 11, detail=detail) for detail in (False, True))
+        assert not build_head("aspp", [256], [16], 11).reads_images and guided.reads_images
+        assert 30_000 <= parameters(guided) - parameters(plain) <= 40_000
+
+    def test_a_change_of_the_image_reaches_the_logits_near_it_only(self):
+        torch.manual_seed(0)
+        head = build_head("aspp", [8], [16], 3, width=8, detail=True).eval()
+        maps, images = [torch.randn(1, 8, 8, 8)], torch.randn(1, 3, 128, 128)
+        changed = images.clone()
+        changed[..., 62:66] += 1.0
+        with torch.inference_mode():
+            difference = (head(maps, changed) - head(maps, images)).abs().amax(dim=(0, 1, 2))
+        reached = (difference > 1e-6).nonzero()
+        assert difference.shape == (32,)
+        assert len(reached) and reached.min() >= 10 and reached.max() <= 21
+
+    def test_patches_of_14_pixels_give_logits_of_about_stride_4(self):
+        head = build_head("aspp", [12], [14], 3, width=8, detail=True).eval()
+        assert head([torch.zeros(1, 12, 4, 6)], torch.zeros(1, 3, 56, 84)).shape == (1, 3, 14, 21)
+
+    def test_without_images_it_is_refused(self):
+        head = build_head("aspp", [8], [16], 3, detail=True).eval()
+        with pytest.raises(HeadError, match="image-guided"):
+            head([torch.zeros(1, 8, 4, 4)])
 
 
 def test_the_default_aspp_is_small_and_sees_far():
@@ -318,6 +373,8 @@ class TestUNet:
         (("linear", [8, 8], [16, 16], 3), {"resize_factors": [1]}, "one resize factor above 0 for each of its 2 maps"),
         (("linear", [8], [16], 3), {"resize_factors": [0]}, "one resize factor above 0"),
         (("pyramid", [8], [16], 3), {"bins": (0, 2)}, "bins of at least 1"),
+        (("aspp", [8], [16], 3), {"detail": "auto"}, "detail is true or false"),
+        (("unet", [8], [16], 3), {"detail": True}, "no option 'detail'"),
         (("pyramid", [8], [16], 3), {"width": 0}, "width, hidden and bins"),
         (("unet", [8], [16], 3), {"widths": ()}, "at least one width"),
         (("unet", [8] * 3, [16] * 3, 3), {"widths": (8,)}, "with 1 steps takes up to 1 skip connections; got 3 maps"),

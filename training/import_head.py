@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, HeadSection, InputSection, Manifest, TrainingSection
-from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, InputSection, Manifest, TrainingSection
+from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.model.identity import backbone_identity
@@ -80,7 +80,7 @@ def import_head(
             network_size=network_size, geometry=dinov3_ros.GEOMETRY, mean=dinov3_ros.MEAN, std=dinov3_ros.STD
         ),
         classes=ClassesSection(names=names, palette=default_palette(len(names))),
-        head=HeadSection(name=dinov3_ros.HEAD, variant=dinov3_ros.VARIANT),
+        head=describe_head(head, dinov3_ros.HEAD, dinov3_ros.VARIANT),
         training=TrainingSection(recipe={"imported": dinov3_ros.origin(weights)}),
         licences=list(_LICENCES),
     )

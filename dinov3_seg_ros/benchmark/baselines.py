@@ -39,7 +39,7 @@ class _EagerPipeline(TimedPipeline):
         with self.times.stage("backbone"):
             maps = self._backbone(image)
         with self.times.stage("heads"):
-            logits = self._head([maps[index] for index in self._read])
+            logits = self._head([maps[index] for index in self._read], image)
         with self.times.stage("decode"):
             labels = self._decode(logits, frame.shape[:2])
         with self.times.stage("overlay"):

@@ -5,7 +5,7 @@ Each export is one folder of the bundle::
     onnx/480x640-fp32/
         export.json       `ExportManifest`
         backbone.onnx     network inputs -> the feature maps of one or more heads
-        head.onnx         feature maps -> logits
+        head.onnx         feature maps -> logits; an image-guided head reads the network inputs too
         fused.onnx        both in one, where it was asked for, for other programs
         report.md         how far the graphs are from the PyTorch model
         LICENCES.txt      what the weights inside are subject to

@@ -99,6 +99,12 @@ class Bundle:
             raise BundleError(
                 f"{self.path / HEAD_FILE} does not fit head '{section.name}' as {MANIFEST_FILE} describes it: {error}"
             ) from error
+        if head.reads_images != section.reads_images:
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE}: head.reads_images is {str(section.reads_images).lower()}, but a head "
+                f"'{section.name}' with these options {'reads' if head.reads_images else 'does not read'} the image; "
+                "correct it, or train the head again"
+            )
         return head.eval()
 
     def _read_tensors(self, name: str) -> dict[str, torch.Tensor]:

@@ -73,11 +73,37 @@ class InputSection(_Section):
 
 
 class HeadSection(_Section):
-    """The arguments of `dinov3_seg_ros.model.heads.build_head`."""
+    """Which head it is.
+
+    Attributes:
+        name, variant, options: the arguments of `dinov3_seg_ros.model.heads.build_head`.
+        reads_images: whether the head is image-guided: it reads the network input beside the maps.
+    """
 
     name: str
     variant: str | None = None
     options: dict[str, Any] = {}
+    reads_images: bool = False
+
+
+class CalibrationSection(_Section):
+    """The temperature that was fitted to the head; its weights hold it already.
+
+    Attributes:
+        temperature: what the logits were divided by.
+        data: name of the data set.
+        split: its part that the temperature was fitted on.
+        images, pixels: how many of them the fit saw.
+        ece_before, ece: expected calibration error of these pixels without and with the temperature, 0..1.
+    """
+
+    temperature: PositiveFloat
+    data: str
+    split: str
+    images: int
+    pixels: int
+    ece_before: float
+    ece: float
 
 
 class TrainingSection(_Section):
@@ -94,6 +120,7 @@ class Manifest(_Section):
     Attributes:
         name: a ROS name token; the topics of a second head, and of those after it, are named by it.
         description: one line for people.
+        calibration: how the confidence was calibrated; None where it was not.
         licences: what the weights are subject to, one line each.
         files: SHA-256 of every other file, by its path in the bundle; `saving.save_bundle` fills it in.
     """
@@ -105,6 +132,7 @@ class Manifest(_Section):
     input: InputSection
     classes: ClassesSection
     head: HeadSection
+    calibration: CalibrationSection | None = None
     training: TrainingSection = TrainingSection()
     licences: list[str] = []
     files: dict[str, str] = {}

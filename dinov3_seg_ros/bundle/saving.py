@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, BackboneSection, Manifest, required_files
+from dinov3_seg_ros.bundle.manifest import (
+    HEAD_FILE,
+    MANIFEST_FILE,
+    BackboneSection,
+    HeadSection,
+    Manifest,
+    required_files,
+)
 from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.files import replacing_folder, sha256_of_file, write_json
 
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from dinov3_seg_ros.model.backbone import Backbone
+    from dinov3_seg_ros.model.heads import Head
 
 
 def save_bundle(
@@ -56,6 +64,16 @@ def save_bundle(
         manifest = manifest.model_copy(update={"files": files})
         write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return Bundle(path, manifest)
+
+
+def describe_head(head: Head, name: str, variant: str | None = None, **options: Any) -> HeadSection:
+    """Describe a head for the manifest.
+
+    Args:
+        head: the head.
+        name, variant, options: the arguments by which `dinov3_seg_ros.model.heads.build_head` built it.
+    """
+    return HeadSection(name=name, variant=variant, options=options, reads_images=head.reads_images)
 
 
 def describe_backbone(backbone: Backbone, **origin: Any) -> BackboneSection:

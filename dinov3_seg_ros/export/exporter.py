@@ -242,7 +242,8 @@ class _Job:
                 "layers": layers,
                 "licence": "; ".join(manifest.licences),
             }
-            export_head(HeadGraph(bundle.load_head(), self._dtype), maps, layers, folder / HEAD_GRAPH, properties)
+            graph = HeadGraph(bundle.load_head(), self._input.mean, self._input.std, self._dtype)
+            export_head(graph, maps, layers, self._size, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
                 of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
                 fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)

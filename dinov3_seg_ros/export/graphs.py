@@ -35,6 +35,7 @@ from dinov3_seg_ros.model.normalise import Normalise
 OPSET = 18
 _PLAIN_ATTENTION, _FUSED_ATTENTION = "dinov3_seg_ros_plain", "dinov3_seg_ros_fused"
 _WORTH_COMPACTING = 256
+_CANVASES_OF_HEAD = "head/canvases"
 _EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 
@@ -77,18 +78,40 @@ class BackboneGraph(nn.Module):
 
 
 class HeadGraph(nn.Module):
-    """Feature maps to logits (N, C, h, w) float32, as exported.
+    """Feature maps, and network inputs where the head is image-guided, to logits (N, C, h, w) float32, as exported.
 
     Changes the types and norms of the head that it is given.
+
+    Args:
+        head: in evaluation mode or not.
+        mean, std: normalisation of each channel, for values 0..1.
+        dtype: of weights and activations.
+
+    Attributes:
+        reads_images: whether the last input is the network inputs.
     """
 
-    def __init__(self, head: Head, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, head: Head, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.reads_images, self._dtype = head.reads_images, dtype
+        self._normalise = Normalise(mean, std)
         self.head = _converted(head.eval(), dtype)
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        """Return the logits for maps (N, C_i, h_i, w_i) in the order of the head's layers."""
-        logits: Tensor = self.head(list(maps))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the logits.
+
+        Args:
+            inputs: maps (N, C_i, h_i, w_i) in the order of the head's layers; last, for an image-guided head, the
+                network inputs (N, H, W, 3) uint8 RGB.
+        """
+        logits: Tensor
+        if self.reads_images:
+            *maps, canvases = inputs
+            logits = self.head(maps, self._normalise(canvases).to(self._dtype))
+        else:
+            logits = self.head(list(inputs))
         return logits.float()
 
 
@@ -117,10 +140,30 @@ def export_backbone(graph: BackboneGraph, size: tuple[int, int], path: Path, pro
 
 
 def export_head(
-    graph: HeadGraph, maps: Sequence[Tensor], layers: Sequence[int], path: Path, properties: Mapping[str, Any]
+    graph: HeadGraph,
+    maps: Sequence[Tensor],
+    layers: Sequence[int],
+    size: tuple[int, int],
+    path: Path,
+    properties: Mapping[str, Any],
 ) -> None:
-    """Write a head's graph for maps of these types and shapes, but any batch; see `export_backbone`."""
-    _export(graph, tuple(maps), path, [map_name(layer) for layer in layers], [LOGITS], properties)
+    """Write a head's graph for maps of these types and shapes, but any batch.
+
+    The graph of an image-guided head has the input `bundle.exports.CANVASES` beside the maps.
+
+    Args:
+        graph: what to export.
+        maps: examples of its inputs.
+        layers: of the maps, in their order.
+        size: (height, width) of the network input, pixels.
+        path: the file.
+        properties: see `export_backbone`.
+    """
+    inputs, names = list(maps), [map_name(layer) for layer in layers]
+    if graph.reads_images:
+        inputs.append(torch.zeros(len(maps[0]), *size, 3, dtype=torch.uint8))
+        names.append(CANVASES)
+    _export(graph, tuple(inputs), path, names, [LOGITS], properties)
 
 
 def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properties: Mapping[str, Any]) -> None:
@@ -142,14 +185,31 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
         del model.metadata_props[:]
     # The two were exported apart, so their inner names may collide.
     onnx.compose.add_prefix(first, "backbone/", rename_inputs=False, rename_outputs=False, inplace=True)
+    _rename_input(second, CANVASES, _CANVASES_OF_HEAD)
     fused = merge_models(
         first,
         second,
         io_map=[(name, name) for name in names],
         outputs=[LOGITS],
     )
+    _rename_input(fused, _CANVASES_OF_HEAD, CANVASES)
     _describe(fused, properties)
     _save(fused, path)
+
+
+def _rename_input(model: onnx.ModelProto, name: str, new_name: str) -> None:
+    """Rename an input, if there is one of that name; one of the new name that is there already takes its place."""
+    graph = model.graph
+    for node in graph.node:
+        for index, read in enumerate(node.input):
+            if read == name:
+                node.input[index] = new_name
+    names = [entry.name for entry in graph.input]
+    if name in names:
+        if new_name in names:
+            del graph.input[names.index(name)]
+        else:
+            graph.input[names.index(name)].name = new_name
 
 
 def store_compactly(path: Path) -> None:

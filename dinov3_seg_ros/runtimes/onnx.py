@@ -115,9 +115,11 @@ class OnnxRuntime:
             raise ImageError(f"there is no graph for network inputs of {height}x{width} pixels; there are: {sizes}")
         seconds: dict[str, float] = {}
         with timed(seconds, "backbone"):
-            maps = self._backbones[size].run({CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases)})
+            # Where the backbone computes: an image-guided head reads them from there too.
+            seen = {CANVASES: ort.OrtValue.ortvalue_from_numpy(canvases, *self._backbones[size].place)}
+            maps = self._backbones[size].run(seen)
         with timed(seconds, "heads"):
-            logits = {name: self._heads[name, size].run(maps)[LOGITS].numpy() for name in heads}
+            logits = {name: self._heads[name, size].run({**seen, **maps})[LOGITS].numpy() for name in heads}
         return Computed(logits, seconds, lambda: {name: value.numpy() for name, value in maps.items()})
 
     def close(self) -> None:
@@ -138,6 +140,7 @@ class _Graph:
 
     Attributes:
         provider: the execution provider that computes it.
+        place: where it computes: type and number of the device, as ONNX Runtime names them.
 
     Raises:
         ExportError: ONNX Runtime cannot load the graph.
@@ -155,7 +158,7 @@ class _Graph:
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
             raise ExportError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
         self.provider: str = self._session.get_providers()[0]
-        self._place = ("cpu", 0) if self.provider == _CPU else ("cuda", gpu)
+        self.place = ("cpu", 0) if self.provider == _CPU else ("cuda", gpu)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)
 
@@ -165,7 +168,7 @@ class _Graph:
         for name in self._inputs:
             binding.bind_ortvalue_input(name, inputs[name])
         for name in self._outputs:
-            binding.bind_output(name, *(("cpu", 0) if name == LOGITS else self._place))
+            binding.bind_output(name, *(("cpu", 0) if name == LOGITS else self.place))
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 

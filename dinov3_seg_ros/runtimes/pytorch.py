@@ -27,7 +27,7 @@ _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, 
 _DEFAULT_THREADS = torch.get_num_threads()
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-#: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i).
+#: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i) and, last, the normalised images.
 Backbone = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
@@ -76,9 +76,9 @@ class PyTorchRuntime:
             return self._queue(images, heads, self._streams)
         seconds: dict[str, float] = {}
         with timed(seconds, "backbone"):
-            maps = self._backbone(images)
+            *maps, normalised = self._backbone(images)
         with timed(seconds, "heads"):
-            logits = {name: self._run_head(name, maps).numpy() for name in heads}
+            logits = {name: self._run_head(name, maps, normalised).numpy() for name in heads}
         return Computed(logits, seconds, lambda: _read(self._named(maps)))
 
     def close(self) -> None:
@@ -101,13 +101,13 @@ class PyTorchRuntime:
         with torch.cuda.stream(streams.computing):
             images.record_stream(streams.computing)  # the memory belongs to the other stream, and this one reads it
             with timeline.step("backbone", streams.computing):
-                maps = self._backbone(images)
+                *maps, normalised = self._backbone(images)
             with timeline.step("heads", streams.computing):
-                logits = {name: self._run_head(name, maps) for name in heads}
+                logits = {name: self._run_head(name, maps, normalised) for name in heads}
         return _Computation(timeline, self._named(maps), logits)
 
-    def _run_head(self, name: str, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        logits: torch.Tensor = self._heads[name]([maps[index] for index in self._maps_of[name]])
+    def _run_head(self, name: str, maps: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._heads[name]([maps[index] for index in self._maps_of[name]], images)
         return logits.float()
 
     def _named(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -115,15 +115,19 @@ class PyTorchRuntime:
 
 
 class _FromCanvases(nn.Module):
-    """Network inputs (N, H, W, 3) uint8 RGB -> the backbone's maps in ``dtype``, which its weights have already."""
+    """Network inputs (N, H, W, 3) uint8 RGB -> the backbone's maps, and last the images that it read.
+
+    All are of ``dtype``, which the backbone's weights have already.
+    """
 
     def __init__(self, normalise: Normalise, backbone: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self._normalise, self._backbone, self._dtype = normalise, backbone, dtype
 
     def forward(self, canvases: torch.Tensor) -> list[torch.Tensor]:
-        maps: list[torch.Tensor] = self._backbone(self._normalise(canvases).to(self._dtype))
-        return maps
+        images = self._normalise(canvases).to(self._dtype)
+        maps: list[torch.Tensor] = self._backbone(images)
+        return [*maps, images]
 
 
 def _closed(_canvases: torch.Tensor) -> list[torch.Tensor]:

@@ -14,12 +14,11 @@ from torch import Tensor
 from dinov3_seg_ros.bundle.manifest import (
     BACKBONE_FOLDER,
     DELTA_FILE,
-    HeadSection,
     InputSection,
     Manifest,
     TrainingSection,
 )
-from dinov3_seg_ros.bundle.saving import describe_backbone, save_bundle
+from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
@@ -90,7 +89,7 @@ class BundleWriter:
             ),
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
-            head=HeadSection(**recipe.head.model_dump(exclude={"start_from"})),
+            head=describe_head(self._model.head, recipe.head.name, recipe.head.variant, **recipe.head.options),
             training=TrainingSection(
                 recipe=recipe.model_dump(mode="json"), metrics=metrics, git_revision=git_revision()
             ),

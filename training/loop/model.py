@@ -43,22 +43,39 @@ class SegmentationModel(nn.Module):
                     module.eval()
         return self
 
+    def normalise(self, canvases: Tensor) -> Tensor:
+        """Canvases (B, H, W, 3) uint8 RGB as the backbone and image-guided heads take them, (B, 3, H, W) float32."""
+        images: Tensor = self._normalise(canvases)
+        return images
+
     def features(self, canvases: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB."""
-        maps: list[Tensor] = self.backbone(self._normalise(canvases))
+        maps: list[Tensor] = self.backbone(self.normalise(canvases))
         return maps
 
     def forward(self, seen: Tensor | Sequence[Tensor]) -> Tensor:
-        """Logits (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB, or of their feature maps (B, C, h, w)."""
-        maps = self.features(seen) if isinstance(seen, Tensor) else [feature_map.float() for feature_map in seen]
+        """Compute logits (B, C, h, w).
+
+        Args:
+            seen: canvases (B, H, W, 3) uint8 RGB; or their feature maps (B, C, h, w) and, for an image-guided head,
+                the canvases last.
+        """
+        images: Tensor | None = None
+        if isinstance(seen, Tensor):
+            images = self.normalise(seen)
+            maps: list[Tensor] = self.backbone(images)
+        else:
+            count = len(self.head.in_channels)
+            maps = [feature_map.float() for feature_map in seen[:count]]
+            images = self.normalise(seen[count]) if self.head.reads_images else None
         device = maps[0].device.type
         logits: Tensor
         if device == "cuda":
-            logits = self.head(maps)
+            logits = self.head(maps, images)
         else:
             # On CPUs torch 2.13 computes wrong bf16 gradients of dilated depthwise convolutions (channels-last order).
             with torch.autocast(device, enabled=False):
-                logits = self.head([feature_map.float() for feature_map in maps])
+                logits = self.head([feature_map.float() for feature_map in maps], images)
         return logits
 
 

@@ -30,8 +30,9 @@ class ModelRuntime:
     @torch.inference_mode()
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computed:
         """Run the model; every head is the model's. See `runtimes.protocol.Runtime.start`."""
-        maps = self._model.features(torch.from_numpy(canvases).to(self._device))
-        return Computed({name: self._model.head(maps).float() for name in heads}, {}, dict)
+        images = self._model.normalise(torch.from_numpy(canvases).to(self._device))
+        maps = self._model.backbone(images)
+        return Computed({name: self._model.head(maps, images).float() for name in heads}, {}, dict)
 
     def close(self) -> None:
         """Release nothing: the model belongs to the training."""

@@ -80,7 +80,7 @@ def make_cache(recipe: Recipe, data: SegmentationDataset, digest: str, manifest:
         recipe: recipe of the stage.
         data: the training split.
         digest: of the content of ``data``.
-        manifest: describes the frozen backbone and its input.
+        manifest: describes the frozen backbone, its input and the head.
     """
     backbone = manifest.backbone
     samples = make_samples(recipe, data, backbone.multiple, recipe.cache.seed)
@@ -95,4 +95,4 @@ def make_cache(recipe: Recipe, data: SegmentationDataset, digest: str, manifest:
         "input": manifest.input.model_dump(mode="json"),
         "precision": recipe.precision,
     }
-    return FeatureCache(recipe.cache, description, samples, shapes)
+    return FeatureCache(recipe.cache, description, samples, shapes, manifest.head.reads_images)

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import torch
 
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.support.errors import RecipeError
-from training.recipes.schema import Recipe
+from training.recipes.schema import HeadChoice, Recipe
 from training.support.processes import process_state
+
+# The option that makes a head image-guided, and the head that takes it without being told.
+_DETAIL, _GUIDED_BY_DEFAULT = "detail", "aspp"
 
 
 def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
@@ -23,6 +28,8 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     Raises:
         RecipeError: a trained backbone would be stored as a reference; or BatchNorm cannot be synchronised.
         ParameterError: windows of the evaluation would leave gaps.
+        HeadError: there is no such head.
+        BundleError: the bundle that the head starts from cannot be read.
     """
     choice = recipe.backbone
     trainable = backbone.trainable_blocks or "none"
@@ -45,6 +52,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
         update={
             "data": recipe.data.resolved(),
             "backbone": resolved,
+            "head": _with_detail(recipe.head, backbone),
             "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
             "inference": recipe.inference.resolved(recipe.input.network_size),
             "batch_norm": _possible_batch_norm(recipe.batch_norm),
@@ -52,6 +60,24 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
         }
     )
+
+
+def _with_detail(choice: HeadChoice, backbone: Backbone) -> HeadChoice:
+    """The head's options with ``detail`` decided, which for the ASPP head is "auto" by default.
+
+    A backbone that gives maps of one stride only, as a ViT does, has lost the fine detail that the image still has. A
+    head that starts from another bundle's has the same branches.
+    """
+    wanted = choice.options.get(_DETAIL)
+    if _DETAIL not in head_options(choice.name, choice.variant) or wanted not in (None, "auto"):
+        return choice
+    if choice.start_from is not None:
+        decided = load_bundle(choice.start_from).manifest.head.reads_images
+    else:
+        decided = (wanted == "auto" or choice.name == _GUIDED_BY_DEFAULT) and len(set(backbone.strides)) == 1
+    if wanted is None and not decided:
+        return choice
+    return choice.model_copy(update={"options": {**choice.options, _DETAIL: decided}})
 
 
 def lasting(source: str | None) -> str | None:

@@ -71,7 +71,8 @@ class HeadChoice(Section):
     variant: str | None = None
     """null: the head's default."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword options of the head's class."""
+    """Keyword options of the head's class. The ASPP head's ``detail`` is auto by default: image-guided where all maps
+    have one stride, as those of a ViT."""
     start_from: str | None = None
     """Bundle whose head has the first weights, of the same shape; null: random weights."""
 

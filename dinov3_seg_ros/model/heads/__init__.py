@@ -46,26 +46,40 @@ def build_head(
     Raises:
         HeadError: unknown name, variant or option, or values that do not fit the head.
     """
+    head_class = _find_class(name, variant)
+    in_channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
+    strides = [strides] if isinstance(strides, int) else list(strides)
+    known, kind = head_options(name, variant), f"'{name}' ({variant or next(iter(HEADS[name]))})"
+    for option in options:
+        if option not in known:
+            raise HeadError(
+                f"head {kind} has no option '{option}'{nearest(option, known)}; its options are: "
+                f"{', '.join(known) or 'none'}"
+            )
+    try:
+        return head_class(in_channels, strides, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise HeadError(f"head {kind} cannot be built with the options {options}: {error}") from error
+
+
+def head_options(name: str, variant: str | None = None) -> list[str]:
+    """Return the names of the keyword options that `build_head` takes for a head.
+
+    Raises:
+        HeadError: unknown name or variant.
+    """
+    parameters = inspect.signature(_find_class(name, variant)).parameters
+    return [option for option in parameters if option not in ("in_channels", "strides", "num_classes")]
+
+
+def _find_class(name: str, variant: str | None) -> type[Head]:
     if name not in HEADS:
         raise HeadError(f"unknown head '{name}'{nearest(name, HEADS)}; the heads are: {', '.join(sorted(HEADS))}")
     variants = HEADS[name]
     variant = next(iter(variants)) if variant is None else variant
     if variant not in variants:
         raise HeadError(f"head '{name}' has no variant '{variant}'; its variants are: {', '.join(variants)}")
-    head_class = variants[variant]
-    in_channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
-    strides = [strides] if isinstance(strides, int) else list(strides)
-    known = [p for p in inspect.signature(head_class).parameters if p not in ("in_channels", "strides", "num_classes")]
-    for option in options:
-        if option not in known:
-            raise HeadError(
-                f"head '{name}' ({variant}) has no option '{option}'{nearest(option, known)}; its options are: "
-                f"{', '.join(known) or 'none'}"
-            )
-    try:
-        return head_class(in_channels, strides, num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise HeadError(f"head '{name}' ({variant}) cannot be built with the options {options}: {error}") from error
+    return variants[variant]
 
 
-__all__ = ["HEADS", "Head", "build_head"]
+__all__ = ["HEADS", "Head", "build_head", "head_options"]

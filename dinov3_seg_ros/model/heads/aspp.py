@@ -30,6 +30,7 @@ class ASPPHead(Head):
         width: channels of the trunk, at least 2; a branch has half of them.
         rates: dilation of each branch, in cells, at least 1.
         dropout: probability of dropping a channel before the classifier while training.
+        detail: make the head image-guided; see `detail.DetailBranch`.
 
     Raises:
         HeadError: a value out of its range.
@@ -43,6 +44,7 @@ class ASPPHead(Head):
         width: int = 192,
         rates: Sequence[int] = (1, 3, 6, 12),
         dropout: float = 0.1,
+        detail: bool = False,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
         if width < 2 or not rates or min(rates) < 1:
@@ -55,16 +57,20 @@ class ASPPHead(Head):
         self.refine = SeparableConvNormAct(width, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, kernel_size=1)
+        self.set_detail(detail, width)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, num_classes, h, w) at the finest map's size."""
-        self.check_maps(maps)
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, h_i, w_i) -> features (B, width, h, w) at the finest map's size."""
         trunk = sum_at_finest([project(m) for project, m in zip(self.project, maps, strict=True)])
         # The global mean is added to the trunk rather than concatenated: the same context for fewer channels to fuse.
         context = trunk + self.pool(trunk.mean(dim=(2, 3), keepdim=True))
         fused = self.fuse(torch.cat([context, *(branch(trunk) for branch in self.branches)], dim=1))
-        logits: torch.Tensor = self.classifier(self.dropout(self.refine(fused)))
-        return logits
+        refined: torch.Tensor = self.refine(fused)
+        return refined
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """See `Head.classify`; drops channels before while training."""
+        return super().classify(self.dropout(features))
 
 
 class PlainASPPHead(Head):
@@ -98,13 +104,12 @@ class PlainASPPHead(Head):
         self.ds = _PlainSeparable(self.expanded)
         self.classifier = nn.Conv2d(self.expanded, num_classes, kernel_size=1)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One map (B, C, h, w) -> logits (B, num_classes, h, w)."""
-        self.check_maps(maps)
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One map (B, C, h, w) -> features (B, 576, h, w)."""
         narrow = self.project(self.initial(maps[0]))
         branches = [F.relu(bn(conv(narrow))) for conv, bn in zip(self.branches, self.branches_bn, strict=True)]
-        logits: torch.Tensor = self.classifier(self.ds(self.fuse(torch.cat(branches, dim=1))))
-        return logits
+        features: torch.Tensor = self.ds(self.fuse(torch.cat(branches, dim=1)))
+        return features
 
 
 class _PlainSeparable(nn.Module):

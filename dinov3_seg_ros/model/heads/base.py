@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from dinov3_seg_ros.model.heads.detail import DetailBranch
 from dinov3_seg_ros.support.errors import HeadError
 
 # Of many tensors, a message names so many.
 _NAMED = 3
 
 
-class Head(nn.Module):
-    """A decoder from feature maps to class logits.
+class Head(nn.Module, ABC):
+    """A decoder from feature maps, and the image where it is image-guided, to class logits.
 
-    Subclasses implement ``forward(maps)``: ``maps`` is a list of (B, C_i, h_i, w_i) float tensors in the order of
-    ``in_channels``; the result is (B, num_classes, h, w), before any upsampling to the image. It must be exportable
-    with static spatial sizes and a dynamic batch.
+    Subclasses implement `extract`, and end in a 1x1 convolution ``classifier``. A head must be exportable with static
+    spatial sizes and a dynamic batch.
 
-    Attributes:
-        in_channels: channels of each map.
+    Args:
+        in_channels: channels of each feature map.
         strides: input pixels per cell of each map.
         num_classes: output channels.
+
+    Attributes:
+        in_channels, strides, num_classes: as given.
+        detail: the image-guided branch, or None; see `set_detail`.
+        classifier: the last convolution, from the features to one logit for each class.
     """
+
+    classifier: nn.Conv2d
 
     def __init__(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -38,6 +46,71 @@ class Head(nn.Module):
         self.in_channels = list(in_channels)
         self.strides = list(strides)
         self.num_classes = num_classes
+        self.detail: DetailBranch | None = None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether `forward` needs the images beside the maps."""
+        return self.detail is not None
+
+    def forward(self, maps: Sequence[torch.Tensor], images: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute logits, before any upsampling to the image.
+
+        Args:
+            maps: (B, C_i, h_i, w_i) float each, in the order of ``in_channels``.
+            images: (B, 3, H, W) normalised float, the input of the backbone; only an image-guided head reads them.
+
+        Returns:
+            Logits (B, num_classes, h, w); of an image-guided head (B, num_classes, H / 4, W / 4).
+
+        Raises:
+            HeadError: maps of other channels than the head was built for, or no images for an image-guided head.
+        """
+        self.check_maps(maps)
+        features = self.extract(maps)
+        logits = self.classify(features)
+        if self.detail is None:
+            return logits
+        if images is None:
+            raise HeadError(
+                f"this {type(self).__name__} is image-guided (option detail): call it with the maps and the images "
+                "(B, 3, H, W) that the backbone was given"
+            )
+        sharpened: torch.Tensor = self.detail(images, features, logits)
+        return sharpened
+
+    @abstractmethod
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, h_i, w_i) -> the features (B, C, h, w) that are classified."""
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, C, h, w) -> logits (B, num_classes, h, w)."""
+        logits: torch.Tensor = self.classifier(features)
+        return logits
+
+    def set_detail(self, detail: bool, feature_channels: int) -> None:
+        """Make the head image-guided or not; called by the constructors of heads that have the option ``detail``.
+
+        Args:
+            detail: whether the head is image-guided.
+            feature_channels: channels of what `extract` returns.
+
+        Raises:
+            HeadError: ``detail`` is neither true nor false.
+        """
+        if not isinstance(detail, bool):
+            raise HeadError(f"a head's option detail is true or false, and in a recipe also auto; got {detail!r}")
+        self.detail = DetailBranch(feature_channels, self.num_classes) if detail else None
+
+    @torch.no_grad()
+    def scale_logits(self, factor: float) -> None:
+        """Multiply all logits by a factor above 0, by scaling the last weights and biases of every branch.
+
+        So a temperature costs nothing at run time.
+        """
+        for layer in [self.classifier, *([self.detail.classifier] if self.detail is not None else [])]:
+            for parameter in layer.parameters():
+                parameter.mul_(factor)
 
     def check_maps(self, maps: Sequence[torch.Tensor]) -> None:
         """Raise HeadError unless ``maps`` has the number and the channels this head was built for."""

@@ -12,23 +12,26 @@ from torch import nn
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, BatchNorm, ReLU; keeps the spatial size."""
+    """Convolution without bias, BatchNorm, ReLU; keeps the spatial size, but for its stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, stride: int = 1
+    ) -> None:
         padding = dilation * (kernel_size - 1) // 2
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
 
 
 class SeparableConvNormAct(nn.Sequential):
-    """Depthwise 3x3 (optionally atrous), then pointwise convolution, BatchNorm and ReLU; keeps the spatial size."""
+    """Depthwise 3x3 (optionally atrous), then pointwise convolution, BatchNorm and ReLU; keeps the size, but for its
+    stride."""
 
-    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False),
+            nn.Conv2d(in_channels, in_channels, 3, stride, dilation, dilation, groups=in_channels, bias=False),
             *ConvNormAct(in_channels, out_channels),
         )
 

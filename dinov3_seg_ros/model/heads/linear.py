@@ -24,6 +24,7 @@ class LinearHead(Head):
         dropout: probability of dropping a channel before the norm while training.
         resize_factors: for each map, what its height and width are multiplied by before all maps are brought to the
             finest of them: above 1 bilinearly, below 1 by averaging. None: as they are.
+        detail: make the head image-guided; see `detail.DetailBranch`. It is no linear probe then.
 
     Raises:
         HeadError: a value out of its range, or not one factor for each map.
@@ -36,6 +37,7 @@ class LinearHead(Head):
         num_classes: int,
         dropout: float = 0.1,
         resize_factors: Sequence[float] | None = None,
+        detail: bool = False,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
         self.resize_factors = [1.0] * len(in_channels) if resize_factors is None else list(resize_factors)
@@ -51,15 +53,17 @@ class LinearHead(Head):
         nn.init.normal_(self.classifier.weight, std=0.01)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
+        self.set_detail(detail, channels)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, num_classes, h, w) at the size of the finest map after its factor."""
-        self.check_maps(maps)
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, h_i, w_i) -> all their channels (B, C, h, w), at the size of the finest after its factor."""
         scaled = [
             resize(m, (max(1, int(m.shape[-2] * factor)), max(1, int(m.shape[-1] * factor))))
             for m, factor in zip(maps, self.resize_factors, strict=True)
         ]
         size = finest_size(scaled)
-        features = torch.cat([resize(m, size) for m in scaled], dim=1)
-        logits: torch.Tensor = self.classifier(self.norm(self.dropout(features)))
-        return logits
+        return torch.cat([resize(m, size) for m in scaled], dim=1)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """See `Head.classify`; normalises before, and drops channels while training."""
+        return super().classify(self.norm(self.dropout(features)))

@@ -27,6 +27,7 @@ class PyramidHead(Head):
         bins: rows and columns of each pooled grid.
         hidden: channels between the 3x3 and the 1x1 convolution.
         dropout: probability of dropping a channel before the 1x1 convolution while training.
+        detail: make the head image-guided; see `detail.DetailBranch`.
 
     Raises:
         HeadError: a value out of its range.
@@ -43,6 +44,7 @@ class PyramidHead(Head):
         bins: Sequence[int] = (1, 2, 3, 6),
         hidden: int = 512,
         dropout: float = 0.1,
+        detail: bool = False,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
         if min(width, hidden) < 1 or not bins or min(bins) < 1:
@@ -55,19 +57,23 @@ class PyramidHead(Head):
         self.hidden = ConvNormAct(self.ppm.out_channels if self.ppm else channels, hidden, kernel_size=3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(hidden, num_classes, kernel_size=1)
+        self.set_detail(detail, hidden)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, num_classes, h, w) at stride 8, without FPN at the last map's size.
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, h_i, w_i) -> features (B, hidden, h, w) at stride 8, without FPN at the last map's size.
 
         Raises:
             HeadError: one image alone while BatchNorm trains, which cannot normalise its 1x1 bin.
         """
-        self.check_maps(maps)
         features = self.fpn(maps) if self.fpn else maps[-1]
         if self.ppm:
             features = self.ppm(features)
-        logits: torch.Tensor = self.classifier(self.dropout(self.hidden(features)))
-        return logits
+        hidden: torch.Tensor = self.hidden(features)
+        return hidden
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """See `Head.classify`; drops channels before while training."""
+        return super().classify(self.dropout(features))
 
 
 class _FeaturePyramid(nn.Module):

@@ -56,15 +56,13 @@ class UNetHead(Head):
         )
         self.classifier = nn.Conv2d(widths[-1], num_classes, kernel_size=1)
 
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, num_classes, H, W) at the size of the backbone's input."""
-        self.check_maps(maps)
+    def extract(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps (B, C_i, h_i, w_i) -> features (B, C, H, W) at the size of the backbone's input."""
         features, *skips = maps[-1 - self._skip_count :][::-1]
         height, width = features.shape[-2:]
         for step, factor, skip in itertools.zip_longest(self.steps, self._factors(), skips):
             features = step(features, (height * factor, width * factor), skip)
-        logits: torch.Tensor = self.classifier(features)
-        return logits
+        return features
 
     def _factors(self) -> list[int]:
         """How many times larger than the last map the result of each step is."""
