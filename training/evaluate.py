@@ -22,14 +22,14 @@ from rich.table import Table
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
-from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
-from training.evaluation.boundary import BoundaryIoU
+from training.evaluation.bootstrap import LEVEL
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.evaluation.scores import Scores, per_class_name
 from training.recipes.loading import load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
@@ -37,7 +37,7 @@ from training.reports.pictures import percent
 from training.support.output import check_free, writing
 from training.support.section import Section
 
-OnPrediction = Callable[[int, np.ndarray, np.ndarray, np.ndarray], None]
+OnPrediction = Callable[[int, np.ndarray, np.ndarray, HeadSegmentation], None]
 
 
 class EvaluationSettings(Section):
@@ -50,46 +50,62 @@ class EvaluationSettings(Section):
     """Which views of each image are averaged; default: as the bundle's recipe says."""
     boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Width of the bands that boundary IoU compares, as a part of the image's diagonal."""
+    thin_width: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Objects narrower than this part of the image's diagonal are thin."""
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Draws of the images from which the intervals of the scores are computed; 0: no intervals."""
 
 
-def evaluate(
+def segment_all(
     segmenter: Segmenter | AveragingSegmenter,
     data: SegmentationDataset,
     indices: Iterable[int],
-    on_prediction: OnPrediction | None = None,
-) -> ConfusionMatrix:
-    """Compare the segmenter's labels with the true masks, pixel by pixel at their size.
+    on_prediction: OnPrediction,
+) -> None:
+    """Segment items of a data set.
 
     Args:
         segmenter: of a bundle with the classes of ``data``, in the same order.
         data: the data set.
-        indices: of the items to compare.
-        on_prediction: called with index, image, true mask and labels of each.
+        indices: of the items.
+        on_prediction: called with index, image, true mask and result of each, which has the size of the mask.
 
     Raises:
         DatasetError: an item cannot be read.
     """
-    matrix, rest = ConfusionMatrix(len(data.class_names)), iter(indices)
+    rest = iter(indices)
     while batch := list(itertools.islice(rest, segmenter.max_batch)):
         items = [data.item(index) for index in batch]
         found = segmenter.segment([image for image, _ in items])
         for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
-            matrix.update(truth, segmentation.labels)
-            if on_prediction is not None:
-                on_prediction(index, image, truth, segmentation.labels)
-    return matrix
+            on_prediction(index, image, truth, next(iter(segmentation.heads.values())))
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
-    """The scores of `ConfusionMatrix` and `BoundaryIoU` as a table; undefined for classes that occur nowhere."""
-    table = Table("class", "IoU", "boundary IoU")
-    for name, iou in scores["per_class_iou"].items():
-        table.add_row(name, percent(iou), percent(scores["per_class_boundary_iou"][name]))
+    """The most important scores of `Scores` as a table; undefined for classes that occur nowhere."""
+    columns = ("miou", "boundary_miou_3px", "thin_recall")
+    table = Table("class", "IoU", "IoU within 3 px of boundaries", "recall of thin objects")
+    for name in scores["per_class_iou"]:
+        table.add_row(name, *(percent(scores[per_class_name(column)][name]) for column in columns))
     table.add_section()
-    table.add_row("mean", percent(scores["miou"]), percent(scores["boundary_miou"]))
-    for name in ("macc", "aacc"):
+    table.add_row("mean", *(percent(scores[column]) for column in columns))
+    if scores.get("miou_interval"):
+        table.add_row(f"{LEVEL:.0%} interval", *(_interval(scores[f"{column}_interval"]) for column in columns))
+    for name in ("macc", "aacc", "boundary_miou", "ece"):
         table.add_row(name, percent(scores[name]))
     return table
+
+
+def differences_table(differences: dict[str, Any], other: Path) -> Table:
+    """The differences of `Scores.differences` as a table."""
+    table = Table("score", "difference", f"{LEVEL:.0%} interval", title=f"minus {other}", title_justify="left")
+    for name in ("miou", "boundary_miou", "boundary_miou_3px", "thin_recall"):
+        table.add_row(name, percent(differences[name]), _interval(differences.get(f"{name}_interval")))
+    return table
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "undefined" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = SettingsParser(
         "training.evaluate",
         "Evaluate a bundle on a data set.",
-        "BUNDLE [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
+        "BUNDLE [--against BUNDLE] [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
         EvaluationSettings,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
@@ -105,6 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dataset",
         metavar="NAME",
         help="name of a data set, or a recipe whose data set is used (default: the one the bundle was trained on)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="BUNDLE",
+        help="another bundle with the same classes, to evaluate on the same images and subtract",
     )
     parser.add_argument(
         "--json",
@@ -123,10 +145,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console, compute = Console(), read_flags(ComputeOptions, options)
         if options.report is not None:
             check_free(options.report, "--report")
-        scores = evaluate_bundle(options.bundle, console, options.dataset, overrides, options.report, compute=compute)
+        scores = evaluate_bundle(
+            options.bundle,
+            console,
+            options.dataset,
+            overrides,
+            options.report,
+            compute=compute,
+            against=options.against,
+        )
         with writing(options.json):
             write_json(options.json, scores)
         console.print(scores_table(scores))
+        if options.against is not None:
+            console.print(differences_table(scores["against"]["difference"], options.against))
         written = f"{options.json}" if options.report is None else f"{options.json} and {options.report}"
         console.print(f"written to {written}", soft_wrap=True)
 
@@ -141,6 +173,7 @@ def evaluate_bundle(
     report: Path | None = None,
     inference: Inference | None = None,
     compute: ComputeOptions | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a bundle.
 
@@ -152,9 +185,11 @@ def evaluate_bundle(
         report: folder for tables, pictures and examples; see `output.check_free`.
         inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
         compute: how to compute the network.
+        against: another bundle with the same classes, which is evaluated on the same images, in the same way.
 
     Returns:
-        The scores and all settings, for JSON.
+        The scores and all settings, for JSON; with ``against`` also the other bundle's scores, and the ``difference``
+        to them, under that name.
 
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
@@ -165,30 +200,48 @@ def evaluate_bundle(
     settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
     settings = apply_overrides(settings, overrides)
     data = settings.data.open(settings.split)
-    if data.class_names != manifest.classes.names:
-        raise DatasetError(
-            f"the data set's classes are not those of {path}: {data.class_names} and {manifest.classes.names}; "
-            "evaluate on a data set with the same classes in the same order"
-        )
-    boundary, examples = BoundaryIoU(len(data.class_names), settings.boundary_width), Examples(data)
-
-    def compare(index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
-        boundary.update(truth, labels)
-        if report is not None:
-            examples.add(index, image, truth, labels)
-
-    indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    matrix = evaluate(open_segmenter(path, settings.inference, compute), data, indices, compare)
+    examples = Examples(data) if report is not None else None
+    found = _evaluate_one(path, settings, data, compute, console, examples)
     scores = {
-        **matrix.summary(data.class_names),
-        **boundary.summary(data.class_names),
+        **found.summary(settings.bootstrap),
         "bundle": str(path),
         "images": len(data),
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
-    if report is not None:
-        write_evaluation(report, scores, matrix, examples)
+    if against is not None:
+        other = _evaluate_one(against, settings, data, compute, console)
+        difference = found.differences(other, settings.bootstrap)
+        scores["against"] = {**other.summary(settings.bootstrap), "bundle": str(against), "difference": difference}
+    if report is not None and examples is not None:
+        write_evaluation(report, scores, found.matrix, examples)
+    return scores
+
+
+def _evaluate_one(
+    path: Path,
+    settings: EvaluationSettings,
+    data: SegmentationDataset,
+    compute: ComputeOptions,
+    console: Console,
+    examples: Examples | None = None,
+) -> Scores:
+    classes = load_bundle(path).manifest.classes.names
+    if data.class_names != classes:
+        raise DatasetError(
+            f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
+            "evaluate on a data set with the same classes in the same order"
+        )
+    scores = Scores(data.class_names, settings.boundary_width, settings.thin_width)
+
+    def compare(index: int, image: np.ndarray, truth: np.ndarray, found: HeadSegmentation) -> None:
+        confidence = found.confidence  # decodes the labels as well
+        scores.update(truth, found.labels, confidence)
+        if examples is not None:
+            examples.add(index, image, truth, found.labels)
+
+    indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
+    segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare)
     return scores
 
 

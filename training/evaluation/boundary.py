@@ -35,14 +35,19 @@ class BoundaryIoU:
         Raises:
             ImageError: the arrays differ in size.
         """
+        intersection, union = self.counts(truth, prediction)
+        self._intersection += intersection
+        self._union += union
+
+    def counts(self, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Intersection and union of the bands of one image, each (num_classes,); see `update`."""
         if truth.shape != prediction.shape:
             raise ImageError(f"truth is {truth.shape} and prediction {prediction.shape}; both must be of one size")
         width = max(round(self.width * float(np.hypot(*truth.shape))), 1)
         true_bands = self._bands(truth, width)
         predicted_bands = self._bands(np.where(truth < self.num_classes, prediction, self.num_classes), width)
         common = self._count(true_bands[true_bands == predicted_bands])
-        self._intersection += common
-        self._union += self._count(true_bands) + self._count(predicted_bands) - common
+        return common, self._count(true_bands) + self._count(predicted_bands) - common
 
     def iou(self) -> np.ndarray:
         """(num_classes,) float64, 0..1; NaN where a class occurs in neither."""

@@ -12,16 +12,26 @@ import numpy as np
 from dinov3_seg_ros.support.files import replacing_folder, write_json
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from training.data import SegmentationDataset
-from training.reports.pictures import captioned, draw_confusion, percent, prediction_row, write_predictions
+from training.reports.pictures import (
+    captioned,
+    draw_confusion,
+    draw_reliability,
+    percent,
+    prediction_row,
+    write_predictions,
+)
 from training.support.output import writing
 
 SCORES_FILE = "scores.json"
 TABLE_FILE = "scores.md"
 CONFUSION_FILE = "confusion.csv"
 CONFUSION_PICTURE = "confusion.png"
+RELIABILITY_PICTURE = "reliability.png"
 WORST_FILE, BEST_FILE = "worst.png", "best.png"
 
 _EXAMPLES = 6
+_SUMMARY = ("miou", "macc", "aacc", "boundary_miou", "boundary_miou_3px", "thin_recall", "ece")
+_PER_CLASS = ("per_class_boundary_iou", "per_class_boundary_iou_3px", "per_class_thin_recall")
 
 
 class Example(NamedTuple):
@@ -55,7 +65,7 @@ class Examples:
         self.best: list[Example] = []
 
     def add(self, index: int, image: np.ndarray, truth: np.ndarray, labels: np.ndarray) -> None:
-        """Keep an item that is among the worst or best so far; see `training.evaluate.OnPrediction`."""
+        """Keep an item that is among the worst or best so far; labels (H, W) class ids."""
         names = self.data.class_names
         matrix = ConfusionMatrix(len(names))
         matrix.update(truth, labels)
@@ -72,7 +82,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
 
     Args:
         folder: replaced; see `output.check_free`.
-        scores: results of `ConfusionMatrix.summary` and `BoundaryIoU.summary`, with ``bundle`` and ``images``.
+        scores: result of `training.evaluation.scores.Scores.summary`, with ``bundle`` and ``images``.
         matrix: counts of the whole data set.
         examples: images of the same data set.
 
@@ -88,6 +98,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
             writer.writerow(["true class", *names, "unlabelled"])
             writer.writerows([name, *counts] for name, counts in zip(names, matrix.counts.tolist(), strict=True))
         draw_confusion(matrix.counts, names, temporary / CONFUSION_PICTURE)
+        draw_reliability(scores, temporary / RELIABILITY_PICTURE)
         for chosen, file in ((examples.worst, WORST_FILE), (examples.best, BEST_FILE)):
             if chosen:
                 rows = [captioned(example.row, f"{example.name}: mIoU {percent(example.miou)}") for example in chosen]
@@ -99,17 +110,19 @@ def _table(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) 
     lines = [
         f"# {scores['bundle']} on {scores['images']} images",
         "",
-        "| mIoU | mAcc | aAcc | boundary mIoU |",
-        "|---|---|---|---|",
-        _row(percent(scores[key]) for key in ("miou", "macc", "aacc", "boundary_miou")),
+        "| mIoU | mAcc | aAcc | boundary mIoU | mIoU within 3 px of boundaries | recall of thin objects | ECE |",
+        "|---|---|---|---|---|---|---|",
+        _row(percent(scores[key]) for key in _SUMMARY),
         "",
-        "| class | IoU | accuracy | boundary IoU | share of pixels |",
-        "|---|---|---|---|---|",
+        "| class | IoU | accuracy | boundary IoU | IoU within 3 px of boundaries | recall of thin objects "
+        "| share of pixels |",
+        "|---|---|---|---|---|---|---|",
     ]
     pixels = matrix.counts.sum(axis=1)
     shares = pixels / max(pixels.sum(), 1)
     for name, accuracy, share in zip(examples.data.class_names, matrix.accuracy(), shares, strict=True):
-        figures = (scores["per_class_iou"][name], accuracy, scores["per_class_boundary_iou"][name], share)
+        boundary, near, thin = (scores[key][name] for key in _PER_CLASS)
+        figures = (scores["per_class_iou"][name], accuracy, boundary, near, thin, share)
         lines.append(_row([name, *(percent(None if f is None or np.isnan(f) else f) for f in figures)]))
     for title, chosen in (("worst", examples.worst), ("best", examples.best)):
         lines += ["", f"| {title} images | mIoU |", "|---|---|"]

@@ -115,6 +115,30 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -
         figure.savefig(temporary)
 
 
+def draw_reliability(scores: dict[str, Any], path: Path) -> None:
+    """Draw accuracy against confidence, and mIoU against coverage, as a PNG file.
+
+    Args:
+        scores: result of `training.evaluation.reliability.Reliability.summary`.
+        path: the file.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins, points = scores["reliability"], scores["miou_at_coverage"]
+    left.plot([0, 1], [0, 1], color="grey", linestyle="--")
+    left.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    title = f"expected calibration error {percent(scores['ece'])}"
+    left.set(title=title, xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    drawn = [point for point in points if point["miou"] is not None]
+    right.plot([point["coverage"] for point in drawn], [point["miou"] for point in drawn], marker="o")
+    title = "mIoU of the most confident pixels"
+    right.set(title=title, xlabel="share of the pixels", ylabel="mIoU", xlim=(0, 1), ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary)
+
+
 def _legend(class_names: Sequence[str], palette: Sequence[Colour], width: int) -> np.ndarray:
     cell, line = 150, 18
     columns = max(width // cell, 1)

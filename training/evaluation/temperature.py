@@ -1,0 +1,104 @@
+"""The temperature of a head: fitted on held-out images, then folded into its last weights.
+
+Chuan Guo, Geoff Pleiss, Yu Sun, Kilian Q. Weinberger: On Calibration of Modern Neural Networks, 2017,
+arXiv:1706.04599.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.evaluation.inference import Window
+
+#: Enough for one number; 150 classes then take 120 MB.
+MOST_PIXELS = 200_000
+_BINS = 15
+_LARGEST = math.log(20.0)
+_STEPS = 40
+
+
+class PixelSample:
+    """Logits of some labelled pixels of held-out images, evenly spread over the images.
+
+    Args:
+        images: how many will be added.
+    """
+
+    def __init__(self, images: int) -> None:
+        self._of_each = max(MOST_PIXELS // max(images, 1), 1)
+        self._logits: list[Tensor] = []
+        self._truth: list[Tensor] = []
+
+    def add(self, logits: Tensor, window: Window, truth: np.ndarray, num_classes: int, index: int) -> None:
+        """Sample one image.
+
+        Args:
+            logits: (1, C, h, w) float, before the upsampling.
+            window: the part of them that the image covers, in cells; see `decode.upsample_argmax`.
+            truth: (H, W) class ids; values from ``num_classes`` on are ignored.
+            num_classes: number of classes.
+            index: of the image; decides which pixels.
+        """
+        rows, columns = np.nonzero(truth < num_classes)
+        if not len(rows):
+            return
+        chosen = np.random.default_rng(index).choice(len(rows), min(self._of_each, len(rows)), replace=False)
+        rows, columns = rows[chosen], columns[chosen]
+        top, left, height, width = window
+        y = ((torch.from_numpy(rows) + 0.5) * (height / truth.shape[0]) + top) * (2 / logits.shape[-2]) - 1
+        x = ((torch.from_numpy(columns) + 0.5) * (width / truth.shape[1]) + left) * (2 / logits.shape[-1]) - 1
+        grid = torch.stack([x, y], dim=-1)[None, None].to(logits)
+        with torch.inference_mode():
+            pixels = F.grid_sample(logits, grid, padding_mode="border", align_corners=False)
+        self._logits.append(pixels[0, :, 0].T.cpu())
+        self._truth.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and true classes (N,) int64 of all pixels; N may be 0."""
+        if not self._logits:
+            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64)
+        return torch.cat(self._logits), torch.cat(self._truth)
+
+
+def fit_temperature(logits: Tensor, truth: Tensor) -> dict[str, Any] | None:
+    """Find the temperature that makes the true classes most likely.
+
+    The likelihood is concave in the inverse of the temperature, so that its slope has one zero, which is bisected.
+
+    Args:
+        logits: (N, C) float.
+        truth: (N,) int64.
+
+    Returns:
+        ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
+        where there are no pixels.
+    """
+    if not len(truth):
+        return None
+    of_truth = logits.gather(1, truth[:, None])[:, 0]
+
+    def slope(inverse: float) -> float:
+        expected = ((logits * inverse).softmax(1) * logits).sum(1)
+        return float((of_truth - expected).double().mean())
+
+    low, high = -_LARGEST, _LARGEST
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(math.exp(middle)) > 0 else (low, middle)
+    temperature = math.exp(-(low + high) / 2)
+    before, after = (_calibration_error((logits / t).softmax(1), truth) for t in (1.0, temperature))
+    return {"temperature": temperature, "pixels": len(truth), "ece_before": before, "ece": after}
+
+
+def _calibration_error(probabilities: Tensor, truth: Tensor) -> float:
+    confidence, labels = probabilities.max(1)
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, confidence.double() - (labels == truth).double())
+    return float(gaps.abs().sum() / len(truth))
