@@ -75,9 +75,10 @@ class Row:
 ROWS = {
     "linear": Row("linear"),
     "aspp": Row("aspp", note="the default"),
-    "aspp, stride 16": Row("aspp", STRIDE_16),
+    "aspp, stride 16": Row("aspp", STRIDE_16, options={"detail": False}),
+    "aspp with detail, stride 16": Row("aspp", STRIDE_16, "image-guided", options={"detail": True}),
     "plain aspp, stride 16": Row("aspp", STRIDE_16, "variant plain", "plain"),
-    "aspp, deepest stage": Row("aspp", DEEPEST),
+    "aspp, deepest stage": Row("aspp", DEEPEST, options={"detail": False}),
     "plain aspp, deepest stage": Row("aspp", DEEPEST, "variant plain", "plain"),
     "convolutions, deepest stage": Row(
         "pyramid", DEEPEST, "convolutions only", options={"fpn": False, "ppm": False, "hidden": 128}
@@ -138,7 +139,7 @@ def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, flo
     """Median milliseconds of each row on one 40x40 map of 384 channels, and on the backbone's maps of 640x640."""
     backbone = load_backbone(str(options.backbone), list(ALL))
     channels, strides = dict(zip(ALL, backbone.channels, strict=True)), dict(zip(ALL, backbone.strides, strict=True))
-    cases = {}
+    cases, image = {}, torch.randn(1, 3, 640, 640)
     for name in options.rows:
         row = ROWS[name]
         single = row.build([384], [16], 134).eval(), [torch.randn(1, 384, 40, 40)]
@@ -151,7 +152,7 @@ def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, flo
             for name, both in cases.items():
                 for index, (head, maps) in enumerate(both):
                     start = time.perf_counter()
-                    head(maps)
+                    head(maps, image)
                     times[name][index].append(1000 * (time.perf_counter() - start))
     return {name: tuple(statistics.median(values[2:]) for values in both) for name, both in times.items()}
 

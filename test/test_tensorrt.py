@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import tiny_backbone, write_tiny_bundle
+from bundles import tiny_backbone, write_exported_bundle, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
@@ -110,6 +110,16 @@ def test_labels_and_confidence_equal_those_of_onnx_runtime(trt, bundles, precisi
     assert len(np.unique(reference.labels)) > 2
     assert np.array_equal(result.labels, reference.labels)
     assert np.array_equal(result.confidence, reference.confidence)
+
+
+def test_an_image_guided_head_reads_the_network_input_without_a_copy(trt, tmp_path):
+    bundle = write_exported_bundle(tmp_path / "guided", geometry="stretch", detail=True)
+    guided = segmenter(bundle)
+    found = guided.segment([picture()])[0].labels
+    assert len(np.unique(found)) > 1
+    assert (found == expected(bundle)).mean() >= 0.9995
+    network = guided.runtime._networks[SIZE]
+    assert network.heads[bundle.manifest.name].tensors["canvases"] is network.backbone.tensors["canvases"]
 
 
 def test_the_description_names_release_gpu_and_precision(trt, bundles):

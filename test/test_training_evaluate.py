@@ -25,7 +25,7 @@ from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.resources import resource_path
-from training import evaluate, train
+from training import calibrate, evaluate, train
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.loop.trainer import Trainer
 
@@ -255,6 +255,29 @@ def test_the_default_evaluation_sees_what_the_robot_sees(bundle, data, tmp_path)
     assert scores["per_class_boundary_iou"].keys() == scores["per_class_iou"].keys()
 
 
+def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
+    other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
+    scores = run(bundle, data, tmp_path, "--against", str(other.path), "--bootstrap", "50")
+    against = scores["against"]
+    assert against["miou"] == run(other, data, tmp_path)["miou"]
+    assert against["difference"]["miou"] == pytest.approx(scores["miou"] - against["miou"])
+    low, high = against["difference"]["miou_interval"]
+    assert low <= against["difference"]["miou"] <= high
+    assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
+
+
+def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, tmp_path):
+    before = run(bundle, data, tmp_path)
+    words = ["--dataset", "folder", "--data.root", str(data), "--output", str(tmp_path / "calibrated")]
+    assert calibrate.main([str(bundle.path), *words]) == 0
+    copy = load_bundle(tmp_path / "calibrated")
+    after = run(copy, data, tmp_path)
+    assert after["miou"] == pytest.approx(before["miou"], abs=1e-6)
+    assert after["ece"] < before["ece"]
+    assert copy.manifest.calibration.temperature > 1
+    assert copy.manifest.calibration.images == 3
+
+
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):
     options = "--inference.mode slide --inference.stride 32 64 --inference.scales 1.0 1.5 --inference.flip True"
     scores = run(bundle, data, tmp_path, *options.split())
@@ -283,7 +306,7 @@ def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp
     counts = np.array([row[1:] for row in rows[1:]], int)
     assert counts.sum() == 3 * 48 * 60
     assert np.trace(counts) / counts.sum() == pytest.approx(scores["aacc"])
-    for file in ("confusion.png", "worst.png", "best.png"):
+    for file in ("confusion.png", "reliability.png", "worst.png", "best.png"):
         with Image.open(report / file) as image:
             assert min(image.size) > 100
 

@@ -89,6 +89,28 @@ def test_the_backbone_computes_each_view_once_for_all_epochs_and_heads(recipe, t
     assert sum(images_seen) == SAMPLES
 
 
+def test_an_image_guided_head_trains_from_the_cache_as_without(recipe, tmp_path):
+    head_section = {"options": {"width": 16, "detail": True}}
+    plain = train(recipe({"views": 0}, head=head_section, output=str(tmp_path / "plain")))
+    cached = train(recipe(head=head_section))
+    for one, other in zip(records(cached.output), records(plain.output), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3)
+
+
+def test_images_are_added_to_cached_features_without_the_backbone(recipe, tmp_path, images_seen):
+    train(recipe())
+    small = sum(path.stat().st_size for path in entries(tmp_path))
+    guided = {"options": {"width": 16, "detail": True}}
+    trainer = train(recipe(head=guided, output=str(tmp_path / "guided")))
+    assert sum(images_seen) == SAMPLES
+    assert sum(path.stat().st_size for path in entries(tmp_path)) > small
+    (cache,) = trainer._samples
+    canvas, _ = cache._samples[1, 2]
+    assert torch.equal(cache[1, 2][0][-1], canvas) and cache.missing() == []
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in entries(tmp_path))
+    assert SAMPLES * cache.sample_bytes() == pytest.approx(used, rel=0.1)
+
+
 def test_resuming_a_finished_training_computes_no_features(recipe, tmp_path, images_seen):
     train(recipe())
     shutil.rmtree(tmp_path / "features")

@@ -186,13 +186,41 @@ def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run
 def test_a_bundle_gives_back_what_was_trained(recipe, run, tmp_path, config, size, trainable, asked, head):
     source = saved_backbone(tmp_path / "source", config)
     sized = {"network_size": size, "geometry": "stretch"}
-    trainer = run(recipe(backbone={"source": source, "trainable": trainable, **asked}, head=head, input=sized))
+    backbone = {"source": source, "trainable": trainable, **asked}
+    trainer = run(recipe(backbone=backbone, head=head, input=sized, calibrate=False))
     bundle = load_bundle(trainer.output / "last")
+    assert bundle.manifest.calibration is None
     assert bundle.manifest.backbone.model_dump(include=asked.keys()) == asked
     images = torch.randn(1, 3, *size)
     with torch.inference_mode():
-        expected = trainer.model.head(trainer.model.backbone(images))
-        torch.testing.assert_close(bundle.load_head()(bundle.load_backbone()(images)), expected)
+        expected = trainer.model.head(trainer.model.backbone(images), images)
+        torch.testing.assert_close(bundle.load_head()(bundle.load_backbone()(images), images), expected)
+
+
+def test_bundles_are_calibrated_on_the_validation_images(recipe, run):
+    trainer = run(recipe())
+    bundle = load_bundle(trainer.output / "last")
+    calibration = bundle.manifest.calibration
+    assert (calibration.data, calibration.split, calibration.images) == ("scenes", "val", 3)
+    assert "calibration" not in bundle.manifest.training.metrics
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        maps = trainer.model.backbone(images)
+        logits = bundle.load_head()(maps) * calibration.temperature
+        torch.testing.assert_close(logits, trainer.model.head(maps), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "guided"),
+    [([3], {}, True), ([1, 2, 3], {}, False), ([1, 2, 3], {"detail": True}, True), ([3], {"detail": False}, False),
+     ([1, 2, 3], {"detail": "auto"}, False)],
+)  # fmt: skip
+def test_heads_on_maps_of_one_stride_are_image_guided(recipe, layers, options, guided):
+    made = recipe(backbone={"config": CONVNEXT, "layers": layers}, head={"options": {"width": 16, **options}})
+    trainer = Trainer(made, Console(quiet=True))
+    assert trainer.model.head.reads_images is guided
+    assert trainer._bundles.manifest().head.reads_images is guided
+    assert trainer.recipe.head.options.get("detail", False) is guided
 
 
 def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run, tmp_path):
@@ -299,7 +327,7 @@ def test_the_loss_is_drawn_between_validations_too(recipe, run, monkeypatch):
 
 
 def test_the_averaged_weights_are_saved_and_the_plain_ones_trained_on(recipe, run):
-    trainer = run(recipe(ema=0.5))
+    trainer = run(recipe(ema=0.5, calibrate=False))
     saved = load_file(trainer.output / "last" / "head.safetensors")
     present = dict(trainer.model.head.state_dict())
     assert changed(present, saved)

@@ -194,11 +194,7 @@ def evaluate_bundle(
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
-    manifest, compute, overrides = load_bundle(path).manifest, compute or ComputeOptions(), separated(overrides)
-    if inference is None:
-        inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
-    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
-    settings = apply_overrides(settings, overrides)
+    compute, settings = compute or ComputeOptions(), find_settings(path, dataset, overrides, inference)
     data = settings.data.open(settings.split)
     examples = Examples(data) if report is not None else None
     found = _evaluate_one(path, settings, data, compute, console, examples)
@@ -216,6 +212,21 @@ def evaluate_bundle(
     if report is not None and examples is not None:
         write_evaluation(report, scores, found.matrix, examples)
     return scores
+
+
+def find_settings(
+    path: Path, dataset: str | None = None, overrides: Sequence[str] = (), inference: Inference | None = None
+) -> EvaluationSettings:
+    """Find how a bundle is evaluated; see `evaluate_bundle`.
+
+    Raises:
+        SegmentationError: the bundle, the data set or the overrides do not fit.
+    """
+    manifest, overrides = load_bundle(path).manifest, separated(overrides)
+    if inference is None:
+        inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
+    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
+    return apply_overrides(settings, overrides)
 
 
 def _evaluate_one(

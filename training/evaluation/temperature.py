@@ -7,6 +7,7 @@ arXiv:1706.04599.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,15 @@ class PixelSample:
         self._logits.append(pixels[0, :, 0].T.cpu())
         self._truth.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
 
+    @classmethod
+    def joined(cls, samples: Sequence[PixelSample]) -> PixelSample:
+        """All pixels of several samples."""
+        whole = cls(len(samples))
+        for sample in samples:
+            whole._logits += sample._logits
+            whole._truth += sample._truth
+        return whole
+
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Logits (N, C) and true classes (N,) int64 of all pixels; N may be 0."""
         if not self._logits:
@@ -66,19 +76,16 @@ class PixelSample:
         return torch.cat(self._logits), torch.cat(self._truth)
 
 
-def fit_temperature(logits: Tensor, truth: Tensor) -> dict[str, Any] | None:
+def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
     """Find the temperature that makes the true classes most likely.
 
     The likelihood is concave in the inverse of the temperature, so that its slope has one zero, which is bisected.
-
-    Args:
-        logits: (N, C) float.
-        truth: (N,) int64.
 
     Returns:
         ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
         where there are no pixels.
     """
+    logits, truth = pixels.tensors()
     if not len(truth):
         return None
     of_truth = logits.gather(1, truth[:, None])[:, 0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from dinov3_seg_ros.bundle.manifest import (
     BACKBONE_FOLDER,
     DELTA_FILE,
+    CalibrationSection,
     InputSection,
     Manifest,
     TrainingSection,
@@ -61,6 +62,8 @@ class BundleWriter:
     def save(self, path: Path, metrics: dict[str, Any]) -> None:
         """Write the model as it is now. The bundle replaces ``path`` only once it is complete.
 
+        Where ``metrics`` hold a calibration, its temperature is folded into the head that is written.
+
         Raises:
             OutputError: the bundle cannot be written.
         """
@@ -72,10 +75,20 @@ class BundleWriter:
             elif self._storage == "delta":
                 save_file(self._changed_tensors(), folder / DELTA_FILE)
 
+        fitted = metrics.get("calibration") if self._recipe.calibrate else None
+        metrics = {name: value for name, value in metrics.items() if name != "calibration"}
+        head, calibration = self._model.head, None
+        if fitted is not None:
+            head = copy.deepcopy(head)
+            head.scale_logits(1 / fitted["temperature"])
+            calibration = CalibrationSection(data=self._recipe.data.name, split="val", images=len(self._data), **fitted)
+        manifest = self._describe(backbone, metrics, calibration)
         with writing(path):
-            save_bundle(path, self._describe(backbone, metrics), self._model.head.state_dict(), write_backbone)
+            save_bundle(path, manifest, head.state_dict(), write_backbone)
 
-    def _describe(self, backbone: Backbone, metrics: dict[str, Any]) -> Manifest:
+    def _describe(
+        self, backbone: Backbone, metrics: dict[str, Any], calibration: CalibrationSection | None = None
+    ) -> Manifest:
         recipe = self._recipe
         return Manifest(
             name=recipe.name,
@@ -90,6 +103,7 @@ class BundleWriter:
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
             head=describe_head(self._model.head, recipe.head.name, recipe.head.variant, **recipe.head.options),
+            calibration=calibration,
             training=TrainingSection(
                 recipe=recipe.model_dump(mode="json"), metrics=metrics, git_revision=git_revision()
             ),

@@ -47,7 +47,7 @@ _REPLACED = (
 )
 # Keys that may change between starts, since they do not change the weights.
 _HARMLESS_KEYS: tuple[str, ...] = ("output", "description", "licences", "workers", "checkpoint_minutes", "inference")
-_HARMLESS_KEYS += ("cache.folder", "cache.max_gb")
+_HARMLESS_KEYS += ("cache.folder", "cache.max_gb", "calibrate")
 # Keys that name files. The content of the files is compared instead; see `origins`.
 _KEYS_OF_FILES = ("data", "backbone.source", "head.start_from")
 

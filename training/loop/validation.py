@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from training.data import SegmentationDataset
 from training.evaluation.inference import sample
+from training.evaluation.temperature import PixelSample, fit_temperature
 from training.loop.model import SegmentationModel
 from training.loop.model_runtime import ModelRuntime
 from training.losses import WeightedSum
@@ -46,8 +48,9 @@ class Validation:
             indices: indices of the items.
 
         Returns:
-            ``val_loss`` and the result of `ConfusionMatrix.summary`, over all processes; and rows of
-            `pictures.prediction_row` for some items of this process.
+            ``val_loss``, the result of `ConfusionMatrix.summary`, and ``calibration``, that of
+            `temperature.fit_temperature`, over all processes; and rows of `pictures.prediction_row` for some items of
+            this process.
 
         Raises:
             DatasetError: an item cannot be read.
@@ -57,19 +60,22 @@ class Validation:
         pictured = {own[place] for place in np.linspace(0, len(own) - 1, _PICTURED).round().astype(int)} if own else ()
         matrix, rows = ConfusionMatrix(len(data.class_names)), []
         losses = torch.zeros(2, len(self._loss.losses), device=accelerator.device, dtype=torch.float64)
+        pixels = PixelSample(len(indices))
         self._model.eval()
         segmenter = Segmenter([bundle], ModelRuntime(self._model, accelerator.device))
         for index in own:
             image, truth = data.item(index)
             head = segmenter.segment([image])[0].heads[bundle.manifest.name]
             matrix.update(truth, head.labels)
+            pixels.add(head.logits, head.window, truth, len(data.class_names), index)
             losses += self._sums_and_counts(head.logits, head.window, truth, bundle.manifest.input.network_size)
             if index in pictured:
                 rows.append(prediction_row(image, truth, head.labels, data.palette))
         counts = torch.from_numpy(matrix.counts).to(accelerator.device)
         matrix.counts = accelerator.reduce(counts, "sum").cpu().numpy()
         loss = float(self._loss.mean(*accelerator.reduce(losses, "sum")))
-        return {"val_loss": loss, **matrix.summary(data.class_names)}, rows
+        calibration = fit_temperature(PixelSample.joined(gather_object([pixels])))
+        return {"val_loss": loss, **matrix.summary(data.class_names), "calibration": calibration}, rows
 
     @torch.inference_mode()
     def _sums_and_counts(

@@ -127,6 +127,9 @@ class Recipe(Section):
     """Epochs between two validations; the last epoch of each stage is always validated."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between two checkpoints for --resume; 0: one after each step. Each validation writes one too."""
+    calibrate: bool = True
+    """Whether a temperature, fitted on the validation images, is folded into the heads of the bundles, so that
+    confidence is a probability. It changes no label."""
     inference: Inference = Inference()
     """Views by which `training.evaluate` evaluates the bundle; with several views, training does so at its end too.
     Validation during training computes one view of each image, as the robot does."""

@@ -1,0 +1,125 @@
+"""Calibrate a bundle's confidence: ``python -m training.calibrate BUNDLE --output FOLDER [--dataset NAME]``.
+
+One temperature is fitted on images that the head was not trained on, and folded into the head's last weights. Labels
+stay as they are, and nothing is computed in addition on the robot.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from dinov3_seg_ros.bundle.exports import find_exports
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, CalibrationSection
+from dinov3_seg_ros.bundle.saving import save_bundle
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
+from dinov3_seg_ros.support.command_line import run_command
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data import SegmentationDataset
+from training.evaluate import EvaluationSettings, find_settings, segment_all
+from training.evaluation.temperature import PixelSample, fit_temperature
+from training.recipes.overrides import SettingsParser
+from training.reports.pictures import percent
+from training.support.output import check_free, writing
+
+
+def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: Console) -> Bundle:
+    """Write a calibrated copy of a bundle, without its exports, which belong to the old head.
+
+    Args:
+        path: folder of the bundle.
+        settings: data set and split to fit on.
+        output: folder of the copy; must be new or empty.
+        console: shows the progress if it is a terminal.
+
+    Raises:
+        DatasetError: the classes differ, no pixel is labelled, or an item cannot be read.
+        BundleError, BackboneError: the bundle cannot be loaded.
+        OutputError: the folder holds something, or cannot be written.
+    """
+    check_free(output, "--output")
+    bundle, data = load_bundle(path), settings.data.open(settings.split)
+    names = bundle.manifest.classes.names
+    if data.class_names != names:
+        raise DatasetError(
+            f"the data set's classes are not those of {path}: {data.class_names} and {names}; "
+            "calibrate on a data set with the same classes in the same order"
+        )
+    fitted = fit_temperature(_sample(path, data, console))
+    if fitted is None:
+        raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
+    head = bundle.load_head()
+    head.scale_logits(1 / fitted["temperature"])
+    calibration = CalibrationSection(data=settings.data.name, split=settings.split, images=len(data), **fitted)
+
+    def copy_backbone(folder: Path) -> None:
+        for name in bundle.manifest.files:
+            if name != HEAD_FILE:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, folder / name)
+
+    manifest = bundle.manifest.model_copy(update={"calibration": calibration})
+    with writing(output):
+        return save_bundle(output, manifest, head.state_dict(), copy_backbone)
+
+
+def _sample(path: Path, data: SegmentationDataset, console: Console) -> PixelSample:
+    """Logits of some pixels of every item, by the model itself, as training fits its temperature."""
+    pixels = PixelSample(len(data))
+
+    def add(index: int, _image: np.ndarray, truth: np.ndarray, found: HeadSegmentation) -> None:
+        pixels.add(torch.as_tensor(found.logits), found.window, truth, len(data.class_names), index)
+
+    indices = track(range(len(data)), "calibrating", console=console, disable=not console.is_terminal)
+    options = ComputeOptions(runtime="torch")
+    segment_all(Segmenter.from_bundle(path, **options.model_dump()), data, indices, add)
+    return pixels
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = SettingsParser(
+        "training.calibrate",
+        __doc__,
+        "BUNDLE --output FOLDER [--dataset NAME] [--key value ...]",
+        EvaluationSettings,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the copy; must be new or empty")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="name of a data set, or a recipe whose data set is used (default: the one the bundle was trained on)",
+    )
+
+    def work(words: list[str]) -> None:
+        options, overrides = parser.parse_settings(words)
+        console = Console()
+        settings = find_settings(options.bundle, options.dataset, overrides)
+        done = calibrate(options.bundle, settings, options.output, console).manifest.calibration
+        assert done is not None  # written just now
+        console.print(
+            f"temperature {done.temperature:.3f}; expected calibration error of {done.images} images "
+            f"{percent(done.ece_before)} before, {percent(done.ece)} now; written to {options.output}",
+            soft_wrap=True,
+        )
+        if any(find_exports(load_bundle(options.bundle))):
+            console.print(
+                f"it has no exports yet; make them with: python -m dinov3_seg_ros.export {options.output}",
+                soft_wrap=True,
+            )
+
+    return run_command(parser, work, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
