@@ -127,8 +127,10 @@ def test_a_recipe_that_asks_for_cached_features_trains_on_them(name, build, tmp_
     trainer.use_cache()
     assert any((tmp_path / "cache").iterdir())
     for stage in trainer.stages:
-        for maps, _ in take_a_step(trainer, stage):
-            assert [feature_map.shape[1] for feature_map in maps] == trainer.model.backbone.channels
+        channels = trainer.model.backbone.channels
+        for (*seen,), _ in take_a_step(trainer, stage):
+            assert [feature_map.shape[1] for feature_map in seen[: len(channels)]] == channels
+            assert [canvas.dtype for canvas in seen[len(channels) :]] == [torch.uint8] * trainer.model.head.reads_images
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not RECIPES[name].inference.looks_once])
