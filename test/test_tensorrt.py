@@ -23,11 +23,12 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import tiny_backbone, write_exported_bundle, write_tiny_bundle
+from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.choice import choose_runtime
 from dinov3_seg_ros.segmenter import Segmenter
@@ -113,7 +114,8 @@ def test_labels_and_confidence_equal_those_of_onnx_runtime(trt, bundles, precisi
 
 
 def test_an_image_guided_head_reads_the_network_input_without_a_copy(trt, tmp_path):
-    bundle = write_exported_bundle(tmp_path / "guided", geometry="stretch", detail=True)
+    bundle = write_tiny_bundle(tmp_path / "guided", geometry="stretch", detail=True)
+    export([bundle.path], ExportOptions(precision="fp32"))
     guided = segmenter(bundle)
     found = guided.segment([picture()])[0].labels
     assert len(np.unique(found)) > 1
