@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from hub_server import Hub, point_the_hub_at, serving
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -81,6 +78,9 @@ FAMILIES = {
     "dinov2": Family({**VIT, "model_type": "dinov2", "image_size": 64}, [32] * 4, [16] * 4),
     "dinov2_gated": Family(
         {**VIT, "model_type": "dinov2", "image_size": 64, "use_swiglu_ffn": True}, [32] * 4, [16] * 4
+    ),
+    "dinov2_with_registers": Family(
+        {**VIT, "model_type": "dinov2_with_registers", "image_size": 64, "num_register_tokens": 4}, [32] * 4, [16] * 4
     ),
     "resnet": Family(
         {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]},
@@ -340,6 +340,7 @@ class TestHuggingFaceModels:
             (transformers.DINOv3ViTModel, "dinov3_vit", 5),
             (transformers.DINOv3ConvNextModel, "dinov3_convnext", 1),
             (transformers.Dinov2Model, "dinov2", 1),
+            (transformers.Dinov2WithRegistersModel, "dinov2_with_registers", 5),
         ],
     )
     def test_the_last_map_with_final_norm_is_the_models_own_output(self, kind, name, prefix_tokens, tmp_path):
@@ -666,61 +667,6 @@ class TestMistakes:
     def test_what_is_neither_path_nor_id_is_refused(self, source):
         with pytest.raises(BackboneError, match="is no folder, no file and no Hugging Face id"):
             load_backbone(source)
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of huggingface.co as a download needs. Repositories whose name is an error code answer with it."""
-
-    files: Path
-    requests: list[str]
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, with_body: bool) -> None:
-        self.requests.append(self.path)
-        repository, name = self.path.removeprefix("/lab/").split("/resolve/main/")
-        if repository in ("GatedRepo", "RepoNotFound"):
-            return self._send(401, {"X-Error-Code": repository})
-        if repository == "EntryNotFound" and name != "config.json":
-            return self._send(404, {"X-Error-Code": repository})
-        if repository == "Broken":
-            return self._send(500, {})
-        content = (self.files / name).read_bytes()
-        headers = {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": "0" * 40, "Content-Length": str(len(content))}
-        return self._send(200, headers, content if with_body else b"")
-
-    def _send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": "0", **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(handler: type) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def point_the_hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment variable HF_ENDPOINT does, for a huggingface_hub that is already imported."""
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 class TestHub:

@@ -125,6 +125,20 @@ def test_windows_are_averaged_where_they_overlap(bundle, size, scale, stride):
     assert_agree(labels, enlarged(total / looks, size))
 
 
+@pytest.mark.parametrize("geometry", ["pad", "native"])
+def test_windows_keep_the_scale_that_training_had(tmp_path, geometry):
+    bundle = write_tiny_bundle(tmp_path / "bundle", network_size=(64, 64), geometry=geometry)
+    image, logits = picture(96, 128), network(bundle)
+    total, looks = torch.zeros(1, 5, 96, 128), torch.zeros(96, 128)
+    for top in (0, 32):
+        for left in (0, 32, 64):
+            window = slice(top, top + 64), slice(left, left + 64)
+            total[:, :, window[0], window[1]] += enlarged(logits(image[window]), (64, 64))
+            looks[window] += 1
+    labels = averaging(bundle, mode="slide", stride=(32, 32)).segment([image])[0].labels
+    assert_agree(labels, total / looks)
+
+
 def test_scales_and_mirror_images_are_averaged_as_probabilities(bundle):
     image, logits = picture(*NETWORK_SIZE), network(bundle)
     scales, expected = (0.5, 1.0, 1.5), 0

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import changed, records, resume_with_one_thread, tiny_recipe, train
+from trainings import changed, forget_accelerator, records, resume_with_one_thread, tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.support.errors import OutputError
@@ -25,6 +26,7 @@ from dinov3_seg_ros.support.files import locked
 from training.loop.checkpoint import read_checkpoint
 from training.loop.run_folder import RunFolder
 from training.loop.stages import StageRun
+from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
 
@@ -187,6 +189,55 @@ def test_a_training_whose_data_changed_is_refused(tmp_path):
     train(recipe(4))
     with pytest.raises(OutputError, match=r"removed: .*--output"):
         train(recipe(3), resume=True)
+
+
+def test_after_a_validation_file_is_mended_it_goes_on_and_says_so(tmp_path, capsys):
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["a", "b"]}
+    write_images(tmp_path / "data", 4)
+    train(tiny_recipe(tmp_path, data=data, epochs=1))
+    cv2.imwrite(str(tmp_path / "data/val/masks/0.png"), np.eye(64, 96, 3).astype(np.uint8))
+    forget_accelerator()
+    Trainer(tiny_recipe(tmp_path, data=data, epochs=2), Console(width=300)).run(resume=True)
+    assert len(records(tmp_path / "run")) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the val split of the data set changed (changed: val/masks/0.png), so scores before and after" in said
+    assert "epochs was 1 and is 2: the steps still to take follow the schedule" in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"evaluate_every": 1}, {"name": "other"}, {"description": "better"}, {"checkpoint_minutes": 9}],
+    ids=str,
+)
+def test_what_changes_no_weights_may_change(tmp_path, unbroken, changes):
+    output = tmp_path / "copied"
+    shutil.copytree(unbroken[0], output)
+    train(tiny_recipe(tmp_path, **{**FULL, **changes, "output": str(output)}), resume=True)
+    assert not changed(weights(output), weights(unbroken[0]))
+
+
+def test_a_finished_training_may_be_made_longer(tmp_path):
+    train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"}))
+    longer = train(tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}), resume=True).output
+    at_once = tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}, output=str(tmp_path / "at_once"))
+    assert not changed(weights(longer), weights(train(at_once).output))
+
+
+def test_only_the_last_stage_may_be_made_longer(tmp_path):
+    stages = [{"epochs": 1}, {"epochs": 1}]
+    train(tiny_recipe(tmp_path, epochs=None, stages=stages))
+    with pytest.raises(OutputError, match=r"stages\.0\.epochs = 1, the recipe now has 2"):
+        train(tiny_recipe(tmp_path, epochs=None, stages=[{"epochs": 2}, {"epochs": 1}]), resume=True)
+    output = train(tiny_recipe(tmp_path, epochs=None, stages=[{"epochs": 1}, {"epochs": 2}]), resume=True).output
+    assert [record["epoch"] for record in records(output)] == [1, 2, 3]
+
+
+def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(tmp_path):
+    output = train(tiny_recipe(tmp_path, epochs=2)).output
+    written = (output / "recipe.yaml").read_bytes()
+    with pytest.raises(OutputError, match=r"has taken 4 steps, the recipe now has 2; raise epochs"):
+        train(tiny_recipe(tmp_path, epochs=1), resume=True)
+    assert (output / "recipe.yaml").read_bytes() == written
 
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from dinov3_seg_ros.bundle.exports import Export, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
-from dinov3_seg_ros.model.weights import WEIGHTS_FILE
+from dinov3_seg_ros.model.checkpoints.files import WEIGHTS_FILE
 from dinov3_seg_ros.support.command_line import CommandParser, run_command
 from dinov3_seg_ros.support.files import write_json
 from training.reports.pictures import percent

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from dinov3_seg_ros.model.checkpoints.normalisation import Normalisation
 from dinov3_seg_ros.model.families import (
     FAMILIES,
     BackboneModel,
@@ -59,7 +60,10 @@ class Backbone(nn.Module):
         output_stride: the largest stride allowed, None for the architecture's own.
         trainable_blocks: what `freeze` was last told.
         model: the transformers model underneath.
+        normalisation: mean and standard deviation that the weights were trained with; None where nothing tells.
     """
+
+    normalisation: Normalisation | None = None
 
     def __init__(
         self,

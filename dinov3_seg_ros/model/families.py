@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from transformers import (
     Dinov2Backbone,
+    Dinov2WithRegistersBackbone,
     DINOv3ConvNextBackbone,
     DINOv3ConvNextConfig,
     DINOv3ViTBackbone,
@@ -89,7 +90,9 @@ def _convolutions(block: nn.Module, path: str) -> Iterator[nn.Conv2d]:
 
 
 #: A backbone of transformers, of one of the `FAMILIES`.
-BackboneModel: TypeAlias = DINOv3ViTBackbone | NormedConvNextBackbone | Dinov2Backbone | DilatableResNetBackbone
+BackboneModel: TypeAlias = (
+    DINOv3ViTBackbone | NormedConvNextBackbone | Dinov2Backbone | Dinov2WithRegistersBackbone | DilatableResNetBackbone
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,13 @@ FAMILIES = {
     ),
     "dinov2": Family(
         Dinov2Backbone,
+        _vit_strides,
+        ("final",),
+        ("num_attention_heads", "hidden_act", "layer_norm_eps"),
+        has_class_token=True,
+    ),
+    "dinov2_with_registers": Family(
+        Dinov2WithRegistersBackbone,
         _vit_strides,
         ("final",),
         ("num_attention_heads", "hidden_act", "layer_norm_eps"),

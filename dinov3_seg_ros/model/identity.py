@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from dinov3_seg_ros.model.backbone import MASK_TOKEN, Backbone
+from dinov3_seg_ros.model.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
+from dinov3_seg_ros.model.checkpoints.normalisation import PREPROCESSOR_FILE
 from dinov3_seg_ros.model.families import FAMILIES
-from dinov3_seg_ros.model.weights import CONFIG_FILE, WEIGHTS_FILE
 from dinov3_seg_ros.support.files import replacing_folder, write_json
 
 # These say which maps to return and which library wrote the file, not what the network computes.
@@ -21,6 +22,8 @@ _VOLATILE_CONFIG_KEYS = ("out_features", "out_indices", "stage_names", "transfor
 
 def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Write config.json and model.safetensors in Hugging Face form; the whole network, whatever its `layers`.
+
+    Where its normalisation is known, preprocessor_config.json says it.
 
     Args:
         backbone: what to save.
@@ -37,6 +40,9 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], dtype: tor
     with replacing_folder(folder) as temporary:
         write_json(temporary / CONFIG_FILE, config)
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        if backbone.normalisation is not None:
+            mean, std = backbone.normalisation
+            write_json(temporary / PREPROCESSOR_FILE, {"do_normalize": True, "image_mean": mean, "image_std": std})
 
 
 def backbone_identity(backbone: Backbone) -> str:

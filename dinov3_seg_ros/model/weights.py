@@ -1,38 +1,24 @@
-"""Where a backbone's weights come from: a Hugging Face id, a local folder, or one of Meta's DINOv3 .pth files."""
+"""Backbones with the weights of a checkpoint, or with random ones."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import errors as hub_errors
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # re-exported
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.checkpoints.hub import one_line
+from dinov3_seg_ros.model.checkpoints.reading import read_checkpoint
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
-from dinov3_seg_ros.model.meta_checkpoint import read_meta_checkpoint
 from dinov3_seg_ros.support.errors import BackboneError
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_HELP = (
-    "DINOv3's weights are gated: accept the licence at https://huggingface.co/{id} and run `hf auth login`, or "
-    "download Meta's .pth file and give its path instead. See weights/README.md."
-)
-
-_META_SUFFIXES = (".pth", ".pt")
-_HUB_TIMEOUT_S = 10.0
 # Published ResNet and DINOv2 checkpoints may carry the classifier they were trained with.
 _CLASSIFIER_PREFIX = "classifier."
 
@@ -48,8 +34,8 @@ def load_backbone(
     """Load a backbone, frozen, in evaluation mode, as float32 on the CPU.
 
     Args:
-        source: a Hugging Face id, a local folder in Hugging Face form, or one of Meta's DINOv3 .pth files. A copy in
-            the local Hugging Face cache is used without asking the network.
+        source: a local folder or file, or an id of Hugging Face, timm or torch.hub; see
+            `checkpoints.reading.read_checkpoint`. A copy in a local cache is used without asking the network.
         layers: 0-based blocks (ViT) or stages (ConvNeXt, ResNet), negatives counting from the end; default the last.
         feature_norm: "final" applies the model's final LayerNorm, to all maps of a ViT or to the last stage of a
             ConvNeXt (as Meta's ``norm=True`` does); "none" does not. Default "final" for a ViT, "none" otherwise.
@@ -63,11 +49,12 @@ def load_backbone(
         BackboneError: the weights are absent, gated or damaged, do not fit their architecture, or the architecture,
             the layers, the norm, the class token or the stride are not supported.
     """
-    config, tensors, where = _read_source(source)
-    if changed:
-        tensors = {**tensors, **changed}
-    model = _model_with_weights(config, tensors, where)
-    return Backbone(model, layers, feature_norm, class_token, output_stride).eval()
+    checkpoint = read_checkpoint(source)
+    tensors = {**checkpoint.tensors, **(changed or {})}
+    model = _model_with_weights(checkpoint.config, tensors, checkpoint.where)
+    backbone = Backbone(model, layers, feature_norm, class_token, output_stride).eval()
+    backbone.normalisation = checkpoint.normalisation
+    return backbone
 
 
 def build_backbone(
@@ -93,88 +80,6 @@ def build_backbone(
     return backbone
 
 
-def _read_source(source: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Configuration, weights under Hugging Face's names, and in words where they came from."""
-    path = Path(source).expanduser()
-    if path.is_file() or path.suffix in _META_SUFFIXES:
-        return *read_meta_checkpoint(path), str(path)
-    if path.is_dir():
-        files = [path / CONFIG_FILE, path / WEIGHTS_FILE]
-        _require_files(files, path)
-    else:
-        files = [Path(_cached_or_downloaded(str(source), name)) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    return _read_json(files[0]), _read_safetensors(files[1]), str(source)
-
-
-def _require_files(files: Sequence[Path], folder: Path) -> None:
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-        raise BackboneError(
-            f"The folder {folder} has no {' and no '.join(absent)}; a backbone in Hugging Face form is a folder with "
-            f"{CONFIG_FILE} and {WEIGHTS_FILE}. See weights/README.md."
-        )
-
-
-def _cached_or_downloaded(repository: str, name: str) -> str:
-    """Path of a repository's file in the Hugging Face cache, fetched into it when it is not there yet."""
-    try:
-        validate_repo_id(repository)
-    except hub_errors.HFValidationError as error:
-        raise BackboneError(
-            f"{repository!r} is no folder, no file and no Hugging Face id such as "
-            "facebook/dinov3-vits16plus-pretrain-lvd1689m. See weights/README.md."
-        ) from error
-    with contextlib.suppress(hub_errors.LocalEntryNotFoundError):
-        return hf_hub_download(repository, name, local_files_only=True)
-    try:
-        # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
-        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S)
-        return hf_hub_download(repository, name)
-    except Exception as error:
-        raise BackboneError(
-            f"The backbone {repository!r} {_why_not_fetched(error, name)}. {WEIGHTS_HELP.format(id=repository)}"
-        ) from error
-
-
-def _why_not_fetched(error: Exception, name: str) -> str:
-    if isinstance(error, hub_errors.GatedRepoError):
-        return "is gated and this machine has no access to it"
-    if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return "does not exist on Hugging Face (or is private), nor is there a local path of that name"
-    if isinstance(error, hub_errors.RemoteEntryNotFoundError):
-        return f"has no {name} on Hugging Face"
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        return f"was refused by Hugging Face ({_one_line(error)})"
-    return (
-        "is no local path, is not in the local cache, and Hugging Face cannot be reached "
-        f"({type(error).__name__}: {_one_line(error)})"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"The backbone's configuration {path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BackboneError(f"The backbone's configuration {path} is not a JSON object.")
-    return value
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BackboneError(
-            f"The backbone's weights {path} are damaged or incomplete ({error}); "
-            "delete the file and fetch it again. See weights/README.md."
-        ) from error
-
-
 def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type[BackboneModel], PreTrainedConfig]:
     """The model class and its configuration."""
     model_type = config.get("model_type")
@@ -188,7 +93,7 @@ def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type[BackboneM
     try:
         return model_class, config_class.from_dict(dict(config))
     except (hub_errors.StrictDataclassError, TypeError, ValueError) as error:
-        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {_one_line(error)}") from error
+        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {one_line(error)}") from error
 
 
 def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> BackboneModel:

@@ -34,8 +34,9 @@ class Inference(Section):
     """Views of an image whose results are averaged; the default is one view, the robot's."""
 
     mode: Literal["whole", "slide"] = "whole"
-    """whole: the image as the robot sees it. slide: windows of the network size over the image, which is scaled to the
-    smallest size that covers one window and keeps its aspect ratio; logits of overlapping windows are averaged."""
+    """whole: the image as the robot sees it. slide: windows of the network size over the image; logits of overlapping
+    windows are averaged. With geometry pad and native the image has the size that training gives it. With letterbox
+    and stretch, which show the whole image in one window, it is scaled to the smallest size that covers one window."""
     stride: Size | Literal["auto"] = "auto"
     """Rows and columns from one window to the next; auto: two thirds of the network size."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
@@ -150,11 +151,14 @@ class AveragingSegmenter:
 
     def _place(self, frame_size: tuple[int, int], scale: float) -> Placement:
         """Position of the frame on its canvas: in the middle, where the canvas is larger."""
-        if self._inference.mode == "slide":
-            cover = max(side / frame for side, frame in zip(self._window, frame_size, strict=True))
-            height, width = _scaled(frame_size, cover * scale)
-            return _centred(frame_size, (height, width), (max(height, self._window[0]), max(width, self._window[1])))
         placement = place(frame_size, self._input.geometry, self._window, self._multiple)
+        if self._inference.mode == "slide":
+            if self._input.geometry in FRAME_SIZED:
+                height, width = _scaled((placement.height, placement.width), scale)
+            else:
+                cover = max(side / frame for side, frame in zip(self._window, frame_size, strict=True))
+                height, width = _scaled(frame_size, cover * scale)
+            return _centred(frame_size, (height, width), (max(height, self._window[0]), max(width, self._window[1])))
         if scale == 1.0:
             return placement
         padded = place(_scaled((placement.height, placement.width), scale), "pad", self._window, self._multiple)

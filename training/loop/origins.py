@@ -35,17 +35,18 @@ class Origins:
     head: str | None
 
     def changes_since(self, before: Origins) -> list[str]:
-        """What differs from an earlier state, for people; empty where nothing does."""
-        changes = []
-        for split, contents in self.data.items():
-            changed = contents.changes_since(before.data[split])
-            if changed:
-                changes.append(f"the {split} split of its data set changed ({changed})")
+        """What differs from an earlier state and changes the weights, for people; empty where nothing does."""
+        changed = self.data["train"].changes_since(before.data["train"])
+        changes = [f"the train split of its data set changed ({changed})"] if changed else []
         if self.backbone != before.backbone:
             changes.append("backbone.source holds other weights")
         if self.head != before.head:
             changes.append("head.start_from holds other weights")
         return changes
+
+    def validation_changes_since(self, before: Origins) -> str:
+        """What differs from an earlier state in the validation split, for people; empty where nothing does."""
+        return self.data["val"].changes_since(before.data["val"])
 
 
 def find_origins(

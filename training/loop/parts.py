@@ -41,7 +41,8 @@ def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed:
     size = recipe.augmentation.crop or shape.network_size
     for checked in (shape.network_size, size):
         check_geometry(shape.geometry, checked, multiple)
-    settings = CanvasSettings(shape.network_size, size, shape.geometry, multiple, shape.mean, data.ignore_value)
+    mean, _ = shape.normalisation
+    settings = CanvasSettings(shape.network_size, size, shape.geometry, multiple, mean, data.ignore_value)
     return AugmentedDataset(data, settings, recipe.augmentation, recipe.seed if seed is None else seed)
 
 

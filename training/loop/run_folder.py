@@ -46,8 +46,12 @@ _REPLACED = (
     *(BEST, BEST_LOSS, LAST, RECIPE_FILE, ORIGINS_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE),
 )
 # Keys that may change between starts, since they do not change the weights.
-_HARMLESS_KEYS: tuple[str, ...] = ("output", "description", "licences", "workers", "checkpoint_minutes", "inference")
-_HARMLESS_KEYS += ("cache.folder", "cache.max_gb", "calibrate")
+_HARMLESS_KEYS: tuple[str, ...] = (
+    *("name", "output", "description", "licences", "workers", "checkpoint_minutes", "evaluate_every", "inference"),
+    *("cache.folder", "cache.max_gb", "calibrate"),
+)
+# Keys that say how long the last stage lasts: it may become longer or shorter, down to the steps that are done.
+_DURATION_KEYS = ("epochs", "iterations")
 # Keys that name files. The content of the files is compared instead; see `origins`.
 _KEYS_OF_FILES = ("data", "backbone.source", "head.start_from")
 
@@ -58,24 +62,27 @@ class RunFolder:
     Args:
         path: must not exist, or be empty, unless the training is resumed.
         recipe: resolved; written into the folder.
+        steps: number of optimizer steps of the whole training.
         resume: whether to go on with the training in the folder; where there is none, a new one starts.
 
     Attributes:
         path: the folder.
         checkpoint: state from which the training goes on, or None.
+        notes: what is another than when the training stopped, for people.
 
     Raises:
         OutputError: the folder holds something else, is in use, or cannot be written; or its training had another
-            recipe.
+            recipe, or took more steps.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, resume: bool = False) -> None:
+    def __init__(self, path: Path, recipe: Recipe, steps: int, resume: bool = False) -> None:
         self.path = path
         self.checkpoint: Checkpoint | None = None
+        self.notes: list[str] = []
         content = recipe.model_dump(mode="json")
         taken_over = resume and (path / RECIPE_FILE).exists()
         if taken_over:
-            _check_recipe(path / RECIPE_FILE, content)
+            self.notes = _check_recipe(path / RECIPE_FILE, content)
         else:
             if resume:
                 _remove_leftovers(path, RECIPE_FILE)
@@ -84,8 +91,9 @@ class RunFolder:
         with writing(path), contextlib.ExitStack() as resources:
             self._lock(resources)
             if taken_over:
-                _write_recipe(path / RECIPE_FILE, content)
                 self.checkpoint = read_checkpoint(path / CHECKPOINT_FILE)
+                _check_steps(path, self.checkpoint, steps)
+                _write_recipe(path / RECIPE_FILE, content)
                 _remove_leftovers(path, *_REPLACED)
                 shutil.rmtree(path / TENSORBOARD_FOLDER, ignore_errors=True)
             self._tensorboard = SummaryWriter(str(path / TENSORBOARD_FOLDER))
@@ -102,23 +110,31 @@ class RunFolder:
     ) -> None:
         self._resources.close()
 
-    def keep_origins(self, origins: Origins) -> None:
+    def keep_origins(self, origins: Origins) -> list[str]:
         """Write the origins of a training that starts; compare them with its first ones where it is resumed.
 
+        Returns:
+            What is another than before and changes no weights, for people.
+
         Raises:
-            OutputError: the origins are others than before, or the file cannot be read or written.
+            OutputError: what changes the weights is another than before, or the file cannot be read or written.
         """
-        path = self.path / ORIGINS_FILE
-        if self.checkpoint is None:
-            with writing(self.path):
-                write_origins(path, origins)
-            return
-        changes = origins.changes_since(read_origins(path))
-        if changes:
-            raise OutputError(
-                f"{self.path} cannot be resumed, since it would not be the same training: {'; '.join(changes)}. Undo "
-                "the change, or train into another folder with --output"
-            )
+        path, notes = self.path / ORIGINS_FILE, []
+        if self.checkpoint is not None:
+            before = read_origins(path)
+            changes = origins.changes_since(before)
+            if changes:
+                raise OutputError(
+                    f"{self.path} cannot be resumed, since it would not be the same training: {'; '.join(changes)}. "
+                    "Undo the change, or train into another folder with --output"
+                )
+            changed = origins.validation_changes_since(before)
+            if changed:
+                compared = ", so scores before and after it are of different files" if self.checkpoint.records else ""
+                notes.append(f"the val split of the data set changed ({changed}){compared}")
+        with writing(self.path):
+            write_origins(path, origins)
+        return notes
 
     def add_point(self, point: Record) -> None:
         """Show ``loss`` and ``lr`` of a ``step`` in TensorBoard.
@@ -210,8 +226,12 @@ def _write_recipe(path: Path, recipe: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Raise OutputError unless the training of a folder had this recipe; keys absent from its file have defaults."""
+def _check_recipe(path: Path, recipe: dict[str, Any]) -> list[str]:
+    """Return what changed in the recipe of a folder's training; keys absent from its file have defaults.
+
+    Raises:
+        OutputError: the folder's training had a recipe that leads to other weights.
+    """
     try:
         earlier = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -220,12 +240,28 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> None:
             f"{path.parent} holds no training that can be resumed ({path.name}: {problem}); nothing in it was changed. "
             "Name the folder of a training with --output, or leave out --resume"
         ) from error
+    last = f"stages.{len(earlier.stages) - 1}." if earlier.stages else ""
+    duration, notes = [f"{last}{key}" for key in _DURATION_KEYS], []
     for key, before, now in differences(earlier.model_dump(mode="json"), recipe):
-        if not any(key == free or key.startswith(f"{free}.") for free in (*_HARMLESS_KEYS, *_KEYS_OF_FILES)):
+        if key in duration:
+            notes.append(
+                f"{key} was {before} and is {now}: the steps still to take follow the schedule of the new length"
+            )
+        elif not any(key == free or key.startswith(f"{free}.") for free in (*_HARMLESS_KEYS, *_KEYS_OF_FILES)):
             raise OutputError(
                 f"{path.parent} cannot be resumed: its training had {key} = {before}, the recipe now has {now}. Change "
                 "it back, or train into another folder with --output"
             )
+    return notes
+
+
+def _check_steps(path: Path, checkpoint: Checkpoint | None, steps: int) -> None:
+    """Raise OutputError where the training of a folder took more steps than the recipe now has."""
+    if checkpoint is not None and checkpoint.step > steps:
+        raise OutputError(
+            f"{path} cannot be resumed: its training has taken {checkpoint.step} steps, the recipe now has {steps}; "
+            "raise epochs or iterations, or train into another folder with --output"
+        )
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -72,7 +72,8 @@ class Trainer:
             raise RecipeError("cache.views asks for the features of a frozen backbone, but the backbone trains; set 0")
         head = make_head(recipe.head, backbone, len(self._train_data.class_names))
         freeze_norm = recipe.batch_norm == "frozen"
-        self.model = SegmentationModel(backbone, head, recipe.input.mean, recipe.input.std, freeze_norm)
+        mean, std = backbone.normalisation = recipe.input.normalisation
+        self.model = SegmentationModel(backbone, head, mean, std, freeze_norm)
         if recipe.batch_norm == "synchronised":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]  # torch's own
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
@@ -111,8 +112,9 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             folder = None
             if self._accelerator.is_main_process:
-                folder = stack.enter_context(RunFolder(self.output, self.recipe, resume))
-                folder.keep_origins(self._origins)
+                folder = stack.enter_context(RunFolder(self.output, self.recipe, self.stages[-1].end, resume))
+                for note in [*folder.notes, *folder.keep_origins(self._origins)]:
+                    self._console.print(note, style="yellow", markup=False, soft_wrap=True)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
                 self._train(folder, checkpoint)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
+from dinov3_seg_ros.model.checkpoints.normalisation import IMAGENET
 from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.support.errors import RecipeError
-from training.recipes.schema import HeadChoice, Recipe
+from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import process_state
 
 # The option that makes a head image-guided, and the head that takes it without being told.
 _DETAIL, _GUIDED_BY_DEFAULT = "detail", "aspp"
+# Published files round mean and standard deviation to three digits or more.
+_SAME_NORMALISATION = 1e-3
 
 
 def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
@@ -26,7 +30,8 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
         backbone: made from the recipe by `training.loop.model.make_backbone`.
 
     Raises:
-        RecipeError: a trained backbone would be stored as a reference; or BatchNorm cannot be synchronised.
+        RecipeError: a trained backbone would be stored as a reference; the recipe's mean or standard deviation are not
+            those of the weights; or BatchNorm cannot be synchronised.
         ParameterError: windows of the evaluation would leave gaps.
         HeadError: there is no such head.
         BundleError: the bundle that the head starts from cannot be read.
@@ -51,6 +56,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     return recipe.model_copy(
         update={
             "data": recipe.data.resolved(),
+            "input": _normalised(recipe.input, backbone, choice.source),
             "backbone": resolved,
             "head": _with_detail(recipe.head, backbone),
             "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
@@ -78,6 +84,25 @@ def _with_detail(choice: HeadChoice, backbone: Backbone) -> HeadChoice:
     if wanted is None and not decided:
         return choice
     return choice.model_copy(update={"options": {**choice.options, _DETAIL: decided}})
+
+
+def _normalised(network: NetworkInput, backbone: Backbone, source: str | None) -> NetworkInput:
+    """The network input with mean and standard deviation of the backbone's weights, else of ImageNet.
+
+    Raises:
+        RecipeError: the recipe has others than the weights were trained with.
+    """
+    own = dict(zip(("mean", "std"), backbone.normalisation or IMAGENET, strict=True))
+    for key, value in own.items():
+        written = getattr(network, key)
+        if written != "auto" and backbone.normalisation is None:
+            own[key] = written
+        elif written != "auto" and not np.allclose(written, value, atol=_SAME_NORMALISATION):
+            raise RecipeError(
+                f"input.{key} is {list(written)}, but the weights from {source} were trained with {list(value)}; "
+                "remove input.mean and input.std from the recipe, which then takes those of the weights"
+            )
+    return network.model_copy(update=own)
 
 
 def lasting(source: str | None) -> str | None:

@@ -26,8 +26,17 @@ class NetworkInput(Section):
     """Height and width of the network input, pixels; multiples of the backbone's patch size or coarsest stride."""
     geometry: Literal["stretch", "letterbox", "pad", "native"] = "letterbox"
     """How a frame is laid on the network input. With pad and native, network_size is only the size for training."""
-    mean: Channels = (0.485, 0.456, 0.406)
-    std: Channels = (0.229, 0.224, 0.225)
+    mean: Channels | Literal["auto"] = "auto"
+    """Mean of red, green and blue, 0..1; auto: that of the backbone's weights where they say, else ImageNet's."""
+    std: Channels | Literal["auto"] = "auto"
+    """Standard deviation of red, green and blue, 0..1; auto: as for mean."""
+
+    @property
+    def normalisation(self) -> tuple[Channels, Channels]:
+        """`mean` and `std` of a resolved recipe."""
+        if self.mean == "auto" or self.std == "auto":
+            raise RecipeError("input.mean or input.std is auto, which only a resolved recipe replaces by numbers")
+        return self.mean, self.std
 
 
 class BackboneChoice(Section):

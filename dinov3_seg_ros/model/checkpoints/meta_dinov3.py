@@ -1,14 +1,13 @@
-"""Reading Meta's original DINOv3 ``.pth`` files as a Hugging Face configuration and state dict.
+"""Meta's layout of DINOv3, which EUPE and LingBot-Vision share, as a Hugging Face configuration and state dict.
 
 Names and shapes of the tensors tell the architecture; the file's name does not count.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from dinov3_seg_ros.support.errors import BackboneError
 
-_ROPE_THETA = 100.0
+ROPE_THETA = 100.0
 _VIT_7B_CHANNELS = 4096
 
 _VIT_NAMES = {
@@ -50,108 +49,83 @@ _CONVNEXT_BLOCK_PARTS = {
 _CONVNEXT_NAMES = {"norm.weight": "layer_norm.weight", "norm.bias": "layer_norm.bias"}
 # The same tensors as norm.weight and norm.bias, saved a second time.
 _CONVNEXT_DROPPED = ("norms.3.weight", "norms.3.bias")
+# What EUPE was distilled with.
+_HEADS = "projectors."
 
 _VIT_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _CONVNEXT_BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
 _CONVNEXT_DOWNSAMPLING = re.compile(r"downsample_layers\.(\d+)\.(\d+)\.(weight|bias)")
 
 
-def read_meta_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read one of Meta's DINOv3 backbone files as configuration and weights in Hugging Face form.
-
-    Only tensors are unpickled; a file that holds anything else is refused without running it.
-
-    Raises:
-        BackboneError: the file is absent, is not a state dict, or is not of a supported DINOv3 backbone.
-    """
-    path = Path(path)
-    tensors = _load_state_dict(path)
-    try:
-        return convert_meta_state_dict(tensors)
-    except BackboneError as error:
-        raise BackboneError(f"{path}: {error}") from error
+def is_meta_dinov3(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names of this layout."""
+    vit = {"patch_embed.proj.weight", "rope_embed.periods"} <= tensors.keys()
+    return vit or "downsample_layers.0.0.weight" in tensors
 
 
-def convert_meta_state_dict(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def convert_meta_dinov3(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Convert a state dict in Meta's layout to a Hugging Face configuration and state dict.
 
     Raises:
         BackboneError: the architecture is not one of DINOv3's ViT (except 7B) or ConvNeXt, or tensors that tell
             it are missing or contradict each other.
     """
-    if {"patch_embed.proj.weight", "rope_embed.periods"} <= tensors.keys():
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}
+    if "rope_embed.periods" in tensors:
         return _vit_config(tensors), _vit_tensors(tensors)
-    if "downsample_layers.0.0.weight" in tensors:
-        return _convnext_config(tensors), _convnext_tensors(tensors)
-    raise BackboneError(f"not a DINOv3 backbone in Meta's layout. {_recognised(tensors)}")
-
-
-def _load_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise BackboneError(
-            f"There is no file {path}. Download the backbone's .pth from Meta "
-            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
-            "where it lies. See weights/README.md."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged file can raise anything.
-        raise BackboneError(f"{path} cannot be read as PyTorch weights: {_why_unreadable(path)}.") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BackboneError(
-            f"{path} is not a state dict (a dictionary of tensors) but a {_outline(content)}. "
-            "Give the backbone's own .pth file as Meta publishes it."
-        )
-    return content
-
-
-def _why_unreadable(path: Path) -> str:
-    with open(path, "rb") as handle:
-        start = handle.read(64).lstrip()
-    if start.startswith(b"<"):
-        return "it is a web page; the download link has probably expired, so ask Meta for a new one"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; run `git lfs pull`"
-    return "it is damaged, incomplete, or holds code besides tensors (which is never run); download it again"
-
-
-def _outline(content: object) -> str:
-    if isinstance(content, dict):
-        return f"dictionary with the keys {_some(map(str, content))}"
-    return type(content).__name__
-
-
-def _recognised(tensors: Mapping[str, Tensor]) -> str:
-    """What else the tensors look like, and what to do then."""
-    if "pos_embed" in tensors:
-        return "It looks like DINOv2; use its Hugging Face form instead, e.g. facebook/dinov2-small."
-    if "embeddings.cls_token" in tensors or any(name.startswith("stages.0.layers") for name in tensors):
-        return "Its names are Hugging Face's; put config.json and model.safetensors in a folder and give the folder."
-    return f"Its tensors are named {_some(tensors)}."
+    return _convnext_config(tensors), _convnext_tensors(tensors)
 
 
 def _vit_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     channels, colours, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    gated = "blocks.0.mlp.w1.weight" in tensors
+    return vit_config(
+        channels=channels,
+        heads=_attention_heads(tensors["rope_embed.periods"], channels),
+        depth=count_blocks(tensors, _VIT_BLOCK),
+        hidden=_require(tensors, "blocks.0.mlp.w1.weight" if gated else "blocks.0.mlp.fc1.weight").shape[0],
+        gated=gated,
+        registers=_require(tensors, "storage_tokens").shape[1],
+        patch_size=patch_size,
+        colours=colours,
+        key_bias="blocks.0.attn.qkv.bias" in tensors and "blocks.0.attn.qkv.bias_mask" not in tensors,
+    )
+
+
+def vit_config(
+    *,
+    channels: int,
+    heads: int,
+    depth: int,
+    hidden: int,
+    gated: bool,
+    registers: int,
+    patch_size: int,
+    colours: int,
+    key_bias: bool,
+) -> dict[str, Any]:
+    """The Hugging Face configuration of a DINOv3 ViT.
+
+    Raises:
+        BackboneError: it is the 7B model.
+    """
     if channels == _VIT_7B_CHANNELS:
         raise BackboneError("DINOv3 ViT-7B/16 is not supported; the largest that is, is ViT-H+/16.")
-    depth = _count(tensors, _VIT_BLOCK)
-    gated = "blocks.0.mlp.w1.weight" in tensors
-    hidden = _require(tensors, "blocks.0.mlp.w1.weight" if gated else "blocks.0.mlp.fc1.weight")
     return {
         "model_type": "dinov3_vit",
         "patch_size": patch_size,
         "num_channels": colours,
         "hidden_size": channels,
-        "intermediate_size": hidden.shape[0],
+        "intermediate_size": hidden,
         "num_hidden_layers": depth,
-        "num_attention_heads": _attention_heads(tensors["rope_embed.periods"], channels),
-        "num_register_tokens": _require(tensors, "storage_tokens").shape[1],
+        "num_attention_heads": heads,
+        "num_register_tokens": registers,
         "use_gated_mlp": gated,
         "hidden_act": "silu" if gated else "gelu",
         "layer_norm_eps": 1e-5,
-        "rope_theta": _ROPE_THETA,
+        "rope_theta": ROPE_THETA,
         "query_bias": True,
-        "key_bias": "blocks.0.attn.qkv.bias_mask" not in tensors,
+        "key_bias": key_bias,
         "value_bias": True,
     }
 
@@ -159,7 +133,7 @@ def _vit_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _attention_heads(periods: Tensor, channels: int) -> int:
     """Heads, since each has four channels per period of the position encoding; the periods must be the known ones."""
     count = periods.numel()
-    expected = _ROPE_THETA ** (torch.arange(count) / count)
+    expected = ROPE_THETA ** (torch.arange(count) / count)
     if channels % (4 * count) or not torch.allclose(periods.float(), expected, rtol=0.01):
         raise BackboneError("its position encoding (rope_embed.periods) is not that of a published DINOv3 model.")
     return channels // (4 * count)
@@ -174,6 +148,11 @@ def _vit_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted.update({prefix + key: value for key, value in _vit_block_part(part, name, tensors).items()})
         elif name not in _VIT_DROPPED:
             converted[_lookup(_VIT_NAMES, name)] = tensor
+    # The largest LingBot-Vision has no such biases; timm leaves out those that are all zero.
+    if not any("attn.qkv.bias" in name for name in tensors):
+        zeros = torch.zeros(tensors["patch_embed.proj.weight"].shape[0])
+        for number, which in itertools.product(range(count_blocks(tensors, _VIT_BLOCK)), "qv"):
+            converted[f"layer.{number}.attention.{which}_proj.bias"] = zeros.clone()
     mask_token = converted.get("embeddings.mask_token")
     if mask_token is not None:
         converted["embeddings.mask_token"] = mask_token.reshape(1, 1, -1)
@@ -210,12 +189,12 @@ def _check_bias_mask(mask: Tensor, name: str) -> None:
 
 
 def _convnext_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stages = _count(tensors, _CONVNEXT_BLOCK)
+    stages = count_blocks(tensors, _CONVNEXT_BLOCK)
     return {
         "model_type": "dinov3_convnext",
         "num_channels": tensors["downsample_layers.0.0.weight"].shape[1],
         "hidden_sizes": [_require(tensors, f"stages.{stage}.0.gamma").shape[0] for stage in range(stages)],
-        "depths": [_count(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in range(stages)],
+        "depths": [count_blocks(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in range(stages)],
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
     }
@@ -257,12 +236,7 @@ def _require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _count(tensors: Iterable[str], pattern: re.Pattern[str]) -> int:
-    """How many blocks or stages there are: one more than the highest number in the names."""
+def count_blocks(tensors: Iterable[str], pattern: re.Pattern[str]) -> int:
+    """How many blocks or stages there are: one more than the highest number that ``pattern`` captures in the names."""
     numbers = [int(match[1]) for match in map(pattern.fullmatch, tensors) if match]
     return max(numbers, default=-1) + 1
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,158 @@
+"""Reads the files of a checkpoint: JSON, safetensors in one or several parts, and PyTorch's ``.pth``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dinov3_seg_ros.support.errors import BackboneError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+#: Lists the parts of weights that are stored in several files.
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".pth", ".pt")
+SAFETENSORS_SUFFIX = ".safetensors"
+
+# Trainings store the backbone below one of these keys, and under these beginnings of names.
+_WRAPPERS = ("teacher", "model_ema", "model", "state_dict", "backbone", "module")
+_PREFIXES = ("_orig_mod.", "module.", "model.", "teacher.", "backbone.")
+# Beside these lie heads and the network's other copies.
+_BESIDE_OTHERS = ("teacher.", "backbone.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BackboneError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"The backbone's configuration {path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"The backbone's configuration {path} is not a JSON object.")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the weights of one safetensors file.
+
+    Raises:
+        BackboneError: the file is absent, damaged or incomplete.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(
+            f"The backbone's weights {path} are damaged or incomplete ({error}); "
+            "delete the file and fetch it again. See weights/README.md."
+        ) from error
+
+
+def parts_of(index: Path) -> list[str]:
+    """Names of the files that a ``model.safetensors.index.json`` lists, sorted.
+
+    Raises:
+        BackboneError: it lists none.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(f"{index} has no weight_map from tensors to files; fetch it again.")
+    return sorted(set(names.values()))
+
+
+def read_parts(index: Path) -> dict[str, Tensor]:
+    """Read weights that are stored in several safetensors files beside their index.
+
+    Raises:
+        BackboneError: a part is absent, damaged, or lacks a tensor that the index promises.
+    """
+    names = parts_of(index)
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise BackboneError(
+            f"{index.parent} lacks {len(absent)} of the {len(names)} parts of its weights: {', '.join(absent[:3])}. "
+            "Fetch them again."
+        )
+    tensors = {key: tensor for name in names for key, tensor in read_safetensors(index.parent / name).items()}
+    promised = read_json(index)["weight_map"].keys()
+    if promised - tensors.keys():
+        raise BackboneError(
+            f"The parts of {index} lack tensors that it lists: {_some(promised - tensors.keys())}. Fetch them again."
+        )
+    return tensors
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.pth`` file; those of the backbone alone where a training stored more.
+
+    Only tensors are unpickled; a file that holds anything else is refused without running it.
+
+    Raises:
+        BackboneError: the file is absent, damaged, or not a dictionary of tensors.
+    """
+    if not path.is_file():
+        raise BackboneError(
+            f"There is no file {path}. Download the backbone's .pth from Meta "
+            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
+            "where it lies. See weights/README.md."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged file can raise anything.
+        raise BackboneError(f"{path} cannot be read as PyTorch weights: {_why_unreadable(path)}.") from error
+    tensors = _unwrapped(content)
+    if tensors is None:
+        raise BackboneError(
+            f"{path} is not a state dict (a dictionary of tensors) but a {_outline(content)}. "
+            "Give the backbone's own .pth file as it was published."
+        )
+    return _without_prefixes(tensors)
+
+
+def _unwrapped(content: object) -> dict[str, Tensor] | None:
+    """The dictionary of tensors in ``content``; None where there is none."""
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return {str(name): tensor for name, tensor in content.items()}
+    return next((found for key in _WRAPPERS if (found := _unwrapped(content.get(key))) is not None), None)
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors below the wrappers' prefixes, which are cut off; heads beside the backbone are left out."""
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            kept = [name for name in tensors if name.startswith(prefix) or prefix not in _BESIDE_OTHERS]
+            return _without_prefixes({name.removeprefix(prefix): tensors[name] for name in kept})
+    return tensors
+
+
+def _why_unreadable(path: Path) -> str:
+    with open(path, "rb") as handle:
+        start = handle.read(64).lstrip()
+    if start.startswith(b"<"):
+        return "it is a web page; the download link has probably expired, so ask Meta for a new one"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run `git lfs pull`"
+    return "it is damaged, incomplete, or holds code besides tensors (which is never run); download it again"
+
+
+def _outline(content: object) -> str:
+    if isinstance(content, dict):
+        return f"dictionary with the keys {_some(map(str, content))}"
+    return type(content).__name__
+
+
+def _some(names: Any) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

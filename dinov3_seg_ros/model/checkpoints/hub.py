@@ -1,0 +1,186 @@
+"""Finds a checkpoint by an id of Hugging Face, timm or torch.hub: in the local caches, else on huggingface.co."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # re-exported
+
+from dinov3_seg_ros.model.checkpoints.files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIX,
+    WEIGHTS_FILE,
+    parts_of,
+)
+from dinov3_seg_ros.model.checkpoints.normalisation import PREPROCESSOR_FILE
+from dinov3_seg_ros.support.errors import BackboneError
+
+WEIGHTS_HELP = (
+    "DINOv3's weights are gated: accept the licence at https://huggingface.co/{id} and run `hf auth login`, or "
+    "download Meta's .pth file and give its path instead. See weights/README.md."
+)
+
+_HUB_TIMEOUT_S = 10.0
+_logger = logging.getLogger(__name__)
+
+#: torch.hub's names of DINOv2 and DINOv3: the repository with the same weights, and the start of the file's name in
+#: torch's own cache.
+TORCH_HUB = {
+    **{
+        f"dinov2_vit{letter}14{'_reg' * registers}": (
+            f"facebook/dinov2-{'with-registers-' * registers}{size}",
+            f"dinov2_vit{letter}14{'_reg4' * registers}_pretrain",
+        )
+        for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant"))
+        for registers in (False, True)
+    },
+    **{
+        f"dinov3_{name.replace('-', '_')}": (
+            f"facebook/dinov3-{name}-pretrain-lvd1689m",
+            f"dinov3_{name.replace('-', '_')}_pretrain_lvd1689m",
+        )
+        for name in (
+            *("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus"),
+            *("convnext-tiny", "convnext-small", "convnext-base", "convnext-large"),
+        )
+    },
+}
+_TIMM_PREFIX = re.compile(r"hf[-_]hub:")
+# timm's names of DINOv2, DINOv3 and EUPE; the tag behind the dot may be absent.
+_TIMM_NAME = re.compile(r"(vit_\w+_dinov([23])\w*|convnext_\w+\.(dinov3|eupe))(\.?\w*)")
+_TIMM_TAGS = {"2": ".lvd142m", "3": ".lvd1689m"}
+
+
+@dataclass(frozen=True)
+class Download:
+    """The files of a checkpoint in a local cache.
+
+    Attributes:
+        repository: where they come from, for people.
+        weights: one safetensors file, the index of several, or a ``.pth``.
+        config: config.json; None where the repository has none, or the weights are a file of their own.
+        preprocessor: preprocessor_config.json; None where there is none.
+    """
+
+    repository: str
+    weights: Path
+    config: Path | None = None
+    preprocessor: Path | None = None
+
+
+def find_by_id(source: str) -> Download:
+    """The files of a checkpoint given by an id; downloads what no cache holds, and says so first.
+
+    Args:
+        source: ``owner/repository`` on Hugging Face, ``owner/repository/file``, timm's name (with ``hf_hub:`` or
+            without), or torch.hub's (such as ``dinov2_vits14_reg``). No code is downloaded or run.
+
+    Raises:
+        BackboneError: there is no such checkpoint, it is gated, or it cannot be fetched.
+    """
+    if source in TORCH_HUB:
+        repository, stem = TORCH_HUB[source]
+        kept = sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{stem}*.pth"))
+        return Download(str(kept[0]), kept[0]) if kept else _from_repository(repository)
+    source = _TIMM_PREFIX.sub("", source)
+    timm_name = _TIMM_NAME.fullmatch(source)
+    if timm_name:
+        return _from_repository(f"timm/{source}{'' if '.' in source else _TIMM_TAGS[timm_name[2]]}")
+    parts = source.split("/", 2)
+    if len(parts) == 3 and parts[2].endswith((*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX)):
+        repository = "/".join(parts[:2])
+        return Download(repository, _fetched(repository, parts[2]))
+    return _from_repository(source)
+
+
+def _from_repository(repository: str) -> Download:
+    weights = _cached(repository, WEIGHTS_FILE) or _cached(repository, INDEX_FILE)
+    # What describes cached weights is not asked for again, so that a machine without network starts at once.
+    preprocessor = _cached(repository, PREPROCESSOR_FILE)
+    if weights is None:
+        weights = _if_present(repository, WEIGHTS_FILE) or _if_present(repository, INDEX_FILE)
+        if weights is None:
+            raise BackboneError(
+                f"The backbone {repository!r} has no {WEIGHTS_FILE} on Hugging Face. "
+                f"{WEIGHTS_HELP.format(id=repository)} If its weights are in another file, name that: "
+                f"{repository}/FILE."
+            )
+        preprocessor = _if_present(repository, PREPROCESSOR_FILE)
+    if weights.name == INDEX_FILE:
+        for part in parts_of(weights):
+            _fetched(repository, part)
+    return Download(repository, weights, _if_present(repository, CONFIG_FILE), preprocessor)
+
+
+def _if_present(repository: str, name: str) -> Path | None:
+    """A file of a repository, fetched if need be; None where the repository has none."""
+    try:
+        return _fetched(repository, name)
+    except _AbsentError:
+        return None
+
+
+def _cached(repository: str, name: str) -> Path | None:
+    """A file of a repository in the Hugging Face cache; None where it is not there."""
+    with contextlib.suppress(hub_errors.LocalEntryNotFoundError, hub_errors.HFValidationError):
+        return Path(hf_hub_download(repository, name, local_files_only=True))
+    return None
+
+
+class _AbsentError(BackboneError):
+    """The repository exists and lacks the file."""
+
+
+def _fetched(repository: str, name: str) -> Path:
+    """Path of a repository's file in the Hugging Face cache, fetched into it when it is not there yet."""
+    try:
+        validate_repo_id(repository)
+    except hub_errors.HFValidationError as error:
+        raise BackboneError(
+            f"{repository!r} is no folder, no file and no Hugging Face id such as "
+            "facebook/dinov3-vits16plus-pretrain-lvd1689m, and no name of timm or torch.hub such as "
+            "vit_small_patch16_dinov3 or dinov2_vits14_reg. See weights/README.md."
+        ) from error
+    cached = _cached(repository, name)
+    if cached is not None:
+        return cached
+    try:
+        # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
+        url = hf_hub_url(repository, name)
+        size = get_hf_file_metadata(url, timeout=_HUB_TIMEOUT_S).size
+        _logger.warning("downloading %s (%s)", url, "size unknown" if size is None else f"{size / 1e6:.1f} MB")
+        return Path(hf_hub_download(repository, name))
+    except Exception as error:
+        kind = _AbsentError if isinstance(error, hub_errors.RemoteEntryNotFoundError) else BackboneError
+        raise kind(
+            f"The backbone {repository!r} {_why_not_fetched(error, name)}. {WEIGHTS_HELP.format(id=repository)}"
+        ) from error
+
+
+def _why_not_fetched(error: Exception, name: str) -> str:
+    if isinstance(error, hub_errors.GatedRepoError):
+        return "is gated and this machine has no access to it"
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return "does not exist on Hugging Face (or is private), nor is there a local path of that name"
+    if isinstance(error, hub_errors.RemoteEntryNotFoundError):
+        return f"has no {name} on Hugging Face"
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        return f"was refused by Hugging Face ({one_line(error)})"
+    return (
+        "is no local path, is not in the local cache, and Hugging Face cannot be reached "
+        f"({type(error).__name__}: {one_line(error)})"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, without line breaks."""
+    return " ".join(str(error).split())

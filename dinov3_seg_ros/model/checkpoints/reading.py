@@ -1,0 +1,150 @@
+"""Reads a checkpoint, wherever it lies and whatever its layout, as a configuration and tensors in Hugging Face form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dinov3_seg_ros.model.checkpoints.dinov2 import convert_dinov2, is_dinov2
+from dinov3_seg_ros.model.checkpoints.files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIX,
+    WEIGHTS_FILE,
+    read_json,
+    read_parts,
+    read_safetensors,
+    read_state_dict,
+)
+from dinov3_seg_ros.model.checkpoints.hub import find_by_id
+from dinov3_seg_ros.model.checkpoints.hugging_face import config_of, is_hugging_face
+from dinov3_seg_ros.model.checkpoints.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
+from dinov3_seg_ros.model.checkpoints.normalisation import (
+    PREPROCESSOR_FILE,
+    Normalisation,
+    known_normalisation,
+    normalisation_of,
+    read_preprocessor,
+)
+from dinov3_seg_ros.model.checkpoints.timm import is_timm_dinov3, timm_to_meta
+from dinov3_seg_ros.support.errors import BackboneError
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A backbone's weights in Hugging Face form.
+
+    Attributes:
+        config: as in config.json.
+        tensors: by Hugging Face's names.
+        where: where they came from, for people.
+        normalisation: of the images that it was trained on; None where nothing tells.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    where: str
+    normalisation: Normalisation | None = None
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        source: a folder with config.json and model.safetensors, in one or several parts; a ``.pth``, ``.pt`` or
+            ``.safetensors`` file; or an id, see `hub.find_by_id`.
+
+    Raises:
+        BackboneError: it is absent, damaged, gated, or of an unknown layout.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    looks_like_file = path.suffix in PICKLE_SUFFIXES and (path.is_absolute() or len(path.parts) < 3)
+    if path.is_file() or looks_like_file:
+        return _read(path, _if_file(path.with_name(CONFIG_FILE)), _if_file(path.with_name(PREPROCESSOR_FILE)))
+    found = find_by_id(str(source))
+    return _read(found.weights, found.config, found.preprocessor, found.repository)
+
+
+def convert(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Convert a state dict of any known layout to a Hugging Face configuration and state dict.
+
+    Raises:
+        BackboneError: the layout is unknown, or a tensor is missing or does not belong to it.
+    """
+    if is_timm_dinov3(tensors):
+        tensors = timm_to_meta(tensors)
+    if is_meta_dinov3(tensors):
+        return convert_meta_dinov3(tensors)
+    if is_dinov2(tensors):
+        return convert_dinov2(tensors)
+    if is_hugging_face(tensors):
+        return config_of(tensors), dict(tensors)
+    raise BackboneError(f"not a DINOv2 or DINOv3 backbone in a layout of Meta, timm or Hugging Face. {_hint(tensors)}")
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file() and (folder / INDEX_FILE).is_file():
+        weights = folder / INDEX_FILE
+    absent = [file.name for file in (folder / CONFIG_FILE, weights) if not file.is_file()]
+    if absent:
+        raise BackboneError(
+            f"The folder {folder} has no {' and no '.join(absent)}; a backbone in Hugging Face form is a folder with "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}. See weights/README.md."
+        )
+    return _read(weights, folder / CONFIG_FILE, _if_file(folder / PREPROCESSOR_FILE), str(folder))
+
+
+def _read(weights: Path, config: Path | None, preprocessor: Path | None, where: str | None = None) -> Checkpoint:
+    """Read a checkpoint's files."""
+    where = where or str(weights)
+    # The configuration comes first: it is small, and a damaged one is found before the weights are read.
+    written = {} if config is None else read_json(config)
+    tensors = _read_tensors(weights)
+    normalisation = None if preprocessor is None else read_preprocessor(preprocessor)
+    if normalisation is None and isinstance(written.get("pretrained_cfg"), dict):
+        normalisation = normalisation_of(written["pretrained_cfg"], ("mean", "std"), str(config))
+    if normalisation is None:
+        normalisation = known_normalisation(where, tensors)
+    # A config.json beside a file may be of another file; timm's says nothing of the architecture.
+    if (
+        written
+        and "pretrained_cfg" not in written
+        and (weights.name in (WEIGHTS_FILE, INDEX_FILE) or is_hugging_face(tensors))
+    ):
+        return Checkpoint(written, tensors, where, normalisation)
+    try:
+        return Checkpoint(*convert(tensors), where, normalisation)
+    except BackboneError as error:
+        raise BackboneError(f"{where}: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.name == INDEX_FILE:
+        return read_parts(path)
+    return read_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else read_state_dict(path)
+
+
+def _if_file(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _hint(tensors: Mapping[str, Tensor]) -> str:
+    """What else the tensors look like."""
+    names = sorted(tensors)
+    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    if "conv1.weight" in tensors and any(name.startswith("transformer.resblocks.") for name in names):
+        return "It looks like Meta's Perception Encoder, which transformers has no backbone for."
+    if "pos_embed" in tensors:
+        return "It looks like an ordinary ViT: DINOv2 has LayerScale (blocks.0.ls1.gamma)."
+    return f"Its tensors are named {listed}."
