@@ -43,6 +43,10 @@ class LabelledFolderData(DataSettings):
     """Whether a mask of another size than its image is resized to it, by nearest neighbour."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
     """Share of the images kept for validation where the folder has no validation split; auto: 0.2."""
+    group: str = "auto"
+    """Which images that split keeps together. auto: versions of one image, and videos and sequences, by the numbers and
+    folders in their names; none: every image alone; else a regular expression whose first parentheses name the
+    group."""
 
     def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`.
@@ -53,7 +57,7 @@ class LabelledFolderData(DataSettings):
         """
         _, _, folder = self._read()
         class_map = self._class_map(folder)
-        samples = samples_of(split, folder.samples, self.val_fraction)
+        samples = samples_of(split, folder.samples, self.val_fraction, self.group)
         return open_samples(
             self.root, samples, class_map, folder.read, folder.spare, self.resize_masks, folder.evidence
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
+from training.data.grouping import origins_of
 from training.data.reading import Sample
 
 #: Share of the images that is kept for validation where neither the folder nor the recipe says.
@@ -17,9 +17,14 @@ DEFAULT_VAL_FRACTION = 0.2
 
 ValFraction: TypeAlias = float | Literal["auto"]
 
+# A video is cut into so many runs at most, each with so many images for validation at least: where a run ends, images
+# of both parts look alike.
+_MOST_RUNS = 3
+_LEAST_RUN = 10
+
 
 def samples_of(
-    split: Split, samples: Mapping[Split | None, Sequence[Sample]], val_fraction: ValFraction
+    split: Split, samples: Mapping[Split | None, Sequence[Sample]], val_fraction: ValFraction, group: str = "auto"
 ) -> list[Sample]:
     """Samples of one split.
 
@@ -27,6 +32,7 @@ def samples_of(
         split: which one.
         samples: by the splits that the folder tells apart; under None those of no split.
         val_fraction: share of the training images to keep for validation where the folder has no validation split.
+        group: which images stay together then, see `split_samples`.
 
     Raises:
         DatasetError: there is no such split, or the share is given and not needed.
@@ -42,27 +48,73 @@ def samples_of(
     if split == "test" or "val" in named or not pool:
         known = ", ".join(named) or "none"
         raise DatasetError(f"the folder has no {split} split; its splits are: {known}")
-    return split_samples(pool, DEFAULT_VAL_FRACTION if val_fraction == "auto" else val_fraction, split)
+    return split_samples(pool, DEFAULT_VAL_FRACTION if val_fraction == "auto" else val_fraction, split, group)
 
 
-def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split) -> list[Sample]:
+def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, group: str = "auto") -> list[Sample]:
     """Samples of one split: a share of them, at least one, for validation, and the others for training.
 
-    The split depends on the names of the images alone, so that it is the same on every machine.
+    Versions of one image, and images of one group, stay together. Where a group is too large for that, such as a video
+    of which there is only one, runs of successive frames are kept for validation. The split depends on the names of the
+    images alone, so that it is the same on every machine.
+
+    Args:
+        samples: all.
+        val_fraction: share for validation.
+        split: which part to return.
+        group: ``auto``: groups by the images' names; ``none``: every image is a group of its own; else the pattern, see
+            `grouping.origins_of`.
 
     Raises:
-        DatasetError: no sample is left for training.
+        DatasetError: no sample is left for training, or the pattern cannot be used.
     """
-    names = [sample.image.stem for sample in samples]
-    if len(set(names)) < len(names):  # sequences that count from 1, or a folder for each image
-        top = os.path.commonpath([sample.image.parent for sample in samples])
-        names = [sample.image.relative_to(top).with_suffix("").as_posix() for sample in samples]
-    digests = [hashlib.sha256(name.encode()).digest() for name in names]
-    by_hash = [sample for _, sample in sorted(zip(digests, samples, strict=True), key=operator.itemgetter(0))]
-    held_out = {sample.image for sample in by_hash[: max(1, round(len(samples) * val_fraction))]}
+    held_out = _held_out(samples, val_fraction, group)
     if split == "train" and len(held_out) == len(samples):
         raise DatasetError(
             f"data.val_fraction is {val_fraction:g}, which leaves no image of {len(samples)} to train on; lower it, or "
             "add images"
         )
-    return [sample for sample in samples if (sample.image in held_out) == (split == "val")]
+    return [sample for index, sample in enumerate(samples) if (index in held_out) == (split == "val")]
+
+
+def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> set[int]:
+    """Indices of the samples for validation."""
+    names, wanted = _names(samples), max(1, round(len(samples) * val_fraction))
+    if group == "none":
+        return set(sorted(range(len(names)), key=lambda index: _digest(names[index]))[:wanted])
+    groups: dict[str, dict[tuple[int, str], list[int]]] = {}
+    for index, origin in enumerate(origins_of(names, None if group == "auto" else group)):
+        place = (-1 if origin.frame is None else origin.frame, origin.source)
+        groups.setdefault(origin.group, {}).setdefault(place, []).append(index)
+    units = {name: [frames[place] for place in sorted(frames)] for name, frames in groups.items()}
+    sizes = {name: sum(map(len, own)) for name, own in units.items()}
+    if max(sizes.values()) > len(samples) / 2 and (group == "auto" or len(units) == 1):
+        # Whole groups would be too coarse: take the same share of each, from its frames in their order.
+        chosen = {index for own in units.values() for index in _runs(own, val_fraction)}
+        return chosen or set(max(units.values(), key=len)[-1])
+    held_out: set[int] = set()
+    for name in sorted(units, key=_digest):
+        if len(held_out) + sizes[name] / 2 <= wanted or not held_out:
+            held_out.update(index for unit in units[name] for index in unit)
+    return held_out
+
+
+def _runs(units: Sequence[Sequence[int]], val_fraction: float) -> list[int]:
+    """Indices in runs of successive units, spread over all, that make up a share of them."""
+    wanted = round(len(units) * val_fraction)
+    runs = max(1, min(_MOST_RUNS, wanted // _LEAST_RUN))
+    chosen = []
+    for run in range(runs):
+        end = (run + 1) * len(units) // runs
+        chosen += units[end - (wanted * (run + 1) // runs - wanted * run // runs) : end]
+    return [index for unit in chosen for index in unit]
+
+
+def _names(samples: Sequence[Sample]) -> list[str]:
+    """Paths of the images below the folder that they have in common, without suffix."""
+    top = os.path.commonpath([sample.image.parent for sample in samples])
+    return [sample.image.relative_to(top).with_suffix("").as_posix() for sample in samples]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

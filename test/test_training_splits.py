@@ -1,0 +1,97 @@
+"""Splits by name: versions of one image and frames of one video stay together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.grouping import origins_of, source_of
+from training.data.reading import Sample
+from training.data.splits import split_samples
+
+ROBOFLOW = "frame_0014_jpg.rf.d3059b108d1e5c0bed6002590b9ae5d8"
+
+
+def split(names: list[str], fraction: float = 0.2, group: str = "auto") -> tuple[list[str], list[str]]:
+    """Training and validation names."""
+    samples = [Sample(Path("/data") / f"{name}.jpg", Path("/data") / f"{name}.png") for name in names]
+    parts = [split_samples(samples, fraction, part, group) for part in ("train", "val")]
+    train, val = ([str(sample.image.relative_to("/data").with_suffix("")) for sample in part] for part in parts)
+    assert sorted(train + val) == sorted(names)
+    return train, val
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "source", "frame"),
+    [
+        (ROBOFLOW, "./frame_", "./frame_0014", 14),
+        ("run_1/0007", "run_1/", "run_1/0007", 7),
+        ("0006R0_f00930", "./0006R0_f", "0006R0_f00930", 930),
+        ("iid_frame_0003/rgb", "iid_frame_0003/rgb", "iid_frame_0003/rgb", None),
+        ("kitchen", "kitchen", "kitchen", None),
+    ],
+)
+def test_names_tell_group_source_and_frame(name, group, source, frame):
+    assert origins_of([name]) == [(group, source, frame)]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "PNG"])
+def test_the_source_of_a_roboflow_version_is_recognised(suffix):
+    version = f"valid/my-photo_{suffix}.rf.0123456789abcdef0123456789abcdef"
+    assert source_of(version) == "valid/my-photo"
+    assert source_of("plain_name") == "plain_name"
+
+
+def test_versions_of_one_image_are_never_in_both_parts():
+    names = [f"photo-{chr(97 + i)}_jpg.rf.{v:032x}" for i in range(20) for v in range(3)]
+    train, val = split(names)
+    assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
+    assert len(val) == 12
+
+
+def test_a_single_video_is_split_by_runs_of_frames():
+    train, val = split([f"frame_{n:04d}_jpg.rf.{v:032x}" for n in range(480) for v in range(3)])
+    frames = {part: sorted({origin.frame for origin in origins_of(own)}) for part, own in (("t", train), ("v", val))}
+    assert set(frames["t"]).isdisjoint(frames["v"])
+    ends = [frame for frame in frames["v"] if frame + 1 not in frames["v"]]
+    assert (len(frames["v"]), len(ends)) == (96, 3)
+
+
+def test_of_several_videos_whole_ones_are_kept_for_validation():
+    train, val = split([f"drive_{drive:02d}/{n:04d}" for drive in range(10) for n in range(30)])
+    assert {name.split("/")[0] for name in train}.isdisjoint(name.split("/")[0] for name in val)
+    assert len(val) == 60
+
+
+def test_a_pattern_names_the_groups():
+    names = [f"{room}_{n}_x" for room in "abcde" for n in range(4)]
+    _, val = split(names, group=r"^([a-z])_")
+    assert len(val) == 4
+    assert len({name[0] for name in val}) == 1
+
+
+def test_without_groups_every_image_is_drawn_alone():
+    names = [f"frame_{n:04d}" for n in range(50)]
+    _, val = split(names, group="none")
+    assert len(val) == 10
+    assert val != names[40:]
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_names():
+    names = [f"drive_{drive}/{n:03d}" for drive in range(7) for n in range(9)]
+    assert sorted(split(names)[1]) == sorted(split(names[::-1])[1])
+
+
+@pytest.mark.parametrize(
+    ("group", "said"), [("(", "is no regular expression"), ("z", "does not match in the image name")]
+)
+def test_a_pattern_that_cannot_be_used_is_refused(group, said):
+    with pytest.raises(DatasetError, match=said):
+        split(["a", "b"], group=group)
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused():
+    with pytest.raises(DatasetError, match="leaves no image of 1 to train on"):
+        split(["only"])
