@@ -19,7 +19,8 @@ def split(names: list[str], fraction: float = 0.2, group: str = "auto") -> tuple
     samples = [Sample(Path("/data") / f"{name}.jpg", Path("/data") / f"{name}.png") for name in names]
     parts = [split_samples(samples, fraction, part, group) for part in ("train", "val")]
     train, val = ([str(sample.image.relative_to("/data").with_suffix("")) for sample in part] for part in parts)
-    assert sorted(train + val) == sorted(names)
+    assert set(train).isdisjoint(val)
+    assert set(train) | set(val) <= set(names)
     return train, val
 
 
@@ -49,6 +50,7 @@ def test_versions_of_one_image_are_never_in_both_parts():
     train, val = split(names)
     assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
     assert len(val) == 12
+    assert len(train) + len(val) == len(names)
 
 
 def test_a_single_video_is_split_by_runs_of_frames():
@@ -57,6 +59,8 @@ def test_a_single_video_is_split_by_runs_of_frames():
     assert set(frames["t"]).isdisjoint(frames["v"])
     ends = [frame for frame in frames["v"] if frame + 1 not in frames["v"]]
     assert (len(frames["v"]), len(ends)) == (96, 3)
+    assert min(abs(one - other) for one in frames["t"] for other in frames["v"]) == 5
+    assert len(frames["t"]) == 480 - 96 - 5 * 4
 
 
 def test_of_several_videos_whole_ones_are_kept_for_validation():

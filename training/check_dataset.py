@@ -5,26 +5,21 @@ Every image and every mask is read once, as training reads them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole_number
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
-from training.data import DataSection, Found, IncompleteError, ItemError, SegmentationDataset, Split
-from training.data.labelled import LabelledImages
+from training.checks.findings import Findings, check_split
+from training.checks.problems import find_problems
+from training.data import DataSection, Found
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
@@ -33,101 +28,6 @@ from training.support.output import writing
 
 #: How many problems of each kind are printed.
 NAMED = 5
-
-
-@dataclass
-class Findings:
-    """The content of one split, and its problems.
-
-    Attributes:
-        class_names: empty where the split cannot be opened.
-        empty_classes: classes to which the recipe leaves no pixel.
-        readable: number of items that training can use.
-        pixels: (classes,) int64 pixels of each class.
-        images: (classes,) int64 items in which each class occurs.
-        ignored: number of pixels of no class.
-        contents: hash of an image's pixels -> name of the item for people.
-        spare_masks: masks without an image.
-        problems: kind -> one description for each.
-    """
-
-    class_names: list[str] = field(default_factory=list)
-    empty_classes: frozenset[str] = frozenset()
-    readable: int = 0
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    ignored: int = 0
-    contents: dict[bytes, str] = field(default_factory=dict)
-    spare_masks: list[Path] = field(default_factory=list)
-    problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def never_occurring(self) -> list[str]:
-        """The classes without a pixel that should have some."""
-        without = (name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0)
-        return [name for name in without if name not in self.empty_classes]
-
-
-def check_split(section: DataSection, split: Split, threads: int, console: Console) -> Findings:
-    """Read every item of a split.
-
-    Args:
-        section: the recipe's ``data``.
-        split: train or val.
-        threads: number of items read at once.
-        console: shows the progress if it is a terminal.
-    """
-    findings = Findings()
-    try:
-        data: SegmentationDataset | None = section.open(split)
-    except IncompleteError as error:
-        findings.problems["missing file"] += error.missing
-        data = error.rest
-    except DatasetError as error:
-        findings.problems["cannot be opened"].append(str(error))
-        return findings
-    if data is None:
-        return findings
-    count = len(data.class_names)
-    if isinstance(data, LabelledImages):
-        findings.spare_masks = data.spare_masks
-    findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
-    findings.pixels, findings.images = np.zeros((2, count), np.int64)
-    with ThreadPoolExecutor(threads) as pool:
-        items = pool.map(lambda index: _read(data, index), range(len(data)))
-        shown = track(items, f"reading {split}", len(data), console=console, disable=not console.is_terminal)
-        for index, item in enumerate(shown):
-            if isinstance(item, DatasetError):
-                findings.problems[item.fault if isinstance(item, ItemError) else "other"].append(str(item))
-                continue
-            pixels, content = item
-            findings.readable += 1
-            findings.pixels += pixels[:count]
-            findings.images += pixels[:count] > 0
-            findings.ignored += int(pixels[count:].sum())
-            findings.contents.setdefault(content, data.describe(index))
-    return findings
-
-
-def all_problems(train: Findings, val: Findings, allow_empty: bool = False) -> dict[str, list[str]]:
-    """Collect everything that prevents training: kind -> one description for each.
-
-    Args:
-        train, val: from `check_split`.
-        allow_empty: a class that training never sees is no problem.
-    """
-    problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
-    # Two splits may share a folder of masks; its masks without an image belong to neither.
-    spare_masks = sorted({*train.spare_masks, *val.spare_masks})
-    if spare_masks:
-        problems["mask without image"] = list(map(str, spare_masks))
-    shared = train.contents.keys() & val.contents.keys()
-    if shared:
-        problems["the same image in train and val"] = sorted(
-            f"{train.contents[content]} and {val.contents[content]}" for content in shared
-        )
-    if train.never_occurring() and not allow_empty:
-        problems["train: class never occurs"] = train.never_occurring()
-    return problems
 
 
 def findings_table(train: Findings, val: Findings) -> Table:
@@ -182,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = _found(section)
         _print_found(found, console)
         train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))
-        problems = all_problems(train, val, options.allow_empty)
+        problems = find_problems(train, val, options.allow_empty)
         if train.class_names or val.class_names:
             console.print(findings_table(train, val))
         _print_findings(train, val, console)
@@ -206,16 +106,6 @@ def _found(section: DataSection) -> Found:
 def _print_found(found: Found, console: Console) -> None:
     for line in found.lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _read(data: SegmentationDataset, index: int) -> tuple[np.ndarray, bytes] | DatasetError:
-    """Return the number of pixels by mask value and a hash of the image, or the error of the item."""
-    try:
-        image, mask = data.item(index)
-    except DatasetError as error:
-        return error
-    content = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16)
-    return np.bincount(mask.ravel(), minlength=len(data.class_names)), content.digest()
 
 
 def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:

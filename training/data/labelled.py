@@ -15,7 +15,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import IncompleteError, ItemError
 from training.data.class_map import ClassMap
 from training.data.contents import Contents, digest_files
-from training.data.pixels import READING_VERSION, image_size, is_turned, read_image
+from training.data.pixels import READING_VERSION, MaskPixels, image_size, is_turned, read_image
 from training.data.reading import ReadLabels, Sample, read_mask_file
 
 _NAMED = 3
@@ -84,6 +84,19 @@ class LabelledImages:
             return Contents(settings, digest_files(self._root, files))
         except OSError as error:
             raise DatasetError(f"a file of the data set cannot be read ({error}); check data.root") from error
+
+    @property
+    def reads_palettes_by_colour(self) -> bool:
+        """Whether masks with a palette are read by its colours, not by its indices."""
+        return self._class_map.colours is not None
+
+    def pixels(self, index: int) -> MaskPixels:
+        """The labels of an item as its file holds them.
+
+        Raises:
+            ItemError: they cannot be read.
+        """
+        return self._read(self.samples[index])
 
     def mask(self, index: int) -> np.ndarray:
         """See `SegmentationDataset.mask`; unless masks are resized, of the file's own size."""

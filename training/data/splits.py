@@ -21,6 +21,8 @@ ValFraction: TypeAlias = float | Literal["auto"]
 # of both parts look alike.
 _MOST_RUNS = 3
 _LEAST_RUN = 10
+# On both sides of a run, so many of its images are left out as its length divided by this.
+_RUN_PER_BORDER = 8
 
 
 def samples_of(
@@ -55,8 +57,9 @@ def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, 
     """Samples of one split: a share of them, at least one, for validation, and the others for training.
 
     Versions of one image, and images of one group, stay together. Where a group is too large for that, such as a video
-    of which there is only one, runs of successive frames are kept for validation. The split depends on the names of the
-    images alone, so that it is the same on every machine.
+    of which there is only one, runs of successive frames are kept for validation, and a few frames on both sides of a
+    run are in neither part. The split depends on the names of the images alone, so that it is the same on every
+    machine.
 
     Args:
         samples: all.
@@ -68,20 +71,24 @@ def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, 
     Raises:
         DatasetError: no sample is left for training, or the pattern cannot be used.
     """
-    held_out = _held_out(samples, val_fraction, group)
-    if split == "train" and len(held_out) == len(samples):
+    held_out, left_out = _held_out(samples, val_fraction, group)
+    if split == "train" and len(held_out) + len(left_out) == len(samples):
         raise DatasetError(
             f"data.val_fraction is {val_fraction:g}, which leaves no image of {len(samples)} to train on; lower it, or "
             "add images"
         )
-    return [sample for index, sample in enumerate(samples) if (index in held_out) == (split == "val")]
+    return [
+        sample
+        for index, sample in enumerate(samples)
+        if (index in held_out) == (split == "val") and index not in left_out
+    ]
 
 
-def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> set[int]:
-    """Indices of the samples for validation."""
+def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> tuple[set[int], set[int]]:
+    """Indices of the samples for validation, and of those in neither part."""
     names, wanted = _names(samples), max(1, round(len(samples) * val_fraction))
     if group == "none":
-        return set(sorted(range(len(names)), key=lambda index: _digest(names[index]))[:wanted])
+        return set(sorted(range(len(names)), key=lambda index: _digest(names[index]))[:wanted]), set()
     groups: dict[str, dict[tuple[int, str], list[int]]] = {}
     for index, origin in enumerate(origins_of(names, None if group == "auto" else group)):
         place = (-1 if origin.frame is None else origin.frame, origin.source)
@@ -90,24 +97,29 @@ def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> set
     sizes = {name: sum(map(len, own)) for name, own in units.items()}
     if max(sizes.values()) > len(samples) / 2 and (group == "auto" or len(units) == 1):
         # Whole groups would be too coarse: take the same share of each, from its frames in their order.
-        chosen = {index for own in units.values() for index in _runs(own, val_fraction)}
-        return chosen or set(max(units.values(), key=len)[-1])
+        parts = [_runs(own, val_fraction) for own in units.values()]
+        chosen, borders = ({index for part in parts for index in part[which]} for which in (0, 1))
+        return (chosen, borders) if chosen else (set(max(units.values(), key=len)[-1]), set())
     held_out: set[int] = set()
     for name in sorted(units, key=_digest):
         if len(held_out) + sizes[name] / 2 <= wanted or not held_out:
             held_out.update(index for unit in units[name] for index in unit)
-    return held_out
+    return held_out, set()
 
 
-def _runs(units: Sequence[Sequence[int]], val_fraction: float) -> list[int]:
-    """Indices in runs of successive units, spread over all, that make up a share of them."""
+def _runs(units: Sequence[Sequence[int]], val_fraction: float) -> tuple[list[int], list[int]]:
+    """Indices in runs of successive units, spread over all, that make up a share of them; and those beside the runs."""
     wanted = round(len(units) * val_fraction)
     runs = max(1, min(_MOST_RUNS, wanted // _LEAST_RUN))
-    chosen = []
+    gap = wanted // runs // _RUN_PER_BORDER
+    chosen: set[int] = set()
+    beside: set[int] = set()
     for run in range(runs):
         end = (run + 1) * len(units) // runs
-        chosen += units[end - (wanted * (run + 1) // runs - wanted * run // runs) : end]
-    return [index for unit in chosen for index in unit]
+        start = end - (wanted * (run + 1) // runs - wanted * run // runs)
+        chosen.update(range(start, end))
+        beside.update(range(max(start - gap, 0), min(end + gap, len(units))))
+    return [i for place in chosen for i in units[place]], [i for place in beside - chosen for i in units[place]]
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.support.errors import RecipeError
+from training.checks.problems import check_before_training
 from training.loop.bundle_writer import BundleWriter
 from training.loop.checkpoint import Checkpoint
 from training.loop.model import SegmentationModel, make_backbone, make_head
@@ -105,13 +106,14 @@ class Trainer:
 
         Raises:
             OutputError: the output folder holds something, cannot be written, or belongs to another training.
-            DatasetError: an item of the data set cannot be used.
+            DatasetError: the data set, or an item of it, cannot be used.
             RecipeError: training diverged.
             KeyboardInterrupt: interrupted; the last bundle has been written.
         """
         with contextlib.ExitStack() as stack:
             folder = None
             if self._accelerator.is_main_process:
+                check_before_training(self.recipe.data, self._console)
                 folder = stack.enter_context(RunFolder(self.output, self.recipe, self.stages[-1].end, resume))
                 for note in [*folder.notes, *folder.keep_origins(self._origins)]:
                     self._console.print(note, style="yellow", markup=False, soft_wrap=True)
@@ -132,6 +134,8 @@ class Trainer:
 
     def dry_run(self) -> dict[str, Any]:
         """Take two steps, validate on a few images, and write no run folder; return the record."""
+        if self._accelerator.is_main_process:
+            check_before_training(self.recipe.data, self._console)
         run = self.start(self.stages[0])
         for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
             self._take_step(run, batches)

@@ -1,0 +1,252 @@
+"""Wrong data: `check_dataset` says what is wrong, and a training says it before the first step and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from trainings import forget_accelerator, tiny_recipe
+
+from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
+from training import check_dataset
+from training.loop.trainer import Trainer
+
+HEIGHT, WIDTH = 64, 96
+CLASSES = ["floor", "wall", "door"]
+
+
+def picture(seed: int) -> np.ndarray:
+    """An image like no other, of large patches."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return np.kron(small, np.ones((16, 16, 1), np.uint8))
+
+
+def labels(seed: int) -> np.ndarray:
+    """A mask of all classes, in stripes."""
+    return np.roll(np.repeat(np.arange(WIDTH) // 32, HEIGHT).reshape(WIDTH, HEIGHT).T, 8 * seed, axis=1).astype(
+        np.uint8
+    )
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A sound data set: four images for training, two for validation."""
+    for split, seeds in (("train", range(4)), ("val", range(10, 12))):
+        for seed in seeds:
+            save(tmp_path / f"data/{split}/images/{seed:02d}x.png", picture(seed))
+            save(tmp_path / f"data/{split}/masks/{seed:02d}x.png", labels(seed))
+    return tmp_path / "data"
+
+
+def masks_of(root: Path, split: str = "*") -> list[Path]:
+    return sorted(root.glob(f"{split}/masks/*.png"))
+
+
+def change(root: Path, split: str, pixels: Callable[[np.ndarray], np.ndarray]) -> None:
+    for path in masks_of(root, split):
+        save(path, pixels(np.array(Image.open(path))))
+
+
+def first(root: Path, split: str, folder: str) -> Path:
+    return min((root / split / folder).iterdir())
+
+
+def truncated(root: Path, split: str, folder: str) -> None:
+    path = first(root, split, folder)
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def not_an_image(root: Path, split: str, folder: str) -> None:
+    first(root, split, folder).write_text("version https://git-lfs.github.com/spec/v1")
+
+
+def missing(root: Path, split: str, folder: str) -> None:
+    first(root, split, folder).unlink()
+
+
+def other_size(root: Path, split: str) -> None:
+    path = first(root, split, "masks")
+    save(path, np.array(Image.open(path))[:40, :50])
+
+
+def turned_by_exif(root: Path) -> None:
+    image = first(root, "train", "images")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image).save(image, exif=exif)
+
+
+def sixteen_bits(root: Path) -> None:
+    save(first(root, "val", "images"), Image.fromarray(np.full((HEIGHT, WIDTH), 40000, np.uint16)))
+
+
+def one_class_in_one_mask(root: Path, split: str) -> None:
+    change(root, split, np.zeros_like)
+
+
+def palettes(root: Path) -> None:
+    for number, path in enumerate(masks_of(root)):
+        mask = Image.fromarray(((np.array(Image.open(path)) + number) % 3).astype(np.uint8))
+        colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
+        mask.putpalette([channel for index in range(3) for channel in colours[(index - number) % 3]])
+        save(path, mask)
+
+
+def colours_of_no_class(root: Path) -> None:
+    path = first(root, "train", "masks")
+    save(path, np.full((HEIGHT, WIDTH, 3), (1, 2, 3), np.uint8))
+
+
+def same_image(root: Path) -> None:
+    shutil.copy(first(root, "train", "images"), first(root, "val", "images"))
+
+
+def alike(root: Path) -> None:
+    brighter = np.clip(np.array(Image.open(first(root, "train", "images"))).astype(int) * 0.9 + 12, 0, 255)
+    save(first(root, "val", "images"), brighter.astype(np.uint8))
+
+
+def mirrored(root: Path) -> None:
+    save(first(root, "val", "images"), np.array(Image.open(first(root, "train", "images")))[:, ::-1])
+
+
+def versions(root: Path) -> None:
+    for split, digit in (("train", "a"), ("val", "b")):
+        for folder in ("images", "masks"):
+            path = first(root, split, folder)
+            path.rename(path.with_name(f"kitchen_jpg.rf.{digit * 32}.png"))
+
+
+def only_one_image(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    for path in [*root.glob("train/images/0[123]*"), *root.glob("train/masks/0[123]*")]:
+        path.unlink()
+
+
+#: What is done to the data, and what is said of it. A training refuses these.
+REFUSED = {
+    "a cut training image": (lambda r: truncated(r, "train", "images"), "unreadable file: 1"),
+    "a cut validation image": (lambda r: truncated(r, "val", "images"), "val: unreadable file: 1"),
+    "a cut training mask": (lambda r: truncated(r, "train", "masks"), "train: unreadable file: 1"),
+    "a cut validation mask": (lambda r: truncated(r, "val", "masks"), "val: unreadable file: 1"),
+    "a Git LFS pointer for an image": (lambda r: not_an_image(r, "val", "images"), "val: unreadable file: 1"),
+    "a Git LFS pointer for a mask": (lambda r: not_an_image(r, "train", "masks"), "train: unreadable file: 1"),
+    "an image of 16 bits": (sixteen_bits, "more than 8 bits"),
+    "a mask of another size": (lambda r: other_size(r, "train"), "train: sizes differ: 1"),
+    "a validation mask of another size": (lambda r: other_size(r, "val"), "val: sizes differ: 1"),
+    "an image that EXIF turns": (turned_by_exif, "the image's EXIF tag turns it by a quarter"),
+    "a value of no class": (lambda r: change(r, "train", lambda m: m + 1), "train: value of no class: 4"),
+    "a value of no class in validation": (lambda r: change(r, "val", lambda m: m + 1), "val: value of no class: 2"),
+    "a colour of no class": (colours_of_no_class, "is a colour image"),
+    "masks of 0 and 255": (
+        lambda r: change(r, "*", lambda m: np.where(m > 0, 255, 0).astype(np.uint8)),
+        "write data.classes as {floor: 0, wall: 255}",
+    ),
+    "palettes that differ": (palettes, "different colours, so an index means something else in each file"),
+    "nothing is labelled": (lambda r: change(r, "train", lambda m: np.full_like(m, 255)), "every pixel is ignored"),
+    "validation without labels": (lambda r: change(r, "val", lambda m: np.full_like(m, 255)), "val: no labelled pixel"),
+    "training masks of one class": (lambda r: one_class_in_one_mask(r, "train"), "train: only one class"),
+    "an image without mask": (lambda r: missing(r, "val", "masks"), "1 of 2 images have no mask"),
+    "a single image": (only_one_image, "leaves no image of 1 to train on"),
+}
+#: A training says these and goes on.
+WARNED = {
+    "validation of one class": (lambda r: one_class_in_one_mask(r, "val"), "val: only one class"),
+    "a class that never occurs": (
+        lambda r: change(r, "train", lambda m: np.where(m == 2, 1, m).astype(np.uint8)),
+        "train: class never occurs: 1: door",
+    ),
+    "mostly ignored": (
+        lambda r: change(r, "train", lambda m: np.where(np.arange(HEIGHT)[:, None] < 50, 255, m).astype(np.uint8)),
+        "train: most pixels are ignored: 1: 78.12 %",
+    ),
+    "mostly ignored in validation": (
+        lambda r: change(r, "val", lambda m: np.where(np.arange(HEIGHT)[:, None] < 50, 255, m).astype(np.uint8)),
+        "val: most pixels are ignored",
+    ),
+    "an image in both splits": (same_image, "the same image in train and val: 1: 00x.png and 10x.png"),
+    "versions of one image in both splits": (versions, "versions of one image in train and val: 1"),
+    "near-duplicates in both splits": (alike, "images of train and val look alike: 1: 00x.png and 10x.png"),
+    "mirrored images in both splits": (mirrored, "images of train and val look alike: 1"),
+    "a mask without image": (lambda r: missing(r, "train", "images"), "mask without image: 1"),
+}
+
+
+def train(folder: Path, root: Path, mode: str) -> str:
+    """What a training or a dry run says; its steps are left out."""
+    forget_accelerator()
+    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    console = Console(width=1000, record=True, quiet=False, file=(folder / "said.txt").open("w"))
+    trainer = Trainer(tiny_recipe(folder, data=data, iterations=1, epochs=None), console)
+    trainer.dry_run() if mode == "dry run" else trainer.run()
+    return console.export_text()
+
+
+def check(root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict]:
+    recipe, found = root.parent / "tiny.json", root.parent / "found.json"
+    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    recipe.write_text(json.dumps(tiny_recipe(root.parent, data=data).model_dump(mode="json")))
+    status = check_dataset.main([str(recipe), "--threads", "1", "--json", str(found)])
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err, json.loads(found.read_text())
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_data_is_refused_before_anything_is_written(case, root, tmp_path, capsys):
+    spoil, said = REFUSED[case]
+    spoil(root)
+    before = files(root)
+    status, _, found = check(root, capsys)
+    assert (status, bool(found["problems"])) == (1, True)
+    for mode in ("dry run", "training"):
+        with pytest.raises(SegmentationError) as refusal:
+            train(tmp_path, root, mode)
+        assert said in str(refusal.value), refusal.value
+    assert not (tmp_path / "run").exists()
+    assert files(root) == before
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_suspicious_data_is_named_and_training_goes_on(case, root, tmp_path, capsys):
+    spoil, said = WARNED[case]
+    spoil(root)
+    status, _, found = check(root, capsys)
+    assert (status, bool(found["problems"])) == (1, True)
+    assert said in train(tmp_path, root, "dry run")
+
+
+def test_sound_data_is_not_suspected(root, tmp_path, capsys):
+    status, printed, found = check(root, capsys)
+    assert (status, found["problems"]) == (0, []), printed
+    assert "warning" not in train(tmp_path, root, "dry run")
+
+
+def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp_path):
+    mask = first(root, "val", "masks")
+    whole = mask.read_bytes()
+    train(tmp_path, root, "training")
+    truncated(root, "val", "masks")
+    before = files(tmp_path / "run")
+    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    forget_accelerator()
+    longer = Trainer(tiny_recipe(tmp_path, data=data, iterations=2, epochs=None), Console(quiet=True))
+    with pytest.raises(DatasetError, match="val: unreadable file: 1"):
+        longer.run(resume=True)
+    assert files(tmp_path / "run") == before
+    mask.write_bytes(whole)
+    assert longer.run(resume=True)["step"] in (1, 2)

@@ -1,0 +1,185 @@
+"""Reads every item of a split, and keeps what tells whether one can train on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.checks.likeness import thumbnail
+from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data.labelled import LabelledImages
+
+# So many masks, evenly spread, are compared by their palettes and by the values in them.
+_COMPARED_MASKS = 24
+
+
+class RawMasks(NamedTuple):
+    """What some masks of a split hold before they are read as classes.
+
+    Attributes:
+        values: all values that occur, sorted; None where a mask holds colours, or something else than pixels.
+        palettes_differ: two masks with palettes that disagree: name, name, index.
+    """
+
+    values: list[int] | None = None
+    palettes_differ: tuple[str, str, int] | None = None
+
+
+@dataclass
+class Findings:
+    """The content of one split, and its problems.
+
+    Attributes:
+        class_names: empty where the split cannot be opened.
+        empty_classes: classes to which the recipe leaves no pixel.
+        count: number of its items.
+        looked_at: number of items that were read.
+        readable: number of those that training can use.
+        pixels: (classes,) int64 pixels of each class.
+        images: (classes,) int64 items in which each class occurs.
+        ignored: number of pixels of no class.
+        names: of the readable items, for people.
+        contents: of the readable items, a hash of the image's pixels.
+        thumbnails: of the readable items, see `likeness.thumbnail`.
+        raw: what masks hold before they are read as classes.
+        spare_masks: masks without an image.
+        problems: kind -> one description for each.
+    """
+
+    class_names: list[str] = field(default_factory=list)
+    empty_classes: frozenset[str] = frozenset()
+    count: int = 0
+    looked_at: int = 0
+    readable: int = 0
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ignored: int = 0
+    names: list[str] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    raw: RawMasks = field(default_factory=RawMasks)
+    spare_masks: list[Path] = field(default_factory=list)
+    problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def total(self) -> int:
+        """Number of pixels, with and without a class."""
+        return int(self.pixels.sum()) + self.ignored
+
+    def occurring(self) -> list[str]:
+        """The classes that have pixels."""
+        return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels]
+
+    def never_occurring(self) -> list[str]:
+        """The classes without a pixel that should have some."""
+        without = (name for name, pixels in zip(self.class_names, self.pixels, strict=True) if pixels == 0)
+        return [name for name in without if name not in self.empty_classes]
+
+
+class _Item(NamedTuple):
+    pixels: np.ndarray
+    content: bytes
+    thumbnail: np.ndarray
+
+
+def check_split(
+    section: DataSection, split: Split, threads: int, console: Console, most: int | None = None
+) -> Findings:
+    """Read the items of a split.
+
+    Args:
+        section: the recipe's ``data``.
+        split: train, val or test.
+        threads: number of items read at once.
+        console: shows the progress if it is a terminal.
+        most: read so many items at most, evenly spread; None: all.
+    """
+    findings = Findings()
+    try:
+        data: SegmentationDataset | None = section.open(split)
+    except IncompleteError as error:
+        findings.problems["missing file"] += error.missing
+        data = error.rest
+    except DatasetError as error:
+        findings.problems["cannot be opened"].append(str(error))
+        return findings
+    if data is None:
+        return findings
+    if isinstance(data, LabelledImages):
+        findings.spare_masks, findings.raw = data.spare_masks, _raw_masks(data)
+    findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
+    findings.pixels, findings.images = np.zeros((2, len(data.class_names)), np.int64)
+    findings.count = len(data)
+    indices = _spread(len(data), most)
+    findings.looked_at = len(indices)
+    with ThreadPoolExecutor(threads) as pool:
+        items = pool.map(lambda index: _read(data, index), indices)
+        shown = track(items, f"reading {split}", len(indices), console=console, disable=not console.is_terminal)
+        for index, item in zip(indices, shown, strict=True):
+            _add(findings, item, data.describe(index))
+    return findings
+
+
+def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:
+    if isinstance(item, DatasetError):
+        findings.problems[item.fault if isinstance(item, ItemError) else "other"].append(str(item))
+        return
+    count = len(findings.class_names)
+    findings.readable += 1
+    findings.pixels += item.pixels[:count]
+    findings.images += item.pixels[:count] > 0
+    findings.ignored += int(item.pixels[count:].sum())
+    findings.names.append(PurePath(name).as_posix())
+    findings.contents.append(item.content)
+    findings.thumbnails.append(item.thumbnail)
+
+
+def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
+    """Return what is kept of an item, or its error."""
+    try:
+        image, mask = data.item(index)
+    except DatasetError as error:
+        return error
+    content = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16)
+    pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
+    return _Item(pixels, content.digest(), thumbnail(image))
+
+
+def _raw_masks(data: LabelledImages) -> RawMasks:
+    """What masks hold, from some of them; a mask that cannot be read is reported elsewhere."""
+    values: set[int] | None = set()
+    colour_of: dict[int, tuple[int, str]] = {}
+    differ: tuple[str, str, int] | None = None
+    for index in _spread(len(data), _COMPARED_MASKS):
+        try:
+            mask = data.pixels(index)
+        except DatasetError:
+            continue
+        present = np.unique(mask.values)
+        if mask.coloured:
+            values = None
+        elif values is not None:
+            values.update(present.tolist())
+        if mask.palette is None or data.reads_palettes_by_colour:
+            continue
+        for value in present[present < len(mask.palette)].tolist():
+            colour, first = colour_of.setdefault(value, (int(mask.palette[value]), data.describe(index)))
+            if differ is None and colour != int(mask.palette[value]):
+                differ = first, data.describe(index), value
+    return RawMasks(None if values is None else sorted(values), differ)
+
+
+def _spread(count: int, most: int | None) -> list[int]:
+    """Indices of ``most`` items, evenly spread over ``count``."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [(2 * place + 1) * count // (2 * most) for place in range(most)]

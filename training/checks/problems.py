@@ -1,0 +1,148 @@
+"""Says what is wrong with a data set, and whether a training on it would make sense at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from rich.console import Console
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.checks.findings import Findings, check_split
+from training.checks.likeness import near_duplicates
+from training.data import DataSection
+from training.data.grouping import source_of
+from training.reports.pictures import percent
+
+#: From the kind of a problem, in one split or between the two, to what was found of it.
+Problems = dict[str, list[str]]
+
+_BINARY = "0 and 255 only"
+_PALETTES = "palettes differ"
+_UNLABELLED = "no labelled pixel"
+_ONE_CLASS = "only one class"
+# With these a training would fail, or learn nothing that its scores would tell.
+_FATAL = ("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other")
+_FATAL += (_BINARY, _PALETTES, _UNLABELLED, f"train: {_ONE_CLASS}")
+# Above this share of ignored pixels, the masks are likely read in another way than they were meant.
+_MOSTLY = 0.5
+_NAMED = 3
+#: So many training images are read before a training; `training.check_dataset` reads all.
+MOST_BEFORE_TRAINING = 500
+
+
+def find_problems(train: Findings, val: Findings, allow_empty: bool = False) -> Problems:
+    """Collect everything that is wrong with a data set: kind -> one description for each.
+
+    Args:
+        train, val: from `findings.check_split`.
+        allow_empty: a class that training never sees is no problem.
+    """
+    problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
+    # Two splits may share a folder of masks; its masks without an image belong to neither.
+    spare_masks = sorted({*train.spare_masks, *val.spare_masks})
+    if spare_masks:
+        problems["mask without image"] = list(map(str, spare_masks))
+    for split, own in _named(train, val):
+        problems |= {f"{split}: {kind}": [told] for kind, told in _of_labels(own).items()}
+    if train.never_occurring() and train.looked_at == train.count and not allow_empty:
+        problems["train: class never occurs"] = train.never_occurring()
+    return problems | _leaks(train, val)
+
+
+def is_fatal(kind: str) -> bool:
+    """Whether a problem of this kind, as `find_problems` names it, keeps a training from starting."""
+    return kind in _FATAL or kind.partition(": ")[2] in _FATAL
+
+
+def check_before_training(section: DataSection, console: Console) -> None:
+    """Read the validation images and up to `MOST_BEFORE_TRAINING` training images; print what is suspicious.
+
+    Raises:
+        DatasetError: a training on this data would fail, or its scores would mean nothing.
+    """
+    threads = os.cpu_count() or 1
+    with console.status("reading the data set, to check it"):
+        train = check_split(section, "train", threads, console, MOST_BEFORE_TRAINING)
+        val = check_split(section, "val", threads, console)
+    problems = find_problems(train, val)
+    fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
+    if fatal:
+        said = "; ".join(f"{kind}: {len(told)}: {_first(told)}" for kind, told in fatal.items())
+        raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
+    for kind, told in problems.items():
+        console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _of_labels(own: Findings) -> dict[str, str]:
+    """What is suspicious in the labels of one split: kind -> description."""
+    if not own.total:
+        return {}
+    found, occurring = {}, own.occurring()
+    ignored = percent(own.ignored / own.total)
+    if own.raw.palettes_differ is not None:
+        first, second, value = own.raw.palettes_differ
+        found[_PALETTES] = (
+            f"{first} and {second} give the index {value} different colours, so an index means something else in each "
+            "file; give every class its colour in data.classes, then masks are read by colours"
+        )
+    if own.raw.values == [0, 255] and own.ignored and len(occurring) == 1:
+        other = next(name for name in own.class_names if name not in occurring) if len(own.class_names) > 1 else "other"
+        found[_BINARY] = (
+            f"the masks hold the values 0 and 255, and 255 is ignored, so that '{occurring[0]}' alone is left; if 255 "
+            f"is the class '{other}', write data.classes as {{{occurring[0]}: 0, {other}: 255}}"
+        )
+    elif not occurring:
+        found[_UNLABELLED] = "every pixel is ignored; check data.classes and data.ignore"
+    elif len(occurring) == 1 and len(own.class_names) > 1:
+        found[_ONE_CLASS] = f"all labelled pixels are '{occurring[0]}', {ignored} of all are ignored"
+    elif own.ignored > _MOSTLY * own.total:
+        found["most pixels are ignored"] = f"{ignored} belong to no class; check data.classes and data.ignore"
+    return found
+
+
+def _leaks(train: Findings, val: Findings) -> Problems:
+    """Validation images that show what training images show."""
+    found: Problems = {}
+    contents = dict(zip(reversed(train.contents), reversed(train.names), strict=True))
+    same = {
+        name: contents[content] for name, content in zip(val.names, val.contents, strict=True) if content in contents
+    }
+    if same:
+        found["the same image in train and val"] = sorted(f"{other} and {name}" for name, other in same.items())
+    sources = {_source(name): name for name in reversed(train.names)}
+    others = [(name, sources[_source(name)]) for name in val.names if _source(name) in sources and name not in same]
+    versions = [pair for pair in others if any(map(_is_version, pair))]
+    if versions:
+        found["versions of one image in train and val"] = [f"{other} and {name}" for name, other in versions]
+    told = same.keys() | {name for name, _ in versions}
+    alike = [
+        f"{train.names[other]} and {val.names[index]} (correlation {likeness:.3f})"
+        for index, other, likeness in near_duplicates(val.thumbnails, train.thumbnails)
+        if val.names[index] not in told
+    ]
+    if alike:
+        found["images of train and val look alike"] = alike
+    return found
+
+
+def _source(name: str) -> str:
+    # Exports put the splits into folders; a version has the same source in each.
+    return PurePath(source_of(_stem(name))).name
+
+
+def _is_version(name: str) -> bool:
+    return source_of(_stem(name)) != _stem(name)
+
+
+def _stem(name: str) -> str:
+    return PurePath(name).with_suffix("").as_posix()
+
+
+def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
+    return ("train", train), ("val", val)
+
+
+def _first(told: Sequence[str]) -> str:
+    return "; ".join(told[:_NAMED]) + (f"; and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
