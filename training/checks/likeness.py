@@ -27,7 +27,8 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     grey -= grey.mean()
     if grey.std() < _LEAST_CONTRAST:
         return np.zeros(_SIDE * _SIDE, np.float32)
-    return (grey / np.linalg.norm(grey)).ravel()
+    unit: np.ndarray = (grey / np.linalg.norm(grey)).ravel()
+    return unit
 
 
 def near_duplicates(of: Sequence[np.ndarray], among: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:

@@ -23,8 +23,10 @@ _PALETTES = "palettes differ"
 _UNLABELLED = "no labelled pixel"
 _ONE_CLASS = "only one class"
 # With these a training would fail, or learn nothing that its scores would tell.
-_FATAL = ("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other")
-_FATAL += (_BINARY, _PALETTES, _UNLABELLED, f"train: {_ONE_CLASS}")
+_FATAL = (
+    *("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other"),
+    *(_BINARY, _PALETTES, _UNLABELLED, f"train: {_ONE_CLASS}"),
+)
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
 _NAMED = 3
