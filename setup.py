@@ -59,7 +59,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
     return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
 
 
-EXPORT = ["onnx>=1.17", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
+EXPORT = ["onnx>=1.19", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
 # The tests pass with torch 2.13; with 2.8 one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
 
@@ -97,11 +97,11 @@ setup(
             "rich>=13.8",
             "tensorboard>=2.16.2",
         ],
-        "bag": ["rich>=13.8", "rosbags>=0.11"],
+        "bag": ["rich>=13.8", "rosbags>=0.11.6"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["onnx>=1.17", "psutil", "pytest", "pytest-xdist", "rosbags>=0.11"],
+        "test": ["onnx>=1.19", "psutil", "pytest", "pytest-xdist", "rosbags>=0.11.6"],
         "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
         "lint": [
             "check-jsonschema",

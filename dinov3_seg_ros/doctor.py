@@ -24,6 +24,7 @@ from dinov3_seg_ros.ros.transport import (
     our_setting,
     profile_variable,
     remove_dead_segments,
+    stale_ports,
     stale_segments,
     unfinished_segments,
 )
@@ -209,7 +210,7 @@ def _shared_memory() -> Iterator[Finding]:
         yield Finding(
             FAULT, path.name, "left unfinished by a killed process: ROS nodes wait for it without end", _CLEAN
         )
-    stale = stale_segments()
+    stale = stale_segments() + stale_ports()
     if stale:
         megabytes = sum(_size_of(path) for path in stale) >> 20
         yield Finding(

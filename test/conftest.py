@@ -29,6 +29,7 @@ def _clean_shared_memory(session):
         remove_dead_segments()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """Run the tests with real nodes one after the other, beside the rest: two nodes at once share too few cores."""
     for item in items:

@@ -139,6 +139,12 @@ class TestEveryFamily:
             for channels, stride in zip(family.channels, family.strides, strict=True)
         ]
 
+    def test_weights_have_the_names_that_are_published(self, name):
+        backbone = FAMILIES[name].build()
+
+        prefix = f"{backbone.model.base_model_prefix}."  # of some releases of transformers
+        assert [key for key in backbone.checkpoint_tensors() if key.startswith(prefix)] == []
+
     def test_the_last_layer_is_the_default(self, name):
         backbone = FAMILIES[name].build()
 

@@ -77,6 +77,7 @@ def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkey
     stale.write_bytes(bytes(3 << 20))
     monkeypatch.setattr(doctor, "unfinished_segments", lambda: [unfinished])
     monkeypatch.setattr(doctor, "stale_segments", lambda: [stale])
+    monkeypatch.setattr(doctor, "stale_ports", list)
     found = list(doctor._shared_memory())
     assert [(finding.level, finding.subject) for finding in found[:2]] == [
         (doctor.FAULT, "fastdds_port7411"),

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import tiny_backbone, write_tiny_bundle
+from bundles import tiny_backbone, write_exported_bundle, write_tiny_bundle
 from graphs import write_graphs
 
 from dinov3_seg_ros import doctor
@@ -648,8 +648,8 @@ def test_the_doctor_reports_gpu_engines_and_graphs(trt, cuda, bundles):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A bundle for real exports, without graphs yet."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
+    """A bundle with its ONNX export."""
+    return write_exported_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
 
 
 def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exported, capsys, tmp_path):

@@ -153,7 +153,6 @@ def test_only_segments_left_empty_by_a_killed_process_are_removed(tmp_path):
     for name, content, modified in (
         ("fastdds_port7001", b"", old),
         ("fastrtps_port7413", b"", old),
-        ("fastdds_port7002", b"in use", old),
         ("fastdds_port7003_el", b"", old),
         ("fastdds_port7004", b"", time.time()),
         ("other", b"", old),
@@ -162,7 +161,28 @@ def test_only_segments_left_empty_by_a_killed_process_are_removed(tmp_path):
         os.utime(tmp_path / name, (modified, modified))
     remove_dead_segments(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"fastdds_port7002", "fastdds_port7003_el", "fastdds_port7004", "other"}
+    assert left == {"fastdds_port7003_el", "fastdds_port7004", "other"}
+
+
+def test_ports_are_removed_once_no_process_reads_them(tmp_path):
+    old = time.time() - 60
+    for port in ("fastdds_port7001", "fastdds_port7003", "fastrtps_port7005"):
+        for name in (port, f"sem.{port}_mutex", f"{port}_{'sl' if port.endswith('1') else 'el'}"):
+            (tmp_path / name).write_bytes(b"content")
+            os.utime(tmp_path / name, (old, old))
+    (tmp_path / "fastdds_port7007").write_bytes(b"new")
+    with (
+        (tmp_path / "fastdds_port7001_sl").open("rb") as first,
+        (tmp_path / "fastdds_port7003_el").open("rb") as second,
+    ):
+        fcntl.flock(first, fcntl.LOCK_SH)
+        fcntl.flock(second, fcntl.LOCK_EX)
+        removed = remove_dead_segments(tmp_path)
+    assert [path.name for path in removed] == [
+        "fastrtps_port7005",
+        "fastrtps_port7005_el",
+        "sem.fastrtps_port7005_mutex",
+    ]
 
 
 def test_data_segments_are_removed_once_no_process_holds_their_lock(tmp_path):

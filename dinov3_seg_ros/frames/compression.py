@@ -60,7 +60,7 @@ def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:
     """Read (height, width) from the header of a JPEG or PNG file.
 
     A PNG file has them at fixed places in its first chunk. A JPEG file has them in its first frame header (marker SOF),
-    after other segments that each state their length.
+    after other segments that each state their length, and ends with a marker of its own.
     """
     try:
         if bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and bytes(data[12:16]) == b"IHDR":
@@ -74,6 +74,9 @@ def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:
             # SOF0 to SOF15; three numbers in this range are other markers.
             if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
                 height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+                # OpenCV before 4.11 decodes what is there, and fills the rest with grey.
+                if b"\xff\xd9" not in bytes(data[place:]):
+                    raise MessageError("damaged data", f"{described} is truncated: it has no end-of-image marker")
                 return height, width
             if marker == 0xFFFF:
                 place += 1  # a marker may be preceded by any number of fill bytes 0xFF

@@ -156,7 +156,10 @@ class Backbone(nn.Module):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """All weights, detached, under the names Hugging Face publishes; those in memory vary with its releases."""
-        return dict(revert_weight_conversion(self.model, self.model.state_dict()))
+        # What some releases of transformers write in front of ConvNeXt's names, and what is published has not.
+        prefix = f"{self.model.base_model_prefix}."
+        tensors = revert_weight_conversion(self.model, self.model.state_dict())
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
     @property
     def _blocks(self) -> LeadingBlocks:

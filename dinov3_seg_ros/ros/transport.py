@@ -109,9 +109,7 @@ def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
     for path in sorted(folder.glob("fast*_port*")):
         # Lock files are always empty. Another process may remove a file meanwhile.
         with contextlib.suppress(OSError):
-            status = path.stat()
-            is_old = time.time() - status.st_mtime > _UNFINISHED_AFTER_S
-            if is_old and status.st_size == 0 and not path.name.endswith(("_el", "_sl")):
+            if _is_old(path) and path.stat().st_size == 0 and not path.name.endswith(("_el", "_sl")):
                 found.append(path)
     return found
 
@@ -129,10 +127,35 @@ def stale_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
     return found
 
 
+def stale_ports(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Port segments of Fast DDS that no process reads, with their lock files and semaphores.
+
+    A process that was killed may have left a port in any state. A new process in the same domain takes it over.
+    """
+    found = []
+    for port in sorted(folder.glob("fast*_port*")):
+        if port.name.endswith(("_el", "_sl")):
+            continue
+        locks = [port.with_name(f"{port.name}{ending}") for ending in ("_el", "_sl")]
+        locks = [lock for lock in locks if lock.exists()]
+        # A reader holds one of the locks. A new port may not be held yet.
+        if _is_old(port) and all(_is_free(lock) for lock in locks):
+            semaphore = port.with_name(f"sem.{port.name}_mutex")
+            found += [port, *locks, *([semaphore] if semaphore.exists() else [])]
+    return found
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _UNFINISHED_AFTER_S
+    except OSError:  # another process has removed it
+        return False
+
+
 def _is_free(lock: Path) -> bool:
     """Whether no process holds a lock file; a new one may not be held yet."""
     try:
-        if time.time() - lock.stat().st_mtime < _UNFINISHED_AFTER_S:
+        if not _is_old(lock):
             return False
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,9 +175,9 @@ def warn_of_unfinished_segments() -> None:
 
 
 def remove_dead_segments(folder: Path = SHARED_MEMORY) -> list[Path]:
-    """Remove `unfinished_segments` and `stale_segments`; return those that this user could remove."""
+    """Remove what killed processes left of shared memory; return the files that this user could remove."""
     removed = []
-    for path in (*unfinished_segments(folder), *stale_segments(folder)):
+    for path in sorted({*unfinished_segments(folder), *stale_segments(folder), *stale_ports(folder)}):
         with contextlib.suppress(OSError):
             path.unlink()
             removed.append(path)
