@@ -81,10 +81,10 @@ setup(
         "cv": ["opencv-python>=4.8.0.76,<5"],
         "cv-headless": ["opencv-python-headless>=4.8.0.76,<5"],
         # Two builds of one module again: together they overwrite each other.
-        "cpu": ["onnxruntime>=1.18.1"],
-        "gpu": ["onnxruntime-gpu>=1.18.1", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
+        "cpu": ["onnxruntime>=1.19"],
+        "gpu": ["onnxruntime-gpu>=1.19", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
         # JetPack 6 brings TensorRT and CUDA 12; there is no onnxruntime-gpu for its processors.
-        "jetson": ["onnxruntime>=1.18.1", "cuda-python>=12.9.1,<13"],
+        "jetson": ["onnxruntime>=1.19", "cuda-python>=12.9.1,<13"],
         "torch": TORCH,
         "export": [*TORCH, *EXPORT],
         "train": [
