@@ -25,9 +25,11 @@ WITHOUT_ARGUMENTS = ("dinov3_seg_ros.demo", "dinov3_seg_ros.demo.player", "dinov
 
 
 def main_of(name):
-    """The main function of a command, without importing ROS where there is none."""
+    """The main function of a command; skips what needs a library that is not installed."""
     if ".demo" in name:
         pytest.importorskip("rclpy", reason="no ROS 2 here")
+    if name.startswith("training."):
+        pytest.importorskip("torch", reason="training needs PyTorch")
     package = name.removeprefix("dinov3_seg_ros.") in ("bag", "benchmark", "demo", "export")
     return importlib.import_module(f"{name}.__main__" if package else name).main
 
