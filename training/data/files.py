@@ -94,7 +94,8 @@ class FileDataset:
     def contents(self) -> Contents:
         """See `SegmentationDataset.contents`."""
         # How often each item is listed: the digests below have each file once.
-        repeated = {pair.image.name: count for pair, count in Counter(self._pairs).items() if count > 1}
+        counts = Counter(os.path.relpath(pair.image, self._root) for pair in self._pairs)
+        repeated = {name: count for name, count in counts.items() if count > 1}
         settings = {
             "reading": READING_VERSION,
             "repeated": repeated,
