@@ -95,7 +95,7 @@ def flag_list(model: type[Options]) -> str:
 def _flag_default(option: Option) -> str:
     if option.kind == "bool":
         off = f"--no-{option.name.replace('_', '-')}"
-        return f"on; `{off}` switches it off" if option.default else f"off; `{off}` says so"
+        return f"on; `{off}` switches it off" if option.default else f"off, as with `{off}`"
     return "" if option.default in (None, "", ()) else f"`{option.default}`"
 
 
