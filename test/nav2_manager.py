@@ -45,7 +45,8 @@ class Nav2Manager:
         for transition, target in transitions.items():
             request = ChangeState.Request()
             request.transition.id = transition
-            assert self._graph.call(ChangeState, f"{self._name}/change_state", request).success, transition
+            service = f"{self._name}/change_state"
+            assert self._graph.call_once(ChangeState, service, request, found=self.state).success, transition
             assert self.state() == target
 
     def state(self) -> int:

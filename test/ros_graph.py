@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,44 @@ class Graph:
             self._executor.spin_once(timeout_sec=0.02)
 
     def call(self, service_type: type, name: str, request: Any) -> Any:
-        """Call a service and return its response."""
+        """Call a service that may be called twice, and return its response.
+
+        That this side has found the service does not say that the service has found this client. A response to a
+        client that is not yet known is lost, so the request is sent again.
+        """
+        with self._client(service_type, name) as client:
+            futures = [client.call_async(request)]
+            last_sent = time.monotonic()
+
+            def answered() -> Any:
+                nonlocal last_sent
+                if time.monotonic() - last_sent > _RESEND_S:
+                    last_sent = time.monotonic()
+                    futures.append(client.call_async(request))
+                return next((future for future in futures if future.done()), None)
+
+            return self.spin_until(answered, f"an answer of {name}").result()
+
+    def call_once(self, service_type: type, name: str, request: Any, found: Callable[[], Any]) -> Any:
+        """Call a service whose second call means something else.
+
+        ``found`` calls another service of the same node. Clients are found in the order in which they were made: once
+        that one is answered, the client made here before it is known too, and its response cannot be lost.
+        """
+        with self._client(service_type, name) as client:
+            found()
+            future = client.call_async(request)
+            self.spin_until(future.done, f"an answer of {name}")
+            return future.result()
+
+    @contextlib.contextmanager
+    def _client(self, service_type: type, name: str) -> Iterator[Any]:
         client = self.peer.create_client(service_type, name)
-        self.spin_until(client.service_is_ready, f"service {name}")
-        future = client.call_async(request)
-        self.spin_until(future.done, f"an answer of {name}")
-        self.peer.destroy_client(client)
-        return future.result()
+        try:
+            self.spin_until(client.service_is_ready, f"service {name}")
+            yield client
+        finally:
+            self.peer.destroy_client(client)
 
     def publisher(self, message_type: type, topic: str, qos: QoSProfile = qos_profile_sensor_data) -> Any:
         """A publisher, once somebody subscribes to it."""
@@ -197,7 +228,7 @@ class NodeProcess:
         request = ChangeState.Request()
         request.transition.label = transition
         request.transition.id = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}[transition]
-        return self._graph.call(ChangeState, f"{self._name}/change_state", request).success
+        return self._graph.call_once(ChangeState, f"{self._name}/change_state", request, found=self.state).success
 
     def set_parameter(self, name: str, value: Any) -> Any:
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])

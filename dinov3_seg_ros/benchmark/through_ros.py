@@ -38,6 +38,7 @@ _PERIOD_S = 0.1
 # A first start may build an engine. The node reports what goes wrong meanwhile.
 _START_TIMEOUT_S = 1200.0
 _TIMEOUT_S = 60.0
+_REPEAT_S = 2.0
 
 
 @contextlib.contextmanager
@@ -165,8 +166,17 @@ class NodePipeline:
     def _change_state(self, transition: int) -> None:
         client: Any = self._receiver.create_client(ChangeState, "segmentation/change_state")
         self._spin_until(client.service_is_ready, "service of the node's lifecycle appeared")
-        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        self._spin_until(future.done, "answer to a change of state arrived")
+        request, futures, next_s = ChangeState.Request(transition=Transition(id=transition)), [], 0.0
+
+        def sent_and_answered() -> bool:
+            nonlocal next_s
+            # Asked again: the response to a client that the node has not found yet is lost.
+            if time.monotonic() >= next_s:
+                futures.append(client.call_async(request))
+                next_s = time.monotonic() + _REPEAT_S
+            return any(future.done() for future in futures)
+
+        self._spin_until(sent_and_answered, "answer to a change of state arrived")
         self._receiver.destroy_client(client)
 
     def _last_words(self) -> str:
