@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-EVERYTHING := train cpu test test-torch lint cv-headless ros-kilted
+EVERYTHING := train parquet cpu test test-torch lint cv-headless ros-kilted
 # Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 # The Pythons that a robot may have, from Humble's to Lyrical's, and of these the ones that can be started here.
@@ -40,12 +40,12 @@ test-ros: setup ## Run the ROS tests alone
 	.venv/bin/$(PYTEST) -m ros $(ARGS)
 
 test-jazzy: ## Run the ROS tests on Jazzy's wheels
-	@$(PYTHON) tools/environment.py .venv-jazzy train cpu test test-torch cv-headless ros-jazzy
+	@$(PYTHON) tools/environment.py .venv-jazzy train parquet cpu test test-torch cv-headless ros-jazzy
 	@.venv-jazzy/bin/python tools/generate_messages.py
 	.venv-jazzy/bin/$(PYTEST) -m ros $(ARGS)
 
 test-lowest: ## Run the tests with the lowest versions that setup.py allows
-	@$(PYTHON) tools/environment.py .venv-lowest train cpu bag test test-torch cv-headless ros-kilted \
+	@$(PYTHON) tools/environment.py .venv-lowest train parquet cpu bag test test-torch cv-headless ros-kilted \
 		--constraints constraints-lowest.txt
 	.venv-lowest/bin/$(PYTEST) $(ARGS)
 

@@ -59,7 +59,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
     return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
 
 
-EXPORT = ["onnx>=1.19", "onnxscript>=0.6.2"]  # and cpu or gpu, to compare the graphs with the model
+EXPORT = ["onnx>=1.19", "onnxscript>=0.6.2", "pillow>=9.2"]  # and cpu or gpu, to compare the graphs with the model
 # The tests pass with torch 2.13; with 2.8 one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
 
@@ -92,11 +92,12 @@ setup(
             *EXPORT,
             "accelerate>=1",
             "matplotlib>=3.8",
-            "pillow>=9.2",
             "pycocotools>=2.0.8",
             "rich>=13.8",
             "tensorboard>=2.16.2",
         ],
+        # Data sets in Parquet and Arrow files, as Hugging Face stores them.
+        "parquet": ["pyarrow>=17"],
         "bag": ["rich>=13.8", "rosbags>=0.11.6"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import tiny_datasets
 import yaml
 from PIL import Image
@@ -252,8 +254,58 @@ def build_folder(root: Path) -> None:
         put(root / split / "masks" / f"{stem}.png", truth(seed))
 
 
+def build_label_studio_png(root: Path) -> None:
+    rows = ["id,image,annotator"]
+    for number, (split, stem, seed) in enumerate(items(), start=7):
+        tiny_datasets.save_image(root / "images" / split / f"0a1b2c3d-{stem}.jpg", seed)
+        rows.append(f"{number},/data/upload/1/0a1b2c3d-{stem}.jpg,1")
+        for label in NAMES[1:]:
+            layer = (truth(seed) == NAMES.index(label)) * np.uint8(255)
+            put(root / "masks" / f"task-{number}-annotation-{number + 50}-by-1-tag-{label}-0.png", layer)
+            # A later annotation of the same task does not count.
+            put(root / "masks" / f"task-{number}-annotation-{number + 90}-by-2-tag-{label}-0.png", 255 - layer)
+    put(root / "project.csv", "\n".join(rows))
+
+
+def build_huggingface_datasets(root: Path) -> None:
+    put(root / "id2label.json", {str(index): name for index, name in enumerate(NAMES)})
+    for split, word in (("train", "train"), ("val", "validation")):
+        path = root / "data" / f"{word}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(picture_table(split), path, row_group_size=2)
+
+
+def build_save_to_disk(root: Path) -> None:
+    """The same as `datasets` leaves it after ``save_to_disk``."""
+    put(root / "id2label.json", {str(index): name for index, name in enumerate(NAMES)})
+    put(root / "dataset_dict.json", {"splits": ["train", "validation"]})
+    for split, word in (("train", "train"), ("val", "validation")):
+        table = picture_table(split)
+        put(root / word / "state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": word})
+        with (
+            pyarrow.OSFile(str(root / word / "data-00000-of-00001.arrow"), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table, max_chunksize=1)
+
+
+def picture_table(split: str) -> pyarrow.Table:
+    """Rows of an image and its mask as `datasets` keeps pictures: the bytes of their files, and their paths."""
+    rows = []
+    for own, stem, seed in items():
+        if own == split:
+            image, mask = io.BytesIO(), io.BytesIO()
+            Image.fromarray(tiny_datasets.image_of(seed)).save(image, "JPEG")
+            Image.fromarray(truth(seed)).save(mask, "PNG")
+            picture = {"bytes": image.getvalue(), "path": f"{stem}.jpg"}
+            rows.append({"image": picture, "annotation": {"bytes": mask.getvalue(), "path": None}, "scene": "room"})
+    picture_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns = [("image", picture_type), ("annotation", picture_type), ("scene", pyarrow.string())]
+    return pyarrow.Table.from_pylist(rows, pyarrow.schema(columns))
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     name.removeprefix("build_"): build
     for name, build in list(globals().items())
-    if name.startswith("build_") and name != "build_voc_masks"
+    if name.startswith("build_") and name not in ("build_voc_masks", "build_save_to_disk")
 }

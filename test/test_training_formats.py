@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import pickle
 import shutil
 from pathlib import Path
 
 import labelled_folders
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny_datasets
 from PIL import Image
 
-from dinov3_seg_ros.support.errors import DatasetError
-from training.data import IncompleteError, ItemError
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from training.data import DATASETS, IncompleteError, arrow
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Tables are copied into the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def labels_by_name(data, index: int) -> np.ndarray:
@@ -30,6 +40,12 @@ def test_a_folder_is_found_and_read_without_more_settings(tmp_path, name):
     section = AutoData(root=str(tmp_path))
     found = section.found()
     assert found.kind == name and found.why, found
+    check_truth(section)
+    assert section.resolved().format == name
+
+
+def check_truth(section: AutoData) -> None:
+    """Both splits have the labels that `labelled_folders` writes, also in another process."""
     for split, count in tiny_datasets.COUNTS.items():
         data = pickle.loads(pickle.dumps(section.open(split)))
         assert len(data) == count and data.class_names == labelled_folders.NAMES
@@ -37,11 +53,135 @@ def test_a_folder_is_found_and_read_without_more_settings(tmp_path, name):
             expected = np.array(labelled_folders.NAMES)[labelled_folders.truth(seed)]
             assert np.array_equal(labels_by_name(data, index), expected), (split, index)
             assert np.array_equal(data.item(index)[1], data.mask(index))
-    assert section.resolved().format == name
+        assert data.contents().files
 
 
 def test_every_format_is_tested():
-    assert set(all_formats()) == set(labelled_folders.BUILDERS)
+    assert set(all_formats()) == set(labelled_folders.BUILDERS) | {"ade20k", "cityscapes"}
+
+
+def build_voc(root: Path) -> None:
+    tiny_datasets.build_voc(root, augmented=False)
+    for folder in ("Annotations", "SegmentationObject"):
+        labelled_folders.put(root / folder / "2007_000000.xml", "")
+
+
+def build_coco(root: Path) -> None:
+    """COCO's own annotations, its instances too."""
+    tiny_datasets.build_coco_panoptic(root)
+    instances = {"info": {}, "images": [], "annotations": [], "categories": []}
+    labelled_folders.put(root / "annotations/instances_val2017.json", instances)
+    labelled_folders.put(root / "annotations/captions_val2017.json", {"images": [], "annotations": []})
+
+
+@pytest.mark.parametrize(
+    ("published", "found", "build"),
+    [
+        ("ade20k", "ade20k", tiny_datasets.build_ade20k),
+        ("cityscapes", "cityscapes", tiny_datasets.build_cityscapes),
+        ("coco_panoptic", "coco_panoptic", build_coco),
+        ("voc", "voc_folders", build_voc),
+    ],
+)
+def test_published_layouts_are_found_with_their_classes(tmp_path, published, found, build):
+    build(tmp_path)
+    section = AutoData(root=str(tmp_path))
+    assert section.found().kind == found
+    for split in tiny_datasets.COUNTS:
+        data, expected = section.open(split), DATASETS[published](root=str(tmp_path)).open(split)
+        assert (data.class_names, len(data)) == (expected.class_names, len(expected))
+        assert all(np.array_equal(data.mask(index), expected.mask(index)) for index in range(len(data)))
+
+
+def test_classes_of_a_published_data_set_can_be_merged(tmp_path):
+    tiny_datasets.build_ade20k(tmp_path)
+    data = AutoData(root=str(tmp_path), classes={"ground": ["floor", "rug"], "other": "rest"}).open("train")
+    values = np.array(Image.open(data.samples[0].labels))
+    assert np.array_equal(data.mask(0) == 0, np.isin(values, [4, 29]))
+    assert np.array_equal(data.mask(0) == 255, values == 0)
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
+    labelled_folders.build_save_to_disk(tmp_path)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_the_content_of_a_split_tells_which_rows_of_a_table_it_has(tmp_path):
+    labelled_folders.build_save_to_disk(tmp_path)
+    shutil.rmtree(tmp_path / "validation")
+    halves = [AutoData(root=str(tmp_path), val_fraction=0.5, group="none").open(split) for split in ("train", "val")]
+    assert [len(half) for half in halves] == [2, 2]
+    assert halves[0].contents().files == halves[1].contents().files
+    assert halves[0].contents().digest() != halves[1].contents().digest()
+
+
+def test_columns_of_a_table_can_be_named(tmp_path):
+    labelled_folders.build_save_to_disk(tmp_path)
+    with pytest.raises(
+        DatasetError, match=r"data\.masks is 'mask', but the columns of images .*\['image', 'annotation'\]"
+    ):
+        AutoData(root=str(tmp_path), format="huggingface_datasets", masks="mask").open("train")
+    check_truth(AutoData(root=str(tmp_path), format="huggingface_datasets", images="image", masks="annotation"))
+
+
+def test_tables_without_pyarrow_say_what_to_install(tmp_path, monkeypatch):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    monkeypatch.setattr(arrow, "pyarrow", None)
+    with pytest.raises(
+        DatasetError, match=r"\.parquet can only be read with pyarrow: pip install 'dinov3_seg_ros\[parquet\]'"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        DatasetError, match=r"train-00000-of-00001\.parquet cannot be read .*download or export it anew"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_parquet_file_that_names_masks_is_a_list_of_metadata(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    for path in tmp_path.rglob("metadata.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path.with_suffix(".parquet"))
+        path.unlink()
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_labelme_images_are_taken_out_of_their_json(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        content, image = json.loads(path.read_text()), path.with_suffix(".jpg")
+        content |= {
+            "imageData": base64.b64encode(image.read_bytes()).decode(),
+            "imagePath": f"..\\photos\\{image.name}",
+        }
+        path.write_text(json.dumps(content))
+        image.unlink()
+    section = AutoData(root=str(tmp_path))
+    check_truth(section)
+    assert section.open("train").describe(0) == "train_0000.jpg"
+    assert np.array_equal(section.open("train").item(1)[0].shape, (*labelled_folders.truth(0).shape, 3))
+
+
+def test_a_damaged_image_inside_a_json_is_named(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    path = tmp_path / "train/train_0001.json"
+    path.write_text(path.read_text().replace('"imageData": null', '"imageData": "!"'))
+    path.with_suffix(".jpg").unlink()
+    with pytest.raises(ItemError, match=r"train_0001\.json holds no image in imageData"):
+        AutoData(root=str(tmp_path)).open("train").item(1)
+
+
+def test_masks_of_label_studio_without_their_tasks_are_explained(tmp_path):
+    labelled_folders.build_label_studio_png(tmp_path)
+    (tmp_path / "project.csv").unlink()
+    with pytest.raises(DatasetError, match=r"which image task 7 is \(6 of 6 tasks\): export the same project as CSV"):
+        AutoData(root=str(tmp_path)).open("train")
 
 
 def test_what_is_of_no_known_format_is_described(tmp_path):
@@ -60,7 +200,7 @@ def test_a_folder_of_two_formats_asks_for_one(tmp_path):
 
 def test_a_misspelt_format_names_the_nearest(tmp_path):
     labelled_folders.build_labelme(tmp_path)
-    with pytest.raises(DatasetError, match=r"'labelmee'.*labelme.*the formats are: auto, coco"):
+    with pytest.raises(DatasetError, match=r"'labelmee'.*labelme.*the formats are: auto, ade20k"):
         AutoData(root=str(tmp_path), format="labelmee").open("train")
 
 

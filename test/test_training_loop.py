@@ -27,6 +27,7 @@ from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import BundleError, HeadError, OutputError, RecipeError
 from training import evaluate, train
+from training.checks import problems
 from training.loop import bundle_writer
 from training.loop import trainer as trainer_module
 from training.loop.checkpoint import read_checkpoint
@@ -383,11 +384,12 @@ def test_a_mistake_ends_the_command_with_one_line(recipe, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_ends_the_command_with_one_line(recipe, tmp_path, capfd, workers):
+def test_an_image_damaged_after_the_check_ends_the_command_with_one_line(recipe, tmp_path, capfd, monkeypatch, workers):
+    monkeypatch.setattr(problems, "MOST_BEFORE_TRAINING", 1)  # of two images, the check reads the second
     for split in ("train", "val"):
         write_folder(tmp_path / "data", 2, split)
     (tmp_path / "data" / "classes.yaml").write_text("[a, b]")
-    damaged = tmp_path / "data" / "train" / "images" / "1.png"
+    damaged = tmp_path / "data" / "train" / "images" / "0.png"
     damaged.write_bytes(damaged.read_bytes()[:500])
     made = recipe(data={"name": "folder", "root": str(tmp_path / "data")}, batch_size=2, workers=workers)
     path = tmp_path / "recipe.yaml"

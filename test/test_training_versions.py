@@ -13,8 +13,8 @@ import pytest
 import tiny_datasets
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.frames.image_files import READING_VERSION
 from training.data import DATASETS
-from training.data.pixels import READING_VERSION
 from training.samples.transforms import SAMPLES_VERSION, Augmentation, CanvasSettings, training_canvas
 
 #: Largest difference of a mean colour, 0..255.

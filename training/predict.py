@@ -28,6 +28,7 @@ from rich.text import Text
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
 from dinov3_seg_ros.options import ComputeOptions
@@ -35,7 +36,6 @@ from dinov3_seg_ros.segmenter import Segmentation, Segmenter
 from dinov3_seg_ros.support.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
-from training.data.pixels import read_image
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing

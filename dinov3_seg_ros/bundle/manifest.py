@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from dinov3_seg_ros.frames.classes import ClassesSection
+from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "bundle.json"
@@ -120,6 +120,8 @@ class Manifest(_Section):
     Attributes:
         name: a ROS name token; the topics of a second head, and of those after it, are named by it.
         description: one line for people.
+        masks: how the mask files of the training data hold the classes; None where they hold the class ids, or the
+            labels were no mask files.
         calibration: how the confidence was calibrated; None where it was not.
         licences: what the weights are subject to, one line each.
         files: SHA-256 of every other file, by its path in the bundle; `saving.save_bundle` fills it in.
@@ -131,6 +133,7 @@ class Manifest(_Section):
     backbone: BackboneSection
     input: InputSection
     classes: ClassesSection
+    masks: MaskValues | None = None
     head: HeadSection
     calibration: CalibrationSection | None = None
     training: TrainingSection = TrainingSection()

@@ -74,7 +74,10 @@ def _parser() -> CommandParser:
         help="images for comparison and calibration (default: synthetic rooms)",
     )
     parser.add_argument(
-        "--masks", type=Path, metavar="FOLDER", help="index masks of these images, PNG of the same names, for the mIoU"
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="masks of these images, of the same names and values as in training, for the mIoU",
     )
     parser.add_argument(
         "--least-labels", type=float, metavar="SHARE", help="share of equal labels to ask for, from 0 to 1"

@@ -6,12 +6,11 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -36,15 +35,15 @@ from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bu
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
+from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.frames.preprocessing import check_geometry
-from dinov3_seg_ros.frames.sources import find_images
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS
 from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
-from dinov3_seg_ros.support.errors import ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 
 # The float type of each precision's graphs. The integer graphs are made from float graphs.
@@ -74,7 +73,7 @@ class ExportOptions:
         precision: of the graphs.
         fuse: also write backbone and head as one graph, for programs of other projects; see `graphs.fuse`.
         images: folder of images to compare and calibrate with; None takes synthetic images.
-        masks: folder of their index masks, PNG files with the images' names.
+        masks: folder of their masks, of the images' names; each bundle reads them as its training did.
         least_labels: share of equal labels to require, 0..1; None takes the precision's.
         engine: also build this machine's TensorRT engines of the graphs, and compare them too.
         max_batch: the largest batch of the engines.
@@ -136,7 +135,7 @@ class _Job:
         self._bundles, self._size, self._options = bundles, size, options
         self._input = bundles[0].manifest.input
         self._layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
-        self._samples = _samples(options)
+        self._samples = open_samples(options.images, options.masks, bundles)
 
     def run(self, work: Path) -> list[Export]:
         """Write one folder in ``work`` for each bundle, complete and compared.
@@ -328,33 +327,6 @@ def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:
         return logits
 
     return run
-
-
-def _samples(options: ExportOptions) -> Callable[[], Iterator[parity.Sample]]:
-    """Return what reads the images to compare on, anew at each call: there may be more than memory holds."""
-    if options.images is None:
-        if options.masks is not None:
-            raise ParameterError("masks were given without images; name their images with --images")
-        return lambda: ((image, None) for image in parity.synthetic_samples())
-    if not options.images.is_dir():
-        raise ParameterError(f"{options.images}: there is no such folder; give the folder of the images")
-    files = find_images(options.images)
-
-    def read() -> Iterator[parity.Sample]:
-        for file in files:
-            mask = None
-            if options.masks is not None:
-                mask = _read_image(options.masks / f"{file.stem}.png", cv2.IMREAD_UNCHANGED)
-            yield cv2.cvtColor(_read_image(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), mask
-
-    return read
-
-
-def _read_image(path: Path, flags: int) -> np.ndarray:
-    image = cv2.imread(str(path), flags)
-    if image is None:
-        raise ParameterError(f"{path} is missing or cannot be read as an image")
-    return image
 
 
 def _licences(bundle: Bundle) -> str:

@@ -7,24 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.exports import map_name
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.decode import upsample_argmax
+from dinov3_seg_ros.export.samples import Sample
 from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.errors import ExportError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 
-_ROOMS = 4
 _SIGNIFICANT_SHARE = 0.01
 # What is compared, in words for messages; each takes a name.
 _STAGES = {"features": "feature map {}", "heads": "logits of {}", "fused": "logits of the fused graph of {}"}
 
-#: An image (H, W, 3) uint8 RGB, and its mask (H, W) of class ids where there is one.
-Sample = tuple[np.ndarray, np.ndarray | None]
 #: From network inputs (N, H, W, 3) uint8 to logits (N, C, h, w) float32.
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -68,13 +65,6 @@ class _Head:
         return record
 
 
-def synthetic_samples() -> list[np.ndarray]:
-    """Generate images for when the user gives none: rendered rooms, noise and even grey; (480, 640, 3) uint8 RGB."""
-    rooms = [scenes.sample("val", index, (480, 640))[0] for index in range(_ROOMS)]
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    return [*rooms, noise, np.full_like(noise, 128)]
-
-
 def lay_out(image: np.ndarray, manifest: Manifest, size: tuple[int, int]) -> tuple[np.ndarray, Placement]:
     """Lay an image (H, W, 3) uint8 RGB on the network input, as the robot does for a graph of fixed size.
 
@@ -103,7 +93,7 @@ def compare(
         reference: the PyTorch model in float32.
         found: what runs the graphs.
         size: (height, width) of the network input, pixels.
-        samples: images (H, W, 3) uint8 RGB of any size; masks (H, W) of class ids where there are any, else None.
+        samples: images (H, W, 3) uint8 RGB of any size; their masks (H, W) of class ids by bundle name, if any.
         fused: what runs the graph of backbone and head in one, by bundle name.
 
     Returns:
@@ -119,7 +109,7 @@ def compare(
     fused = fused or {}
     fused_heads = {name: _Head(classes[name]) for name in fused}
     count = 0
-    for image, truth in samples:
+    for image, truths in samples:
         count += 1
         canvas, placement = lay_out(image, first, size)
         expected, actual = (runtime.start(canvas, list(heads)) for runtime in (reference, found))
@@ -128,9 +118,9 @@ def compare(
             difference.update(*(some[name] for some in maps))
         for name, head in heads.items():
             logits = expected.logits()[name]
-            head.update(logits, actual.logits()[name], placement, truth)
+            head.update(logits, actual.logits()[name], placement, truths.get(name))
             if name in fused:
-                fused_heads[name].update(logits, fused[name](canvas), placement, truth)
+                fused_heads[name].update(logits, fused[name](canvas), placement, truths.get(name))
     record = {
         "images": count,
         "features": {name: difference.record() for name, difference in features.items()},

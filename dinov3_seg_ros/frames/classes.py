@@ -1,13 +1,19 @@
-"""Class names, their colours, and the mask value that stands for no class."""
+"""Class names, their colours, the mask value that stands for no class, and how mask files hold the classes."""
 
 from __future__ import annotations
 
 import colorsys
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+#: Red, green and blue, 0..255.
+Colour: TypeAlias = tuple[int, int, int]
 Byte = Annotated[int, Field(ge=0, le=255)]
+_Label = Annotated[int, Field(ge=0, le=65535)]
+#: Values of masks are below this: three bytes, as colours have.
+VALUE_COUNT = 2**24
+_Value = Annotated[int, Field(ge=0, lt=VALUE_COUNT)]
 
 
 class ClassesSection(BaseModel):
@@ -35,6 +41,35 @@ class ClassesSection(BaseModel):
     def unlabelled(self) -> int:
         """The mask value that stands for no class, see `unlabelled_value`."""
         return unlabelled_value(len(self.names))
+
+
+class MaskValues(BaseModel):
+    """How mask files hold the classes; the section ``masks`` of a bundle.
+
+    A label is a class id or the unlabelled value.
+
+    Attributes:
+        numbers: first and last of successive numbers that have one label, and the label.
+        colours: red, green, blue and label of each colour; None where masks of colours cannot be read.
+        rest: label of everything else; None where that is an error.
+        grey_numbers: whether masks of colours whose channels are equal hold numbers although classes have colours.
+        resize: whether a mask of another size than its image is resized to it, by nearest neighbour.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    numbers: list[tuple[_Value, _Value, _Label]]
+    colours: list[tuple[Byte, Byte, Byte, _Label]] | None = None
+    rest: _Label | None = None
+    grey_numbers: bool = False
+    resize: bool = False
+
+    @classmethod
+    def of_ids(cls, class_count: int) -> MaskValues:
+        """Masks that hold the class ids, and the unlabelled value."""
+        unlabelled = unlabelled_value(class_count)
+        ids = [(index, index, index) for index in range(class_count)]
+        return cls(numbers=[*ids, (unlabelled, unlabelled, unlabelled)])
 
 
 def unlabelled_value(num_classes: int) -> int:

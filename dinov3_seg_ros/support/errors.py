@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+ItemFault: TypeAlias = Literal["unreadable file", "sizes differ", "value of no class", "other"]
 
 
 class SegmentationError(Exception):
@@ -71,6 +74,22 @@ class RecipeError(SegmentationError):
 
 class DatasetError(SegmentationError):
     """A data set on disk is missing, incomplete or inconsistent with its description."""
+
+
+class ItemError(DatasetError):
+    """One image of a data set, or its mask, cannot be used.
+
+    Args:
+        message: see `SegmentationError`.
+        fault: kind of the fault.
+
+    Attributes:
+        fault: as given; checks of data sets count the faults of each kind.
+    """
+
+    def __init__(self, message: str, fault: ItemFault = "other") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class OutputError(SegmentationError):

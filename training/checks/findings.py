@@ -13,9 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.likeness import thumbnail
-from training.data import DataSection, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data import DataSection, IncompleteError, SegmentationDataset, Split
 from training.data.labelled import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.

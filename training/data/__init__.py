@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias, get_args
 
 from pydantic import Field
 
-from training.data.base import Colour, Found, IncompleteError, ItemError, SegmentationDataset, Split
+from training.data.base import Found, IncompleteError, SegmentationDataset, Split
 from training.data.labelled_folder import AutoData, FolderData
 from training.data.published.ade20k import Ade20kData
 from training.data.published.camvid import CamVidData
@@ -41,11 +41,9 @@ DATASETS = {section.model_fields["name"].default: section for section in get_arg
 
 __all__ = [
     "DATASETS",
-    "Colour",
     "DataSection",
     "Found",
     "IncompleteError",
-    "ItemError",
     "SegmentationDataset",
     "Split",
 ]

@@ -8,13 +8,12 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from dinov3_seg_ros.frames.classes import Colour, MaskValues
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.contents import Contents
 from training.support.section import Section
 
-Colour: TypeAlias = tuple[int, int, int]
 Split: TypeAlias = Literal["train", "val", "test"]
-Fault: TypeAlias = Literal["unreadable file", "sizes differ", "value of no class", "other"]
 
 
 class SegmentationDataset(Protocol):
@@ -24,11 +23,13 @@ class SegmentationDataset(Protocol):
         class_names: name of each class; its position is the class id.
         palette: RGB colour (0..255) of each class.
         ignore_value: the mask value of pixels that belong to no class, `unlabelled_value` of the class count.
+        mask_values: how its mask files hold the classes; None where its labels are no mask files.
     """
 
     class_names: list[str]
     palette: list[Colour]
     ignore_value: int
+    mask_values: MaskValues | None
 
     def __len__(self) -> int: ...
 
@@ -107,18 +108,6 @@ class DataSettings(Section, ABC):
     def empty_classes(self) -> frozenset[str]:
         """Names of the classes that have no pixel under these settings."""
         return frozenset()
-
-
-class ItemError(DatasetError):
-    """One item of a data set cannot be used.
-
-    Attributes:
-        fault: kind of the fault.
-    """
-
-    def __init__(self, message: str, fault: Fault = "other") -> None:
-        super().__init__(message)
-        self.fault = fault
 
 
 class IncompleteError(DatasetError):

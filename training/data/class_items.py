@@ -21,8 +21,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator
 
-from training.data.base import Colour
-from training.data.pixels import VALUE_COUNT, colour_value
+from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour
+from dinov3_seg_ros.frames.image_files import colour_value
 
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 _HEX_COLOUR = re.compile(r"#([0-9a-fA-F]{6})")

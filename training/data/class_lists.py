@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.frames.classes import Colour
+from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import Colour
 from training.data.class_map import SourceClass, SourceClasses
-from training.data.pixels import colour_value
-from training.data.tree import Tree, read_text, read_yaml
+from training.data.tree import Tree, read_json, read_text, read_yaml
 
 #: Name of the class of what no shape covers.
 BACKGROUND = "background"
@@ -27,6 +27,24 @@ _SEPARATORS = re.compile(r"[\s,;:]+")
 def known_classes(name: str) -> dict[str, Colour]:
     """Classes of a published data set, from training/data/classes/<name>.yaml."""
     return {key: (colour[0], colour[1], colour[2]) for key, colour in read_yaml(_FOLDER / f"{name}.yaml").items()}
+
+
+def published_classes(
+    name: str, values: Sequence[int | None], ignored: Iterable[int] = (), ignored_colours: Iterable[Colour] = ()
+) -> SourceClasses:
+    """Classes of a published data set whose masks hold numbers.
+
+    Args:
+        name: see `known_classes`.
+        values: the number of each class; None for a class of which no pixel is.
+        ignored, ignored_colours: numbers and colours of no class.
+    """
+    entries = [
+        SourceClass(key, () if value is None else (value,), (colour_value(colour),))
+        for (key, colour), value in zip(known_classes(name).items(), values, strict=True)
+    ]
+    of_no_class = SourceClass("", tuple(ignored), tuple(map(colour_value, ignored_colours)))
+    return SourceClasses(tuple(entries), f"the data set {name}", of_no_class)
 
 
 def find_classes(tree: Tree) -> SourceClasses:
@@ -147,10 +165,26 @@ def read_colour_table(path: Path) -> SourceClasses:
     return _of_entries([(row[0], _colour(row[1:4], row[0], path)) for row in rows[1:]], path)
 
 
+def read_id_names(path: Path) -> SourceClasses:
+    """Classes of an id2label.json, as Hugging Face's models have it: ``{"0": "name"}``.
+
+    Raises:
+        DatasetError: the file holds something else, or two classes have the same name.
+    """
+    content = read_json(path)
+    try:
+        entries = [SourceClass(str(name), (int(value),)) for value, name in content.items()]
+    except (AttributeError, ValueError) as error:
+        raise DatasetError(f"{path} must map values to names ({error})") from error
+    _check_names([entry.name for entry in entries], path)
+    return SourceClasses(tuple(entries), str(path))
+
+
 #: Reader of each file of classes, the surest names first.
 _READERS: dict[str, Callable[[Path], SourceClasses]] = {
     "classes.yaml": read_yaml_classes,
     "classes.yml": read_yaml_classes,
+    "id2label.json": read_id_names,
     "_classes.csv": read_pixel_values,
     "labelmap.txt": read_labelmap,
     "class_dict.csv": read_colour_table,

@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dinov3_seg_ros.frames.classes import default_palette, unlabelled_value
+from dinov3_seg_ros.frames.classes import Colour, default_palette, unlabelled_value
+from dinov3_seg_ros.frames.image_files import value_colour
+from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_colour, as_number, ranges
 from dinov3_seg_ros.support.errors import DatasetError, nearest
-from training.data.base import Colour, ItemError
 from training.data.class_items import Items, parse_classes, parse_ignored
-from training.data.label_table import LabelTable, as_colour, as_number, ranges
-from training.data.pixels import MaskPixels, value_colour
 
 _NAMED = 10
 _COLOUR_ADVICE = "which no class has: correct the mask, or add the colour to data.ignore"
@@ -56,90 +53,30 @@ class SourceClasses:
         return cls(tuple(SourceClass(name, (index,)) for index, name in enumerate(names)), origin, drawn=drawn)
 
 
-@dataclass(frozen=True)
-class ClassMap:
+class ClassMap(NamedTuple):
     """Class names, and the label of every value and colour.
 
     Attributes:
         names: by class id.
         palette: RGB colour of each class.
-        numbers: labels of numbers.
-        colours: labels of colours; None where the classes have none.
-        grey_numbers: whether masks of colours whose channels are equal hold numbers although classes have colours.
-        no_colours: why there are no labels of colours; ends a message.
+        masks: labels of the values of masks.
     """
 
     names: list[str]
     palette: list[Colour]
-    numbers: LabelTable
-    colours: LabelTable | None = None
-    grey_numbers: bool = False
-    no_colours: str = (
-        "give every class a colour (data.classes: a mapping of names to colours [r, g, b]), or store one class id per "
-        "pixel (greyscale or palette PNG)"
-    )
-
-    def labels(self, mask: MaskPixels, source: object) -> np.ndarray:
-        """Class ids and the ignore value (H, W), uint8 (uint16 above 255 classes).
-
-        Args:
-            mask: pixels of one mask.
-            source: the mask's file, for messages.
-
-        Raises:
-            ItemError: a value or colour belongs to no class.
-        """
-        if mask.palette is not None and self.colours is not None:
-            return self._palette_labels(mask, source, self.colours)
-        if not mask.coloured:
-            return self.numbers.labels(mask.values, source)
-        if self.colours is not None and not (self.grey_numbers and is_grey(mask.values)):
-            return self.colours.labels(mask.values, source)
-        if is_grey(mask.values):
-            return self.numbers.labels(mask.values % 256, source)
-        raise ItemError(f"{source} is a colour image; {self.no_colours}", "value of no class")
-
-    def mapping(self) -> dict[str, Any]:
-        """Which label each value becomes, in JSON types: a part of the data set's content."""
-        return {
-            "numbers": self.numbers.mapping(),
-            "colours": None if self.colours is None else self.colours.mapping(),
-            **({"grey": "numbers"} if self.grey_numbers else {}),
-        }
-
-    @staticmethod
-    def _palette_labels(mask: MaskPixels, source: object, table: LabelTable) -> np.ndarray:
-        palette = mask.palette if mask.palette is not None else np.zeros(0, np.uint32)
-        if int(mask.values.max(initial=0)) >= len(palette):
-            raise ItemError(f"{source} has pixels beyond the end of its palette; save it anew", "unreadable file")
-        try:
-            return table.labels(palette[mask.values], source)
-        except ItemError as error:
-            raise ItemError(
-                f"{error}. The file has a palette, which is read by its colours because the classes have colours. If "
-                "its indices are the class ids, give data.classes without colours",
-                "value of no class",
-            ) from error
+    masks: MaskLabels
 
 
-def is_grey(values: np.ndarray) -> bool:
-    """Whether the three channels of every colour are equal."""
-    return bool((values % 256 * 65793 == values).all())
-
-
-def number_map(classes: Mapping[str, Colour], label_of: Mapping[int, int]) -> ClassMap:
-    """The classes of a published data set, whose masks hold numbers.
-
-    Args:
-        classes: names and colours for people.
-        label_of: class id, or ignore value, of each allowed number.
-    """
+def number_map(source: SourceClasses) -> ClassMap:
+    """The classes of a published data set, whose masks hold numbers; each class has one colour, for people."""
+    count = len(source.classes)
+    label_of = {value: index for index, entry in enumerate(source.classes) for value in entry.values}
+    label_of |= dict.fromkeys(source.ignored.values, unlabelled_value(count))
     advice = f"allowed are {ranges(label_of)}: replace the file by the data set's own"
     return ClassMap(
-        list(classes),
-        list(classes.values()),
-        LabelTable(label_of, len(classes), as_number, advice),
-        no_colours="its pixels must hold numbers",
+        [entry.name for entry in source.classes],
+        [value_colour(entry.colours[0]) for entry in source.classes],
+        MaskLabels(LabelTable(label_of, count, as_number, advice), no_colours="its pixels must hold numbers"),
     )
 
 
@@ -192,17 +129,13 @@ class _Joined:
         ids, unlabelled = {name: index for index, name in enumerate(names)}, unlabelled_value(count)
         numbers = {value: ids[name] for value, name in values.items()} | dict.fromkeys(ignored.values, unlabelled)
         hues = {colour: ids[name] for colour, name in colours.items()} | dict.fromkeys(ignored.colours, unlabelled)
-        return ClassMap(
-            names,
-            self._palette(items),
-            LabelTable(numbers, count, as_number, self._number_advice(names, values, ignored.values), rest),
-            LabelTable(
-                hues, count, as_colour, "which no class has: correct the mask, or add the colour to data.ignore", rest
-            )
-            if colours and not twice
-            else None,
-            no_colours=f"{twice}; give every class a colour, no two the same" if twice else ClassMap.no_colours,
+        number_advice = self._number_advice(names, values, ignored.values)
+        masks = MaskLabels(
+            LabelTable(numbers, count, as_number, number_advice, rest),
+            LabelTable(hues, count, as_colour, _COLOUR_ADVICE, rest) if colours and not twice else None,
+            no_colours=f"{twice}; give every class a colour, no two the same" if twice else MaskLabels.NO_COLOURS,
         )
+        return ClassMap(names, self._palette(items), masks)
 
     def _items(self) -> dict[str, Items]:
         """The items of each class, without names."""

@@ -7,20 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.frames.image_files import READING_VERSION, MaskPixels, image_size, read_image
+from dinov3_seg_ros.frames.mask_labels import fit_to_image
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import IncompleteError, ItemError
+from training.data.base import IncompleteError
 from training.data.class_map import ClassMap
 from training.data.contents import Contents, digest_files
-from training.data.pixels import READING_VERSION, MaskPixels, image_size, is_turned, read_image
 from training.data.reading import ReadLabels, Sample, read_mask_file
 
 _NAMED = 3
-#: By how much the aspect ratios of an image and its mask may differ for the mask to be resized.
-_ASPECT_TOLERANCE = 0.03
 
 
 class LabelledImages:
@@ -53,6 +51,7 @@ class LabelledImages:
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
+        self.mask_values = class_map.masks.values(resize_masks) if read is read_mask_file else None
         self._evidence = list(evidence)
         self._names_differ = len({sample.image.name for sample in self.samples}) == len(self.samples)
 
@@ -69,16 +68,18 @@ class LabelledImages:
         settings = {
             "reading": READING_VERSION,
             "classes": self.class_names,
-            "labels": self._class_map.mapping(),
+            "labels": self._class_map.masks.values(self._resize).model_dump(mode="json"),
             # How often an item is listed: the digests below have each file once.
             "repeated": {
                 os.path.relpath(image, self._root): count
                 for image, count in Counter(sample.image for sample in self.samples).items()
                 if count > 1
             },
-            **({"masks": "resized"} if self._resize else {}),
         }
-        files = dict.fromkeys(path for sample in self.samples for path in (sample.image, sample.labels))
+        inside = [sample for sample in self.samples if sample.content is not None]
+        if inside:  # several splits may share a file, which holds the images of all
+            settings["inside"] = [os.path.relpath(sample.image, self._root) for sample in inside]
+        files = dict.fromkeys(path for sample in self.samples for path in sample.files())
         files.update(dict.fromkeys(self._evidence))
         try:
             return Contents(settings, digest_files(self._root, files))
@@ -88,7 +89,7 @@ class LabelledImages:
     @property
     def reads_palettes_by_colour(self) -> bool:
         """Whether masks with a palette are read by its colours, not by its indices."""
-        return self._class_map.colours is not None
+        return self._class_map.masks.colours is not None
 
     def pixels(self, index: int) -> MaskPixels:
         """The labels of an item as its file holds them.
@@ -102,38 +103,21 @@ class LabelledImages:
         """See `SegmentationDataset.mask`; unless masks are resized, of the file's own size."""
         sample = self.samples[index]
         mask = self._labels(sample)
-        return self._fitted(mask, image_size(sample.image), sample) if self._resize else mask
+        if not self._resize:
+            return mask
+        source = sample.source()
+        return fit_to_image(mask, image_size(source), True, sample.labels, source)
 
     def item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SegmentationDataset.item`."""
         sample = self.samples[index]
-        image = read_image(sample.image)
-        return image, self._fitted(self._labels(sample), image.shape[:2], sample)
+        source = sample.source()
+        image = read_image(source)
+        size = image.shape[0], image.shape[1]
+        return image, fit_to_image(self._labels(sample), size, self._resize, sample.labels, source)
 
     def _labels(self, sample: Sample) -> np.ndarray:
-        return self._class_map.labels(self._read(sample), sample.labels)
-
-    def _fitted(self, mask: np.ndarray, size: Sequence[int], sample: Sample) -> np.ndarray:
-        """The mask in its image's size (height, width)."""
-        height, width = size
-        if mask.shape == (height, width):
-            return mask
-        fits = _same_aspect(size, mask.shape)
-        if self._resize and fits:
-            return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        advice = "a mask must have the size of its image"
-        if mask.shape == (width, height) and is_turned(sample.image):
-            advice = (
-                "the image's EXIF tag turns it by a quarter, and the mask was made without that turn: turn the mask, "
-                "or save the image without the tag"
-            )
-        elif fits:
-            advice += ": set data.resize_masks to true to resize it"
-        raise ItemError(
-            f"{sample.labels} is {mask.shape[1]}x{mask.shape[0]} pixels and its image {sample.image} is "
-            f"{width}x{height}; {advice}",
-            "sizes differ",
-        )
+        return self._class_map.masks.labels(self._read(sample), sample.labels)
 
 
 def open_samples(
@@ -150,8 +134,8 @@ def open_samples(
     Raises:
         IncompleteError: some files are absent; the message names the first of them.
     """
-    names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample[:2]}}
-    missing = [[path for path in sample[:2] if path.name not in names_in[path.parent]] for sample in samples]
+    names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample.files()}}
+    missing = [[path for path in sample.files() if path.name not in names_in[path.parent]] for sample in samples]
     whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
     dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence)
     if len(whole) < len(samples):
@@ -164,12 +148,6 @@ def open_samples(
             dataset,
         )
     return dataset
-
-
-def _same_aspect(image: Sequence[int], mask: Sequence[int]) -> bool:
-    """Whether a mask can be resized to its image without stretching it: a few pixels more or less do not matter."""
-    ratio = (image[0] / mask[0]) / (image[1] / mask[1])
-    return abs(ratio - 1) < _ASPECT_TOLERANCE
 
 
 def _names_in(folder: Path) -> set[str]:

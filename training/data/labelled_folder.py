@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
-from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import DataSettings, Found, ItemError, Split
+from dinov3_seg_ros.frames.image_files import has_alpha, read_mask
+from dinov3_seg_ros.frames.mask_labels import is_grey
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from training.data.base import DataSettings, Found, Split
 from training.data.class_items import WrittenClasses, WrittenIgnored
-from training.data.class_map import ClassMap, is_grey, map_classes
+from training.data.class_map import ClassMap, map_classes
 from training.data.formats import detect, find_format
 from training.data.labelled import LabelledImages, open_samples
-from training.data.pixels import has_alpha, read_mask
 from training.data.reading import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.splits import DEFAULT_VAL_FRACTION, samples_of
 from training.data.tree import Tree
@@ -102,7 +104,7 @@ class LabelledFolderData(DataSettings):
             return self.ignore
         class_map = self._class_map(folder)
         value = unlabelled_value(len(class_map.names))
-        return [value] if [value, value] in class_map.numbers.mapping() else "auto"
+        return [value] if (value, value) in class_map.masks.numbers.pairs() else "auto"
 
     def _notes(self, folder: LabelledFolder) -> Sequence[str]:
         notes = []
@@ -169,7 +171,8 @@ def _has_alpha(sample: Sample) -> bool:
 
 def _decide_grey(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
     """Say how masks of colours that are all grey are read where classes have colours, once for the data set."""
-    if class_map.colours is None:
+    colours = class_map.masks.colours
+    if colours is None:
         return class_map
     greys = []
     for sample in _some(folder):
@@ -180,10 +183,8 @@ def _decide_grey(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
         if not mask.coloured or not is_grey(mask.values):
             return class_map
         greys.append(mask.values)
-    numbers = bool(greys) and not all(class_map.colours.covers(values) for values in greys)
-    return ClassMap(
-        class_map.names, class_map.palette, class_map.numbers, class_map.colours, numbers, class_map.no_colours
-    )
+    numbers = bool(greys) and not all(colours.covers(values) for values in greys)
+    return class_map._replace(masks=dataclasses.replace(class_map.masks, grey_numbers=numbers))
 
 
 def _values_found(folder: LabelledFolder) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.pixels import MASK_SUFFIXES
 from training.data.reading import NO_PATTERNS, Patterns, Sample
 from training.data.tree import SPLIT_NAMES, Tree, split_of
 
@@ -187,13 +187,18 @@ _RULES: dict[str, Callable[[Tree, Patterns], tuple[list[str], list[str]]]] = {
 
 def _role_of_folders(name: str) -> Role | None:
     """What the folders of a file say it is; the nearest that says something decides."""
-    return next(filter(None, (_role(_words(folder)) for folder in reversed(name.split("/")[:-1]))), None)
+    return next(filter(None, map(role_of_words, reversed(name.split("/")[:-1]))), None)
 
 
 def _role_of_name(name: str) -> Role | None:
     """What the first and the last word of a file's name say it is."""
     words = [word for word in _words(_stem(name)) if word.isalpha()]
     return _role([*words[:1], *words[-2:]])
+
+
+def role_of_words(name: str) -> Role | None:
+    """What the words of a name say it is, such as that of a column in a table."""
+    return _role(_words(name))
 
 
 def _role(words: Sequence[str]) -> Role | None:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import ItemError
-from training.data.label_table import LabelTable
-from training.data.pixels import MaskPixels, read_mask
+from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
+from dinov3_seg_ros.frames.mask_labels import LabelTable
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.reading import Sample
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read

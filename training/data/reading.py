@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+from dinov3_seg_ros.frames.image_files import ImageSource, MaskPixels, StoredImage, read_mask
 from training.data.base import Split
 from training.data.class_map import SourceClasses
-from training.data.pixels import MaskPixels, read_mask
 from training.data.tree import Tree
 
 
@@ -42,11 +42,26 @@ class Sample(NamedTuple):
         image: file of the image.
         labels: file that holds the labels: a mask, or a file of shapes.
         entry: the image's part of ``labels``, already read, where that file holds the labels of several images.
+        content: reads the image where it lies inside another file; then ``image`` is only its name. It can be pickled,
+            and raises ItemError.
     """
 
     image: Path
     labels: Path
     entry: Any = None
+    content: Callable[[], bytes] | None = None
+
+    def source(self) -> ImageSource:
+        """Where the image is read from.
+
+        Raises:
+            ItemError: it lies inside another file, which cannot be read.
+        """
+        return self.image if self.content is None else StoredImage(self.content(), str(self.image))
+
+    def files(self) -> list[Path]:
+        """The files that must be there."""
+        return [self.image, self.labels] if self.content is None else [self.labels]
 
 
 #: Reads the labels of a sample; raises ItemError. It goes to the processes that load data, so it can be pickled.

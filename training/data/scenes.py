@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.frames.classes import MaskValues, unlabelled_value
 from dinov3_seg_ros.support.files import replacing_file
 from training.data.base import DataSettings, Split
 from training.data.contents import Contents
@@ -49,6 +49,7 @@ class ScenesDataset:
         self.class_names = list(scenes.CLASS_NAMES)
         self.palette = list(scenes.PALETTE)
         self.ignore_value = unlabelled_value(len(self.class_names))
+        self.mask_values: MaskValues | None = None
         self._split, self._count, self._size = split, count, size
         self._full = False
         self._folder: Path | None = None

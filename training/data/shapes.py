@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import cv2
 import numpy as np
 
-from training.data.base import ItemError
-from training.data.pixels import MaskPixels, image_size
+from dinov3_seg_ros.frames.image_files import MaskPixels, image_size
+from dinov3_seg_ros.support.errors import ItemError
 from training.data.reading import Sample
 
 #: (n, 2) float32: x and y of corners, pixels. The centre of the first pixel is (0, 0).
@@ -95,7 +95,7 @@ class ShapeReader:
 
     def __call__(self, sample: Sample) -> MaskPixels:
         """See `training.data.reading.ReadLabels`."""
-        size = image_size(sample.image) if self._needs_size else (0, 0)
+        size = image_size(sample.source()) if self._needs_size else (0, 0)
         try:
             drawing = self._parse(sample, size)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -104,7 +104,7 @@ class ShapeReader:
                 "export it anew",
                 "unreadable file",
             ) from error
-        return draw(drawing, drawing.size or (size if self._needs_size else image_size(sample.image)))
+        return draw(drawing, drawing.size or (size if self._needs_size else image_size(sample.source())))
 
 
 def ring(points: Any, offset: float = 0.0) -> Polygon:

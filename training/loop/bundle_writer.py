@@ -102,6 +102,7 @@ class BundleWriter:
             ),
             input=InputSection(**recipe.input.model_dump()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
+            masks=self._data.mask_values,
             head=describe_head(self._model.head, recipe.head.name, recipe.head.variant, **recipe.head.options),
             calibration=calibration,
             training=TrainingSection(

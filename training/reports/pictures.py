@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.files import replacing_file
-from training.data import Colour
 
 _ROW_HEIGHT = 180
 _GAP = 4

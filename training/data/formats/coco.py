@@ -23,7 +23,8 @@ from training.data.tree import Tree, parent, read_json, split_named, split_of
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
-_OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "panoptic_")
+_PANOPTIC = "panoptic_"
+_OTHER_TASKS = re.compile(rf"{_PANOPTIC}.*|(captions|person_keypoints|image_info|stuff)_[a-z-]+\d{{4}}.*")
 # Of what COCO's files begin with, one is there; so files of other tools are told from them without reading all.
 _FIRST_KEYS = (b'"info"', b'"licenses"', *(f'"{key}"'.encode() for key in _KEYS))
 _HEAD = 4096
@@ -48,7 +49,10 @@ class Coco(Format):
         if not found:
             return None
         count = sum(len(file.images) for file in found.values())
-        return Match(Sure.CERTAINLY, f"{next(iter(found))} holds COCO annotations ({count} images)")
+        # COCO's own panoptic labels cover the whole image; its instances cover the things alone.
+        panoptic = any(name.rpartition("/")[2].startswith(_PANOPTIC) for name in tree.with_suffix(".json"))
+        sure = Sure.PROBABLY if panoptic else Sure.CERTAINLY
+        return Match(sure, f"{next(iter(found))} holds COCO annotations ({count} images)")
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
@@ -109,7 +113,7 @@ def _files(tree: Tree) -> dict[str, _File]:
     found = {}
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
-        if not any(word in path.name for word in _OTHER_TASKS) and begins_like_coco(path):
+        if not _OTHER_TASKS.fullmatch(path.name) and begins_like_coco(path):
             file = _read(path, path.stat().st_mtime_ns)
             if file is not None:
                 found[name] = file

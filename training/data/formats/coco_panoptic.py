@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dinov3_seg_ros.frames.image_files import MaskPixels
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.class_lists import BACKGROUND
 from training.data.class_map import SourceClasses
 from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
 from training.data.panoptic import PanopticMasks, read_panoptic
-from training.data.pixels import MaskPixels
 from training.data.reading import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
 from training.data.tree import Tree, split_of, stem
 

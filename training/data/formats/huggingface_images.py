@@ -1,4 +1,4 @@
-"""Hugging Face's image folder: metadata.jsonl or metadata.csv names the mask of each image."""
+"""Hugging Face's image folder: metadata.jsonl (or .csv, .parquet) names the mask of each image."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinov3_seg_ros.support.errors import DatasetError
+from training.data import arrow
 from training.data.base import Split
 from training.data.class_lists import find_classes
-from training.data.class_map import SourceClass, SourceClasses
 from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.tree import Tree, parent, read_json, read_text, split_of
+from training.data.tree import Tree, parent, read_text, split_of
 
-_FILES = ("metadata.jsonl", "metadata.csv")
+_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"
 _IMAGE_COLUMNS = (_IMAGE, "image_file_name", "image")
-_CLASSES = "id2label.json"
 
 
 class HuggingFaceImages(Format):
@@ -44,10 +43,12 @@ class HuggingFaceImages(Format):
             columns = _columns(tree, name)
             for row in _rows(tree, name) if columns is not None else ():
                 files = [f"{parent(name)}/{row[column]}".strip("/") for column in columns or ()]
-                samples.setdefault(split_of(name) or split_of(files[0]), []).append(Sample(*map(tree.path, files)))
+                samples.setdefault(split_of(name) or split_of(files[0]), []).append(
+                    Sample(tree.path(files[0]), tree.path(files[1]))
+                )
         if not samples:
             raise DatasetError(f"{tree.root} holds no metadata.jsonl that names a mask for each image")
-        return LabelledFolder(_classes(tree), samples, read_mask_file, masks=True)
+        return LabelledFolder(find_classes(tree), samples, read_mask_file, masks=True)
 
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
@@ -56,6 +57,8 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
     Raises:
         DatasetError: it cannot be read.
     """
+    if name.endswith(arrow.PARQUET):
+        return arrow.read_rows(tree.path(name))
     lines = read_text(tree.path(name)).splitlines()
     if name.endswith(".csv"):
         return list(csv.DictReader(lines))
@@ -73,16 +76,3 @@ def _columns(tree: Tree, name: str) -> tuple[str, str] | None:
     image = next((key for key in _IMAGE_COLUMNS if key in existing), None)
     mask = next((key for key in existing if key != image), None)
     return None if image is None or mask is None else (image, mask)
-
-
-def _classes(tree: Tree) -> SourceClasses:
-    found = tree.named(_CLASSES)
-    if not found:
-        return find_classes(tree)
-    content = read_json(tree.path(found[0]))
-    try:
-        return SourceClasses(
-            tuple(SourceClass(str(name), (int(value),)) for value, name in content.items()), str(tree.path(found[0]))
-        )
-    except (AttributeError, ValueError) as error:
-        raise DatasetError(f"{tree.path(found[0])} must map values to names ({error})") from error

@@ -46,7 +46,7 @@ class LabelStudio(Format):
         absent = []
         for name, tasks in exports.items():
             for task in tasks:
-                image = _image_of(tree, name, task.image)
+                image = find_uploaded_image(tree, name, task.image)
                 if image is None:
                     absent.append(task.image)
                     continue
@@ -208,7 +208,7 @@ def _regions(written: Sequence[Any]) -> Iterator[_Region]:
             yield _Region(value[kind][0], kind, value, size)
 
 
-def _image_of(tree: Tree, name: str, written: str) -> str | None:
+def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
     path = written.partition("?d=")[2] or written
     found = tree.find_image(path, [parent(name)])

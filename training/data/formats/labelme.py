@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import math
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
 from training.data.class_lists import BACKGROUND, find_classes, is_ignored_name, plain_name
 from training.data.class_map import SourceClass, SourceClasses
@@ -29,8 +30,8 @@ _LOOKED_AT = 10
 class Labelme(Format):
     """A JSON with ``shapes`` and ``imagePath`` for each image. What no shape covers is background.
 
-    Later shapes lie over earlier ones. Lines are 10 pixels wide and points have a radius of 5, as in labelme's own
-    conversion. ``__ignore__`` is ignored.
+    An image that is no file is taken out of the JSON. Later shapes lie over earlier ones. Lines are 10 pixels wide and
+    points have a radius of 5, as in labelme's own conversion. ``__ignore__`` is ignored.
     """
 
     name = "labelme"
@@ -49,15 +50,16 @@ class Labelme(Format):
             content = read_json(tree.path(name))
             if not _has_shapes(content):
                 continue
-            image = _image_of(tree, name, content)
-            if image is None:
+            sample = _sample(tree, name, content)
+            if sample is None:
                 spare.append(tree.path(name))
                 continue
             names.update(shape["label"] for shape in content["shapes"] if "label" in shape)
-            samples.setdefault(split_of(name) or split_of(image), []).append(Sample(tree.path(image), tree.path(name)))
-        count = sum(map(len, samples.values()))
-        if not count:
+            split = split_of(name) or split_of(sample.image.relative_to(tree.root).as_posix())
+            samples.setdefault(split, []).append(sample)
+        if not samples:
             raise DatasetError(f"{tree.root} holds no JSON of labelme whose image is there")
+        files = {sample.image for own in samples.values() for sample in own if sample.content is None}
         classes = _classes(tree, names)
         values = {entry.name: entry.values[0] for entry in classes.classes}
         return LabelledFolder(
@@ -65,7 +67,7 @@ class Labelme(Format):
             samples,
             ShapeReader(_Parser(values, classes.ignored.values)),
             spare,
-            unlabelled=len(tree.images) - count,
+            unlabelled=len(tree.images) - len(files),
         )
 
 
@@ -119,11 +121,31 @@ def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
     return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
 
 
-def _image_of(tree: Tree, name: str, content: dict[str, Any]) -> str | None:
-    """The image of a JSON: the one that it names, or the one of its own stem."""
+def _sample(tree: Tree, name: str, content: dict[str, Any]) -> Sample | None:
+    """The image that a JSON names, or the one of its own stem, or the one inside it; None where there is none."""
     written = content.get("imagePath") or ""
     image = tree.find_image(written, near=[parent(name)]) if written else None
-    return image or tree.image_of_stem.get(stem(name))
+    image = image or tree.image_of_stem.get(stem(name))
+    if image is not None:
+        return Sample(tree.path(image), tree.path(name))
+    if not content.get("imageData"):
+        return None
+    file_name = written.replace("\\", "/").rpartition("/")[2] or f"{stem(name)}.png"
+    return Sample(
+        tree.path(name).with_name(file_name), tree.path(name), content=functools.partial(_inner_image, tree.path(name))
+    )
+
+
+def _inner_image(path: Path) -> bytes:
+    """The image inside a JSON.
+
+    Raises:
+        ItemError: it is damaged.
+    """
+    try:
+        return base64.b64decode(read_json(path)["imageData"], validate=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ItemError(f"{path} holds no image in imageData ({error!r}); save it anew", "unreadable file") from error
 
 
 def _is_labelme(path: Path) -> bool:

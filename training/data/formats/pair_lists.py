@@ -33,8 +33,8 @@ class PairLists(Format):
         """See `Format.open`."""
         samples: dict[Split | None, list[Sample]] = {}
         for name, split, image, mask in _pairs(tree):
-            paths = (tree.find_image(path, [parent(name), ""]) or path for path in (image, mask))
-            samples.setdefault(split, []).append(Sample(*map(tree.path, paths)))
+            files = (tree.path(tree.find_image(path, [parent(name), ""]) or path) for path in (image, mask))
+            samples.setdefault(split, []).append(Sample(next(files), next(files)))
         if not samples:
             raise DatasetError(f"{tree.root} holds no list such as train.lst with an image and a mask in every line")
         return LabelledFolder(find_classes(tree), samples, read_mask_file, masks=True)

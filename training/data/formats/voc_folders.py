@@ -8,6 +8,7 @@ from training.data.base import Split
 from training.data.class_lists import find_classes
 from training.data.class_map import SourceClasses
 from training.data.formats.folder import open_masks
+from training.data.published.voc import voc_classes
 from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.tree import Tree, parent, read_text, split_named, stem
 
@@ -18,7 +19,8 @@ _MASKS = "SegmentationClass"
 class VocFolders(Format):
     """``JPEGImages/a.jpg`` with ``SegmentationClass/a.png``; the lists in ``ImageSets/Segmentation`` tell the splits.
 
-    Names stand in class_names.txt, as labelme writes it, or in another list of classes.
+    Names stand in class_names.txt, as labelme writes it, or in another list of classes. Pascal VOC 2012 itself has no
+    such list; it has boxes and masks of objects too.
     """
 
     name = "voc_folders"
@@ -33,7 +35,10 @@ class VocFolders(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        return open_voc(tree, patterns, find_classes(tree))
+        classes = find_classes(tree)
+        if not classes.classes and _is_voc2012(tree):
+            classes = voc_classes()
+        return open_voc(tree, patterns, classes)
 
 
 def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
@@ -58,6 +63,11 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
             else:
                 samples.setdefault(split, []).append(sample)
     return dataclasses.replace(folder, samples=samples, unlabelled=left_out)
+
+
+def _is_voc2012(tree: Tree) -> bool:
+    folders = {folder for name in tree.files for folder in parent(name).split("/")}
+    return {"Annotations", "SegmentationObject"} <= folders
 
 
 def _lists(tree: Tree) -> dict[str, Split]:

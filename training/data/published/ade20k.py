@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
-from training.data.class_map import number_map
+from training.data.class_lists import published_classes
+from training.data.class_map import SourceClasses, number_map
 from training.data.labelled import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_pairs, find_parts
 
@@ -32,8 +31,10 @@ class Ade20kData(DataSettings):
         check_split("ADE20K", split)
         folder = _FOLDER_OF[split]
         images, masks = find_parts("ADE20K", self.root, (f"images/{folder}",), (f"annotations/{folder}",))
-        classes = known_classes("ade20k")
-        count = len(classes)
-        label_of = {0: unlabelled_value(count)} | {index + 1: index for index in range(count)}
         samples, spare = find_pairs(images, masks)
-        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)
+        return open_samples(self.root, samples, number_map(ade20k_classes()), spare_masks=spare)
+
+
+def ade20k_classes() -> SourceClasses:
+    """The classes 1 to 150 of the annotations, of which 0 is ignored."""
+    return published_classes("ade20k", range(1, 151), ignored=[0])

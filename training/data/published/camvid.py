@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
+from training.data.class_lists import published_classes
 from training.data.class_map import number_map
 from training.data.labelled import LabelledImages, open_samples
 from training.data.published.layout import find_pairs, find_parts, spread_evenly
@@ -33,10 +32,8 @@ class CamVidData(DataSettings):
     def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`."""
         images, masks = find_parts("CamVid", self.root, (f"{split}/images", split), (f"{split}/masks", f"{split}annot"))
-        classes = known_classes("camvid")
-        count = len(classes)
-        label_of = {index: index for index in range(count)} | {count: unlabelled_value(count)}
+        classes = published_classes("camvid", range(11), ignored=[11])
         samples, spare = find_pairs(images, masks)
         if split == "train" and self.train_images is not None:
             samples = spread_evenly(samples, self.train_images)
-        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)
+        return open_samples(self.root, samples, number_map(classes), spare_masks=spare)

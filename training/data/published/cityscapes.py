@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
-from training.data.class_map import number_map
+from training.data.class_lists import published_classes
+from training.data.class_map import SourceClasses, number_map
 from training.data.labelled import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_parts
 from training.data.reading import Sample
 
-_IMAGE_ENDING, _MASK_ENDING = "_leftImg8bit.png", "_gtFine_labelIds.png"
+IMAGE_ENDING, MASK_ENDING = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _LABEL_COUNT = 34
 # The label id of each class, in the order of the train ids.
 _EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -37,13 +36,15 @@ class CityscapesData(DataSettings):
         check_split("Cityscapes", split)
         images, masks = find_parts("Cityscapes", self.root, (f"leftImg8bit/{split}",), (f"gtFine/{split}",))
         samples = [
-            Sample(image, masks / image.parent.name / (image.name.removesuffix(_IMAGE_ENDING) + _MASK_ENDING))
-            for image in sorted(images.glob(f"*/*{_IMAGE_ENDING}"))
+            Sample(image, masks / image.parent.name / (image.name.removesuffix(IMAGE_ENDING) + MASK_ENDING))
+            for image in sorted(images.glob(f"*/*{IMAGE_ENDING}"))
         ]
         if not samples:
-            raise DatasetError(f"{images} holds no folder of a city with images *{_IMAGE_ENDING}")
-        spare = sorted(set(masks.glob(f"*/*{_MASK_ENDING}")).difference(sample.labels for sample in samples))
-        classes = known_classes("cityscapes")
-        ignored = unlabelled_value(len(classes))
-        label_of = dict.fromkeys(range(_LABEL_COUNT), ignored) | {label: i for i, label in enumerate(_EVALUATED)}
-        return open_samples(self.root, samples, number_map(classes, label_of), spare_masks=spare)
+            raise DatasetError(f"{images} holds no folder of a city with images *{IMAGE_ENDING}")
+        spare = sorted(set(masks.glob(f"*/*{MASK_ENDING}")).difference(sample.labels for sample in samples))
+        return open_samples(self.root, samples, number_map(cityscapes_classes()), spare_masks=spare)
+
+
+def cityscapes_classes() -> SourceClasses:
+    """The 19 classes that are evaluated; the other labels are ignored."""
+    return published_classes("cityscapes", _EVALUATED, ignored=set(range(_LABEL_COUNT)).difference(_EVALUATED))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
+from training.data.class_lists import known_classes, published_classes
 from training.data.class_map import number_map
 from training.data.labelled import LabelledImages, open_samples
 from training.data.panoptic import Panoptic, PanopticMasks, read_panoptic
@@ -42,15 +41,13 @@ class CocoPanopticData(DataSettings):
             (f"annotations/{folder}", folder),
             (f"annotations/{folder}.json",),
         )
-        classes = known_classes("coco_panoptic")
         panoptic = read_panoptic(annotations)
-        label_of = {index: index for index in range(len(classes))}
-        if self.background == "ignore":
-            label_of[0] = unlabelled_value(len(classes))
+        background, ignored = (None, [0]) if self.background == "ignore" else (0, [])
+        classes = published_classes("coco_panoptic", [background, *range(1, 134)], ignored)
         return open_samples(
             self.root,
             [Sample(images / image, masks / mask, index) for index, (image, mask) in enumerate(panoptic.files)],
-            number_map(classes, label_of),
+            number_map(classes),
             PanopticMasks(panoptic, _class_of_category(panoptic)),
             evidence=[annotations],
         )

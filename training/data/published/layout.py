@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.pixels import MASK_SUFFIXES
 from training.data.reading import Sample
 from training.data.tree import read_text
 

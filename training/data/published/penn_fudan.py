@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
+from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_number
 from training.data.base import DataSettings, Split
 from training.data.class_lists import known_classes
 from training.data.class_map import ClassMap
-from training.data.label_table import LabelTable, as_number
 from training.data.labelled import LabelledImages, open_samples
-from training.data.pixels import MaskPixels, read_mask
 from training.data.published.layout import check_split, find_pairs, find_parts
 from training.data.reading import Sample
 from training.data.splits import split_samples
@@ -48,10 +48,10 @@ class PennFudanData(DataSettings):
         images, masks = find_parts("Penn-Fudan", self.root, *parts)
         samples, spare = find_pairs(images, masks, _MASK_SUFFIX)
         if images.name in _ORIGINAL_FOLDERS:
-            samples = split_samples(samples, self.val_fraction, split)
+            samples = split_samples(samples, self.val_fraction, split, group="none")  # photos, no video
         classes = known_classes("penn_fudan")
         persons = LabelTable({0: 0}, len(classes), as_number, "", rest=1)
-        class_map = ClassMap(list(classes), list(classes.values()), persons)
+        class_map = ClassMap(list(classes), list(classes.values()), MaskLabels(persons))
         return open_samples(self.root, samples, class_map, _read_persons, spare)
 
 

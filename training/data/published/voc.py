@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
-from training.data.class_map import number_map
+from training.data.class_lists import published_classes
+from training.data.class_map import SourceClasses, number_map
 from training.data.labelled import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_parts, listed_names
 from training.data.reading import Sample
@@ -20,6 +19,7 @@ _LIST_FOLDERS = ("ImageSets/Segmentation", "list", ".")
 _LIST_NAMES = {"train_aug": ("train_aug.txt", "trainaug.txt"), "train": ("train.txt",), "val": ("val.txt",)}
 _MASK_FOLDERS = {"train_aug": (_AUGMENTED_MASKS,), "train": ("SegmentationClass",)}
 _VOID = 255
+_VOID_COLOUR = (224, 224, 192)
 
 
 class VocData(DataSettings):
@@ -51,10 +51,7 @@ class VocData(DataSettings):
             tuple(Path(folder, name).as_posix() for name in _LIST_NAMES[wanted] for folder in _LIST_FOLDERS),
         )
         samples = [Sample(images / f"{name}.jpg", masks / f"{name}.png") for name in listed_names(listed)]
-        classes = known_classes("voc")
-        count = len(classes)
-        label_of = {index: index for index in range(count)} | {_VOID: unlabelled_value(count)}
-        return open_samples(self.root, samples, number_map(classes, label_of))
+        return open_samples(self.root, samples, number_map(voc_classes()))
 
     def resolved(self) -> VocData:
         """See `DataSettings.resolved`."""
@@ -62,3 +59,8 @@ class VocData(DataSettings):
             return self
         augmented = (Path(self.root) / _AUGMENTED_MASKS).is_dir()
         return self.model_copy(update={"train_list": "train_aug" if augmented else "train"})
+
+
+def voc_classes() -> SourceClasses:
+    """The background and 20 classes; the void border is ignored."""
+    return published_classes("voc", range(21), ignored=[_VOID], ignored_colours=[_VOID_COLOUR])

@@ -1,24 +1,23 @@
-"""Reads image and mask files as arrays, without interpretation of their values."""
+"""Reads image and mask files as arrays, without interpretation of their values; needs Pillow, which reads palettes."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from training.data.base import Colour, ItemError
+from dinov3_seg_ros.frames.classes import Colour
+from dinov3_seg_ros.support.errors import ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
 READING_VERSION = 1
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-
-#: Values of a mask are below this: three bytes, as colours have.
-VALUE_COUNT = 2**24
 
 # Modes of Pillow whose pixels are numbers, not colours.
 _NUMBER_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
@@ -29,6 +28,25 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
+
+
+class StoredImage(NamedTuple):
+    """An image that lies inside another file.
+
+    Attributes:
+        content: what would be the image's own file.
+        name: for messages.
+    """
+
+    content: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+#: Where an image is read from.
+ImageSource: TypeAlias = Path | StoredImage
 
 
 class MaskPixels(NamedTuple):
@@ -55,17 +73,17 @@ def value_colour(value: int) -> Colour:
     return value % 256, value // 256 % 256, value // 65536
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB, turned as its EXIF tag says; an alpha channel is dropped.
+def read_image(source: ImageSource) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8 RGB, turned as its EXIF tag says; an alpha channel is dropped.
 
     Raises:
         ItemError: the file is no image, is cut short, or has more than 8 bits per channel.
     """
-    with _picture(path) as picture:
-        return rgb_pixels(picture, path)
+    with _picture(source) as picture:
+        return rgb_pixels(picture, source)
 
 
-def rgb_pixels(picture: Image.Image, source: Path | str) -> np.ndarray:
+def rgb_pixels(picture: Image.Image, source: object) -> np.ndarray:
     """Pixels (H, W, 3) uint8 RGB of an open picture, turned as its EXIF tag says.
 
     Raises:
@@ -82,44 +100,44 @@ def rgb_pixels(picture: Image.Image, source: Path | str) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(source: ImageSource) -> tuple[int, int]:
     """Height and width that `read_image` gives, pixels, from the file's header.
 
     Raises:
         ItemError: the file is no image.
     """
-    with _picture(path) as picture:
+    with _picture(source) as picture:
         width, height = picture.size
         return (width, height) if _is_turned(picture) else (height, width)
 
 
-def is_turned(path: Path) -> bool:
-    """Whether the EXIF tag of an image file turns it by a quarter, so that height and width change places."""
-    with _picture(path) as picture:
+def is_turned(source: ImageSource) -> bool:
+    """Whether the EXIF tag of an image turns it by a quarter, so that height and width change places."""
+    with _picture(source) as picture:
         return _is_turned(picture)
 
 
-def has_alpha(path: Path) -> bool:
-    """Whether an image file has an alpha channel.
+def has_alpha(source: ImageSource) -> bool:
+    """Whether an image has an alpha channel.
 
     Raises:
         ItemError: the file is no image.
     """
-    with _picture(path) as picture:
+    with _picture(source) as picture:
         return picture.mode in _ALPHA_MODES
 
 
-def read_mask(path: Path) -> MaskPixels:
-    """Read a mask file; an alpha channel is dropped.
+def read_mask(source: ImageSource) -> MaskPixels:
+    """Read a mask; an alpha channel is dropped.
 
     Raises:
         ItemError: the file cannot be read, or is no picture that a mask may be.
     """
-    with _picture(path) as picture:
-        return mask_pixels(picture, path)
+    with _picture(source) as picture:
+        return mask_pixels(picture, source)
 
 
-def mask_pixels(picture: Image.Image, source: Path | str) -> MaskPixels:
+def mask_pixels(picture: Image.Image, source: object) -> MaskPixels:
     """The pixels of an open picture as those of a mask.
 
     Raises:
@@ -140,14 +158,15 @@ def mask_pixels(picture: Image.Image, source: Path | str) -> MaskPixels:
 
 
 @contextlib.contextmanager
-def _picture(path: Path) -> Iterator[Image.Image]:
-    """Open an image file for a ``with`` block; errors of Pillow become an ItemError."""
+def _picture(source: ImageSource) -> Iterator[Image.Image]:
+    """Open an image for a ``with`` block; errors of Pillow become an ItemError."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content)) as picture:
             yield picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ItemError(
-            f"{path} cannot be read as an image ({error}); replace it, or remove it and its partner", "unreadable file"
+            f"{source} cannot be read as an image ({error}); replace it, or remove it and its partner",
+            "unreadable file",
         ) from error
 
 

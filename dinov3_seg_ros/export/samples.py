@@ -1,0 +1,81 @@
+"""The images that graphs are compared on: the user's own, with their masks, or synthetic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.frames.classes import MaskValues
+from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES, read_image, read_mask
+from dinov3_seg_ros.frames.mask_labels import MaskLabels, fit_to_image
+from dinov3_seg_ros.frames.sources import find_images
+from dinov3_seg_ros.support.errors import ParameterError
+
+_ROOMS = 4
+
+#: An image (H, W, 3) uint8 RGB, and for each bundle, by its name, the class ids (H, W) of its mask, if there is one.
+Sample: TypeAlias = tuple[np.ndarray, Mapping[str, np.ndarray]]
+
+
+def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bundle]) -> Callable[[], Iterator[Sample]]:
+    """Return what reads the images to compare on, anew at each call: there may be more than memory holds.
+
+    Args:
+        images: folder of images; None: synthetic ones.
+        masks: folder of their masks, of the images' names; each bundle reads them as its training did.
+        bundles: whose classes the masks hold.
+
+    Raises:
+        ParameterError: a folder or a mask is missing.
+        DatasetError: the folder holds no image; or, while reading, a file cannot be read, or a mask has a value that is
+            no class of a bundle.
+    """
+    if images is None:
+        if masks is not None:
+            raise ParameterError("masks were given without images; name their images with --images")
+        return lambda: ((image, {}) for image in _synthetic_images())
+    for folder in (images, masks):
+        if folder is not None and not folder.is_dir():
+            raise ParameterError(f"{folder}: there is no such folder; give the folder of the images or of their masks")
+    mask_of = {file: None if masks is None else _find_mask(masks, file) for file in find_images(images)}
+    reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
+
+    def read() -> Iterator[Sample]:
+        for file, mask in mask_of.items():
+            image = read_image(file)
+            size = image.shape[0], image.shape[1]
+            yield image, {} if mask is None else {name: own(mask, file, size) for name, own in reading.items()}
+
+    return read
+
+
+class _MaskReading:
+    """Reads masks as the training of a bundle did."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        class_count = len(bundle.manifest.classes.names)
+        values = bundle.manifest.masks or MaskValues.of_ids(class_count)
+        self._labels, self._resize = MaskLabels.of_values(values, class_count), values.resize
+
+    def __call__(self, mask: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
+        """Class ids and the unlabelled value, of the image's size (height, width)."""
+        return fit_to_image(self._labels.labels(read_mask(mask), mask), size, self._resize, mask, image)
+
+
+def _find_mask(folder: Path, image: Path) -> Path:
+    found = next((path for suffix in MASK_SUFFIXES if (path := folder / f"{image.stem}{suffix}").is_file()), None)
+    if found is None:
+        raise ParameterError(f"{folder} holds no mask {image.stem}.png for {image}; give masks of the images' names")
+    return found
+
+
+def _synthetic_images() -> list[np.ndarray]:
+    """Generate images for when the user gives none: rendered rooms, noise and even grey; (480, 640, 3) uint8 RGB."""
+    rooms = [scenes.sample("val", index, (480, 640))[0] for index in range(_ROOMS)]
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    return [*rooms, noise, np.full_like(noise, 128)]

@@ -1,0 +1,35 @@
+"""Cityscapes with its fine annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from training.data.formats.folder import open_masks
+from training.data.published.cityscapes import IMAGE_ENDING, MASK_ENDING, cityscapes_classes
+from training.data.reading import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.tree import Tree
+
+
+class Cityscapes(Format):
+    """``leftImg8bit/train/CITY/a_leftImg8bit.png`` with ``gtFine/train/CITY/a_gtFine_labelIds.png``.
+
+    The 19 classes that are evaluated; other labels are ignored. The test images, whose labels are kept secret, are left
+    out.
+    """
+
+    name = "cityscapes"
+    title = "Cityscapes, fine annotations"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = next((name for name in tree.images if name.endswith(MASK_ENDING)), None)
+        return Match(Sure.CERTAINLY, f"{found} is named as in Cityscapes") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        if patterns == NO_PATTERNS:
+            patterns = Patterns(f"*{IMAGE_ENDING}", f"*{MASK_ENDING}")
+        folder = open_masks(tree, patterns, cityscapes_classes())
+        return dataclasses.replace(
+            folder, samples={split: own for split, own in folder.samples.items() if split != "test"}
+        )

@@ -1,0 +1,116 @@
+"""Label Studio's "Brush labels to PNG": a mask for each region, and a table that names the image of each task."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from dinov3_seg_ros.frames.image_files import read_mask
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.class_lists import BACKGROUND
+from training.data.class_map import SourceClasses
+from training.data.formats.label_studio import find_uploaded_image
+from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.shapes import Drawing, Shape, ShapeReader, largest_first
+from training.data.tree import Tree, read_json, read_text, split_of
+
+# task-7-annotation-12-by-who-tag-label-0.png; a region of several labels has them all, with dashes between them.
+_LAYER = re.compile(
+    r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<tag>[^-]+)-(?P<label>.+)-(?P<number>\d+)\.png"
+)
+_HALF_OPAQUE = 128
+_TABLES = (".json", ".csv")
+
+
+class LabelStudioPng(Format):
+    """``task-7-annotation-12-by-1-tag-road-0.png`` and its like, beside the images.
+
+    The names of masks have the number of a task alone. Which image it is stands in the export "CSV", "JSON" or
+    "JSON-MIN" of the same project, which must lie in the folder. Small regions lie over large ones; what no region
+    covers is background. Of several annotations of a task the first counts.
+    """
+
+    name = "label_studio_png"
+    title = "Label Studio, brush labels to PNG"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = next((layer.file for layer in _layers(tree)), None)
+        # The JSON has the regions too, and all kinds of them.
+        return Match(Sure.PROBABLY, f"{found} is named as by Label Studio") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        layers: dict[int, list[_Layer]] = {}
+        for layer in _layers(tree):
+            own = layers.setdefault(layer.task, [])
+            if not own or own[0].annotation == layer.annotation:
+                own.append(layer)
+        image_of = _images_of_tasks(tree)
+        absent = [task for task in layers if task not in image_of]
+        if absent:
+            raise DatasetError(
+                f"nothing in {tree.root} says which image task {absent[0]} is ({len(absent)} of {len(layers)} tasks): "
+                "export the same project as CSV or JSON too, and put that file and the images into the folder"
+            )
+        names = [BACKGROUND, *sorted({layer.label for own in layers.values() for layer in own} - {BACKGROUND})]
+        values = {name: index for index, name in enumerate(names)}
+        samples: dict[Split | None, list[Sample]] = {}
+        for task, own in sorted(layers.items()):
+            image = image_of[task]
+            files = [tree.path(layer.file) for layer in own]
+            entry = [(values[layer.label], file) for layer, file in zip(own, files, strict=True)]
+            samples.setdefault(split_of(image), []).append(Sample(tree.path(image), files[0], entry))
+        masks = {tree.path(layer.file) for layer in _layers(tree)}
+        labelled = {sample.image for own in samples.values() for sample in own}
+        unlabelled = sum(tree.path(name) not in masks | labelled for name in tree.images)
+        evidence = sorted(masks)
+        classes = SourceClasses.of_names(names, "the names of the masks", drawn=True)
+        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=evidence)
+
+
+class _Layer(NamedTuple):
+    """The mask of one region."""
+
+    file: str
+    task: int
+    annotation: int
+    label: str
+
+
+def _layers(tree: Tree) -> Iterator[_Layer]:
+    """All masks, those of the first annotations first."""
+    found = ((name, _LAYER.fullmatch(name.rpartition("/")[2])) for name in tree.with_suffix(".png"))
+    layers = [
+        _Layer(name, int(parts["task"]), int(parts["annotation"]), parts["label"]) for name, parts in found if parts
+    ]
+    yield from sorted(layers, key=lambda layer: (layer.task, layer.annotation, layer.file))
+
+
+def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+    shapes = [Shape(value, bitmap=read_mask(file).values >= _HALF_OPAQUE) for value, file in sample.entry]
+    bitmap = shapes[0].bitmap
+    return Drawing(largest_first(shapes), None if bitmap is None else (bitmap.shape[0], bitmap.shape[1]))
+
+
+def _images_of_tasks(tree: Tree) -> dict[int, str]:
+    """The image file of each task, from the tables of the folder."""
+    found: dict[int, str] = {}
+    for name in tree.with_suffix(*_TABLES):
+        for row in _rows(tree, name):
+            data = row.get("data")
+            for written in (data if isinstance(data, dict) else row).values():
+                image = find_uploaded_image(tree, name, written) if isinstance(written, str) else None
+                if image is not None and str(row.get("id", "")).isdecimal():
+                    found.setdefault(int(row["id"]), image)
+    return found
+
+
+def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
+    if name.endswith(".csv"):
+        return list(csv.DictReader(read_text(tree.path(name)).splitlines()))
+    content = read_json(tree.path(name))
+    return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
