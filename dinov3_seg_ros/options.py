@@ -165,7 +165,7 @@ class PublishOptions(Options):
 class SourceOptions(Options):
     """Which bundles and cameras the node serves."""
 
-    bundle: Annotated[str, Field(description="Folder of the trained bundle.")] = ""
+    bundle: Annotated[str, Field(description="Folder of the trained bundle, or the name of a shipped one: demo.")] = ""
     bundles: Annotated[
         tuple[str, ...],
         Field(description="Folders of several bundles that share a backbone, in place of 'bundle'."),

@@ -14,12 +14,9 @@ from exported_bundles import write_exported_bundle
 from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.bundle.exports import find_exports
-from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.resources import resource_path
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():
@@ -73,16 +70,6 @@ def test_a_mask_that_holds_no_class_ids_of_its_image_is_named(tmp_path, mask):
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask)
     with pytest.raises(DatasetError, match=r"masks/a\.png is no mask of class ids for its image"):
         list(open_source(str(tmp_path), tmp_path / "masks"))
-
-
-def test_the_demos_bundle_is_small_and_runs_without_torch():
-    bundle = load_bundle(resource_path("weights/demo"))
-    exports, refused = find_exports(bundle)
-    assert refused == []
-    assert [export.manifest.precision for export in exports if export.manifest.verified] == ["fp32"]
-    assert exports[0].manifest.network_size == bundle.manifest.input.network_size
-    sizes = [file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()]
-    assert sum(sizes) <= 12e6 and max(sizes) <= 9e6
 
 
 @pytest.mark.ros

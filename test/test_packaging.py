@@ -19,6 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from dinov3_seg_ros.bundle.loading import SHIPPED
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -118,6 +120,13 @@ def test_package_xml_names_every_package_that_the_node_cannot_do_without(build, 
 def test_the_marker_of_typed_packages_is_shipped(build):
     assert "py.typed" in build["package_data"][build["name"]]
     assert (ROOT / build["name"] / "py.typed").exists()
+
+
+def test_every_bundle_that_comes_with_the_package_is_installed(build):
+    installed = {file for _, files in build["data_files"] for file in files}
+    for name in SHIPPED:
+        assert {f"weights/{name}/bundle.json", f"weights/{name}/head.safetensors"} <= installed
+        assert any(file.startswith(f"weights/{name}/onnx/") for file in installed)
 
 
 def test_every_direct_requirement_is_pinned_within_its_range(build):

@@ -69,7 +69,7 @@ def card(description: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = CommandParser("training.bundle_info", "Print the model card of a bundle.")
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what it says as JSON")
 
     def work(words: list[str]) -> None:

@@ -65,7 +65,7 @@ def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: C
         for name in bundle.manifest.files:
             if name != HEAD_FILE:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path / name, folder / name)
+                shutil.copyfile(bundle.path / name, folder / name)
 
     manifest = bundle.manifest.model_copy(update={"calibration": calibration})
     with writing(output):
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "BUNDLE --output FOLDER [--dataset NAME] [--key value ...]",
         EvaluationSettings,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the copy; must be new or empty")
     parser.add_argument(
         "--dataset",

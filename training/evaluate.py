@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "BUNDLE [--against BUNDLE] [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
         EvaluationSettings,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
     parser.add_argument(
         "--dataset",
         metavar="NAME",

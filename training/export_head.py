@@ -47,7 +47,7 @@ def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = CommandParser("training.export_head", __doc__)
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
     parser.add_argument("--format", choices=FORMATS, required=True, help="the other project")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must be new or empty")
 

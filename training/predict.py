@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PredictionSettings,
         lambda _, overrides: apply_overrides(PredictionSettings(), overrides),
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
     parser.add_argument("input", metavar="INPUT", help="image, folder of images, video file, or number of a webcam")
     parser.add_argument(
         "--output",

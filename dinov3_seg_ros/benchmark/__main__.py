@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("dinov3_seg_ros.benchmark", __doc__)
     size: dict[str, Any] = {"nargs": 2, "type": whole_number(1), "metavar": ("HEIGHT", "WIDTH")}
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the trained bundle")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="folder of the trained bundle, or a shipped one's name"
+    )
     parser.add_argument(
         "--frame-size", **size, default=(480, 640), help="of the synthetic frames, pixels (default: 480 640)"
     )

@@ -26,12 +26,16 @@ from dinov3_seg_ros.bundle.manifest import (
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.support.errors import BundleError, HeadError, ParameterError
 from dinov3_seg_ros.support.files import sha256_of_file
+from dinov3_seg_ros.support.resources import resource_path
 
 if TYPE_CHECKING:
     import torch
 
     from dinov3_seg_ros.model.backbone import Backbone
     from dinov3_seg_ros.model.heads import Head
+
+#: Names of the bundles that come with the package, in its folder ``weights``.
+SHIPPED = ("demo",)
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,18 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read and check a bundle: its schema, and presence and SHA-256 of every file. No weights are loaded.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder; or the name of a bundle that comes with the package, such as ``demo``, where no
+            bundle lies in a folder of that name.
 
     Raises:
         BundleError: names the file and the reason.
     """
-    path = Path(path).expanduser()
+    path = _folder(Path(path).expanduser())
     manifest_path = path / MANIFEST_FILE
     if not path.is_dir():
         raise BundleError(
-            f"{path}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE})"
+            f"{path}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE}), or the "
+            f"name of one that comes with the package: {', '.join(SHIPPED)}"
         )
     try:
         content = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -169,6 +175,13 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
                 "copy the bundle again (with git, check that the file is not a Git LFS pointer)"
             )
     return Bundle(path, manifest)
+
+
+def _folder(path: Path) -> Path:
+    """The folder of a bundle that is given by its path, or by its name among those of the package."""
+    if str(path) in SHIPPED and not (path / MANIFEST_FILE).exists():
+        return resource_path(f"weights/{path}")
+    return path
 
 
 def check_shared_backbone(bundles: list[Bundle]) -> None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = CommandParser("dinov3_seg_ros.demo", __doc__)
     add_source_arguments(parser)
-    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="trained bundle (default: weights/demo)")
+    parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="trained bundle (default: demo)")
     parser.add_argument(
         "--output",
         type=Path,

@@ -1,0 +1,41 @@
+"""The bundles that come with the package: found by their names, small, and usable without PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+from exported_bundles import write_exported_bundle
+
+from dinov3_seg_ros.bundle.exports import find_exports
+from dinov3_seg_ros.bundle.loading import SHIPPED, load_bundle
+from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.resources import resource_path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_bundle_is_found_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # holds no bundle
+    bundle = load_bundle(name)
+    assert (bundle.path, bundle.manifest.name) == (resource_path(f"weights/{name}"), name)
+
+
+def test_a_bundle_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = write_exported_bundle(tmp_path / "demo")
+    assert load_bundle("demo").manifest == own.manifest
+
+
+def test_a_name_of_no_bundle_is_answered_with_the_shipped_ones():
+    with pytest.raises(BundleError, match=f"no such folder.*: {', '.join(SHIPPED)}$"):
+        load_bundle("dmeo")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_bundle_is_small_and_runs_without_torch(name):
+    bundle = load_bundle(name)
+    exports, refused = find_exports(bundle)
+    assert refused == []
+    assert [export.manifest.precision for export in exports if export.manifest.verified] == ["fp32"]
+    assert exports[0].manifest.network_size == bundle.manifest.input.network_size
+    sizes = [file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()]
+    assert sum(sizes) <= 12e6 and max(sizes) <= 9e6
