@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     leave_ending_to_rclpy()
     rclpy.init(args=None if arguments is None else list(arguments))
     try:
-        node = SegmentationNode(finalized=_end_soon)
+        node = SegmentationNode(end_process=_end_soon)
     except ParameterException as error:
         rclpy.try_shutdown()
         sys.exit(f"segmentation: {error}")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end_soon() -> None:
-    """End the process of a node that was shut down: it can do nothing more, and a launch file may start it again."""
+    """End the process of a node that can do nothing more; a launch file may start it again."""
     timer = threading.Timer(_FINALIZED_S, rclpy.try_shutdown)
     timer.daemon = True
     timer.start()

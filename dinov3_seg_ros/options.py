@@ -210,6 +210,16 @@ class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
             "manager; 0: none; -1: 0.25 if the node was activated through its service, else none.",
         ),
     ] = -1.0
+    exit_after_hang: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=86400.0,
+            description="Seconds that a frame may hang until the process ends, with exit code 1, for whoever starts it "
+            "again, such as a launch file with respawn; 0: it stays.",
+        ),
+        Live(),
+    ] = 0.0
     autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
 
 

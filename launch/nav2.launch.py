@@ -1,4 +1,6 @@
-"""The segmentation node under a lifecycle manager of Nav2, which also brings it up again if its process has died.
+"""The segmentation node under a lifecycle manager of Nav2. A process that ends is started and brought up again.
+
+It ends after the manager's SHUTDOWN, and after a frame has hung for 30 s.
 
 ros2 launch dinov3_seg_ros nav2.launch.py bundle:=/path/to/bundle image_topic:=/camera/image_raw
 """
@@ -15,7 +17,7 @@ def generate_launch_description() -> LaunchDescription:
     """The node as in seg.launch.py, all of whose arguments are taken, and its manager."""
     segmentation = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(resource_path("launch/seg.launch.py"))),
-        launch_arguments={"autostart": "false", "respawn": "true"}.items(),
+        launch_arguments={"autostart": "false", "respawn": "true", "exit_after_hang": "30.0"}.items(),
     )
     manager = Node(
         package="nav2_lifecycle_manager",

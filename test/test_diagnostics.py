@@ -130,6 +130,17 @@ def test_silence_is_stale_and_faults_alone_are_an_error(clock):
     assert status_of(statistics)[:2] == (STALE, "no further image on /front/image for 4 s")
 
 
+def test_a_node_that_makes_no_mask_for_ten_seconds_is_a_warning(clock):
+    statistics = CameraStatistics()
+    for second in range(12):
+        clock.now += 1
+        statistics.received(float(second))
+        statistics.dropped(REPLACED)
+    assert status_of(statistics)[:2] == (WARN, "no mask for 11 s: the frames take too long")
+    statistics.segmented(clock.now, delay=0.0)
+    assert status_of(statistics)[0] == OK
+
+
 def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):
     statistics = CameraStatistics()
     for stamp in (5.0, 6.0, 1.0):

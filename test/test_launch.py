@@ -135,4 +135,6 @@ def test_nav2_launch_adds_a_manager_which_starts_the_node():
     entities = entities_of("nav2.launch.py")
     assert sum(isinstance(entity, Node) for entity in entities) == 1
     (segmentation,) = (entity for entity in entities if not isinstance(entity, Node))
-    assert dict(segmentation.launch_arguments) == {"autostart": "false", "respawn": "true"}
+    assert dict(segmentation.launch_arguments) == {
+        "autostart": "false", "respawn": "true", "exit_after_hang": "30.0",
+    }  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +108,22 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         assert masks["bad"] == []
         assert node._loop.statistics["bad"].summary() == "1 runtime failed"
         assert node._loop.statistics["good"].summary() == "1 segmented"
+
+
+def test_a_camera_counts_as_silent_from_its_subscription_on(bundle, tmp_path, monkeypatch):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        assert node.trigger_configure() == SUCCESS
+        segmenter = node._models.segmenter
+        with monkeypatch.context() as patch:
+            patch.setattr(type(node._models), "segmenter", None)
+            assert node.trigger_activate() == SUCCESS
+        assert node._loop.reports() == {}, "the models are still being loaded"
+        much_later = time.monotonic() + 60.0
+        clock = SimpleNamespace(monotonic=lambda: much_later)
+        monkeypatch.setattr("dinov3_seg_ros.ros.camera_statistics.time", clock)
+        node._loop.use(segmenter)
+        assert node._loop.reports()[""].message == "0.0 of 0.0 frames per second segmented"
+        assert node._loop.statistics[""].silence_s() == 0.0
 
 
 class _Slow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from diagnostics_reader import ERROR, DiagnosticsReader
+from diagnostics_reader import ERROR, OK, DiagnosticsReader
 from exported_bundles import write_exported_bundle
 from nav2_manager import RESET, SHUTDOWN, STARTUP, Nav2Manager
 from ros_graph import Graph
@@ -156,6 +157,66 @@ def test_a_runtime_that_hangs_does_not_keep_the_process_alive(graph, bundle, tmp
     assert node.state() == "active", "services are still served"
     assert node.end(signal_number) == 1, node.log
     assert "the process ends all the same" in node.log
+
+
+def test_a_frame_that_hangs_is_an_error_until_it_ends(graph, bundle, tmp_path):
+    switch = tmp_path / "hang"
+    node = graph.start_node(program=(TROUBLED, "hung", str(switch)), bundle=bundle.path)
+    camera, masks, reader = graph.camera(), graph.listen("segmentation/mask"), DiagnosticsReader(graph)
+    camera.send_until_answered(camera.message(PICTURE), masks)
+
+    def hang():
+        switch.touch()
+        camera.send(camera.message(PICTURE))
+        return reader.wait("segmentation", lambda status: status.level == ERROR, "the hang")
+
+    status = hang()
+    assert status.message.startswith("active: the frame being processed has not ended for ")
+    graph.spin_for(2.0)
+    assert node.log.count("start the process again (Ctrl-C ends it within seconds)") == 1
+    assert node.state() == "active", "services are still served"
+    switch.unlink()
+    reader.wait("segmentation", lambda status: status.level == OK, "the end of the hang")
+    assert node.log.count("the node goes on") == 1
+    camera.send_until_answered(camera.message(PICTURE), masks)
+
+    hang()
+    assert node.log.count("start the process again (Ctrl-C ends it within seconds)") == 2, "another one"
+    assert node.change_state("deactivate") and node.change_state("cleanup")
+    assert not node.change_state("configure"), "what hangs still uses the runtime"
+    assert "configure failed: the frame being processed has not ended" in node.log
+    assert node.end() == 1, node.log
+    assert "Traceback" not in node.log
+
+
+def test_a_hang_ends_the_process_where_that_is_asked_for(graph, bundle, tmp_path):
+    switch = tmp_path / "hang"
+    node = graph.start_node(program=(TROUBLED, "hung", str(switch)), bundle=bundle.path, exit_after_hang=3.0)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    switch.touch()
+    camera.send_until(camera.message(PICTURE), lambda: node.process.poll() is not None, "the end of the process")
+    assert node.process.returncode == 1, node.log
+    assert "the process ends, since exit_after_hang is 3 s" in node.log
+
+
+def test_max_rate_limits_the_masks_in_steady_time_and_can_change(graph, bundle):
+    node = graph.start_node(bundle=bundle.path, max_rate=2.0, use_sim_time=True)
+    camera, masks, reader = graph.camera(), graph.listen("segmentation/mask"), DiagnosticsReader(graph)
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    began, count = time.monotonic(), len(masks)
+    while (elapsed_s := time.monotonic() - began) < 3.0:
+        camera.send(camera.message(PICTURE))
+        graph.spin_for(0.03)
+    values = reader.wait("segmentation: camera", lambda status: "dropped: above max_rate" in status.values, "it").values
+    assert 2 <= len(masks) - count <= 2.0 * elapsed_s + 1, "no simulated clock has come"
+    assert int(values["dropped: above max_rate"]) > int(values["frames segmented"])
+    assert node.set_parameter("max_rate", 0.0).successful
+    limited = values["dropped: above max_rate"]
+    for _ in range(3):
+        camera.send_until_answered(camera.message(PICTURE), masks)
+    values = reader.wait("segmentation: camera", lambda _: True, "counts").values
+    assert values["dropped: above max_rate"] == limited
 
 
 @needs_bond

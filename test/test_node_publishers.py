@@ -102,6 +102,7 @@ def test_reliability_follows_publishers_and_no_image_is_lost_or_doubled(graph, s
     assert count_of(reader, "frames dropped by the transport") == 0
     headers = [mask.header.frame_id for mask in masks]
     assert len(set(headers)) == len(headers) > 0
+    assert reader.newest("segmentation: camera").values["reliability"] == "reliable (the publishers')"
     assert calibrations, "sent before the node was active, and kept by its publisher"
 
 
@@ -113,6 +114,8 @@ def test_an_override_fixes_the_reliability_and_a_mismatch_is_told(graph, small_e
     line = "but the node asks for reliable; remove the parameter qos_overrides./image.subscription.reliability"
     graph.spin_until(lambda: line in node.log, "the reason")
     assert "1 publisher: /peer (sensor_msgs/msg/Image, best effort)" in node.log
+    status = DiagnosticsReader(graph).wait("segmentation: camera", lambda _: True, "the reliability")
+    assert status.values["reliability"] == "reliable (by qos_overrides)"
     assert subscriptions(graph) == [RELIABLE]
     assert camera.get_subscription_count() == 0
 

@@ -226,3 +226,35 @@ def test_stopping_finishes_the_current_item_and_names_what_waited():
     assert not stopper.is_alive()
     assert gate.calls == [[("a", 1)]]
     assert waiting == ["a"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_pace_tells_how_long_the_oldest_turn_takes_and_the_last_took(overlap):
+    gate = Gate()
+    worker = LatestFrameWorker(gate, on_error=lambda slots, error: None, overlap=overlap)
+    worker.start()
+    assert worker.pace() == (0.0, 0.0)
+    began = time.monotonic()
+    worker.put("a", 0)
+    assert gate.entered.wait(5)
+    time.sleep(0.05)
+    assert 0.05 <= worker.pace().oldest_s <= time.monotonic() - began
+    gate.open.set()
+    gate.wait(1)
+    end(worker)
+    assert worker.pace().oldest_s == 0.0
+    assert 0.05 <= worker.pace().last_s <= time.monotonic() - began
+
+
+def test_a_turn_that_fails_is_over_for_the_pace():
+    failed = threading.Event()
+
+    def fail(items):
+        raise ZeroDivisionError
+
+    worker = LatestFrameWorker(fail, on_error=lambda slots, error: failed.set())
+    worker.start()
+    worker.put("a", 0)
+    assert failed.wait(5)
+    end(worker)
+    assert worker.pace().oldest_s == 0.0

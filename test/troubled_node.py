@@ -2,7 +2,7 @@
 
 ``loading``: models are loaded only once the file exists, and fail to load where it holds text.
 ``failing``: while the file exists, the runtime fails with its text.
-``hung``: while the file exists, the runtime does not come back.
+``hung``: while the file exists, the runtime does not come back; frames hang after 2 s instead of 10.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from dinov3_seg_ros import node
+from dinov3_seg_ros.ros import hang_watch
 from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ExportError
@@ -39,5 +40,6 @@ def start_with_fault(runtime, canvases, heads):
 if fault == "loading":
     Segmenter.from_bundle = load_when_allowed
 else:
+    hang_watch.LIMIT_S = 2.0
     OnnxRuntime.start = start_with_fault
 node.main()

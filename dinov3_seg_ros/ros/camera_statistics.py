@@ -72,7 +72,7 @@ class Fault(NamedTuple):
 
 
 class CameraStatistics:
-    """Counts what became of one camera's frames since activation. Any thread may record, any may read.
+    """Counts what became of one camera's frames since the subscription. Any thread may record, any may read.
 
     Every frame received is counted a second time, as segmented or as dropped under its cause; the difference is the
     frames being processed. The camera sent what was received and what the transport dropped.
@@ -83,6 +83,8 @@ class CameraStatistics:
         self._start = time.monotonic()
         self._last_received: float | None = None
         self._last_segmented = float("-inf")
+        # When the oldest frame since the last mask was replaced: the node was busy then.
+        self._busy_since: float | None = None
         self._last_stamp: float | None = None
         self._input, self._output = Rate(), Rate()
         # Of the images of the last seconds: when each came, and how many were lost just before.
@@ -124,6 +126,7 @@ class CameraStatistics:
             self._segmented += 1
             self._output.add()
             self._last_segmented = time.monotonic()
+            self._busy_since = None
             self._latency.add("in the node", self._last_segmented - received)
             if 0.0 <= delay < _LONGEST_DELAY_S:
                 self._latency.add("end to end", delay)
@@ -141,6 +144,8 @@ class CameraStatistics:
         """Record that a frame was dropped; ``details`` make it a fault."""
         with self._lock:
             self._dropped[cause] += 1
+            if cause == REPLACED and self._busy_since is None:
+                self._busy_since = time.monotonic()
             if details:
                 self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
 
@@ -150,7 +155,7 @@ class CameraStatistics:
             return self._note(name, details)
 
     def silence_s(self) -> float:
-        """Seconds since the last image, or since activation where there was none."""
+        """Seconds since the last image, or since the subscription where there was none."""
         with self._lock:
             return self._silence_s()
 
@@ -175,12 +180,18 @@ class CameraStatistics:
             }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
 
-    def report(self, topic: str) -> CameraReport:
-        """What to tell of the camera that publishes on ``topic``."""
+    def report(self, topic: str, reliability: str = "") -> CameraReport:
+        """What to tell of a camera.
+
+        Args:
+            topic: full name of its images' topic.
+            reliability: what is asked for there, in words.
+        """
         with self._lock:
             level, message = self._judge(topic)
             values = {
                 "topic": topic,
+                "reliability": reliability,
                 "input rate [Hz]": f"{self._input.per_second():.1f}",
                 "output rate [Hz]": f"{self._output.per_second():.1f}",
                 "frames received": self._received,
@@ -221,6 +232,8 @@ class CameraStatistics:
             return Level.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
         if loss := self._loss():
             return Level.WARN, f"{LOST}: {describe_loss(*loss)}"
+        if self._busy_since is not None and now - self._busy_since > _MEMORY_S:
+            return Level.WARN, f"no mask for {now - self._busy_since:.0f} s: the frames take too long"
         return Level.OK, (
             f"{self._output.per_second():.1f} of {self._input.per_second():.1f} frames per second segmented"
         )

@@ -84,7 +84,7 @@ class CameraWatch:
         told.examined_at = now
         silence = camera_input.explain_silence()
         statistics.explain_silence(silence.reason)
-        if silence.kind != told.kind or now - told.told_at > _REPEAT_S:
+        if silence.kind != told.kind or now - told.told_at >= _REPEAT_S:
             told.kind, told.told_at = silence.kind, now
             self._faults.warn(
                 f"no image{of_camera(camera)} on {camera_input.image_topic} for {silence_s:.0f} s: {silence.reason}"

@@ -63,7 +63,7 @@ def node_status(
     Args:
         name: the node's.
         state: its lifecycle state.
-        last_error: of a transition that failed, until one succeeds; empty for none.
+        last_error: what keeps it from its work; empty for none.
         runtime: what computes the network, and in which precision.
         decode: what decodes its logits, from `decode.backend`.
         switches: whether each thing that can be switched is on.

@@ -34,6 +34,10 @@ class FaultLog:
         if fault and self._is_due((camera, fault.name), _NOTE_PERIOD_S):
             self._logger.warning(f"{fault.name}{of_camera(camera)}: {fault.details}")
 
+    def fail(self, line: str) -> None:
+        """Log an error at once."""
+        self._logger.error(line)
+
     def warn(self, line: str) -> None:
         """Log a warning at once."""
         self._logger.warning(line)

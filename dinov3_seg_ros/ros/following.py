@@ -83,6 +83,12 @@ class FollowingSubscription:
         """The reliability that a parameter fixes, in words; empty where publishers are followed."""
         return "" if self._fixed_reliability is None else policy_name(self._fixed_reliability)
 
+    @property
+    def reliability(self) -> str:
+        """The reliability asked for now, in words, and by whose choice."""
+        chosen_by = "the publishers'" if self._fixed_reliability is None else "by qos_overrides"
+        return f"{policy_name(self._asked.reliability)} ({chosen_by})"
+
     def matched(self) -> int:
         """How many publishers match."""
         subscription = self._current

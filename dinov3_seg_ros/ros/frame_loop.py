@@ -18,6 +18,7 @@ from dinov3_seg_ros.ros.camera_statistics import (
     STOPPED,
     SWITCHED_OFF,
     UNWANTED,
+    CameraReport,
     CameraStatistics,
 )
 from dinov3_seg_ros.ros.camera_watch import CameraWatch
@@ -25,7 +26,7 @@ from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.qos import Endpoints
 from dinov3_seg_ros.ros.switches import Switches
-from dinov3_seg_ros.ros.worker import LatestFrameWorker
+from dinov3_seg_ros.ros.worker import LatestFrameWorker, Pace
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter, StartedSegmentation
 from dinov3_seg_ros.support.errors import MessageError, RuntimeFailedError
 from dinov3_seg_ros.support.timing import RateLimit
@@ -73,7 +74,7 @@ class FrameLoop:
         report: called in a thread of the worker after each turn.
 
     Attributes:
-        statistics: what became of each camera's frames.
+        statistics: what became of each camera's frames, from the subscription on.
     """
 
     def __init__(
@@ -92,12 +93,11 @@ class FrameLoop:
         self._clock, self._is_running, self._report = clock, is_running, report
         self._mask_size = parse_mask_size(options().mask_size)
         self._inputs: dict[str, CameraInput] = {}
-        self._is_subscribed = False
+        self._watch: CameraWatch | None = None
         self._limits = {camera: RateLimit() for camera in outputs}
         self._worker: LatestFrameWorker | None = None
         self._stopping: list[LatestFrameWorker] = []
-        self.statistics = {camera: CameraStatistics() for camera in outputs}
-        self._watch = CameraWatch(endpoints, self._inputs, self.statistics, faults)
+        self.statistics: dict[str, CameraStatistics] = {}
 
     def use(self, segmenter: Segmenter) -> None:
         """Segment with these models from now on; the first time, subscribe.
@@ -110,12 +110,8 @@ class FrameLoop:
         worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, segmenter.runtime.device != "cpu")
         worker.start()
         self._worker = worker
-        if not self._inputs:
-            self._is_subscribed = True
-            transport = self._options().image_transport
-            for camera in self._outputs:
-                self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
-            self._watch.start()
+        if self._watch is None:
+            self._subscribe()
 
     def leave(self) -> None:
         """Begin no frame any more with the models in use; the frame being processed may finish. Any thread may call."""
@@ -127,12 +123,11 @@ class FrameLoop:
 
     def stop(self) -> None:
         """Unsubscribe, and begin no further frame. Does nothing the second time."""
-        if self._is_subscribed:
+        if self._watch is not None:
             self._watch.stop()
         # They stay in place: the frame being processed still reads from them.
-        for camera_input in self._inputs.values() if self._is_subscribed else ():
+        for camera_input in self._inputs.values():
             camera_input.close()
-        self._is_subscribed = False
         self.leave()
 
     def join(self, timeout_s: float) -> bool:
@@ -140,9 +135,27 @@ class FrameLoop:
         deadline = time.monotonic() + timeout_s
         return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in self._stopping)
 
-    def topics(self) -> dict[str, str]:
-        """The full name of each camera's image topic."""
-        return {camera: camera_input.image_topic for camera, camera_input in self._inputs.items()}
+    def pace(self) -> Pace:
+        """How long frames take, those also that runtimes have left behind which were replaced."""
+        worker = self._worker
+        workers = [*([worker] if worker is not None else []), *self._stopping]
+        return max((worker.pace() for worker in workers), key=lambda pace: pace.oldest_s, default=Pace())
+
+    def reports(self) -> dict[str, CameraReport]:
+        """What to tell of each camera that is subscribed to."""
+        return {
+            camera: self.statistics[camera].report(camera_input.image_topic, camera_input.reliability)
+            for camera, camera_input in self._inputs.items()
+        }
+
+    def _subscribe(self) -> None:
+        # Before the subscriptions, which may deliver at once.
+        self.statistics |= {camera: CameraStatistics() for camera in self._outputs}
+        self._watch = CameraWatch(self._endpoints, self._inputs, self.statistics, self._faults)
+        transport = self._options().image_transport
+        for camera in self._outputs:
+            self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
+        self._watch.start()
 
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""

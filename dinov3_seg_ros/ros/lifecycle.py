@@ -19,6 +19,7 @@ from dinov3_seg_ros.ros.compatibility import answer_transitions
 from dinov3_seg_ros.ros.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.frame_loop import FrameLoop
+from dinov3_seg_ros.ros.hang_watch import HangWatch
 from dinov3_seg_ros.ros.models import Models
 from dinov3_seg_ros.ros.parameters import NodeParameters
 from dinov3_seg_ros.ros.ports import HeadOutput
@@ -49,7 +50,7 @@ class SegmentationNode(LifecycleNode):
     there. A configuration over the service waits without blocking the executor.
 
     Args:
-        finalized: called once the node is shut down.
+        end_process: called once the node is shut down, and where a hang is to end the process.
         options: of rclpy's LifecycleNode.
 
     Attributes:
@@ -57,13 +58,14 @@ class SegmentationNode(LifecycleNode):
         last_error: of a transition that failed, or of models that failed later, until one succeeds; empty for none.
     """
 
-    def __init__(self, finalized: Callable[[], None] = lambda: None, **options: Any) -> None:
+    def __init__(self, end_process: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
-        self._finalized = finalized
+        self._end_process = end_process
         self._settings = NodeParameters(self)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
+        self._hang_watch = HangWatch(self._faults, end_process)
         self._switches = Switches(self)
         self._bond = Bond(self)
         self._outputs: dict[str, dict[str, HeadOutput]] = {}
@@ -84,6 +86,7 @@ class SegmentationNode(LifecycleNode):
         """Load the models, or go on to load them, and create the publishers."""
         try:
             options = self._settings.read()
+            self._refuse_while_hung()
             if not self._models.are_wanted:
                 self._models.load(options)
             self._recovery.reset()
@@ -112,8 +115,9 @@ class SegmentationNode(LifecycleNode):
         """Enable the publishers, and subscribe once the models are there."""
         if self._models.error is not None:
             raise SegmentationError(f"there are no models: {self._models.error}; clean the node up and configure it")
+        self._refuse_while_hung()
         if self._last_loop is not None and not self._last_loop.join(_SHORTLY_S):
-            raise RuntimeFailedError(f"{_STUCK}; clean the node up and configure it, or start the process again")
+            raise RuntimeFailedError(f"{_STUCK}; wait until it has")
         result = super().on_activate(state)
         try:
             now = self.get_clock().now().to_msg()
@@ -155,7 +159,7 @@ class SegmentationNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything, from whatever state."""
         self.close()
-        self._finalized()
+        self._end_process()
         return super().on_shutdown(state)
 
     @reported
@@ -163,6 +167,11 @@ class SegmentationNode(LifecycleNode):
         """Release everything; the node is unconfigured afterwards and can be configured again."""
         self.close()
         return TransitionCallbackReturn.SUCCESS
+
+    def _refuse_while_hung(self) -> None:
+        """Raise RuntimeFailedError where a frame of the last activation hangs: it still holds the GPU."""
+        if self._hang_watch.hangs:
+            raise RuntimeFailedError(f"{_STUCK}; start the process again")
 
     # Who makes the transitions: the node itself, or a request
 
@@ -207,10 +216,13 @@ class SegmentationNode(LifecycleNode):
         if name == "configure" and self.state == "unconfigured":
             if not self._models.are_wanted:
                 try:
+                    self._refuse_while_hung()
                     self._models.load(self._settings.read())
-                except ParameterError:
+                except (ParameterError, RuntimeFailedError):
                     return  # the transition will say it
             await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
+        elif name == "activate" and self._last_loop is not None:
+            await wait_in_thread(self, functools.partial(self._last_loop.join, STOP_S))
         elif name in ("deactivate", "shutdown") and self._loop is not None:
             self._loop.stop()
             await wait_in_thread(self, functools.partial(self._loop.join, STOP_S))
@@ -333,12 +345,16 @@ class SegmentationNode(LifecycleNode):
             decoder = decode.backend(segmenter.runtime.logits_device)
             stages = segmenter.times.summary_ms()
         mismatches = self._endpoints.mismatches()
-        found = [node_status(name, self.state, self.last_error, runtime, decoder, switches, stages, mismatches)]
+        error = self._look_for_hang() or self.last_error
+        found = [node_status(name, self.state, error, runtime, decoder, switches, stages, mismatches)]
         if self._loop is not None:
-            for camera, topic in self._loop.topics().items():
-                title = f"{name}: camera {camera}".rstrip()
-                found.append(camera_status(title, self._loop.statistics[camera].report(topic)))
+            for camera, report in self._loop.reports().items():
+                found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))
         return found
+
+    def _look_for_hang(self) -> str:
+        loop = self._loop or self._last_loop
+        return "" if loop is None else self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
 
     def _stop(self) -> dict[str, CameraStatistics]:
         """Stop the frame loop; what became of its frames, by camera."""

@@ -141,6 +141,11 @@ class CameraInput:
         """The full name of the image topic."""
         return self._image.topic
 
+    @property
+    def reliability(self) -> str:
+        """The reliability that is asked for of the images' publishers, in words, and by whose choice."""
+        return self._image.reliability
+
     def follow(self) -> None:
         """Ask for what the publishers offer now; see `FollowingSubscription.follow`."""
         self._image.follow()

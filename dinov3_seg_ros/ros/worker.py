@@ -7,10 +7,29 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Finishes a turn that was started.
 Finish = Callable[[], None]
+
+
+class Pace(NamedTuple):
+    """How long a worker's turns take.
+
+    Attributes:
+        oldest_s: seconds that the oldest turn being processed has taken until now; 0 where there is none.
+        last_s: seconds that the turn which was finished last took; 0 before the first.
+    """
+
+    oldest_s: float = 0.0
+    last_s: float = 0.0
+
+
+class _Turn(NamedTuple):
+    """Items being processed: the slots they were in, and when they were taken, seconds of the monotonic clock."""
+
+    slots: Sequence[str]
+    taken_at: float
 
 
 class LatestFrameWorker:
@@ -41,8 +60,10 @@ class LatestFrameWorker:
         self._last_turns: dict[str, int] = {}
         self._condition = threading.Condition()
         self._stopping = False
+        self._taken_at: list[float] = []
+        self._last_s = 0.0
         self._room = threading.Semaphore(2 if overlap else 1)
-        self._started: SimpleQueue[tuple[Sequence[str], Finish] | None] = SimpleQueue()
+        self._started: SimpleQueue[tuple[_Turn, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
         # Daemons, so that a GPU that never answers does not keep the process from ending.
         self._threads = [threading.Thread(target=self._take_turns, name="segmentation_worker", daemon=True)]
@@ -79,28 +100,42 @@ class LatestFrameWorker:
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def pace(self) -> Pace:
+        """How long turns take; any thread may ask."""
+        with self._condition:
+            oldest_s = time.monotonic() - min(self._taken_at) if self._taken_at else 0.0
+            return Pace(oldest_s, self._last_s)
+
     def _take_turns(self) -> None:
         while items := self._next():
-            slots = [slot for slot, _ in items]
+            turn = _Turn([slot for slot, _ in items], time.monotonic())
+            with self._condition:
+                self._taken_at.append(turn.taken_at)
             try:
                 finish = self._start(items)
             except BaseException as error:  # any kind: nobody else would see it, and join() would wait for ever
-                self._report(slots, error)
-                self._room.release()
+                self._report(turn.slots, error)
+                self._leave(turn)
             else:
-                self._hand_over((slots, finish))
+                self._hand_over((turn, finish))
         self._started.put(None)
 
     def _end_turns(self) -> None:
-        while turn := self._started.get():
-            self._end_turn(turn)
+        while started := self._started.get():
+            self._end_turn(started)
 
-    def _end_turn(self, turn: tuple[Sequence[str], Finish]) -> None:
-        slots, finish = turn
+    def _end_turn(self, started: tuple[_Turn, Finish]) -> None:
+        turn, finish = started
         try:
             finish()
         except BaseException as error:
-            self._report(slots, error)
+            self._report(turn.slots, error)
+        self._leave(turn)
+
+    def _leave(self, turn: _Turn) -> None:
+        with self._condition:
+            self._taken_at.remove(turn.taken_at)
+            self._last_s = time.monotonic() - turn.taken_at
         self._room.release()
 
     def _report(self, slots: Sequence[str], error: BaseException) -> None:

@@ -1,0 +1,75 @@
+"""A frame that hangs is told once, and from one that is slow."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2 here")
+
+from dinov3_seg_ros.ros.fault_log import FaultLog
+from dinov3_seg_ros.ros.hang_watch import HangWatch
+from dinov3_seg_ros.ros.worker import Pace
+
+pytestmark = pytest.mark.ros
+
+
+class Lines(list):
+    """Takes the place of a logger."""
+
+    def error(self, line):
+        self.append(line)
+
+    info = error
+
+
+@pytest.fixture
+def lines():
+    return Lines()
+
+
+@pytest.fixture
+def ends():
+    return []
+
+
+@pytest.fixture
+def watch(lines, ends):
+    return HangWatch(FaultLog(lines), lambda: ends.append(True))
+
+
+def look(watch, pace, exit_after_s=0.0):
+    """What the second of two looks says."""
+    watch.look(pace, exit_after_s)
+    return watch.look(pace, exit_after_s)
+
+
+def test_a_hang_is_told_once_and_its_end_too(watch, lines, ends):
+    assert look(watch, Pace(9.0, 0.1)) == ""
+    assert "has not ended for 11 s" in look(watch, Pace(11.0, 0.1))
+    assert "has not ended for 3600 s" in look(watch, Pace(3600.0, 0.1))
+    assert len(lines) == 1 and watch.hangs
+    assert look(watch, Pace(0.2, 3601.0)) == ""
+    assert "ended after 3601 s" in lines[1] and not watch.hangs
+    assert look(watch, Pace(12.0, 0.1))
+    assert len(lines) == 3 and ends == []
+
+
+def test_frames_that_always_take_long_do_not_hang(watch, lines):
+    assert look(watch, Pace(59.0, 12.0)) == ""
+    assert look(watch, Pace(61.0, 12.0))
+    assert len(lines) == 1
+
+
+def test_a_process_that_was_stopped_for_a_while_does_not_hang(watch, lines, ends):
+    for _ in range(2):
+        assert watch.look(Pace(600.0, 0.1), 30.0) == "", "it goes on a moment later"
+        assert watch.look(Pace(0.1, 600.0), 30.0) == ""
+    assert lines == ends == []
+
+
+def test_the_process_is_ended_once_and_only_after_a_hang(watch, ends):
+    assert look(watch, Pace(9.0, 0.1), 5.0) == "" and ends == []
+    for oldest_s in (11.0, 12.0):
+        look(watch, Pace(oldest_s, 0.1), 11.5)
+    look(watch, Pace(13.0, 0.1), 11.5)
+    assert ends == [True]
