@@ -139,6 +139,12 @@ def test_a_node_that_makes_no_mask_for_ten_seconds_is_a_warning(clock):
     assert status_of(statistics)[:2] == (WARN, "no mask for 11 s: the frames take too long")
     statistics.segmented(clock.now, delay=0.0)
     assert status_of(statistics)[0] == OK
+    statistics.dropped(REPLACED)
+    for second in range(12):
+        clock.now += 1
+        statistics.received(12.0 + second)
+        statistics.dropped(UNWANTED)
+    assert status_of(statistics)[0] == OK, "it makes none because nobody subscribes"
 
 
 def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):

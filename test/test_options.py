@@ -68,13 +68,13 @@ def test_every_option_has_a_kind_a_description_and_its_own_name():
     assert described["geometry"].choices == ("stretch", "letterbox", "pad", "native")
 
 
-def test_only_what_is_published_and_how_often_may_change_while_running():
+def test_only_what_changes_no_model_may_change_while_running():
     live = {name for name, option in describe_options(NodeOptions).items() if option.live}
     assert live == {
         "confidence_threshold", "overlay_alpha", "overlay_names", "jpeg_quality", "max_pixels",
-        "value_range", "max_rate",
+        "value_range", "max_rate", "exit_after_hang",
     }  # fmt: skip
-    assert live - {"max_rate"} < set(PublishOptions.model_fields)
+    assert live - {"max_rate", "exit_after_hang"} < set(PublishOptions.model_fields)
 
 
 def test_the_models_share_no_option():

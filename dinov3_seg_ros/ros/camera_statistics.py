@@ -83,7 +83,7 @@ class CameraStatistics:
         self._start = time.monotonic()
         self._last_received: float | None = None
         self._last_segmented = float("-inf")
-        # When the oldest frame since the last mask was replaced: the node was busy then.
+        # Since when frames were replaced and none was processed to its end.
         self._busy_since: float | None = None
         self._last_stamp: float | None = None
         self._input, self._output = Rate(), Rate()
@@ -144,8 +144,10 @@ class CameraStatistics:
         """Record that a frame was dropped; ``details`` make it a fault."""
         with self._lock:
             self._dropped[cause] += 1
-            if cause == REPLACED and self._busy_since is None:
-                self._busy_since = time.monotonic()
+            if cause == REPLACED:
+                self._busy_since = self._busy_since or time.monotonic()
+            elif cause != LIMITED:  # the node was free for this frame, or is not asked to be
+                self._busy_since = None
             if details:
                 self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
 
