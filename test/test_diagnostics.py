@@ -177,6 +177,14 @@ def test_the_nodes_level_is_that_of_its_worst_fault(state, last_error, mismatche
     assert stages_of(status) == stages
 
 
+def test_an_active_node_whose_models_still_load_is_a_warning():
+    def status(state):
+        return node_status("node", state, "", "being loaded", "being loaded", {}, {}, [], loading_s=83.2)
+
+    assert (status("active").level, status("active").message) == (WARN, "active: the models have been loading for 83 s")
+    assert (status("inactive").level, status("inactive").message) == (WARN, "inactive")
+
+
 def test_a_fault_that_drops_no_frame_is_a_warning_at_most(clock):
     statistics = CameraStatistics()
     statistics.received(1.0)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from diagnostics_reader import ERROR, OK, DiagnosticsReader
+from diagnostics_reader import ERROR, OK, WARN, DiagnosticsReader
 from exported_bundles import write_exported_bundle
 from nav2_manager import RESET, SHUTDOWN, STARTUP, Nav2Manager
 from ros_graph import Graph
@@ -85,7 +85,8 @@ def test_services_answer_and_configure_succeeds_while_models_load(graph, bundle,
     assert CONFIGURE_S < 4.0, "the manager waits 5 s"
     assert node.get_parameter("overlay_alpha").double_value == 0.5
     reader = DiagnosticsReader(graph)
-    reader.wait("segmentation", lambda status: status.values["runtime"] == "being loaded", "loading")
+    status = reader.wait("segmentation", lambda status: status.values["runtime"] == "being loaded", "loading")
+    assert status.level == WARN and "active: the models have been loading for" in status.message
     switch.touch()
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     camera.send_until_answered(camera.message(PICTURE), masks)

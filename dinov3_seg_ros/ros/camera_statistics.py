@@ -26,7 +26,7 @@ _MEMORY_S = 10.0
 #: A loss raises the level from so many images on, and from this share of those that were sent.
 _LEAST_LOST, _LEAST_LOST_SHARE = 3, 0.05
 #: A camera is stale after so long a silence.
-_SILENCE_S = 3.0
+_STALE_AFTER_S = 3.0
 #: A larger difference between stamp and clock means that another clock made the stamp.
 _LONGEST_DELAY_S = 60.0
 
@@ -222,7 +222,7 @@ class CameraStatistics:
 
     def _judge(self, topic: str) -> tuple[Level, str]:
         now = time.monotonic()
-        if (silence := self._silence_s()) > _SILENCE_S:
+        if (silence := self._silence_s()) > _STALE_AFTER_S:
             kind = "no further image" if self._last_received else "no image yet"
             reason = f": {self._silence_reason}" if self._silence_reason else ""
             return Level.STALE, f"{kind} on {topic} for {silence:.0f} s{reason}"

@@ -57,6 +57,7 @@ def node_status(
     switches: Mapping[str, bool],
     stages: Mapping[str, Mapping[str, float]],
     mismatches: Sequence[str],
+    loading_s: float | None = None,
 ) -> DiagnosticStatus:
     """The node's own line of /diagnostics.
 
@@ -69,11 +70,14 @@ def node_status(
         switches: whether each thing that can be switched is on.
         stages: from `StageTimes.summary_ms`.
         mismatches: from `Endpoints.mismatches`.
+        loading_s: for how many seconds the models have been loading; None where they are not being loaded.
     """
     level, message = DiagnosticStatus.OK, state
     off = [what for what, on in switches.items() if not on]
     if last_error:
         level, message = DiagnosticStatus.ERROR, f"{state}: {last_error.splitlines()[0]}"
+    elif state == "active" and loading_s is not None:
+        level, message = DiagnosticStatus.WARN, f"{state}: the models have been loading for {loading_s:.0f} s"
     elif mismatches:
         level, message = DiagnosticStatus.WARN, f"{state}: {mismatches[0]}"
     elif state != "active":

@@ -337,7 +337,8 @@ class SegmentationNode(LifecycleNode):
         name = self.get_fully_qualified_name().lstrip("/")
         switches = {"segmentation": self._switches.is_on}
         switches |= {f"head {head}": self._switches.head_is_on(head) for head in self._models.manifests or ()}
-        runtime = decoder = "being loaded" if self._models.are_loading else "none loaded"
+        loading_s = self._models.loading_s
+        runtime = decoder = "none loaded" if loading_s is None else "being loaded"
         stages: dict[str, dict[str, float]] = {}
         segmenter = self._models.segmenter
         if segmenter is not None:
@@ -346,7 +347,7 @@ class SegmentationNode(LifecycleNode):
             stages = segmenter.times.summary_ms()
         mismatches = self._endpoints.mismatches()
         error = self._look_for_hang() or self.last_error
-        found = [node_status(name, self.state, error, runtime, decoder, switches, stages, mismatches)]
+        found = [node_status(name, self.state, error, runtime, decoder, switches, stages, mismatches, loading_s)]
         if self._loop is not None:
             for camera, report in self._loop.reports().items():
                 found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))

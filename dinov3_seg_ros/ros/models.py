@@ -37,9 +37,10 @@ class Models:
         return self._attempt is not None
 
     @property
-    def are_loading(self) -> bool:
-        """Whether they are being loaded."""
-        return self._attempt is not None and not self._attempt.is_over.is_set()
+    def loading_s(self) -> float | None:
+        """For how many seconds they have been loading; None where they are not being loaded."""
+        attempt = self._attempt
+        return None if attempt is None or attempt.is_over.is_set() else time.monotonic() - attempt.began
 
     @property
     def segmenter(self) -> Segmenter | None:
