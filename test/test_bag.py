@@ -20,6 +20,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from dinov3_seg_ros.bag import __main__ as command
 from dinov3_seg_ros.bag import outputs as bag
 from dinov3_seg_ros.bag.outputs import BagSegmenter
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, OutputError, ParameterError
@@ -150,6 +151,35 @@ def test_16_bit_images_of_each_topic_have_a_range_of_their_own(segmenter, tmp_pa
     assert len(caplog.messages) == 2, "one line for each topic"
     with pytest.raises(ParameterError):
         PublishOptions(value_range="12 bits")
+
+
+def test_each_topics_masks_are_smoothed_over_time(segmenter, tmp_path):
+    stamp, whole = TYPES.types["builtin_interfaces/msg/Time"], cv2.INTER_CUBIC
+    still = cv2.resize(picture(0), (64, 48), interpolation=whole).astype(int)
+    frames = [np.clip(still + np.random.default_rng(seed).integers(-20, 21, still.shape), 0, 255) for seed in range(6)]
+    messages, topics = [], ["/a/image", "/b/image"]
+    for number, frame in enumerate(frames):
+        header_now = TYPES.types["std_msgs/msg/Header"](
+            stamp=stamp(sec=5, nanosec=10**8 * (number // 2)), frame_id=topics[number % 2]
+        )
+        message = TYPES.types[IMAGE](
+            header=header_now, height=48, width=64, encoding="rgb8", is_bigendian=0, step=192,
+            data=frame.astype(np.uint8).reshape(-1),
+        )  # fmt: skip
+        messages.append((topics[number % 2], IMAGE, message))
+    source = write_bag(tmp_path / "in", messages)
+    BagSegmenter(segmenter, PublishOptions(temporal_smoothing=0.8), ["mask"]).process(source, tmp_path / "out", topics)
+    found = contents(tmp_path / "out")
+    for index, topic in enumerate(topics):
+        smoother, expected, single = TemporalSmoother(0.8), [], []
+        for number, frame in enumerate(frames[index::2]):
+            rgb = frame.astype(np.uint8)
+            result = segmenter.segment([rgb])[0]
+            single.append(result.labels)
+            expected.append(result.smoothed(smoother, rgb, 5 + number / 10).labels)
+        masks = [pixels(mask) for _, mask in found[f"/{topic[1]}/segmentation/mask"]]
+        assert np.array_equal(masks, expected)
+        assert not np.array_equal(masks[-1], single[-1])
 
 
 def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):

@@ -19,6 +19,7 @@ from ros_graph import Graph, image_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dinov3_seg_ros import decode
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.segmenter import Segmenter
 
 pytestmark = pytest.mark.ros
@@ -78,9 +79,13 @@ def picture(seed=0):
 def published(segmenter, rgb, head="first"):
     """Labels and confidence that the class list makes of a head's answer, computed here in another way."""
     found = segmenter.segment([rgb], size=MASK_SIZE)[0].heads[head]
-    confidence, labels = found.confidence.copy(), np.choose(found.labels, [1, 0, 255, 0, 255]).astype(np.uint8)
+    confidence, labels = found.confidence.copy(), as_published(found.labels)
     confidence[labels == 255] = 0
     return labels, confidence
+
+
+def as_published(labels):
+    return np.choose(labels, [1, 0, 255, 0, 255]).astype(np.uint8)
 
 
 def middle_confidence(segmenter):
@@ -170,6 +175,23 @@ def test_a_confidence_threshold_unlabels_doubtful_pixels_at_once(quiet, segmente
     assert 0 < doubtful.sum() < doubtful.size
     assert np.array_equal(image_of(masks[-1]), np.where(doubtful, 255, labels))
     assert np.array_equal(image_of(confidences[-1]), np.where(doubtful, 0, confidence))
+
+
+def test_masks_are_smoothed_over_time_where_that_is_wanted(quiet, segmenter):
+    graph, node, camera = quiet
+    rng, masks, smoother = np.random.default_rng(3), graph.listen("segmentation/mask"), TemporalSmoother(0.8)
+    frames = [np.clip(picture() + rng.integers(-25, 26, (*SIZE, 3)), 0, 255).astype(np.uint8) for _ in range(3)]
+    assert node.set_parameter("temporal_smoothing", 0.8).successful
+    for number, frame in enumerate(frames):
+        message = camera.message(frame)
+        message.header.stamp.sec, message.header.stamp.nanosec = 100, 10**8 * number
+        found = image_of(camera.send_until_answered(message, masks))
+        result = segmenter.segment([frame], size=MASK_SIZE)[0]
+        assert np.array_equal(found, as_published(result.smoothed(smoother, frame, 100 + number / 10).labels))
+    assert not np.array_equal(found, as_published(result.labels)), "smoothing changed nothing, so this shows nothing"
+    assert node.set_parameter("temporal_smoothing", 0.0).successful
+    message = camera.message(frames[-1])
+    assert np.array_equal(image_of(camera.send_until_answered(message, masks)), as_published(result.labels))
 
 
 def test_heads_and_the_whole_node_are_switched_while_running(quiet):

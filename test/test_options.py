@@ -72,7 +72,7 @@ def test_only_what_changes_no_model_may_change_while_running():
     live = {name for name, option in describe_options(NodeOptions).items() if option.live}
     assert live == {
         "confidence_threshold", "overlay_alpha", "overlay_names", "jpeg_quality", "max_pixels",
-        "value_range", "max_rate", "exit_after_hang",
+        "value_range", "temporal_smoothing", "max_rate", "exit_after_hang",
     }  # fmt: skip
     assert live - {"max_rate", "exit_after_hang"} < set(PublishOptions.model_fields)
 

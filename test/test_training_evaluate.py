@@ -269,6 +269,32 @@ def test_the_default_evaluation_sees_what_the_robot_sees(bundle, data, tmp_path)
     assert scores["per_class_boundary_iou"].keys() == scores["per_class_iou"].keys()
 
 
+def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, tmp_path):
+    segmenter, rng = Segmenter.from_bundle(bundle.path), np.random.default_rng(4)
+    for folder in ("images", "masks"):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+    still = picture(96, 128).astype(int)
+    for index in range(6):
+        image = np.clip(still + rng.normal(0, 12, still.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "val" / "images" / f"{index}.png")
+        Image.fromarray(segmenter.segment([still.astype(np.uint8)])[0].labels).save(
+            tmp_path / "val" / "masks" / f"{index}.png"
+        )
+    assert run(bundle, tmp_path, tmp_path)["flicker"] is None
+    sequence = ("--sequence", "True", "--bootstrap", "0")
+    single = run(bundle, tmp_path, tmp_path, *sequence)
+    smoothed = run(bundle, tmp_path, tmp_path, *sequence, "--temporal_smoothing", "0.8")
+    assert 0 < smoothed["flicker"] < single["flicker"]
+    assert smoothed["miou"] > single["miou"]
+
+
+def test_smoothing_images_that_are_no_sequence_is_refused(bundle, data, tmp_path, capfd):
+    arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main([str(bundle.path), *arguments, "--temporal_smoothing", "0.5"]) == 1
+    assert "add --sequence True" in capfd.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
+
+
 def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
     scores = run(bundle, data, tmp_path, "--against", str(other.path), "--bootstrap", "50")

@@ -137,6 +137,21 @@ def test_the_first_frames_and_another_rate_can_be_asked_for(bundle, tmp_path, vi
     assert summary(tmp_path / "out")["frames"] == 2
 
 
+def test_a_video_flickers_less_when_it_is_smoothed(bundle, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "still.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (128, 96))
+    rng, still = np.random.default_rng(2), picture(96, 128).astype(int)
+    for _ in range(6):
+        writer.write(np.clip(still + rng.normal(0, 20, still.shape), 0, 255).astype(np.uint8))
+    writer.release()
+    found = {}
+    for weight in (0, 0.8):
+        output = tmp_path / f"out_{weight}"
+        options = ("--flicker", True, "--temporal_smoothing", weight, "--max-batch", 2)
+        assert predict(bundle, tmp_path / "still.mp4", output, *options) == 0
+        found[weight] = summary(output)["flicker"]
+    assert 0 < found[0.8] < found[0]
+
+
 def test_batches_of_a_video_give_the_masks_of_single_frames(bundle, tmp_path, video):
     for output, options in (("single", ()), ("batches", ("--max-batch", 2, "--frames", 3))):
         assert predict(bundle, video, tmp_path / output, *options) == 0

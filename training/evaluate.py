@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
@@ -28,6 +29,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
 from training.evaluation.bootstrap import LEVEL
+from training.evaluation.flicker import Flicker
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.evaluation.scores import Scores, per_class_name
 from training.recipes.loading import load_recipe
@@ -36,6 +38,9 @@ from training.reports.evaluation_folder import Examples, write_evaluation
 from training.reports.pictures import percent
 from training.support.output import check_free, writing
 from training.support.section import Section
+
+#: Of image files, which do not say when they were taken.
+FRAMES_PER_SECOND = 10.0
 
 OnPrediction = Callable[[int, np.ndarray, np.ndarray, HeadSegmentation], None]
 
@@ -54,6 +59,10 @@ class EvaluationSettings(Section):
     """Objects narrower than this part of the image's diagonal are thin."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Draws of the images from which the intervals of the scores are computed; 0: no intervals."""
+    sequence: bool = False
+    """Whether the images follow one another in time, as those of a video do; then flicker is a score. Cuts are seen."""
+    temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    """For a sequence: the weight of previous frames, as the node's parameter of this name."""
 
 
 def segment_all(
@@ -61,6 +70,7 @@ def segment_all(
     data: SegmentationDataset,
     indices: Iterable[int],
     on_prediction: OnPrediction,
+    smoother: TemporalSmoother | None = None,
 ) -> None:
     """Segment items of a data set.
 
@@ -69,6 +79,7 @@ def segment_all(
         data: the data set.
         indices: of the items.
         on_prediction: called with index, image, true mask and result of each, which has the size of the mask.
+        smoother: smooths the results over time, as of a camera with `FRAMES_PER_SECOND`.
 
     Raises:
         DatasetError: an item cannot be read.
@@ -78,6 +89,8 @@ def segment_all(
         items = [data.item(index) for index in batch]
         found = segmenter.segment([image for image, _ in items])
         for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
+            if smoother is not None:
+                segmentation = segmentation.smoothed(smoother, image, index / FRAMES_PER_SECOND)
             on_prediction(index, image, truth, next(iter(segmentation.heads.values())))
 
 
@@ -93,6 +106,8 @@ def scores_table(scores: dict[str, Any]) -> Table:
         table.add_row(f"{LEVEL:.0%} interval", *(_interval(scores[f"{column}_interval"]) for column in columns))
     for name in ("macc", "aacc", "boundary_miou", "ece"):
         table.add_row(name, percent(scores[name]))
+    if scores.get("flicker") is not None:
+        table.add_row("flicker", percent(scores["flicker"]))
     return table
 
 
@@ -197,18 +212,22 @@ def evaluate_bundle(
     compute, settings = compute or ComputeOptions(), find_settings(path, dataset, overrides, inference)
     data = settings.data.open(settings.split)
     examples = Examples(data) if report is not None else None
-    found = _evaluate_one(path, settings, data, compute, console, examples)
+    if settings.temporal_smoothing and not settings.sequence:
+        raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
+    found, flicker = _evaluate_one(path, settings, data, compute, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
+        "flicker": flicker,
         "bundle": str(path),
         "images": len(data),
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
     if against is not None:
-        other = _evaluate_one(against, settings, data, compute, console)
+        other, other_flicker = _evaluate_one(against, settings, data, compute, console)
         difference = found.differences(other, settings.bootstrap)
-        scores["against"] = {**other.summary(settings.bootstrap), "bundle": str(against), "difference": difference}
+        summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
+        scores["against"] = {**summary, "bundle": str(against), "difference": difference}
     if report is not None and examples is not None:
         write_evaluation(report, scores, found.matrix, examples)
     return scores
@@ -236,7 +255,8 @@ def _evaluate_one(
     compute: ComputeOptions,
     console: Console,
     examples: Examples | None = None,
-) -> Scores:
+) -> tuple[Scores, float | None]:
+    """The scores of a bundle, and its flicker where the data set is a sequence."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
@@ -244,16 +264,20 @@ def _evaluate_one(
             "evaluate on a data set with the same classes in the same order"
         )
     scores = Scores(data.class_names, settings.boundary_width, settings.thin_width)
+    flicker = Flicker() if settings.sequence else None
+    smoother = TemporalSmoother(settings.temporal_smoothing) if settings.temporal_smoothing else None
 
     def compare(index: int, image: np.ndarray, truth: np.ndarray, found: HeadSegmentation) -> None:
         confidence = found.confidence  # decodes the labels as well
         scores.update(truth, found.labels, confidence)
+        if flicker is not None:
+            flicker.update(image, found.labels, truth)
         if examples is not None:
             examples.add(index, image, truth, found.labels)
 
     indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare)
-    return scores
+    segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare, smoother)
+    return scores, flicker.share() if flicker is not None else None
 
 
 def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:

@@ -30,12 +30,14 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter
 from dinov3_seg_ros.support.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
+from training.evaluation.flicker import Flicker
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
@@ -67,6 +69,10 @@ class PredictionSettings(Section):
     """Frames per second of the video that is written; auto: of the video that is read, of a webcam 10."""
     frames: Annotated[int, Field(ge=1)] | None = None
     """The most that is segmented; null: all."""
+    temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    """Of a video or webcam: the weight of previous frames, as the node's parameter of this name."""
+    flicker: bool = False
+    """Whether to measure how much the labels of a video or webcam flicker; takes longer than segmenting."""
 
 
 @dataclass
@@ -96,6 +102,7 @@ class Prediction:
         segmenting_seconds: the part from image to labels.
         unreadable: path of each file that could not be read -> reason.
         interrupted: whether the user ended the run.
+        flicker: share of pixels whose label changes where the picture does not; None if it was not measured.
     """
 
     frames: int = 0
@@ -103,6 +110,7 @@ class Prediction:
     segmenting_seconds: float = 0.0
     unreadable: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    flicker: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """The content of the JSON file. Rates are in frames per second, None if there was no frame."""
@@ -113,6 +121,7 @@ class Prediction:
         return {
             "frames": self.frames,
             **{name: round(self.frames / seconds, 2) if self.frames else None for name, seconds in rates.items()},
+            "flicker": self.flicker,
             "interrupted": self.interrupted,
             "unreadable": self.unreadable,
         }
@@ -161,6 +170,9 @@ def predict(
     segmenter.warm_up()
     done = Prediction(unreadable=source.unreadable)
     total = source.count if settings.frames is None else min(settings.frames, source.count or settings.frames)
+    is_stream = source.rate is not None
+    smoother = TemporalSmoother(settings.temporal_smoothing) if is_stream and settings.temporal_smoothing else None
+    flicker = Flicker() if is_stream and settings.flicker else None
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(_progress(console))
         task = progress.add_task("segmenting", total=total)
@@ -174,6 +186,11 @@ def predict(
             while batch := list(itertools.islice(frames, segmenter.max_batch)):
                 before = time.perf_counter()
                 segmentations = segmenter.segment([image for _, image in batch])
+                if smoother is not None and source.rate is not None:
+                    segmentations = [
+                        segmentation.smoothed(smoother, image, (done.frames + number) / source.rate)
+                        for number, ((_, image), segmentation) in enumerate(zip(batch, segmentations, strict=True))
+                    ]
                 for segmentation in segmentations:
                     if settings.confidence:
                         _ = segmentation.confidence  # read first, it gives the labels as well
@@ -181,6 +198,8 @@ def predict(
                 done.segmenting_seconds += time.perf_counter() - before
                 for (name, image), segmentation in zip(batch, segmentations, strict=True):
                     _write(name, image, segmentation, manifest, output, settings, video)
+                    if flicker is not None:
+                        flicker.update(image, segmentation.labels)
                     done.frames += 1
                     progress.update(task, completed=done.frames + len(done.unreadable))
         except KeyboardInterrupt:
@@ -188,6 +207,7 @@ def predict(
                 raise
             done.interrupted = True
         done.seconds = time.perf_counter() - started
+        done.flicker = flicker.share() if flicker is not None else None
         if source.rate is not None and not done.frames:
             raise DatasetError("the stream gives no frame; is the file whole, and is the webcam free?")
     return done

@@ -24,6 +24,7 @@ from dinov3_seg_ros.frames.output_classes import (
     load_class_list,
 )
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
 from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE, VIDEO_TRANSPORTS, decoded_topic, republish_command
@@ -130,7 +131,9 @@ class BagSegmenter:
             added = self._added_connections(writer, images, {c.topic for c in reader.connections})
             counts: Counter[str] = Counter()
             messages = track(messages_of(reader, source), reader.message_count)
-            for record, result in self._segmented(self._read(messages, images, counts)):
+            weight = self._options.temporal_smoothing
+            smoothers = {topic: TemporalSmoother(weight) for topic in images} if weight else {}
+            for record, result in self._segmented(self._read(messages, images, counts), smoothers):
                 writer.write(copies[record.connection.id], record.timestamp, record.raw)
                 for head, published in (result or {}).items():
                     for output, message in self._messages(head, published, record):
@@ -160,12 +163,14 @@ class BagSegmenter:
         except Exception as error:  # the types differ among releases of rosbags
             raise MessageError("damaged message", f"a message is not a {kind}: {error}") from error
 
-    def _segmented(self, records: Iterable[_Record]) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
+    def _segmented(
+        self, records: Iterable[_Record], smoothers: Mapping[str, TemporalSmoother]
+    ) -> Iterator[tuple[_Record, dict[str, _Published] | None]]:
         """Yield records in order, each with its results. Reading and writing continue while the network computes."""
         with ThreadPoolExecutor(1) as network:
             waiting: tuple[list[_Record], Future[list[dict[str, _Published]]]] | None = None
             for group in self._groups(records):
-                following = group, network.submit(self._segment, [r.rgb for r in group if r.rgb is not None])
+                following = group, network.submit(self._segment, group, smoothers)
                 if waiting:
                     yield from _with_results(*waiting)
                 waiting = following
@@ -187,11 +192,19 @@ class BagSegmenter:
                 group, frames, copied = [], 0, 0
         yield group
 
-    def _segment(self, images: list[np.ndarray]) -> list[dict[str, _Published]]:
-        return [
-            {name: self._publish(name, head) for name, head in result.heads.items()}
-            for result in self._segmenter.segment(images, size=self._mask_size)
-        ]
+    def _segment(
+        self, group: Sequence[_Record], smoothers: Mapping[str, TemporalSmoother]
+    ) -> list[dict[str, _Published]]:
+        """The results of those records of a group that are frames, in order."""
+        frames = [(record, record.rgb) for record in group if record.rgb is not None]
+        results = self._segmenter.segment([rgb for _, rgb in frames], size=self._mask_size)
+        published = []
+        for (record, rgb), result in zip(frames, results, strict=True):
+            if (smoother := smoothers.get(record.connection.topic)) is not None:
+                stamp = record.header.stamp
+                result = result.smoothed(smoother, rgb, stamp.sec + 1e-9 * stamp.nanosec)
+            published.append({name: self._publish(name, head) for name, head in result.heads.items()})
+        return published
 
     def _publish(self, name: str, head: Labelled) -> _Published:
         classes = self._classes[name]

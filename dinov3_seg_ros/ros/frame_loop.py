@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rclpy.clock import Clock
 
+from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions, parse_mask_size
 from dinov3_seg_ros.ros.camera_statistics import (
     LIMITED,
@@ -48,11 +49,18 @@ class _Started(NamedTuple):
     segmentation: StartedSegmentation
 
 
+class _Models(NamedTuple):
+    """A segmenter, and what it remembers of each camera where masks are smoothed over time."""
+
+    segmenter: Segmenter
+    smoothers: dict[str, TemporalSmoother]
+
+
 class _Turn:
     """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
+    def __init__(self, models: _Models) -> None:
+        self.segmenter, self.smoothers = models
         self.started: list[_Started] = []
         self.succeeded = False
         self.failure: RuntimeFailedError | None = None
@@ -106,7 +114,7 @@ class FrameLoop:
             ParameterError: a topic cannot be opened.
         """
         segmenter.times.clear()
-        begin = functools.partial(self._begin, segmenter)
+        begin = functools.partial(self._begin, _Models(segmenter, {}))
         worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, segmenter.runtime.device != "cpu")
         worker.start()
         self._worker = worker
@@ -170,7 +178,7 @@ class FrameLoop:
         elif worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _begin(self, segmenter: Segmenter, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+    def _begin(self, models: _Models, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
@@ -182,10 +190,10 @@ class FrameLoop:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
                 message, received = item
-                with segmenter.times.stage("message_in"):
+                with models.segmenter.times.stage("message_in"):
                     frames.append(self._inputs[camera].read(message, received, options))
                 heads |= dict.fromkeys(wanted)
-        turn = _Turn(segmenter)
+        turn = _Turn(models)
         if frames:
             self._start_segmenting(turn, frames, list(heads))
         return functools.partial(self._finish, turn)
@@ -213,10 +221,22 @@ class FrameLoop:
                 continue
             for frame, result in zip(frames, results, strict=True):
                 with self._drop_frame_on_error(frame.camera, turn):
-                    self._publish(frame, result, turn.segmenter)
+                    self._publish(frame, self._smoothed(frame, result, turn), turn.segmenter)
                     turn.succeeded = True
         if turn.succeeded or turn.failure is not None:
             self._report(turn.segmenter, None if turn.succeeded else turn.failure)
+
+    def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn) -> Segmentation:
+        """A frame's results, smoothed over time where that is wanted."""
+        weight = self._options().temporal_smoothing
+        if not weight:
+            turn.smoothers.pop(frame.camera, None)
+            return result
+        smoother = turn.smoothers.setdefault(frame.camera, TemporalSmoother(weight))
+        smoother.weight = weight
+        stamp = frame.header.stamp
+        with turn.segmenter.times.stage("smoothing"):
+            return result.smoothed(smoother, frame.rgb, stamp.sec + 1e-9 * stamp.nanosec)
 
     def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
         style = Style.of(self._options())
