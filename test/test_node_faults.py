@@ -101,7 +101,8 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         monkeypatch.setattr(node._models.segmenter.runtime, "start", start_dark_frames)
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
-        node._loop._begin(node._models.segmenter, [(name, (message, 0.0)) for name, message in messages.items()])()
+        # Together, as no two messages can be sent at the same moment.
+        node._loop._worker._start([(name, (message, 0.0)) for name, message in messages.items()])()
         graph.spin_until(lambda: masks["good"], "the mask of the good frame")
         assert masks["good"][0].header == messages["good"].header
         assert batches == [2, 1, 1], "first together, then each alone"
