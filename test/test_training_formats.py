@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
 import shutil
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import labelled_folders
@@ -15,8 +18,10 @@ import pyarrow.parquet
 import pytest
 import tiny_datasets
 from PIL import Image
+from rich.console import Console
 
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from training.checks.problems import check_before_training
 from training.data import DATASETS, IncompleteError, arrow
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
@@ -265,6 +270,100 @@ def test_a_damaged_file_of_shapes_is_named(tmp_path, name, file):
     (tmp_path / file).write_text(text.replace('"points"', '"dots"') if name == "labelme" else text + "0 0.1 0.2 0.3\n")
     with pytest.raises(ItemError, match=rf"{file} does not describe the labels of train_0001\.jpg.*export it anew"):
         AutoData(root=str(tmp_path)).open("train").item(1)
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change the content of a JSON."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def far_corner(content: dict) -> None:
+    content["shapes"][0]["points"][0] = [1e12, 3]
+
+
+#: Format, file, what is done to it, what is said.
+DAMAGES = [
+    ("labelme", "train/train_0001.json", lambda c: c["shapes"][0].update(label=None), "a shape has the label None"),
+    ("labelme", "train/train_0001.json", far_corner, "a corner lies at"),
+    ("labelme", "train/train_0001.json", lambda c: c["shapes"][0].update(points=[]), "a shape has no corners"),
+    ("labelme", "train/train_0001.json", lambda c: c.update(imageWidth=-1), "the image is said to have -1x40 pixels"),
+    ("labelme", "train/train_0001.json", lambda c: c.clear(), "does not describe the labels of train_0001.jpg"),
+    ("coco", "valid/_annotations.coco.json", lambda c: c.update(images=[], annotations=[]), "lists no images"),
+    ("coco", "valid/_annotations.coco.json", lambda c: c["images"][0].update(file_name=None), "None is no text"),
+    ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
+    ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "damage", "said"), DAMAGES)
+def test_what_is_wrong_in_a_file_of_labels_is_told(tmp_path, name, file, damage, said):
+    labelled_folders.BUILDERS[name](tmp_path)
+    edit(tmp_path / file, damage)
+    with pytest.raises(DatasetError) as told:
+        for split in tiny_datasets.COUNTS:
+            data = AutoData(root=str(tmp_path)).open(split)
+            _ = [data.item(index) for index in range(len(data))]
+    assert said in str(told.value) and Path(file).name in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("7 0.1 0.1 0.2 0.2 0.3 0.1", r"a line has the class 7, but 3 classes have names"),
+        ("0 10 10 20 20 30 10", r"no shares of the image's size"),
+    ],
+)
+def test_a_line_of_yolo_that_means_something_else_is_refused(tmp_path, line, said):
+    labelled_folders.build_yolo(tmp_path)
+    path = tmp_path / "train/labels/train_0001.txt"
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(ItemError, match=said):
+        AutoData(root=str(tmp_path)).open("train").item(1)
+
+
+def test_boxes_without_polygons_are_explained(tmp_path):
+    labelled_folders.build_yolo(tmp_path)
+    for path in tmp_path.rglob("labels/*.txt"):
+        path.write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DatasetError, match=r"train_0000\.txt holds boxes, .* export the labels for segmentation"):
+        AutoData(root=str(tmp_path)).open("train")
+    assert set(np.unique(AutoData(root=str(tmp_path), format="yolo").open("train").mask(0))) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("export.zip", "Unpack the archive"), ("masks/0.npy", "Masks must be PNG, BMP or TIFF")]
+)
+def test_what_must_be_done_first_is_told(tmp_path, file, said):
+    labelled_folders.put(tmp_path / file, "x")
+    with pytest.raises(DatasetError, match=said):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_class_twice_in_a_yaml_file_is_refused(tmp_path):
+    labelled_folders.build_folder(tmp_path)
+    (tmp_path / "classes.yaml").write_text("road: [0, 0, 0]\ntree: [1, 1, 1]\nroad: [2, 2, 2]\n")
+    with pytest.raises(DatasetError, match=r"classes\.yaml cannot be read as YAML: 'road' stands there twice.*line 3"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("rename", [str.upper, lambda name: unicodedata.normalize("NFD", name)])
+def test_names_that_differ_in_case_or_accents_alone_are_paired(tmp_path, rename):
+    for stem in ("Küche 1", "Küche 2"):
+        tiny_datasets.save_image(tmp_path / "images" / f"{stem}.jpg", 0)
+        labelled_folders.put(tmp_path / "masks" / rename(f"{stem}.png"), labelled_folders.truth(0))
+    data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES, val_fraction=0.5).open("train")
+    assert np.array_equal(data.mask(0), labelled_folders.truth(0))
+
+
+def test_classes_of_nearly_the_same_name_are_told(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    path = tmp_path / "train/train_0001.json"
+    path.write_text(path.read_text().replace('"road"', '"Road "'))
+    console = Console(width=1000, record=True, file=io.StringIO())
+    check_before_training(AutoData(root=str(tmp_path)), console)
+    assert "'Road ' and 'road'; if they are one class, merge them in data.classes" in console.export_text()
 
 
 # Names of files ------------------------------------------------------------------------------------------------------

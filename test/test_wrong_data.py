@@ -39,6 +39,10 @@ def save(path: Path, pixels: np.ndarray | Image.Image) -> None:
     (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path)
 
 
+def save_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A sound data set: four images for training, two for validation."""
@@ -134,6 +138,47 @@ def only_one_image(root: Path) -> None:
         path.unlink()
 
 
+def jpeg_by_the_name_of_png(root: Path) -> None:
+    for path in masks_of(root):
+        Image.open(path).save(path, "JPEG")
+
+
+def interrupted(root: Path, split: str, folder: str) -> None:
+    path = first(root, split, folder)
+    path.rename(path.with_name(f"{path.name}.part"))
+
+
+def empty(root: Path, split: str, folder: str) -> None:
+    first(root, split, folder).write_bytes(b"")
+
+
+def link_to_nowhere(root: Path) -> None:
+    path = first(root, "val", "images")
+    path.unlink()
+    path.symlink_to(root / "nowhere.png")
+
+
+def swapped(root: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for path in masks_of(root):
+        (image := root / path.parent.parent.name / "images" / path.name).unlink()
+        path.rename(image)
+        save(path, photo)
+
+
+def one_mask_for_all(root: Path) -> None:
+    source = first(root, "train", "masks")
+    for path in masks_of(root, "train"):
+        if path != source:
+            shutil.copy(source, path)
+
+
+def twice(root: Path) -> None:
+    for folder in ("images", "masks"):
+        source = first(root, "train", folder)
+        shutil.copy(source, source.with_name("copy.png"))
+
+
 #: What is done to the data, and what is said of it. A training refuses these.
 REFUSED = {
     "a cut training image": (lambda r: truncated(r, "train", "images"), "unreadable file: 1"),
@@ -158,6 +203,20 @@ REFUSED = {
     "validation without labels": (lambda r: change(r, "val", lambda m: np.full_like(m, 255)), "val: no labelled pixel"),
     "training masks of one class": (lambda r: one_class_in_one_mask(r, "train"), "train: only one class"),
     "an image without mask": (lambda r: missing(r, "val", "masks"), "1 of 2 images have no mask"),
+    "JPEG masks named PNG": (jpeg_by_the_name_of_png, "is JPEG under another name, which changes values"),
+    "masks of other values": (
+        lambda r: change(r, "*", lambda m: m * 127),
+        "if these are the classes in their order, write data.classes as {floor: 0, wall: 127, door: 254}",
+    ),
+    "classes from 1, and 0 for none": (
+        lambda r: change(r, "*", lambda m: np.where(np.arange(HEIGHT)[:, None] < 9, 0, m + 1).astype(np.uint8)),
+        "write data.classes as {floor: 1, wall: 2, door: 3} and data.ignore as 0",
+    ),
+    "images and masks swapped": (swapped, "looks like a photo, not like a mask; are images and masks swapped?"),
+    "an unfinished download": (lambda r: interrupted(r, "train", "images"), "00x.png.part is an unfinished download"),
+    "an empty image": (lambda r: empty(r, "train", "images"), "train: unreadable file: 1"),
+    "an empty list of classes": (lambda r: save_text(r / "classes.csv", ""), "classes.csv is empty"),
+    "a link to nowhere": (link_to_nowhere, "val: unreadable file: 1"),
     "a single image": (only_one_image, "leaves no image of 1 to train on"),
 }
 #: A training says these and goes on.
@@ -167,6 +226,8 @@ WARNED = {
         lambda r: change(r, "train", lambda m: np.where(m == 2, 1, m).astype(np.uint8)),
         "train: class never occurs: 1: door",
     ),
+    "one mask for all images": (one_mask_for_all, "train: every mask is the same: 1: 4 images"),
+    "an image that is there twice": (twice, "train: the same image twice: 1: 00x.png and copy.png"),
     "mostly ignored": (
         lambda r: change(r, "train", lambda m: np.where(np.arange(HEIGHT)[:, None] < 50, 255, m).astype(np.uint8)),
         "train: most pixels are ignored: 1: 78.12 %",

@@ -22,6 +22,8 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 # Modes of Pillow whose pixels are numbers, not colours.
 _NUMBER_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 _COLOUR_MODES = ("RGB", "RGBA")
+# Names of Pillow.
+_LOSSY_FORMATS = ("JPEG", "MPO")
 _PALETTE_MODES = ("P", "PA")
 _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
@@ -134,6 +136,11 @@ def read_mask(source: ImageSource) -> MaskPixels:
         ItemError: the file cannot be read, or is no picture that a mask may be.
     """
     with _picture(source) as picture:
+        if picture.format in _LOSSY_FORMATS:
+            raise ItemError(
+                f"{source} is {picture.format} under another name, which changes values; export the masks as PNG",
+                "unreadable file",
+            )
         return mask_pixels(picture, source)
 
 

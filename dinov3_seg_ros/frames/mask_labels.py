@@ -15,6 +15,8 @@ from dinov3_seg_ros.support.errors import ItemError
 
 #: By how much the aspect ratios of an image and its mask may differ for the mask to be resized.
 _ASPECT_TOLERANCE = 0.03
+# A picture of more colours is a photo.
+_MOST_COLOURS = 1000
 
 
 class LabelTable:
@@ -142,6 +144,10 @@ class MaskLabels:
             return self.colours.labels(mask.values, source)
         if is_grey(mask.values):
             return self.numbers.labels(mask.values % 256, source)
+        if len(np.unique(mask.values)) > _MOST_COLOURS:
+            raise ItemError(
+                f"{source} looks like a photo, not like a mask; are images and masks swapped?", "value of no class"
+            )
         raise ItemError(f"{source} is a colour image; {self.no_colours}", "value of no class")
 
 

@@ -26,7 +26,7 @@ class RawMasks(NamedTuple):
     """What some masks of a split hold before they are read as classes.
 
     Attributes:
-        values: all values that occur, sorted; None where a mask holds colours, or something else than pixels.
+        values: all values that occur, sorted; None where a mask holds colours, or labels are no mask files.
         palettes_differ: two masks with palettes that disagree: name, name, index.
     """
 
@@ -49,6 +49,7 @@ class Findings:
         ignored: number of pixels of no class.
         names: of the readable items, for people.
         contents: of the readable items, a hash of the image's pixels.
+        masks: a hash of each mask that occurs.
         thumbnails: of the readable items, see `likeness.thumbnail`.
         raw: what masks hold before they are read as classes.
         spare_masks: masks without an image.
@@ -65,6 +66,7 @@ class Findings:
     ignored: int = 0
     names: list[str] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
+    masks: set[bytes] = field(default_factory=set)
     thumbnails: list[np.ndarray] = field(default_factory=list)
     raw: RawMasks = field(default_factory=RawMasks)
     spare_masks: list[Path] = field(default_factory=list)
@@ -88,6 +90,7 @@ class Findings:
 class _Item(NamedTuple):
     pixels: np.ndarray
     content: bytes
+    mask: bytes
     thumbnail: np.ndarray
 
 
@@ -140,6 +143,7 @@ def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:
     findings.ignored += int(item.pixels[count:].sum())
     findings.names.append(PurePath(name).as_posix())
     findings.contents.append(item.content)
+    findings.masks.add(item.mask)
     findings.thumbnails.append(item.thumbnail)
 
 
@@ -149,14 +153,17 @@ def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
         image, mask = data.item(index)
     except DatasetError as error:
         return error
-    content = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16)
     pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
-    return _Item(pixels, content.digest(), thumbnail(image))
+    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image))
+
+
+def _hash(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(str(array.shape).encode() + array.tobytes(), digest_size=16).digest()
 
 
 def _raw_masks(data: LabelledImages) -> RawMasks:
     """What masks hold, from some of them; a mask that cannot be read is reported elsewhere."""
-    values: set[int] | None = set()
+    values: set[int] | None = None if data.mask_values is None else set()
     colour_of: dict[int, tuple[int, str]] = {}
     differ: tuple[str, str, int] | None = None
     for index in _spread(len(data), _COMPARED_MASKS):

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from rich.console import Console
 
+from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.checks.findings import Findings, check_split
 from training.checks.likeness import near_duplicates
@@ -21,14 +22,18 @@ Problems = dict[str, list[str]]
 _BINARY = "0 and 255 only"
 _PALETTES = "palettes differ"
 _UNLABELLED = "no labelled pixel"
+_OTHER_VALUES = "the masks hold other values"
 _ONE_CLASS = "only one class"
 # With these a training would fail, or learn nothing that its scores would tell.
 _FATAL = (
     *("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other"),
-    *(_BINARY, _PALETTES, _UNLABELLED, f"train: {_ONE_CLASS}"),
+    *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}"),
 )
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
+# So many equal masks are no coincidence.
+_LEAST_EQUAL = 3
+_LONGEST_MAP = 20
 _NAMED = 3
 #: So many training images are read before a training; `training.check_dataset` reads all.
 MOST_BEFORE_TRAINING = 500
@@ -47,7 +52,11 @@ def find_problems(train: Findings, val: Findings, allow_empty: bool = False) -> 
     if spare_masks:
         problems["mask without image"] = list(map(str, spare_masks))
     for split, own in _named(train, val):
-        problems |= {f"{split}: {kind}": [told] for kind, told in _of_labels(own).items()}
+        problems |= {f"{split}: {kind}": [told] for kind, told in (_of_values(own) | _of_labels(own)).items()}
+        problems |= {f"{split}: the same image twice": told for told in [_twice(own)] if told}
+    alike = _nearly_equal(train.class_names)
+    if alike:
+        problems["classes of nearly the same name"] = alike
     if train.never_occurring() and train.looked_at == train.count and not allow_empty:
         problems["train: class never occurs"] = train.never_occurring()
     return problems | _leaks(train, val)
@@ -99,9 +108,47 @@ def _of_labels(own: Findings) -> dict[str, str]:
         found[_UNLABELLED] = "every pixel is ignored; check data.classes and data.ignore"
     elif len(occurring) == 1 and len(own.class_names) > 1:
         found[_ONE_CLASS] = f"all labelled pixels are '{occurring[0]}', {ignored} of all are ignored"
+    elif len(own.masks) == 1 and own.readable >= _LEAST_EQUAL:
+        found["every mask is the same"] = f"{own.readable} images have one and the same mask; check the masks' names"
     elif own.ignored > _MOSTLY * own.total:
         found["most pixels are ignored"] = f"{ignored} belong to no class; check data.classes and data.ignore"
     return found
+
+
+def _of_values(own: Findings) -> dict[str, str]:
+    """The map that is meant where masks hold as many values as there are classes, but others: kind -> description."""
+    values, names = own.raw.values, own.class_names
+    if not own.problems.get("value of no class") or values is None or len(names) > _LONGEST_MAP:
+        return {}
+    ignored = unlabelled_value(len(names))
+    meant = values if len(values) == len(names) else [value for value in values if value != ignored]
+    ignore = ""
+    if len(meant) == len(names) + 1 and meant[0] == 0:
+        meant, ignore = meant[1:], " and data.ignore as 0"
+    if len(meant) != len(names):
+        return {}
+    written = ", ".join(f"{name}: {value}" for name, value in zip(names, meant, strict=True))
+    return {_OTHER_VALUES: f"the masks hold {values}; if these are the classes in their order, write data.classes as "
+                           f"{{{written}}}{ignore}"}  # fmt: skip
+
+
+def _twice(own: Findings) -> list[str]:
+    """Pairs of images of one split that are the same."""
+    first: dict[bytes, str] = {}
+    names = zip(own.names, own.contents, strict=True)
+    return [f"{first[content]} and {name}" for name, content in names if first.setdefault(content, name) is not name]
+
+
+def _nearly_equal(names: Sequence[str]) -> list[str]:
+    """Pairs of classes whose names differ in case, spaces and the like alone."""
+    first: dict[str, str] = {}
+    plain = ((name, "".join(filter(str.isalnum, name.casefold()))) for name in names)
+    return [
+        f"'{first[key]}' and '{name}'; if they are one class, merge them in data.classes: {{{first[key]}: "
+        f"['{first[key]}', '{name}']}}"
+        for name, key in plain
+        if key and first.setdefault(key, name) != name
+    ]
 
 
 def _leaks(train: Findings, val: Findings) -> Problems:

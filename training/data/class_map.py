@@ -13,7 +13,10 @@ from dinov3_seg_ros.support.errors import DatasetError, nearest
 from training.data.class_items import Items, parse_classes, parse_ignored
 
 _NAMED = 10
-_COLOUR_ADVICE = "which no class has: correct the mask, or add the colour to data.ignore"
+_COLOUR_ADVICE = (
+    "which no class has: correct the mask, or add the colour to data.ignore. Colours between those of two classes come "
+    "from resizing with interpolation, or from JPEG"
+)
 
 
 class SourceClass(NamedTuple):

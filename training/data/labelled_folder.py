@@ -81,6 +81,7 @@ class LabelledFolderData(DataSettings):
 
     def _read(self) -> tuple[str, Match, LabelledFolder]:
         tree = Tree(self.root)
+        tree.check_complete()
         name, match = self._format(tree)
         patterns = Patterns(*(None if pattern == "auto" else pattern for pattern in (self.images, self.masks)))
         return name, match, find_format(name).open(tree, patterns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -12,7 +13,7 @@ from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.reading import NO_PATTERNS, Patterns, Sample
-from training.data.tree import SPLIT_NAMES, Tree, split_of
+from training.data.tree import SPLIT_NAMES, Tree, plain, split_of
 
 # Words in the names of folders and files. What an image and its mask have in common is left when they are taken away.
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "jpegimages", "frames", "raw"}
@@ -110,11 +111,12 @@ def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing:
             f"{tree.path(first)} and {tree.path(second).name} have the same stem; remove one of them, or say by "
             "data.images and data.masks which files are meant"
         )
-    lossy = [mask for _, mask in pairing.pairs if _has_suffix(mask, LOSSY_SUFFIXES)]
+    lossy = [(image, mask) for image, mask in pairing.pairs if _has_suffix(mask, LOSSY_SUFFIXES)]
     if lossy:
+        swapped = not any(_has_suffix(image, LOSSY_SUFFIXES) for image, _ in lossy)
         raise DatasetError(
-            f"{tree.path(lossy[0])} is a mask in a format that changes values ({len(lossy)} of {len(pairing.pairs)} "
-            "masks are): export the masks as PNG"
+            f"{tree.path(lossy[0][1])} is a mask in a format that changes values ({len(lossy)} of {len(pairing.pairs)} "
+            "masks are): export the masks as PNG" + (". Or are images and masks swapped?" if swapped else "")
         )
     return pairing
 
@@ -211,7 +213,7 @@ def _role(words: Sequence[str]) -> Role | None:
 
 def _words(part: str) -> list[str]:
     """The words of a name, without what follows "with": images-with-annotations are images."""
-    words = _WORD.findall(part.lower())
+    words = _WORD.findall(plain(part))
     return words[: words.index("with")] if "with" in words else words
 
 
@@ -249,7 +251,7 @@ def _bare(part: str) -> str:
 
 def _without_pattern(name: str, pattern: str | None) -> tuple[list[str], str]:
     """Folders and stem of a file, without those that a pattern names, which differ between images and masks."""
-    *folders, file = name.split("/")
+    *folders, file = unicodedata.normalize("NFC", name).split("/")
     if pattern is None:
         return folders, _stem(file)
     *pattern_folders, last = [part for part in pattern.strip("/").split("/") if part != "."]

@@ -15,6 +15,7 @@ from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.reading import Sample
+from training.data.tree import as_text, laid_out_like
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read
 
@@ -85,24 +86,22 @@ def _read(path: Path, _modified: int) -> Panoptic:
             content = json.load(file, object_hook=_without_details)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}; get it anew") from error
-    try:
+    with laid_out_like("COCO's panoptic JSON", path):
         return _panoptic(content, path)
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is not laid out like COCO's panoptic JSON ({error!r}); get it anew") from error
 
 
 def _panoptic(content: dict[str, Any], path: Path) -> Panoptic:
-    image_names = {image["id"]: image["file_name"] for image in content["images"]}
+    image_names = {image["id"]: as_text(image["file_name"]) for image in content["images"]}
     masks = sorted(content["annotations"], key=operator.itemgetter("image_id"))
     segments = [segment for mask in masks for segment in mask["segments_info"]]
-    categories = {category["id"]: category["name"] for category in content["categories"]}
+    categories = {category["id"]: as_text(category["name"]) for category in content["categories"]}
     unknown = next((category for _, category in segments if category not in categories), None)
     if unknown is not None:
         raise DatasetError(f"{path} has a segment of the category {unknown}, which it does not list; get it anew")
     return Panoptic(
         path,
         categories,
-        [(image_names[mask["image_id"]], mask["file_name"]) for mask in masks],
+        [(image_names[mask["image_id"]], as_text(mask["file_name"])) for mask in masks],
         np.cumsum([0, *(len(mask["segments_info"]) for mask in masks)]),
         np.array([segment for segment, _ in segments], np.uint32),
         np.array([category for _, category in segments], np.int32),

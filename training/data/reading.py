@@ -118,6 +118,10 @@ class Format(ABC):
     def detect(self, tree: Tree) -> Match | None:
         """How sure it is that the folder is of this format, and why; None where it is not."""
 
+    def nearly(self, tree: Tree) -> str | None:
+        """Why a folder that no format knows is not of this one, although it looks like it; None where it does not."""
+        return None
+
     @abstractmethod
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """Find classes and samples.

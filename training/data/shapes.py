@@ -13,6 +13,10 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import MaskPixels, image_size
 from dinov3_seg_ros.support.errors import ItemError
 from training.data.reading import Sample
+from training.data.tree import DAMAGED
+
+# No image is so large; farther corners come from damaged files, and would overflow.
+_FARTHEST = 1e6
 
 #: (n, 2) float32: x and y of corners, pixels. The centre of the first pixel is (0, 0).
 Polygon: TypeAlias = np.ndarray
@@ -35,6 +39,13 @@ class Shape:
     holes: tuple[Polygon, ...] = ()
     bitmap: np.ndarray | None = None
     at: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        for corners in (*self.rings, *self.holes):
+            if not len(corners):
+                raise ValueError("a shape has no corners")
+            if not (np.abs(corners) < _FARTHEST).all():  # nor is NaN
+                raise ValueError(f"a corner lies at {corners[~(np.abs(corners) < _FARTHEST).all(1)][0].tolist()}")
 
     def area(self) -> float:
         """Number of pixels, about; of rings the sum, without holes."""
@@ -98,7 +109,9 @@ class ShapeReader:
         size = image_size(sample.source()) if self._needs_size else (0, 0)
         try:
             drawing = self._parse(sample, size)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if drawing.size is not None and not 0 < min(drawing.size) <= max(drawing.size) < _FARTHEST:
+                raise ValueError(f"the image is said to have {drawing.size[1]}x{drawing.size[0]} pixels")
+        except DAMAGED as error:
             raise ItemError(
                 f"{sample.labels} does not describe the labels of {sample.image.name} as its format says ({error!r}); "
                 "export it anew",

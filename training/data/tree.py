@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
+from training.support.yaml_text import parse_yaml
+
+#: What reading a file raises whose content has another form than expected.
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 #: Names of folders and lists that stand for a split.
 SPLIT_NAMES: dict[str, Split] = {
@@ -29,6 +33,8 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 
+_UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
+_NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 # Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
 _ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
 _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
@@ -49,6 +55,8 @@ class Tree:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        if self.root.is_file():
+            raise DatasetError(f"{root} is a file; unpack it, and set data.root to the folder that holds the images")
         if not self.root.is_dir():
             raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
         self.files = sorted(self._walk())
@@ -108,8 +116,30 @@ class Tree:
     def _by_basename(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name in self.images:
-            found.setdefault(PurePosixPath(name).name, []).append(name)
+            found.setdefault(plain(PurePosixPath(name).name), []).append(name)
         return found
+
+    def check_complete(self) -> None:
+        """Look for what an interrupted download or export leaves.
+
+        Raises:
+            DatasetError: a file is unfinished, or is empty and should not be.
+        """
+        unfinished = self.with_suffix(*_UNFINISHED_SUFFIXES)
+        if unfinished:
+            raise DatasetError(
+                f"{self.path(unfinished[0])} is an unfinished download ({len(unfinished)} in all); finish it, or "
+                "remove it"
+            )
+        empty = [name for name in self.with_suffix(*_NEVER_EMPTY_SUFFIXES) if self._size(name) == 0]
+        if empty:
+            raise DatasetError(f"{self.path(empty[0])} is empty ({len(empty)} in all); get it anew, or remove it")
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None  # a link to nowhere: whoever opens it will say so
 
     def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
         """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
@@ -122,17 +152,24 @@ class Tree:
             The file that shares the longest end of the path; None where there is none, or several are as good.
         """
         parts = [part for part in written.replace("\\", "/").split("?")[0].split("/") if part not in ("", ".", "..")]
-        candidates = self._by_basename.get(parts[-1], []) if parts else []
+        candidates = self._by_basename.get(plain(parts[-1]), []) if parts else []
+        candidates = [name for name in candidates if PurePosixPath(name).name == parts[-1]] or candidates
         for folder in near:
             for end in (parts, parts[-1:]):
-                inside = "/".join([folder, *end]) if folder else "/".join(end)
-                if inside in candidates:
-                    return inside
+                inside = plain("/".join([folder, *end]) if folder else "/".join(end))
+                found = [name for name in candidates if plain(name) == inside]
+                if len(found) == 1:
+                    return found[0]
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
         shared = {name: _common_end(name.split("/"), parts) for name in candidates}
         best = [name for name, length in shared.items() if length == max(shared.values())]
         return best[0] if len(best) == 1 else None
+
+
+def plain(name: str) -> str:
+    """A name without what file systems treat differently: upper and lower case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def parent(name: str) -> str:
@@ -164,7 +201,9 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
 
 
@@ -184,12 +223,32 @@ def read_yaml(path: Path) -> Any:
     """Content of a YAML file.
 
     Raises:
-        DatasetError: it cannot be read, or is no YAML.
+        DatasetError: it cannot be read, is no YAML, or has a key twice.
     """
     try:
-        return yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        return parse_yaml(read_text(path))
+    except ValueError as error:
         raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
+
+
+@contextlib.contextmanager
+def laid_out_like(form: str, path: Path) -> Iterator[None]:
+    """Turn what goes wrong in a ``with`` block when a file has another form than it should into a DatasetError."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise DatasetError(f"{path} is not laid out like {form} ({error!r}); export it anew") from error
+
+
+def as_text(value: Any) -> str:
+    """The value of a file's key that must be text.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _ends_match(path: list[str], pattern: list[str]) -> bool:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import RecipeError, nearest
 from training.recipes.overrides import apply_overrides
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
+from training.support.yaml_text import parse_yaml
 
 RECIPES_FOLDER = Path(__file__).parent
 #: What commands say of their argument RECIPE.
@@ -31,8 +31,8 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     path = find_recipe(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} must hold a mapping of settings; see training/recipes/schema.py")

@@ -13,6 +13,9 @@ from dinov3_seg_ros.support.errors import DatasetError, nearest
 from training.data.reading import Format, Match
 from training.data.tree import Tree
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_OTHER_MASKS = (".npy", ".npz", ".mat", ".gif", ".exr")
+
 
 @functools.lru_cache(maxsize=1)
 def all_formats() -> dict[str, Format]:
@@ -45,16 +48,28 @@ def detect(tree: Tree) -> tuple[Format, Match]:
     """
     matches = [(kind, match) for kind in all_formats().values() if (match := kind.detect(tree)) is not None]
     if not matches:
-        raise DatasetError(
-            f"{tree.root} is of no known format: it has {_summary(tree)}. docs/data.md shows what each format looks "
-            "like; for images and masks, data.images and data.masks say which files are which"
-        )
+        raise DatasetError(f"{tree.root} is of no known format: it has {_summary(tree)}. {_advice(tree)}")
     surest = max(match.sure for _, match in matches)
     best = [(kind, match) for kind, match in matches if match.sure == surest]
     if len(best) > 1:
         found = "; ".join(f"{kind.name} ({match.why})" for kind, match in best)
         raise DatasetError(f"{tree.root} may be of several formats: {found}. Set data.format to one of them")
     return best[0]
+
+
+def _advice(tree: Tree) -> str:
+    """What to do about a folder that no format knows."""
+    nearly = next(filter(None, (kind.nearly(tree) for kind in all_formats().values())), None)
+    if nearly is not None:
+        return nearly
+    if tree.with_suffix(*_ARCHIVES) and not tree.images:
+        return "Unpack the archive, and set data.root to the folder that holds its files"
+    if tree.with_suffix(*_OTHER_MASKS):
+        return f"Masks must be PNG, BMP or TIFF files: convert those of the types {', '.join(_OTHER_MASKS)}"
+    return (
+        "docs/data.md shows what each format looks like; for images and masks, data.images and data.masks say which "
+        "files are which"
+    )
 
 
 def _summary(tree: Tree) -> str:

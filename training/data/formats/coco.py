@@ -19,7 +19,7 @@ from training.data.class_lists import BACKGROUND
 from training.data.class_map import SourceClasses
 from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
-from training.data.tree import Tree, parent, read_json, split_named, split_of
+from training.data.tree import Tree, as_text, laid_out_like, parent, read_json, split_named, split_of
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -64,6 +64,8 @@ class Coco(Format):
         file_of: dict[str, str] = {}
         for name, file in files.items():
             near = folders_of_images(name)
+            if not file.images:
+                raise DatasetError(f"{tree.path(name)} lists no images; export it anew, or remove it")
             for image in file.images:
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
                 if file_of.setdefault(path, name) != name:
@@ -130,12 +132,8 @@ def _read(path: Path, _modified: int) -> _File | None:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _KEYS):
         return None
-    if any("segments_info" in annotation for annotation in content["annotations"][:1]):
-        return None
-    try:
-        return _file(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path} is not laid out like COCO's annotations ({error!r}); export it anew") from error
+    with laid_out_like("COCO's annotations", path):
+        return None if any("segments_info" in found for found in content["annotations"][:1]) else _file(content)
 
 
 def _file(content: Mapping[str, Any]) -> _File:
@@ -158,7 +156,11 @@ def _file(content: Mapping[str, Any]) -> _File:
         if region:
             own.append((annotation["category_id"], region))
     images = [
-        _Image(image["file_name"], (int(image["height"]), int(image["width"])), tuple(regions.get(image["id"], ())))
+        _Image(
+            as_text(image["file_name"]),
+            (int(image["height"]), int(image["width"])),
+            tuple(regions.get(image["id"], ())),
+        )
         for image in content["images"]
     ]
     return _File(names, images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from training.data.class_lists import BACKGROUND
 from training.data.class_map import SourceClasses
 from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
-from training.data.tree import Tree, parent, read_json, split_of
+from training.data.tree import Tree, as_text, laid_out_like, parent, read_json, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _HALF_OPAQUE = 128
@@ -176,18 +176,19 @@ def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
     """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
     content = read_json(path)
     tasks = [task for task in content if isinstance(task, dict)] if isinstance(content, list) else []
-    return tuple(found for task in tasks if (found := _task(task)) is not None)
+    with laid_out_like("Label Studio's tasks", path):
+        return tuple(found for task in tasks if (found := _task(task)) is not None)
 
 
 def _task(task: dict[str, Any]) -> _Task | None:
     """A task of "JSON" or of "JSON-MIN"; None where it has no annotation."""
-    if "annotations" in task:
-        done = [found for found in task["annotations"] if not found.get("was_cancelled")]
+    if isinstance(task.get("annotations"), list):
+        done = [found for found in task["annotations"] if isinstance(found, dict) and not found.get("was_cancelled")]
         data = task.get("data", {})
         images = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
         if not done or not images:
             return None
-        return _Task(images[0], tuple(_regions(done[0].get("result", ()))))
+        return _Task(images[0], tuple(_regions(done[0].get("result"))))
     image = task.get("image")
     if not isinstance(image, str):
         return None
@@ -195,8 +196,8 @@ def _task(task: dict[str, Any]) -> _Task | None:
     return _Task(image, tuple(regions))
 
 
-def _regions(written: Sequence[Any]) -> Iterator[_Region]:
-    for region in written:
+def _regions(written: Any) -> Iterator[_Region]:
+    for region in written if isinstance(written, list) else ():
         if not isinstance(region, dict) or "original_width" not in region:
             continue
         value = region.get("value", region)
@@ -205,7 +206,7 @@ def _regions(written: Sequence[Any]) -> Iterator[_Region]:
             size = int(region["original_height"]), int(region["original_width"])
             if "rle" in value:  # a list of numbers takes thirty times as much memory
                 value = {**value, "rle": bytes(value["rle"])}
-            yield _Region(value[kind][0], kind, value, size)
+            yield _Region(as_text(value[kind][0]), kind, value, size)
 
 
 def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:

@@ -48,13 +48,13 @@ class Labelme(Format):
         spare, names = [], Counter[str]()
         for name in tree.with_suffix(".json"):
             content = read_json(tree.path(name))
-            if not _has_shapes(content):
+            if not _has_shapes(content) and stem(name) not in tree.image_of_stem:
                 continue
             sample = _sample(tree, name, content)
             if sample is None:
                 spare.append(tree.path(name))
                 continue
-            names.update(shape["label"] for shape in content["shapes"] if "label" in shape)
+            names.update(_labels(content))
             split = split_of(name) or split_of(sample.image.relative_to(tree.root).as_posix())
             samples.setdefault(split, []).append(sample)
         if not samples:
@@ -85,6 +85,8 @@ class _Parser:
 
     def _shape(self, shape: dict[str, Any]) -> Shape:
         label = shape["label"]
+        if not isinstance(label, str):
+            raise ValueError(f"a shape has the label {label}")
         value = self._ignored[0] if is_ignored_name(label) else self._values[plain_name(label)]
         kind, points = shape.get("shape_type") or "polygon", ring(shape["points"])
         if kind == "mask":
@@ -121,9 +123,9 @@ def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
     return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
 
 
-def _sample(tree: Tree, name: str, content: dict[str, Any]) -> Sample | None:
+def _sample(tree: Tree, name: str, content: Any) -> Sample | None:
     """The image that a JSON names, or the one of its own stem, or the one inside it; None where there is none."""
-    written = content.get("imagePath") or ""
+    written = (content.get("imagePath") if _has_shapes(content) else None) or ""
     image = tree.find_image(written, near=[parent(name)]) if written else None
     image = image or tree.image_of_stem.get(stem(name))
     if image is not None:
@@ -146,6 +148,12 @@ def _inner_image(path: Path) -> bytes:
         return base64.b64decode(read_json(path)["imageData"], validate=True)
     except (KeyError, TypeError, ValueError) as error:
         raise ItemError(f"{path} holds no image in imageData ({error!r}); save it anew", "unreadable file") from error
+
+
+def _labels(content: Any) -> list[str]:
+    """The labels of all shapes; what is damaged is told when the file is read as labels."""
+    shapes = content["shapes"] if _has_shapes(content) else []
+    return [shape["label"] for shape in shapes if isinstance(shape, dict) and isinstance(shape.get("label"), str)]
 
 
 def _is_labelme(path: Path) -> bool:

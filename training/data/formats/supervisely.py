@@ -66,7 +66,10 @@ class _Parser:
         return Drawing([self._shape(found) for found in content["objects"]], (int(size["height"]), int(size["width"])))
 
     def _shape(self, found: dict[str, Any]) -> Shape:
-        value, kind = self._values[found["classTitle"]], found["geometryType"]
+        title, kind = found["classTitle"], found["geometryType"]
+        if title not in self._values:
+            raise ValueError(f"{_PROJECT} does not list the class '{title}'")
+        value = self._values[title]
         if kind == "bitmap":
             left, top = found["bitmap"]["origin"]
             return Shape(value, bitmap=decode_bitmap(found["bitmap"]["data"]), at=(int(top), int(left)))

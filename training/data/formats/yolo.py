@@ -16,6 +16,8 @@ from training.data.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of
 
 _CONFIGURATIONS = (".yaml", ".yml")
 _LOOKED_AT = 20
+# By how much shares may differ from 0.5; tools round, and some let shapes leave the image.
+_MOST_OUTSIDE = 1.0
 
 
 class Yolo(Format):
@@ -37,6 +39,16 @@ class Yolo(Format):
             return None
         return Match(Sure.CERTAINLY, f"{polygons} holds polygons in shares of the image's size")
 
+    def nearly(self, tree: Tree) -> str | None:
+        """See `Format.nearly`."""
+        boxes = next((name for name in _label_files(tree).values() if _has_boxes(tree, name)), None)
+        if boxes is None:
+            return None
+        return (
+            f"{boxes} holds boxes, as for detection, and no polygons: export the labels for segmentation. With "
+            "data.format: yolo each box is read as a filled rectangle"
+        )
+
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         labels = _label_files(tree)
@@ -52,7 +64,8 @@ class Yolo(Format):
         known = set(labels.values())
         texts = [name for name in tree.with_suffix(".txt") if "labels" in name.split("/")]
         spare = [tree.path(name) for name in texts if name not in known]
-        return LabelledFolder(names, samples, ShapeReader(_parse, needs_size=True), spare)
+        count = max(value for entry in names.classes for value in entry.values)
+        return LabelledFolder(names, samples, ShapeReader(_Parser(count), needs_size=True), spare)
 
 
 def _label_files(tree: Tree) -> dict[str, str]:
@@ -103,21 +116,36 @@ def _folders(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
                 yield "/".join(part for part in path.split("/") if part not in ("", ".", "..")) + "/", split
 
 
-def _parse(sample: Sample, size: tuple[int, int]) -> Drawing:
-    if not sample.entry:
-        return Drawing([])
-    height, width = size
-    shapes = []
-    for line in read_text(sample.labels).splitlines():
-        if not line.strip():
-            continue
+class _Parser:
+    """Gives the drawing of a text file, whose classes are below a count."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __call__(self, sample: Sample, size: tuple[int, int]) -> Drawing:
+        if not sample.entry:
+            return Drawing([])
+        lines = [line for line in read_text(sample.labels).splitlines() if line.strip()]
+        return Drawing(largest_first(self._shape(line, size) for line in lines))
+
+    def _shape(self, line: str, size: tuple[int, int]) -> Shape:
         number, *numbers = line.split()
+        if not 0 <= int(number) < self._count:
+            raise ValueError(f"a line has the class {number}, but {self._count} classes have names")
         points = np.array(numbers, np.float64).reshape(-1, 2)
         if len(points) == 2:  # a box: centre, width and height
             points = rectangle(np.stack([points[0] - points[1] / 2, points[0] + points[1] / 2]))
+        if np.abs(points - 0.5).max() > _MOST_OUTSIDE:
+            raise ValueError(f"the line '{line[:40]}' has no shares of the image's size from 0 to 1")
+        height, width = size
         # Shares count from the corner of the first pixel.
-        shapes.append(Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),)))
-    return Drawing(largest_first(shapes))
+        return Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),))
+
+
+def _has_boxes(tree: Tree, name: str) -> bool:
+    """Whether every line of a file is a class, a centre, width and height."""
+    lines = [line.split() for line in read_text(tree.path(name)).splitlines() if line.strip()]
+    return bool(lines) and all(len(line) == 5 and line[0].isdecimal() for line in lines)
 
 
 def _has_polygons(tree: Tree, name: str) -> bool:

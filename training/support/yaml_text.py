@@ -1,0 +1,36 @@
+"""Reads YAML in which no key stands twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which alone would take the last of several values of a key without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = None if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' stands there twice; remove one", key_node.start_mark
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        ValueError: it is no YAML, or a mapping has a key twice; the message is one line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).replace('in "<unicode string>", ', "").split())) from error
