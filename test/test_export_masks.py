@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import labelled_folders
 import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
@@ -128,3 +129,11 @@ def test_a_trained_bundle_keeps_how_its_masks_were_read(tmp_path):
     bundle = load_bundle(tmp_path / "run" / "best")
     for _, truths in open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle])():
         assert np.array_equal(truths["tiny"], IDS > 0)
+
+
+def test_only_masks_whose_values_stand_for_classes_are_kept(tmp_path):
+    labelled_folders.build_coco(tmp_path / "shapes")
+    labelled_folders.build_voc_folders(tmp_path / "masks")
+    assert AutoData(root=str(tmp_path / "shapes")).open("train").mask_values is None
+    kept = AutoData(root=str(tmp_path / "masks")).open("train").mask_values
+    assert kept is not None and kept.numbers[0] == (0, 0, 0)

@@ -355,7 +355,7 @@ def test_comments_in_the_code_and_new_modules_keep_the_keys(tmp_path):
     for package in ("training", "dinov3_seg_ros"):
         shutil.copytree(ROOT / package, tmp_path / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
     commented = ("training/samples/transforms.py", "dinov3_seg_ros/model/backbone.py", "dinov3_seg_ros/scenes/views.py")
-    for name in (*commented, "training/data/pixels.py"):
+    for name in (*commented, "dinov3_seg_ros/frames/image_files.py"):
         with open(tmp_path / "code" / name, "a") as module:
             module.write("# one more comment\n")
     (tmp_path / "code" / "training" / "data" / "another.py").write_text('"""One more data set."""\n')

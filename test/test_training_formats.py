@@ -22,9 +22,10 @@ from rich.console import Console
 
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.problems import check_before_training
-from training.data import DATASETS, IncompleteError, arrow
+from training.data import DATASETS, IncompleteError
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
+from training.data.reading import tables
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +132,7 @@ def test_columns_of_a_table_can_be_named(tmp_path):
 
 def test_tables_without_pyarrow_say_what_to_install(tmp_path, monkeypatch):
     labelled_folders.build_huggingface_datasets(tmp_path)
-    monkeypatch.setattr(arrow, "pyarrow", None)
+    monkeypatch.setattr(tables, "pyarrow", None)
     with pytest.raises(
         DatasetError, match=r"\.parquet can only be read with pyarrow: pip install 'dinov3_seg_ros\[parquet\]'"
     ):

@@ -8,7 +8,7 @@ import pytest
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.grouping import origins_of, source_of
-from training.data.reading import Sample
+from training.data.reading.protocol import Sample
 from training.data.splits import split_samples
 
 ROBOFLOW = "frame_0014_jpg.rf.d3059b108d1e5c0bed6002590b9ae5d8"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data.class_lists import known_classes
+from training.data.classes.lists import known_classes
 
 HEIGHT, WIDTH = 40, 48
 COUNTS = {"train": 4, "val": 2}

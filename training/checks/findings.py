@@ -16,7 +16,7 @@ from rich.progress import track
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.likeness import thumbnail
 from training.data import DataSection, IncompleteError, SegmentationDataset, Split
-from training.data.labelled import LabelledImages
+from training.data.labelled_images import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24

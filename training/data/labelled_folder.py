@@ -13,13 +13,13 @@ from dinov3_seg_ros.frames.image_files import has_alpha, read_mask
 from dinov3_seg_ros.frames.mask_labels import is_grey
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Split
-from training.data.class_items import WrittenClasses, WrittenIgnored
-from training.data.class_map import ClassMap, map_classes
+from training.data.classes.items import WrittenClasses, WrittenIgnored
+from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
-from training.data.labelled import LabelledImages, open_samples
-from training.data.reading import LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.labelled_images import LabelledImages, open_samples
+from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.tree import Tree
 from training.data.splits import DEFAULT_VAL_FRACTION, samples_of
-from training.data.tree import Tree
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
@@ -61,7 +61,7 @@ class LabelledFolderData(DataSettings):
         class_map = self._class_map(folder)
         samples = samples_of(split, folder.samples, self.val_fraction, self.group)
         return open_samples(
-            self.root, samples, class_map, folder.read, folder.spare, self.resize_masks, folder.evidence
+            self.root, samples, class_map, folder.read, folder.spare, self.resize_masks, folder.evidence, folder.masks
         )
 
     def found(self) -> Found:

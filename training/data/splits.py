@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.grouping import origins_of
-from training.data.reading import Sample
+from training.data.reading.protocol import Sample
 
 #: Share of the images that is kept for validation where neither the folder nor the recipe says.
 DEFAULT_VAL_FRACTION = 0.2

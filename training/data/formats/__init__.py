@@ -1,6 +1,6 @@
 """Formats of labelled folders, one file each; the registry finds them by itself.
 
-To add one: write a module with a subclass of `training.data.reading.Format`. Nothing else names it.
+To add one: write a module with a subclass of `training.data.reading.protocol.Format`. Nothing else names it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import importlib
 import pkgutil
 
 from dinov3_seg_ros.support.errors import DatasetError, nearest
-from training.data.reading import Format, Match
-from training.data.tree import Tree
+from training.data.reading.protocol import Format, Match
+from training.data.reading.tree import Tree
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _OTHER_MASKS = (".npy", ".npz", ".mat", ".gif", ".exr")

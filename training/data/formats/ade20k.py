@@ -6,8 +6,8 @@ import re
 
 from training.data.formats.folder import open_masks
 from training.data.published.ade20k import ade20k_classes
-from training.data.reading import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
-from training.data.tree import Tree
+from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.tree import Tree
 
 _MASK = re.compile(r"(.*/)?annotations/(training|validation)/ADE_(train|val)_\d{8}\.png")
 
@@ -16,7 +16,6 @@ class Ade20k(Format):
     """``annotations/training/ADE_train_00000001.png`` and its like: 0 is ignored, 1 to 150 are the classes."""
 
     name = "ade20k"
-    title = "ADE20K, Scene Parsing Benchmark"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -6,8 +6,8 @@ import dataclasses
 
 from training.data.formats.folder import open_masks
 from training.data.published.cityscapes import IMAGE_ENDING, MASK_ENDING, cityscapes_classes
-from training.data.reading import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
-from training.data.tree import Tree
+from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.tree import Tree
 
 
 class Cityscapes(Format):
@@ -18,7 +18,6 @@ class Cityscapes(Format):
     """
 
     name = "cityscapes"
-    title = "Cityscapes, fine annotations"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -15,11 +15,11 @@ from pycocotools import mask
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND
-from training.data.class_map import SourceClasses
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
-from training.data.tree import Tree, as_text, laid_out_like, parent, read_json, split_named, split_of
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_json, split_named, split_of
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -41,7 +41,6 @@ class Coco(Format):
     """
 
     name = "coco"
-    title = "COCO instances"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from dinov3_seg_ros.frames.image_files import MaskPixels
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND
-from training.data.class_map import SourceClasses
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
 from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
-from training.data.panoptic import PanopticMasks, read_panoptic
-from training.data.reading import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
-from training.data.tree import Tree, split_of, stem
+from training.data.reading.panoptic import PanopticMasks, read_panoptic
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
+from training.data.reading.tree import Tree, split_of, stem
 
 # The JSON begins with images, so that what tells it apart may stand far behind.
 _MARK = b'"segments_info"'
@@ -30,7 +30,6 @@ class CocoPanoptic(Format):
     """
 
     name = "coco_panoptic"
-    title = "COCO panoptic"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

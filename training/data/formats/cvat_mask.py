@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from training.data.class_lists import read_labelmap
+from training.data.classes.lists import read_labelmap
 from training.data.formats.voc_folders import open_voc
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure
-from training.data.tree import Tree
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.tree import Tree
 
 _NAMES = "labelmap.txt"
 
@@ -14,7 +14,6 @@ class CvatMask(Format):
     """Pascal VOC's folders, whose masks have the colours of ``labelmap.txt``; ``ImageSets`` tells the splits."""
 
     name = "cvat_mask"
-    title = "CVAT, Segmentation mask 1.1"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

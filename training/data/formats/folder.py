@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from training.data.class_lists import find_classes
-from training.data.class_map import SourceClasses
-from training.data.pairing import find_pairing, require_pairing
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure, read_mask_file
-from training.data.tree import Tree
+from training.data.classes.lists import find_classes
+from training.data.classes.map import SourceClasses
+from training.data.reading.pairing import find_pairing, require_pairing
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure, read_mask_file
+from training.data.reading.tree import Tree
 
 
 class Folder(Format):
@@ -16,7 +16,6 @@ class Folder(Format):
     """
 
     name = "folder"
-    title = "images and masks"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

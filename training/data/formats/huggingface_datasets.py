@@ -9,12 +9,12 @@ from typing import Any
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, StoredImage, read_mask
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data import arrow
 from training.data.base import Split
-from training.data.class_lists import find_classes
-from training.data.pairing import role_of_words
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.tree import Tree, split_named, split_of, stem
+from training.data.classes.lists import find_classes
+from training.data.reading import tables
+from training.data.reading.pairing import role_of_words
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.tree import Tree, split_named, split_of, stem
 
 # What `datasets` keeps beside the data of its own.
 _CACHES = "cache-"
@@ -28,19 +28,18 @@ class HuggingFaceDatasets(Format):
     """
 
     name = "huggingface_datasets"
-    title = "Hugging Face datasets"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        tables = _tables(tree)
-        if not tables:
+        names = _tables(tree)
+        if not names:
             return None
-        if not arrow.is_available():
-            return None if tree.images else Match(Sure.PROBABLY, f"{tables[0]} is a table")
-        images, masks = _roles(arrow.read_schema(tree.path(tables[0])))
+        if not tables.is_available():
+            return None if tree.images else Match(Sure.PROBABLY, f"{names[0]} is a table")
+        images, masks = _roles(tables.read_schema(tree.path(names[0])))
         if not images or not masks:
             return None
-        return Match(Sure.CERTAINLY, f"{tables[0]} has the columns {images[0]} and {masks[0]}")
+        return Match(Sure.CERTAINLY, f"{names[0]} has the columns {images[0]} and {masks[0]}")
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
@@ -49,11 +48,11 @@ class HuggingFaceDatasets(Format):
         rows_in: Counter[Path] = Counter()
         for name in _tables(tree):
             path = tree.path(name)
-            images, masks = _chosen(arrow.read_schema(path), patterns, path)
+            images, masks = _chosen(tables.read_schema(path), patterns, path)
             column_of[str(path)] = masks
             folder = path.parent / path.stem.partition("-")[0]  # the same for all parts of a split
             for row, image in enumerate(_names(path, images, rows_in[folder])):
-                content = functools.partial(arrow.read_picture, path, images, row)
+                content = functools.partial(tables.read_picture, path, images, row)
                 samples.setdefault(_split(name), []).append(Sample(folder / image, path, row, content))
                 rows_in[folder] += 1
         if not samples:
@@ -69,21 +68,21 @@ class _Masks:
 
     def __call__(self, sample: Sample) -> MaskPixels:
         path, column = sample.labels, self._column_of[str(sample.labels)]
-        content = arrow.read_picture(path, column, sample.entry)
+        content = tables.read_picture(path, column, sample.entry)
         return read_mask(StoredImage(content, f"{column} of {sample.image}"))
 
 
 def _tables(tree: Tree) -> list[str]:
     return [
         name
-        for name in tree.with_suffix(arrow.PARQUET, arrow.ARROW)
+        for name in tree.with_suffix(tables.PARQUET, tables.ARROW)
         if not name.rpartition("/")[2].startswith((_CACHES, "metadata."))
     ]
 
 
 def _roles(schema: Any) -> tuple[list[str], list[str]]:
     """Columns of images, the likeliest first, and of masks."""
-    role_of = {field.name: role_of_words(field.name) for field in schema if arrow.holds_pictures(field.type)}
+    role_of = {field.name: role_of_words(field.name) for field in schema if tables.holds_pictures(field.type)}
     masks = [name for name, role in role_of.items() if role == "mask"]
     images = [name for name, role in role_of.items() if role in ("image", None)]
     return sorted(images, key=lambda name: role_of[name] != "image"), masks
@@ -91,7 +90,7 @@ def _roles(schema: Any) -> tuple[list[str], list[str]]:
 
 def _chosen(schema: Any, patterns: Patterns, path: Path) -> tuple[str, str]:
     """The column of images and that of masks."""
-    columns = [field.name for field in schema if arrow.holds_pictures(field.type)]
+    columns = [field.name for field in schema if tables.holds_pictures(field.type)]
     for key, column in patterns._asdict().items():
         if column is not None and column not in columns:
             raise DatasetError(f"data.{key} is '{column}', but the columns of images in {path} are: {columns}")
@@ -106,7 +105,7 @@ def _chosen(schema: Any, patterns: Patterns, path: Path) -> tuple[str, str]:
 
 def _names(path: Path, column: str, first: int) -> list[str]:
     """A name for each row: its image's own file name, or its number, from ``first`` on."""
-    names = [Path(named).name if named else "" for named in arrow.picture_paths(path, column)]
+    names = [Path(named).name if named else "" for named in tables.picture_paths(path, column)]
     if all(names) and len(set(names)) == len(names):
         return names
     return [f"{row:06d}" for row in range(first, first + len(names))]

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data import arrow
 from training.data.base import Split
-from training.data.class_lists import find_classes
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.tree import Tree, parent, read_text, split_of
+from training.data.classes.lists import find_classes
+from training.data.reading import tables
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
+from training.data.reading.tree import Tree, parent, read_text, split_of
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"
@@ -26,7 +26,6 @@ class HuggingFaceImages(Format):
     """
 
     name = "huggingface_images"
-    title = "Hugging Face image folder"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
@@ -57,8 +56,8 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
     Raises:
         DatasetError: it cannot be read.
     """
-    if name.endswith(arrow.PARQUET):
-        return arrow.read_rows(tree.path(name))
+    if name.endswith(tables.PARQUET):
+        return tables.read_rows(tree.path(name))
     lines = read_text(tree.path(name)).splitlines()
     if name.endswith(".csv"):
         return list(csv.DictReader(lines))

@@ -11,11 +11,11 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND
-from training.data.class_map import SourceClasses
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
-from training.data.tree import Tree, as_text, laid_out_like, parent, read_json, split_of
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_json, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _HALF_OPAQUE = 128
@@ -29,7 +29,6 @@ class LabelStudio(Format):
     """
 
     name = "label_studio"
-    title = "Label Studio JSON"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

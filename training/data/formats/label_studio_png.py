@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from dinov3_seg_ros.frames.image_files import read_mask
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND
-from training.data.class_map import SourceClasses
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
 from training.data.formats.label_studio import find_uploaded_image
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, largest_first
-from training.data.tree import Tree, read_json, read_text, split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first
+from training.data.reading.tree import Tree, read_json, read_text, split_of
 
 # task-7-annotation-12-by-who-tag-label-0.png; a region of several labels has them all, with dashes between them.
 _LAYER = re.compile(
@@ -34,7 +34,6 @@ class LabelStudioPng(Format):
     """
 
     name = "label_studio_png"
-    title = "Label Studio, brush labels to PNG"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -16,11 +16,11 @@ from PIL import Image
 
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND, find_classes, is_ignored_name, plain_name
-from training.data.class_map import SourceClass, SourceClasses
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.tree import Tree, parent, read_json, split_of, stem
+from training.data.classes.lists import BACKGROUND, find_classes, is_ignored_name, plain_name
+from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.reading.tree import Tree, parent, read_json, split_of, stem
 
 # As labelme's own conversion to masks draws them, pixels.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
@@ -35,7 +35,6 @@ class Labelme(Format):
     """
 
     name = "labelme"
-    title = "labelme JSON"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import find_classes
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.tree import Tree, parent, read_text, split_named, stem
+from training.data.classes.lists import find_classes
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
+from training.data.reading.tree import Tree, parent, read_text, split_named, stem
 
 _SUFFIXES = (".lst", ".txt", ".csv")
 _SEPARATOR = re.compile(r"[\s,;]+")
@@ -22,7 +22,6 @@ class PairLists(Format):
     """
 
     name = "pair_lists"
-    title = "lists of images and masks"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from training.data.class_lists import read_pixel_values
+from training.data.classes.lists import read_pixel_values
 from training.data.formats.folder import open_masks
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sure
-from training.data.tree import Tree
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.tree import Tree
 
 _NAMES = "_classes.csv"
 
@@ -14,7 +14,6 @@ class RoboflowMasks(Format):
     """``train/a.jpg`` with ``train/a_mask.png`` and ``train/_classes.csv``, likewise ``valid`` and ``test``."""
 
     name = "roboflow_masks"
-    title = "Roboflow, semantic segmentation masks"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

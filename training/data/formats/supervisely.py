@@ -11,11 +11,11 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND
-from training.data.class_map import SourceClasses
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.tree import Tree, parent, read_json, split_of
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.reading.tree import Tree, parent, read_json, split_of
 
 _PROJECT = "meta.json"
 _LINE_WIDTH, _POINT_RADIUS = 1, 1
@@ -28,7 +28,6 @@ class Supervisely(Format):
     """
 
     name = "supervisely"
-    title = "Supervisely"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from training.data.class_lists import read_yaml_classes
-from training.data.class_map import SourceClass
+from training.data.classes.lists import read_yaml_classes
+from training.data.classes.map import SourceClass
 from training.data.formats.folder import open_masks
-from training.data.reading import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
-from training.data.tree import Tree, read_yaml
+from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.tree import Tree, read_yaml
 
 _IGNORED = 255
 
@@ -18,7 +18,6 @@ class UltralyticsSemantic(Format):
     """``images/train/a.jpg`` with ``masks/train/a.png``; a YAML file has ``names`` and ``masks_dir``. 255: ignored."""
 
     name = "ultralytics_semantic"
-    title = "Ultralytics semantic segmentation"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

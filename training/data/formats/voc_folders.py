@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from training.data.base import Split
-from training.data.class_lists import find_classes
-from training.data.class_map import SourceClasses
+from training.data.classes.lists import find_classes
+from training.data.classes.map import SourceClasses
 from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.tree import Tree, parent, read_text, split_named, stem
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.tree import Tree, parent, read_text, split_named, stem
 
 _LISTS = "ImageSets/Segmentation"
 _MASKS = "SegmentationClass"
@@ -24,7 +24,6 @@ class VocFolders(Format):
     """
 
     name = "voc_folders"
-    title = "Pascal VOC folders"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

@@ -8,11 +8,11 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.class_lists import BACKGROUND, find_classes, read_yaml_classes
-from training.data.class_map import SourceClass, SourceClasses
-from training.data.reading import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
-from training.data.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of, stem
+from training.data.classes.lists import BACKGROUND, find_classes, read_yaml_classes
+from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
+from training.data.reading.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of, stem
 
 _CONFIGURATIONS = (".yaml", ".yml")
 _LOOKED_AT = 20
@@ -28,7 +28,6 @@ class Yolo(Format):
     """
 
     name = "yolo"
-    title = "YOLO segmentation"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""

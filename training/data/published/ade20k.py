@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from training.data.base import DataSettings, Split
-from training.data.class_lists import published_classes
-from training.data.class_map import SourceClasses, number_map
-from training.data.labelled import LabelledImages, open_samples
+from training.data.classes.lists import published_classes
+from training.data.classes.map import SourceClasses, number_map
+from training.data.labelled_images import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_pairs, find_parts
 
 _FOLDER_OF = {"train": "training", "val": "validation"}

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from training.data.base import DataSettings, Split
-from training.data.class_lists import published_classes
-from training.data.class_map import number_map
-from training.data.labelled import LabelledImages, open_samples
+from training.data.classes.lists import published_classes
+from training.data.classes.map import number_map
+from training.data.labelled_images import LabelledImages, open_samples
 from training.data.published.layout import find_pairs, find_parts, spread_evenly
 
 

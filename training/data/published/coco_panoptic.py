@@ -6,12 +6,12 @@ from typing import Literal
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes, published_classes
-from training.data.class_map import number_map
-from training.data.labelled import LabelledImages, open_samples
-from training.data.panoptic import Panoptic, PanopticMasks, read_panoptic
+from training.data.classes.lists import known_classes, published_classes
+from training.data.classes.map import number_map
+from training.data.labelled_images import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_parts
-from training.data.reading import Sample
+from training.data.reading.panoptic import Panoptic, PanopticMasks, read_panoptic
+from training.data.reading.protocol import Sample
 
 
 class CocoPanopticData(DataSettings):
@@ -50,6 +50,7 @@ class CocoPanopticData(DataSettings):
             number_map(classes),
             PanopticMasks(panoptic, _class_of_category(panoptic)),
             evidence=[annotations],
+            masks=False,
         )
 
     def empty_classes(self) -> frozenset[str]:

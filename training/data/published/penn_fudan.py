@@ -10,11 +10,11 @@ from pydantic import Field
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_number
 from training.data.base import DataSettings, Split
-from training.data.class_lists import known_classes
-from training.data.class_map import ClassMap
-from training.data.labelled import LabelledImages, open_samples
+from training.data.classes.lists import known_classes
+from training.data.classes.map import ClassMap
+from training.data.labelled_images import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_pairs, find_parts
-from training.data.reading import Sample
+from training.data.reading.protocol import Sample
 from training.data.splits import split_samples
 
 _FOLDERS_OF = {"train": ("train_images", "train_masks"), "val": ("valid_images", "valid_masks")}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from training.data.base import DataSettings, Split
-from training.data.class_lists import published_classes
-from training.data.class_map import SourceClasses, number_map
-from training.data.labelled import LabelledImages, open_samples
+from training.data.classes.lists import published_classes
+from training.data.classes.map import SourceClasses, number_map
+from training.data.labelled_images import LabelledImages, open_samples
 from training.data.published.layout import check_split, find_parts, listed_names
-from training.data.reading import Sample
+from training.data.reading.protocol import Sample
 
 _NAME = "Pascal VOC 2012"
 _AUGMENTED_MASKS = "SegmentationClassAug"

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from dinov3_seg_ros.frames.image_files import ImageSource, MaskPixels, StoredImage, read_mask
 from training.data.base import Split
-from training.data.class_map import SourceClasses
-from training.data.tree import Tree
+from training.data.classes.map import SourceClasses
+from training.data.reading.tree import Tree
 
 
 class Sure(enum.IntEnum):
@@ -104,15 +104,13 @@ NO_PATTERNS = Patterns()
 class Format(ABC):
     """One way in which labels lie in a folder.
 
-    Each has a module of its own in `training.data.formats`; the instance in it, whatever its name, is found there.
+    Each has a module of its own in `training.data.formats`, where the registry finds it.
 
     Attributes:
         name: value of ``data.format``.
-        title: name for people.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
 
     @abstractmethod
     def detect(self, tree: Tree) -> Match | None:

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading import NO_PATTERNS, Patterns, Sample
-from training.data.tree import SPLIT_NAMES, Tree, plain, split_of
+from training.data.reading.protocol import NO_PATTERNS, Patterns, Sample
+from training.data.reading.tree import SPLIT_NAMES, Tree, plain, split_of
 
 # Words in the names of folders and files. What an image and its mask have in common is left when they are taken away.
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "jpegimages", "frames", "raw"}

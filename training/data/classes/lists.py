@@ -11,8 +11,8 @@ from typing import Any
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.class_map import SourceClass, SourceClasses
-from training.data.tree import Tree, read_json, read_text, read_yaml
+from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.tree import Tree, read_json, read_text, read_yaml
 
 #: Name of the class of what no shape covers.
 BACKGROUND = "background"
@@ -20,7 +20,7 @@ BACKGROUND = "background"
 _BACKGROUND_NAMES = ("_background_", "__background__")
 _IGNORED_NAMES = ("__ignore__", "_ignore_")
 
-_FOLDER = Path(__file__).parent / "classes"
+_FOLDER = Path(__file__).parent
 _SEPARATORS = re.compile(r"[\s,;:]+")
 
 

@@ -14,9 +14,9 @@ from dinov3_seg_ros.frames.image_files import READING_VERSION, MaskPixels, image
 from dinov3_seg_ros.frames.mask_labels import fit_to_image
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import IncompleteError
-from training.data.class_map import ClassMap
+from training.data.classes.map import ClassMap
 from training.data.contents import Contents, digest_files
-from training.data.reading import ReadLabels, Sample, read_mask_file
+from training.data.reading.protocol import ReadLabels, Sample, read_mask_file
 
 _NAMED = 3
 
@@ -32,6 +32,7 @@ class LabelledImages:
         spare_masks: label files without an image.
         resize_masks: whether a mask of another size than its image is resized to it, by nearest neighbour.
         evidence: further files that decide how labels look, such as one that lists the categories.
+        masks: whether the labels are masks whose values stand for classes.
 
     Attributes:
         samples, spare_masks: as given.
@@ -46,12 +47,13 @@ class LabelledImages:
         spare_masks: Sequence[Path] = (),
         resize_masks: bool = False,
         evidence: Sequence[Path] = (),
+        masks: bool = True,
     ) -> None:
         self.samples, self.spare_masks = list(samples), list(spare_masks)
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
-        self.mask_values = class_map.masks.values(resize_masks) if read is read_mask_file else None
+        self.mask_values = class_map.masks.values(resize_masks) if masks else None
         self._evidence = list(evidence)
         self._names_differ = len({sample.image.name for sample in self.samples}) == len(self.samples)
 
@@ -128,6 +130,7 @@ def open_samples(
     spare_masks: Sequence[Path] = (),
     resize_masks: bool = False,
     evidence: Sequence[Path] = (),
+    masks: bool = True,
 ) -> LabelledImages:
     """Open a data set of files, once all of them exist; see `LabelledImages`.
 
@@ -137,7 +140,7 @@ def open_samples(
     names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample.files()}}
     missing = [[path for path in sample.files() if path.name not in names_in[path.parent]] for sample in samples]
     whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
-    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence)
+    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence, masks)
     if len(whole) < len(samples):
         files = [str(path) for paths in missing for path in paths]
         named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")

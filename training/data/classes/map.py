@@ -10,7 +10,7 @@ from dinov3_seg_ros.frames.classes import Colour, default_palette, unlabelled_va
 from dinov3_seg_ros.frames.image_files import value_colour
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_colour, as_number, ranges
 from dinov3_seg_ros.support.errors import DatasetError, nearest
-from training.data.class_items import Items, parse_classes, parse_ignored
+from training.data.classes.items import Items, parse_classes, parse_ignored
 
 _NAMED = 10
 _COLOUR_ADVICE = (
@@ -87,8 +87,8 @@ def map_classes(written: Any, ignore: Any, source: SourceClasses) -> ClassMap:
     """Join what a recipe says of the classes with what the folder says.
 
     Args:
-        written: ``data.classes``, see `class_items.parse_classes`; None: the folder's own classes.
-        ignore: ``data.ignore``, see `class_items.parse_ignored`.
+        written: ``data.classes``, see `items.parse_classes`; None: the folder's own classes.
+        ignore: ``data.ignore``, see `items.parse_ignored`.
         source: the classes that the folder names.
 
     Raises:

@@ -14,8 +14,8 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
-from training.data.reading import Sample
-from training.data.tree import as_text, laid_out_like
+from training.data.reading.protocol import Sample
+from training.data.reading.tree import as_text, laid_out_like
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read
 
@@ -54,7 +54,7 @@ class PanopticMasks:
         self._panoptic, self._value_of = panoptic, dict(value_of)
 
     def __call__(self, sample: Sample) -> MaskPixels:
-        """See `training.data.reading.ReadLabels`."""
+        """See `training.data.reading.protocol.ReadLabels`."""
         mask, panoptic = read_mask(sample.labels), self._panoptic
         if not mask.coloured:
             raise ItemError(

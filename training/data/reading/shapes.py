@@ -12,8 +12,8 @@ import numpy as np
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, image_size
 from dinov3_seg_ros.support.errors import ItemError
-from training.data.reading import Sample
-from training.data.tree import DAMAGED
+from training.data.reading.protocol import Sample
+from training.data.reading.tree import DAMAGED
 
 # No image is so large; farther corners come from damaged files, and would overflow.
 _FARTHEST = 1e6
@@ -105,7 +105,7 @@ class ShapeReader:
         self._parse, self._needs_size = parse, needs_size
 
     def __call__(self, sample: Sample) -> MaskPixels:
-        """See `training.data.reading.ReadLabels`."""
+        """See `training.data.reading.protocol.ReadLabels`."""
         size = image_size(sample.source()) if self._needs_size else (0, 0)
         try:
             drawing = self._parse(sample, size)
