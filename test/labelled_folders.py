@@ -71,6 +71,34 @@ def build_cvat_mask(root: Path) -> None:
     build_voc_masks(root, lambda labels: np.array(COLOURS, np.uint8)[labels])
 
 
+def build_cvat_images(root: Path) -> None:
+    labels = "".join(f"<label><name>{name}</name><color>#102030</color></label>" for name in NAMES[1:])
+    images = []
+    for number, (split, stem, seed) in enumerate(items()):
+        tiny_datasets.save_image(root / "images" / f"{stem}.jpg", seed)
+        road, door, tree = regions(seed)
+        points = ";".join(f"{x}.00,{y}.00" for x, y in corners(road))
+        (left, top), (right, bottom) = corners(door)[0], corners(door)[2]
+        covered = (truth(seed) == 3)[tree[1] - 1 : tree[3] + 1, tree[2] - 1 : tree[4] + 1]  # a pixel beyond its corner
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.ravel()])))
+        runs = ", ".join(map(str, np.diff(np.concatenate([[0], edges, [covered.size]]))))
+        shapes = [
+            f'<mask label="tree" rle="{runs}" left="{tree[2] - 1}" top="{tree[1] - 1}" width="{covered.shape[1]}" '
+            f'height="{covered.shape[0]}" z_order="2"/>',
+            f'<polygon label="road" points="{points}" z_order="0"/>',
+            f'<box label="door" xtl="{left}" ytl="{top}" xbr="{right}.5" ybr="{bottom}.5" z_order="1"/>',
+            '<points label="door" points="1.0,30.0" z_order="3"/><tag label="road"/>',
+        ]
+        subset = {"train": "Train", "val": "Validation"}[split]
+        images.append(
+            f'<image id="{number}" name="{stem}.jpg" subset="{subset}" width="{WIDTH}" height="{HEIGHT}">'
+            f"{''.join(shapes)}</image>"
+        )
+    meta = f"<meta><task><name>rooms</name><labels>{labels}</labels></task></meta>"
+    text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>{meta}{"".join(images)}'
+    put(root / "annotations.xml", f"{text}</annotations>")
+
+
 def build_voc_folders(root: Path) -> None:
     put(root / "class_names.txt", "__ignore__\n_background_\n" + "\n".join(NAMES[1:]))
     build_voc_masks(root, lambda labels: labels)

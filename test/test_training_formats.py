@@ -324,6 +324,32 @@ def test_a_line_of_yolo_that_means_something_else_is_refused(tmp_path, line, sai
         AutoData(root=str(tmp_path)).open("train").item(1)
 
 
+def test_tracks_of_a_video_are_explained(tmp_path):
+    text = "<annotations><version>1.1</version><meta/><track id='0' label='road'/></annotations>"
+    labelled_folders.put(tmp_path / "annotations.xml", text)
+    with pytest.raises(
+        DatasetError, match=r"annotations\.xml holds tracks of a video: export .* 'CVAT for images 1\.1'"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("</annotations>", ""), "cannot be read as XML"),
+        (('label="road"', 'label="street"'), "the label 'street' is not listed"),
+        (('width="', 'breadth="'), "is not laid out like CVAT's annotations"),
+        (('rle="', 'rle="9, '), "does not describe the labels of train_0000.jpg"),
+    ],
+)
+def test_what_is_wrong_in_cvats_xml_is_told(tmp_path, change, said):
+    labelled_folders.build_cvat_images(tmp_path)
+    path = tmp_path / "annotations.xml"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(DatasetError, match=said):
+        AutoData(root=str(tmp_path)).open("train").item(0)
+
+
 def test_boxes_without_polygons_are_explained(tmp_path):
     labelled_folders.build_yolo(tmp_path)
     for path in tmp_path.rglob("labels/*.txt"):

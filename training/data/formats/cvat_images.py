@@ -1,0 +1,178 @@
+"""CVAT's own format, "CVAT for images 1.1": one XML with the shapes of all images."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Polygon, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.reading.tree import Tree, laid_out_like, parent, split_named, split_of
+
+_ROOT = b"<annotations>"
+_HEAD = 4096
+# Points, tags, skeletons and cuboids are no regions.
+_REGIONS = ("polygon", "mask", "box", "ellipse", "polyline")
+_LINE_WIDTH = 1
+
+
+class CvatImages(Format):
+    """``annotations.xml``, with the images anywhere in the folder.
+
+    Polygons, masks, boxes, ellipses and lines are read, in the order of their ``z_order``; what none covers is
+    background. Subsets named train, validation or test are the splits.
+    """
+
+    name = "cvat_images"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _files(tree)
+        return Match(Sure.CERTAINLY, f"{found[0]} begins like CVAT's annotations") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        files = {name: _read(tree.path(name), tree.path(name).stat().st_mtime_ns) for name in _files(tree)}
+        if not files:
+            raise DatasetError(f"{tree.root} holds no XML of CVAT's (<annotations>)")
+        names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
+        classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
+        reader = ShapeReader(_Parser({entry.name: entry.values[0] for entry in classes.classes}))
+        samples: dict[Split | None, list[Sample]] = {}
+        for name, file in files.items():
+            folder = parent(name)
+            near = [f"{folder}/images".strip("/"), folder]
+            for image in file.images:
+                path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
+                split = split_named(image.subset) or split_of(path)
+                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), image))
+        labelled = {sample.image for own in samples.values() for sample in own}
+        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
+        ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}
+        return LabelledFolder(classes, ordered, reader, unlabelled=unlabelled)
+
+
+class _Region(NamedTuple):
+    """A shape: its label, its kind, and its attributes as the XML has them."""
+
+    label: str
+    kind: str
+    attributes: Mapping[str, str]
+
+
+class _Image(NamedTuple):
+    """An image: its file as the XML has it, its subset, height and width, and its regions in the order of drawing."""
+
+    name: str
+    subset: str
+    size: tuple[int, int]
+    regions: tuple[_Region, ...]
+
+
+class _File(NamedTuple):
+    """What training needs of an XML."""
+
+    labels: list[str]
+    images: list[_Image]
+
+
+class _Parser:
+    """Gives the drawing of an image."""
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        self._values = values
+
+    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
+        image: _Image = sample.entry
+        return Drawing([self._shape(region) for region in image.regions], image.size)
+
+    def _shape(self, region: _Region) -> Shape:
+        if region.label not in self._values:
+            raise ValueError(f"the label '{region.label}' is not listed")
+        value, written = self._values[region.label], region.attributes
+        if region.kind == "mask":
+            at = int(written["top"]), int(written["left"])
+            return Shape(
+                value, bitmap=decode_runs(written["rle"], int(written["height"]), int(written["width"])), at=at
+            )
+        if region.kind == "ellipse":
+            centre, radii = _numbers(written, "cx", "cy"), _numbers(written, "rx", "ry")
+            return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
+        if region.kind == "box":
+            corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
+            return Shape(value, (_from_corner(_turned(corners, float(written.get("rotation", 0)))),))
+        points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
+        if region.kind == "polyline":
+            return Shape(value, thick_line(points, _LINE_WIDTH))
+        return Shape(value, (_from_corner(points),))
+
+
+def decode_runs(written: str, height: int, width: int) -> np.ndarray:
+    """A region (height, width) bool from the lengths of runs along its rows, the first of which are not covered."""
+    lengths = [int(length) for length in written.split(",")]
+    covered = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return np.asarray(covered.reshape(height, width))
+
+
+def _from_corner(points: Polygon) -> Polygon:
+    """Corners whose coordinates count from the corner of the first pixel, as pixels."""
+    return np.asarray(np.floor(points), np.float32)
+
+
+def _turned(corners: Polygon, degrees: float) -> Polygon:
+    """Corners turned clockwise around their middle."""
+    if degrees == 0:
+        return corners
+    turn, middle = np.deg2rad(degrees), corners.mean(0)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
+    return np.asarray((corners - middle) @ rotation + middle, np.float32)
+
+
+def _numbers(written: Mapping[str, str], *keys: str) -> list[float]:
+    return [float(written[key]) for key in keys]
+
+
+def _files(tree: Tree) -> list[str]:
+    found = []
+    for name in tree.with_suffix(".xml"):
+        with tree.path(name).open("rb") as file:
+            if _ROOT in file.read(_HEAD):
+                found.append(name)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _modified: int) -> _File:
+    """Read an XML, once in a process while it stays as it is.
+
+    Raises:
+        DatasetError: it cannot be read, or has tracks of a video in place of images.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise DatasetError(f"{path} cannot be read as XML: {error}; export it anew") from error
+    images = root.findall("image")
+    if not images:
+        kind = "tracks of a video" if root.find("track") is not None else "no images"
+        raise DatasetError(f"{path} holds {kind}: export the task as 'CVAT for images 1.1', with the images")
+    with laid_out_like("CVAT's annotations", path):
+        labels = [name.text or "" for name in root.iterfind("meta//label/name")]
+        return _File(labels, [_image(found) for found in images])
+
+
+def _image(found: ElementTree.Element) -> _Image:
+    shapes = sorted((shape for shape in found if shape.tag in _REGIONS), key=lambda shape: int(shape.get("z_order", 0)))
+    regions = tuple(_Region(shape.attrib["label"], shape.tag, dict(shape.attrib)) for shape in shapes)
+    size = int(found.attrib["height"]), int(found.attrib["width"])
+    return _Image(found.attrib["name"], found.get("subset", ""), size, regions)
