@@ -62,6 +62,12 @@ def check_truth(section: AutoData) -> None:
         assert data.contents().files
 
 
+def test_a_tilde_in_root_is_the_users_folder(tmp_path, monkeypatch):
+    labelled_folders.build_folder(tmp_path / "rooms")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(AutoData(root="~/rooms").open("train")) == 4
+
+
 def test_every_format_is_tested():
     assert set(all_formats()) == set(labelled_folders.BUILDERS) | {"ade20k", "cityscapes"}
 
@@ -322,6 +328,16 @@ def test_a_line_of_yolo_that_means_something_else_is_refused(tmp_path, line, sai
     path.write_text(f"{path.read_text()}{line}\n")
     with pytest.raises(ItemError, match=said):
         AutoData(root=str(tmp_path)).open("train").item(1)
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("coco", "_annotations*"), ("yolo", "*.txt"), ("cvat_images", "*.xml")])
+def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
+    labelled_folders.BUILDERS[name](tmp_path)
+    path = next(tmp_path.rglob(pattern))
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match="is a link to a file that is not there"):
+        AutoData(root=str(tmp_path)).open("train")
 
 
 def test_tracks_of_a_video_are_explained(tmp_path):

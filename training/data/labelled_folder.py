@@ -12,7 +12,7 @@ from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import has_alpha, read_mask
 from dinov3_seg_ros.frames.mask_labels import is_grey
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
-from training.data.base import DataSettings, Found, Split
+from training.data.base import DataSettings, Found, Root, Split
 from training.data.classes.items import WrittenClasses, WrittenIgnored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
@@ -28,7 +28,7 @@ _LOOKED_AT = 12
 class LabelledFolderData(DataSettings):
     """A folder of images and labels; the settings that every format has."""
 
-    root: str
+    root: Root
     """Folder of the data set."""
     images: str = "auto"
     """Which files are images: a pattern such as "*_image.png" or "rgb/*.png", or the name of a folder. auto: what is

@@ -19,7 +19,7 @@ from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_json, split_named, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_named, split_of
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -207,8 +207,7 @@ def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]
 
 def begins_like_coco(path: Path) -> bool:
     """Whether the first bytes of a JSON may be those of COCO's annotations."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    head = read_head(path, _HEAD)
     return any(key in head for key in _FIRST_KEYS)
 
 

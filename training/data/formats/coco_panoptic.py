@@ -13,7 +13,7 @@ from training.data.classes.map import SourceClasses
 from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
 from training.data.reading.panoptic import PanopticMasks, read_panoptic
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
-from training.data.reading.tree import Tree, split_of, stem
+from training.data.reading.tree import Tree, read_head, split_of, stem
 
 # The JSON begins with images, so that what tells it apart may stand far behind.
 _MARK = b'"segments_info"'
@@ -77,7 +77,4 @@ def _files(tree: Tree) -> list[str]:
 
 
 def _is_panoptic(path: Path) -> bool:
-    if not begins_like_coco(path):
-        return False
-    with path.open("rb") as file:
-        return path.name.startswith(_PREFIX) or _MARK in file.read(_LOOKED_AT)
+    return begins_like_coco(path) and (path.name.startswith(_PREFIX) or _MARK in read_head(path, _LOOKED_AT))

@@ -17,7 +17,7 @@ from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Polygon, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, laid_out_like, parent, split_named, split_of
+from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
 
 _ROOT = b"<annotations>"
 _HEAD = 4096
@@ -143,12 +143,7 @@ def _numbers(written: Mapping[str, str], *keys: str) -> list[float]:
 
 
 def _files(tree: Tree) -> list[str]:
-    found = []
-    for name in tree.with_suffix(".xml"):
-        with tree.path(name).open("rb") as file:
-            if _ROOT in file.read(_HEAD):
-                found.append(name)
-    return found
+    return [name for name in tree.with_suffix(".xml") if _ROOT in read_head(tree.path(name), _HEAD)]
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,10 +15,11 @@ from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_json, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _HALF_OPAQUE = 128
+_HEAD = 16
 
 
 class LabelStudio(Format):
@@ -161,9 +162,8 @@ def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
     found = {}
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
-        with path.open("rb") as file:
-            if not file.read(16).lstrip().startswith(b"["):
-                continue
+        if not read_head(path, _HEAD).lstrip().startswith(b"["):
+            continue
         tasks = _read(path, path.stat().st_mtime_ns)
         if any(task.regions for task in tasks):
             found[name] = tasks

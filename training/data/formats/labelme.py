@@ -9,7 +9,7 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,7 +38,7 @@ class Labelme(Format):
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        found = [name for name in tree.with_suffix(".json")[:_LOOKED_AT] if _is_labelme(tree.path(name))]
+        found = [name for name in tree.with_suffix(".json")[:_LOOKED_AT] if _is_labelme(tree, name)]
         return Match(Sure.CERTAINLY, f"{found[0]} has shapes and imagePath") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
@@ -46,14 +46,13 @@ class Labelme(Format):
         samples: dict[Split | None, list[Sample]] = {}
         spare, names = [], Counter[str]()
         for name in tree.with_suffix(".json"):
-            content = read_json(tree.path(name))
-            if not _has_shapes(content) and stem(name) not in tree.image_of_stem:
-                continue
-            sample = _sample(tree, name, content)
+            file = _described(tree, name) or _File()
+            sample = _sample(tree, name, file)
             if sample is None:
-                spare.append(tree.path(name))
+                if file != _File():
+                    spare.append(tree.path(name))
                 continue
-            names.update(_labels(content))
+            names.update(file.labels)
             split = split_of(name) or split_of(sample.image.relative_to(tree.root).as_posix())
             samples.setdefault(split, []).append(sample)
         if not samples:
@@ -68,6 +67,14 @@ class Labelme(Format):
             spare,
             unlabelled=len(tree.images) - len(files),
         )
+
+
+class _File(NamedTuple):
+    """What a JSON says of its image: its path, the labels of its shapes, and whether the image is inside."""
+
+    image: str = ""
+    labels: tuple[str, ...] = ()
+    holds_image: bool = False
 
 
 class _Parser:
@@ -122,19 +129,17 @@ def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
     return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
 
 
-def _sample(tree: Tree, name: str, content: Any) -> Sample | None:
+def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
     """The image that a JSON names, or the one of its own stem, or the one inside it; None where there is none."""
-    written = (content.get("imagePath") if _has_shapes(content) else None) or ""
-    image = tree.find_image(written, near=[parent(name)]) if written else None
+    path = tree.path(name)
+    image = tree.find_image(file.image, near=[parent(name)]) if file.image else None
     image = image or tree.image_of_stem.get(stem(name))
     if image is not None:
-        return Sample(tree.path(image), tree.path(name))
-    if not content.get("imageData"):
+        return Sample(tree.path(image), path)
+    if not file.holds_image:
         return None
-    file_name = written.replace("\\", "/").rpartition("/")[2] or f"{stem(name)}.png"
-    return Sample(
-        tree.path(name).with_name(file_name), tree.path(name), content=functools.partial(_inner_image, tree.path(name))
-    )
+    file_name = file.image.replace("\\", "/").rpartition("/")[2] or f"{path.stem}.png"
+    return Sample(path.with_name(file_name), path, content=functools.partial(_inner_image, path))
 
 
 def _inner_image(path: Path) -> bytes:
@@ -149,18 +154,32 @@ def _inner_image(path: Path) -> bytes:
         raise ItemError(f"{path} holds no image in imageData ({error!r}); save it anew", "unreadable file") from error
 
 
-def _labels(content: Any) -> list[str]:
-    """The labels of all shapes; what is damaged is told when the file is read as labels."""
-    shapes = content["shapes"] if _has_shapes(content) else []
-    return [shape["label"] for shape in shapes if isinstance(shape, dict) and isinstance(shape.get("label"), str)]
+@functools.cache
+def _read(path: Path, _modified: int) -> _File | None:
+    """What tells samples and classes of a JSON, read once in a process while it stays as it is: images may be inside.
+
+    None where it is of another form.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list) or "imagePath" not in content:
+        return None
+    # What is damaged is told when the file is read as labels.
+    labels = [shape.get("label") for shape in content["shapes"] if isinstance(shape, dict)]
+    image = content["imagePath"]
+    return _File(
+        image if isinstance(image, str) else "",
+        tuple(label for label in labels if isinstance(label, str)),
+        bool(content.get("imageData")),
+    )
 
 
-def _is_labelme(path: Path) -> bool:
+def _described(tree: Tree, name: str) -> _File | None:
+    path = tree.path(name)
+    return _read(path, path.stat().st_mtime_ns)
+
+
+def _is_labelme(tree: Tree, name: str) -> bool:
     try:
-        return _has_shapes(read_json(path))
+        return _described(tree, name) is not None
     except DatasetError:
         return False
-
-
-def _has_shapes(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content

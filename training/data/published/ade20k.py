@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, open_samples
@@ -23,7 +23,7 @@ class Ade20kData(DataSettings):
     """
 
     name: Literal["ade20k"] = "ade20k"
-    root: str
+    root: Root
     """Folder ADEChallengeData2016."""
 
     def open(self, split: Split) -> LabelledImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, open_samples
@@ -28,7 +28,7 @@ class CityscapesData(DataSettings):
     """
 
     name: Literal["cityscapes"] = "cityscapes"
-    root: str
+    root: Root
     """Folder that holds leftImg8bit and gtFine."""
 
     def open(self, split: Split) -> LabelledImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import known_classes, published_classes
 from training.data.classes.map import number_map
 from training.data.labelled_images import LabelledImages, open_samples
@@ -25,7 +25,7 @@ class CocoPanopticData(DataSettings):
     """
 
     name: Literal["coco_panoptic"] = "coco_panoptic"
-    root: str
+    root: Root
     """Folder that holds train2017, val2017 and annotations."""
     background: Literal["class", "ignore"] = "class"
     """What unlabelled pixels are: class 0, or ignored; then no pixel is of class 0."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_number
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import known_classes
 from training.data.classes.map import ClassMap
 from training.data.labelled_images import LabelledImages, open_samples
@@ -33,7 +33,7 @@ class PennFudanData(DataSettings):
     """
 
     name: Literal["penn_fudan"] = "penn_fudan"
-    root: str
+    root: Root
     """Folder PennFudanPed."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 24 / 170
     """Share of the images kept for validation where root has no folders for its splits; default: 24 of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, open_samples
@@ -33,7 +33,7 @@ class VocData(DataSettings):
     """
 
     name: Literal["voc"] = "voc"
-    root: str
+    root: Root
     """Folder VOC2012."""
     train_list: Literal["auto", "train_aug", "train"] = "auto"
     """Which images to train on: the 10,582 of train_aug or the 1,464 of train; auto: train_aug where root has

@@ -35,6 +35,7 @@ SPLIT_NAMES: dict[str, Split] = {
 
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
+_LABEL_SUFFIXES = (".txt", ".xml")
 # Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
 _ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
 _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
@@ -123,7 +124,7 @@ class Tree:
         """Look for what an interrupted download or export leaves.
 
         Raises:
-            DatasetError: a file is unfinished, or is empty and should not be.
+            DatasetError: a file is unfinished, leads nowhere, or is empty and should not be.
         """
         unfinished = self.with_suffix(*_UNFINISHED_SUFFIXES)
         if unfinished:
@@ -131,15 +132,16 @@ class Tree:
                 f"{self.path(unfinished[0])} is an unfinished download ({len(unfinished)} in all); finish it, or "
                 "remove it"
             )
-        empty = [name for name in self.with_suffix(*_NEVER_EMPTY_SUFFIXES) if self._size(name) == 0]
+        of_labels = self.with_suffix(*_NEVER_EMPTY_SUFFIXES, *_LABEL_SUFFIXES)
+        nowhere = [name for name in of_labels if not self.path(name).exists()]
+        if nowhere:
+            raise DatasetError(
+                f"{self.path(nowhere[0])} is a link to a file that is not there ({len(nowhere)} in all); get the file, "
+                "or remove the link"
+            )
+        empty = [name for name in self.with_suffix(*_NEVER_EMPTY_SUFFIXES) if self.path(name).stat().st_size == 0]
         if empty:
             raise DatasetError(f"{self.path(empty[0])} is empty ({len(empty)} in all); get it anew, or remove it")
-
-    def _size(self, name: str) -> int | None:
-        try:
-            return self.path(name).stat().st_size
-        except OSError:
-            return None  # a link to nowhere: whoever opens it will say so
 
     def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
         """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
@@ -191,6 +193,19 @@ def split_named(word: str) -> Split | None:
     """The split that the name of a folder or of a list stands for; None where it stands for none."""
     found = _SPLIT_FOLDER.fullmatch(word.lower())
     return SPLIT_NAMES[found[1]] if found else None
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
 
 
 def read_text(path: Path) -> str:
