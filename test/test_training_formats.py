@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny_datasets
+from full_disk import full_disk
 from PIL import Image
 from rich.console import Console
 
@@ -142,6 +143,23 @@ def test_tables_without_pyarrow_say_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(
         DatasetError, match=r"\.parquet can only be read with pyarrow: pip install 'dinov3_seg_ros\[parquet\]'"
     ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_full_disk_is_told_from_a_damaged_table(tmp_path):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    with full_disk(2000), pytest.raises(DatasetError, match=r"cannot be copied to .*free some space there"):
+        AutoData(root=str(tmp_path)).open("train")
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_pages_of_a_table_that_are_damaged_are_named(tmp_path):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"x" * 396
+    path.write_bytes(bytes(content))
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.parquet cannot be read"):
         AutoData(root=str(tmp_path)).open("train")
 
 

@@ -120,8 +120,10 @@ def _open_arrow(path: Path) -> Any:
 def _as_arrow(path: Path) -> Path:
     """An Arrow file of the same rows in the user's cache folder, since a row of a Parquet file cannot be read alone."""
     target = cache_folder("parquet") / f"{digest_files(path.parent, [path])[path.name]}{ARROW}"
-    if not target.exists():
-        rows = pyarrow.parquet.ParquetFile(path)
+    if target.exists():
+        return target
+    rows = pyarrow.parquet.ParquetFile(path)
+    try:
         with (
             replacing_file(target) as temporary,
             pyarrow.OSFile(str(temporary), "wb") as sink,
@@ -129,6 +131,13 @@ def _as_arrow(path: Path) -> Path:
         ):
             for batch in rows.iter_batches(_BATCH_ROWS):
                 writer.write_batch(batch)
+    except OSError as error:
+        if error.errno is None:  # an error of the file that is read, not of the disk
+            raise
+        raise DatasetError(
+            f"{path} cannot be copied to {target.parent} ({error}); free some space there, or set XDG_CACHE_HOME to "
+            "another disk"
+        ) from error
     return target
 
 
