@@ -332,6 +332,17 @@ def test_a_value_may_follow_an_equals_sign(bundle, data, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 3
 
 
+def test_the_test_split_is_evaluated_when_asked_for(bundle, data, tmp_path, capfd):
+    for folder in ("images", "masks"):
+        shutil.copytree(data / "val" / folder, tmp_path / "data" / "val" / folder)
+        (tmp_path / "data" / "test" / folder).mkdir(parents=True)
+        shutil.copy(data / "val" / folder / "0.png", tmp_path / "data" / "test" / folder)
+    scores = run(bundle, tmp_path / "data", tmp_path, "--split", "test")
+    assert (scores["images"], scores["aacc"]) == (1, 1.0)
+    assert evaluate.main([str(bundle.path), "--dataset", "folder", "--data.root", str(data), "--split", "test"]) == 1
+    assert "the folder has no test split; its splits are: val" in capfd.readouterr().err
+
+
 def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp_path):
     report = tmp_path / "report"
     scores = run(bundle, data, tmp_path, "--report", str(report))

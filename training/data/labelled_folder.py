@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
-from dinov3_seg_ros.frames.image_files import has_alpha, read_mask
+from dinov3_seg_ros.frames.image_files import has_alpha
 from dinov3_seg_ros.frames.mask_labels import is_grey
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Root, Split
@@ -178,7 +178,7 @@ def _decide_grey(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
     greys = []
     for sample in _some(folder):
         try:
-            mask = read_mask(sample.labels)
+            mask = folder.read(sample)
         except ItemError:
             continue
         if not mask.coloured or not is_grey(mask.values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dinov3_seg_ros.frames.image_files import read_mask
@@ -37,14 +37,15 @@ class LabelStudioPng(Format):
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        found = next((layer.file for layer in _layers(tree)), None)
+        found = _layers(tree)
         # The JSON has the regions too, and all kinds of them.
-        return Match(Sure.PROBABLY, f"{found} is named as by Label Studio") if found else None
+        return Match(Sure.PROBABLY, f"{found[0].file} is named as by Label Studio") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         layers: dict[int, list[_Layer]] = {}
-        for layer in _layers(tree):
+        masks = _layers(tree)
+        for layer in masks:
             own = layers.setdefault(layer.task, [])
             if not own or own[0].annotation == layer.annotation:
                 own.append(layer)
@@ -63,12 +64,10 @@ class LabelStudioPng(Format):
             files = [tree.path(layer.file) for layer in own]
             entry = [(values[layer.label], file) for layer, file in zip(own, files, strict=True)]
             samples.setdefault(split_of(image), []).append(Sample(tree.path(image), files[0], entry))
-        masks = {tree.path(layer.file) for layer in _layers(tree)}
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in masks | labelled for name in tree.images)
-        evidence = sorted(masks)
+        files_of_masks = [tree.path(layer.file) for layer in masks]
+        unlabelled = len(tree.images) - len(masks) - len({image_of[task] for task in layers})
         classes = SourceClasses.of_names(names, "the names of the masks", drawn=True)
-        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=evidence)
+        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=files_of_masks)
 
 
 class _Layer(NamedTuple):
@@ -80,13 +79,13 @@ class _Layer(NamedTuple):
     label: str
 
 
-def _layers(tree: Tree) -> Iterator[_Layer]:
+def _layers(tree: Tree) -> list[_Layer]:
     """All masks, those of the first annotations first."""
     found = ((name, _LAYER.fullmatch(name.rpartition("/")[2])) for name in tree.with_suffix(".png"))
     layers = [
         _Layer(name, int(parts["task"]), int(parts["annotation"]), parts["label"]) for name, parts in found if parts
     ]
-    yield from sorted(layers, key=lambda layer: (layer.task, layer.annotation, layer.file))
+    return sorted(layers, key=lambda layer: (layer.task, layer.annotation, layer.file))
 
 
 def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:

@@ -78,7 +78,7 @@ class LabelledFolder:
         read: reads the labels of one sample.
         spare: label files without an image.
         unlabelled: number of images without labels, which are left out.
-        masks: whether the labels are mask files.
+        masks: whether the labels are masks, whose values stand for classes.
         evidence: further files that decide how labels look, such as one that lists the categories.
     """
 
