@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import pickle
@@ -151,6 +152,24 @@ def test_a_full_disk_is_told_from_a_damaged_table(tmp_path):
     with full_disk(2000), pytest.raises(DatasetError, match=r"cannot be copied to .*free some space there"):
         AutoData(root=str(tmp_path)).open("train")
     check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_offsets_of_a_table_that_are_damaged_never_crash(tmp_path):
+    labelled_folders.build_save_to_disk(tmp_path)
+    path = tmp_path / "train/data-00000-of-00001.arrow"
+    content = path.read_bytes()
+    for start in range(0, len(content) - 8, max(8, len(content) // 150)):
+        path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+        with contextlib.suppress(DatasetError):
+            data = AutoData(root=str(tmp_path)).open("train")
+            _ = [data.item(index) for index in range(len(data))]
+
+
+def test_a_negative_value_of_a_class_is_refused(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    (tmp_path / "id2label.json").write_text('{"-1": "nothing", "1": "road"}')
+    with pytest.raises(DatasetError, match=r"id2label\.json gives 'nothing' the value -1; values of masks are from 0"):
+        AutoData(root=str(tmp_path)).open("train")
 
 
 def test_pages_of_a_table_that_are_damaged_are_named(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dinov3_seg_ros.frames.classes import Colour, default_palette, unlabelled_value
+from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour, default_palette, unlabelled_value
 from dinov3_seg_ros.frames.image_files import value_colour
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_colour, as_number, ranges
 from dinov3_seg_ros.support.errors import DatasetError, nearest
@@ -111,6 +111,13 @@ class _Joined:
     by_name: dict[str, SourceClass] = field(default_factory=dict)
 
     def map(self) -> ClassMap:
+        for entry in self.source.classes:
+            for value in entry.values:
+                if not 0 <= value < VALUE_COUNT:
+                    raise DatasetError(
+                        f"{self.source.origin} gives '{entry.name}' the value {value}; values of masks are from 0 "
+                        f"to {VALUE_COUNT - 1}"
+                    )
         self.by_name = {entry.name: entry for entry in self.source.classes}
         items = self._items()
         names, count = list(items), len(items)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import io
 import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from dinov3_seg_ros.frames.image_files import StoredImage, read_mask
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND, find_classes, is_ignored_name, plain_name
@@ -113,8 +112,7 @@ class _Parser:
 
 def _mask(encoded: str, corners: np.ndarray, value: int) -> Shape:
     """A small mask, a PNG in base64, whose corners are given."""
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        bitmap = np.array(picture.convert("L")) > 0
+    bitmap = read_mask(StoredImage(base64.b64decode(encoded), "the mask of a shape")).values > 0
     left, top = np.rint(corners.min(0)).astype(int).tolist()
     return Shape(value, bitmap=bitmap, at=(top, left))
 

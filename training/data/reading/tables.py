@@ -105,7 +105,9 @@ def _table(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=512)
 def _opened(path: Path, _modified: int) -> Any:
-    return _open_arrow(_as_arrow(path) if path.suffix == PARQUET else path).read_all()
+    table = _open_arrow(_as_arrow(path) if path.suffix == PARQUET else path).read_all()
+    table.validate(full=True)  # damaged offsets would crash the process; the images themselves are not read
+    return table
 
 
 def _open_arrow(path: Path) -> Any:
