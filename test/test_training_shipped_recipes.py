@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import labelled_folders
 import pytest
 import tiny_datasets
 import torch
@@ -52,10 +53,11 @@ def backbones(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Tiny copies of all data sets; CamVid serves as a folder of one's own."""
+    """Tiny copies of all data sets; CamVid serves as a folder of one's own, and `auto` finds an export by Roboflow."""
     root = tmp_path_factory.mktemp("data")
     for name, build in tiny_datasets.BUILDERS.items():
         build(root / name)
+    labelled_folders.build_roboflow_masks(root / "auto")
     return root
 
 
