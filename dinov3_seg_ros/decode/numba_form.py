@@ -10,8 +10,8 @@ from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels
 from dinov3_seg_ros.decode.numba_kernel.entry import compile_decode
 from dinov3_seg_ros.decode.parallel import run_parts, thread_count
 
-# Costs as measured, in interpolated values: of a cell, without and with confidence; of each class in a cell.
-_VALUES_WORTH_A_CELL = 1000, 10_000
+# Costs as measured, in interpolated values: of a cell, and of each class in a cell.
+_VALUES_WORTH_A_CELL = 1000
 _VALUES_WORTH_A_CLASS = 8
 # About 0.1 ms of work: twice what it costs to hand work to a thread.
 _VALUES_WORTH_A_THREAD = 200_000
@@ -32,7 +32,7 @@ def decode(logits: Floats, grid: Grid, labels: Labels, confidence: Bytes | None)
     if confidence is None:
         confidence = _no_confidence(len(labels))
     rows, columns = grid.axes
-    by_cells = _cells_pay(grid, with_confidence)
+    by_cells = grid.values_per_cell >= _VALUES_WORTH_A_CELL
     parts = _part_count(grid, by_cells, with_confidence)
     if parts == 1:
         kernel(logits, rows, columns, labels, confidence, with_confidence, reach, by_cells, 0, 1)
@@ -47,11 +47,6 @@ def decode(logits: Floats, grid: Grid, labels: Labels, confidence: Bytes | None)
 @lru_cache(maxsize=64)
 def _no_confidence(batch: int) -> Bytes:
     return np.empty((batch, 0, 0), np.uint8)
-
-
-def _cells_pay(grid: Grid, with_confidence: bool) -> bool:
-    """Whether cells have enough pixels for `by_cells` to be the faster algorithm."""
-    return grid.values_per_cell >= _VALUES_WORTH_A_CELL[with_confidence]
 
 
 def _part_count(grid: Grid, by_cells: bool, with_confidence: bool) -> int:
