@@ -21,9 +21,14 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # Kept on the device: if they were uploaded with each batch, the host would wait for the GPU each time.
-        self.register_buffer("_scale", torch.tensor([255.0 * s for s in std]), persistent=False)
-        self.register_buffer("_offset", torch.tensor([m / s for m, s in zip(mean, std, strict=True)]), persistent=False)
+        self.register_buffer("_scale", _per_channel([255.0 * s for s in std]), persistent=False)
+        self.register_buffer("_offset", _per_channel([m / s for m, s in zip(mean, std, strict=True)]), persistent=False)
 
     def forward(self, canvases: torch.Tensor) -> torch.Tensor:
         """Normalise: (N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32."""
-        return (canvases / self._scale - self._offset).permute(0, 3, 1, 2)
+        # Transposed first: ONNX Runtime is slow where the last of the axes has three values.
+        return canvases.permute(0, 3, 1, 2) / self._scale - self._offset
+
+
+def _per_channel(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None]
