@@ -15,13 +15,14 @@ import torch
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, InputSection, Manifest
 from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
-from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head, build_head
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.model.weights import build_backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Spread of what an image-guided branch adds to the logits, as a share of their own spread: it moves edges, not regions.
+CORRECTION = 0.1
 MODELS = {
     "vits16plus": {
         "model_type": "dinov3_vit", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6,
@@ -43,6 +44,7 @@ def random_bundle(
     classes: int,
     head_name: str = "linear",
     in_view: int | None = None,
+    detail: bool = False,
 ) -> Path:
     """Write a bundle with random weights; return its folder.
 
@@ -52,38 +54,53 @@ def random_bundle(
         size: (height, width) of the network input, pixels.
         frames: (H, W, 3) uint8 RGB each; their features are clustered.
         classes: number of classes.
-        head_name: name of the head, built without options.
+        head_name: name of the head.
         in_view: approximate mean number of classes that a frame shows. The logits of the other classes are lower
             everywhere. None: each cluster is a class.
+        detail: whether the head is image-guided.
     """
     torch.manual_seed(0)
     backbone = build_backbone(MODELS[model])
     backbone.freeze()
     backbone.eval()
-    head = build_head(head_name, backbone.channels, backbone.strides, classes).eval()
-    _set_classifier(head.classifier, _cells(backbone, head, size, frames), in_view)
+    options = {"detail": True} if detail else {}
+    head = build_head(head_name, backbone.channels, backbone.strides, classes, **options).eval()
+    canvases = torch.from_numpy(np.stack([cv2.resize(frame, size[::-1]) for frame in frames]))
+    with torch.inference_mode():
+        seen = [(backbone(images), images) for images in Normalise(MEAN, STD)(canvases).split(1)]
+        _set_classifier(head.classifier, _cells(head, [maps for maps, _ in seen]), in_view)
+        if head.detail is not None:
+            _weaken_correction(head, *seen[0])
     manifest = Manifest(
         name=model,
         backbone=describe_backbone(backbone, storage="embedded", source="random", identity=backbone_identity(backbone)),
         input=InputSection(network_size=size, geometry="stretch", mean=MEAN, std=STD),
         classes=ClassesSection(names=[f"cluster_{i}" for i in range(classes)], palette=default_palette(classes)),
-        head=describe_head(head, head_name),
+        head=describe_head(head, head_name, **options),
     )
     save_bundle(folder, manifest, head.state_dict(), lambda path: save_backbone(backbone, path / BACKBONE_FOLDER))
     return folder
 
 
-def _cells(backbone: Backbone, head: Head, size: tuple[int, int], frames: Sequence[np.ndarray]) -> np.ndarray:
+def _cells(head: Head, maps_of_frames: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
     """Return the classifier's input for each frame: (frames, cells, channels)."""
     seen: list[torch.Tensor] = []
     hook = head.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    normalise = Normalise(MEAN, STD)
-    with torch.inference_mode():
-        for frame in frames:
-            canvas = torch.from_numpy(cv2.resize(frame, size[::-1])[None])
-            head(backbone(normalise(canvas)))
+    for maps in maps_of_frames:
+        head.classify(head.extract(maps))
     hook.remove()
-    return torch.cat(seen).flatten(2).permute(0, 2, 1).contiguous().numpy()
+    return torch.cat(seen).flatten(2).transpose(1, 2).contiguous().numpy()
+
+
+def _weaken_correction(head: Head, maps: Sequence[torch.Tensor], images: torch.Tensor) -> None:
+    """Scale what the image-guided branch adds to the logits, whose own weights are random."""
+    assert head.detail is not None
+    features = head.extract(maps)
+    logits = head.classify(features)
+    correction = head.detail(images, features, torch.zeros_like(logits))
+    factor = CORRECTION * logits.std() / correction.std()
+    for parameter in head.detail.classifier.parameters():
+        parameter.mul_(factor)
 
 
 def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int | None) -> None:
