@@ -41,6 +41,8 @@ from dinov3_seg_ros.model.weights import load_backbone  # noqa: E402
 ALL, STRIDE_16, DEEPEST = (1, 2, 3), (2,), (3,)
 CLASSES = 11
 LATENCY_ROUNDS = 15
+SCORES_FILE = "scores.json"
+SCORES = {"mIoU": "miou", "within 3 px of boundaries": "boundary_miou_3px"}
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--crop", type=int, nargs=2, default=[224, 320], help="height and width of the training crops")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one thread each")
     parser.add_argument("--views", type=int, default=8, help="cached views of each image; 0: compute features anew")
     parser.add_argument("--output", type=Path, default=Path("runs/camvid_heads"))
     parser.add_argument("--latency", action="store_true", help="measure latencies too, on a quiet machine")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        runs = [pool.submit(train, name, seed, options) for seed in options.seeds for name in options.rows]
+        runs = [pool.submit(train_and_evaluate, name, seed, options) for seed in options.seeds for name in options.rows]
         for run in runs:
             run.result()
     latencies = measure_latencies(options) if options.latency else {}
@@ -118,20 +121,32 @@ def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
     return options.output / f"{words}-{seed}"
 
 
-def train(name: str, seed: int, options: argparse.Namespace) -> None:
-    """Train one head in a process of its own, on one thread, or finish an interrupted training."""
+def train_and_evaluate(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train and evaluate one head in processes of their own, on one thread each; what is done is not repeated."""
     output = run_folder(name, seed, options)
     record = last_record(output)
-    if record is not None and record["step"] == options.iterations:
-        return
+    if record is None or record["step"] != options.iterations:
+        train(name, seed, options)
+    if not (output / SCORES_FILE).exists():
+        words = [str(output / "last"), "--json", str(output / SCORES_FILE), "--data.root", options.data]
+        run("training.evaluate", *words, "--runtime", "torch")
+
+
+def train(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train one head, or finish an interrupted training."""
+    output = run_folder(name, seed, options)
     words = [
         *("camvid", "--output", str(output), "--seed", str(seed), "--data.root", options.data),
         *("--backbone.source", str(options.backbone), "--backbone.storage", "embedded"),
         *("--epochs", "None", "--iterations", str(options.iterations), "--evaluate_every", "1000"),
-        *("--augmentation.crop", "224", "320", "--cache.views", str(options.views), "--cache.seed", "0"),
+        *("--augmentation.crop", *map(str, options.crop), "--cache.views", str(options.views), "--cache.seed", "0"),
         *ROWS[name].arguments(),
     ]
-    command = [sys.executable, "-m", "training.train", *words, "--workers", "0", "--resume"]
+    run("training.train", *words, "--workers", "0", "--resume")
+
+
+def run(module: str, *words: str) -> None:
+    command = [sys.executable, "-m", module, *words]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
 
@@ -160,23 +175,28 @@ def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, flo
 def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]) -> str:
     """The table in Markdown, with one line for each head."""
     lines = [
-        "| head | reads strides | mIoU (mean ± standard deviation) | parameters | ms, 384x40x40 | ms, 640x640 "
-        "| training, s |",
-        "|---|---|---|---|---|---|---|",
+        f"| head | reads strides | {' | '.join(SCORES)} | parameters | ms, 384x40x40 | ms, 640x640 | training, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in options.rows:
         row = ROWS[name]
         backbone = load_backbone(str(options.backbone), list(row.layers))
         head = row.build(backbone.channels, backbone.strides, CLASSES)
-        records = [last_record(run_folder(name, seed, options)) for seed in options.seeds]
-        scores = [record["miou"] for record in records]
-        seconds = statistics.median(record["seconds"] for record in records)
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        strides, miou = ", ".join(map(str, backbone.strides)), f"{statistics.mean(scores):.4f} ± {spread:.4f}"
+        folders = [run_folder(name, seed, options) for seed in options.seeds]
+        seconds = statistics.median(last_record(folder)["seconds"] for folder in folders)
+        evaluations = [json.loads((folder / SCORES_FILE).read_text()) for folder in folders]
+        strides = ", ".join(map(str, backbone.strides))
+        scores = " | ".join(mean_and_spread([found[key] for found in evaluations]) for key in SCORES.values())
         parameters = sum(parameter.numel() for parameter in head.parameters())
         milliseconds = "".join(f" {value:.1f} |" for value in latencies.get(name, ())) or " | |"
-        lines.append(f"| {row.label} | {strides} | {miou} | {parameters:,} |{milliseconds} {seconds:.0f} |")
+        lines.append(f"| {row.label} | {strides} | {scores} | {parameters:,} |{milliseconds} {seconds:.0f} |")
     return "\n".join(lines)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ± {spread:.4f}"
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
