@@ -306,16 +306,16 @@ def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
 
 
-def test_a_calibrated_copy_keeps_the_labels_and_lowers_the_confidence(bundle, data, tmp_path):
+def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, tmp_path):
     before = run(bundle, data, tmp_path)
     words = ["--dataset", "folder", "--data.root", str(data), "--output", str(tmp_path / "calibrated")]
     assert calibrate.main([str(bundle.path), *words]) == 0
     copy = load_bundle(tmp_path / "calibrated")
     after = run(copy, data, tmp_path)
     assert after["miou"] == pytest.approx(before["miou"], abs=1e-6)
-    sure = [sum(b["confidence"] * b["share"] for b in scores["reliability"]) for scores in (before, after)]
-    assert sure[1] < sure[0]
-    assert copy.manifest.calibration.temperature > 1
+    assert after["ece"] < before["ece"] / 2
+    sure = sum(b["confidence"] * b["share"] for b in after["reliability"])
+    assert sure == pytest.approx(after["aacc"], abs=0.01)
     assert copy.manifest.calibration.images == 3
 
 

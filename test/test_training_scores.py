@@ -154,6 +154,18 @@ class TestTemperature:
         assert fitted["temperature"] == pytest.approx(2.5, rel=0.03)
         assert fitted["ece"] < 0.02 < fitted["ece_before"]
 
+    def test_errors_that_no_temperature_explains_leave_the_others_calibrated(self):
+        torch.manual_seed(0)
+        logits = 3 * torch.randn(40_000, 5)
+        truth = torch.distributions.Categorical(logits=logits).sample()
+        truth[:400] = logits[:400].argmin(1)  # wrong labels
+        pixels = PixelSample(1)
+        window = (0.0, 0.0, 200.0, 200.0)
+        pixels.add(logits.T.reshape(1, 5, 200, 200), window, truth.numpy().astype(np.uint8).reshape(200, 200), 5, 0)
+        fitted = fit_temperature(pixels)
+        assert fitted["temperature"] == pytest.approx(1.0, abs=0.1)
+        assert fitted["ece"] < 0.01
+
     def test_sampled_logits_are_those_of_the_plain_upsampling(self):
         torch.manual_seed(0)
         logits, truth = torch.randn(1, 3, 4, 6), np.random.default_rng(0).integers(0, 3, (16, 24)).astype(np.uint8)
