@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-EVERYTHING := train parquet cpu test test-torch lint cv-headless ros-kilted
+EVERYTHING := train parquet cpu openvino test test-torch lint cv-headless ros-kilted
 # Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 # The Pythons that a robot may have, from Humble's to Lyrical's, and of these the ones that can be started here.
@@ -23,11 +23,11 @@ help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
 demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figures (options: make demo ARGS="--help")
-	@$(PYTHON) tools/environment.py .venv-demo cpu cv-headless ros-kilted
+	@$(PYTHON) tools/environment.py .venv-demo cpu $(if $(findstring OpenVINO,$(ARGS)),openvino) cv-headless ros-kilted
 	.venv-demo/bin/python -m dinov3_seg_ros.demo $(ARGS)
 
 setup: ## Make .venv, with everything that tests and training need
-	@$(PYTHON) tools/environment.py .venv $(EVERYTHING)
+	@$(PYTHON) tools/environment.py .venv $(EVERYTHING) --optional test-tensorrt
 	@.venv/bin/python tools/generate_messages.py
 	@echo ".venv is ready: source .venv/bin/activate"
 

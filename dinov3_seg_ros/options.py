@@ -50,7 +50,11 @@ class ComputeOptions(Options):
         RuntimeName, Field(description="Inference library; auto takes the one that is probably the fastest here.")
     ] = "auto"
     device: Annotated[
-        str, Field(description="Where to compute: auto, cpu, cuda, or cuda:N for one of several GPUs.")
+        str,
+        Field(
+            description="Where to compute: auto, cpu, cuda (or cuda:N for one of several), gpu or npu (or gpu:N, "
+            "npu:N, as ONNX Runtime lists them)."
+        ),
     ] = "auto"
     precision: Annotated[
         Literal["auto", Precision],
@@ -63,7 +67,7 @@ class ComputeOptions(Options):
     providers: Annotated[
         tuple[str, ...],
         Field(
-            description="Execution providers of ONNX Runtime, best first, such as CUDAExecutionProvider; empty: by "
+            description="Execution providers of ONNX Runtime, best first, such as OpenVINOExecutionProvider; empty: by "
             "'device'."
         ),
     ] = ()
@@ -89,8 +93,8 @@ class ComputeOptions(Options):
     @field_validator("device")
     @classmethod
     def _known_device(cls, name: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
-            raise ValueError(f"device is {name!r}; use auto, cpu, cuda, or cuda:N for the GPU with number N")
+        if not re.fullmatch(r"auto|cpu|(cuda|gpu|npu)(:\d{1,3})?", name, re.ASCII):
+            raise ValueError(f"device is {name!r}; use auto, cpu, cuda, gpu, npu, or cuda:N for the GPU with number N")
         return name
 
     @field_validator("providers")

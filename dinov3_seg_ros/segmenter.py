@@ -243,10 +243,7 @@ class Segmenter:
         check_shared_backbone(loaded)
         wanted = ComputeOptions(runtime=runtime, **options)
         limit_threads(wanted.threads)
-        own = loaded[0].manifest.input
-        one_size = (wanted.geometry or own.geometry) not in FRAME_SIZED
-        size = wanted.network_size or own.network_size if one_size else None
-        opened, reason = open_runtime(loaded, wanted.model_copy(update={"network_size": size}), avoid)
+        opened, reason = open_runtime(loaded, runtime_options(loaded, wanted), avoid)
         try:
             segmenter = cls(loaded, opened, wanted.network_size, wanted.geometry, wanted.max_batch)
         except BaseException:
@@ -357,6 +354,14 @@ class Segmenter:
             for canvas, image, placement in zip(canvases, images, placements, strict=True):
                 fill_canvas(image, placement, self._mean, canvas)
         return canvases
+
+
+def runtime_options(bundles: Sequence[Bundle], options: ComputeOptions) -> ComputeOptions:
+    """Return options as runtimes take them: with the network size, or None where it follows the frames."""
+    own = bundles[0].manifest.input
+    one_size = (options.geometry or own.geometry) not in FRAME_SIZED
+    size = options.network_size or own.network_size if one_size else None
+    return options.model_copy(update={"network_size": size})
 
 
 def limit_threads(threads: int) -> None:

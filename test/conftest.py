@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from robot_part import has_torch, needs_torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads than cores only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# So that tests compute alike on every processor, in this process and in nodes; test_openvino.py switches them on.
+os.environ.setdefault("DINOV3_SEG_ROS_PLUGINS", "off")
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.transport import remove_dead_segments
@@ -62,3 +66,16 @@ def small_exported_bundle(tmp_path_factory):
 def _compile_decode():
     """Compile the decode first, so that no test meets the change from NumPy to numba in its midst."""
     decode.backend(wait=True)
+
+
+@pytest.fixture(scope="session")
+def engine_builder(tmp_path_factory):
+    """NVIDIA's own parser and builder, which need no GPU: ``build(graph)`` returns ``bytes`` or an ``error``."""
+    from benchmarks.tensorrt_builds import EngineBuilder, UnavailableError
+
+    try:
+        builder = EngineBuilder(tmp_path_factory.mktemp("tensorrt"))
+    except UnavailableError as error:
+        pytest.skip(f"TensorRT's builder is not installed: {error}")
+    with contextlib.closing(builder):
+        yield builder

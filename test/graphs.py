@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     EXPORT_FILE,
     HEAD_GRAPH,
+    REFERENCE_FILE,
     ExportManifest,
     export_folder,
     map_name,
 )
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.runtimes.gate import FRAMES, Reference
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
 # An int8 graph may leave any node in float.
@@ -34,10 +37,12 @@ def write_graphs(
     head_seed: int | None = None,
     head_type: str | None = None,
     head_operator: str | None = None,
+    reference: bool = True,
 ) -> Path:
     """Write an export of two convolutional graphs with random weights.
 
     ``head_seed`` is that of the head's, where it differs; ``head_type`` and ``head_operator`` spoil the head's graph.
+    The reference is what ONNX Runtime gives, where it can run the graphs and ``reference`` is true.
     """
     folder = export_folder(bundle, size, precision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +50,9 @@ def write_graphs(
     # Every head with weights of its own, as bundles have.
     random = np.random.default_rng([seed if head_seed is None else head_seed, *bundle.manifest.name.encode()])
     _write_head(folder / HEAD_GRAPH, bundle, _TYPES[head_type or precision], size, random, head_operator)
+    (folder / REFERENCE_FILE).unlink(missing_ok=True)
+    if reference and head_type is None and head_operator is None:
+        _write_reference(folder, size)
     manifest = ExportManifest(
         precision=precision,
         network_size=size,
@@ -54,10 +62,20 @@ def write_graphs(
         mean=bundle.manifest.input.mean,
         std=bundle.manifest.input.std,
         verified=True,
-        files={name: sha256_of_file(folder / name) for name in (BACKBONE_GRAPH, HEAD_GRAPH)},
+        files={path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.name != EXPORT_FILE},
     )
     write_json(folder / EXPORT_FILE, manifest.model_dump(mode="json"))
     return folder
+
+
+def _write_reference(folder, size):
+    small = np.random.default_rng(3).integers(0, 256, (FRAMES, 5, 6, 3), np.uint8)
+    rows, columns = (np.arange(extent) * cells // extent for extent, cells in zip(size, (5, 6), strict=True))
+    canvases = np.ascontiguousarray(small[:, rows][:, :, columns])
+    backbone, head = (onnxruntime.InferenceSession(folder / name) for name in (BACKBONE_GRAPH, HEAD_GRAPH))
+    names = [output.name for output in backbone.get_outputs()]
+    maps = dict(zip(names, backbone.run(names, {"canvases": canvases}), strict=True))
+    Reference.of(canvases, maps, head.run(None, maps)[0]).write(folder / REFERENCE_FILE)
 
 
 def _write_backbone(path, bundle, kind, size, random):

@@ -153,7 +153,7 @@ def test_flags_reach_options_of_every_kind():
     [
         ("--runtime nothing", "argument --runtime: invalid choice: 'nothing'"),
         ("--threads -1", "--threads is -1; use a whole number from 0 to 1024"),
-        ("--device gpu", "--device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
+        ("--device gpu0", "--device is 'gpu0'; use auto, cpu, cuda, gpu, npu, or cuda:N"),
         ("--network-size 0 64", "--network-size is (0, 64); use two positive whole numbers"),
         ("--providers CPU", "--providers holds 'CPU'"),
         ("--mask-size huge", "--mask-size is 'huge'"),

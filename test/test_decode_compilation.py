@@ -96,6 +96,22 @@ def test_numpy_stays_where_the_kernel_cannot_be_compiled(monkeypatch, caplog):
     assert decode.upsample_argmax(np.ones((1, 2, 1, 1), np.float32), (1, 1)).item() == 0
 
 
+@pytest.mark.parametrize("fault", ["labels", "confidence"])
+def test_a_kernel_that_decodes_otherwise_than_numpy_is_not_used(monkeypatch, caplog, fault):
+    right = numba_form.decode
+
+    def wrong(logits, grid, labels, confidence):
+        right(logits, grid, labels, confidence)
+        spoilt = labels if fault == "labels" else confidence
+        spoilt[:] = (spoilt + 2) % 40
+
+    monkeypatch.setattr(numba_form, "decode", wrong)
+    monkeypatch.setattr(compilation, "_compilations", {})
+    with caplog.at_level(logging.WARNING):
+        assert decode.backend(wait=True) == "numpy"
+    assert "the compiled kernel decodes otherwise than NumPy" in caplog.text
+
+
 class TestHashOfCode:
     SOURCE = '"""What it does."""\nLANES = 16\n\n\ndef double(x):\n    """Twice."""\n    return 2 * x\n'
 

@@ -9,7 +9,10 @@ import sys
 import pytest
 from exported_bundles import write_exported_bundle
 
-from dinov3_seg_ros import doctor
+from dinov3_seg_ros.bundle.cpu import Cpu
+from dinov3_seg_ros.doctor import __main__ as doctor
+from dinov3_seg_ros.doctor import communication, computing
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def findings(path):
 
 def test_an_intact_bundle_and_its_graphs_are_described(exported):
     found = findings(exported.path)
-    assert found["bundle tiny"].level == doctor.OK
+    assert found["bundle tiny"].level == OK
     assert found["graphs of tiny"].detail == "ONNX, 64x96, fp32, compared with the model"
     assert "CPUExecutionProvider" in found["runtime onnx"].detail
 
@@ -32,7 +35,7 @@ def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
     other = write_exported_bundle(tmp_path / "other", geometry="stretch", seed=5)
     shutil.copytree(exported.path / "onnx", other.path / "onnx", dirs_exist_ok=True)
     found = findings(other.path)["graphs of tiny"]
-    assert found.level == doctor.WARNING
+    assert found.level == WARNING
     assert "another head" in found.detail
     assert found.remedy == f"python -m dinov3_seg_ros.export {other.path}"
 
@@ -40,8 +43,8 @@ def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
 @pytest.mark.parametrize(
     ("form", "level", "detail", "remedy"),
     [
-        ("triton", doctor.OK, "compiled (triton)", ""),
-        ("torch", doctor.WARNING, "PyTorch operations: correct but slower", "pip install triton"),
+        ("triton", OK, "compiled (triton)", ""),
+        ("torch", WARNING, "PyTorch operations: correct but slower", "pip install triton"),
     ],
 )
 def test_a_decode_not_compiled_for_the_gpu_is_a_warning(monkeypatch, form, level, detail, remedy):
@@ -50,8 +53,8 @@ def test_a_decode_not_compiled_for_the_gpu_is_a_warning(monkeypatch, form, level
     monkeypatch.setattr(
         "dinov3_seg_ros.decode.backend", lambda device="cpu", wait=False: {"cpu": "numba", "cuda": form}[device]
     )
-    on_cpu, on_gpu = doctor._decode()
-    assert on_cpu.level == doctor.OK
+    on_cpu, on_gpu = computing.decoders()
+    assert on_cpu.level == OK
     assert (on_gpu.level, on_gpu.detail) == (level, detail)
     assert on_gpu.remedy.startswith(remedy) and bool(on_gpu.remedy) == bool(remedy)
 
@@ -75,13 +78,13 @@ def test_clean_removes_what_killed_processes_left_and_says_so(exported, tmp_path
 def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkeypatch):
     unfinished, stale = tmp_path / "fastdds_port7411", tmp_path / "fastdds_0123456789abcdef"
     stale.write_bytes(bytes(3 << 20))
-    monkeypatch.setattr(doctor, "unfinished_segments", lambda: [unfinished])
-    monkeypatch.setattr(doctor, "stale_segments", lambda: [stale])
-    monkeypatch.setattr(doctor, "stale_ports", list)
-    found = list(doctor._shared_memory())
+    monkeypatch.setattr(communication, "unfinished_segments", lambda: [unfinished])
+    monkeypatch.setattr(communication, "stale_segments", lambda: [stale])
+    monkeypatch.setattr(communication, "stale_ports", list)
+    found = list(communication.shared_memory())
     assert [(finding.level, finding.subject) for finding in found[:2]] == [
-        (doctor.FAULT, "fastdds_port7411"),
-        (doctor.WARNING, "/dev/shm"),
+        (FAULT, "fastdds_port7411"),
+        (WARNING, "/dev/shm"),
     ]
     assert "1 files (3 MB)" in found[1].detail
     assert all(finding.remedy == "python -m dinov3_seg_ros.doctor --clean" for finding in found[:2])
@@ -90,10 +93,18 @@ def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkey
 def test_the_doctor_runs_where_no_library_can_be_imported():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('numpy', 'cv2', 'pydantic', 'rclpy', 'torch')))\n"
-        "from dinov3_seg_ros.doctor import main\n"
+        "from dinov3_seg_ros.doctor.__main__ import main\n"
         "sys.exit(main([]))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert all(f"fault    {name} " in run.stdout for name in ("numpy", "cv2", "pydantic", "rclpy")), run.stdout
     assert run.stderr == ""
+
+
+def test_a_processor_that_multiplies_bf16_is_told_of_openvino(exported, monkeypatch):
+    processor = Cpu(name="A processor", architecture="x86_64", features=("amx_bf16",))
+    monkeypatch.setattr("dinov3_seg_ros.bundle.cpu.this_cpu", lambda: processor)
+    found = {finding.subject: finding for finding in computing.providers([exported.path])}
+    assert "multiplies bf16" in found["processor"].detail and "[openvino]" in found["processor"].remedy
+    assert found["fastest runtime"].remedy.endswith(f"benchmark {exported.path} --choose")

@@ -19,7 +19,7 @@ from rclpy.parameter import Parameter
 from ros_graph import Graph
 
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
-from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 
 pytestmark = pytest.mark.ros
 

@@ -86,7 +86,7 @@ def test_an_empty_list_in_a_file_means_none(start_with_file, small_exported_bund
 def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_file):
     node = start_with_file()
     for name, value, reason in (
-        ("device", "gpu", "device is 'gpu'; use auto, cpu, cuda, or cuda:N"),
+        ("device", "gpu0", "device is 'gpu0'; use auto, cpu, cuda, gpu, npu, or cuda:N"),
         ("geometry", "crop", "geometry is 'crop'; use one of: stretch, letterbox, pad, native"),
         ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
         ("network_size", [480], "network_size is (480,); use two positive whole numbers"),

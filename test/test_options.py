@@ -23,7 +23,10 @@ from dinov3_seg_ros.support.option_model import describe_options, parse_option, 
     ("values", "message"),
     [
         ({"runtime": "nothing"}, "runtime is 'nothing'; use one of: auto, torch, onnx, tensorrt"),
-        ({"device": "cuda:x"}, "device is 'cuda:x'; use auto, cpu, cuda, or cuda:N for the GPU with number N"),
+        (
+            {"device": "cuda:x"},
+            "device is 'cuda:x'; use auto, cpu, cuda, gpu, npu, or cuda:N for the GPU with number N",
+        ),
         ({"precision": "fp8"}, "precision is 'fp8'; use one of: auto, fp32, fp16, bf16, int8, int8_qdq"),
         ({"cameras": "front"}, "cameras is 'front'; use a list of texts, such as [front, left]"),
         ({"threads": -1}, "threads is -1; use a whole number from 0 to 1024"),

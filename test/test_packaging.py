@@ -35,7 +35,8 @@ PARTS = {"huggingface_hub": "transformers"}
 ROSDEP_KEYS = {"opencv": "python3-opencv", "pyyaml": "python3-yaml"}
 #: What `make` never installs here, so that nothing can be pinned: other hardware, OpenCV with windows, ROS itself.
 NOT_INSTALLED = {"gpu", "jetson", "cv", "ros-kilted", "ros-jazzy"}
-TOOLS = {"test", "test-torch", "lint"}
+#: Not tested with the lowest versions; packages of execution providers need a newer ONNX Runtime than the lowest.
+TOOLS = {"test", "test-torch", "test-tensorrt", "lint", "openvino", "rtx"}
 BLOCKED = ("torch", "transformers", "safetensors")
 
 

@@ -300,7 +300,7 @@ def two_gpus(monkeypatch):
 )
 def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, asked, used):
     options = ComputeOptions(device=asked)
-    assert pytorch.PyTorchRuntime.find_device([bundle], options) == used
+    assert pytorch.PyTorchRuntime.candidates([bundle], options)[0].device == used
     runtime = pytorch.PyTorchRuntime([bundle], options)
     runtime.start(np.zeros((1, 64, 96, 3), np.uint8), ["tiny"]).logits()
     assert (runtime.device, runtime.logits_device) == (used, used)

@@ -6,10 +6,8 @@ import contextlib
 import errno
 import gc
 import importlib
-import json
 import logging
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -23,16 +21,20 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bundles import tiny_backbone, write_exported_bundle, write_tiny_bundle
+from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
 
-from dinov3_seg_ros import doctor
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.doctor.__main__ import examine
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes.choice import choose_runtime
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import (
+    ExportError,
+    ImageError,
+    ParameterError,
+    RuntimeFailedError,
+    RuntimeUnavailableError,
+)
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SIZE = (64, 96)
@@ -279,7 +281,7 @@ def test_a_wait_that_fails_drops_its_own_frame_only(trt, cuda, bundles, monkeypa
         started.append(broken.start([picture(2)]))  # which waits for the first
     started += [broken.start([picture(seed)]) for seed in (3, 4)]
     for _ in range(2):
-        with pytest.raises(RuntimeUnavailableError, match="failed: InvalidValue"):
+        with pytest.raises(RuntimeFailedError, match="failed: InvalidValue"):
             started[0].finish()
     for seed in (1, 2, 3, 4):
         assert np.array_equal(started[seed].finish()[0].labels, expected(bundles[0], seed=seed))
@@ -497,71 +499,84 @@ def test_a_failed_build_or_load_is_an_error_in_tensorrts_words(trt, bundles):
     trt.behaviour.buildable = False
     with pytest.raises(ExportError, match=r"could not build an engine of .*backbone\.onnx: .*Could not find any impl"):
         segmenter(bundles[0])
+    (refused,) = stored(".refused")
     trt.behaviour.buildable, trt.behaviour.loadable = True, False
+    with pytest.raises(ExportError, match=r"could not build an engine .* \(found at an earlier start"):
+        segmenter(bundles[0])
+    refused.unlink()
     with pytest.raises(ExportError, match=r"cannot load the engine that it built .* Error Code 1: Serialization"):
         segmenter(bundles[0])
     assert stored() == []
 
 
+def test_a_build_that_lacked_memory_is_tried_again(trt, bundles, monkeypatch):
+    builder = importlib.import_module("dinov3_seg_ros.runtimes.tensorrt.builder")
+
+    def build(graph, max_batch):
+        raise ExportError("could not build an engine: CUDA error 2: out of memory")
+
+    with monkeypatch.context() as full:
+        full.setattr(builder, "build", build)
+        with pytest.raises(ExportError, match="out of memory"):
+            segmenter(bundles[0])
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+
+
 @pytest.mark.parametrize("spoil", [np.negative, lambda value: np.full_like(value, np.nan), lambda value: value + 3])
 def test_an_engine_that_computes_something_else_is_deleted(trt, cuda, bundles, spoil):
     trt.behaviour.spoil = spoil
-    with pytest.raises(ExportError, match=r"does not compute what the graph computes: layer_1 has cosine"):
+    with pytest.raises(ExportError, match=r"what the PyTorch model computes: feature map layer_1 has cosine"):
         segmenter(bundles[0])
-    assert [path.suffix for path in store().iterdir()] == [".lock"]
+    assert stored(".refused") and len(stored()) == 1, "the head's, which was not at fault"
     assert not cuda.device and not cuda.host and not cuda.objects
+    built = len(trt.built)
+    trt.behaviour.spoil = None
+    with pytest.raises(ExportError, match=r"layer_1 has cosine .* \(found at an earlier start; delete .*\.refused"):
+        segmenter(bundles[0])
+    assert len(trt.built) == built, "what fails is not built at each start"
+    stored(".refused")[0].unlink()
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
 
 
-def test_without_onnx_runtime_an_engine_is_called_unverified(trt, bundles, monkeypatch, caplog):
+def test_a_refused_engine_is_tried_again_with_another_release(trt, bundles, monkeypatch):
+    trt.behaviour.spoil = np.negative
+    with pytest.raises(ExportError, match="layer_1 has cosine"):
+        segmenter(bundles[0])
+    trt.behaviour.spoil = None
+    monkeypatch.setattr(trt, "__version__", "11.1.0.106")
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+
+
+def test_a_stored_engine_that_computes_something_else_is_built_anew_once(trt, bundles, caplog):
+    labels(bundles[0])
+    assert len(trt.built) == 2
+    trt.behaviour.spoil = np.negative  # as after an update of the driver
+    with pytest.raises(ExportError, match="layer_1 has cosine"):
+        segmenter(bundles[0])
+    assert len(trt.built) == 3
+    assert "it is opened anew" in caplog.text
+    assert len(stored(".refused")) == 1
+
+
+def test_engines_are_compared_without_onnx_runtime(trt, bundles, monkeypatch):
     reference = expected(bundles[0])
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for _ in range(2):
-        unverified = segmenter(bundles[0])
-        assert unverified.runtime.description.endswith("fp32, unverified (ONNX Runtime is not installed)")
-        assert np.array_equal(unverified.segment([picture()])[0].labels, reference)
-    assert len(trt.built) == 2
-
-
-def test_an_unverified_engine_is_compared_once_onnx_runtime_is_there(trt, bundles, monkeypatch):
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "onnxruntime", None)
-        labels(bundles[0])
-    assert "unverified" not in segmenter(bundles[0]).runtime.description
-    records = [json.loads(path.read_text()) for path in stored(".json")]
-    assert [record["unverified"] for record in records] == ["", ""]
-    assert all(output["cosine"] > 0.99999 for record in records for output in record["parity"].values())
-    assert len(trt.built) == 2
-
-
-def test_an_unverified_engine_that_turns_out_wrong_is_deleted(trt, bundles, monkeypatch):
+    opened = segmenter(bundles[0])
+    assert "unverified" not in opened.runtime.description
+    assert np.array_equal(opened.segment([picture()])[0].labels, reference)
     trt.behaviour.spoil = np.negative
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "onnxruntime", None)
-        labels(bundles[0])
-    assert len(stored()) == 2
-    with pytest.raises(ExportError, match="does not compute what the graph computes: layer_1"):
-        segmenter(bundles[0])
-    assert len(stored()) == len(stored(".json")) == 1, "the head's was not reached"
+    with pytest.raises(ExportError, match="layer_1 has cosine"):
+        segmenter(bundles[0], max_batch=2)
 
 
-def test_auto_takes_no_engine_that_cannot_be_compared(trt, bundles, monkeypatch):
-    def chosen():
-        return choose_runtime(bundles[:1], ComputeOptions(precision="fp32"))
-
-    assert chosen()[0] == "tensorrt", "it will be compared when it is built"
-    reason = (
-        r"backbone\.onnx cannot be compared with its graph \(ONNX Runtime is not installed\); .* to use it unverified"
-    )
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "onnxruntime", None)
-        for _ in range(2):
-            name, why = chosen()
-            assert name != "tensorrt"
-            assert re.search(reason, why)
-            labels(bundles[0])  # by its name it runs; the second time, it is in the store
-    labels(bundles[0])
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert chosen()[0] == "tensorrt", "it has been compared"
+def test_auto_takes_no_engine_that_cannot_be_compared(trt, bundles):
+    write_graphs(bundles[0], reference=False)
+    shutil.rmtree(bundles[0].path / "onnx" / "64x96-fp16")
+    chosen = Segmenter.from_bundle(bundles[0].path)
+    assert chosen.runtime.name == "onnx"
+    assert "cannot be compared with the PyTorch model" in chosen.runtime_reason
+    named = segmenter(bundles[0])
+    assert "fp32, unverified (the export holds no reference" in named.runtime.description
 
 
 def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):
@@ -605,7 +620,7 @@ def test_auto_falls_back_to_onnx_where_an_engine_computes_something_else(trt, cu
     chosen = Segmenter.from_bundle(bundles[0].path, precision="fp32")
     assert chosen.runtime.name == "onnx"
     assert chosen.runtime_reason.startswith("onnx is the fastest that can run here on the CPU (tensorrt: ")
-    assert "does not compute what the graph computes" in chosen.runtime_reason
+    assert "does not compute what the PyTorch model computes" in chosen.runtime_reason
     assert not cuda.device and not cuda.host and not cuda.objects
     assert np.array_equal(chosen.segment([picture()])[0].labels, expected(bundles[0]))
 
@@ -637,7 +652,7 @@ def test_the_doctor_reports_gpu_engines_and_graphs(trt, cuda, bundles):
     labels(bundles[0])
     stored()[0].write_bytes(b"")
     (bundles[1].path / "onnx" / "64x96-fp32" / "head.onnx").write_bytes(b"")
-    found = [(f.level, f.subject, f.detail) for f in doctor.examine([bundle.path for bundle in bundles])]
+    found = [(f.level, f.subject, f.detail) for f in examine([bundle.path for bundle in bundles])]
     assert ("ok", "runtime tensorrt", "can be used") in found
     assert ("ok", "GPU", "Stand-in GPU, compute capability 8.7") in found
     assert ("ok", "graphs of one", "ONNX, 64x96, fp16, compared with the model") in found
@@ -649,7 +664,9 @@ def test_the_doctor_reports_gpu_engines_and_graphs(trt, cuda, bundles):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A bundle with its ONNX export."""
-    return write_exported_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("exported") / "tiny", network_size=SIZE, geometry="stretch")
+    export([bundle.path], ExportOptions())
+    return bundle
 
 
 def test_the_export_builds_engines_and_compares_them_with_the_model(trt, exported, capsys, tmp_path):
@@ -680,12 +697,10 @@ def test_the_parser_reads_graphs_quantised_for_tensorrt(trt, tmp_path, capsys):
     assert "# Engines of tiny, 64x96, int8_qdq" in capsys.readouterr().out
 
 
-def test_engines_that_differ_from_the_model_fail_the_export(trt, exported, capsys, monkeypatch):
+def test_engines_that_differ_from_the_model_fail_the_export(trt, exported, capsys):
     from dinov3_seg_ros.export import exporter
     from dinov3_seg_ros.export.__main__ import main
 
-    # Wrong, but the comparison with ONNX Runtime does not see it, because ONNX Runtime is missing.
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     trt.behaviour.spoil = np.negative
     options = exporter.ExportOptions(engine=True)
     job = exporter._Job([exported], SIZE, options)

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from exported_bundles import write_exported_bundle
 
-from dinov3_seg_ros.doctor import FAULT, OK, WARNING, _transport, examine, main
+from dinov3_seg_ros.doctor import communication
+from dinov3_seg_ros.doctor.__main__ import examine, main
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
 from dinov3_seg_ros.ros.transport import (
     PROFILE,
     PROFILE_VARIABLES,
@@ -102,7 +104,7 @@ def test_the_doctor_names_the_transport(monkeypatch, in_empty_folder, environmen
         monkeypatch.delenv(variable, raising=False)
     for variable, value in environment.items():
         monkeypatch.setenv(variable.format(**names), value)
-    (finding,) = _transport()
+    (finding,) = communication.transport()
     assert finding.level == level
     assert detail.format(**names) in finding.detail
     assert finding.remedy.startswith(remedy.format(**names)) and bool(finding.remedy) == bool(remedy)

@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("folder", help="where the environment lies, relative to the checkout")
     parser.add_argument("extras", nargs="+", help="extras of setup.py")
     parser.add_argument(
+        "--optional", nargs="+", default=[], metavar="EXTRA", help="extras that are left out where they cannot be had"
+    )
+    parser.add_argument(
         "--constraints", default="constraints.txt", help="file of exact versions (default: %(default)s)"
     )
     arguments = parser.parse_args()
@@ -37,7 +40,7 @@ def main() -> None:
     ros_is_sourced = bool(os.environ.get("ROS_DISTRO")) and _imports_rclpy()
     if ros_is_sourced:
         extras = [extra for extra in extras if not extra.startswith("ros-")]
-    stamp, wanted = folder / "stamp", _stamp(extras, constraints, ros_is_sourced)
+    stamp, wanted = folder / "stamp", _stamp([*extras, *arguments.optional], constraints, ros_is_sourced)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
@@ -49,6 +52,9 @@ def main() -> None:
         index = os.environ.get("TORCH_INDEX")
         _pip(folder, _pinned("torch", constraints), *(("--index-url", index) if index else ()))
     _pip(folder, "-c", str(constraints), "-e", f"{ROOT}[{','.join(extras)}]")
+    for extra in arguments.optional:
+        if _run_pip(folder, "-c", str(constraints), "-e", f"{ROOT}[{extra}]"):
+            print(f"{folder.name}: {extra} cannot be installed here; what needs it is skipped", flush=True)
     stamp.write_text(wanted)
 
 
@@ -74,9 +80,13 @@ def _pinned(name: str, constraints: Path) -> str:
     return next(line for line in constraints.read_text().splitlines() if line.startswith(f"{name}=="))
 
 
-def _pip(folder: Path, *arguments: str) -> None:
+def _run_pip(folder: Path, *arguments: str) -> int:
     command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command).returncode:
+    return subprocess.run(command).returncode
+
+
+def _pip(folder: Path, *arguments: str) -> None:
+    if _run_pip(folder, *arguments):
         sys.exit(f"{folder.name}: pip install failed; see its message above, then run the same command again")
 
 

@@ -1,6 +1,7 @@
 """Measure every step of a frame.
 
 ``python -m dinov3_seg_ros.benchmark BUNDLE [--ros] [--baseline] [--json FILE] [--picture FILE]``
+``python -m dinov3_seg_ros.benchmark BUNDLE --choose`` measures which runtime is the fastest here, for ``auto``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.report import columns_of, table
 from dinov3_seg_ros.benchmark.session import Session
@@ -38,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"--max-batch is {compute.max_batch}, but --ros and --baseline take single frames; use --max-batch 1"
             )
+        if options.choose:
+            if options.json:
+                _check_can_write(options.json)
+            choice = choosing.choose(options.bundle, compute)
+            print(choosing.table(choice))
+            if options.json:
+                _write(options.json, choice.model_dump(mode="json"))
+            return
         session = Session(
             bundle=options.bundle,
             compute=compute,
@@ -72,6 +82,12 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--frames", type=whole_number(1), default=50, metavar="N", help="frames to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="time every runtime, provider and precision that agrees with the model, and keep the fastest for later "
+        "starts with the same options",
     )
     parser.add_argument("--ros", action="store_true", help="also send frames through a node process on ROS 2")
     parser.add_argument(

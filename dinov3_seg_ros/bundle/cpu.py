@@ -1,4 +1,4 @@
-"""The processor, in so far as 8-bit exports compute something else on another one."""
+"""The processor, in so far as exports compute something else, or faster, on another one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 # These instructions accumulate products of 8-bit numbers in 32 bits. Without any of them, ONNX Runtime on x86 adds
 # pairs of products in 16 bits, where large ones saturate.
 _ADDING_IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-#: The features that matter for 8-bit products, by the names that the kernel gives them.
-FEATURES = ("avx2", "avx512f", *_ADDING_IN_32_BITS)
+# These multiply matrices of bfloat16.
+_MULTIPLYING_BF16 = ("amx_bf16", "avx512_bf16")
+#: The features that matter, by the names that the kernel gives them.
+FEATURES = ("avx2", "avx512f", *_ADDING_IN_32_BITS, *_MULTIPLYING_BF16)
 
 
 class Cpu(BaseModel):
@@ -29,6 +31,11 @@ class Cpu(BaseModel):
     name: str
     architecture: str
     features: tuple[str, ...] | None = None
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether it has instructions for bfloat16 (AMX or AVX512-BF16); False where unknown."""
+        return bool({*_MULTIPLYING_BF16} & {*(self.features or ())})
 
     def is_as_exact_as(self, other: Cpu) -> bool:
         """Whether 8-bit products that are exact on ``other`` are exact on this processor; False where unknown."""

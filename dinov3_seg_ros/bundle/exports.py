@@ -7,6 +7,7 @@ Each export is one folder of the bundle::
         backbone.onnx     network inputs -> the feature maps of one or more heads
         head.onnx         feature maps -> logits; an image-guided head reads the network inputs too
         fused.onnx        both in one, where it was asked for, for other programs
+        reference.npz     two network inputs, and what the PyTorch model gives for them; see `runtimes.gate`
         report.md         how far the graphs are from the PyTorch model
         LICENCES.txt      what the weights inside are subject to
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ EXPORT_FILE = "export.json"
 BACKBONE_GRAPH = "backbone.onnx"
 HEAD_GRAPH = "head.onnx"
 FUSED_GRAPH = "fused.onnx"
+REFERENCE_FILE = "reference.npz"
 REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
 
@@ -99,7 +101,9 @@ class Export:
 
     @property
     def reservation(self) -> str:
-        """Why only the user may choose it here; empty where it was verified and computes the same on this processor."""
+        """Why only the user may choose it here; empty where it is compared here, or was on such a processor."""
+        if self.has_reference:
+            return ""
         if not self.manifest.verified:
             return "it was not compared with the PyTorch model"
         if self.manifest.precision == "int8" and not self._is_as_exact_here:
@@ -110,8 +114,13 @@ class Export:
             )
         return ""
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether it holds what the PyTorch model gives, so that it can be compared on any machine."""
+        return REFERENCE_FILE in self.manifest.files
+
     def graph(self, name: str) -> Path:
-        """The path of a graph, after its content was checked against the manifest.
+        """The path of a graph or another file of it, after its content was checked against the manifest.
 
         Args:
             name: of the file, such as `BACKBONE_GRAPH`.
@@ -144,6 +153,10 @@ class Export:
         return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
 
 
+#: Network size (height, width) -> one export of each bundle.
+Graphs = Mapping[tuple[int, int], Sequence[Export]]
+
+
 def export_folder(bundle: Bundle, network_size: tuple[int, int], precision: str) -> Path:
     """The folder of a bundle's graphs for a network size (height, width) and precision."""
     return bundle.path / EXPORTS_FOLDER / f"{network_size[0]}x{network_size[1]}-{precision}"
@@ -162,35 +175,36 @@ def find_exports(bundle: Bundle) -> tuple[list[Export], list[str]]:
     return usable, refused
 
 
-def choose_exports(
-    bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None
-) -> tuple[dict[tuple[int, int], list[Export]], str, list[str]]:
-    """Choose exports that together serve bundles which share a backbone.
+def find_graphs(
+    bundles: Sequence[Bundle], precisions: Sequence[str], network_size: tuple[int, int] | None, *, asked: bool
+) -> tuple[dict[str, Graphs], list[str]]:
+    """Find, for each precision, exports that together serve bundles which share a backbone.
 
     Args:
         bundles: at least one.
-        precisions: what may be taken, best first. Where there are several, the user has not chosen, and exports with an
-            `Export.reservation` are passed over.
+        precisions: of the graphs, best first.
         network_size: (height, width), or None for every size that all bundles were exported for.
+        asked: whether the user asked for the precision; if not, exports with an `Export.reservation` are passed over.
 
     Returns:
-        Network size -> one export of each bundle, in their order; the precision; and one sentence on each export that
-        was passed over.
+        Precision -> network size -> one export of each bundle, in their order; and one sentence on each export that was
+        passed over.
 
     Raises:
         RuntimeUnavailableError: there are none; says which exports there are, and the command that makes them.
     """
     found = [find_exports(bundle) for bundle in bundles]
     union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    graphs: dict[str, Graphs] = {}
     passed_over = []
-    for precision in precisions:
+    for precision in dict.fromkeys(precisions):
         by_size: list[dict[tuple[int, int], Export]] = [{} for _ in bundles]
         for exports, (of_bundle, _) in zip(by_size, found, strict=True):
             for export in of_bundle:
                 size = export.manifest.network_size
                 if export.manifest.precision != precision or network_size not in (None, size):
                     continue
-                if len(precisions) > 1 and export.reservation:
+                if not asked and export.reservation:
                     passed_over.append(
                         f"{export.folder} is used only when {precision} is asked for: {export.reservation}"
                     )
@@ -203,7 +217,9 @@ def choose_exports(
             if any(union <= set(exports[size].manifest.layers) for exports in by_size)
         }
         if served:
-            return served, precision, passed_over
+            graphs[precision] = served
+    if graphs:
+        return graphs, passed_over
     paths = " ".join(str(bundle.path) for bundle in bundles)
     height, width = network_size or bundles[0].manifest.input.network_size
     reasons = [*passed_over, *(text for _, refused in found for text in refused)]

@@ -1,8 +1,9 @@
 """The CPU's decoder: numba's kernel, or NumPy until the kernel is compiled and where numba is not installed.
 
 The kernel is compiled once on a machine, which takes ten seconds or more; later processes load it from numba's cache in
-less than a second. A thread does either. The first decode waits for loading, but not for the compiler: NumPy decodes
-meanwhile, so that a robot's first masks come at once. Both forms are exact.
+less than a second. A thread does either, and compares the kernel with NumPy before it is used. The first decode waits
+for loading, but not for the compiler: NumPy decodes meanwhile, so that a robot's first masks come at once. Both forms
+are exact.
 
 A process that ends while the compiler works waits for it: a Ctrl-C in those seconds takes effect at their end.
 """
@@ -19,9 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from dinov3_seg_ros.decode import numpy_form
-from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels
+from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels, plan_grid
 
 _logger = logging.getLogger(__name__)
+
+# What a kernel is checked on: few pixels for each cell, and many, which two algorithms decode.
+_SIZES = (9, 11), (96, 130)
+_LEADS_WITHIN_ROUNDING = 1e-3
 
 
 class Decoder(Protocol):
@@ -65,12 +70,29 @@ class _Compilation:
 
             with _calling_when_compiling(self._is_slow.set):
                 compile_decode(self._label_type)
+            _check(numba_form.decode, self._label_type)
             self._decoder = numba_form.decode
         except Exception as error:  # a numba that does not fit the installed NumPy fails with several types
             _logger.warning("decoding with NumPy, several times slower, since numba cannot be used: %s", error)
         finally:
             self._is_slow.set()
             self._is_over.set()
+
+
+def _check(decoder: Decoder, label_type: np.dtype[Any]) -> None:
+    """Raise ValueError where a decoder gives something else than NumPy on this processor."""
+    classes = 40 if label_type == np.uint8 else 300
+    logits = np.random.default_rng(0).normal(size=(2, classes, 6, 7)).astype(np.float32)
+    for size in _SIZES:
+        grid = plan_grid(logits.shape, size, None)
+        found, expected = (
+            (np.empty(grid.shape, label_type), np.empty(grid.shape, np.uint8)) for _ in ("found", "expected")
+        )
+        decoder(logits, grid, *found)
+        numpy_form.decode(logits, grid, *expected)
+        apart = np.abs(found[1].astype(np.int16) - expected[1]).max()
+        if (found[0] != expected[0]).mean() > _LEADS_WITHIN_ROUNDING or apart > 1:
+            raise ValueError("the compiled kernel decodes otherwise than NumPy on this processor")
 
 
 def _calling_when_compiling(callback: Callable[[], None]) -> AbstractContextManager[None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import os
 import shutil
 import tempfile
@@ -26,6 +29,7 @@ from dinov3_seg_ros.bundle.exports import (
     HEAD_GRAPH,
     LICENCES_FILE,
     LOGITS,
+    REFERENCE_FILE,
     REPORT_FILE,
     Export,
     ExportManifest,
@@ -38,9 +42,10 @@ from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbo
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.options import ComputeOptions, Precision
+from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS
 from dinov3_seg_ros.runtimes.choice import available_runtimes
-from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
@@ -248,23 +253,42 @@ class _Job:
                 fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
+        """Compare the graphs with the model, and write the references that robots compare them with."""
         exports = [self._describe(*pair, {}) for pair in zip(self._bundles, folders, strict=True)]
         try:
             # On the CPU, which the export names in its record, even where there is a GPU.
-            options = ComputeOptions(device="cpu", precision=self._options.precision)
-            found = OnnxRuntime(self._bundles, options, {self._size: exports})
+            found = OnnxRuntime({self._size: exports}, self._layers, precision=self._options.precision)
         except ExportError as error:
             if self._options.precision != "bf16":
                 raise
+            self._write_references(folders, None)
             return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
-        fused = {e.bundle_name: _fused(e, found.providers) for e in exports} if self._options.fuse else {}
+        fused = {e.bundle_name: _fused(e) for e in exports} if self._options.fuse else {}
         record = self._compare_with_model(found, fused)
         parity.check(record, self._options.precision, self._options.least_labels)
+        self._write_references(folders, found)
         return record
 
+    def _write_references(self, folders: Sequence[Path], found: Runtime | None) -> None:
+        samples = itertools.islice(self._samples(), gate.FRAMES)
+        first = self._bundles[0].manifest
+        canvases = np.concatenate([parity.lay_out(image, first, self._size)[0] for image, _ in samples])
+        computed = self._model.start(canvases, [bundle.manifest.name for bundle in self._bundles])
+        for bundle, folder in zip(self._bundles, folders, strict=True):
+            name = bundle.manifest.name
+            reference = gate.Reference.of(canvases, computed.maps(), computed.logits()[name])
+            if found is not None:
+                labels = [stage.figure for stage in gate.measure(found, name, reference) if stage.kind == "labels"]
+                reference = dataclasses.replace(reference, reached=labels[0])
+            reference.write(folder / REFERENCE_FILE)
+
     def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
-        reference = PyTorchRuntime(self._bundles, ComputeOptions(device="cpu", precision="fp32"))
-        return parity.compare(self._bundles, reference, found, self._size, self._samples(), fused)
+        return parity.compare(self._bundles, self._model, found, self._size, self._samples(), fused)
+
+    @functools.cached_property
+    def _model(self) -> PyTorchRuntime:
+        """The PyTorch model in float32."""
+        return PyTorchRuntime(self._bundles, ComputeOptions(device="cpu", precision="fp32"))
 
     def _describe(self, bundle: Bundle, folder: Path, record: Mapping[str, Any]) -> Export:
         manifest = ExportManifest(
@@ -319,8 +343,8 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
     usable(ComputeOptions(precision=options.precision, max_batch=options.max_batch))
 
 
-def _fused(export: Export, providers: Sequence[str]) -> parity.Logits:
-    session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=list(providers))
+def _fused(export: Export) -> parity.Logits:
+    session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=["CPUExecutionProvider"])
 
     def run(canvases: np.ndarray) -> np.ndarray:
         logits: np.ndarray = session.run([LOGITS], {CANVASES: canvases})[0]

@@ -1,7 +1,7 @@
 """From PyTorch modules to ONNX graphs: one for the backbone, one for each head.
 
 The precision is in the graph, because TensorRT 11 has no other way. Weights and activations have the wanted type;
-normalisation and attention scores stay in float32, which DINOv3 needs on several inference libraries. A BatchNorm
+normalisation and attention stay in float32, which DINOv3 needs on several inference libraries. A BatchNorm
 directly behind a convolution is folded into it, before its weights are rounded.
 """
 
@@ -65,7 +65,7 @@ class BackboneGraph(nn.Module):
         super().__init__()
         self._normalise, self._dtype = Normalise(mean, std), dtype
         if hasattr(backbone.model, "set_attn_implementation"):
-            AttentionInterface.register(_PLAIN_ATTENTION, _attention_with_float32_scores)
+            AttentionInterface.register(_PLAIN_ATTENTION, _attention_in_float32)
             AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
             backbone.model.set_attn_implementation(_FUSED_ATTENTION if fused_attention else _PLAIN_ATTENTION)
         _make_positions_constant(backbone.model, size)
@@ -295,7 +295,7 @@ def _forget_origin(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
-def _attention_with_float32_scores(
+def _attention_in_float32(
     _module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -304,10 +304,14 @@ def _attention_with_float32_scores(
     scaling: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in plain operators, from (B, heads, tokens, channels) each to (B, tokens, heads, channels)."""
+    """Attention in plain operators, from (B, heads, tokens, channels) each to (B, tokens, heads, channels).
+
+    All of it is in float32 between the casts. So TensorRT fuses it with sums in float32, as its release notes since
+    11.3 ask for: with sums in float16, DINOv3 gave one class everywhere (NVIDIA/TensorRT#4723).
+    """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3)).softmax(dim=-1)
-    return torch.matmul(scores.to(value.dtype), value).transpose(1, 2), None
+    return torch.matmul(scores, value.float()).to(value.dtype).transpose(1, 2), None
 
 
 def _attention_of_onnx_runtime(
@@ -321,7 +325,7 @@ def _attention_of_onnx_runtime(
 ) -> tuple[Tensor, None]:
     """The same attention as one operator, which a CPU computes tile by tile (FlashAttention, Dao et al. 2022)."""
     if not torch.onnx.is_in_onnx_export():
-        return _attention_with_float32_scores(module, query, key, value, mask, scaling, **options)
+        return _attention_in_float32(module, query, key, value, mask, scaling, **options)
     batch, heads, tokens, channels = query.shape
     attributes: dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str]] = {
         "num_heads": heads

@@ -15,19 +15,21 @@ class Threshold:
         cosine: the least cosine of features and of logits, on every image.
         labels: the least share of equal labels, 0..1, among the pixels of all images together. On a single image, such
             as an even grey, two classes may be equally probable everywhere, and then the smallest difference decides.
+        confidence: the largest mean difference of confidence where labels are equal, in levels of 0..255.
     """
 
     cosine: float
     labels: float
+    confidence: float
 
 
 #: By precision. float32 results differ only in the order of sums, the others also in what their formats can hold.
 THRESHOLDS = {
-    "fp32": Threshold(0.99999, 0.9995),
-    "fp16": Threshold(0.999, 0.995),
-    "bf16": Threshold(0.99, 0.97),
-    "int8": Threshold(0.98, 0.95),
-    "int8_qdq": Threshold(0.98, 0.95),
+    "fp32": Threshold(0.99999, 0.9995, 0.5),
+    "fp16": Threshold(0.999, 0.995, 2.0),
+    "bf16": Threshold(0.99, 0.97, 8.0),
+    "int8": Threshold(0.98, 0.95, 10.0),
+    "int8_qdq": Threshold(0.98, 0.95, 10.0),
 }
 
 

@@ -17,8 +17,15 @@ from typing import NamedTuple
 
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import RUNTIME_NAMES, ComputeOptions
-from dinov3_seg_ros.runtimes.protocol import Runtime, RuntimeType
-from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError, SegmentationError
+from dinov3_seg_ros.runtimes import gate, measured
+from dinov3_seg_ros.runtimes.failures import runtime_failures
+from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
+from dinov3_seg_ros.support.errors import (
+    DisagreementError,
+    ParameterError,
+    RuntimeUnavailableError,
+    SegmentationError,
+)
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -37,7 +44,7 @@ def _load_tensorrt() -> RuntimeType:
 
 
 def _load_onnx() -> RuntimeType:
-    from dinov3_seg_ros.runtimes.onnx import OnnxRuntime
+    from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 
     return OnnxRuntime
 
@@ -67,7 +74,10 @@ class _NotInstalledError(RuntimeUnavailableError):
 def open_runtime(
     bundles: Sequence[Bundle], options: ComputeOptions, avoid: Mapping[str, str] | None = None
 ) -> tuple[Runtime, str]:
-    """Load bundles into the runtime that ``options.runtime`` names, or for ``auto`` into the fastest that can run here.
+    """Load bundles into the fastest runtime that can run here, or into the one that ``options.runtime`` names.
+
+    What it computes has been compared with the PyTorch model (`gate`). Of several ways to compute, such as execution
+    providers or precisions, the next best is tried where one cannot be loaded or computes something else.
 
     Args:
         bundles: at least one; they must be able to share a backbone pass.
@@ -79,34 +89,47 @@ def open_runtime(
 
     Raises:
         RuntimeUnavailableError: the runtime is not installed, or has no exports or no device to run.
-        BackboneError, BundleError, ExportError: the weights or exports cannot be loaded.
+        BackboneError, BundleError, ExportError: the weights or exports cannot be loaded, or do not compute what the
+            model computes.
     """
-    if options.runtime == "auto":
-        return _open_fastest(bundles, options, dict(avoid or {}))
-    return _runtime_type(options.runtime)(bundles, options), "asked for"
-
-
-def _open_fastest(bundles: Sequence[Bundle], options: ComputeOptions, failed: dict[str, str]) -> tuple[Runtime, str]:
-    """Load bundles into the runtime that `choose_runtime` names; where it cannot load them, into the next best.
-
-    Takes, returns and raises what `open_runtime` does; the error of several runtimes names the reason of each.
-    """
+    if options.runtime != "auto":
+        found = _runtime_type(options.runtime).candidates(bundles, options)
+        by_measurement = _measured({options.runtime: found}, bundles, options)
+        candidates, reason = by_measurement or Choice(_taken(found), "asked for")
+        return _open_first(candidates, bundles, options), reason
+    failed = dict(avoid or {})
     while True:
-        name, reason = choose_runtime(bundles, options, failed)
+        choice = choose(bundles, options, failed)
         try:
-            return _runtime_type(name)(bundles, options), reason
+            return _open_first(choice.candidates, bundles, options), choice.reason
         except ParameterError:  # an option that the user must correct
             raise
         except SegmentationError as error:
             # Keep the text only: the error's traceback would keep what was loaded so far, in GPU memory too.
+            name = choice.runtime
             failed[name] = str(error)
             _logger.warning("the %s runtime cannot load the bundle; the next best is tried: %s", name, error)
 
 
-def choose_runtime(
-    bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[str, str] | None = None
-) -> tuple[str, str]:
-    """Name the runtime that is probably the fastest here, and say why: one that uses a GPU, else the first that runs.
+class Choice(NamedTuple):
+    """What ``auto`` takes.
+
+    Attributes:
+        candidates: the ways to compute of one runtime, best first.
+        reason: why it is that runtime, for people.
+    """
+
+    candidates: Sequence[Candidate]
+    reason: str
+
+    @property
+    def runtime(self) -> str:
+        """The name of the runtime."""
+        return self.candidates[0].runtime
+
+
+def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[str, str] | None = None) -> Choice:
+    """Choose what was measured to be the fastest here, else a runtime that uses a GPU, else the first that runs.
 
     Args:
         bundles: what the runtime is to serve; no model is loaded.
@@ -116,25 +139,133 @@ def choose_runtime(
     Raises:
         RuntimeUnavailableError: no runtime can serve these bundles; gives the reason for each.
     """
-    devices: dict[str, str] = {}
-    reasons = dict(failed or {})
-    missing: list[str] = []
+    found, reasons, missing = find_candidates(bundles, options, failed)
+    by_measurement = _measured(found, bundles, options)
+    if by_measurement:
+        return by_measurement
+    taken = {name: taken for name, all_of_it in found.items() if (taken := _taken(all_of_it))}
+    if not taken:
+        raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
+    devices = {name: candidates[0].device for name, candidates in taken.items()}
+    best = next((name for name, device in devices.items() if device != "cpu"), next(iter(devices)))
+    others = [f"{name} is not installed" if name in missing else f"{name}: {why}" for name, why in reasons.items()]
+    others += [f"{name} would run on the {device.upper()}" for name, device in devices.items() if name != best]
+    reason = f"{best} is the fastest that can run here on the {devices[best].upper()} ({'; '.join(others)})"
+    return Choice(taken[best], reason)
+
+
+def find_candidates(
+    bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[str, str] | None = None
+) -> tuple[dict[str, Sequence[Candidate]], dict[str, str], list[str]]:
+    """Find all ways to compute bundles here; no model is loaded.
+
+    Returns:
+        By runtime: its candidates, best first; why each other runtime cannot be used; and which are not installed.
+    """
+    found: dict[str, Sequence[Candidate]] = {}
+    reasons, missing = dict(failed or {}), []
     for name in [name for name in RUNTIMES if name not in reasons]:
-        if name == "torch" and devices and _torch_has_no_gpu():
-            devices[name] = "cpu"
+        if name == "torch" and found and _torch_has_no_gpu():
+            found[name] = [Candidate(name, "cpu", "fp32", "torch on cpu, fp32", lambda: _open_torch(bundles, options))]
             continue
         try:
-            devices[name] = _runtime_type(name).find_device(bundles, options)
+            found[name] = _runtime_type(name).candidates(bundles, options)
         except RuntimeUnavailableError as error:
             reasons[name] = str(error)
             if isinstance(error, _NotInstalledError):
                 missing.append(name)
-    if not devices:
-        raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
-    best = next((name for name, device in devices.items() if device != "cpu"), next(iter(devices)))
-    others = [f"{name} is not installed" if name in missing else f"{name}: {why}" for name, why in reasons.items()]
-    others += [f"{name} would run on the {device.upper()}" for name, device in devices.items() if name != best]
-    return best, f"{best} is the fastest that can run here on the {devices[best].upper()} ({'; '.join(others)})"
+    return found, reasons, missing
+
+
+def open_checked(
+    candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions, *, may_be_unverified: bool = False
+) -> Runtime:
+    """Open a candidate, and compare it with the model before anything else is computed.
+
+    Args:
+        candidate: what to open.
+        bundles: whose heads it serves.
+        options: how to compute.
+        may_be_unverified: whether it may be used, and be called unverified, where it cannot be compared.
+
+    Raises:
+        RuntimeUnavailableError: it cannot be used, or not without a comparison, which is not possible.
+        ExportError: it does not compute what the model computes.
+        RuntimeFailedError, BackboneError, BundleError, ExportError: it cannot be loaded or run.
+    """
+    runtime = candidate.open()
+    try:
+        unverified = _compare(runtime, candidate, bundles, options)
+    except DisagreementError as error:
+        if not runtime.refuse(error):
+            raise
+        _logger.warning("%s; what was kept of it is deleted, and it is opened anew", error)
+        runtime = candidate.open()
+        try:
+            unverified = _compare(runtime, candidate, bundles, options)
+        except DisagreementError as again:
+            runtime.refuse(again)
+            raise
+    if unverified and candidate.graphs is not None and not candidate.is_as_exported:
+        if not may_be_unverified:
+            runtime.close()
+            raise RuntimeUnavailableError(
+                f"{runtime.description} cannot be compared with the PyTorch model: {unverified}; or name its runtime "
+                "to use it unverified"
+            )
+        runtime.description += f", unverified ({unverified})"
+        _logger.warning("%s", runtime.description)
+    return runtime
+
+
+def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
+    """Return why it cannot be compared; empty where it agrees. Closed after any error but DisagreementError."""
+    try:
+        with runtime_failures(runtime.description):
+            return gate.check(runtime, candidate, bundles, options.max_batch)
+    except DisagreementError:
+        raise
+    except BaseException:
+        runtime.close()
+        raise
+
+
+def _measured(
+    found: Mapping[str, Sequence[Candidate]], bundles: Sequence[Bundle], options: ComputeOptions
+) -> Choice | None:
+    """What a measurement on this machine chose of what was found; behind it, what its runtime takes without one."""
+    choice = measured.kept(bundles, options)
+    for candidates in found.values():
+        for candidate in candidates:
+            if choice is not None and candidate.label == choice.label:
+                others = [other for other in _taken(candidates) if other.label != candidate.label]
+                return Choice([candidate, *others], choice.reason)
+    return None
+
+
+def _taken(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that need no measurement to be taken."""
+    return [candidate for candidate in candidates if not candidate.is_measured_only]
+
+
+def _open_first(candidates: Sequence[Candidate], bundles: Sequence[Bundle], options: ComputeOptions) -> Runtime:
+    """Open the first candidate that can be loaded and agrees with the model; the last one's error is raised.
+
+    Only the last, and only of a runtime that the user named, may be unverified.
+    """
+    *others, last = candidates
+    for candidate in others:
+        try:
+            return open_checked(candidate, bundles, options)
+        except ParameterError:
+            raise
+        except SegmentationError as error:
+            _logger.warning("%s is not used; the next best is tried: %s", candidate.label, error)
+    return open_checked(last, bundles, options, may_be_unverified=options.runtime != "auto")
+
+
+def _open_torch(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRuntime:
+    return _runtime_type("torch").candidates(bundles, options)[0].open()
 
 
 def _torch_has_no_gpu() -> bool:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError
+from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError
 
 # What libraries say when there is no memory left: ONNX Runtime, PyTorch, CUDA.
-_OUT_OF_MEMORY = ("out of memory", "failed to allocate", "cannot allocate", "bad_alloc", "memoryallocation")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate",
+    "cannot allocate",
+    "bad_alloc",
+    "memoryallocation",
+    "outofmemory",
+)
 _LESS_MEMORY = "end what else uses the memory, or use a smaller network size, batch or precision"
 _BROKEN_GPU = "if it goes on, start the process again: a GPU error may last until the process ends"
 
@@ -23,18 +30,23 @@ def runtime_failures(description: str) -> Iterator[None]:
     Raises:
         RuntimeFailedError: says what failed, and what may help.
         ImageError, ParameterError: as they are; the input is to blame.
+        ExportError: as it is; the export is to blame.
     """
     try:
         yield
-    except (ImageError, ParameterError, RuntimeFailedError):
+    except (ExportError, ImageError, ParameterError, RuntimeFailedError):
         raise
     except Exception as error:  # the libraries' errors have no common base but Exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RuntimeFailedError(f"{description} failed: {reason}{_remedy(error, reason)}") from error
 
 
+def is_out_of_memory(reason: str) -> bool:
+    """Whether a library's message says that there was no memory left."""
+    return any(words in reason.lower() for words in _OUT_OF_MEMORY)
+
+
 def _remedy(error: Exception, reason: str) -> str:
-    said = reason.lower()
-    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+    if isinstance(error, MemoryError) or is_out_of_memory(reason):
         return "" if _LESS_MEMORY in reason else f"; {_LESS_MEMORY}"
-    return f"; {_BROKEN_GPU}" if "cuda" in said else ""
+    return f"; {_BROKEN_GPU}" if "cuda" in reason.lower() else ""

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dinov3_seg_ros.bundle.exports import Graphs
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.support.errors import DisagreementError
 
 
 class Computation(Protocol):
@@ -64,8 +66,9 @@ class Runtime(Protocol):
     Attributes:
         name: the runtime's name, a key of `choice.RUNTIMES`.
         description: runtime, device and precision, for people.
-        device: what computes, as PyTorch names devices: ``cpu``, ``cuda:0``, ``cuda:1``.
-        logits_device: where the logits are left, and so where they are decoded; named like ``device``.
+        device: what computes: ``cpu``, ``cuda:0`` and ``cuda:1`` as CUDA numbers them, ``gpu:0`` and ``npu:0`` as ONNX
+            Runtime lists them.
+        logits_device: where the logits are left, and so where they are decoded; ``cpu`` or as PyTorch names devices.
         sizes: the network inputs that it takes, as (height, width) in pixels; None for any.
     """
 
@@ -90,21 +93,51 @@ class Runtime(Protocol):
         """Release the memory held, the GPU's too. The runtime cannot be used afterwards."""
 
 
-class RuntimeType(Protocol):
-    """What makes a runtime: a class whose instances are `Runtime`, and that tells beforehand what it would run on."""
+class OpenedRuntime(Runtime, Protocol):
+    """A runtime that was opened from a `Candidate`, to be compared with the model before it serves."""
 
-    def __call__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> Runtime:
-        """Load backbone and heads of bundles that can share a pass (`bundle.loading.check_shared_backbone`).
+    def refuse(self, error: DisagreementError) -> bool:
+        """Close, and forget what is kept on disk for this runtime: it does not compute what the model computes.
 
-        Raises:
-            RuntimeUnavailableError: it has no device or no exports to run.
-            BackboneError, BundleError, ExportError: the weights or exports cannot be loaded.
+        Args:
+            error: what `gate` found.
+
+        Returns:
+            Whether it was read from such a store, so that opening it anew may help.
         """
 
-    def find_device(self, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
-        """Return the device that the runtime would use: ``cpu``, ``cuda`` or ``cuda:N``. No model is loaded.
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute bundles on this machine; nothing is loaded yet.
+
+    Attributes:
+        runtime: the runtime's name, a key of `choice.RUNTIMES`.
+        device: what would compute; see `Runtime.device`.
+        precision: to compute in.
+        label: what tells it from all others, for people and as a key.
+        open: loads backbone and heads. Raises RuntimeUnavailableError, BackboneError, BundleError or ExportError.
+        graphs: the exports that it runs; None where it runs the model itself.
+        is_as_exported: whether the exporter ran the same graphs in the same way, though on another machine.
+        is_measured_only: whether only a measurement or the user chooses it.
+    """
+
+    runtime: str
+    device: str
+    precision: str
+    label: str
+    open: Callable[[], OpenedRuntime]
+    graphs: Graphs | None = None
+    is_as_exported: bool = False
+    is_measured_only: bool = False
+
+
+class RuntimeType(Protocol):
+    """What makes a runtime: a class that tells beforehand what it would run on."""
+
+    def candidates(self, bundles: Sequence[Bundle], options: ComputeOptions) -> Sequence[Candidate]:
+        """Return the ways to compute bundles that can share a pass, best first; at least one. No model is loaded.
 
         Raises:
-            RuntimeUnavailableError: it cannot serve these bundles here, or only with unverified results, which the
-                user must choose by naming the runtime; says why.
+            RuntimeUnavailableError: it cannot serve these bundles here; says why.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,9 +16,9 @@ from dinov3_seg_ros.bundle.exports import map_name
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes.protocol import Computation, Computed
+from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.support.errors import RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import DisagreementError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
@@ -63,10 +64,12 @@ class PyTorchRuntime:
         self._streams = _Streams(self._device) if is_on_gpu else None
 
     @classmethod
-    def find_device(cls, _bundles: Sequence[Bundle], options: ComputeOptions) -> str:
-        """Return the device that the modules would run on; see `protocol.RuntimeType.find_device`."""
+    def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
+        """Return on what the modules would run; see `protocol.RuntimeType.candidates`."""
         _resolve_precision(options.precision)
-        return str(_resolve_device(options.device))
+        device, precision = str(_resolve_device(options.device)), options.precision.replace("auto", "fp32")
+        label = f"torch on {device}, {precision}"
+        return [Candidate(cls.name, device, precision, label, partial(cls, bundles, options))]
 
     @torch.inference_mode()
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computation:
@@ -80,6 +83,11 @@ class PyTorchRuntime:
         with timed(seconds, "heads"):
             logits = {name: self._run_head(name, maps, normalised).numpy() for name in heads}
         return Computed(logits, seconds, lambda: _read(self._named(maps)))
+
+    def refuse(self, _error: DisagreementError) -> bool:
+        """Close; nothing is kept on disk. See `protocol.OpenedRuntime.refuse`."""
+        self.close()
+        return False
 
     def close(self) -> None:
         """Release the modules, and the GPU memory that PyTorch caches."""
@@ -284,6 +292,9 @@ def _resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("npu"):
+        raise RuntimeUnavailableError(f"device '{device}' was asked for, but PyTorch computes on cpu or cuda")
+    device = device.replace("gpu", "cuda")
     if device == "cpu":
         return torch.device(device)
     if not torch.cuda.is_available():

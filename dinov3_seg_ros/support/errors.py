@@ -60,6 +60,23 @@ class ExportError(SegmentationError):
     """An exported graph is missing, damaged or stale, cannot be made, or does not compute what the model computes."""
 
 
+class DisagreementError(ExportError):
+    """A runtime computes something else than the PyTorch model.
+
+    Args:
+        details: what differs, and by how much.
+        stage: the first that differs: ``maps``, ``logits``, ``labels`` or ``confidence``.
+        head: the name of the head that was compared.
+
+    Attributes:
+        stage, head: as given.
+    """
+
+    def __init__(self, details: str, stage: str, head: str) -> None:
+        super().__init__(details)
+        self.stage, self.head = stage, head
+
+
 class ParameterError(SegmentationError):
     """A parameter of the node or an option of the Segmenter has a value that cannot be used."""
 

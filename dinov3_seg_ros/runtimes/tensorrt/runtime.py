@@ -22,17 +22,18 @@ from dinov3_seg_ros.bundle.exports import (
     HEAD_GRAPH,
     LOGITS,
     Export,
+    Graphs,
     backbone_export,
-    choose_exports,
+    find_graphs,
 )
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.protocol import Candidate
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Event, Gpu, Workspace, find_gpu
 from dinov3_seg_ros.runtimes.tensorrt.execution import Execution, Tensor
-from dinov3_seg_ros.runtimes.tensorrt.reference import Reference
-from dinov3_seg_ros.runtimes.tensorrt.store import StoredEngine, obtain, why_unverified
+from dinov3_seg_ros.runtimes.tensorrt.store import StoredEngine, obtain
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import DisagreementError, ImageError, ParameterError, RuntimeUnavailableError
 
 # What "auto" takes, best first. Types are in the graph, so each precision needs its own graphs. 8 bits and bfloat16
 # lose accuracy, so the user must ask for them.
@@ -132,23 +133,30 @@ class TensorRTRuntime:
         self,
         bundles: Sequence[Bundle],
         options: ComputeOptions,
-        exports: Mapping[tuple[int, int], Sequence[Export]] | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        """Load or build the engines; see `protocol.RuntimeType`.
+        """Load or build the engines.
 
         Args:
             bundles: whose heads to run.
             options: how to compute.
-            exports: one export of each bundle by network size, in place of those in the bundles' folders.
+            graphs: one export of each bundle by network size; by default those in the bundles' folders.
+
+        Raises:
+            ExportError: TensorRT cannot build an engine, or one was refused before.
+            RuntimeUnavailableError: there is no GPU, it fails, or there are no exports.
         """
         precisions, gpu = usable(options)
         precision: str = options.precision
-        if exports is None:
-            exports, precision, _ = choose_exports(bundles, precisions, options.network_size)
+        if graphs is None:
+            found, _ = find_graphs(bundles, precisions, options.network_size, asked=precision != "auto")
+            precision, graphs = next(iter(found.items()))
         gpu.use()
         self.device = gpu.device
-        self.sizes: tuple[tuple[int, int], ...] | None = tuple(exports)
+        self.sizes: tuple[tuple[int, int], ...] | None = tuple(graphs)
         self.engines: list[StoredEngine] = []
+        # With what each computes: the maps, or the logits of a head.
+        self._engine_names: list[tuple[StoredEngine, str]] = []
         self._executions: list[Execution] = []
         self._gpu, self._max_batch = gpu, options.max_batch
         self._newest: _Computation | None = None
@@ -157,31 +165,30 @@ class TensorRTRuntime:
         self._workspace = Workspace()
         try:
             self._uploading, self._computing, self._downloading = (self._workspace.stream() for _ in range(3))
-            for size, of_size in exports.items():
-                self._networks[size] = self._load(size, backbone_export(of_size, layers), of_size)
+            for size, of_size in graphs.items():
+                self._networks[size] = self._load(backbone_export(of_size, layers), of_size)
         except BaseException:
             self.close()
             raise
-        reasons = sorted({engine.record.unverified for engine in self.engines} - {""})
-        unverified = f", unverified ({'; '.join(reasons)})" if reasons else ""
-        self.description = f"TensorRT {trt.__version__}, {gpu.name} ({gpu.device}), {precision}{unverified}"
+        self.description = f"TensorRT {trt.__version__}, {gpu.name} ({gpu.device}), {precision}"
 
     @classmethod
-    def find_device(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
-        """Return the GPU that the engines would run on; see `protocol.RuntimeType.find_device`."""
+    def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
+        """Return the precisions that the engines would have; see `protocol.RuntimeType.candidates`."""
         precisions, gpu = usable(options)
-        chosen, _, _ = choose_exports(bundles, precisions, options.network_size)
-        layers = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
-        for of_size in chosen.values():
-            heads = [(export, HEAD_GRAPH) for export in of_size]
-            for export, graph in [(backbone_export(of_size, layers), BACKBONE_GRAPH), *heads]:
-                reason = why_unverified(export, graph, gpu, options.max_batch)
-                if reason:
-                    raise RuntimeUnavailableError(
-                        f"the TensorRT engine of {export.folder / graph} cannot be compared with its graph ({reason}); "
-                        "install onnxruntime, or set runtime to tensorrt to use it unverified"
-                    )
-        return gpu.device
+        asked = options.precision != "auto"
+        by_precision, _ = find_graphs(bundles, precisions, options.network_size, asked=asked)
+        return [
+            Candidate(
+                runtime=cls.name,
+                device=gpu.device,
+                precision=precision,
+                label=f"tensorrt on {gpu.device} ({gpu.name}), {precision}",
+                graphs=graphs,
+                open=partial(cls, bundles, options.model_copy(update={"precision": precision}), graphs),
+            )
+            for precision, graphs in by_precision.items()
+        ]
 
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> _Computation:
         """Queue the engines; the third computation in flight waits for the first. See `protocol.Runtime.start`.
@@ -225,6 +232,18 @@ class TensorRTRuntime:
         slot.computation = self._newest = _Computation(timeline, filled, partial(self._read_maps, maps, batch))
         return slot.computation
 
+    def refuse(self, error: DisagreementError) -> bool:
+        """Delete the engines that are at fault; one that was just built is not built again. See `OpenedRuntime`."""
+        part = {"maps": "maps", "logits": error.head}.get(error.stage)
+        at_fault = [engine for engine, computes in self._engine_names if computes == part]
+        self.close()
+        for engine in at_fault:
+            if engine.was_read:
+                engine.remove()
+            else:
+                engine.refuse(str(error))
+        return bool(at_fault) and all(engine.was_read for engine in at_fault)
+
     def close(self) -> None:
         """Wait for what is in flight, then free engines, contexts, CUDA graphs, memory and streams."""
         self._gpu.use()
@@ -236,12 +255,12 @@ class TensorRTRuntime:
                 execution.close()
             self._networks.clear()
             self.engines.clear()
+            self._engine_names.clear()
             self._workspace.close()
 
-    def _load(self, size: tuple[int, int], shared: Export, exports: Sequence[Export]) -> _Network:
-        reference = Reference(shared.graph(BACKBONE_GRAPH), size, self._max_batch)
-        backbone = self._execution(shared, BACKBONE_GRAPH, reference, {})
-        heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, reference, backbone.tensors) for e in exports}
+    def _load(self, shared: Export, exports: Sequence[Export]) -> _Network:
+        backbone = self._execution(shared, BACKBONE_GRAPH, {})
+        heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, backbone.tensors) for e in exports}
         logits = {name: head.tensors[LOGITS] for name, head in heads.items()}
         slots = [self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)]
         return _Network(backbone, heads, itertools.cycle(slots))
@@ -253,10 +272,11 @@ class TensorRTRuntime:
         host = self._workspace.pinned((self._max_batch, *tensor.shape), tensor.dtype)
         return _Copy(host, self._workspace.allocate(host.nbytes))
 
-    def _execution(self, export: Export, graph: str, reference: Reference, given: Mapping[str, Tensor]) -> Execution:
-        stored = obtain(export, graph, self._gpu, self._max_batch, reference)
+    def _execution(self, export: Export, graph: str, given: Mapping[str, Tensor]) -> Execution:
+        stored = obtain(export, graph, self._gpu, self._max_batch)
         self.engines.append(stored)
         name = f"{export.bundle_name}/{graph}"
+        self._engine_names.append((stored, "maps" if graph == BACKBONE_GRAPH else export.bundle_name))
         execution = Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
         self._executions.append(execution)
         return execution
@@ -276,9 +296,12 @@ def usable(options: ComputeOptions) -> tuple[tuple[str, ...], Gpu]:
     """
     if options.device == "cpu":
         raise RuntimeUnavailableError("device 'cpu' was asked for, but TensorRT computes on GPUs only")
+    if options.device.startswith("npu"):
+        raise RuntimeUnavailableError(f"device '{options.device}' was asked for, but TensorRT computes on GPUs only")
     if options.precision == "int8":
         raise RuntimeUnavailableError(
             "graphs of precision int8 quantise activations as they come, which TensorRT cannot do; export with "
             "--precision int8_qdq and set precision to int8_qdq, or set runtime to onnx"
         )
-    return _FASTEST if options.precision == "auto" else (options.precision,), find_gpu(options.device)
+    precisions = _FASTEST if options.precision == "auto" else (options.precision,)
+    return precisions, find_gpu(options.device.replace("gpu", "cuda"))

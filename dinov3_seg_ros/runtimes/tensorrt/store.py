@@ -4,6 +4,11 @@ Each engine has two files in `store_folder`, named by the SHA-256 of what it was
 
     <key>.engine   TensorRT's bytes
     <key>.json     `EngineRecord`
+
+Where TensorRT cannot build one, or it computes something else than the model, this is remembered instead, so that a
+start does not take minutes for what will fail again::
+
+    <key>.refused  `Refusal`
 """
 
 from __future__ import annotations
@@ -16,21 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tensorrt as trt
 from pydantic import BaseModel, ConfigDict
 
 from dinov3_seg_ros.bundle.exports import Export
-from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
+from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.tensorrt import builder
-from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu, Workspace
-from dinov3_seg_ros.runtimes.tensorrt.execution import Execution
+from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
-from dinov3_seg_ros.runtimes.tensorrt.reference import NOT_INSTALLED, CannotCompareError, Reference, onnx_runtime
 from dinov3_seg_ros.support.errors import ExportError
 from dinov3_seg_ros.support.files import cache_folder, locked, replacing_file, sha256_of_file, write_json
 
-ENGINE_SUFFIX, RECORD_SUFFIX, REPORT_SUFFIX = ".engine", ".json", ".md"
+ENGINE_SUFFIX, RECORD_SUFFIX, REPORT_SUFFIX, REFUSAL_SUFFIX = ".engine", ".json", ".md", ".refused"
 
 
 class EngineRecord(BaseModel):
@@ -40,8 +42,6 @@ class EngineRecord(BaseModel):
         graph: path of the graph, for people.
         built_for: everything that the engine depends on; its SHA-256 names the files.
         sha256: of the engine's bytes.
-        parity: output name -> cosine and max_abs against ONNX Runtime on the same graph.
-        unverified: why the engine could not be compared; empty when it was compared with ONNX Runtime or PyTorch.
         comparison: with the PyTorch model, where the export built the engine; see `export.parity.compare`.
     """
 
@@ -51,9 +51,24 @@ class EngineRecord(BaseModel):
     graph: str
     built_for: dict[str, Any]
     sha256: str
-    parity: dict[str, dict[str, float]] = {}
-    unverified: str = ""
     comparison: dict[str, Any] = {}
+
+
+class Refusal(BaseModel):
+    """Why an engine is not built again.
+
+    Attributes:
+        graph: path of the graph, for people.
+        built_for: everything that the engine depends on.
+        reason: for people.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    graph: str
+    built_for: dict[str, Any]
+    reason: str
 
 
 @dataclass
@@ -64,15 +79,17 @@ class StoredEngine:
         engine: TensorRT's.
         record: its description.
         path: the file of its bytes; None when it is in memory only.
+        was_read: whether it was found in the store.
     """
 
     engine: trt.ICudaEngine
     record: EngineRecord
     path: Path | None
+    was_read: bool = False
 
     def keep_comparison(self, comparison: Mapping[str, Any], report: str) -> None:
         """Write beside it how it compares with the PyTorch model, as data and as text."""
-        self.record.comparison, self.record.unverified = dict(comparison), ""
+        self.record.comparison = dict(comparison)
         if self.path is not None:
             write_json(self.path.with_suffix(RECORD_SUFFIX), self.record.model_dump(mode="json"))
             with replacing_file(self.path.with_suffix(REPORT_SUFFIX)) as temporary:
@@ -83,61 +100,48 @@ class StoredEngine:
         if self.path is not None:
             _remove(self.path)
 
+    def refuse(self, reason: str) -> None:
+        """Delete it, and remember not to build it again."""
+        self.remove()
+        _remember(_target(self.record.built_for), self.record.graph, self.record.built_for, reason)
+
 
 def store_folder() -> Path:
     """Where engines are kept: the folder ``engines`` of the user's caches."""
     return cache_folder("engines")
 
 
-def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int, reference: Reference) -> StoredEngine:
-    """Load the engine of an exported graph from the store, or build it, compare it and store it.
+def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int) -> StoredEngine:
+    """Load the engine of an exported graph from the store, or build it and store it.
 
-    The SHA-256 of a stored engine is checked before TensorRT reads it. An engine that could not be compared with its
-    graph before is compared now. Of several processes that want the same engine, one builds it. Where the store cannot
-    be written, the engine stays in memory.
+    The SHA-256 of a stored engine is checked before TensorRT reads it. Of several processes that want the same engine,
+    one builds it. Where the store cannot be written, the engine stays in memory.
 
     Args:
         export: what the graph belongs to.
         graph: its file name.
         gpu: the GPU that this thread uses.
         max_batch: the largest batch it must take.
-        reference: of the backbone's graph, or of the backbone's graph that a head reads.
 
     Raises:
-        ExportError: the graph is damaged, or TensorRT cannot build it or computes something else.
+        ExportError: the graph is damaged; TensorRT cannot build it, or could not before; it was refused before.
         RuntimeUnavailableError: the GPU fails.
     """
     path = export.graph(graph)
     built_for = _built_for(export, graph, gpu, max_batch)
     target = _target(built_for)
     with _alone(target):
+        _check_not_refused(target, built_for)
         stored = _read(target, built_for)
         if stored is None:
-            plan, stored = _build(path, built_for, max_batch)
-            _verify(stored, path, max_batch, reference)
-            stored.path = _write(target, plan, stored.record)
-        elif stored.record.unverified:
             try:
-                _verify(stored, path, max_batch, reference)
-            except ExportError:
-                stored.remove()
+                plan, stored = _build(path, built_for, max_batch)
+            except ExportError as error:
+                if not is_out_of_memory(str(error)):  # which may be another process's doing
+                    _remember(target, str(path), built_for, str(error))
                 raise
-            with contextlib.suppress(OSError):  # it is compared anew the next time
-                write_json(target.with_suffix(RECORD_SUFFIX), stored.record.model_dump(mode="json"))
+            stored.path = _write(target, plan, stored.record)
         return stored
-
-
-def why_unverified(export: Export, graph: str, gpu: Gpu, max_batch: int) -> str:
-    """Return why the engine that `obtain` returns would be unverified; empty where it was or will be compared."""
-    target = _target(_built_for(export, graph, gpu, max_batch))
-    known = None if damaged(target) else _read_record(target).unverified
-    if known == "":
-        return ""
-    if onnx_runtime() is None:
-        return NOT_INSTALLED
-    if known not in (None, NOT_INSTALLED):
-        return known
-    return "" if export.manifest.verified else "ONNX Runtime could not run the graph where it was exported"
 
 
 def damaged(path: Path) -> bool:
@@ -158,6 +162,24 @@ def _built_for(export: Export, graph: str, gpu: Gpu, max_batch: int) -> dict[str
         "batches": [1, max_batch, max_batch],
         "settings": builder.SETTINGS,
     }
+
+
+def _check_not_refused(target: Path, built_for: Mapping[str, Any]) -> None:
+    path = target.with_suffix(REFUSAL_SUFFIX)
+    try:
+        refusal = Refusal.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # there is none, or it is damaged
+        return
+    if refusal.built_for == built_for:
+        raise ExportError(f"{refusal.reason} (found at an earlier start; delete {path} to try again)")
+
+
+def _remember(target: Path, graph: str, built_for: Mapping[str, Any], reason: str) -> None:
+    refusal = Refusal(graph=graph, built_for=dict(built_for), reason=reason)
+    try:
+        write_json(target.with_suffix(REFUSAL_SUFFIX), refusal.model_dump(mode="json"))
+    except OSError as error:
+        logger.warning("the engine of %s will be built again: its failure cannot be written: %s", graph, error)
 
 
 def _target(built_for: Mapping[str, Any]) -> Path:
@@ -189,7 +211,7 @@ def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
     if engine is None:
         logger.warning("%s cannot be loaded and is built anew: %s", path, TENSORRT_LOG.take_errors())
         return None
-    return StoredEngine(engine, record, path)
+    return StoredEngine(engine, record, path, was_read=True)
 
 
 def _read_record(path: Path) -> EngineRecord:
@@ -229,45 +251,3 @@ def _remove(path: Path) -> None:
 def _deserialise(plan: bytes) -> trt.ICudaEngine | None:
     TENSORRT_LOG.take_errors()
     return trt.Runtime(TENSORRT_LOG).deserialize_cuda_engine(plan)
-
-
-def _verify(stored: StoredEngine, graph: Path, max_batch: int, reference: Reference) -> None:
-    record = stored.record
-    try:
-        record.parity = _compare(stored.engine, graph, max_batch, reference)
-    except CannotCompareError as error:
-        record.unverified = str(error)
-        logger.warning("the engine of %s is unverified: %s", graph, error)
-    else:
-        _check(record, graph, record.built_for["precision"])
-        record.unverified = ""
-
-
-def _compare(engine: trt.ICudaEngine, graph: Path, max_batch: int, reference: Reference) -> dict[str, dict[str, float]]:
-    """Output name -> how far the engine is from ONNX Runtime, in the smallest batch and the largest."""
-    expected, inputs = reference.outputs(graph), reference.maps
-    differences = {name: Difference() for name in expected}
-    with contextlib.closing(Workspace()) as workspace, contextlib.ExitStack() as running:
-        stream = workspace.stream()
-        execution = Execution(engine, graph.name, workspace, stream, max_batch)
-        running.callback(execution.close)
-        for batch in sorted({1, max_batch}):
-            for name in execution.tensors.keys() & inputs.keys() - expected.keys():
-                stream.to_gpu(execution.tensors[name].address, np.ascontiguousarray(inputs[name][:batch]))
-            # The second run is the one that replays the CUDA graph.
-            for _ in range(2):
-                execution.run(batch)
-            for name, difference in differences.items():
-                difference.update(expected[name][:batch], execution.tensors[name].read(stream, batch))
-    return {name: difference.record() for name, difference in differences.items()}
-
-
-def _check(record: EngineRecord, graph: Path, precision: str) -> None:
-    least = THRESHOLDS[precision].cosine
-    for name, difference in record.parity.items():
-        if not difference["cosine"] >= least:
-            raise ExportError(
-                f"the TensorRT {trt.__version__} engine of {graph} does not compute what the graph computes: {name} "
-                f"has cosine {difference['cosine']} with ONNX Runtime's (largest difference {difference['max_abs']}); "
-                f"{precision} must reach {least}. It was thrown away; set runtime to onnx, or precision to fp32"
-            )

@@ -1,0 +1,91 @@
+"""Checks of the transport of images, and of the shared memory that it uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, size_of
+from dinov3_seg_ros.ros.transport import (
+    PROFILE_VARIABLES,
+    SHARED_MEMORY,
+    chosen_transport,
+    our_setting,
+    profile_variable,
+    stale_ports,
+    stale_segments,
+    unfinished_segments,
+)
+
+# The profile takes 32 MB for each process: a camera, the node and a viewer make three.
+_LEAST_SHARED_MEMORY_MB = 128
+_CLEAN = "python -m dinov3_seg_ros.doctor --clean"
+
+
+def transport() -> Iterator[Finding]:
+    """Check what carries images."""
+    chosen = chosen_transport()
+    name, _, value = chosen.partition("=")
+    export = f"export {our_setting()}"
+    if name == "RMW_IMPLEMENTATION":
+        yield Finding(OK, "DDS", f"{value}: set its own buffers for images (see its documentation)")
+    elif not chosen:
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            "the node sets its own; your camera driver and viewers use the default, which loses best-effort images",
+            export,
+        )
+    elif name in PROFILE_VARIABLES and not Path(value).is_file():
+        yield Finding(FAULT, "DDS profile", f"{value} does not exist", f"correct or unset {name}")
+    elif name in PROFILE_VARIABLES and not os.environ.get(profile_variable()):
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            f"{chosen}: this distribution does not read that variable, and the node changes nothing",
+            f"export {profile_variable()}={value}, or unset {name}",
+        )
+    elif name == "FASTDDS_BUILTIN_TRANSPORTS":
+        # With LARGE_DATA or UDPv4, hardly any 640x480 colour image arrived with best effort.
+        yield Finding(
+            WARNING,
+            "DDS profile",
+            f"the node keeps {chosen}, which loses best-effort images",
+            f"let the camera driver publish reliably, or for all processes: unset {name}; {export}",
+        )
+    else:
+        yield Finding(OK, "DDS profile", f"{value} (from {name})" if value else name)
+
+
+def shared_memory() -> Iterator[Finding]:
+    """Check the room in shared memory, and what killed processes left there."""
+    if not SHARED_MEMORY.is_dir() or not os.access(SHARED_MEMORY, os.W_OK):
+        yield Finding(
+            WARNING,
+            str(SHARED_MEMORY),
+            "absent or not writable: images travel over UDP, which is slower",
+            "in a container, start it with --ipc=host or --shm-size=512m",
+        )
+        return
+    for path in unfinished_segments():
+        yield Finding(
+            FAULT, path.name, "left unfinished by a killed process: ROS nodes wait for it without end", _CLEAN
+        )
+    stale = stale_segments() + stale_ports()
+    if stale:
+        megabytes = sum(size_of(path) for path in stale) >> 20
+        yield Finding(
+            WARNING, str(SHARED_MEMORY), f"{len(stale)} files ({megabytes} MB) of killed processes are left", _CLEAN
+        )
+    free_mb = shutil.disk_usage(SHARED_MEMORY).free >> 20
+    if free_mb < _LEAST_SHARED_MEMORY_MB:
+        yield Finding(
+            WARNING,
+            str(SHARED_MEMORY),
+            f"only {free_mb} MB free, and each process takes 32 MB",
+            f"{_CLEAN}; in a container, start it with --shm-size=512m",
+        )
+    else:
+        yield Finding(OK, str(SHARED_MEMORY), f"{free_mb} MB free")

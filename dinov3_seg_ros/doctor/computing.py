@@ -1,0 +1,148 @@
+"""Checks of what computes: runtimes, execution providers, engines, the decode."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, demo_bundle, size_of
+from dinov3_seg_ros.support.errors import SegmentationError
+
+if TYPE_CHECKING:
+    from dinov3_seg_ros.bundle.loading import Bundle
+
+
+def runtimes(bundles: Sequence[Path]) -> Iterator[Finding]:
+    """Check which runtimes can be used."""
+    from dinov3_seg_ros.runtimes.choice import RUNTIMES, available_runtimes
+
+    reasons = available_runtimes()
+    usable = [name for name in RUNTIMES if reasons[name] is None]
+    for name, reason in reasons.items():
+        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name, bundles))
+    if not usable:
+        yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
+
+
+def providers(paths: Sequence[Path]) -> Iterator[Finding]:
+    """Check the execution providers that are packages of their own, and what was measured to be the fastest."""
+    from dinov3_seg_ros.bundle.cpu import this_cpu
+    from dinov3_seg_ros.options import ComputeOptions
+    from dinov3_seg_ros.runtimes import measured
+    from dinov3_seg_ros.runtimes.choice import available_runtimes
+    from dinov3_seg_ros.segmenter import runtime_options
+
+    brought: dict[str, str] = {}
+    if available_runtimes()["onnx"] is None:
+        from dinov3_seg_ros.runtimes.onnx import plugins
+
+        brought = plugins.register()
+    for name, reason in brought.items():
+        if reason:
+            yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
+    processor = this_cpu()
+    if processor.multiplies_bf16 and "OpenVINOExecutionProvider" not in brought:
+        detail = f"{processor.name}: multiplies bf16, which needs OpenVINO"
+        yield Finding(OK, "processor", detail, "pip install 'dinov3_seg_ros[openvino]'")
+    else:
+        yield Finding(OK, "processor", processor.name)
+    for bundle in _loaded(paths):
+        choice = measured.kept([bundle], runtime_options([bundle], ComputeOptions()))
+        if choice is None:
+            command = f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose"
+            yield Finding(OK, "fastest runtime", f"not measured for {bundle.manifest.name}", command)
+        else:
+            yield Finding(OK, "fastest runtime", choice.reason)
+
+
+def stores() -> Iterator[Finding]:
+    """Check the folders in which compiled graphs, engines and choices are kept."""
+    from dinov3_seg_ros.support.files import cache_folder
+
+    for name in ("graphs", "choices"):
+        folder = cache_folder(name)
+        size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
+        yield Finding(OK, f"kept {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
+
+
+def engines() -> Iterator[Finding]:
+    """Check the GPU and TensorRT's engines."""
+    from dinov3_seg_ros.runtimes.choice import available_runtimes
+
+    if available_runtimes()["tensorrt"] is not None:
+        return
+    from dinov3_seg_ros.runtimes.tensorrt.cuda import find_gpu
+    from dinov3_seg_ros.runtimes.tensorrt.store import ENGINE_SUFFIX, damaged, store_folder
+
+    try:
+        gpu = find_gpu()
+        yield Finding(OK, "GPU", f"{gpu.name}, compute capability {gpu.capability}")
+    except SegmentationError as error:
+        yield Finding(WARNING, "GPU", str(error), "install NVIDIA's driver, or pass the GPU into the container")
+    folder = store_folder()
+    engines = sorted(folder.glob(f"*{ENGINE_SUFFIX}"))
+    megabytes = sum(engine.stat().st_size for engine in engines) >> 20
+    yield Finding(OK, "TensorRT engines", f"{len(engines)} in {folder}, {megabytes} MB")
+    for engine in engines:
+        if damaged(engine):
+            yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged; it is rebuilt when it is needed")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        yield Finding(
+            WARNING,
+            "TensorRT engines",
+            f"{nearest} cannot be written: engines are rebuilt at every start",
+            "set XDG_CACHE_HOME to a folder that can",
+        )
+
+
+def decoders() -> Iterator[Finding]:
+    """Check what decodes the logits."""
+    from dinov3_seg_ros import decode
+
+    if decode.backend(wait=True) == "numba":
+        yield Finding(OK, "decode", "compiled (numba)")
+    else:
+        yield Finding(WARNING, "decode", "NumPy: correct but slower", "pip install numba")
+    if not _torch_has_cuda():
+        return
+    if decode.backend("cuda") == "triton":
+        yield Finding(OK, "decode on the GPU", "compiled (triton)")
+    else:
+        yield Finding(
+            WARNING,
+            "decode on the GPU",
+            "PyTorch operations: correct but slower",
+            "pip install triton, and a C compiler, which it needs: sudo apt install gcc",
+        )
+
+
+def _abilities(runtime: str, bundles: Sequence[Path]) -> str:
+    if runtime != "onnx":
+        return "can be used"
+    from dinov3_seg_ros.runtimes.onnx.targets import usable_providers
+
+    return f"can be used, with {', '.join(usable_providers(_loaded(bundles)))}"
+
+
+def _loaded(paths: Sequence[Path]) -> list[Bundle]:
+    """Load bundles, by default the demo, up to the first that cannot be; `bundles` reports that one."""
+    from dinov3_seg_ros.bundle.loading import load_bundle
+
+    loaded: list[Bundle] = []
+    with contextlib.suppress(SegmentationError):
+        loaded.extend(load_bundle(path) for path in paths or [demo_bundle()])
+    return loaded
+
+
+def _torch_has_cuda() -> bool:
+    from dinov3_seg_ros.runtimes.choice import available_runtimes
+
+    if available_runtimes()["torch"] is not None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()

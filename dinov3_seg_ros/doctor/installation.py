@@ -1,0 +1,66 @@
+"""Checks of the packages that are installed, ROS among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, import_error, release
+
+
+def packages() -> Iterator[Finding]:
+    """Check the packages that everything needs."""
+    for module, distributions, remedy in (
+        ("numpy", ("numpy",), "pip install numpy"),
+        ("cv2", ("opencv-python", "opencv-python-headless"), "pip install 'dinov3_seg_ros[cv-headless]'"),
+        ("pydantic", ("pydantic",), "pip install 'pydantic>=2'"),
+    ):
+        version = release(*distributions)
+        error = import_error(module)
+        if error:
+            yield Finding(FAULT, module, f"cannot be imported: {error}", remedy)
+        else:
+            yield Finding(OK, module, version or "installed by the system")
+    transformers = release("transformers")
+    if transformers and int(transformers.split(".")[0]) < 5:
+        yield Finding(FAULT, "transformers", f"{transformers}: too old for DINOv3", "pip install 'transformers>=5'")
+
+
+def conflicts() -> Iterator[Finding]:
+    """Check for packages that overwrite each other."""
+    for one, other, remedy in (
+        ("opencv-python", "opencv-python-headless", "pip uninstall both, then install the one you want"),
+        ("onnxruntime", "onnxruntime-gpu", "pip uninstall both, then install the one you want"),
+    ):
+        if release(one) and release(other):
+            yield Finding(FAULT, f"{one}, {other}", "both are installed and overwrite each other's module", remedy)
+    opencv = release("opencv-python", "opencv-python-headless") or "0"
+    if int(opencv.split(".")[0]) >= 5:
+        yield Finding(
+            WARNING, "opencv", f"{opencv}: cv_bridge does not work with OpenCV 5", "pip install 'opencv-python<5'"
+        )
+
+
+def ros() -> Iterator[Finding]:
+    """Check rclpy and the messages."""
+    error = import_error("rclpy")
+    if error:
+        yield Finding(
+            FAULT,
+            "rclpy",
+            f"cannot be imported: {error}",
+            "source /opt/ros/<distribution>/setup.bash, or pip install 'dinov3_seg_ros[ros-kilted]'",
+        )
+        return
+    yield Finding(OK, "rclpy", f"{release('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
+    from dinov3_seg_ros.ros.ports import HAS_LABEL_INFO
+
+    if not HAS_LABEL_INFO:
+        yield Finding(
+            WARNING,
+            "vision_msgs",
+            "not usable: segmentation/label_info is not published (class names remain a parameter)",
+            "with ROS 2 installed: sudo apt install ros-$ROS_DISTRO-vision-msgs (PyPI has no build of it)",
+        )
+    else:
+        yield Finding(OK, "vision_msgs", "installed")

@@ -1,0 +1,184 @@
+"""``auto`` by measurement: every way to compute that passes the gate is timed once, and the fastest is kept.
+
+``python -m dinov3_seg_ros.benchmark BUNDLE --choose`` measures. A choice is kept in `store_folder`, by what was asked
+for and for which weights. Later starts take it at once, unless the machine or a release has changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from dinov3_seg_ros.bundle.cpu import this_cpu
+from dinov3_seg_ros.bundle.exports import find_exports
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.support.files import cache_folder, write_json
+
+_logger = logging.getLogger("dinov3_seg_ros.runtimes")
+
+_WARM_UP, _LEAST, _MOST, _SECONDS = 3, 5, 50, 3.0
+# What comes first without a measurement stays unless another is faster by this share, which noise may bring.
+_WORTH_IT = 0.03
+_PREFIXES = ("onnxruntime", "openvino", "tensorrt", "torch", "nvidia-cudnn")
+
+
+class Figure(BaseModel):
+    """What was measured of one candidate.
+
+    Attributes:
+        label: `Candidate.label`.
+        ms: the median time of a pass through backbone and heads, milliseconds; None where it was not used.
+        problem: why it was not used; empty where it was timed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    ms: float | None = None
+    problem: str = ""
+
+
+class KeptChoice(BaseModel):
+    """A choice on disk.
+
+    Attributes:
+        asked: what was asked for, and for which weights and exports.
+        machine: `machine`, when it was measured.
+        label: of the candidate that was chosen.
+        date: of the measurement, ISO 8601.
+        figures: of all candidates, in the order in which they were tried.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    asked: dict[str, Any]
+    machine: dict[str, Any]
+    label: str
+    date: str
+    figures: list[Figure]
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, for people."""
+        timed = sorted((f for f in self.figures if f.ms is not None), key=lambda figure: figure.ms or 0.0)
+        figures = ", ".join(f"{figure.label}: {figure.ms} ms" for figure in timed)
+        return f"{self.label} was measured to be the best here on {self.date[:10]} ({figures})"
+
+
+def store_folder() -> Path:
+    """Where choices are kept: the folder ``choices`` of the user's caches."""
+    return cache_folder("choices")
+
+
+def machine() -> dict[str, Any]:
+    """Return what a measurement depends on: processor, cores, devices' drivers and releases of the libraries."""
+    names = {name for name in _installed() if name.startswith(_PREFIXES)}
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "processor": this_cpu().model_dump(mode="json"),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+        "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
+    }
+
+
+def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | None:
+    """Return the choice that was measured for bundles and options on this machine, as it is now; None without one."""
+    asked = _asked(bundles, options)
+    path = _path(asked)
+    try:
+        choice = KeptChoice.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _logger.warning("%s cannot be read and is left out: %s", path, " ".join(str(error).split()))
+        return None
+    if choice.asked != asked:
+        return None
+    if choice.machine != machine():
+        _logger.warning(
+            "the runtime that was measured to be the fastest (%s) was measured on another machine, or with other "
+            "releases; measure again: python -m dinov3_seg_ros.benchmark %s --choose",
+            choice.label,
+            bundles[0].path,
+        )
+        return None
+    return choice
+
+
+def keep(bundles: Sequence[Bundle], options: ComputeOptions, label: str, figures: Sequence[Figure]) -> KeptChoice:
+    """Write down what was measured.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    asked = _asked(bundles, options)
+    date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    choice = KeptChoice(asked=asked, machine=machine(), label=label, date=date, figures=list(figures))
+    write_json(_path(asked), choice.model_dump(mode="json"))
+    return choice
+
+
+def fastest(figures: Sequence[Figure]) -> str | None:
+    """Return the label of the fastest; of the first that runs, where none is clearly faster; None if none runs."""
+    timed = {figure.label: figure.ms for figure in figures if figure.ms is not None}
+    if not timed:
+        return None
+    first, best = next(iter(timed)), min(timed, key=lambda label: timed[label])
+    return best if timed[best] < (1 - _WORTH_IT) * timed[first] else first
+
+
+def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequence[str]) -> float:
+    """Return the median time of a pass through backbone and heads in milliseconds, after warming up.
+
+    Args:
+        runtime: what to time.
+        size: (height, width) of the network input, pixels.
+        batch: frames in a pass.
+        heads: names of the heads.
+    """
+    canvases = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
+    times: list[float] = []
+    until = time.perf_counter() + _SECONDS
+    for _ in range(_WARM_UP + _MOST):
+        start = time.perf_counter()
+        computation = runtime.start(canvases, heads)
+        computation.logits(), computation.seconds()
+        times.append(time.perf_counter() - start)
+        if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
+            break
+    return round(1000 * statistics.median(times[_WARM_UP:]), 3)
+
+
+def _asked(bundles: Sequence[Bundle], options: ComputeOptions) -> dict[str, Any]:
+    """What decides which candidates there are, and what they compute."""
+    weights = [[bundle.manifest.backbone.identity, bundle.manifest.files] for bundle in bundles]
+    exports = [[export.manifest.files for export in find_exports(bundle)[0]] for bundle in bundles]
+    restricting = options.model_dump(mode="json", exclude={"geometry"})
+    asked: dict[str, Any] = json.loads(json.dumps({"weights": weights, "exports": exports, "options": restricting}))
+    return asked
+
+
+def _path(asked: dict[str, Any]) -> Path:
+    return store_folder() / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.json"
+
+
+def _installed() -> Iterator[str]:
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            yield name.lower().replace("_", "-")

@@ -1,0 +1,229 @@
+"""How each execution provider is used: its devices, precisions, options, memory and threads.
+
+A provider without a class of its own follows `Provider`: it computes graphs as they are, reads and writes host memory,
+and gets no options. To add one, write a subclass and name it in `_CLASSES`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinov3_seg_ros.bundle.cpu import this_cpu
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPENVINO, RTX = "OpenVINOExecutionProvider", "NvTensorRTRTXExecutionProvider"
+#: Where a session reads and writes tensors: type and number of the device, as ONNX Runtime names them.
+Memory = tuple[str, int]
+HOST: Memory = ("cpu", 0)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a session is opened for.
+
+    Attributes:
+        kind: of the device: ``cpu``, ``gpu``, ``npu`` or ``cuda``.
+        number: of the device among those of its kind.
+        precision: to compute in.
+        threads: CPU threads; 0 for as many as the provider likes.
+        cache: folder for what the provider compiles; None where nothing is kept.
+        listed: what ONNX Runtime says of the device, by name; None for a provider that is part of its build.
+    """
+
+    kind: str
+    number: int = 0
+    precision: str = "fp32"
+    threads: int = 0
+    cache: Path | None = None
+    listed: Mapping[str, str] | None = None
+
+
+class Provider:
+    """The rules of one execution provider.
+
+    Args:
+        name: ONNX Runtime's name of it.
+
+    Attributes:
+        name: as given.
+        kinds: the devices that it can use where its package does not list them, best first.
+        is_preferred: whether ``auto`` takes it, unmeasured, wherever it runs.
+        compiles: whether it keeps compiled graphs in a folder.
+        one_frame: on which kinds of devices it takes a single frame in one pass.
+    """
+
+    kinds: tuple[str, ...] = ("gpu",)
+    is_preferred = False
+    compiles = False
+    one_frame: frozenset[str] = frozenset()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def precisions(self, use: Use) -> Mapping[str, str]:
+        """Return what it computes on a device, the fastest first: precision -> precision of the graphs."""
+        return {name: name for name in ("fp32", "fp16", "int8_qdq", "bf16")}
+
+    def automatic(self, use: Use) -> Sequence[str]:
+        """Return the precisions that ``auto`` tries on a device, best first, where the user named the provider."""
+        return ("fp32",)
+
+    def gains(self, use: Use) -> Sequence[str]:
+        """Return the precisions in which ``auto`` takes it, unmeasured, though it is not preferred; best first."""
+        return ()
+
+    def options(self, use: Use) -> dict[str, str]:
+        """Return its options."""
+        return {}
+
+    def memory(self, use: Use) -> Memory:
+        """Return where it takes network inputs and leaves feature maps."""
+        return HOST
+
+    def remark(self, use: Use) -> str:
+        """Return what people should know of a precision on a device; empty where it is as it says."""
+        return ""
+
+
+class Cpu(Provider):
+    """ONNX Runtime's own, for every operator. On CPUs fp16 is slower than fp32."""
+
+    kinds = ("cpu",)
+    is_preferred = True
+
+    def precisions(self, use: Use) -> Mapping[str, str]:
+        """It computes every graph as it is."""
+        return {name: name for name in ("int8", "fp32", "int8_qdq", "fp16", "bf16")}
+
+    def automatic(self, use: Use) -> Sequence[str]:
+        """int8 needs a quarter of the memory traffic."""
+        return ("int8", "fp32")
+
+
+class Cuda(Provider):
+    """CUDA, and TensorRT as a part of ONNX Runtime's build: their tensors stay on the GPU."""
+
+    kinds = ("cuda",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
+        self.is_preferred = name == CUDA
+
+    def precisions(self, use: Use) -> Mapping[str, str]:
+        """int8 graphs of ONNX Runtime are slower than fp16 there."""
+        return {name: name for name in ("fp16", "bf16", "fp32", "int8_qdq", "int8")}
+
+    def automatic(self, use: Use) -> Sequence[str]:
+        """8 bits and bfloat16 lose accuracy, so the user must ask for them."""
+        return ("fp16", "fp32")
+
+    def options(self, use: Use) -> dict[str, str]:
+        """TF32 is on by default; it would multiply fp32 with 10 bits of mantissa."""
+        return {"device_id": str(use.number), **({"use_tf32": "0"} if self.name == CUDA else {})}
+
+    def memory(self, use: Use) -> Memory:
+        """The GPU's."""
+        return ("cuda", use.number)
+
+
+class OpenVino(Provider):
+    """Intel's OpenVINO: its precision is a hint, so one float32 export serves fp32, bf16 and fp16.
+
+    It comes as the package ``onnxruntime-ep-openvino``, which lists Intel's devices alone, or inside
+    ``onnxruntime-openvino``, a build of ONNX Runtime of its own, which runs on other x86 processors too.
+    """
+
+    kinds = ("cpu", "gpu", "npu")
+    compiles = True
+    one_frame = frozenset({"npu"})
+
+    def precisions(self, use: Use) -> Mapping[str, str]:
+        """By the device; an NPU computes in float16 whatever the graph says."""
+        if use.kind == "npu":
+            return {"fp16": "fp32", "int8_qdq": "int8_qdq"}
+        if use.kind == "gpu":
+            return {"fp16": "fp32", "int8_qdq": "int8_qdq", "fp32": "fp32"}
+        return {"bf16": "fp32", "int8_qdq": "int8_qdq", "fp32": "fp32", "int8": "int8", "fp16": "fp32"}
+
+    def automatic(self, use: Use) -> Sequence[str]:
+        """bf16 where the processor multiplies it faster; fp16 on GPU and NPU."""
+        if use.kind == "cpu":
+            return ("bf16", "fp32") if this_cpu().multiplies_bf16 else ("fp32",)
+        return ("fp16", "fp32") if use.kind == "gpu" else ("fp16",)
+
+    def gains(self, use: Use) -> Sequence[str]:
+        """bf16 alone: in float32 ONNX Runtime's own is as fast, and an integrated GPU may be slower than the CPU."""
+        return ("bf16",) if use.kind == "cpu" and this_cpu().multiplies_bf16 else ()
+
+    def options(self, use: Use) -> dict[str, str]:
+        """One stream: frames come one after the other. The option ``num_of_threads`` has no effect on packages."""
+        device = use.kind.upper() + (f".{use.number}" if use.kind == "gpu" and use.number and not use.listed else "")
+        properties: dict[str, str] = {"INFERENCE_PRECISION_HINT": self._hint(use)}
+        if use.kind != "npu":
+            properties["NUM_STREAMS"] = "1"
+        if use.kind == "cpu" and use.threads:
+            properties["INFERENCE_NUM_THREADS"] = str(use.threads)
+        if use.cache is not None:
+            properties["CACHE_DIR"] = str(use.cache)
+        named = {} if use.listed is not None else {"device_type": device}
+        return {**named, "load_config": json.dumps({use.kind.upper(): properties}, sort_keys=True)}
+
+    def remark(self, use: Use) -> str:
+        """Where a processor lacks bfloat16, OpenVINO computes in float32 without a word."""
+        if (use.kind, use.precision) == ("cpu", "bf16") and self._hint(use) == "f32":
+            return "computed in fp32, since this processor has no instructions for bf16"
+        return ""
+
+    def _hint(self, use: Use) -> str:
+        if use.kind == "npu":
+            return "f16"
+        if use.kind == "cpu" and use.precision in ("bf16", "int8_qdq"):  # what int8_qdq leaves in float
+            return "bf16" if self._has_bf16(use) else "f32"
+        return "f16" if use.precision == "fp16" or (use.kind, use.precision) == ("gpu", "int8_qdq") else "f32"
+
+    @staticmethod
+    def _has_bf16(use: Use) -> bool:
+        said = (use.listed or {}).get("OPTIMIZATION_CAPABILITIES")
+        return this_cpu().multiplies_bf16 if said is None else "BF16" in said.split()
+
+
+class Rtx(Provider):
+    """TensorRT for RTX. Types are in the graph; tensors go through host memory."""
+
+    kinds = ("gpu",)
+    is_preferred = True
+    compiles = True
+
+    def automatic(self, use: Use) -> Sequence[str]:
+        """As on CUDA."""
+        return ("fp16", "fp32")
+
+    def options(self, use: Use) -> dict[str, str]:
+        """Keep the kernels that are compiled at the first start."""
+        return {} if use.cache is None else {"nv_runtime_cache_path": str(use.cache)}
+
+
+_CLASSES: dict[str, type[Provider]] = {
+    CPU: Cpu,
+    CUDA: Cuda,
+    "TensorrtExecutionProvider": Cuda,
+    OPENVINO: OpenVino,
+    RTX: Rtx,
+}
+#: How to install providers that this project knows.
+INSTALLATION = {
+    CUDA: "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime",
+    "TensorrtExecutionProvider": "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of "
+    "onnxruntime",
+    OPENVINO: "pip install 'dinov3_seg_ros[openvino]'",
+    RTX: "pip install 'dinov3_seg_ros[rtx]'",
+}
+
+
+def provider(name: str) -> Provider:
+    """Return the rules of a provider."""
+    return _CLASSES.get(name, Provider)(name)
