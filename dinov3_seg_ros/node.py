@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _end_soon() -> None:
     """End the process of a node that can do nothing more; a launch file may start it again."""
-    timer = threading.Timer(_FINALIZED_S, rclpy.try_shutdown)
+    # As a signal from outside would: rclpy.shutdown in this thread would destroy the node in the executor's hands.
+    timer = threading.Timer(_FINALIZED_S, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
 
