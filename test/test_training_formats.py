@@ -107,6 +107,19 @@ def test_published_layouts_are_found_with_their_classes(tmp_path, published, fou
         assert all(np.array_equal(data.mask(index), expected.mask(index)) for index in range(len(data)))
 
 
+def test_cityscapes_layout_with_a_list_of_classes_has_these(tmp_path):
+    lines = [
+        f"{r} {g} {b} {name}" for (r, g, b), name in zip(labelled_folders.COLOURS, labelled_folders.NAMES, strict=True)
+    ]
+    labelled_folders.put(tmp_path / "label_colors.txt", "\n".join(lines))
+    for split, stem, seed in labelled_folders.items():
+        tiny_datasets.save_image(tmp_path / "imgsFine/leftImg8bit" / split / f"{stem}_leftImg8bit.png", seed)
+        labelled_folders.put(tmp_path / "gtFine" / split / f"{stem}_gtFine_labelIds.png", labelled_folders.truth(seed))
+    section = AutoData(root=str(tmp_path))
+    assert section.found().kind == "cityscapes"
+    check_truth(section)
+
+
 def test_classes_of_a_published_data_set_can_be_merged(tmp_path):
     tiny_datasets.build_ade20k(tmp_path)
     data = AutoData(root=str(tmp_path), classes={"ground": ["floor", "rug"], "other": "rest"}).open("train")

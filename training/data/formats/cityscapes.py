@@ -1,9 +1,10 @@
-"""Cityscapes with its fine annotations."""
+"""Cityscapes with its fine annotations, and other data in its layout."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from training.data.classes.lists import find_classes
 from training.data.formats.folder import open_masks
 from training.data.published.cityscapes import IMAGE_ENDING, MASK_ENDING, cityscapes_classes
 from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
@@ -13,8 +14,8 @@ from training.data.reading.tree import Tree
 class Cityscapes(Format):
     """``leftImg8bit/train/CITY/a_leftImg8bit.png`` with ``gtFine/train/CITY/a_gtFine_labelIds.png``.
 
-    The 19 classes that are evaluated; other labels are ignored. The test images, whose labels are kept secret, are left
-    out.
+    Without a list of classes they are Cityscapes' 19 that are evaluated: other labels are ignored, and the test images,
+    whose labels are kept secret, are left out. CVAT's export in this layout has label_colors.txt.
     """
 
     name = "cityscapes"
@@ -28,6 +29,9 @@ class Cityscapes(Format):
         """See `Format.open`."""
         if patterns == NO_PATTERNS:
             patterns = Patterns(f"*{IMAGE_ENDING}", f"*{MASK_ENDING}")
+        listed = find_classes(tree)
+        if listed.classes:
+            return open_masks(tree, patterns, listed)
         folder = open_masks(tree, patterns, cityscapes_classes())
         return dataclasses.replace(
             folder, samples={split: own for split, own in folder.samples.items() if split != "test"}
