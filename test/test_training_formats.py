@@ -107,6 +107,29 @@ def test_published_layouts_are_found_with_their_classes(tmp_path, published, fou
         assert all(np.array_equal(data.mask(index), expected.mask(index)) for index in range(len(data)))
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "colours"),
+    [("default", "defaultannot", None), ("default/image_2", "default/semantic", "default/semantic_rgb")],
+)
+def test_cvats_exports_as_camvid_and_kitti_are_read(tmp_path, images, masks, colours):
+    lines = (
+        f"{r} {g} {b} {name}" for (r, g, b), name in zip(labelled_folders.COLOURS, labelled_folders.NAMES, strict=True)
+    )
+    labelled_folders.put(tmp_path / "label_colors.txt", "\n".join(lines))
+    for _, stem, seed in labelled_folders.items():
+        tiny_datasets.save_image(tmp_path / images / f"{stem}.png", seed)
+        coloured = np.array(labelled_folders.COLOURS, np.uint8)[labelled_folders.truth(seed)]
+        labelled_folders.put(
+            tmp_path / masks / f"{stem}.png", coloured if colours is None else labelled_folders.truth(seed)
+        )
+        if colours is not None:
+            labelled_folders.put(tmp_path / colours / f"{stem}.png", coloured)
+    data = AutoData(root=str(tmp_path), val_fraction=0.5, group="none").open("train")
+    truths = {stem: labelled_folders.truth(seed) for _, stem, seed in labelled_folders.items()}
+    assert data.class_names == labelled_folders.NAMES
+    assert all(np.array_equal(data.mask(i), truths[data.samples[i].image.stem]) for i in range(len(data)))
+
+
 def test_cityscapes_layout_with_a_list_of_classes_has_these(tmp_path):
     lines = [
         f"{r} {g} {b} {name}" for (r, g, b), name in zip(labelled_folders.COLOURS, labelled_folders.NAMES, strict=True)

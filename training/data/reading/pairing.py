@@ -25,7 +25,9 @@ _NUMBER_WORDS = {"id", "ids", "labelid", "labelids", "trainid", "trainids", "lab
 _COLOUR_WORDS = {"color", "colors", "colour", "colours", "colored"}
 # Other pictures that lie beside masks.
 _OTHER_WORDS = {"instance", "instances", "instanceids", "depth", "disparity", "overlay", "vis", "preview"}
-_WORD = re.compile(rf"(?:{'|'.join(SPLIT_NAMES)})(?=annot|mask|label|image)|[a-z]+|\d+|[^a-z\d]+")
+_WORD = re.compile(
+    rf"(?:{'|'.join(SPLIT_NAMES)})(?=annot|mask|label|image)|[a-z]+(?=annot(?![a-z]))|[a-z]+|\d+|[^a-z\d]+"
+)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 Key: TypeAlias = tuple[str, ...]
@@ -92,7 +94,18 @@ def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None
             )
             if found.pairs and (best is None or len(found.pairs) > len(best.pairs)):
                 best = found
-    return best
+    return best if best is not None or patterns != NO_PATTERNS else _by_stems(tree)
+
+
+def _by_stems(tree: Tree) -> Pairing | None:
+    """Pair files of folders that have nothing else in common, such as ``image_2`` and ``semantic``; each stem once."""
+    images, masks = _by_folders(tree, NO_PATTERNS)
+    found = _paired(
+        "by the names of files in folders of images and of masks",
+        [(_stem_key(name, None), name) for name in images],
+        [(_stem_key(name, None), name) for name in masks],
+    )
+    return found if found.pairs and not found.twice else None
 
 
 def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing:
@@ -220,7 +233,7 @@ def _words(part: str) -> list[str]:
 def _rank(mask: str) -> int:
     """Which of several masks of one image is taken: the lowest."""
     words = {word for part in _without_suffix(mask).split("/") for word in _words(part)}
-    return 0 if words & _NUMBER_WORDS else 2 if words & _COLOUR_WORDS else 1
+    return 0 if words & _NUMBER_WORDS else 2 if words & (_COLOUR_WORDS | {"rgb"}) else 1
 
 
 def _whole_key(name: str, pattern: str | None) -> Key:
