@@ -19,6 +19,7 @@ import pyarrow.parquet
 import tiny_datasets
 import yaml
 from PIL import Image
+from pycocotools import mask as run_lengths
 
 HEIGHT, WIDTH = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
 NAMES = ["background", "door", "road", "tree"]
@@ -97,6 +98,63 @@ def build_cvat_images(root: Path) -> None:
     meta = f"<meta><task><name>rooms</name><labels>{labels}</labels></task></meta>"
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>{meta}{"".join(images)}'
     put(root / "annotations.xml", f"{text}</annotations>")
+
+
+def build_datumaro(root: Path) -> None:
+    labels = [{"name": name, "parent": "", "attributes": []} for name in NAMES[1:]]
+    for split in tiny_datasets.COUNTS:
+        records = []
+        for own, stem, seed in items():
+            if own != split:
+                continue
+            tiny_datasets.save_image(root / "images" / split / f"{stem}.jpg", seed)
+            road, door, tree = regions(seed)
+            (left, top), (right, bottom) = corners(door)[0], corners(door)[2]
+            covered = np.asfortranarray(truth(seed) == 3, np.uint8)
+            rle = run_lengths.encode(covered)
+            points = [number + 0.25 for corner in corners(road) for number in corner]
+            found = [
+                {
+                    "type": "mask",
+                    "label_id": tree[0] - 1,
+                    "rle": {**rle, "counts": rle["counts"].decode()},
+                    "z_order": 2,
+                },
+                {"type": "polygon", "label_id": road[0] - 1, "points": points, "z_order": 0},
+                {
+                    "type": "bbox",
+                    "label_id": door[0] - 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "z_order": 1,
+                },
+                {"type": "label", "label_id": 0},
+            ]
+            image = {"path": f"{stem}.jpg", "size": [HEIGHT, WIDTH]}
+            records.append({"id": stem, "annotations": found, "attr": {}, "image": image})
+        content = {"info": {}, "categories": {"label": {"labels": labels, "attributes": []}}, "items": records}
+        put(root / "annotations" / f"{split}.json", content)
+
+
+def build_via(root: Path) -> None:
+    for split in tiny_datasets.COUNTS:
+        images = {}
+        for own, stem, seed in items():
+            if own != split:
+                continue
+            tiny_datasets.save_image(root / split / f"{stem}.jpg", seed)
+            found = []
+            for value, top, left, bottom, right in regions(seed):
+                shape: dict[str, object] = {"name": "polygon", "all_points_x": [left, right, right, left]}
+                shape["all_points_y"] = [top, top, bottom, bottom]
+                if value == 1:
+                    shape = {"name": "rect", "x": left, "y": top, "width": right - left, "height": bottom - top}
+                found.append({"shape_attributes": shape, "region_attributes": {"class": NAMES[value], "note": ""}})
+            found[2]["region_attributes"] = {"class": {"tree": True, "road": False}}
+            size = (root / split / f"{stem}.jpg").stat().st_size
+            images[f"{stem}.jpg{size}"] = {
+                "filename": f"{stem}.jpg", "size": size, "regions": found, "file_attributes": {}
+            }  # fmt: skip
+        put(root / split / "via_region_data.json", images)
 
 
 def build_voc_folders(root: Path) -> None:

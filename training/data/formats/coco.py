@@ -18,7 +18,7 @@ from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle, ring
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_named, split_of
 
 _KEYS = ("images", "annotations", "categories")
@@ -184,8 +184,7 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
         if isinstance(region, dict):
             shapes.append(Shape(value, bitmap=decode_run_lengths(region)))
         else:
-            # Coordinates count from the corner of the first pixel.
-            shapes.append(Shape(value, tuple(np.floor(polygon) for polygon in region)))
+            shapes.append(Shape(value, tuple(map(from_corner, region))))
     return Drawing(largest_first(shapes), image.size)
 
 

@@ -16,7 +16,17 @@ from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.shapes import Drawing, Polygon, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
+from training.data.reading.shapes import (
+    Drawing,
+    Polygon,
+    Shape,
+    ShapeReader,
+    ellipse,
+    from_corner,
+    rectangle,
+    ring,
+    thick_line,
+)
 from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
 
 _ROOT = b"<annotations>"
@@ -110,11 +120,11 @@ class _Parser:
             return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
         if region.kind == "box":
             corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
-            return Shape(value, (_from_corner(_turned(corners, float(written.get("rotation", 0)))),))
+            return Shape(value, (from_corner(_turned(corners, float(written.get("rotation", 0)))),))
         points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
         if region.kind == "polyline":
             return Shape(value, thick_line(points, _LINE_WIDTH))
-        return Shape(value, (_from_corner(points),))
+        return Shape(value, (from_corner(points),))
 
 
 def decode_runs(written: str, height: int, width: int) -> np.ndarray:
@@ -122,11 +132,6 @@ def decode_runs(written: str, height: int, width: int) -> np.ndarray:
     lengths = [int(length) for length in written.split(",")]
     covered = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return np.asarray(covered.reshape(height, width))
-
-
-def _from_corner(points: Polygon) -> Polygon:
-    """Corners whose coordinates count from the corner of the first pixel, as pixels."""
-    return np.asarray(np.floor(points), np.float32)
 
 
 def _turned(corners: Polygon, degrees: float) -> Polygon:

@@ -132,6 +132,12 @@ def ring(points: Any, offset: float = 0.0) -> Polygon:
     return moved
 
 
+def from_corner(points: Polygon) -> Polygon:
+    """Corners whose coordinates count from the corner of the first pixel, as the pixels in which they lie."""
+    corners: Polygon = np.floor(points).astype(np.float32)
+    return corners
+
+
 def rectangle(points: Polygon) -> Polygon:
     """The corners of an upright rectangle from two opposite ones."""
     (left, top), (right, bottom) = points.min(0), points.max(0)

@@ -1,0 +1,127 @@
+"""Datumaro's own JSON, which CVAT exports as "Datumaro 1.0"."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
+from training.data.classes.lists import BACKGROUND
+from training.data.classes.map import SourceClasses
+from training.data.formats.coco import decode_run_lengths, folders_of_images, split_of_file
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line
+from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, split_of
+
+_MARKS = (b'"categories"', b'"dm_format_version"', b'"items"')
+_HEAD = 4096
+# Points, captions, labels of whole images and the like are no regions.
+_REGIONS = ("polygon", "mask", "bbox", "polyline")
+_LINE_WIDTH = 1
+
+
+class Datumaro(Format):
+    """``annotations/train.json`` with ``categories`` and ``items``, and the images anywhere in the folder.
+
+    Polygons, masks, boxes and lines are read, in the order of their ``z_order``; what none covers is background.
+    """
+
+    name = "datumaro"
+
+    def detect(self, tree: Tree) -> Match | None:
+        """See `Format.detect`."""
+        found = _files(tree)
+        return Match(Sure.CERTAINLY, f"{next(iter(found))} holds Datumaro's items") if found else None
+
+    def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
+        """See `Format.open`."""
+        files = _files(tree)
+        if not files:
+            raise DatasetError(f"{tree.root} holds no JSON with Datumaro's categories and items")
+        names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
+        classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
+        values = {entry.name: entry.values[0] for entry in classes.classes}
+        samples: dict[Split | None, list[Sample]] = {}
+        for name, file in files.items():
+            near = folders_of_images(name)
+            for item in file.items:
+                path = tree.find_image(item.image, near) or f"{near[0]}/{item.image}".strip("/")
+                entry = item._replace(
+                    regions=tuple((values[file.labels[label]], found) for label, found in item.regions)
+                )
+                split = split_of_file(name) or split_of(path)
+                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+        labelled = {sample.image for own in samples.values() for sample in own}
+        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
+        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled)
+
+
+class _Item(NamedTuple):
+    """An image: its file as the JSON has it, height and width, and class and content of its regions, in order."""
+
+    image: str
+    size: tuple[int, int] | None
+    regions: tuple[tuple[int, dict[str, Any]], ...]
+
+
+class _File(NamedTuple):
+    """What training needs of a JSON."""
+
+    labels: list[str]
+    items: list[_Item]
+
+
+def _files(tree: Tree) -> dict[str, _File]:
+    """Every JSON of Datumaro's, by its name."""
+    found = {}
+    for name in tree.with_suffix(".json"):
+        path = tree.path(name)
+        head = read_head(path, _HEAD)
+        file = _read(path, path.stat().st_mtime_ns) if any(mark in head for mark in _MARKS) else None
+        if file is not None:
+            found[name] = file
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _modified: int) -> _File | None:
+    """Read a JSON, once in a process while it stays as it is; None where it is of another form."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("items"), list):
+        return None
+    if not isinstance(content.get("categories"), dict):
+        return None
+    with laid_out_like("Datumaro's items", path):
+        labels = [as_text(label["name"]) for label in content["categories"]["label"]["labels"]]
+        return _File(labels, [_item(item) for item in content["items"]])
+
+
+def _item(item: dict[str, Any]) -> _Item:
+    media = item.get("image") or item.get("media") or {}
+    regions = [found for found in item["annotations"] if found["type"] in _REGIONS]
+    ordered = sorted(regions, key=lambda found: int(found.get("z_order", 0)))
+    height, width = media.get("size") or (None, None)
+    return _Item(
+        as_text(media.get("path") or item["id"]),
+        (int(height), int(width)) if height and width else None,
+        tuple((int(found["label_id"]), found) for found in ordered),
+    )
+
+
+def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+    item: _Item = sample.entry
+    return Drawing([_shape(value, found) for value, found in item.regions], item.size)
+
+
+def _shape(value: int, found: dict[str, Any]) -> Shape:
+    if found["type"] == "mask":
+        return Shape(value, bitmap=decode_run_lengths(found["rle"]))
+    if found["type"] == "bbox":
+        left, top, width, height = found["bbox"]
+        return Shape(value, (rectangle(from_corner(ring([left, top, left + width, top + height]))),))
+    points = ring(found["points"])
+    if found["type"] == "polyline":
+        return Shape(value, thick_line(points, _LINE_WIDTH))
+    return Shape(value, (from_corner(points),))
