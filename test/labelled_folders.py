@@ -19,7 +19,6 @@ import pyarrow.parquet
 import tiny_datasets
 import yaml
 from PIL import Image
-from pycocotools import mask as run_lengths
 
 HEIGHT, WIDTH = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
 NAMES = ["background", "door", "road", "tree"]
@@ -66,6 +65,25 @@ def put(path: Path, content: object) -> None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def run_lengths(region: np.ndarray) -> list[int]:
+    """Lengths of the runs outside and inside of a region in turn, along its rows."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], region.ravel().astype(int)])))
+    return np.diff(np.concatenate([[0], edges, [region.size]])).tolist()
+
+
+def compressed_runs(lengths: list[int]) -> str:
+    """Run lengths as COCO compresses them to text."""
+    text = ""
+    for index, length in enumerate(lengths):
+        value, more = length - lengths[index - 2] if index > 2 else length, True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != (-1 if bits & 0x10 else 0)
+            text += chr(48 + (bits | 0x20 if more else bits))
+    return text
+
+
 def build_cvat_mask(root: Path) -> None:
     put(root / "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(
         f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in zip(NAMES, COLOURS, strict=True)))  # fmt: skip
@@ -81,8 +99,7 @@ def build_cvat_images(root: Path) -> None:
         points = ";".join(f"{x}.00,{y}.00" for x, y in corners(road))
         (left, top), (right, bottom) = corners(door)[0], corners(door)[2]
         covered = (truth(seed) == 3)[tree[1] - 1 : tree[3] + 1, tree[2] - 1 : tree[4] + 1]  # a pixel beyond its corner
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], covered.ravel()])))
-        runs = ", ".join(map(str, np.diff(np.concatenate([[0], edges, [covered.size]]))))
+        runs = ", ".join(map(str, run_lengths(covered)))
         shapes = [
             f'<mask label="tree" rle="{runs}" left="{tree[2] - 1}" top="{tree[1] - 1}" width="{covered.shape[1]}" '
             f'height="{covered.shape[0]}" z_order="2"/>',
@@ -110,14 +127,13 @@ def build_datumaro(root: Path) -> None:
             tiny_datasets.save_image(root / "images" / split / f"{stem}.jpg", seed)
             road, door, tree = regions(seed)
             (left, top), (right, bottom) = corners(door)[0], corners(door)[2]
-            covered = np.asfortranarray(truth(seed) == 3, np.uint8)
-            rle = run_lengths.encode(covered)
+            counts = compressed_runs(run_lengths((truth(seed) == 3).T))
             points = [number + 0.25 for corner in corners(road) for number in corner]
             found = [
                 {
                     "type": "mask",
                     "label_id": tree[0] - 1,
-                    "rle": {**rle, "counts": rle["counts"].decode()},
+                    "rle": {"size": [HEIGHT, WIDTH], "counts": counts},
                     "z_order": 2,
                 },
                 {"type": "polygon", "label_id": road[0] - 1, "points": points, "z_order": 0},
@@ -202,9 +218,7 @@ def build_coco(root: Path) -> None:
                 points = [number for corner in corners(region) for number in corner]
                 annotation = {"id": len(annotations), "image_id": seed, "category_id": region[0], "iscrowd": 0}
                 annotations.append(annotation | {"segmentation": [points]})
-            covered = (truth(seed) == 1).T.ravel()  # the door once more, as run lengths
-            starts = np.flatnonzero(np.diff(np.concatenate([[0], covered, [0]])))
-            counts = np.diff(np.concatenate([[0], starts, [covered.size]])).tolist()
+            counts = run_lengths((truth(seed) == 1).T)  # the door once more
             annotations[-2]["segmentation"] = {"counts": counts, "size": [HEIGHT, WIDTH]}
         categories = [{"id": 0, "name": "rooms", "supercategory": "none"}]
         categories += [

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_named, split_of
 
@@ -145,9 +145,9 @@ def _file(content: Mapping[str, Any]) -> _File:
         for category in categories
         if used[category["id"]] or category["id"] != 0 or category["name"] not in parents
     }
-    unlisted = next((category for category in used if category not in names), None)
-    if unlisted is not None:
-        raise ValueError(f"an annotation has the category {unlisted}, which is not listed")
+    unlisted = [category for category in used if category not in names]
+    if unlisted:
+        raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
     regions: dict[Any, list[tuple[int, Any]]] = {}
     for annotation in content["annotations"]:
         own = regions.setdefault(annotation["image_id"], [])
@@ -182,19 +182,10 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
     shapes = []
     for value, region in image.regions:
         if isinstance(region, dict):
-            shapes.append(Shape(value, bitmap=decode_run_lengths(region)))
+            shapes.append(Shape(value, bitmap=region_of_coco(region)))
         else:
             shapes.append(Shape(value, tuple(map(from_corner, region))))
     return Drawing(largest_first(shapes), image.size)
-
-
-def decode_run_lengths(region: Mapping[str, Any]) -> np.ndarray:
-    """A region (h, w) bool from COCO's run lengths, compressed or not."""
-    height, width = region["size"]
-    encoded: Any = dict(region)
-    if isinstance(region["counts"], list):
-        encoded = mask.frPyObjects(encoded, height, width)
-    return np.asarray(mask.decode(encoded), bool)
 
 
 def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]:

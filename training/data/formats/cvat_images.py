@@ -16,6 +16,7 @@ from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
     Polygon,
@@ -112,9 +113,8 @@ class _Parser:
         value, written = self._values[region.label], region.attributes
         if region.kind == "mask":
             at = int(written["top"]), int(written["left"])
-            return Shape(
-                value, bitmap=decode_runs(written["rle"], int(written["height"]), int(written["width"])), at=at
-            )
+            lengths = [int(length) for length in written["rle"].split(",")]
+            return Shape(value, bitmap=region_of(lengths, int(written["height"]), int(written["width"])), at=at)
         if region.kind == "ellipse":
             centre, radii = _numbers(written, "cx", "cy"), _numbers(written, "rx", "ry")
             return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
@@ -125,13 +125,6 @@ class _Parser:
         if region.kind == "polyline":
             return Shape(value, thick_line(points, _LINE_WIDTH))
         return Shape(value, (from_corner(points),))
-
-
-def decode_runs(written: str, height: int, width: int) -> np.ndarray:
-    """A region (height, width) bool from the lengths of runs along its rows, the first of which are not covered."""
-    lengths = [int(length) for length in written.split(",")]
-    covered = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return np.asarray(covered.reshape(height, width))
 
 
 def _turned(corners: Polygon, degrees: float) -> Polygon:

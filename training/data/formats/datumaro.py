@@ -10,8 +10,9 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
 from training.data.classes.map import SourceClasses
-from training.data.formats.coco import decode_run_lengths, folders_of_images, split_of_file
+from training.data.formats.coco import folders_of_images, split_of_file
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line
 from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, split_of
 
@@ -117,7 +118,7 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
 
 def _shape(value: int, found: dict[str, Any]) -> Shape:
     if found["type"] == "mask":
-        return Shape(value, bitmap=decode_run_lengths(found["rle"]))
+        return Shape(value, bitmap=region_of_coco(found["rle"]))
     if found["type"] == "bbox":
         left, top, width, height = found["bbox"]
         return Shape(value, (rectangle(from_corner(ring([left, top, left + width, top + height]))),))
