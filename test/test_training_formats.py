@@ -359,6 +359,11 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def long_runs(content: dict) -> None:
+    region = next(found["segmentation"] for found in content["annotations"] if isinstance(found["segmentation"], dict))
+    region["counts"][-1] += 100_000
+
+
 def far_corner(content: dict) -> None:
     content["shapes"][0]["points"][0] = [1e12, 3]
 
@@ -372,6 +377,20 @@ DAMAGES = [
     ("labelme", "train/train_0001.json", lambda c: c.clear(), "does not describe the labels of train_0001.jpg"),
     ("coco", "valid/_annotations.coco.json", lambda c: c.update(images=[], annotations=[]), "lists no images"),
     ("coco", "valid/_annotations.coco.json", lambda c: c["images"][0].update(file_name=None), "None is no text"),
+    ("coco", "train/_annotations.coco.json", long_runs, "do not fill 48x40 pixels"),
+    (
+        "datumaro",
+        "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][0]["rle"].update(counts="0m"),
+        "fill",
+    ),
+    (
+        "datumaro",
+        "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][0].update(label_id=9),
+        "not laid out",
+    ),
+    ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,12 +97,15 @@ def _read(path: Path, _modified: int) -> _File | None:
         return None
     with laid_out_like("Datumaro's items", path):
         labels = [as_text(label["name"]) for label in content["categories"]["label"]["labels"]]
-        return _File(labels, [_item(item) for item in content["items"]])
+        return _File(labels, [_item(item, labels) for item in content["items"]])
 
 
-def _item(item: dict[str, Any]) -> _Item:
+def _item(item: dict[str, Any], labels: Sequence[str]) -> _Item:
     media = item.get("image") or item.get("media") or {}
     regions = [found for found in item["annotations"] if found["type"] in _REGIONS]
+    unknown = [found["label_id"] for found in regions if not 0 <= int(found["label_id"]) < len(labels)]
+    if unknown:
+        raise ValueError(f"a region has the label {unknown[0]}, but {len(labels)} labels are listed")
     ordered = sorted(regions, key=lambda found: int(found.get("z_order", 0)))
     height, width = media.get("size") or (None, None)
     return _Item(
