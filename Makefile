@@ -54,6 +54,7 @@ test-robot: $(PYTHONS_HERE:%=test-robot-%) ## Run the tests that need no PyTorch
 
 test-robot-%: # The same on one of them
 	@python$* tools/environment.py .venv-robot-$* cpu bag test cv-headless ros-kilted
+	@.venv-robot-$*/bin/python tools/generate_messages.py
 	.venv-robot-$*/bin/$(PYTEST) $(ARGS)
 
 lint: setup ## Check style, types, Dockerfiles and workflows

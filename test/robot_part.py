@@ -14,6 +14,7 @@ _FOLDERS = (ROOT / "test", ROOT)
 _OF_TRAINING = {
     "accelerate",
     "matplotlib",
+    "PIL",
     "onnxscript",
     "safetensors",
     "torch",
@@ -28,12 +29,17 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def is_of_training(module: str | None) -> bool:
+    """Whether a module belongs to training, or to a library that a robot lacks."""
+    return (module or "").partition(".")[0] in _OF_TRAINING
+
+
 def needs_torch(path: Path) -> bool:
     """Whether importing a module of this project imports PyTorch, or a library that comes with it."""
     seen, waiting = {path}, [path]
     while waiting:
         for name in _imported_by(waiting.pop()):
-            if name.partition(".")[0] in _OF_TRAINING:
+            if is_of_training(name):
                 return True
             # `from package import module` names either a module or something inside the package.
             found = {file for part in (name, name.rpartition(".")[0]) if part for file in _files(part)} - seen

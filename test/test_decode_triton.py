@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from test_decode import check_confidence, check_labels, interpolated, interpolated_window, noise_logits, scene_logits
+from test_decode import check_confidence, check_labels, defined, interpolated, noise_logits, scene_logits
 
 from dinov3_seg_ros.decode import numpy_form
 from dinov3_seg_ros.decode.grid import plan_grid
@@ -128,7 +128,7 @@ def test_random_shapes_agree_with_torch(decode):
 def test_labels_of_a_window_follow_its_definition(decode, window, size):
     logits = noise_logits(9, 12, 16)
     labels, confidence = decode(logits, size, window)
-    volume = interpolated_window(logits, size, window)
+    volume = defined(logits, size, window)
     check_labels(labels, volume)
     check_confidence(confidence, volume)
     check_against_numpy(labels, confidence, logits, size, window)
