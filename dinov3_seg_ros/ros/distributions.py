@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.subscription import Subscription
 
 try:
     from rclpy.clock_type import ClockType
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+    _TELLS_INFO = True  # callbacks of subscriptions have got it since rclpy has had this module
 except ImportError:  # Humble
+    _TELLS_INFO = False
     from rclpy.clock import ClockType  # type: ignore[attr-defined] # it is of another module in newer ones
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
@@ -27,9 +29,7 @@ __all__ = [
 
 def with_message_info(callback: Callable[[Any, Mapping[str, Any]], None]) -> Callable[..., None]:
     """The callback of a subscription that takes a message and rclpy's MessageInfo; on Humble the latter is empty."""
-    if hasattr(Subscription, "CallbackType"):
-        return callback
-    return functools.partial(_without_info, callback)
+    return callback if _TELLS_INFO else functools.partial(_without_info, callback)
 
 
 def publisher_count(node: Node, subscription: Any) -> int:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from dinov3_seg_ros.ros.image_types import PICTURE_TYPES
+
+
+class _Endpoint(Protocol):
+    """What is read of rclpy's TopicEndpointInfo, which ROS distributions have in different modules."""
+
+    @property
+    def node_name(self) -> str: ...
+
+    @property
+    def node_namespace(self) -> str: ...
 
 
 class Publisher(NamedTuple):
@@ -58,7 +67,7 @@ def picture_topics(node: Node) -> dict[str, str]:
     }
 
 
-def node_name(info: TopicEndpointInfo) -> str:
+def node_name(info: _Endpoint) -> str:
     """The full name of an endpoint's node."""
     return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
 
