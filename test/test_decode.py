@@ -70,15 +70,14 @@ def defined(
 ) -> np.ndarray:
     """Bilinear interpolation of a window without aligned corners, written down in float64: (B, C, *size)."""
     map_size = logits.shape[2:]
-    if size == map_size and window is None:
-        return logits.astype(np.float64)  # each value is its own; a sum with 0 * inf would not be
 
     def corners(axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start, extent = (0, map_size[axis]) if window is None else (window[axis], window[axis + 2])
         last = map_size[axis] - 1
         positions = np.maximum(0, (np.arange(size[axis]) + 0.5) * extent / size[axis] + start - 0.5)
         low = np.minimum(positions.astype(int), last)
-        return low, np.minimum(low + 1, last), np.minimum(positions - low, 1)
+        high = low if size[axis] == map_size[axis] and window is None else np.minimum(low + 1, last)
+        return low, high, np.minimum(positions - low, 1)
 
     (top, bottom, down), (left, right, across) = corners(0), corners(1)
     values = logits.astype(np.float64)
@@ -133,6 +132,15 @@ def numba_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_definition_is_what_torch_computes(classes, map_size, size):
     pytest.importorskip("torch")
     logits = noise_logits(classes, *map_size, batch=2)
+    np.testing.assert_allclose(defined(logits, size), interpolated(logits, size), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("size", [(80, 90), (9, 9), (6, 5)])
+def test_the_definition_is_what_torch_computes_without_finite_values(size):
+    pytest.importorskip("torch")
+    logits = noise_logits(3, 9, 9)
+    logits[0, 0, 4, 5], logits[0, 1, 4, 6], logits[0, 2, 0] = np.inf, np.nan, -np.inf
     np.testing.assert_allclose(defined(logits, size), interpolated(logits, size), rtol=0, atol=1e-4)
 
 
