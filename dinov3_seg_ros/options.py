@@ -11,7 +11,7 @@ import re
 import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.option_model import Live, Options
@@ -32,7 +32,7 @@ ImageTransport = Literal["raw", "compressed"]
 #: ``auto``: 0 and the largest of the sensor's, whose bits are learned from the stream.
 #: ``full``: 0 and 65535.
 #: ``(low, high)``: these.
-ValueRange = Literal["auto", "full"] | tuple[int, int]
+ValueRange = Annotated[Literal["auto", "full"] | tuple[int, int], BeforeValidator(lambda value: _known_range(value))]
 
 RUNTIME_NAMES: tuple[str, ...] = typing.get_args(RuntimeName)
 PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
@@ -151,9 +151,9 @@ class PublishOptions(Options):
     value_range: Annotated[
         ValueRange,
         Field(
-            description="Which values of 16-bit images are black and white: auto (0 and the largest of the sensor's, "
-            "learned from the stream), full (0 and 65535) or two numbers. 16UC1 is taken for depth, and refused, where "
-            "it is auto."
+            description="Which values of 16-bit images are black and white: auto (as the bundle's recipe says; else 0 "
+            "and the largest of the sensor's, learned from the stream), full (0 and 65535) or two numbers. 16UC1 is "
+            "taken for depth, and refused, where it is auto."
         ),
         Live(),
     ] = "auto"
@@ -166,14 +166,6 @@ class PublishOptions(Options):
         except ParameterError as error:
             raise ValueError(str(error)) from error
         return text
-
-    @field_validator("value_range", mode="before")
-    @classmethod
-    def _known_range(cls, value: Any) -> ValueRange:
-        try:
-            return parse_value_range(value)
-        except ParameterError as error:
-            raise ValueError(str(error)) from error
 
 
 class SourceOptions(Options):
@@ -276,3 +268,10 @@ def parse_value_range(value: Any) -> ValueRange:
         f"value_range is {shown}; use auto, full, or two whole numbers from 0 to 65535, the lower one first, such as "
         "0,4095"
     )
+
+
+def _known_range(value: Any) -> ValueRange:
+    try:
+        return parse_value_range(value)
+    except ParameterError as error:
+        raise ValueError(str(error)) from error

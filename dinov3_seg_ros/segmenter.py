@@ -24,7 +24,7 @@ from dinov3_seg_ros.frames.preprocessing import (
     place,
 )
 from dinov3_seg_ros.frames.smoothing import Logits, TemporalSmoother
-from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName
+from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName, ValueRange
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
@@ -183,6 +183,7 @@ class Segmenter:
         runtime: as given.
         runtime_reason: why this runtime was chosen, for people.
         max_batch: as given.
+        value_range: which values of 16-bit images the bundles take for black and white; see `options.ValueRange`.
         times: durations of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
 
     Raises:
@@ -207,6 +208,7 @@ class Segmenter:
         # Heads may read different layers of one backbone, and coarser ones need a larger multiple.
         self._multiple = math.lcm(*(bundle.manifest.backbone.multiple for bundle in bundles))
         self._mean = first.input.mean
+        self.value_range: ValueRange = first.input.value_range
         check_geometry(self._geometry, self._network_size, self._multiple)
         if runtime.sizes is not None and self._geometry not in FRAME_SIZED and self._network_size not in runtime.sizes:
             sizes = ", ".join(f"{height}x{width}" for height, width in runtime.sizes)

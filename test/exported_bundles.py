@@ -18,6 +18,7 @@ from dinov3_seg_ros.bundle.manifest import (
     Manifest,
 )
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
+from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
 
@@ -29,6 +30,7 @@ def write_exported_bundle(
     network_size: tuple[int, int] = (64, 96),
     geometry: str = "letterbox",
     seed: int = 1,
+    value_range: ValueRange = "auto",
 ) -> Bundle:
     """Write a bundle whose ONNX graphs have random weights; its labels vary over the picture.
 
@@ -43,7 +45,8 @@ def write_exported_bundle(
             layers=[1, 2, 3], feature_norm="none", channels=[16, 24, 32], strides=[8, 16, 32], multiple=32,
         ),
         input=InputSection(
-            network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+            network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+            value_range=value_range,
         ),
         classes=ClassesSection(names=[f"class_{i}" for i in range(num_classes)], palette=default_palette(num_classes)),
         head=HeadSection(name="aspp"),

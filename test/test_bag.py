@@ -182,6 +182,22 @@ def test_each_topics_masks_are_smoothed_over_time(segmenter, tmp_path):
         assert not np.array_equal(masks[-1], single[-1])
 
 
+def test_a_bundle_brings_the_value_range_of_its_training(tmp_path):
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(32, 32), value_range=(28000, 30040))
+    grey = np.repeat(np.arange(32, dtype=np.uint16)[None] * 8, 24, axis=0)
+    fields = {"height": 24, "width": 32, "encoding": "16UC1", "is_bigendian": 0, "step": 64}
+    kelvins = TYPES.types[IMAGE](header=header(0), data=(28000 + 8 * grey).view(np.uint8).reshape(-1), **fields)
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, kelvins)])
+    with contextlib.closing(Segmenter.from_bundle(bundle.path)) as segmenter:
+        counts = BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+        assert counts == {"segmented": 1}
+        expected = segmenter.segment([np.dstack(3 * [grey]).astype(np.uint8)])[0].labels
+        other = BagSegmenter(segmenter, PublishOptions(value_range="full"), ["mask"])
+        other.process(source, tmp_path / "full")
+    assert np.array_equal(pixels(contents(tmp_path / "out")["/segmentation/mask"][0][1]), expected)
+    assert not np.array_equal(pixels(contents(tmp_path / "full")["/segmentation/mask"][0][1]), expected)
+
+
 def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0, "32FC1")), ("/image", IMAGE, image(1))])
     counts = BagSegmenter(segmenter).process(source, tmp_path / "out")

@@ -229,6 +229,17 @@ def test_compressed_images_are_read(graph, bundle, segmenter):
     assert np.array_equal(image_of(masks[0]), segmenter.segment([rgb])[0].labels)
 
 
+def test_the_node_takes_the_value_range_of_its_bundle(graph, tmp_path):
+    bundle = write_exported_bundle(tmp_path / "thermal", value_range=(28000, 30040))
+    graph.start_node(bundle=bundle.path)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.wait_for_subscriber()
+    grey = picture()[..., 0]
+    mask = camera.send_until_answered(camera.message(28000 + 8 * np.uint16(grey), "mono16"), masks)
+    expected = Segmenter.from_bundle(bundle.path).segment([np.dstack(3 * [grey])])[0].labels
+    assert np.array_equal(image_of(mask), expected)
+
+
 def test_the_node_runs_with_rclpy_as_humble_has_it(graph, bundle, segmenter):
     node = graph.start_node(program=(str(Path(__file__).with_name("humble_node.py")),), bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")

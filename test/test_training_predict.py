@@ -177,7 +177,7 @@ def test_an_interrupted_stream_keeps_what_was_written(bundle, tmp_path, video, m
         yield next(whole)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "open_input", lambda _: command.Source(interrupted(), None, 24.0))
+    monkeypatch.setattr(command, "open_input", lambda *_: command.Source(interrupted(), None, 24.0))
     assert predict(bundle, video, tmp_path / "out") == 130
     assert cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
     assert summary(tmp_path / "out")["interrupted"]

@@ -91,8 +91,15 @@ def turned_by_exif(root: Path) -> None:
     Image.open(image).save(image, exif=exif)
 
 
-def sixteen_bits(root: Path) -> None:
-    save(first(root, "val", "images"), Image.fromarray(np.full((HEIGHT, WIDTH), 40000, np.uint16)))
+def thirty_two_bits(root: Path) -> None:
+    image = first(root, "val", "images")
+    image.unlink()
+    save(image.with_suffix(".tif"), Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)))
+
+
+def thermal(root: Path) -> None:
+    for path in root.glob("*/images/*"):
+        save(path, 28000 + 8 * np.array(Image.open(path))[..., 0].astype(np.uint16))
 
 
 def one_class_in_one_mask(root: Path, split: str) -> None:
@@ -187,7 +194,8 @@ REFUSED = {
     "a cut validation mask": (lambda r: truncated(r, "val", "masks"), "val: unreadable file: 1"),
     "a Git LFS pointer for an image": (lambda r: not_an_image(r, "val", "images"), "val: unreadable file: 1"),
     "a Git LFS pointer for a mask": (lambda r: not_an_image(r, "train", "masks"), "train: unreadable file: 1"),
-    "an image of 16 bits": (sixteen_bits, "more than 8 bits"),
+    "an image of 32 bits": (thirty_two_bits, "more than 16 bits"),
+    "images of a thermal camera": (thermal, "set data.value_range to those that shall be black and white"),
     "a mask of another size": (lambda r: other_size(r, "train"), "train: sizes differ: 1"),
     "a validation mask of another size": (lambda r: other_size(r, "val"), "val: sizes differ: 1"),
     "an image that EXIF turns": (turned_by_exif, "the image's EXIF tag turns it by a quarter"),

@@ -32,7 +32,8 @@ from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
-from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
+from dinov3_seg_ros.options import ComputeOptions, ValueRange
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter
 from dinov3_seg_ros.support.command_line import DONE, FAILED, INTERRUPTED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
@@ -73,6 +74,9 @@ class PredictionSettings(Section):
     """Of a video or webcam: the weight of previous frames, as the node's parameter of this name."""
     flicker: bool = False
     """Whether to measure how much the labels of a video or webcam flicker; takes longer than segmenting."""
+    value_range: ValueRange = "auto"
+    """Which values of 16-bit images are black and white: auto (the bundle's; else 0 and the largest of the sensor's,
+    learned as they come), full (0 and 65535) or two numbers."""
 
 
 @dataclass
@@ -127,17 +131,21 @@ class Prediction:
         }
 
 
-def open_input(source: str) -> Source:
+def open_input(source: str, value_range: ValueRange = "auto") -> Source:
     """Find the frames of an image, a folder of images (and of its subfolders), a video file or a webcam's number.
+
+    Args:
+        source: path or number.
+        value_range: which values of 16-bit images are black and white.
 
     Raises:
         DatasetError: there is nothing to segment, or two images would have the same mask.
     """
     path = Path(source)
     if path.is_dir():
-        return _images(find_images(path, recursive=True), path)
+        return _images(find_images(path, recursive=True), path, value_range)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        return _images([path], path.parent)
+        return _images([path], path.parent, value_range)
     rate, count = video_rate(path) if path.is_file() else (None, None)
     rate = rate or _FRAMES_PER_SECOND
     frames = open_source(source)
@@ -243,7 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions) -> int:
     """Segment what the command line names, write the summary and print it; return the exit code."""
     check_free(options.output, "--output")
-    source, manifest = open_input(options.input), load_bundle(options.bundle).manifest
+    manifest = load_bundle(options.bundle).manifest
+    source = open_input(options.input, chosen_range(settings.value_range, manifest.input.value_range))
     segmenter = open_segmenter(options.bundle, settings.inference, compute)
     done = predict(segmenter, manifest, source, options.output, settings, Console())
     summary = {
@@ -268,7 +277,7 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
     return FAILED if done.unreadable else DONE
 
 
-def _images(paths: Sequence[Path], root: Path) -> Source:
+def _images(paths: Sequence[Path], root: Path, value_range: ValueRange) -> Source:
     """The images below a folder. Whether one can be read shows when it is taken."""
     path_of: dict[str, Path] = {}
     for path in paths:
@@ -277,14 +286,16 @@ def _images(paths: Sequence[Path], root: Path) -> Source:
             raise DatasetError(f"{path_of[name]} and {path.name} would have the same mask; rename one of them")
         path_of[name] = path
     source = Source(iter(()), len(path_of))
-    source.frames = _readable(path_of, source.unreadable)
+    source.frames = _readable(path_of, source.unreadable, ValueScale(value_range))
     return source
 
 
-def _readable(path_of: dict[str, Path], unreadable: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+def _readable(
+    path_of: dict[str, Path], unreadable: dict[str, str], scale: ValueScale
+) -> Iterator[tuple[str, np.ndarray]]:
     for name, path in path_of.items():
         try:
-            image = read_image(path)
+            image = read_image(path, scale)
         except DatasetError as error:
             unreadable[str(path)] = str(error)
         else:

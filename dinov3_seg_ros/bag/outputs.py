@@ -25,7 +25,7 @@ from dinov3_seg_ros.frames.output_classes import (
 )
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
-from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
 from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE, VIDEO_TRANSPORTS, decoded_topic, republish_command
 from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
@@ -145,7 +145,8 @@ class BagSegmenter:
     def _read(
         self, messages: Iterable[RecordedMessage], images: Sequence[str], counts: Counter[str]
     ) -> Iterator[_Record]:
-        scales = {topic: ValueScale(self._options.value_range, topic) for topic in images}
+        choice = chosen_range(self._options.value_range, self._segmenter.value_range)
+        scales = {topic: ValueScale(choice, topic) for topic in images}
         for connection, timestamp, raw in messages:
             record = _Record(connection, timestamp, raw)
             if connection.topic in images:

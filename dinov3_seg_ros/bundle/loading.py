@@ -201,6 +201,7 @@ def check_shared_backbone(bundles: list[Bundle]) -> None:
             ("input", "geometry"),
             ("input", "mean"),
             ("input", "std"),
+            ("input", "value_range"),
         ):
             a, b = (getattr(getattr(bundle.manifest, section), field) for bundle in (first, other))
             if a != b:

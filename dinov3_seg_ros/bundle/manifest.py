@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
+from dinov3_seg_ros.options import ValueRange
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "bundle.json"
@@ -64,12 +65,18 @@ class BackboneSection(_Section):
 
 
 class InputSection(_Section):
-    """How a frame becomes the network's input: see `dinov3_seg_ros.frames.preprocessing`. Mean and std are in 0..1."""
+    """How a frame becomes the network's input: see `dinov3_seg_ros.frames.preprocessing`. Mean and std are in 0..1.
+
+    Attributes:
+        value_range: which values of 16-bit images were black and white in training, where its recipe said so; auto:
+            those of the sensor.
+    """
 
     network_size: tuple[int, int]
     geometry: str
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    value_range: ValueRange = "auto"
 
 
 class HeadSection(_Section):

@@ -14,6 +14,7 @@ from dinov3_seg_ros.frames.classes import MaskValues
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES, read_image, read_mask
 from dinov3_seg_ros.frames.mask_labels import MaskLabels, fit_to_image
 from dinov3_seg_ros.frames.sources import find_images
+from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import ParameterError
 
 _ROOMS = 4
@@ -46,8 +47,9 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
     reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
 
     def read() -> Iterator[Sample]:
+        scale = ValueScale(bundles[0].manifest.input.value_range, str(images))
         for file, mask in mask_of.items():
-            image = read_image(file)
+            image = read_image(file, scale)
             size = image.shape[0], image.shape[1]
             yield image, {} if mask is None else {name: own(mask, file, size) for name, own in reading.items()}
 

@@ -10,12 +10,15 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from dinov3_seg_ros.frames.classes import Colour
-from dinov3_seg_ros.support.errors import ItemError
+from dinov3_seg_ros.frames.sources import decode_pixels, decode_rgb
+from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
-READING_VERSION = 1
+READING_VERSION = 2
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -29,6 +32,8 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
+_PNG, _PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+_TIFF, _TIFF_BITS_PER_SAMPLE = (b"II*\0", b"MM\0*"), 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
 
@@ -75,31 +80,46 @@ def value_colour(value: int) -> Colour:
     return value % 256, value // 256 % 256, value // 65536
 
 
-def read_image(source: ImageSource) -> np.ndarray:
+def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, turned as its EXIF tag says; an alpha channel is dropped.
 
+    Args:
+        source: where it is.
+        scale: of all images that belong together, for 16-bit values; None learns it from this image alone.
+
     Raises:
-        ItemError: the file is no image, is cut short, or has more than 8 bits per channel.
+        ItemError: the file is no image, is cut short, or has more than 16 bits per channel; or the range of its 16-bit
+            values cannot be told.
     """
     with _picture(source) as picture:
-        return rgb_pixels(picture, source)
+        if _has_16_bits(source):
+            picture.load()  # OpenCV takes a file that is cut short, and Pillow keeps 8 bits of a colour
+            try:
+                return decode_rgb(_content(source), source, scale or ValueScale(source=str(source)))
+            except DatasetError as error:
+                raise ItemError(str(error), "unreadable file") from error
+        if picture.mode.startswith(("I", "F")):
+            raise ItemError(
+                f"{source} has more than 16 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits",
+                "unreadable file",
+            )
+        if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        return np.array(picture.convert("RGB"))
 
 
-def rgb_pixels(picture: Image.Image, source: object) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 RGB of an open picture, turned as its EXIF tag says.
+def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
+    """The least and the largest value of a 16-bit image; None for images of other depths.
 
     Raises:
-        ItemError: it has more than 8 bits per channel.
+        ItemError: it is no image.
+        DatasetError: it cannot be decoded.
+        OSError: its file cannot be read.
     """
-    if picture.mode.startswith(("I", "F")):
-        raise ItemError(
-            f"{source} has more than 8 bits per pixel (mode {picture.mode}); convert it to 8 bits, as the robot's "
-            "images have",
-            "unreadable file",
-        )
-    if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    return np.array(picture.convert("RGB"))
+    if not _has_16_bits(source):
+        return None
+    pixels = decode_pixels(_content(source), source)
+    return int(pixels.min()), int(pixels.max())
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -175,6 +195,25 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
             f"{source} cannot be read as an image ({error}); replace it, or remove it and its partner",
             "unreadable file",
         ) from error
+
+
+def _has_16_bits(source: ImageSource) -> bool:
+    """Whether an image has 16 bits per channel, from its header; Pillow's mode does not tell it of colours."""
+    start = _content(source, _PNG_BIT_DEPTH + 1)
+    if start.startswith(_PNG):
+        return start[_PNG_BIT_DEPTH:] == b"\x10"
+    if not start.startswith(_TIFF):
+        return False
+    with _picture(source) as picture:
+        return isinstance(picture, TiffImageFile) and set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
+
+
+def _content(source: ImageSource, size: int = -1) -> bytes:
+    """The bytes of an image's file, or the first ``size`` of them."""
+    if isinstance(source, StoredImage):
+        return source.content if size < 0 else source.content[:size]
+    with source.open("rb") as file:
+        return file.read(size)
 
 
 def _is_turned(picture: Image.Image) -> bool:

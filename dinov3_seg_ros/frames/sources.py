@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
 #: Suffixes of image files, for every command that reads a folder of images.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -69,9 +71,47 @@ def video_rate(path: Path) -> tuple[float | None, int | None]:
     return rate if 0 < rate <= _MOST_FRAMES_PER_SECOND else None, int(count) if count > 0 else None
 
 
+def decode_pixels(content: bytes, name: object) -> np.ndarray:
+    """Decode an image file as it is: (H, W) grey or (H, W, 3) RGB, uint8 or uint16; an alpha channel is dropped.
+
+    The picture is turned as its EXIF tag says.
+
+    Args:
+        content: of the file.
+        name: for messages.
+
+    Raises:
+        DatasetError: the content is no image, or its values have neither 8 nor 16 bits.
+    """
+    picture = None
+    with contextlib.suppress(cv2.error):  # raised for an empty file, for one
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    if picture is None:
+        raise DatasetError(f"{name} cannot be read as an image")
+    if picture.dtype not in (np.uint8, np.uint16):
+        raise DatasetError(f"{name} has pixels of type {picture.dtype}; convert it to 8 or 16 bits per channel")
+    return picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def decode_rgb(content: bytes, name: object, scale: ValueScale) -> np.ndarray:
+    """Decode an image file as (H, W, 3) uint8 RGB; ``scale``, of all images of its source, scales 16-bit values.
+
+    Raises:
+        DatasetError: see `decode_pixels`; or the range of 16-bit values cannot be told.
+    """
+    picture = decode_pixels(content, name)
+    if picture.dtype == np.uint16:
+        try:
+            picture = scale.to_8_bits(picture)
+        except MessageError as error:
+            raise DatasetError(f"{name}: {error}") from error
+    return picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+
+
 def _folder(folder: Path, masks: Path | None) -> Iterator[Frame]:
+    scale = ValueScale(source=str(folder))
     for path in find_images(folder):
-        picture = cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        picture = decode_rgb(path.read_bytes(), path, scale)
         yield picture, None if masks is None else _read_mask(masks / f"{path.stem}.png", picture.shape[:2])
 
 

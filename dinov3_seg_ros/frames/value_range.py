@@ -23,6 +23,43 @@ _BITS = (8, 10, 12, 14, 16)
 _BITS_OF_ANOTHER_SOURCE, _LEAST_BITS_OF_ANOTHER_SOURCE = 4, 10
 # Thermal cameras of 14 and 16 bits count kelvins from zero: a scene fills a small part far from both ends.
 _LEAST_THERMAL_BITS = 14
+#: What ``full`` stands for.
+FULL_RANGE = (0, 65535)
+
+
+def sensor_range(least: int, most: int) -> tuple[int, int] | None:
+    """The range that ``auto`` takes: 0 and the largest value of the smallest sensor that gives such values.
+
+    Args:
+        least, most: of the 16-bit values of one source.
+
+    Returns:
+        None where they are those of a thermal camera: only the user knows which of them are black and white.
+    """
+    high = (1 << _significant_bits(most)) - 1
+    is_far_from_ends = least > high // 8 and most < high - high // 16
+    if high >= 1 << (_LEAST_THERMAL_BITS - 1) and 0 < most - least < high // 16 and is_far_from_ends:
+        return None
+    return 0, high
+
+
+def chosen_range(*choices: ValueRange) -> ValueRange:
+    """The first of several choices that is not ``auto``: the user's, then that of the bundle."""
+    return next((choice for choice in choices if choice != "auto"), "auto")
+
+
+def scale_to_8_bits(pixels: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Scale 16-bit values linearly, so that ``low`` becomes 0 and ``high`` 255; values beyond are 0 or 255.
+
+    Args:
+        pixels: uint16 in the machine's byte order, of any shape.
+
+    Returns:
+        the same shape, uint8, rounded.
+    """
+    if low:
+        pixels = np.maximum(pixels, low) - np.uint16(low)
+    return cv2.convertScaleAbs(pixels, alpha=255 / (high - low))
 
 
 class ValueScale:
@@ -48,27 +85,22 @@ class ValueScale:
             pixels: (H, W) or (H, W, C) uint16 in the machine's byte order; a fourth channel is opacity.
 
         Returns:
-            the same shape, uint8, rounded; values beyond the range are 0 or 255.
+            the same shape, uint8; see `scale_to_8_bits`.
 
         Raises:
             MessageError: the range cannot be told from the image.
         """
         colours = pixels[..., :3] if pixels.ndim == 3 else pixels
-        low, high = self._range_of(colours)
-        if low:
-            pixels = np.maximum(pixels, low) - np.uint16(low)
-        return cv2.convertScaleAbs(pixels, alpha=255 / (high - low))
+        return scale_to_8_bits(pixels, *self._range_of(colours))
 
     def _range_of(self, colours: np.ndarray) -> tuple[int, int]:
         if self.choice == "full":
-            return 0, 65535
+            return FULL_RANGE
         if self.choice != "auto":
             return self.choice
         self._learn(int(colours.min()), int(colours.max()))
-        high = (1 << self._bits) - 1
-        span = self._most - self._least
-        is_far_from_ends = self._least > high // 8 and self._most < high - high // 16
-        if self._bits >= _LEAST_THERMAL_BITS and 0 < span < high // 16 and is_far_from_ends:
+        learned = sensor_range(self._least, self._most)
+        if learned is None:
             raise MessageError(
                 "value range unknown",
                 f"the 16-bit values lie between {self._least} and {self._most}, as a thermal camera's do; set "
@@ -82,9 +114,9 @@ class ValueScale:
                 "range, set value_range",
                 f" on {self._source}" if self._source else "",
                 self._bits,
-                high,
+                learned[1],
             )
-        return 0, high
+        return learned
 
     def _learn(self, least: int, most: int) -> None:
         bits = _significant_bits(most)

@@ -190,8 +190,9 @@ class FrameLoop:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
                 message, received = item
-                with models.segmenter.times.stage("message_in"):
-                    frames.append(self._inputs[camera].read(message, received, options))
+                segmenter = models.segmenter
+                with segmenter.times.stage("message_in"):
+                    frames.append(self._inputs[camera].read(message, received, options, segmenter.value_range))
                 heads |= dict.fromkeys(wanted)
         turn = _Turn(models)
         if frames:

@@ -12,8 +12,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, confidence_threshold
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
-from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import PublishOptions
+from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
+from dinov3_seg_ros.options import PublishOptions, ValueRange
 from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
 from dinov3_seg_ros.ros.following import FollowingSubscription
 from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
@@ -163,13 +163,19 @@ class CameraInput:
             self._endpoints.picture_topics(),
         )
 
-    def read(self, image: Any, received: float, options: PublishOptions) -> Frame:
-        """Read the frame of a message; ``options`` say which images are accepted.
+    def read(self, image: Any, received: float, options: PublishOptions, trained: ValueRange = "auto") -> Frame:
+        """Read the frame of a message.
+
+        Args:
+            image: the message.
+            received: when it arrived, seconds of steady time.
+            options: say which images are accepted.
+            trained: the bundles' value range, for options that leave it to them.
 
         Raises:
             MessageError: it cannot be read.
         """
-        self._scale.choice = options.value_range
+        self._scale.choice = chosen_range(options.value_range, trained)
         rgb = self._to_rgb(image, options.max_pixels, self._scale)
         return Frame(self._camera, image.header, rgb, received, self.calibration)
 

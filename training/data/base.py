@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from dinov3_seg_ros.frames.classes import Colour, MaskValues
+from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.contents import Contents
 from training.support.section import Section
@@ -110,6 +111,10 @@ class DataSettings(Section, ABC):
             DatasetError: see `open`.
         """
         return Found(self.name, "certainly", "data.name says so")
+
+    def robot_value_range(self) -> ValueRange:
+        """Which values of 16-bit images the robot, too, must take for black and white; auto: those of its sensor."""
+        return "auto"
 
     def empty_classes(self) -> frozenset[str]:
         """Names of the classes that have no pixel under these settings."""

@@ -11,11 +11,13 @@ from pydantic import Field
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import has_alpha
 from dinov3_seg_ros.frames.mask_labels import is_grey
+from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Root, Split
 from training.data.classes.items import WrittenClasses, WrittenIgnored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
+from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, open_samples
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
@@ -41,6 +43,9 @@ class LabelledFolderData(DataSettings):
     ignore: WrittenIgnored = "auto"
     """Values, ranges, colours or names that belong to no class; rest: all that classes does not list. auto: 255, above
     255 classes 65535."""
+    value_range: ValueRange = "auto"
+    """Which values of 16-bit images are black and white: auto (0 and the largest of the sensor's, learned from all
+    images), full (0 and 65535) or two numbers. The bundle takes what is not auto to the robot."""
     resize_masks: bool = False
     """Whether a mask of another size than its image is resized to it, by nearest neighbour."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
@@ -55,19 +60,32 @@ class LabelledFolderData(DataSettings):
 
         Raises:
             DatasetError: the format is unknown, or the folder contradicts it; an image has no mask; the classes
-                cannot be used; or an ignored value is a class.
+                cannot be used; an ignored value is a class; or the range of 16-bit images cannot be told.
         """
         _, _, folder = self._read()
         class_map = self._class_map(folder)
         samples = samples_of(split, folder.samples, self.val_fraction, self.group)
+        value_range = image_values(folder.all_samples()).range(self.value_range)
         return open_samples(
-            self.root, samples, class_map, folder.read, folder.spare, self.resize_masks, folder.evidence, folder.masks
+            self.root,
+            samples,
+            class_map,
+            folder.read,
+            folder.spare,
+            self.resize_masks,
+            folder.evidence,
+            folder.masks,
+            value_range,
         )
 
     def found(self) -> Found:
         """See `DataSettings.found`."""
         kind, match, folder = self._read()
         return Found(kind, _SURE[match.sure], match.why, tuple(self._notes(folder)))
+
+    def robot_value_range(self) -> ValueRange:
+        """See `DataSettings.robot_value_range`."""
+        return self.value_range
 
     def resolved(self) -> LabelledFolderData:
         """See `DataSettings.resolved`."""
@@ -121,6 +139,13 @@ class LabelledFolderData(DataSettings):
             notes.append(f"{left_out} images lie in no split and are left out")
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
+        values = image_values(folder.all_samples())
+        if values.number:
+            low, high = values.range(self.value_range)
+            notes.append(
+                f"{values.number} images have 16 bits, their values lie from {values.least} to {values.most}: {low} to "
+                f"{high} become 0 to 255 (data.value_range)"
+            )
         return notes
 
 
@@ -158,7 +183,7 @@ _SURE = {Sure.CERTAINLY: "certainly", Sure.PROBABLY: "probably", Sure.POSSIBLY: 
 
 def _some(folder: LabelledFolder) -> list[Sample]:
     """A few samples, spread over all."""
-    samples = [sample for own in folder.samples.values() for sample in own]
+    samples = folder.all_samples()
     step = max(1, len(samples) // _LOOKED_AT)
     return [sample for sample in samples[::step][:_LOOKED_AT] if sample.labels.is_file()]
 

@@ -12,6 +12,7 @@ import numpy as np
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import READING_VERSION, MaskPixels, image_size, read_image
 from dinov3_seg_ros.frames.mask_labels import fit_to_image
+from dinov3_seg_ros.frames.value_range import FULL_RANGE, ValueScale
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import IncompleteError
 from training.data.classes.map import ClassMap
@@ -33,6 +34,7 @@ class LabelledImages:
         resize_masks: whether a mask of another size than its image is resized to it, by nearest neighbour.
         evidence: further files that decide how labels look, such as one that lists the categories.
         masks: whether the labels are masks whose values stand for classes.
+        value_range: the 16-bit values that become 0 and 255 in the images.
 
     Attributes:
         samples, spare_masks: as given.
@@ -48,13 +50,14 @@ class LabelledImages:
         resize_masks: bool = False,
         evidence: Sequence[Path] = (),
         masks: bool = True,
+        value_range: tuple[int, int] = FULL_RANGE,
     ) -> None:
         self.samples, self.spare_masks = list(samples), list(spare_masks)
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
         self.mask_values = class_map.masks.values(resize_masks) if masks else None
-        self._evidence = list(evidence)
+        self._evidence, self._value_range = list(evidence), value_range
         self._names_differ = len({sample.image.name for sample in self.samples}) == len(self.samples)
 
     def __len__(self) -> int:
@@ -77,6 +80,7 @@ class LabelledImages:
                 for image, count in Counter(sample.image for sample in self.samples).items()
                 if count > 1
             },
+            **({"value_range": list(self._value_range)} if self._value_range != FULL_RANGE else {}),
         }
         inside = [sample for sample in self.samples if sample.content is not None]
         if inside:  # several splits may share a file, which holds the images of all
@@ -114,7 +118,7 @@ class LabelledImages:
         """See `SegmentationDataset.item`."""
         sample = self.samples[index]
         source = sample.source()
-        image = read_image(source)
+        image = read_image(source, ValueScale(self._value_range))
         size = image.shape[0], image.shape[1]
         return image, fit_to_image(self._labels(sample), size, self._resize, sample.labels, source)
 
@@ -131,6 +135,7 @@ def open_samples(
     resize_masks: bool = False,
     evidence: Sequence[Path] = (),
     masks: bool = True,
+    value_range: tuple[int, int] = FULL_RANGE,
 ) -> LabelledImages:
     """Open a data set of files, once all of them exist; see `LabelledImages`.
 
@@ -140,7 +145,7 @@ def open_samples(
     names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample.files()}}
     missing = [[path for path in sample.files() if path.name not in names_in[path.parent]] for sample in samples]
     whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
-    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence, masks)
+    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence, masks, value_range)
     if len(whole) < len(samples):
         files = [str(path) for paths in missing for path in paths]
         named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")

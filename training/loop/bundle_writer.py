@@ -100,7 +100,7 @@ class BundleWriter:
                 identity=backbone_identity(backbone) if _trains(self._model.backbone) else self.first_identity,
                 base_identity=self.first_identity if self._storage == "delta" else None,
             ),
-            input=InputSection(**recipe.input.model_dump()),
+            input=InputSection(**recipe.input.model_dump(), value_range=recipe.data.robot_value_range()),
             classes=ClassesSection(names=self._data.class_names, palette=self._data.palette),
             masks=self._data.mask_values,
             head=describe_head(self._model.head, recipe.head.name, recipe.head.variant, **recipe.head.options),

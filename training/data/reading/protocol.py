@@ -90,6 +90,10 @@ class LabelledFolder:
     masks: bool = False
     evidence: list[Path] = field(default_factory=list)
 
+    def all_samples(self) -> list[Sample]:
+        """The samples of all splits."""
+        return [sample for own in self.samples.values() for sample in own]
+
 
 class Patterns(NamedTuple):
     """Which files are images and which are masks, as `Tree.matching` takes it; None: the format's own rule."""
