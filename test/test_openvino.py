@@ -315,6 +315,7 @@ def test_the_command_prints_and_keeps_the_figures(bundle, tmp_path, capsys):
     assert main([str(bundle.path), "--choose", "--json", str(tmp_path / "choice.json")]) == 0
     said = capsys.readouterr().out
     assert NAME in said and CPU in said and "chosen, and kept for later starts: onnx, " in said
+    assert main([str(bundle.path), "--choose", "--ros"]) == 2
     content = json.loads((tmp_path / "choice.json").read_text())
     assert content["label"] in said and all(figure["ms"] > 0 for figure in content["figures"] if not figure["problem"])
 

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--max-batch is {compute.max_batch}, but --ros and --baseline take single frames; use --max-batch 1"
             )
         if options.choose:
+            if options.ros or options.baseline or options.picture:
+                raise UsageError("--choose measures nothing else; leave --ros, --baseline and --picture out")
             if options.json:
                 _check_can_write(options.json)
             choice = choosing.choose(options.bundle, compute)
