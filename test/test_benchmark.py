@@ -171,6 +171,7 @@ def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, cap
 def test_the_gemm_rate_of_a_missing_gpu_is_none():
     if not torch.cuda.is_available():
         assert gemm_gflops("cuda") is None
+    assert gemm_gflops("gpu:0") is None, "a device of ONNX Runtime alone"
     assert _gpu_gemm_gflops("cpu", side=64) > 0
 
 

@@ -37,7 +37,7 @@ def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
         threads: CPU threads to compute with, as the network does; 0: one per core.
 
     Returns:
-        None for a GPU where there is no PyTorch that can use it.
+        None for a GPU or NPU that PyTorch cannot use, or where there is no PyTorch.
     """
     environment = {**os.environ, **({name: str(threads) for name in _THREADS} if threads else {})}
     command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor", device, str(threads)]
@@ -55,6 +55,8 @@ def peak_memory_mb(process_id: int | None = None) -> float:
 
 
 def _gemm_gflops(device: str, threads: int) -> float | None:
+    if device.startswith(("gpu", "npu")):  # as ONNX Runtime lists devices, which PyTorch does not know
+        return None
     if device != "cpu":
         return _gpu_gemm_gflops(device)
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
