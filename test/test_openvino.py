@@ -81,7 +81,7 @@ def test_openvino_gives_the_labels_of_onnx_runtimes_own_provider(bundle, precisi
     assert segmenter.runtime.device == "cpu"
     found = segmenter.segment([picture()])[0].labels
     assert len(np.unique(found)) > 1
-    assert (found == expected(bundle)).mean() > (0.97 if precision == "bf16" else 0.9995)
+    assert (found == expected(bundle)).mean() > (0.9995 if precision == "fp32" else 0.97)
 
 
 def test_batches_of_every_size_run(bundle):
@@ -235,7 +235,8 @@ def test_a_package_that_cannot_be_loaded_is_named_once(monkeypatch, caplog):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Times that a test gives, by a part of the label, in place of measured ones."""
+    """Times that a test gives, by a part of the description, in place of measured ones; no bf16, on any machine."""
+    with_features(monkeypatch)
     given = {}
 
     def time_pass(runtime, _size, _batch, _heads):
