@@ -19,6 +19,8 @@ import onnxruntime as ort
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _PREFIX = "onnxruntime_ep_"
+# A library that only NVIDIA's driver has: a machine without it has no such GPU, of which nobody need be warned.
+_NVIDIAS_DRIVER = "libcuda.so"
 #: The environment variable that, set to ``off``, keeps all such packages from being loaded: one may crash a process.
 SWITCH = "DINOV3_SEG_ROS_PLUGINS"
 
@@ -43,7 +45,8 @@ def _register_all() -> dict[str, str]:
             found[name] = f"the package cannot be used: {' '.join(str(error).split())}"
     for provider, reason in found.items():
         if reason:
-            _logger.warning("%s is not used: %s", provider, reason)
+            level = logging.INFO if _NVIDIAS_DRIVER in reason else logging.WARNING
+            _logger.log(level, "%s is not used: %s", provider, reason)
     return found
 
 
