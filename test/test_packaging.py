@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -155,6 +156,34 @@ def test_scripts_start_the_environment_they_are_installed_from(build, monkeypatc
     develop.script_dir = str(tmp_path)
     develop.run()
     assert (tmp_path / "segmentation_node").read_text() == f"#!{python}\nimport sys\n"
+
+
+def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
+    environment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environment)
+    for name in ("setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    asked = []
+
+    def run(command, **_):
+        asked.append(str(command[-1]))
+        return types.SimpleNamespace(returncode=int("far_away" in asked[-1]))
+
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "_create", lambda *_: None)
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "cpu", "--optional", "far_away"])
+    environment.main()
+    assert "far_away cannot be installed here; what needs it is skipped" in capsys.readouterr().out
+    assert [words.rpartition("[")[2] for words in asked[-2:]] == ["cpu]", "far_away]"]
+    count = len(asked)
+    environment.main()
+    assert [words for words in asked[count:] if "[" in words] == [], "it is tried once for these pins"
+    monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "far_away"])
+    with pytest.raises(SystemExit):
+        environment.main()
 
 
 def test_installing_leaves_scripts_to_pip_where_setuptools_does(build):
