@@ -30,7 +30,7 @@ def main_of(name):
         pytest.importorskip("rclpy", reason="no ROS 2 here")
     if name.startswith("training."):
         pytest.importorskip("torch", reason="training needs PyTorch")
-    package = name.removeprefix("dinov3_seg_ros.") in ("bag", "benchmark", "demo", "export")
+    package = name.removeprefix("dinov3_seg_ros.") in ("bag", "benchmark", "demo", "doctor", "export")
     return importlib.import_module(f"{name}.__main__" if package else name).main
 
 
