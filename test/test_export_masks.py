@@ -122,6 +122,19 @@ def test_an_image_without_mask_is_named_before_anything_is_computed(tmp_path):
         open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle])
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"), [("one.jpg", "one_mask.png"), ("one.png", "one_mask.png"), ("one.jpg", "one.png")]
+)
+def test_images_and_masks_may_share_a_folder(tmp_path, image, mask):
+    save(tmp_path / "data", KINDS["class ids"][0])
+    (tmp_path / "both").mkdir()
+    Image.open(tmp_path / "data/images/one.jpg").save(tmp_path / "both" / image)
+    (tmp_path / "data/masks/one.png").rename(tmp_path / "both" / mask)
+    bundle = write_exported_bundle(tmp_path / "bundle", network_size=(32, 32))
+    (sample,) = open_samples(tmp_path / "both", tmp_path / "both", [bundle])()
+    assert np.array_equal(sample[1]["tiny"], IDS) and not np.array_equal(sample[0][..., 0], IDS)
+
+
 def test_a_trained_bundle_keeps_how_its_masks_were_read(tmp_path):
     save(tmp_path / "data", KINDS["0 and 255"][0])
     data = {"name": "auto", "root": str(tmp_path / "data"), "classes": {"a": 0, "b": 255}, "val_fraction": 0.5}

@@ -28,7 +28,8 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
 
     Args:
         images: folder of images; None: synthetic ones.
-        masks: folder of their masks, of the images' names; each bundle reads them as its training did.
+        masks: folder of their masks, ``a.png`` or ``a_mask.png`` for the image ``a.jpg``; it may be that of the images.
+            Each bundle reads them as its training did.
         bundles: whose classes the masks hold.
 
     Raises:
@@ -43,7 +44,9 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
     for folder in (images, masks):
         if folder is not None and not folder.is_dir():
             raise ParameterError(f"{folder}: there is no such folder; give the folder of the images or of their masks")
-    mask_of = {file: None if masks is None else _find_mask(masks, file) for file in find_images(images)}
+    mask_of: Mapping[Path, Path | None] = dict.fromkeys(find_images(images))
+    if masks is not None:
+        mask_of = _masks_of(list(mask_of), masks)
     reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
 
     def read() -> Iterator[Sample]:
@@ -69,11 +72,25 @@ class _MaskReading:
         return fit_to_image(self._labels.labels(read_mask(mask), mask), size, self._resize, mask, image)
 
 
-def _find_mask(folder: Path, image: Path) -> Path:
-    found = next((path for suffix in MASK_SUFFIXES if (path := folder / f"{image.stem}{suffix}").is_file()), None)
-    if found is None:
-        raise ParameterError(f"{folder} holds no mask {image.stem}.png for {image}; give masks of the images' names")
-    return found
+def _masks_of(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """The mask of each image; masks among the files are left out.
+
+    Raises:
+        ParameterError: an image has none.
+    """
+    found = {file: _find_mask(file, folder) for file in files}
+    masks = set(found.values())
+    missing = next((file for file, mask in found.items() if mask is None and file not in masks), None)
+    if missing is not None:
+        raise ParameterError(
+            f"{folder} holds no mask {missing.stem}.png for {missing}; give masks of the images' names"
+        )
+    return {file: mask for file, mask in found.items() if mask is not None and file not in masks}
+
+
+def _find_mask(image: Path, folder: Path) -> Path | None:
+    paths = (folder / f"{image.stem}{ending}{suffix}" for ending in ("", "_mask") for suffix in MASK_SUFFIXES)
+    return next((path for path in paths if path != image and path.is_file()), None)
 
 
 def _synthetic_images() -> list[np.ndarray]:
