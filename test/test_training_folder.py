@@ -227,9 +227,10 @@ def image_cut_short(root: Path) -> FolderData:
     return folder(root)
 
 
-def image_of_16_bits(root: Path) -> FolderData:
+def image_of_32_bits(root: Path) -> FolderData:
     write_split(root, "train", count=1)
-    Image.fromarray(np.zeros((6, 8), np.uint16)).save(root / "train" / "images" / "train_0.png")
+    (root / "train" / "images" / "train_0.png").unlink()
+    Image.fromarray(np.zeros((6, 8), np.int32)).save(root / "train" / "images" / "train_0.tif")
     return folder(root)
 
 
@@ -284,7 +285,7 @@ def colour_out_of_range(root: Path) -> FolderData:
         (two_images_of_one_stem, ["train_0.jpg", "same stem"]),
         (unreadable_image, ["train_0.png", "cannot be read"]),
         (image_cut_short, ["train_0.jpg", "cannot be read", "truncated"]),
-        (image_of_16_bits, ["train_0.png", "8 bits"]),
+        (image_of_32_bits, ["train_0.tif", "16 bits"]),
         (unreadable_mask, ["train_0.png", "cannot be read"]),
         (colour_mask, ["train_0.png", "colour", "data.classes"]),
         (unknown_colour, ["train_0.png", "[9, 8, 7]", "row 0, column 1", "data.ignore"]),
