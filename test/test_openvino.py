@@ -195,6 +195,14 @@ def test_an_npu_takes_single_frames(bundle, mini_pc):
         labels_for(bundle, device="npu", max_batch=2)
 
 
+def test_graphs_for_an_npu_are_compiled_for_one_frame(bundle, monkeypatch):
+    monkeypatch.setattr(providers.OpenVino, "one_frame", frozenset({"cpu"}))  # there is no NPU here
+    segmenter = opened(bundle)
+    graph = segmenter.runtime._backbones[64, 96]._session
+    assert graph.get_inputs()[0].shape == [1, 64, 96, 3]
+    assert (segmenter.segment([picture()])[0].labels == expected(bundle)).mean() > 0.9995
+
+
 def test_unknown_packages_compute_graphs_as_they_are(bundle, monkeypatch):
     monkeypatch.setattr(plugins, "devices", lambda: [listed("gpu", 1, "OddExecutionProvider")])
     assert labels_for(bundle, device="gpu") == ["OddExecutionProvider on gpu:0 (Maker), fp32"]

@@ -44,6 +44,8 @@ LICENCES_FILE = "LICENCES.txt"
 
 #: Names in the graphs. A canvas is the network's input: uint8 RGB, (H, W, 3).
 CANVASES, LOGITS = "canvases", "logits"
+#: The name, in the graphs, of the first axis of every input and output.
+BATCH = "batch"
 
 
 def map_name(layer: int) -> str:

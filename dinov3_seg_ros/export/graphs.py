@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
-from dinov3_seg_ros.bundle.exports import CANVASES, LOGITS, map_name
+from dinov3_seg_ros.bundle.exports import BATCH, CANVASES, LOGITS, map_name
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -261,7 +261,7 @@ def _export(
     output_names: Sequence[str],
     properties: Mapping[str, Any],
 ) -> None:
-    batch = {0: torch.export.Dim("batch", min=1, max=1024)}
+    batch = {0: torch.export.Dim(BATCH, min=1, max=1024)}
     varargs = isinstance(graph, HeadGraph)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(

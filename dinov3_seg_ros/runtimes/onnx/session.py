@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime as ort
 
 from dinov3_seg_ros.bundle.cpu import this_cpu
-from dinov3_seg_ros.bundle.exports import LOGITS, Export
+from dinov3_seg_ros.bundle.exports import BATCH, LOGITS, Export
 from dinov3_seg_ros.runtimes.onnx.caches import GraphCache
 from dinov3_seg_ros.runtimes.onnx.providers import HOST
 from dinov3_seg_ros.runtimes.onnx.targets import Target
@@ -58,6 +58,8 @@ class GraphSession:
         if not first.is_host:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 3
+        if first.kind in first.provider.one_frame:
+            options.add_free_dimension_override_by_name(BATCH, 1)
         self.cache = _cache(export, name, first, precision, threads)
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(self.cache.opened()) if self.cache else None
