@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("data", help="CamVid's folder")
     parser.add_argument("--backbone", type=Path, default=Path("runs/camvid_backbone/best/backbone"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--layers", nargs="+", type=int, help="what every row reads: block 7 of the ViT of camvid_vit")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--crop", type=int, nargs=2, default=[224, 320], help="height and width of the training crops")
@@ -114,6 +115,10 @@ def main() -> None:
             run.result()
     latencies = measure_latencies(options) if options.latency else {}
     print(table(options, latencies))
+
+
+def chosen_row(name: str, options: argparse.Namespace) -> Row:
+    return replace(ROWS[name], layers=tuple(options.layers)) if options.layers else ROWS[name]
 
 
 def run_folder(name: str, seed: int, options: argparse.Namespace) -> Path:
@@ -140,7 +145,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> None:
         *("--backbone.source", str(options.backbone), "--backbone.storage", "embedded"),
         *("--epochs", "None", "--iterations", str(options.iterations), "--evaluate_every", "1000"),
         *("--augmentation.crop", *map(str, options.crop), "--cache.views", str(options.views), "--cache.seed", "0"),
-        *ROWS[name].arguments(),
+        *chosen_row(name, options).arguments(),
     ]
     run("training.train", *words, "--workers", "0", "--resume")
 
@@ -152,13 +157,14 @@ def run(module: str, *words: str) -> None:
 
 def measure_latencies(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Median milliseconds of each row on one 40x40 map of 384 channels, and on the backbone's maps of 640x640."""
-    backbone = load_backbone(str(options.backbone), list(ALL))
-    channels, strides = dict(zip(ALL, backbone.channels, strict=True)), dict(zip(ALL, backbone.strides, strict=True))
+    layers = options.layers or list(ALL)
+    backbone = load_backbone(str(options.backbone), layers)
+    shapes = dict(zip(layers, zip(backbone.channels, backbone.strides, strict=True), strict=True))
     cases, image = {}, torch.randn(1, 3, 640, 640)
     for name in options.rows:
-        row = ROWS[name]
+        row = chosen_row(name, options)
         single = row.build([384], [16], 134).eval(), [torch.randn(1, 384, 40, 40)]
-        read = [(channels[layer], strides[layer]) for layer in row.layers]
+        read = [shapes[layer] for layer in row.layers]
         own = row.build([c for c, _ in read], [s for _, s in read], CLASSES).eval()
         cases[name] = single, (own, [torch.randn(1, c, 640 // s, 640 // s) for c, s in read])
     times: dict[str, list[list[float]]] = {name: [[], []] for name in cases}
@@ -179,7 +185,7 @@ def table(options: argparse.Namespace, latencies: dict[str, tuple[float, float]]
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in options.rows:
-        row = ROWS[name]
+        row = chosen_row(name, options)
         backbone = load_backbone(str(options.backbone), list(row.layers))
         head = row.build(backbone.channels, backbone.strides, CLASSES)
         folders = [run_folder(name, seed, options) for seed in options.seeds]
