@@ -200,6 +200,7 @@ def test_a_hang_ends_the_process_where_that_is_asked_for(graph, bundle, tmp_path
     assert node.process.returncode == 1, node.log
     assert "the process ends, since exit_after_hang is 3 s" in node.log
     assert "the process ends all the same" in node.log and "Traceback" not in node.log
+    assert "context is invalid" not in node.log
 
 
 def test_max_rate_limits_the_masks_in_steady_time_and_can_change(graph, bundle):

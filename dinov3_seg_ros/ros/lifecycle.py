@@ -364,7 +364,7 @@ class SegmentationNode(LifecycleNode):
             return {}
         loop.stop()  # if this fails, closing the node tries again
         self._loop, self._last_loop = None, loop
-        if not loop.join(_SHORTLY_S):
+        if not loop.join(_SHORTLY_S) and self.context.ok():  # else the process is ending, which says it itself
             self.get_logger().warning(_STUCK)
         return loop.statistics
 
