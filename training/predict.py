@@ -41,6 +41,7 @@ from dinov3_seg_ros.support.files import replacing_file, write_json
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.recipes.overrides import SettingsParser, apply_overrides
+from training.reports.video import Video, new_video
 from training.support.output import check_free, writing
 from training.support.section import Section
 
@@ -187,7 +188,7 @@ def predict(
         video = None
         if settings.overlays and source.rate is not None:
             rate = source.rate if settings.rate == "auto" else settings.rate
-            video = stack.enter_context(_new_video(output / VIDEO_FILE, rate))
+            video = stack.enter_context(new_video(output / VIDEO_FILE, rate))
         started = time.perf_counter()
         try:
             frames = itertools.islice(source.frames, settings.frames)
@@ -309,7 +310,7 @@ def _write(
     manifest: Manifest,
     output: Path,
     settings: PredictionSettings,
-    video: _Video | None,
+    video: Video | None,
 ) -> None:
     """Write the wanted outputs of one frame."""
     if settings.masks:
@@ -333,50 +334,6 @@ def _write_picture(path: Path, picture: np.ndarray) -> None:
     _, encoded = cv2.imencode(path.suffix, picture)
     with writing(path), replacing_file(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
-
-
-class _Video:
-    """A video file of the size of its first frame."""
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._writer: cv2.VideoWriter | None = None
-        self._count = 0
-
-    def write(self, picture: np.ndarray) -> None:
-        """Append a picture (H, W, 3) uint8 BGR."""
-        if self._writer is None:
-            height, width = picture.shape[:2]
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, (width, height))
-        self._writer.write(picture)
-        self._count += 1
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            OSError: it holds fewer frames than were written, which OpenCV does not report.
-        """
-        if self._writer is not None:
-            self._writer.release()
-        _, held = video_rate(self._path)
-        # It may hold one more, if Ctrl-C came before the frame was counted.
-        if (held or 0) < self._count:
-            raise OSError(f"it holds {held} of {self._count} frames")
-
-
-@contextlib.contextmanager
-def _new_video(path: Path, rate: float) -> Iterator[_Video]:
-    """A video that appears under its name when it is complete.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with writing(path), replacing_file(path) as temporary:
-        video = _Video(temporary, rate)
-        yield video
-        video.close()
 
 
 class _Speed(ProgressColumn):
