@@ -1,6 +1,7 @@
 """Measure every step of a frame.
 
 ``python -m dinov3_seg_ros.benchmark BUNDLE [--ros] [--baseline] [--json FILE] [--picture FILE]``
+``python -m dinov3_seg_ros.benchmark BUNDLE --ros --throughput [--json FILE]`` searches the highest rate of a camera.
 ``python -m dinov3_seg_ros.benchmark BUNDLE --choose`` measures which runtime is the fastest here, for ``auto``.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.benchmark import choosing
+from dinov3_seg_ros.benchmark import choosing, throughput
 from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.report import columns_of, table
 from dinov3_seg_ros.benchmark.session import Session
@@ -40,33 +41,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"--max-batch is {compute.max_batch}, but --ros and --baseline take single frames; use --max-batch 1"
             )
+        frame_size = (options.frame_size[0], options.frame_size[1])
+        # Now, rather than after minutes of measuring.
+        if options.json:
+            _check_can_write(options.json)
         if options.choose:
-            if options.ros or options.baseline or options.picture:
-                raise UsageError("--choose measures nothing else; leave --ros, --baseline and --picture out")
-            if options.json:
-                _check_can_write(options.json)
+            if options.ros or options.baseline or options.picture or options.throughput:
+                raise UsageError(
+                    "--choose measures nothing else; leave --ros, --throughput, --baseline and --picture out"
+                )
             choice = choosing.choose(options.bundle, compute)
             print(choosing.table(choice))
-            if options.json:
-                _write(options.json, choice.model_dump(mode="json"))
+            _write(options.json, choice.model_dump(mode="json"))
+            return
+        if options.throughput:
+            if not options.ros or options.baseline or options.picture:
+                raise UsageError("--throughput needs --ros, and measures nothing else: no --baseline, no --picture")
+            rates = throughput.measure(options.bundle, compute, frame_size, options.seconds)
+            print(throughput.table(rates))
+            _write(options.json, rates)
             return
         session = Session(
             bundle=options.bundle,
             compute=compute,
-            frame_size=(options.frame_size[0], options.frame_size[1]),
+            frame_size=frame_size,
             frames=options.frames,
             ros=options.ros,
             baseline=options.baseline,
         )
-        # Now, rather than after minutes of measuring.
         if options.picture:
             check_can_draw()
-        if options.json:
-            _check_can_write(options.json)
         result = session.run()
         print(table(result))
-        if options.json:
-            _write(options.json, result)
+        _write(options.json, result)
         if options.picture:
             draw_stages({name: column["stages_ms"] for name, column in columns_of(result).items()}, options.picture)
 
@@ -93,6 +100,18 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--ros", action="store_true", help="also send frames through a node process on ROS 2")
     parser.add_argument(
+        "--throughput",
+        action="store_true",
+        help="with --ros: search the highest rate of a camera at which fewer than 5 %% of the frames are dropped",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=whole_number(1),
+        default=5,
+        metavar="S",
+        help="with --throughput: how long a rate is tried (default: %(default)s)",
+    )
+    parser.add_argument(
         "--baseline", action="store_true", help="also run a naive PyTorch pipeline and the dinov3_ros pipeline"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
@@ -107,7 +126,9 @@ def _check_can_write(path: Path) -> None:
         raise OutputError(f"{path} cannot be written; with --json, name a file in a folder that you may write to")
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is None:
+        return
     try:
         write_json(path, result)
     except OSError as error:

@@ -74,7 +74,7 @@ class Session:
         bundle, frames = load_bundle(self.bundle), synthetic_frames(self.frame_size, self.frames)
         with contextlib.ExitStack() as stack:
             # The node first: nothing else shall keep the processor busy while it starts.
-            node = stack.enter_context(self._running_node(bundle, frames[0])) if self.ros else None
+            node = stack.enter_context(node_of(bundle, self.compute, frames[0])) if self.ros else None
             segmenter = stack.enter_context(contextlib.closing(self.load_segmenter()))
             ours = OurPipeline(segmenter, batch=self.compute.max_batch)
             baselines = self._baselines(bundle) if self.baseline else []
@@ -117,16 +117,6 @@ class Session:
         """The segmenter of the pipeline without a node."""
         return Segmenter.from_bundle(self.bundle, **self.compute.model_dump())
 
-    def _running_node(self, bundle: Bundle, frame: np.ndarray) -> contextlib.AbstractContextManager[NodePipeline]:
-        try:
-            from dinov3_seg_ros.benchmark.through_ros import running_node
-        except ImportError as error:
-            raise TransportError(
-                f"ROS 2 cannot be imported ({error}); source a distribution, pip install "
-                "'dinov3_seg_ros[ros-kilted]', or leave --ros out"
-            ) from error
-        return running_node(bundle.path.resolve(), self.compute, frame)
-
     def _baselines(self, bundle: Bundle) -> list[FramePipeline]:
         reason = available_runtimes()["torch"]
         if reason:
@@ -153,6 +143,24 @@ class Session:
                 "share_of_gemm": rate and round(reached / rate, 6),
             }
         return found
+
+
+def node_of(
+    bundle: Bundle, compute: ComputeOptions, frame: np.ndarray
+) -> contextlib.AbstractContextManager[NodePipeline]:
+    """A running node that serves a bundle; see `through_ros.running_node`.
+
+    Raises:
+        TransportError: there is no ROS 2.
+    """
+    try:
+        from dinov3_seg_ros.benchmark.through_ros import running_node
+    except ImportError as error:
+        raise TransportError(
+            f"ROS 2 cannot be imported ({error}); source a distribution, pip install "
+            "'dinov3_seg_ros[ros-kilted]', or leave --ros out"
+        ) from error
+    return running_node(bundle.path.resolve(), compute, frame)
 
 
 def _node_costs(node: NodePipeline, through: Measured, without: Measured) -> dict[str, Any]:

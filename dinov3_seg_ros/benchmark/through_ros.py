@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.benchmark.processor import peak_memory_mb
+from dinov3_seg_ros.benchmark.trial import Trial
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.diagnostics import stages_of
@@ -30,7 +31,7 @@ from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments,
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.ros.qos import OUTPUT_QOS
 from dinov3_seg_ros.support.errors import TransportError
-from dinov3_seg_ros.support.timing import StageTimes
+from dinov3_seg_ros.support.timing import StageTimes, summarise_ms
 
 _OUTPUTS = ("mask", "overlay")
 # Pace of the frames until the node is known to receive and to be received; later each waits for the previous one.
@@ -39,6 +40,8 @@ _PERIOD_S = 0.1
 _START_TIMEOUT_S = 1200.0
 _TIMEOUT_S = 60.0
 _REPEAT_S = 2.0
+# After the last frame of a stream its mask may take so long.
+_TAIL_S = 2.0
 
 
 @contextlib.contextmanager
@@ -109,8 +112,36 @@ class NodePipeline:
         for output, (_, arrival) in found.items():
             self.latency.add(output, arrival - stamp.sec - 1e-9 * stamp.nanosec)
         mask = found["mask"][0]
+        assert mask is not None  # messages are kept here
         pixels = np.frombuffer(mask.data, np.uint8 if mask.encoding == "mono8" else np.uint16)
         return pixels.reshape(mask.height, mask.width)
+
+    def stream(self, frames: Sequence[np.ndarray], rate_hz: float, seconds: float) -> Trial:
+        """Send frames at a fixed rate, without waiting for what becomes of them.
+
+        Args:
+            frames: (H, W, 3) uint8 RGB; reused from the start when they run out.
+            rate_hz: frames per second.
+            seconds: how long.
+        """
+        self._settle()
+        arrived, stamps = self._receiver.arrived, list[Any]()
+        arrived.clear()
+        self._receiver.keeps_messages = False  # they would fill the memory
+        start = time.monotonic()
+        while (due := start + len(stamps) / rate_hz) < start + seconds:
+            while (wait := due - time.monotonic()) > 0:
+                self._spin_once(wait)
+            stamps.append(self._camera.send(frames[len(stamps) % len(frames)]).stamp)
+        taken_s = time.monotonic() - start
+        deadline = time.monotonic() + _TAIL_S
+        while len(arrived) < len(stamps) and time.monotonic() < deadline:
+            self._spin_once(_PERIOD_S / 2)
+        self._receiver.keeps_messages = True
+        masks = [(stamp, arrived[_key(stamp)]["mask"][1]) for stamp in stamps if "mask" in arrived.get(_key(stamp), ())]
+        latencies = [arrival - stamp.sec - 1e-9 * stamp.nanosec for stamp, arrival in masks]
+        rate_hz = min(rate_hz, len(stamps) / taken_s)
+        return Trial(rate_hz, len(stamps), len(masks), summarise_ms(latencies) if latencies else None)
 
     def forget(self) -> None:
         """See `FramePipeline.forget`. The node measures from its activation on."""
@@ -154,14 +185,18 @@ class NodePipeline:
     def _spin_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            self._executor.spin_once(timeout_sec=_PERIOD_S / 2)
-            status = self._receiver.status
-            if status is not None and status.level == DiagnosticStatus.ERROR:
-                raise TransportError(f"the node says: {status.message}")
-            if self._process.poll() is not None:
-                raise TransportError(f"the node ended; its last words were: {self._last_words()}")
+            self._spin_once(_PERIOD_S / 2)
             if time.monotonic() > deadline:
                 raise TransportError(f"no {what} within {timeout_s:.0f} s; the node said last: {self._last_words()}")
+
+    def _spin_once(self, timeout_s: float) -> None:
+        """Handle one event, if one comes in time; raise TransportError where the node is not well."""
+        self._executor.spin_once(timeout_sec=timeout_s)
+        status = self._receiver.status
+        if status is not None and status.level == DiagnosticStatus.ERROR:
+            raise TransportError(f"the node says: {status.message}")
+        if self._process.poll() is not None:
+            raise TransportError(f"the node ended; its last words were: {self._last_words()}")
 
     def _change_state(self, transition: int) -> None:
         client: Any = self._receiver.create_client(ChangeState, "segmentation/change_state")
@@ -188,7 +223,8 @@ class _Receiver(Node):
     """Subscribes to the node's outputs and to its diagnostics.
 
     Attributes:
-        arrived: stamp -> output -> message and arrival, seconds since the epoch.
+        arrived: stamp -> output -> message (None where it is not kept) and arrival, seconds since the epoch.
+        keeps_messages: whether the messages are kept.
         first_mask: when the first mask arrived, by the monotonic clock; infinity before.
         status: the node's newest entry in /diagnostics.
         status_time: when the node made it, seconds since the epoch.
@@ -196,7 +232,8 @@ class _Receiver(Node):
 
     def __init__(self, namespace: str) -> None:
         super().__init__("receiver")
-        self.arrived: dict[tuple[int, int], dict[str, tuple[Image, float]]] = defaultdict(dict)
+        self.arrived: dict[tuple[int, int], dict[str, tuple[Image | None, float]]] = defaultdict(dict)
+        self.keeps_messages = True
         self.first_mask = math.inf
         self.status: DiagnosticStatus | None = None
         self.status_time = 0.0
@@ -206,7 +243,8 @@ class _Receiver(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
 
     def _take(self, output: str, message: Image) -> None:
-        self.arrived[_key(message.header.stamp)][output] = message, time.time()
+        kept = message if self.keeps_messages else None
+        self.arrived[_key(message.header.stamp)][output] = kept, time.time()
         if output == "mask":
             self.first_mask = min(self.first_mask, time.monotonic())
 
