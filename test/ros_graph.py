@@ -95,6 +95,19 @@ class Graph:
             self._executor.spin_once(timeout_sec=0.02)
         return result
 
+    def repeat_until(self, action: Callable[[], Any], condition: Callable[[], Any], what: str) -> Any:
+        """Do something, again and again until ``condition`` is true, and return that; fail after the timeout."""
+        last_done = float("-inf")
+
+        def is_met() -> Any:
+            nonlocal last_done
+            if time.monotonic() - last_done > _RESEND_S:
+                last_done = time.monotonic()
+                action()
+            return condition()
+
+        return self.spin_until(is_met, what)
+
     def spin_for(self, seconds: float) -> None:
         """Handle events for a while; for showing that something does not happen."""
         deadline = time.monotonic() + seconds
@@ -108,17 +121,13 @@ class Graph:
         client that is not yet known is lost, so the request is sent again.
         """
         with self._client(service_type, name) as client:
-            futures = [client.call_async(request)]
-            last_sent = time.monotonic()
-
-            def answered() -> Any:
-                nonlocal last_sent
-                if time.monotonic() - last_sent > _RESEND_S:
-                    last_sent = time.monotonic()
-                    futures.append(client.call_async(request))
-                return next((future for future in futures if future.done()), None)
-
-            return self.spin_until(answered, f"an answer of {name}").result()
+            futures: list[Any] = []
+            answer = self.repeat_until(
+                lambda: futures.append(client.call_async(request)),
+                lambda: next((future for future in futures if future.done()), None),
+                f"an answer of {name}",
+            )
+            return answer.result()
 
     def call_once(self, service_type: type, name: str, request: Any, found: Callable[[], Any]) -> Any:
         """Call a service whose second call means something else.
@@ -189,16 +198,7 @@ class Camera:
         One alone may be lost: that this side has found the node does not say that the node has found the camera or
         the answers' subscriber, and best effort keeps nothing for those who are found later.
         """
-        last_sent = float("-inf")
-
-        def is_met() -> Any:
-            nonlocal last_sent
-            if time.monotonic() - last_sent > _RESEND_S:
-                last_sent = time.monotonic()
-                self.send(message)
-            return condition()
-
-        return self._graph.spin_until(is_met, what)
+        return self._graph.repeat_until(lambda: self.send(message), condition, what)
 
     def send_until_answered(self, message: Any, answers: list[Any], count: int = 1) -> Any:
         """Publish an image until there are ``count`` more answers, and return the last."""

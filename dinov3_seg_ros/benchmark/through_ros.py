@@ -169,18 +169,29 @@ class NodePipeline:
         self.run(self._frame)
 
     def _send_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
+        self._repeat_until(lambda: self._camera.send(self._frame), condition, what, _PERIOD_S, timeout_s)
+
+    def _repeat_until(
+        self,
+        action: Callable[[], Any],
+        condition: Callable[[], Any],
+        what: str,
+        period_s: float,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
+        """Do something each ``period_s`` seconds until ``condition`` is true."""
         next_s = 0.0
 
-        def sent_and_fulfilled() -> Any:
+        def done_and_fulfilled() -> bool:
             nonlocal next_s
             if condition():
                 return True
             if time.monotonic() >= next_s:
-                self._camera.send(self._frame)
-                next_s = time.monotonic() + _PERIOD_S
+                action()
+                next_s = time.monotonic() + period_s
             return False
 
-        self._spin_until(sent_and_fulfilled, what, timeout_s)
+        self._spin_until(done_and_fulfilled, what, timeout_s)
 
     def _spin_until(self, condition: Callable[[], Any], what: str, timeout_s: float = _TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout_s
@@ -201,17 +212,14 @@ class NodePipeline:
     def _change_state(self, transition: int) -> None:
         client: Any = self._receiver.create_client(ChangeState, "segmentation/change_state")
         self._spin_until(client.service_is_ready, "service of the node's lifecycle appeared")
-        request, futures, next_s = ChangeState.Request(transition=Transition(id=transition)), [], 0.0
-
-        def sent_and_answered() -> bool:
-            nonlocal next_s
-            # Asked again: the response to a client that the node has not found yet is lost.
-            if time.monotonic() >= next_s:
-                futures.append(client.call_async(request))
-                next_s = time.monotonic() + _REPEAT_S
-            return any(future.done() for future in futures)
-
-        self._spin_until(sent_and_answered, "answer to a change of state arrived")
+        request, futures = ChangeState.Request(transition=Transition(id=transition)), list[Any]()
+        # Asked again: the response to a client that the node has not found yet is lost.
+        self._repeat_until(
+            lambda: futures.append(client.call_async(request)),
+            lambda: any(future.done() for future in futures),
+            "answer to a change of state arrived",
+            _REPEAT_S,
+        )
         self._receiver.destroy_client(client)
 
     def _last_words(self) -> str:
