@@ -11,7 +11,7 @@ from trainings import changed, records, tiny_recipe, train
 from dinov3_seg_ros.support.errors import RecipeError
 from training.loop.stages import plan_stages
 from training.recipes.loading import load_recipe
-from training.samples.loader import EpochBatches, share_out
+from training.samples.loader import EpochBatches, repeat_factors, share_out
 
 STAGES = [
     {"epochs": 2, "augmentation": {"flip": 0.5}},
@@ -132,6 +132,44 @@ def test_an_epoch_can_be_entered_anywhere():
     batches.first_step = 2
     assert len(batches) == 6
     assert list(batches) == whole[6:]
+
+
+def test_images_of_a_rare_class_are_drawn_more_often():
+    pixels = np.zeros((100, 3), int)
+    pixels[:, 0], pixels[:50, 1], pixels[:4, 2] = 9, 9, 1  # the last class is on 4 of 100 images
+    factors = repeat_factors(pixels, threshold=0.16)
+    np.testing.assert_allclose(factors, [2] * 4 + [1] * 96)
+    batches = EpochBatches(share_out(100, batch_size=5), seed=0, factors=factors)
+    drawn = []
+    for batches.epoch in range(50):
+        keys = [key for batch in batches for key in batch]
+        assert len(keys) == len(set(keys)) == 100  # each draw of an image has a number of its own
+        drawn += [index for _, index in keys]
+    assert np.mean(np.array(drawn) < 4) == pytest.approx(8 / 104, rel=0.1)
+    assert set(drawn) == set(range(100))
+
+
+def test_without_rare_classes_every_image_is_drawn_once():
+    factors = repeat_factors(np.ones((7, 2), int), threshold=0.5)
+    keys = [key for batch in EpochBatches(share_out(7, 1), seed=4, factors=factors) for key in batch]
+    assert sorted(keys) == [(0, index) for index in range(7)]
+
+
+def test_a_fraction_of_a_repeat_comes_in_that_share_of_epochs():
+    batches = EpochBatches(share_out(2, batch_size=2), seed=0, factors=np.array([1.5, 1.0]))
+    rows = []
+    for batches.epoch in range(400):
+        rows += [[index for _, index in batch] for batch in batches]
+    # Two of three draws where the first image comes twice, in half of the epochs: it makes 7 of 12 samples.
+    assert np.mean(np.array(rows) == 0) == pytest.approx(7 / 12, abs=0.05)
+
+
+def test_a_training_draws_images_by_its_repeat_threshold(tmp_path):
+    plain, repeated = (
+        train(tiny_recipe(tmp_path / name, epochs=1, repeat_threshold=threshold)).model.state_dict()
+        for name, threshold in (("plain", 0), ("repeated", 1))
+    )
+    assert changed(plain, repeated)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Builds the parts of a training from a recipe: samples, losses, feature caches."""
+"""Builds the parts of a training from a recipe: samples, their order, losses, feature caches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from training.data import SegmentationDataset
 from training.losses import WeightedSum
 from training.recipes.schema import Recipe
 from training.samples.feature_cache import FeatureCache
-from training.samples.loader import AugmentedDataset
+from training.samples.loader import AugmentedDataset, repeat_factors
 from training.samples.transforms import CanvasSettings
 
-CountPixels = Callable[[], torch.Tensor]
+CountPixels = Callable[[], np.ndarray]
 
 # Masks are uint8 or uint16.
 _MASK_VALUES = 65536
@@ -26,7 +26,7 @@ _FEATURES = {"identity", "layers", "feature_norm", "class_token", "output_stride
 
 
 def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed: int | None = None) -> AugmentedDataset:
-    """Training samples by (epoch, index).
+    """Training samples by (draw, index).
 
     Args:
         recipe: recipe of a stage.
@@ -57,19 +57,32 @@ def make_loss(recipe: Recipe, num_classes: int, count_pixels: CountPixels) -> We
     Raises:
         RecipeError: a loss does not fit the classes.
     """
-    losses = [section.build(num_classes, count_pixels) for section in recipe.losses]
+    losses = [section.build(num_classes, lambda: torch.from_numpy(count_pixels().sum(0))) for section in recipe.losses]
     return WeightedSum(losses, [section.weight for section in recipe.losses])
 
 
+def make_repeats(recipe: Recipe, count_pixels: CountPixels) -> np.ndarray | None:
+    """How often each training image is drawn, (images,); None: all alike.
+
+    Args:
+        recipe: recipe of a stage.
+        count_pixels: see `pixel_counter`.
+    """
+    return repeat_factors(count_pixels(), recipe.repeat_threshold) if recipe.repeat_threshold else None
+
+
 def pixel_counter(data: SegmentationDataset) -> CountPixels:
-    """A function that counts the pixels of each class, (classes,) int64; its first call reads all masks."""
+    """A function that counts the pixels of each class in each image, (images, classes) int64.
+
+    Its first call reads all masks.
+    """
 
     @functools.cache
-    def count() -> torch.Tensor:
-        counts = np.zeros(_MASK_VALUES, np.int64)
-        for index in range(len(data)):
-            counts += np.bincount(data.mask(index).ravel(), minlength=_MASK_VALUES)
-        return torch.from_numpy(counts[: len(data.class_names)])
+    def count() -> np.ndarray:
+        counts = np.zeros((len(data), len(data.class_names)), np.int64)
+        for index, row in enumerate(counts):
+            row[:] = np.bincount(data.mask(index).ravel(), minlength=_MASK_VALUES)[: len(row)]
+        return counts
 
     return count
 

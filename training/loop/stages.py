@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -78,7 +79,8 @@ class StageRun:
         stage: its plan.
         model: the network that trains.
         wrapped: the same network as the accelerator runs it.
-        samples: training samples by (epoch, index).
+        samples: training samples by (draw, index).
+        repeats: how often each image is drawn, (images,); None: all alike.
         loss: the loss to minimise.
         ignore_value: mask value of pixels without a class.
         accelerator: runs the network and connects the processes.
@@ -94,13 +96,14 @@ class StageRun:
         model: SegmentationModel,
         wrapped: nn.Module,
         samples: Dataset[Any],
+        repeats: np.ndarray | None,
         loss: WeightedSum,
         ignore_value: int,
         accelerator: Accelerator,
     ) -> None:
         self.stage = stage
         self._wrapped, self._loss, self._ignore_value, self._accelerator = wrapped, loss, ignore_value, accelerator
-        self._order = EpochBatches(stage.batching, stage.recipe.seed)
+        self._order = EpochBatches(stage.batching, stage.recipe.seed, repeats)
         self._loader = BatchLoader(samples, self._order, stage.recipe.worker_count)
         self.optimizer = accelerator.prepare(stage.recipe.optimizer.build(model.backbone, model.head))
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

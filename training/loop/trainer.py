@@ -25,7 +25,7 @@ from training.loop.bundle_writer import BundleWriter
 from training.loop.checkpoint import Checkpoint
 from training.loop.model import SegmentationModel, make_backbone, make_head
 from training.loop.origins import Origins, find_origins
-from training.loop.parts import make_cache, make_loss, make_samples, pixel_counter
+from training.loop.parts import make_cache, make_loss, make_repeats, make_samples, pixel_counter
 from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
 from training.loop.validation import Validation
@@ -89,6 +89,7 @@ class Trainer:
             make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
             for part in (*recipe.by_stage(), recipe)
         )
+        self._repeats = make_repeats(recipe, count_pixels)
         self._head = head
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
@@ -150,6 +151,7 @@ class Trainer:
             self.model,
             self._wrapped,
             self._samples[index],
+            self._repeats,
             self._losses[index],
             self._train_data.ignore_value,
             self._accelerator,

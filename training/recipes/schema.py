@@ -127,6 +127,9 @@ class Recipe(Section):
     """Images of one batch, over all processes."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients make one optimizer step."""
+    repeat_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Images with a class that fewer than this share of the images show are drawn sqrt(repeat_threshold / share) times
+    as often, the others less. 0: all images alike."""
     batch_norm: Literal["auto", "process", "synchronised", "frozen"] = "auto"
     """Statistics of BatchNorm while training: those of each process's images, those of all processes (CUDA), or the
     running ones, which stay as they are (frozen). auto: synchronised with several GPUs, otherwise process."""

@@ -90,7 +90,7 @@ class _Sample(NamedTuple):
 
 
 class FeatureCache(Dataset[tuple[list[Tensor], Tensor]]):
-    """Training samples by (epoch, index), with the backbone's features in place of canvases, or beside them.
+    """Training samples by (draw, index), with the backbone's features in place of canvases, or beside them.
 
     Args:
         settings: with at least one view.
@@ -132,15 +132,15 @@ class FeatureCache(Dataset[tuple[list[Tensor], Tensor]]):
         """Maps (C, h, w) float16, with canvases also the canvas (H, W, 3) uint8; and mask (H, W) int32.
 
         Args:
-            key: epoch and index.
+            key: number of the draw, and index.
 
         Raises:
             DatasetError: the sample is absent or damaged.
         """
-        epoch, index = key
-        sample = self._load((epoch % self.views, index))
+        draw, index = key
+        sample = self._load((draw % self.views, index))
         if sample is None or not self._is_complete(sample):
-            path = self._path((epoch % self.views, index))
+            path = self._path((draw % self.views, index))
             raise DatasetError(f"{path} is absent or damaged; start again with --resume to compute it again")
         return [*sample.maps, *([] if sample.canvas is None else [sample.canvas])], sample.mask
 

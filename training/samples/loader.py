@@ -19,7 +19,13 @@ from training.data import SegmentationDataset
 from training.samples.transforms import SAMPLES_VERSION, Augmentation, CanvasSettings, training_canvas
 from training.support.randomness import Purpose, generator
 
+# Number of the draw and index of the image. The number is that of the epoch, but where an image is drawn several times
+# in an epoch: then each draw has a number, and so random changes, of its own.
 Key: TypeAlias = tuple[int, int]
+
+# From one draw to the next in an epoch. More than there are epochs, and prime, so that with cached features too each
+# draw is another view, whatever their number.
+_NEXT_DRAW = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,46 @@ def share_out(count: int, batch_size: int, accumulate: int = 1, process: int = 0
     return Batching(count, batch_size, accumulate, count // (batch_size * accumulate), process, processes)
 
 
+def repeat_factors(pixels: np.ndarray, threshold: float) -> np.ndarray:
+    """How often each image is drawn, so that rare classes are seen: sqrt(threshold / share) of its rarest class.
+
+    The share of a class is that of the images which show it. An image without a class rarer than ``threshold`` has
+    factor 1. This is the repeat factor sampling of Agrim Gupta, Piotr Dollár, Ross Girshick: LVIS: A Dataset for Large
+    Vocabulary Instance Segmentation, 2019, arXiv:1908.03195.
+
+    Args:
+        pixels: number of pixels of each class in each image, (images, classes).
+        threshold: share of images, 0..1; 0 makes every factor 1.
+
+    Returns:
+        (images,) float64, at least 1.
+    """
+    shown = pixels > 0
+    shares = shown.mean(0)
+    factors = np.sqrt(threshold / np.maximum(shares, 1 / len(pixels)))
+    return np.asarray(np.where(shown, factors, 1).max(1, initial=1))
+
+
 class EpochBatches(Sampler[list[Key]]):
-    """Yields one process's part of each batch of an epoch, as keys (epoch, index).
+    """Yields one process's part of each batch of an epoch, as keys (draw, index).
 
     The order depends on seed and epoch alone, so that an epoch can be entered anywhere, and the batches are the same
-    for any number of processes. Each key carries the epoch, because worker processes outlive an epoch and learn of it
-    in no other way.
+    for any number of processes. Each key carries the draw, which is the epoch where no image is repeated, because
+    worker processes outlive an epoch and learn of it in no other way.
 
     Args:
         batching: how the epoch is divided.
         seed: of the order.
+        factors: how often each image is drawn, (images,), at least 1; see `repeat_factors`. Fractions are rounded up or
+            down at random. An epoch has as many samples as without repeats, so that it then leaves out other images.
 
     Attributes:
         epoch: set it before each pass.
         first_step: optimizer steps of the epoch that are done already.
     """
 
-    def __init__(self, batching: Batching, seed: int) -> None:
-        self._batching, self._seed = batching, seed
+    def __init__(self, batching: Batching, seed: int, factors: np.ndarray | None = None) -> None:
+        self._batching, self._seed, self._factors = batching, seed, factors
         self.epoch, self.first_step = 0, 0
 
     def __len__(self) -> int:
@@ -87,15 +115,23 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         batching = self._batching
-        order = generator(Purpose.SAMPLE_ORDER, self._seed, self.epoch).permutation(batching.count)
+        keys = self._draws(generator(Purpose.SAMPLE_ORDER, self._seed, self.epoch))
         part = batching.batch_size // batching.processes
         for batch in range(self.first_step * batching.accumulate, batching.steps * batching.accumulate):
             start = batch * batching.batch_size + batching.process * part
-            yield [(self.epoch, int(index)) for index in order[start : start + part]]
+            yield keys[start : start + part]
+
+    def _draws(self, random: np.random.Generator) -> list[Key]:
+        """Keys of the epoch, in the order of its batches."""
+        times = np.ones(self._batching.count, int)
+        if self._factors is not None:
+            times = np.floor(self._factors + random.random(len(times))).astype(int)
+        keys = [(self.epoch + n * _NEXT_DRAW, index) for index, count in enumerate(times) for n in range(count)]
+        return [keys[place] for place in random.permutation(len(keys))[: self._batching.count]]
 
 
 class AugmentedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Training canvases and masks; each is a pure function of (seed, epoch, index).
+    """Training canvases and masks; each is a pure function of (seed, draw, index).
 
     Args:
         data: images and masks.
@@ -113,10 +149,10 @@ class AugmentedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self._data)
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
-        """Canvas (H, W, 3) uint8 and mask (H, W) int32 of (epoch, index)."""
-        epoch, index = key
+        """Canvas (H, W, 3) uint8 and mask (H, W) int32 of (draw, index)."""
+        draw, index = key
         image, mask = self._data.item(index)
-        random = generator(Purpose.AUGMENTATION, self._seed, epoch, index)
+        random = generator(Purpose.AUGMENTATION, self._seed, draw, index)
         canvas, canvas_mask = training_canvas(image, mask, self._settings, self._augmentation, random)
         return torch.from_numpy(canvas), torch.from_numpy(canvas_mask.astype(np.int32))
 
@@ -127,7 +163,7 @@ class AugmentedDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     @property
     def is_random(self) -> bool:
-        """Whether an image looks different in different epochs.
+        """Whether an image looks different in different draws.
 
         A geometry that keeps the frame's size crops a frame larger than the canvas at random in any case.
         """
