@@ -1,7 +1,7 @@
 """Shared by the benchmarks of the node: synthetic cameras in their own process, consumers, use of the machine.
 
-``python benchmarks/streams.py TOPIC ... --size HEIGHT WIDTH`` is the process of the cameras; `Cameras` starts and
-commands it.
+``python benchmarks/streams.py TOPIC ... --size HEIGHT WIDTH [--reliable] [--plain]`` is the process of the cameras;
+`Cameras` starts and commands it.
 """
 
 from __future__ import annotations
@@ -42,18 +42,28 @@ _PAUSE_S = 1.0
 
 
 class Cameras:
-    """A process of synthetic cameras. They publish best effort, as camera drivers do.
+    """A process of synthetic cameras.
 
     Args:
         graph: the ROS graph to publish in.
         topics: one for each camera.
         size: (height, width) of the images, pixels.
+        reliable: whether they offer reliability, as usb_cam, realsense2_camera and a bag's playback do.
+        profile: whether their process uses the package's profile of Fast DDS.
     """
 
-    def __init__(self, graph: Graph, topics: Sequence[str], size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        topics: Sequence[str],
+        size: tuple[int, int],
+        reliable: bool = False,
+        profile: bool = True,
+    ) -> None:
         self._graph = graph
+        flags = [*(["--reliable"] if reliable else []), *([] if profile else ["--plain"])]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *topics, "--size", *map(str, size)],
+            [sys.executable, __file__, *topics, "--size", *map(str, size), *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,7 +88,8 @@ class Cameras:
             every: a period in seconds, and a function to call once per period.
 
         Returns:
-            ``sent`` (topic -> number of frames, with the last one) and ``seconds`` (without the pause).
+            ``sent`` (topic -> number of frames, with the last one), ``seconds`` (without the pause) and ``publish_s``
+            (how long each call of publish took).
         """
         command = {"rate_hz": rate_hz, "seconds": seconds, "together": together}
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -237,12 +248,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("topics", nargs="+")
     parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--reliable", action="store_true", help="offer reliability")
+    parser.add_argument("--plain", action="store_true", help="without the package's profile of Fast DDS")
     options = parser.parse_args()
-    configure_transport()
+    if not options.plain:
+        configure_transport()
     keep_freed_memory()
     rclpy.init(args=[])
     node = rclpy.create_node("cameras")
-    publishers = {topic: node.create_publisher(Image, topic, qos_profile_sensor_data) for topic in options.topics}
+    qos = QoSProfile(depth=10) if options.reliable else qos_profile_sensor_data
+    publishers = {topic: node.create_publisher(Image, topic, qos) for topic in options.topics}
     frames = scenes.walk("val", 0, tuple(options.size), 1.0)
     pictures = [np.ascontiguousarray(rgb) for (rgb, _), _ in zip(frames, range(_PICTURES), strict=False)]
     while not all(publisher.get_subscription_count() for publisher in publishers.values()):
@@ -257,11 +272,14 @@ def main() -> None:
 def _stream(
     node: Any, publishers: dict[str, Any], pictures: list[np.ndarray], rate_hz: float, seconds: float, together: bool
 ) -> dict[str, Any]:
-    sent = dict.fromkeys(publishers, 0)
+    sent, publish_s = dict.fromkeys(publishers, 0), []
 
     def send(topic: str) -> None:
         header = Header(stamp=node.get_clock().now().to_msg(), frame_id=topic.replace("/", "_"))
-        publishers[topic].publish(fill_image(Image(), pictures[sent[topic] % len(pictures)], "rgb8", header))
+        image = fill_image(Image(), pictures[sent[topic] % len(pictures)], "rgb8", header)
+        began = time.monotonic()
+        publishers[topic].publish(image)
+        publish_s.append(time.monotonic() - began)
         sent[topic] += 1
 
     start, frames = time.monotonic(), max(round(rate_hz * seconds), 1)
@@ -275,7 +293,7 @@ def _stream(
     for topic in publishers:
         send(topic)
     time.sleep(_PAUSE_S)
-    return {"sent": sent, "seconds": took}
+    return {"sent": sent, "seconds": took, "publish_s": publish_s}
 
 
 if __name__ == "__main__":

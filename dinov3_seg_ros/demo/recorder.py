@@ -21,6 +21,7 @@ from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.timing import summarise_ms
 
+_OUTPUTS = ("masks", "confidences", "overlays")
 _FRAMES_REMEMBERED = 64
 _PICTURE_EVERY = 40
 # The colour classifier is slow and not the subject of the demo: every eighth frame is enough for its score.
@@ -53,11 +54,12 @@ class Recorder(Node):
         self._masks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._scores = ConfusionMatrix(len(class_names))
         self._colour_scores = ConfusionMatrix(len(class_names))
+        # Headers of outputs that came before their frame.
+        self._headers: OrderedDict[tuple[int, int], list[Any]] = OrderedDict()
         self._latencies_s: list[float] = []
         self._arrivals_s: list[float] = []
-        self._counts = dict.fromkeys(
-            ("images", "masks", "confidences", "overlays", "scored", "headers_altered", "unmatched"), 0
-        )
+        self._counts = dict.fromkeys(("images", *_OUTPUTS, "scored", "headers_altered"), 0)
+        self._matched = 0
         self._video: cv2.VideoWriter | None = None
         self._video_file = output / "overlay.mp4"
         # The recorder must see every frame, or its count of drops means nothing.
@@ -76,14 +78,16 @@ class Recorder(Node):
     def finish(self) -> dict[str, Any]:
         """Close the video and return what was measured.
 
-        ``unmatched`` counts outputs whose frame did not arrive here. ``miou`` is over the received masks whose true
-        mask is known. ``latency_ms`` is from the stamp of a frame to the arrival of its mask in this process.
+        ``unmatched`` counts outputs whose frame did not arrive here: it was lost on its way, or the output's stamp was
+        altered. ``miou`` is over the received masks whose true mask is known. ``latency_ms`` is from the stamp of a
+        frame to the arrival of its mask in this process.
         """
         if self._video is not None:
             self._video.release()
         seconds = self._arrivals_s[-1] - self._arrivals_s[0] if len(self._arrivals_s) > 1 else 0.0
         return {
             **self._counts,
+            "unmatched": sum(self._counts[output] for output in _OUTPUTS) - self._matched,
             "dropped": self._counts["images"] - self._counts["masks"],
             "fps": round((len(self._arrivals_s) - 1) / seconds, 2) if seconds else None,
             "latency_ms": summarise_ms(self._latencies_s) if self._latencies_s else None,
@@ -94,6 +98,8 @@ class Recorder(Node):
     def _on_image(self, message: Image) -> None:
         self._counts["images"] += 1
         _remember(self._frames, _stamp(message), message)
+        for header in self._headers.pop(_stamp(message), ()):
+            self._check_header(header)
 
     def _on_truth(self, message: Image) -> None:
         truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
@@ -105,18 +111,18 @@ class Recorder(Node):
         self._counts["masks"] += 1
         self._arrivals_s.append(now)
         self._latencies_s.append(now - message.header.stamp.sec - 1e-9 * message.header.stamp.nanosec)
-        self._check_header(message)
+        self._check_header(message.header)
         mask = np.frombuffer(message.data, np.uint8 if message.encoding == "mono8" else np.uint16)
         _remember(self._masks, _stamp(message), mask.reshape(message.height, message.width))
         self._score(_stamp(message))
 
     def _on_confidence(self, message: Image) -> None:
         self._counts["confidences"] += 1
-        self._check_header(message)
+        self._check_header(message.header)
 
     def _on_overlay(self, message: Image) -> None:
         self._counts["overlays"] += 1
-        self._check_header(message)
+        self._check_header(message.header)
         overlay = to_bgr(read_image(message))
         self._write_video(overlay)
         frame = self._frames.get(_stamp(message))
@@ -124,13 +130,14 @@ class Recorder(Node):
             with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
                 cv2.imwrite(str(file), np.hstack((to_bgr(read_image(frame)), overlay)))
 
-    def _check_header(self, message: Image) -> None:
-        frame = self._frames.get(_stamp(message))
-        if frame is None:
-            # Its stamp was altered, or the frame itself did not arrive here.
-            self._counts["unmatched"] += 1
-        elif frame.header != message.header:
-            self._counts["headers_altered"] += 1
+    def _check_header(self, header: Any) -> None:
+        """Compare an output's header with its frame's, when both are here, in whichever order they came."""
+        stamp = header.stamp.sec, header.stamp.nanosec
+        if stamp in self._frames:
+            self._matched += 1
+            self._counts["headers_altered"] += self._frames[stamp].header != header
+        else:
+            _remember(self._headers, stamp, [*self._headers.get(stamp, ()), header])
 
     def _score(self, stamp: tuple[int, int]) -> None:
         """Score a frame when its true and its received mask are here, in whichever order they came."""
