@@ -137,7 +137,7 @@ def test_overlay_alpha_changes_while_running_within_its_range(running):
 
 def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
-    from dinov3_seg_ros.ros.qos import LATCHED_QOS
+    from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS
 
     graph, _, _ = running
     received = []

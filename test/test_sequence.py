@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dinov3_seg_ros.ros.sequence import NewestFirst, SequenceGaps
+from dinov3_seg_ros.ros.endpoints.sequence import NewestFirst, SequenceGaps
 
 
 def info(number, publisher=None):

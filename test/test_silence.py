@@ -8,8 +8,8 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE
-from dinov3_seg_ros.ros.publishers import Publisher
+from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher
 from dinov3_seg_ros.ros.silence import explain_silence
 
 pytestmark = pytest.mark.ros

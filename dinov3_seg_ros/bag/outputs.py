@@ -27,7 +27,13 @@ from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
-from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE, VIDEO_TRANSPORTS, decoded_topic, republish_command
+from dinov3_seg_ros.ros.endpoints.image_types import (
+    COMPRESSED_IMAGE,
+    IMAGE,
+    VIDEO_TRANSPORTS,
+    decoded_topic,
+    republish_command,
+)
 from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, MessageError

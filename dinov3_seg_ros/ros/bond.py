@@ -15,7 +15,7 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.type_support import check_for_type_support
 
-from dinov3_seg_ros.ros.qos import own_group
+from dinov3_seg_ros.ros.endpoints.qos import own_group
 
 # As for vision_msgs: a broken build raises errors of many types.
 try:

@@ -10,7 +10,7 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 
-from dinov3_seg_ros.ros.qos import own_group
+from dinov3_seg_ros.ros.endpoints.qos import own_group
 
 #: What rclpy raises for an error of the C library below it; its own class is private.
 RclError = RuntimeError

@@ -11,7 +11,7 @@ from rclpy.clock import Clock
 from rclpy.node import Node
 
 from dinov3_seg_ros.ros.camera_statistics import CameraReport, Level
-from dinov3_seg_ros.ros.distributions import ClockType
+from dinov3_seg_ros.ros.endpoints.distributions import ClockType
 
 _PERIOD_S = 1.0
 # The form in which `_latencies` writes.

@@ -23,9 +23,9 @@ from dinov3_seg_ros.ros.camera_statistics import (
     CameraStatistics,
 )
 from dinov3_seg_ros.ros.camera_watch import CameraWatch
+from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.ports import CameraInput, Frame, HeadOutput, Style
-from dinov3_seg_ros.ros.qos import Endpoints
 from dinov3_seg_ros.ros.switches import Switches
 from dinov3_seg_ros.ros.worker import LatestFrameWorker, Pace
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter, StartedSegmentation

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dinov3_seg_ros.ros.image_types import how_to_read
-from dinov3_seg_ros.ros.publishers import Publisher
+from dinov3_seg_ros.ros.endpoints.image_types import how_to_read
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
 
 _MOST_NAMED = 5

@@ -9,7 +9,7 @@ from typing import Any
 from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import SetBool
 
-from dinov3_seg_ros.ros.qos import own_group
+from dinov3_seg_ros.ros.endpoints.qos import own_group
 
 
 class Switches:

@@ -23,14 +23,14 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import InvalidQosOverridesError, QoSOverridingOptions
 
-from dinov3_seg_ros.ros.distributions import (
+from dinov3_seg_ros.ros.endpoints.distributions import (
     ClockType,
     PublisherEventCallbacks,
     SubscriptionEventCallbacks,
     publisher_count,
     with_message_info,
 )
-from dinov3_seg_ros.ros.publishers import Publisher, node_name, picture_topics, policy_name, publishers_on
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher, node_name, picture_topics, policy_name, publishers_on
 from dinov3_seg_ros.support.errors import ParameterError
 
 #: Reliable, so that both kinds of subscriber match.

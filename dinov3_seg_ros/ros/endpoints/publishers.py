@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.image_types import PICTURE_TYPES
+from dinov3_seg_ros.ros.endpoints.image_types import PICTURE_TYPES
 
 
 class _Endpoint(Protocol):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.publishers import Publisher, policy_name
-from dinov3_seg_ros.ros.qos import FOLLOW, Endpoints
-from dinov3_seg_ros.ros.sequence import NewestFirst
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher, policy_name
+from dinov3_seg_ros.ros.endpoints.qos import FOLLOW, Endpoints
+from dinov3_seg_ros.ros.endpoints.sequence import NewestFirst
 
 # A publisher that has discovered the new subscription has sent to it by then, unless it sends nothing.
 _LEAST_OVERLAP_S, _LONGEST_OVERLAP_S = 1.0, 10.0

@@ -1,0 +1,1 @@
+"""The topics of other nodes and ours: who publishes what, by which policies, and subscriptions that follow them."""
