@@ -29,7 +29,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 
 from dinov3_seg_ros.ros.messages import fill_image
-from dinov3_seg_ros.ros.transport import configure_transport
+from dinov3_seg_ros.ros.transport import configure_transport, profile_variable
 
 ROOT = Path(__file__).resolve().parent.parent
 # On a loaded machine a process takes long to import its libraries: there more may be given.
@@ -38,29 +38,40 @@ _RESEND_S = 5.0
 
 
 class Graph:
-    """One DDS domain with a peer node in this process, and the processes started in it."""
+    """One DDS domain with a peer node in this process, and the processes started in it.
 
-    def __init__(self, log_folder: Path) -> None:
+    Args:
+        log_folder: for what the nodes say.
+        shared_memory: whether the peer uses shared memory, as the other processes do. Fast DDS may crash the process
+            that leaves shared memory which another, killed by SIGKILL, had locked. Tests that kill set this to False.
+    """
+
+    def __init__(self, log_folder: Path, shared_memory: bool = True) -> None:
         self._resources = contextlib.ExitStack()
         self.domain = self._resources.enter_context(claimed_domain())
         self._log_folder = log_folder
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         configure_transport()
         self.context = rclpy.Context()
-        rclpy.init(args=[], context=self.context, domain_id=self.domain)
-        self.peer = rclpy.create_node("peer", context=self.context)
+        with pytest.MonkeyPatch.context() as environment:
+            if not shared_memory:
+                environment.delenv(profile_variable())
+                environment.setenv("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+            rclpy.init(args=[], context=self.context, domain_id=self.domain)
+            self.peer = rclpy.create_node("peer", context=self.context)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.peer)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def close(self) -> None:
+        # The peer first, since a process that is killed may leave it shared memory that it cannot close.
+        self._executor.shutdown()
+        self.peer.destroy_node()
+        rclpy.try_shutdown(context=self.context)
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        self._executor.shutdown()
-        self.peer.destroy_node()
-        rclpy.try_shutdown(context=self.context)
         self._resources.close()
 
     def start_node(

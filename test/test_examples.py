@@ -125,5 +125,5 @@ def test_the_subscriber_prints_the_shares_of_each_mask(tmp_path):
 
             graph.spin_until(is_printed, "a line for the mask")
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()
+            process.wait(timeout=20)

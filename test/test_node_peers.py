@@ -53,7 +53,7 @@ def bundle(small_exported_bundle):
 
 @pytest.fixture
 def graph(tmp_path):
-    graph = Graph(tmp_path)
+    graph = Graph(tmp_path, shared_memory=False)
     yield graph
     graph.close()
 

@@ -137,7 +137,7 @@ def test_a_reliable_driver_without_a_profile_loses_no_large_image(graph, small_e
         graph.spin_until(lambda: count_of(reader, "frames received") == 15, "all images")
         assert count_of(reader, "frames dropped by the transport") == 0
     finally:
-        driver.kill()
+        driver.terminate()
         driver.communicate()
 
 
