@@ -1,12 +1,12 @@
 """The segmentation node under a lifecycle manager of Nav2. A process that ends is started and brought up again.
 
-It ends after the manager's SHUTDOWN, and after a frame has hung for 30 s.
+It ends after the manager's SHUTDOWN, and after a frame has hung for 30 s (exit_after_hang).
 
 ros2 launch dinov3_seg_ros nav2.launch.py bundle:=/path/to/bundle image_topic:=/camera/image_raw
 """
 
 from launch import LaunchDescription
-from launch.actions import IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
@@ -15,9 +15,12 @@ from dinov3_seg_ros.support.resources import resource_path
 
 def generate_launch_description() -> LaunchDescription:
     """The node as in seg.launch.py, all of whose arguments are taken, and its manager."""
+    patience = DeclareLaunchArgument(
+        "exit_after_hang", default_value="30.0", description="Seconds after which a node that hangs ends; 0: never."
+    )
     segmentation = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(resource_path("launch/seg.launch.py"))),
-        launch_arguments={"autostart": "false", "respawn": "true", "exit_after_hang": "30.0"}.items(),
+        launch_arguments={"autostart": "false", "respawn": "true"}.items(),
     )
     manager = Node(
         package="nav2_lifecycle_manager",
@@ -26,4 +29,4 @@ def generate_launch_description() -> LaunchDescription:
         parameters=[str(resource_path("config/nav2_lifecycle_manager.yaml"))],
         output="screen",
     )
-    return LaunchDescription([segmentation, manager])
+    return LaunchDescription([patience, segmentation, manager])

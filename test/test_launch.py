@@ -13,7 +13,7 @@ if importlib.util.find_spec("launch_ros") is None:
     launch_stand_ins.use()
 
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch_ros.actions import LifecycleNode, Node
 
 from dinov3_seg_ros.options import NodeOptions
@@ -134,7 +134,14 @@ def test_demo_launch_adds_a_camera():
 def test_nav2_launch_adds_a_manager_which_starts_the_node():
     entities = entities_of("nav2.launch.py")
     assert sum(isinstance(entity, Node) for entity in entities) == 1
-    (segmentation,) = (entity for entity in entities if not isinstance(entity, Node))
-    assert dict(segmentation.launch_arguments) == {
-        "autostart": "false", "respawn": "true", "exit_after_hang": "30.0",
-    }  # fmt: skip
+    (segmentation,) = (entity for entity in entities if isinstance(entity, IncludeLaunchDescription))
+    assert dict(segmentation.launch_arguments) == {"autostart": "false", "respawn": "true"}
+
+
+def test_nav2_launch_ends_a_hung_node_unless_the_user_says_otherwise():
+    argument, segmentation = (
+        next(entity for entity in entities_of("nav2.launch.py") if isinstance(entity, kind))
+        for kind in (DeclareLaunchArgument, IncludeLaunchDescription)
+    )
+    assert (argument.name, argument.default_value[0].text) == ("exit_after_hang", "30.0")
+    assert "exit_after_hang" not in dict(segmentation.launch_arguments), "it would overrule the user's"
