@@ -13,8 +13,23 @@ from graphs import write_graphs
 
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 
+from recordings import (
+    COMPRESSED,
+    IMAGE,
+    SIZE,
+    TEXT,
+    TYPES,
+    compressed,
+    contents,
+    header,
+    image,
+    picture,
+    pixels,
+    raw_contents,
+    write_bag,
+)
 from rosbags import rosbag1
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from dinov3_seg_ros.bag import __main__ as command
@@ -25,10 +40,6 @@ from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, OutputError, ParameterError
 
-TYPES = get_typestore(Stores.ROS2_JAZZY)
-IMAGE, COMPRESSED, TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
-SIZE = (24, 32)
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
@@ -38,59 +49,6 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def segmenter(bundle):
     return Segmenter.from_bundle(bundle.path, max_batch=2)
-
-
-def picture(number):
-    return np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
-
-
-def header(number):
-    stamp = TYPES.types["builtin_interfaces/msg/Time"](sec=1000 + number, nanosec=7)
-    return TYPES.types["std_msgs/msg/Header"](stamp=stamp, frame_id=f"camera {number}")
-
-
-def image(number, encoding="rgb8", padding=0):
-    rows = np.hstack((picture(number).reshape(SIZE[0], -1), np.full((SIZE[0], padding), 9, np.uint8)))
-    return TYPES.types[IMAGE](
-        header=header(number), height=SIZE[0], width=SIZE[1], encoding=encoding, is_bigendian=0, step=rows.shape[1],
-        data=rows.reshape(-1),
-    )  # fmt: skip
-
-
-def compressed(number):
-    data = cv2.imencode(".png", picture(number)[:, :, ::-1])[1]
-    return TYPES.types[COMPRESSED](header=header(number), format="png", data=data)
-
-
-def write_bag(path, messages, storage="sqlite3", types=TYPES):
-    """A recording of (topic, type, message), one every millisecond; bytes stand for themselves."""
-    plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
-        kinds = dict.fromkeys((topic, kind) for topic, kind, _ in messages)
-        connections = {topic: writer.add_connection(topic, kind, typestore=types) for topic, kind in kinds}
-        for number, (topic, kind, message) in enumerate(messages):
-            raw = message if isinstance(message, bytes) else TYPES.serialize_cdr(message, kind)
-            writer.write(connections[topic], 10**6 * (1 + number), raw)
-    return path
-
-
-def raw_contents(path):
-    """[(topic, recording time, bytes)], in order."""
-    with Reader(path) as reader:
-        return [(connection.topic, timestamp, bytes(raw)) for connection, timestamp, raw in reader.messages()]
-
-
-def contents(path):
-    """Topic -> [(recording time, message)]."""
-    found = {}
-    with Reader(path) as reader:
-        for connection, timestamp, raw in reader.messages():
-            found.setdefault(connection.topic, []).append((timestamp, TYPES.deserialize_cdr(raw, connection.msgtype)))
-    return found
-
-
-def pixels(message):
-    return message.data.reshape(message.height, message.width, -1).squeeze()
 
 
 @pytest.mark.parametrize("storage", ["sqlite3", "mcap"])

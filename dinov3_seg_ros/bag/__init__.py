@@ -1,1 +1,1 @@
-"""Adds masks and overlays to recordings: ``python -m dinov3_seg_ros.bag``."""
+"""Recordings (rosbag2): segmented, taken apart for labelling, and scored; ``python -m dinov3_seg_ros.bag``."""

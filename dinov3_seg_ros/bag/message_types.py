@@ -1,4 +1,4 @@
-"""The hashes of message types, computed from the definitions that a recording holds."""
+"""The message types that are written, and the hashes of those that a recording defines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from dinov3_seg_ros.support.errors import DatasetError
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
+    from rosbags.typesys.store import Typestore
+
+LABEL_INFO, VISION_CLASS = "vision_msgs/msg/LabelInfo", "vision_msgs/msg/VisionClass"
+_DEFINITIONS = {
+    VISION_CLASS: "uint16 class_id\nstring class_name\n",
+    LABEL_INFO: "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n",
+}
+
+
+def known_types() -> Typestore:
+    """The types of messages that are read and written; images and headers are the same in all distributions."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    types = get_typestore(Stores.ROS2_JAZZY)
+    for name, definition in _DEFINITIONS.items():
+        types.register(get_types_from_msg(definition, name))
+    return types
 
 
 def type_hash(connection: Connection) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dinov3_seg_ros.bag.message_types import type_hash
-from dinov3_seg_ros.bag.recordings import RecordedMessage, messages_of, new_recording, open_recording, storage_of
+from dinov3_seg_ros.bag.images import ImageReader, choose_topics, output_topic, serialised_image
+from dinov3_seg_ros.bag.message_types import known_types
+from dinov3_seg_ros.bag.recordings import (
+    RecordedMessage,
+    Track,
+    add_topic,
+    copy_connections,
+    messages_of,
+    new_recording,
+    open_recording,
+    storage_of,
+    untracked,
+)
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import (
     ClassList,
@@ -25,29 +35,18 @@ from dinov3_seg_ros.frames.output_classes import (
 )
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
-from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
+from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import PublishOptions, parse_mask_size
-from dinov3_seg_ros.ros.endpoints.image_types import (
-    COMPRESSED_IMAGE,
-    IMAGE,
-    VIDEO_TRANSPORTS,
-    decoded_topic,
-    republish_command,
-)
-from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
+from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import DatasetError, MessageError
+from dinov3_seg_ros.support.errors import MessageError
 
 if TYPE_CHECKING:
-    from rosbags.interfaces import Connection, ConnectionExtRosbag2
+    from rosbags.interfaces import Connection
     from rosbags.rosbag2 import Writer
 
 OUTPUTS = ("mask", "confidence", "color_mask", "overlay")
 
-_READERS: dict[str, Callable[[Any, int, ValueScale], np.ndarray]] = {
-    IMAGE: read_image,
-    COMPRESSED_IMAGE: read_compressed_image,
-}
 # Messages that are only copied wait for the frames beside them, until they hold this many bytes.
 _MOST_COPIED = 64 << 20
 
@@ -93,8 +92,6 @@ class BagSegmenter:
         options: PublishOptions | None = None,
         outputs: Sequence[str] = ("mask", "overlay"),
     ) -> None:
-        from rosbags.typesys import Stores, get_typestore
-
         options = options or PublishOptions()
         class_list = load_class_list(options.class_list) if options.class_list else ClassList()
         of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
@@ -103,8 +100,7 @@ class BagSegmenter:
         self._segmenter, self._outputs, self._options = segmenter, tuple(dict.fromkeys(outputs)), options
         self._mask_size = parse_mask_size(options.mask_size)
         self._threshold = confidence_threshold(options.confidence_threshold)
-        # Images and headers are the same in all distributions.
-        self._types = get_typestore(Stores.ROS2_JAZZY)
+        self._types = known_types()
 
     def process(
         self,
@@ -112,7 +108,7 @@ class BagSegmenter:
         target: str | os.PathLike[str],
         topics: Sequence[str] = (),
         storage: str | None = None,
-        track: Callable[[Iterable[RecordedMessage], int], Iterable[RecordedMessage]] = lambda messages, count: messages,
+        track: Track = untracked,
     ) -> dict[str, int]:
         """Write a recording with everything in ``source`` and the outputs.
 
@@ -121,7 +117,7 @@ class BagSegmenter:
             target: folder to make; it appears when it is complete.
             topics: of the images to segment; may be empty where there is one.
             storage: one of `STORAGES`; None for that of ``source``.
-            track: wraps the messages to show progress; called with the messages and their number.
+            track: see `recordings.Track`.
 
         Returns:
             The number of frames ``segmented``, and by fault the number of images that were only copied.
@@ -133,7 +129,7 @@ class BagSegmenter:
         source, target = Path(source), Path(target)
         with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
             images = choose_topics(reader.connections, topics)
-            copies = self._copies(writer, reader.connections)
+            copies = copy_connections(writer, reader.connections, self._types)
             added = self._added_connections(writer, images, {c.topic for c in reader.connections})
             counts: Counter[str] = Counter()
             messages = track(messages_of(reader, source), reader.message_count)
@@ -152,23 +148,16 @@ class BagSegmenter:
         self, messages: Iterable[RecordedMessage], images: Sequence[str], counts: Counter[str]
     ) -> Iterator[_Record]:
         choice = chosen_range(self._options.value_range, self._segmenter.value_range)
-        scales = {topic: ValueScale(choice, topic) for topic in images}
+        reader = ImageReader(self._types, images, self._options.max_pixels, choice)
         for connection, timestamp, raw in messages:
             record = _Record(connection, timestamp, raw)
             if connection.topic in images:
                 try:
-                    message = self._message(connection.msgtype, raw)
-                    rgb = _READERS[connection.msgtype](message, self._options.max_pixels, scales[connection.topic])
-                    record = record._replace(header=message.header, rgb=rgb)
+                    message = reader.message(connection, raw)
+                    record = record._replace(header=message.header, rgb=reader.rgb(connection, message))
                 except MessageError as error:
                     counts[error.fault] += 1
             yield record
-
-    def _message(self, kind: str, raw: bytes) -> Any:
-        try:
-            return self._types.deserialize_cdr(raw, kind)
-        except Exception as error:  # the types differ among releases of rosbags
-            raise MessageError("damaged message", f"a message is not a {kind}: {error}") from error
 
     def _segmented(
         self, records: Iterable[_Record], smoothers: Mapping[str, TemporalSmoother]
@@ -222,7 +211,8 @@ class BagSegmenter:
     def _messages(self, head: str, published: _Published, record: _Record) -> Iterator[tuple[str, memoryview]]:
         """Yield the serialised outputs of one head for one frame, by name."""
         for output in self._outputs:
-            yield output, self._serialised(*self._drawn(output, head, published, record), record.header)
+            array, encoding = self._drawn(output, head, published, record)
+            yield output, serialised_image(self._types, array, encoding, record.header)
 
     def _drawn(self, output: str, head: str, published: _Published, record: _Record) -> tuple[np.ndarray, str]:
         """One output as an array, and its encoding."""
@@ -237,92 +227,17 @@ class BagSegmenter:
             return to_bgr(overlay), "bgr8"
         return published.labels, mask_encoding(published.labels)
 
-    def _serialised(self, array: np.ndarray, encoding: str, header: Any) -> memoryview:
-        image = self._types.types[IMAGE](
-            header=header,
-            height=array.shape[0],
-            width=array.shape[1],
-            encoding=encoding,
-            is_bigendian=sys.byteorder == "big",
-            step=array[0].nbytes,
-            data=np.ascontiguousarray(array).reshape(-1).view(np.uint8),
-        )
-        return self._types.serialize_cdr(image, IMAGE)
-
-    def _copies(self, writer: Writer, connections: Sequence[Connection]) -> dict[int, Connection]:
-        """Add the recording's connections to the writer, by their id there; the publishers of one topic share one."""
-        copies: dict[int, Connection] = {}
-        for connection in connections:
-            alike = next(c for c in connections if _kind(c) == _kind(connection))
-            copies[connection.id] = copies.get(alike.id) or self._copied(writer, connection)
-        return copies
-
-    def _copied(self, writer: Writer, connection: Connection) -> Connection:
-        definition, digest = connection.msgdef.data or None, connection.digest or None
-        if definition is not None and digest is None:
-            digest = type_hash(connection)
-        ext = cast("ConnectionExtRosbag2", connection.ext)  # the other form is that of ROS 1
-        if definition is None and connection.msgtype not in self._types.fielddefs:
-            raise DatasetError(
-                f"the recording does not say what {connection.msgtype} ({connection.topic}) is; convert it with "
-                "'ros2 bag convert' on a machine that has this type"
-            )
-        return writer.add_connection(
-            connection.topic,
-            connection.msgtype,
-            typestore=self._types,
-            msgdef=definition,
-            rihs01=digest,
-            serialization_format=ext.serialization_format,
-            offered_qos_profiles=ext.offered_qos_profiles,
-        )
-
     def _added_connections(
         self, writer: Writer, images: Sequence[str], existing: set[str]
     ) -> dict[tuple[str, str, str], Connection]:
-        added = {}
-        for image in images:
-            for index, head in enumerate(self._classes):
-                for output in self._outputs:
-                    name = "/".join(filter(None, (_namespace(image), "segmentation", head if index else "", output)))
-                    if f"/{name}" in existing:
-                        raise DatasetError(
-                            f"the recording would get a second topic /{name}; segment one camera of each namespace, "
-                            "in a recording that has no masks yet"
-                        )
-                    existing.add(f"/{name}")
-                    added[image, head, output] = writer.add_connection(f"/{name}", IMAGE, typestore=self._types)
-        return added
-
-
-def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> list[str]:
-    """The topics of the images to segment: those wanted, or the only one there is.
-
-    Raises:
-        DatasetError: a topic is absent or has no images; or none is named and there is not exactly one.
-    """
-    found = sorted({connection.topic for connection in connections if connection.msgtype in _READERS})
-    videos = {c.topic: c.msgtype for c in connections if c.msgtype in VIDEO_TRANSPORTS}
-    for topic in wanted:
-        if topic not in found:
-            what = f"video ({videos[topic]})" if topic in videos else "no images"
-            raise DatasetError(f"the recording has {what} on {topic}; {_choice(found, videos)}")
-    if not wanted and len(found) != 1:
-        raise DatasetError(f"name the topics of the images to segment; {_choice(found, videos)}")
-    return list(dict.fromkeys(wanted)) or found
-
-
-def _choice(found: Sequence[str], videos: Mapping[str, str]) -> str:
-    """What there is to segment, and what to do with video."""
-    choice = f"it has images on: {', '.join(found) or 'none'}"
-    for topic, message_type in videos.items():
-        decoded = decoded_topic(topic, message_type)
-        command = republish_command(topic, VIDEO_TRANSPORTS[message_type], decoded)
-        choice += (
-            f"; video on {topic} ({message_type}) must be decoded first: run '{command}', play the recording with "
-            f"'ros2 bag play', and record {decoded} with 'ros2 bag record'"
-        )
-    return choice
+        return {
+            (image, head, output): add_topic(
+                writer, self._types, output_topic(image, *([head] if index else []), output), IMAGE, existing
+            )
+            for image in images
+            for index, head in enumerate(self._classes)
+            for output in self._outputs
+        }
 
 
 def _with_results(
@@ -331,13 +246,3 @@ def _with_results(
     of_frames = iter(results.result())
     for record in group:
         yield record, None if record.rgb is None else next(of_frames)
-
-
-def _namespace(image_topic: str) -> str:
-    """``/front/image`` and ``/front/image/compressed`` -> ``front``, as the node names the outputs of its cameras."""
-    return image_topic.removesuffix("/compressed").strip("/").rpartition("/")[0]
-
-
-def _kind(connection: Connection) -> tuple[Any, ...]:
-    """The properties by which a rosbag2 tells connections apart."""
-    return connection.topic, connection.msgtype, connection.ext

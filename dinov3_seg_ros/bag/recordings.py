@@ -1,19 +1,21 @@
-"""Open rosbag2 recordings, read their messages, and write a recording whole or not at all."""
+"""Open rosbag2 recordings, read and copy their messages, and write a recording whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from dinov3_seg_ros.bag.message_types import type_hash
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 if TYPE_CHECKING:
-    from rosbags.interfaces import Connection
+    from rosbags.interfaces import Connection, ConnectionExtRosbag2, Qos
     from rosbags.rosbag2 import Reader, Writer
+    from rosbags.typesys.store import Typestore
 
 STORAGES = ("sqlite3", "mcap")
 # The suffixes of the files in which they store messages.
@@ -23,6 +25,13 @@ _ROS_1 = b"#ROSBAG V"
 
 #: Connection, recording time in nanoseconds, and serialised message.
 RecordedMessage: TypeAlias = "tuple[Connection, int, bytes]"
+#: Wraps messages to show the progress; called with the messages and their number.
+Track: TypeAlias = Callable[[Iterable[RecordedMessage], int], Iterable[RecordedMessage]]
+
+
+def untracked(messages: Iterable[RecordedMessage], count: int) -> Iterable[RecordedMessage]:
+    """Show no progress; a `Track`."""
+    return messages
 
 
 def storage_of(source: Path) -> str:
@@ -75,18 +84,19 @@ def _check_form(source: Path) -> None:
             raise DatasetError(f"{source} holds ROS 1 bags; convert each with rosbags-convert, such as {bags[0]}")
 
 
-def messages_of(reader: Reader, source: Path) -> Iterator[RecordedMessage]:
+def messages_of(reader: Reader, source: Path, connections: Collection[Connection] = ()) -> Iterator[RecordedMessage]:
     """The messages of a recording, in order.
 
     Args:
         reader: from `open_recording`.
         source: its path, for the error.
+        connections: those whose messages are wanted; none: all.
 
     Raises:
         DatasetError: the recording is damaged.
     """
     try:
-        yield from reader.messages()
+        yield from reader.messages(connections)
     except Exception as error:
         raise DatasetError(f"{source} is damaged, or cannot be read to its end: {error}") from error
 
@@ -116,3 +126,75 @@ def new_recording(target: Path, storage: str) -> Iterator[Writer]:
             (Path(folder) / target.name).rename(target)
     except (OSError, sqlite3.Error, WriterError) as error:
         raise OutputError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def copy_connections(writer: Writer, connections: Sequence[Connection], types: Typestore) -> dict[int, Connection]:
+    """Add a recording's connections to a writer, as they are; the publishers of one topic share one.
+
+    Args:
+        writer: from `new_recording`.
+        connections: of the recording.
+        types: known where the recording does not define them.
+
+    Returns:
+        The writer's connections, by their id in the recording.
+
+    Raises:
+        DatasetError: a message type is not defined.
+    """
+    copies: dict[int, Connection] = {}
+    for connection in connections:
+        alike = next(c for c in connections if _kind(c) == _kind(connection))
+        copies[connection.id] = copies.get(alike.id) or _copied(writer, connection, types)
+    return copies
+
+
+def add_topic(
+    writer: Writer, types: Typestore, topic: str, kind: str, existing: set[str], qos: Sequence[Qos] = ()
+) -> Connection:
+    """Add a topic of our own to a writer.
+
+    Args:
+        writer: from `new_recording`.
+        types: that know ``kind``.
+        topic: full name.
+        kind: type of its messages.
+        existing: all topics so far; gains the new one.
+        qos: offered quality of service; none: what players take by themselves.
+
+    Raises:
+        DatasetError: there is such a topic.
+    """
+    if topic in existing:
+        raise DatasetError(
+            f"the recording would get a second topic {topic}; take one camera of each namespace, in a recording that "
+            "has no such topic yet"
+        )
+    existing.add(topic)
+    return writer.add_connection(topic, kind, typestore=types, offered_qos_profiles=qos)
+
+
+def _copied(writer: Writer, connection: Connection, types: Typestore) -> Connection:
+    definition, digest = connection.msgdef.data or None, connection.digest or None
+    if definition is not None and digest is None:
+        digest = type_hash(connection)
+    ext = cast("ConnectionExtRosbag2", connection.ext)  # the other form is that of ROS 1
+    if definition is None and connection.msgtype not in types.fielddefs:
+        raise DatasetError(
+            f"the recording does not say what {connection.msgtype} ({connection.topic}) is; convert it with "
+            "'ros2 bag convert' on a machine that has this type"
+        )
+    return writer.add_connection(
+        connection.topic,
+        connection.msgtype,
+        typestore=types,
+        msgdef=definition,
+        rihs01=digest,
+        serialization_format=ext.serialization_format,
+        offered_qos_profiles=ext.offered_qos_profiles,
+    )
+
+
+def _kind(connection: Connection) -> tuple[Any, ...]:
+    """The properties by which a rosbag2 tells connections apart."""
+    return connection.topic, connection.msgtype, connection.ext

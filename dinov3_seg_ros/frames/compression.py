@@ -39,7 +39,7 @@ def compressed_to_rgb(
     refuse_depth(encoding, scale)
     content = np.frombuffer(data, np.uint8)
     described = f"compressed image ({content.size} bytes, {quoted(description)})"
-    height, width = _compressed_size(content.data, described)
+    height, width = compressed_size(content.data, described)
     check_size(height, width, max_pixels)
     try:
         picture = cv2.imdecode(content, _AS_IT_IS)
@@ -56,7 +56,7 @@ def compressed_to_rgb(
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if mosaic is None else mosaic
 
 
-def _compressed_size(data: memoryview, described: str) -> tuple[int, int]:
+def compressed_size(data: memoryview, described: str) -> tuple[int, int]:
     """Read (height, width) from the header of a JPEG or PNG file.
 
     A PNG file has them at fixed places in its first chunk. A JPEG file has them in its first frame header (marker SOF),

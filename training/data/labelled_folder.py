@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -62,9 +62,19 @@ class LabelledFolderData(DataSettings):
             DatasetError: the format is unknown, or the folder contradicts it; an image has no mask; the classes
                 cannot be used; an ignored value is a class; or the range of 16-bit images cannot be told.
         """
+        return self._open(lambda folder: samples_of(split, folder.samples, self.val_fraction, self.group))
+
+    def open_all(self) -> LabelledImages:
+        """The items of all splits, and those of none.
+
+        Raises:
+            DatasetError: see `open`.
+        """
+        return self._open(LabelledFolder.all_samples)
+
+    def _open(self, choose: Callable[[LabelledFolder], Sequence[Sample]]) -> LabelledImages:
         _, _, folder = self._read()
-        class_map = self._class_map(folder)
-        samples = samples_of(split, folder.samples, self.val_fraction, self.group)
+        class_map, samples = self._class_map(folder), choose(folder)
         value_range = image_values(folder.all_samples()).range(self.value_range)
         return open_samples(
             self.root,
