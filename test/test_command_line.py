@@ -19,7 +19,17 @@ from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.option_model import describe_options
 
 ROBOT = ("bag", "benchmark", "demo", "demo.player", "doctor", "export")
-TRAINING = ("train", "calibrate", "evaluate", "check_dataset", "predict", "import_head", "export_head", "bundle_info")
+TRAINING = (
+    "train",
+    "calibrate",
+    "evaluate",
+    "check_dataset",
+    "predict",
+    "import_head",
+    "export_head",
+    "bundle_info",
+    "export_masks",
+)
 COMMANDS = [*(f"dinov3_seg_ros.{name}" for name in ROBOT), *(f"training.{name}" for name in TRAINING)]
 WITHOUT_ARGUMENTS = ("dinov3_seg_ros.demo", "dinov3_seg_ros.demo.player", "dinov3_seg_ros.doctor")
 

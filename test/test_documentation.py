@@ -38,12 +38,13 @@ COMMANDS = yaml.safe_load((ROOT / "test/documented_commands.yaml").read_text())
 STARTS = [ROOT, ROOT / "dinov3_seg_ros", ROOT / "training"]
 #: Paths that a user's own commands make.
 MADE = ("runs/", "weights/vits16", "weights/demo/onnx/", "data/")
-#: What these commands need before they list the keys with the values of a recipe or a bundle.
+#: What comes before --help: the command's own commands, and what it needs to list the keys of a recipe or a bundle.
 HELP_AFTER = {
-    "training.train": ["custom_folder"],
-    "training.check_dataset": ["custom_folder"],
-    "training.evaluate": ["weights/demo"],
-    "training.predict": ["weights/demo", "docs/demo.jpg"],
+    "dinov3_seg_ros.bag": [["extract"], ["insert"], ["score"]],
+    "training.train": [["custom_folder"]],
+    "training.check_dataset": [["custom_folder"]],
+    "training.evaluate": [["weights/demo"]],
+    "training.predict": [["weights/demo", "docs/demo.jpg"]],
 }
 
 
@@ -210,7 +211,7 @@ def flags_of(program: str) -> frozenset[str]:
     except ImportError as error:
         pytest.skip(str(error))
     said = io.StringIO()
-    for arguments in ([], HELP_AFTER.get(program, [])):
+    for arguments in ([], *HELP_AFTER.get(program, [])):
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit, SegmentationError):
             module.main([*arguments, "--help"])
     return frozenset(re.findall(r"--[\w.-]+\w", said.getvalue().replace("_", "-")))

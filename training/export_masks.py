@@ -92,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, overrides = parser.parse_settings(words)
         section, console = _read_settings(options.data, overrides).data, Console()
         check_free(options.output, "--output")
-        data = section.open_all()
-        export_masks(data, options.output, console)
         for line in section.found().lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+        data = section.open_all()
+        export_masks(data, options.output, console)
         console.print(
             f"{len(data)} masks of {len(data.class_names)} classes written to {options.output}", soft_wrap=True
         )
