@@ -99,6 +99,8 @@ setup(
             "rich>=13.8",
             "tensorboard>=2.16.2",
         ],
+        # Bundles by their names on the Hugging Face Hub; transformers brings it too.
+        "hub": ["huggingface_hub>=1.33"],
         # Data sets in Parquet and Arrow files, as Hugging Face stores them.
         "parquet": ["pyarrow>=17"],
         "bag": ["rich>=13.8", "rosbags>=0.11.6"],

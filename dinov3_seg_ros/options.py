@@ -171,10 +171,16 @@ class PublishOptions(Options):
 class SourceOptions(Options):
     """Which bundles and cameras the node serves."""
 
-    bundle: Annotated[str, Field(description="Folder of the trained bundle, or the name of a shipped one: demo.")] = ""
+    bundle: Annotated[
+        str,
+        Field(
+            description="Folder of the trained bundle, the name of a shipped one (demo), or owner/name[@revision] on "
+            "Hugging Face (the extra hub)."
+        ),
+    ] = ""
     bundles: Annotated[
         tuple[str, ...],
-        Field(description="Folders of several bundles that share a backbone, in place of 'bundle'."),
+        Field(description="Several bundles that share a backbone, named as for 'bundle', in its place."),
     ] = ()
     cameras: Annotated[
         tuple[str, ...],

@@ -230,7 +230,8 @@ class Segmenter:
         The option ``threads`` sets the CPU threads of PyTorch, the decode and OpenCV in the whole process.
 
         Args:
-            bundles: path or paths of the bundles' folders, or names of shipped ones; see `bundle.loading.load_bundle`.
+            bundles: folder or folders, names of shipped ones, or ``owner/name`` on the Hugging Face Hub; see
+                `bundle.loading.load_bundle`.
             runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
             avoid: runtimes that ``auto`` passes over, with the reason for each.
             options: further fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.

@@ -30,8 +30,6 @@ MODULES = {
     "cuda-python": "cuda", "onnxruntime-gpu": "onnxruntime", "opencv-python": "cv2", "opencv-python-headless": "cv2",
     "pillow": "PIL", "pyyaml": "yaml",
 }  # fmt: skip
-#: Libraries that come with one that is declared, because they are a part of it.
-PARTS = {"huggingface_hub": "transformers"}
 #: Packages of the system that answer for a distribution in package.xml.
 ROSDEP_KEYS = {"opencv": "python3-opencv", "pyyaml": "python3-yaml"}
 #: What `make` never installs here, so that nothing can be pinned: other hardware, OpenCV with windows, ROS itself.
@@ -108,7 +106,6 @@ def test_package_xml_and_setup_py_agree(build, package):
 
 def test_every_module_that_is_imported_is_declared(build, package):
     declared = {MODULES.get(canonical(r.name), r.name) for r in requirements(build, *build["extras_require"])}
-    declared |= {part for part, whole in PARTS.items() if whole in declared}
     undeclared = imported_modules("dinov3_seg_ros", "training", "launch") - declared - ros_packages(package)
     assert not undeclared
 

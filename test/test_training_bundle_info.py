@@ -16,7 +16,8 @@ from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.files import write_json
-from training.bundle_info import card, describe, main
+from training.bundle_info import main
+from training.reports.model_card import card, describe
 
 METRICS = {"epoch": 3, "loss": 0.51234, "miou": 0.625, "per_class_iou": {"class_0": 0.25, "class_1": None}}
 

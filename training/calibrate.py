@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dinov3_seg_ros.bundle.exports import find_exports
-from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE, CalibrationSection
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.options import ComputeOptions
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "BUNDLE --output FOLDER [--dataset NAME] [--key value ...]",
         EvaluationSettings,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the copy; must be new or empty")
     parser.add_argument(
         "--dataset",

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "BUNDLE [--against BUNDLE] [--dataset NAME] [--json FILE] [--report FOLDER] [--key value ...]",
         EvaluationSettings,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument(
         "--dataset",
         metavar="NAME",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.support.command_line import CommandParser, run_command
@@ -47,7 +47,7 @@ def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = CommandParser("training.export_head", __doc__)
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
+    parser.add_argument("bundle", metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument("--format", choices=FORMATS, required=True, help="the other project")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="must be new or empty")
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PredictionSettings,
         lambda _, overrides: apply_overrides(PredictionSettings(), overrides),
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle, or a shipped one's name")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument("input", metavar="INPUT", help="image, folder of images, video file, or number of a webcam")
     parser.add_argument(
         "--output",

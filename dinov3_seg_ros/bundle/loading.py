@@ -9,11 +9,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from dinov3_seg_ros.bundle.hub import HubId, fetch_bundle, parse_hub_id
 from dinov3_seg_ros.bundle.manifest import (
     BACKBONE_FOLDER,
     DELTA_FILE,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Names of the bundles that come with the package, in its folder ``weights``.
 SHIPPED = ("demo",)
+#: How commands describe an argument that `load_bundle` takes.
+BUNDLE_HELP = "folder of the bundle, a shipped one's name, or OWNER/NAME[@REVISION] on Hugging Face"
 
 
 @dataclass(frozen=True)
@@ -133,24 +136,57 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
 
     Args:
         path: the bundle's folder; or the name of a bundle that comes with the package, such as ``demo``, where no
-            bundle lies in a folder of that name.
+            bundle lies in a folder of that name; or, where there is no such folder, ``owner/name`` or
+            ``owner/name@revision`` of a bundle on the Hugging Face Hub, see `hub.fetch_bundle`.
 
     Raises:
         BundleError: names the file and the reason.
     """
-    path = _folder(Path(path).expanduser())
-    manifest_path = path / MANIFEST_FILE
-    if not path.is_dir():
+    given = os.fspath(path)
+    folder = _folder(Path(given).expanduser())
+    hub_id = None if folder.exists() else parse_hub_id(given)
+    if hub_id is not None:
+        return _load_from_hub(hub_id)
+    if not folder.is_dir():
         raise BundleError(
-            f"{path}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE}), or the "
-            f"name of one that comes with the package: {', '.join(SHIPPED)}"
+            f"{folder}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE}), "
+            f"OWNER/NAME of one on Hugging Face, or the name of one that comes with the package: {', '.join(SHIPPED)}"
         )
+    return _load(folder, "copy the bundle again")
+
+
+def _load_from_hub(hub_id: HubId) -> Bundle:
+    again = (
+        "load it once with a network connection; if that does not help, remove the local copy "
+        f"(hf cache rm model/{hub_id.repository}), or have it pushed again (python -m training.push)"
+    )
+    folder = fetch_bundle(hub_id, lambda folder: _read_manifest(folder, again).files)
+    return _load(folder, again)
+
+
+def _load(path: Path, again: str) -> Bundle:
+    """The bundle in a folder; ``again`` says how to get a whole copy."""
+    manifest = _read_manifest(path, again)
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing; {again}")
+        if sha256_of_file(file) != digest:
+            raise BundleError(
+                f"{file} is damaged or was changed: its SHA-256 differs from the one in {MANIFEST_FILE}; "
+                f"{again} (with git, check that the file is not a Git LFS pointer)"
+            )
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path, again: str) -> Manifest:
+    manifest_path = path / MANIFEST_FILE
     try:
         content = json.loads(manifest_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_FILE}") from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{manifest_path} cannot be read as JSON: {error}; copy the bundle again") from error
+        raise BundleError(f"{manifest_path} cannot be read as JSON: {error}; {again}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -165,16 +201,10 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name in required_files(manifest):
         if name not in manifest.files:
             raise BundleError(f"{manifest_path}: 'files' does not list {name}")
-    for name, digest in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"{file} is missing; copy the bundle again")
-        if sha256_of_file(file) != digest:
-            raise BundleError(
-                f"{file} is damaged or was changed: its SHA-256 differs from the one in {MANIFEST_FILE}; "
-                "copy the bundle again (with git, check that the file is not a Git LFS pointer)"
-            )
-    return Bundle(path, manifest)
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BundleError(f"{manifest_path}: 'files' lists {name}, which lies outside of the bundle; {again}")
+    return manifest
 
 
 def _folder(path: Path) -> Path:

@@ -148,8 +148,8 @@ class _Attempt:
         paths = self._options.bundles or (self._options.bundle,)
         if not paths[0]:
             raise ParameterError(
-                "parameter 'bundle' is empty; set it to the folder of a bundle, or to the name of a shipped one, for "
-                "example: --ros-args -p bundle:=demo"
+                "parameter 'bundle' is empty; set it to the folder of a bundle, to the name of a shipped one or to "
+                "OWNER/NAME on Hugging Face, for example: --ros-args -p bundle:=demo"
             )
         bundles = [load_bundle(path) for path in paths]
         check_shared_backbone(bundles)

@@ -109,6 +109,10 @@ class ItemError(DatasetError):
         self.fault = fault
 
 
+class SharingError(SegmentationError):
+    """A bundle may not be shared as it is, or the Hugging Face Hub does not take it."""
+
+
 class OutputError(SegmentationError):
     """Results cannot be written: the folder holds something else, or the disk is full or read-only."""
 

@@ -23,13 +23,13 @@ from dinov3_seg_ros.model.checkpoints.files import (
 )
 from dinov3_seg_ros.model.checkpoints.normalisation import PREPROCESSOR_FILE
 from dinov3_seg_ros.support.errors import BackboneError
+from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 
 WEIGHTS_HELP = (
     "DINOv3's weights are gated: accept the licence at https://huggingface.co/{id} and run `hf auth login`, or "
     "download Meta's .pth file and give its path instead. See weights/README.md."
 )
 
-_HUB_TIMEOUT_S = 10.0
 _logger = logging.getLogger(__name__)
 
 #: torch.hub's names of DINOv2 and DINOv3: the repository with the same weights, and the start of the file's name in
@@ -91,15 +91,40 @@ def find_by_id(source: str) -> Download:
         repository, stem = TORCH_HUB[source]
         kept = sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{stem}*.pth"))
         return Download(str(kept[0]), kept[0]) if kept else _from_repository(repository)
+    repository, file = _parted(source)
+    return _from_repository(repository) if file is None else Download(repository, _fetched(repository, file))
+
+
+def repository_of(source: str) -> str | None:
+    """The repository on Hugging Face that holds a published backbone; None where the source does not tell.
+
+    Args:
+        source: an id, as `find_by_id` takes it; or the path of a file with Meta's name, or of a folder with the name of
+            Meta's repository. Nothing is read.
+    """
+    name = Path(source).name
+    for hub_name, (repository, stem) in TORCH_HUB.items():
+        if source == hub_name or name == repository.partition("/")[2] or name.startswith(f"{stem}-"):
+            return repository
+    if Path(source).expanduser().exists():
+        return None
+    repository, _ = _parted(source)
+    with contextlib.suppress(hub_errors.HFValidationError):
+        validate_repo_id(repository)
+        return repository if "/" in repository else None
+    return None
+
+
+def _parted(source: str) -> tuple[str, str | None]:
+    """The repository that an id of Hugging Face or timm names, and the file in it if the id names one."""
     source = _TIMM_PREFIX.sub("", source)
     timm_name = _TIMM_NAME.fullmatch(source)
     if timm_name:
-        return _from_repository(f"timm/{source}{'' if '.' in source else _TIMM_TAGS[timm_name[2]]}")
+        return f"timm/{source}{'' if '.' in source else _TIMM_TAGS[timm_name[2]]}", None
     parts = source.split("/", 2)
     if len(parts) == 3 and parts[2].endswith((*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX)):
-        repository = "/".join(parts[:2])
-        return Download(repository, _fetched(repository, parts[2]))
-    return _from_repository(source)
+        return "/".join(parts[:2]), parts[2]
+    return source, None
 
 
 def _from_repository(repository: str) -> Download:
@@ -156,31 +181,11 @@ def _fetched(repository: str, name: str) -> Path:
     try:
         # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
         url = hf_hub_url(repository, name)
-        size = get_hf_file_metadata(url, timeout=_HUB_TIMEOUT_S).size
+        size = get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).size
         _logger.warning("downloading %s (%s)", url, "size unknown" if size is None else f"{size / 1e6:.1f} MB")
         return Path(hf_hub_download(repository, name))
     except Exception as error:
         kind = _AbsentError if isinstance(error, hub_errors.RemoteEntryNotFoundError) else BackboneError
         raise kind(
-            f"The backbone {repository!r} {_why_not_fetched(error, name)}. {WEIGHTS_HELP.format(id=repository)}"
+            f"The backbone {repository!r} {why_not_fetched(error, name)}. {WEIGHTS_HELP.format(id=repository)}"
         ) from error
-
-
-def _why_not_fetched(error: Exception, name: str) -> str:
-    if isinstance(error, hub_errors.GatedRepoError):
-        return "is gated and this machine has no access to it"
-    if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return "does not exist on Hugging Face (or is private), nor is there a local path of that name"
-    if isinstance(error, hub_errors.RemoteEntryNotFoundError):
-        return f"has no {name} on Hugging Face"
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        return f"was refused by Hugging Face ({one_line(error)})"
-    return (
-        "is no local path, is not in the local cache, and Hugging Face cannot be reached "
-        f"({type(error).__name__}: {one_line(error)})"
-    )
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, without line breaks."""
-    return " ".join(str(error).split())

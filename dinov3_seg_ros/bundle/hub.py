@@ -1,0 +1,118 @@
+"""Bundles on the Hugging Face Hub: fetched into its own cache, and found there without a network.
+
+Only the bundle's files and its exports are fetched; nothing of them is run. Importing this module does not import
+huggingface_hub, the extra ``hub``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE
+from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
+
+_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Files of a repository beside those that the manifest lists: the exports, but for graphs of other programs.
+_EXPORTS, _NOT_NEEDED = "onnx/*/*", "onnx/*/fused.onnx*"
+
+_logger = logging.getLogger(__name__)
+_fetched: dict[HubId, Path] = {}
+
+
+@dataclass(frozen=True)
+class HubId:
+    """Where a bundle lies on the Hub.
+
+    Attributes:
+        repository: ``owner/name``.
+        revision: a branch, a tag or a commit; None for the main branch.
+    """
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
+
+
+def parse_hub_id(text: str) -> HubId | None:
+    """Read ``owner/name`` or ``owner/name@revision``; None for any other text, such as a path that is no id."""
+    found = _ID.fullmatch(text)
+    return HubId(found[1], found[2]) if found else None
+
+
+def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Path:
+    """Fetch what is not in the Hub's cache yet, and return the folder there.
+
+    The Hub is asked once in each process, so that a node keeps its model until it is started again; and not at all for
+    a commit that is in the cache. Where the Hub cannot be asked, the copy in the cache is taken, with a warning.
+
+    Args:
+        hub_id: the bundle.
+        files_of: gets the folder as soon as its manifest is there; returns the paths of the bundle's other files, or
+            raises BundleError where it is no manifest.
+
+    Raises:
+        BundleError: there is no such bundle, this machine may not read it, or it cannot be fetched; says what to do.
+    """
+    kept = _fetched.get(hub_id)
+    if kept is not None and (kept / MANIFEST_FILE).is_file():
+        return kept
+    try:
+        import huggingface_hub as hub
+    except ImportError as error:
+        raise BundleError(
+            f"{hub_id}: there is no such folder; if it is the name of a bundle on Hugging Face, install the extra hub "
+            "first: pip install 'dinov3_seg_ros[hub]'"
+        ) from error
+    repository, revision, cached = hub_id.repository, hub_id.revision, None
+    try:
+        found = hub.try_to_load_from_cache(repository, MANIFEST_FILE, revision=revision)
+        cached = folder = Path(found).parent if isinstance(found, str) else None
+        is_commit = _COMMIT.fullmatch(revision or "") is not None
+        if folder is None or not is_commit:
+            # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
+            url = hub.hf_hub_url(repository, MANIFEST_FILE, revision=revision)
+            commit = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash
+            if folder is None or folder.name != commit:
+                _logger.warning("fetching the bundle %s from Hugging Face", hub_id)
+            folder = Path(hub.hf_hub_download(repository, MANIFEST_FILE, revision=commit)).parent
+        hub.snapshot_download(
+            repository,
+            revision=folder.name,  # the commit: all files are of the same one
+            allow_patterns=[*files_of(folder), _EXPORTS],
+            ignore_patterns=_NOT_NEEDED,
+        )
+        if not is_commit:  # the branch leads to this commit in the cache only now that all of it is there
+            hub.hf_hub_download(repository, MANIFEST_FILE, revision=revision)
+    except BundleError:
+        raise
+    except Exception as error:
+        why = why_not_fetched(error, MANIFEST_FILE)
+        if cached is None:
+            raise BundleError(f"The bundle '{hub_id}' {why}. {_remedy(error, hub_id)}") from error
+        folder = cached
+        _logger.warning("using the bundle %s of the local cache (commit %s): it %s", hub_id, folder.name[:12], why)
+    _fetched[hub_id] = folder
+    return folder
+
+
+def _remedy(error: Exception, hub_id: HubId) -> str:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{hub_id.repository}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"Ask for access at {page} and run `hf auth login`."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "Correct the name of the folder or repository; for a private repository run `hf auth login`."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"Name a branch, tag or commit of {page}."
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return "Name a repository that `python -m training.push` has written."
+    return "Try again with a network connection; from then on it is read from the local cache."

@@ -1,0 +1,303 @@
+"""Bundles on the Hugging Face Hub: pushed to and loaded from a stand-in that speaks its HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+from bundles import tiny_backbone, write_tiny_bundle
+from hub_server import Repository, SharingHub, point_the_hub_at, serving
+
+from dinov3_seg_ros import Segmenter
+from dinov3_seg_ros.bundle import hub as bundle_hub
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.manifest import TrainingSection
+from dinov3_seg_ros.bundle.saving import save_bundle
+from dinov3_seg_ros.model.checkpoints.hub import repository_of
+from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.support.errors import BackboneError, BundleError
+from training.push import main
+
+META = "facebook/dinov3-convnext-tiny-pretrain-lvd1689m"
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub at which everything here is pointed, with a cache of its own, and a token that may write."""
+    for name, value in (
+        ("HF_HUB_CACHE", str(tmp_path / "cache")),
+        ("HF_HUB_OFFLINE", False),
+        ("HF_HUB_DISABLE_XET", True),
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "writer")
+    monkeypatch.setattr(bundle_hub, "_fetched", {})
+    handler = type("ThisHub", (SharingHub,), {"repositories": {}, "stored": {}, "requests": []})
+    with serving(handler) as address:
+        point_the_hub_at(address, monkeypatch)
+        handler.address = address
+        yield handler
+
+
+def forget(monkeypatch) -> None:
+    """As a new process would."""
+    monkeypatch.setattr(bundle_hub, "_fetched", {})
+
+
+def with_storage(bundle: Bundle, path: Path, storage: str, source: str, **changes: object) -> Bundle:
+    """A copy of a bundle that names its backbone."""
+    section = bundle.manifest.backbone.model_copy(update={"storage": storage, "source": source})
+    manifest = bundle.manifest.model_copy(update={"backbone": section, **changes})
+    return save_bundle(path, manifest, bundle.load_head().state_dict())
+
+
+def card_of(repository: Repository) -> tuple[dict, str]:
+    _, metadata, text = repository.files()["README.md"].decode().split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
+def test_a_pushed_bundle_is_loaded_by_its_name_without_torch(hub, tmp_path, capsys):
+    assert main(["demo", "lab/demo"]) == 0
+
+    found = hub.repositories["lab/demo"].files()
+    assert {"head.safetensors", "backbone/model.safetensors", "onnx/224x320-fp32/backbone.onnx"} <= set(found)
+    metadata, text = card_of(hub.repositories["lab/demo"])
+    assert metadata["license"] == "apache-2.0" and "onnx" in metadata["tags"] and "onnx/224x320-fp32" in text
+    assert "load it with bundle:=lab/demo" in capsys.readouterr().out
+    load = (
+        "import sys, numpy as np; from dinov3_seg_ros import Segmenter; "
+        "s = Segmenter.from_bundle('lab/demo', runtime='onnx'); "
+        "np.save(sys.argv[1], s.segment([np.load(sys.argv[2])])[0].labels); assert 'torch' not in sys.modules"
+    )
+    np.save(tmp_path / "image.npy", IMAGE)
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "elsewhere")}
+    words = [sys.executable, "-c", load, str(tmp_path / "labels.npy"), str(tmp_path / "image.npy")]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    here = Segmenter.from_bundle("demo", runtime="onnx").segment([IMAGE])[0].labels
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), here)
+
+
+def test_only_a_bundles_own_files_are_fetched_and_then_no_network_is_needed(hub, tmp_path, monkeypatch, caplog):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    files = {p.relative_to(bundle.path).as_posix(): p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
+    extra = {"run.py": b"raise SystemExit", "model.pth": b"pickle", "onnx/64x96-fp32/fused.onnx": b"large"}
+    hub.repositories["lab/tiny"] = Repository()
+    commit = hub.repositories["lab/tiny"].commit({**files, **extra})
+
+    loaded = load_bundle("lab/tiny")
+
+    assert loaded.manifest == bundle.manifest
+    assert {p.relative_to(loaded.path).as_posix() for p in loaded.path.rglob("*") if p.is_file()} == set(files)
+    asked = len(hub.requests)
+    assert load_bundle("lab/tiny").path == loaded.path
+    forget(monkeypatch)
+    assert load_bundle(f"lab/tiny@{commit}").path == loaded.path
+    assert len(hub.requests) == asked, "a commit never changes"
+    forget(monkeypatch)
+    point_the_hub_at("http://127.0.0.1:9", monkeypatch)
+    assert load_bundle("lab/tiny").path == loaded.path
+    assert "of the local cache" in caplog.text
+
+
+def test_an_update_that_breaks_off_leaves_the_earlier_bundle(hub, tmp_path, monkeypatch):
+    first, second = (write_tiny_bundle(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    for bundle in (first, second):
+        assert main([str(bundle.path), "lab/tiny", "--licence", "mit"]) == 0
+        if bundle is first:
+            load_bundle("lab/tiny")
+    forget(monkeypatch)
+    real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("cut off"))
+    )
+    assert load_bundle("lab/tiny").manifest.files == first.manifest.files
+    forget(monkeypatch)
+    point, address = point_the_hub_at, hub.address
+    point("http://127.0.0.1:9", monkeypatch)
+    assert load_bundle("lab/tiny").manifest.files == first.manifest.files
+    forget(monkeypatch)
+    point(address, monkeypatch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", real)
+    assert load_bundle("lab/tiny").manifest.files == second.manifest.files
+
+
+def test_a_folder_goes_before_a_repository_of_its_name(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_bundle(Path("lab/tiny"))
+    assert load_bundle("lab/tiny").path == Path("lab/tiny")
+    assert hub.requests == []
+
+
+def test_what_is_no_bundle_on_the_hub_is_one_error_that_says_what_to_do(hub, tmp_path, monkeypatch):
+    files = {
+        p.relative_to(tmp_path / "tiny").as_posix(): p.read_bytes()
+        for p in write_tiny_bundle(tmp_path / "tiny").path.rglob("*")
+        if p.is_file()
+    }
+    manifest = json.loads(files["bundle.json"])
+    broken = {
+        "foreign": {"config.json": b"{}", "model.safetensors": b"large"},
+        "newer": {**files, "bundle.json": json.dumps({**manifest, "schema_version": 9}).encode()},
+        "cut": {**files, "bundle.json": b"{"},
+        "outside": {
+            **files,
+            "bundle.json": json.dumps({**manifest, "files": {**manifest["files"], "../x": ""}}).encode(),
+        },
+        "missing": {name: content for name, content in files.items() if name != "head.safetensors"},
+        "damaged": {**files, "head.safetensors": b"version https://git-lfs"},
+    }
+    for name, content in broken.items():
+        hub.repositories[f"lab/{name}"] = Repository()
+        hub.repositories[f"lab/{name}"].commit(content)
+    hub.repositories["lab/gated"] = Repository(gated=True)
+    hub.repositories["lab/gated"].commit(files)
+    for name, words in {
+        "foreign": "'lab/foreign' has no bundle.json on Hugging Face.*training.push",
+        "newer": "schema_version is 9",
+        "cut": "cannot be read as JSON.*pushed again",
+        "outside": "lists ../x, which lies outside",
+        "missing": "head.safetensors is missing; .*pushed again",
+        "damaged": "head.safetensors is damaged.*hf cache rm model/lab/damaged",
+        "gated": "is gated.*https://huggingface.co/lab/gated.*hf auth login",
+        "absent": "'lab/absent' does not exist on Hugging Face.*Correct the name.*hf auth login",
+        "missing@v9": "'lab/missing@v9' has no such revision",
+    }.items():
+        with pytest.raises(BundleError, match=words):
+            load_bundle(f"lab/{name}")
+    assert not list((tmp_path / "cache").rglob("model.safetensors")) or "lab--foreign" not in str(
+        list((tmp_path / "cache").rglob("model.safetensors"))
+    )
+    point_the_hub_at("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(BundleError, match=r"cannot be reached.*Try again with a network"):
+        load_bundle("lab/never_seen")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(BundleError, match=r"no such folder.*pip install 'dinov3_seg_ros\[hub\]'"):
+        load_bundle("lab/never_seen")
+
+
+def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, capsys):
+    whole = write_tiny_bundle(tmp_path / "tiny")
+    scores = {"miou": 0.625, "aacc": 0.9, "per_class_iou": {"class_0": 0.5}}
+    recipe = {"name": "tiny", "data": {"name": "auto", "root": "/home/me/halls"}}
+    run = tmp_path / "run"
+    bundle = with_storage(
+        whole, run / "best", "reference", "/home/me/dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth",
+        training=TrainingSection(recipe=recipe, metrics=scores), licences=["Own images"],
+    )  # fmt: skip
+    (run / "recipe.yaml").write_text("")
+    (run / "predictions.png").write_bytes(b"picture")
+    (bundle.path / "onnx" / "64x96-fp32").mkdir(parents=True)
+    (bundle.path / "onnx" / "64x96-fp32" / "backbone.onnx").write_bytes(b"weights of Meta")
+
+    assert main([str(bundle.path), "lab/head", "--private"]) == 0
+
+    repository = hub.repositories["lab/head"]
+    names = {"bundle.json", "head.safetensors", "README.md", "LICENCES.txt", "pictures/predictions.png"}
+    assert set(repository.files()) == {*names, ".gitattributes"} and repository.private
+    shared = json.loads(repository.files()["bundle.json"])
+    assert (shared["backbone"]["source"], shared["backbone"]["identity"]) == (META, whole.manifest.backbone.identity)
+    assert "/home/me" not in str(repository.files())
+    metadata, text = card_of(repository)
+    assert metadata["library_name"] == "dinov3_seg_ros" and metadata["pipeline_tag"] == "image-segmentation"
+    assert (metadata["license"], metadata["license_name"], metadata["base_model"]) == ("other", "dinov3-license", META)
+    (result,) = metadata["model-index"][0]["results"]
+    assert (result["dataset"]["name"], result["metrics"][0]["value"]) == ("halls", 0.625)
+    for wanted in (
+        "bundle:=lab/head image_topic:=/camera/image_raw",
+        f"identity `{whole.manifest.backbone.identity}`",
+        "hf auth login",
+        "| 0 | class_0 | #",
+        "(pictures/predictions.png)",
+        "- Own images",
+    ):
+        assert wanted in text, wanted
+    # Another machine without access to the backbone.
+    hub.repositories[META] = Repository(gated=True)
+    hub.repositories[META].commit({"config.json": b"{}", "model.safetensors": b""})
+    loaded = load_bundle("lab/head")
+    loaded.load_head()
+    with pytest.raises(BackboneError, match=rf"gated.*https://huggingface.co/{META}"):
+        loaded.load_backbone()
+
+
+def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, capsys):
+    bundle = with_storage(
+        write_tiny_bundle(tmp_path / "tiny"), tmp_path / "ref", "reference", str(tmp_path / "weights")
+    )
+    save_backbone(tiny_backbone(), tmp_path / "open")
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({p.name: p.read_bytes() for p in (tmp_path / "open").iterdir()})
+    assert main([str(bundle.path), "lab/head"]) == 1
+    assert "which others do not have" in capsys.readouterr().err
+    assert main([str(bundle.path), "lab/head", "--backbone", "lab/open"]) == 0
+    assert backbone_identity(load_bundle("lab/head").load_backbone()) == bundle.manifest.backbone.identity
+    assert main([str(bundle.path), "lab/head", "--backbone", "lab/absent"]) == 1
+    assert "does not exist on Hugging Face" in capsys.readouterr().err
+
+
+def test_weights_that_may_not_be_shared_stay_here(hub, tmp_path, capsys):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    for source, words in ((META, "which is gated: they may not be passed on"), ("my own", "names no licence")):
+        manifest = json.loads((bundle.path / "bundle.json").read_text())
+        manifest["backbone"]["source"] = source
+        (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+        assert main([str(bundle.path), "lab/tiny"]) == 1
+        assert words in capsys.readouterr().err
+    assert hub.repositories == {}
+
+
+def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, capsys, monkeypatch):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    hub.repositories["lab/tiny"] = Repository()
+    kept = {"bundle.json": b"{}", "notes.md": b"mine"}
+    hub.repositories["lab/tiny"].commit({**kept, "onnx/old/backbone.onnx": b"", "backbone_delta.safetensors": b""})
+    push = [str(bundle.path), "lab/tiny", "--licence", "mit"]
+    assert main(push) == 0
+    files = hub.repositories["lab/tiny"].files()
+    assert files["notes.md"] == b"mine" and not [name for name in files if name.startswith(("onnx", "backbone_delta"))]
+    assert main([*push, "--revision", "trial"]) == 0
+    assert set(hub.repositories["lab/tiny"].branches) == {"main", "trial"}
+    assert load_bundle("lab/tiny@trial").manifest.files == bundle.manifest.files
+    capsys.readouterr()
+
+    hub.repositories["lab/paper"] = Repository()
+    hub.repositories["lab/paper"].commit({"model.safetensors": b"a language model"})
+    for words, said in (
+        ([push[0], "lab/paper", *push[2:]], "holds something else than a bundle (model.safetensors)"),
+        ([*push, "--private"], "exists and is public"),
+        ([push[0], "theirs/tiny", *push[2:]], "your token may not write to theirs"),
+    ):
+        assert main(words) == 1
+        assert said in capsys.readouterr().err
+    assert hub.repositories["lab/paper"].files() == {"model.safetensors": b"a language model"}
+    monkeypatch.setenv("HF_TOKEN", "unknown")
+    assert main(push) == 1
+    assert "Hugging Face does not know you; run `hf auth login`" in capsys.readouterr().err
+    assert main([push[0], "no_owner"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [
+        (META, META),
+        ("dinov3_convnext_tiny", META),
+        ("/weights/dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth", META),
+        ("/weights/dinov3-convnext-tiny-pretrain-lvd1689m", META),
+        ("hf_hub:timm/vit_small_patch16_dinov3.lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
+        ("owner/repository/model.pt", "owner/repository"),
+        ("trained from scratch by recipe mine", None),
+        ("/weights/mine", None),
+    ],
+)
+def test_a_published_backbone_is_known_by_its_source(source, repository):
+    found = repository_of(source)
+    assert found == repository or (found or "").endswith(source.rpartition(":")[2])

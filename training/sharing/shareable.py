@@ -1,0 +1,174 @@
+"""What of a bundle may be shared: its files, and its manifest as others read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub import errors as hub_errors
+
+from dinov3_seg_ros.bundle.exports import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.model.checkpoints.hub import repository_of
+from dinov3_seg_ros.model.identity import backbone_identity
+from dinov3_seg_ros.model.weights import load_backbone
+from dinov3_seg_ros.support.errors import SharingError
+from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
+from training.loop.run_folder import BEST, CURVES_FILE, PREDICTIONS_FILE, RECIPE_FILE
+
+#: Folder of the pictures in a repository.
+PICTURES_FOLDER = "pictures"
+DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+
+# Meta's own repositories, and timm's with the same weights.
+_DINOV3 = re.compile(r"(facebook/dinov3-|timm/(vit|convnext)_\w+[._]dinov3).*")
+
+
+@dataclass(frozen=True)
+class Shareable:
+    """What is uploaded of a bundle.
+
+    Attributes:
+        bundle: with the manifest as others read it: without paths of this machine.
+        files: by their paths in the repository, those on this machine; without the manifest.
+        backbone: repository of the backbone that the head was trained on; None where it is the bundle's own.
+        gated: whether access to that repository has to be asked for.
+        notes: what is left out, and why, for people.
+    """
+
+    bundle: Bundle
+    files: Mapping[str, Path]
+    backbone: str | None = None
+    gated: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_of_meta(self) -> bool:
+        """Whether the backbone is subject to the DINOv3 License."""
+        return self.backbone is not None and _DINOV3.fullmatch(self.backbone) is not None
+
+
+def prepare(
+    bundle: Bundle, backbone: str | None = None, licence: str | None = None, pictures: bool = True
+) -> Shareable:
+    """Choose what of a bundle may be shared. The Hub is asked whether the backbone is gated.
+
+    A bundle on a gated backbone is shared as its head alone (and, of a fine-tuned backbone, the tensors that changed):
+    no export, since it holds the backbone's weights.
+
+    Args:
+        bundle: as it is on disk.
+        backbone: id on Hugging Face under which others get the backbone, where the bundle names a path.
+        licence: what the weights of the bundle are subject to; added to the notes that it carries.
+        pictures: whether to add those of the run folder that the bundle lies in.
+
+    Raises:
+        SharingError: the bundle carries weights of a gated backbone, or of unknown licence; or it names a backbone that
+            others cannot get.
+        BackboneError: ``backbone`` cannot be loaded.
+    """
+    section, notes = bundle.manifest.backbone, []
+    repository = backbone or repository_of(section.source)
+    if backbone is not None:
+        _require_same(bundle, backbone)
+    gated = repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
+    if section.storage == "embedded":
+        _check_embedded(bundle, repository if gated else None, licence)
+    elif repository is None:
+        raise SharingError(
+            f"{bundle.path} names the backbone '{section.source}', which others do not have; "
+            "name its id on Hugging Face with --backbone, such as --backbone facebook/dinov3-vits16-pretrain-lvd1689m"
+        )
+    files = {name: bundle.path / name for name in bundle.manifest.files}
+    exports, refused = find_exports(bundle)
+    if gated and exports:
+        notes.append(
+            f"the exports are left out: they hold the weights of {repository}, which is gated. Make them on each robot"
+        )
+    for export in () if gated else exports:
+        folder = export.folder.relative_to(bundle.path).as_posix()
+        for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE, *export.manifest.files):
+            if (export.folder / name).is_file() and not name.startswith("fused."):
+                files[f"{folder}/{name}"] = export.folder / name
+    notes += [f"left out: {reason}" for reason in refused]
+    if pictures:
+        files |= _pictures(bundle)
+    # An embedded backbone is described by where it came from; others read the source of one that is not in the bundle.
+    source = repository if section.storage != "embedded" and repository else _without_path(section.source)
+    manifest = bundle.manifest.model_copy(
+        update={
+            "backbone": section.model_copy(update={"source": source}),
+            "training": bundle.manifest.training.model_copy(
+                update={"recipe": _without_paths(bundle.manifest.training.recipe)}
+            ),
+            "licences": [*bundle.manifest.licences, *([licence] if licence else [])],
+        }
+    )
+    return Shareable(Bundle(bundle.path, manifest), files, repository, gated, notes)
+
+
+def _check_embedded(bundle: Bundle, gated: str | None, licence: str | None) -> None:
+    if gated is not None:
+        raise SharingError(
+            f"{bundle.path} holds the weights of {gated}, which is gated: they may not be passed on. Train it with "
+            "backbone.storage reference (delta, where a part of the backbone trains): the bundle then names the "
+            "backbone, and others load it with their own access"
+        )
+    if not bundle.manifest.licences and licence is None:
+        raise SharingError(
+            f"{bundle.path} holds the weights of a backbone, and names no licence under which they may be shared; name "
+            "it with --licence, such as --licence apache-2.0, or with the recipe's key licences"
+        )
+
+
+def _require_same(bundle: Bundle, repository: str) -> None:
+    section = bundle.manifest.backbone
+    expected = section.base_identity or section.identity
+    if backbone_identity(load_backbone(repository)) != expected:
+        raise SharingError(
+            f"--backbone {repository} is not the backbone that {bundle.path} was trained on (its identity is another); "
+            f"name the id of {section.source}"
+        )
+
+
+def _is_gated(repository: str, is_needed: bool) -> bool:
+    """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked."""
+    if _DINOV3.fullmatch(repository):
+        return True
+    try:
+        return bool(HfApi().model_info(repository, timeout=HUB_TIMEOUT_S).gated)
+    except hub_errors.GatedRepoError:
+        return True
+    except Exception as error:
+        if not is_needed and isinstance(error, hub_errors.RepositoryNotFoundError):
+            return False  # the name is that of something else, such as a folder that is no longer there
+        raise SharingError(
+            f"whether others can load the backbone {repository} cannot be told: it "
+            f"{why_not_fetched(error, 'description')}; name its id on Hugging Face with --backbone"
+        ) from error
+
+
+def _pictures(bundle: Bundle) -> dict[str, Path]:
+    """Pictures that the training of a bundle has drawn; those of predictions are of the best model."""
+    run = bundle.path.resolve().parent
+    if not (run / RECIPE_FILE).is_file():
+        return {}
+    names = (PREDICTIONS_FILE, CURVES_FILE) if bundle.path.resolve().name == BEST else (CURVES_FILE,)
+    return {f"{PICTURES_FOLDER}/{name}": run / name for name in names if (run / name).is_file()}
+
+
+def _without_paths(value: Any) -> Any:
+    """A recipe without the folders of this machine, which tell others nothing but its user's name."""
+    if isinstance(value, dict):
+        return {key: _without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(part) for part in value]
+    return _without_path(value) if isinstance(value, str) else value
+
+
+def _without_path(text: str) -> str:
+    return Path(text).name if text.startswith(("/", "~")) else text
