@@ -88,8 +88,8 @@ class Cameras:
             every: a period in seconds, and a function to call once per period.
 
         Returns:
-            ``sent`` (topic -> number of frames, with the last one), ``seconds`` (without the pause) and ``publish_s``
-            (how long each call of publish took).
+            ``sent`` (topic -> number of frames, with the last one), ``seconds`` (without the pause) and ``publish_ms``
+            (how long the calls of publish took, as `summary_ms`).
         """
         command = {"rate_hz": rate_hz, "seconds": seconds, "together": together}
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -293,7 +293,7 @@ def _stream(
     for topic in publishers:
         send(topic)
     time.sleep(_PAUSE_S)
-    return {"sent": sent, "seconds": took, "publish_s": publish_s}
+    return {"sent": sent, "seconds": took, "publish_ms": summary_ms(publish_s)}
 
 
 if __name__ == "__main__":
