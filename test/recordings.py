@@ -5,9 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 
-TYPES = get_typestore(Stores.ROS2_JAZZY)
+from dinov3_seg_ros.bag.message_types import known_types
+
+TYPES = known_types()
 IMAGE, COMPRESSED, TEXT = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "std_msgs/msg/String"
 SIZE = (24, 32)
 
@@ -26,6 +27,15 @@ def image(number, encoding="rgb8", padding=0):
     return TYPES.types[IMAGE](
         header=header(number), height=SIZE[0], width=SIZE[1], encoding=encoding, is_bigendian=0, step=rows.shape[1],
         data=rows.reshape(-1),
+    )  # fmt: skip
+
+
+def image_of(rgb, stamp):
+    """An image of a stamp in nanoseconds."""
+    time = TYPES.types["builtin_interfaces/msg/Time"](sec=stamp // 10**9, nanosec=stamp % 10**9)
+    return TYPES.types[IMAGE](
+        header=TYPES.types["std_msgs/msg/Header"](stamp=time, frame_id="camera"), height=rgb.shape[0],
+        width=rgb.shape[1], encoding="rgb8", is_bigendian=0, step=rgb[0].nbytes, data=rgb.reshape(-1),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from recordings import (
     contents,
     header,
     image,
+    image_of,
     picture,
     raw_contents,
     write_bag,
@@ -33,7 +34,7 @@ from rosbags.rosbag2 import Reader
 from dinov3_seg_ros.bag import __main__ as command
 from dinov3_seg_ros.bag.extraction import extract
 from dinov3_seg_ros.bag.images import FrameName
-from dinov3_seg_ros.bag.message_types import LABEL_INFO, known_types
+from dinov3_seg_ros.bag.message_types import LABEL_INFO
 from dinov3_seg_ros.bag.scoring import score
 from dinov3_seg_ros.bag.truth import insert, truth_topics
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
@@ -81,11 +82,11 @@ def random_mask(seed, classes, dtype=np.uint8):
 
 def class_maps(path):
     """Topic -> [(id, name)] of the class names in a recording, and the durability that its publisher offers."""
-    types, found = known_types(), {}
+    found = {}
     with Reader(path) as reader:
         for connection, _, raw in reader.messages():
             if connection.msgtype == LABEL_INFO:
-                entries = types.deserialize_cdr(raw, LABEL_INFO).class_map
+                entries = TYPES.deserialize_cdr(raw, LABEL_INFO).class_map
                 (qos,) = connection.ext.offered_qos_profiles
                 found[connection.topic] = [(entry.class_id, entry.class_name) for entry in entries], qos.durability
     return found
@@ -119,11 +120,7 @@ def test_images_and_masks_make_the_round_trip_exactly(tmp_path, storage, dtype):
     own = [topic for image_topic in (front, rear) for topic in truth_topics(image_topic)]
     assert own == [f"/{camera}/segmentation/truth{end}" for camera in ("front", "rear") for end in ("", "/label_info")]
     assert [entry for entry in raw_contents(tmp_path / "out") if entry[0] not in own] == raw_contents(source)
-    before, found = contents(source), {}
-    with Reader(tmp_path / "out") as reader:
-        for connection, recorded, raw in reader.messages():
-            if connection.topic in own and connection.msgtype == IMAGE:
-                found.setdefault(connection.topic, []).append((recorded, TYPES.deserialize_cdr(raw, IMAGE)))
+    before, found = contents(source), contents(tmp_path / "out")
     for image_topic, truth_topic in ((front, own[0]), (rear, own[2])):
         originals = [entry for entry in before[image_topic] if entry[1].header.stamp.sec < 1003]
         assert len(found[truth_topic]) == len(originals)
@@ -162,19 +159,16 @@ def test_other_file_names_are_not_taken_for_frames(text):
     assert FrameName.parse(text) is None
 
 
-def at(number, milliseconds, array=None):
-    """An image of a stamp; its pixels are those of `picture`, unless given."""
-    message = image(number)
-    message.header.stamp.sec, message.header.stamp.nanosec = milliseconds // 1000, milliseconds % 1000 * 10**6
-    if array is not None:
-        message.data = array.reshape(-1)
-    return message
+def at(number, milliseconds):
+    """An image of a stamp."""
+    return image_of(picture(number), milliseconds * 10**6)
 
 
 def test_one_image_of_each_window_is_written_the_sharpest_if_asked(tmp_path):
     blurred = cv2.GaussianBlur(picture(0), (5, 5), 2)
-    times = [(10_000, blurred), (10_100, None), (10_499, blurred), (10_500, blurred), (11_600, blurred), (11_700, None)]
-    source = write_bag(tmp_path / "in", [("/image", IMAGE, at(0, *entry)) for entry in times])
+    times = {10_000: blurred, 10_100: picture(0), 10_499: blurred, 10_500: blurred, 11_600: blurred, 11_700: picture(0)}
+    messages = [("/image", IMAGE, image_of(rgb, milliseconds * 10**6)) for milliseconds, rgb in times.items()]
+    source = write_bag(tmp_path / "in", messages)
     for sharpest, expected in ((False, [10_000, 10_500, 11_600]), (True, [10_100, 10_500, 11_700])):
         done = extract(source, tmp_path / str(sharpest), every=500 * 10**6, sharpest=sharpest)
         stamps = sorted(FrameName.parse(path.stem).stamp // 10**6 for path in (tmp_path / str(sharpest)).iterdir())
@@ -348,8 +342,7 @@ def test_with_smoothing_the_images_between_count_too(segmenter, tmp_path):
     frames = [np.clip(still + change, 0, 255).astype(np.uint8) for change in noise]
     messages, smoother = [], TemporalSmoother(0.8)
     for number, frame in enumerate(frames):
-        message = at(0, 10_000 + 100 * number, frame)
-        message.height, message.width, message.step = 48, 64, 192
+        message = image_of(frame, 10**10 + number * 10**8)
         messages.append(("/image", IMAGE, message))
         smoothed = segmenter.segment([frame])[0].smoothed(smoother, frame, 10 + number / 10).labels
     truth = truth_message(0, smoothed)
