@@ -33,7 +33,7 @@ from std_msgs.msg import Header  # noqa: E402
 
 from dinov3_seg_ros import scenes  # noqa: E402
 from dinov3_seg_ros.ros.messages import fill_image  # noqa: E402
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory  # noqa: E402
+from dinov3_seg_ros.ros.transport import PROFILE_VARIABLES, configure_transport, keep_freed_memory  # noqa: E402
 from dinov3_seg_ros.support.timing import summarise_ms  # noqa: E402
 
 DEMO = ROOT / "weights" / "demo"
@@ -62,12 +62,15 @@ class Cameras:
     ) -> None:
         self._graph = graph
         flags = [*(["--reliable"] if reliable else []), *([] if profile else ["--plain"])]
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(graph.domain)}
+        for variable in [] if profile else PROFILE_VARIABLES:
+            environment.pop(variable, None)  # this process has set it for itself
         self._process = subprocess.Popen(
             [sys.executable, __file__, *topics, "--size", *map(str, size), *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "ROS_DOMAIN_ID": str(graph.domain)},
+            env=environment,
         )
         os.set_blocking(self._process.stdout.fileno(), False)
         self._answer("cameras with a subscriber each")
