@@ -62,7 +62,7 @@ def test_a_seed_decides_and_no_image_is_chosen_twice_or_again(strategy):
 def test_the_most_uncertain_image_comes_first(strategy):
     pool = pool_of_four_kinds()
     pool.margin[17] = pool.entropy[17] = 0.9
-    assert choose(strategy, pool, 1)[0].index == 17
+    assert choose(strategy, pool, 1)[0].image == 17
 
 
 def test_the_only_image_of_a_rare_class_is_chosen_early():

@@ -8,10 +8,9 @@ label is needed at all: the images are chosen by what they look like.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from dinov3_seg_ros.frames.image_files import ImageSource, read_image
-from dinov3_seg_ros.frames.sources import find_images
+from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.command_line import DONE, FAILED, CommandParser, UsageError, run_command, whole_number
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
-from training.data.formats import detect
-from training.data.reading.protocol import NO_PATTERNS
-from training.data.reading.tree import Tree
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.output import check_free, writing
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages, open_images
+from training.unlabelled.labelled import Labelled, find_labelled
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import AUTO, STRATEGIES, Choice, choose, resolved
 
@@ -56,67 +52,25 @@ class Described:
     known: int = 0
 
 
-@dataclass
-class Labelled:
-    """Images that have labels.
-
-    Attributes:
-        sources: where they are read from.
-        notes: what the user should know.
-    """
-
-    sources: list[ImageSource] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def find_labelled(folders: Iterable[Path]) -> Labelled:
-    """The images with labels in some folders, of any format that `training.data.formats` knows.
-
-    In a folder that cannot be read as labelled, every image counts, and a note says so.
-
-    Raises:
-        DatasetError: there is no such folder, or no image in it.
-    """
-    found = Labelled()
-    for folder in folders:
-        tree = Tree(folder)
-        try:
-            samples = detect(tree)[0].open(tree, NO_PATTERNS).all_samples()
-        except DatasetError as error:
-            paths = find_images(folder, recursive=True)
-            found.sources += paths
-            found.notes.append(f"{error}. All {len(paths)} images in {folder} count as labelled")
-        else:
-            # Masks that are absent are told by training.
-            found.sources += [sample.source() for sample in samples]
-    return found
-
-
-def look_at_all(
-    images: UnlabelledImages, labelled: Sequence[ImageSource], network: Network, console: Console
-) -> Described:
+def look_at_all(images: UnlabelledImages, labelled: Labelled, network: Network, console: Console) -> Described:
     """Describe all images. Those that are equal to a labelled one, pixel by pixel, are left out.
 
     Raises:
         DatasetError: a labelled image cannot be read, or no image is left to choose.
     """
     descriptions: list[Description] = []
-    known: set[bytes] = set()
-    scale = ValueScale(network.network_input.value_range)
-    for source in track(labelled, "labelled images", console=console, disable=not console.is_terminal):
-        pixels = read_image(source, scale)
-        if (digest := _digest(pixels)) not in known:
-            known.add(digest)
-            descriptions.append(describe(network.look(pixels)))
-    count, skipped = len(descriptions), 0
+    scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
+    for source in track(labelled.images.values(), "labelled images", console=console, disable=hidden):
+        descriptions.append(describe(network.look(read_image(source, scale))))
     names: list[str] = []
-    taken = track(images.take(), "images", total=len(images), console=console, disable=not console.is_terminal)
-    for image in taken:
-        if _digest(image.pixels) in known:
+    skipped = 0
+    for image in track(images.take(), "images", total=len(images), console=console, disable=hidden):
+        if image.pixels in labelled:
             skipped += 1
             continue
         descriptions.append(describe(network.look(image.pixels)))
         names.append(image.name)
+    count = len(labelled.images)
     if not names:
         unreadable = next(iter(images.unreadable.values()), "")
         reason = f"{skipped} are labelled already, {len(images.unreadable)} cannot be read"
@@ -224,10 +178,10 @@ def _select(options: argparse.Namespace) -> int:
     else:
         network = Network.of_backbone(options.backbone, tuple(options.network_size))
     images = open_images(options.images, network.network_input.value_range, options.topics, options.every)
-    labelled = find_labelled(options.labelled)
+    labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
-    described = look_at_all(images, labelled.sources, network, console)
+    described = look_at_all(images, labelled, network, console)
     strategy = resolved(options.strategy, options.bundle is not None)
     choices = choose(strategy, described.pool, options.count, options.seed)
     about = {
@@ -260,10 +214,6 @@ def _rows(names: Sequence[str], choices: Sequence[Choice], pool: Pool) -> Iterat
         if pool.margin is not None:
             row["uncertainty"] = float(pool.margin[choice.image])
         yield row
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def _regions(found: Tensor, probabilities: Tensor) -> Tensor:
 
 def _directions(channels: int) -> Tensor:
     random = torch.Generator().manual_seed(_SEED)
-    return torch.randn(channels, _DIRECTIONS, generator=random) / _DIRECTIONS**0.5
+    directions: Tensor = torch.randn(channels, _DIRECTIONS, generator=random) / _DIRECTIONS**0.5
+    return directions
 
 
 def _array(values: Tensor) -> np.ndarray:
