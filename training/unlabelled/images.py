@@ -18,7 +18,7 @@ from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.ros import messages as ros_messages
-from dinov3_seg_ros.ros.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
 from training.support.output import writing

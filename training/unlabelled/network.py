@@ -116,7 +116,8 @@ class Network:
 
 def without_padding(found: Tensor, window: Window) -> Tensor:
     """The cells of a map (1, C, h, w) that a frame covers, (C, h', w') float; see `Placement.window`."""
+    found = found.float()
     whole = (0.0, 0.0, float(found.shape[-2]), float(found.shape[-1]))
     if window != whole:
         found = sample(found, window, (max(round(window[2]), 1), max(round(window[3]), 1)))
-    return found[0].float()
+    return found[0]
