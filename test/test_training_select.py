@@ -166,24 +166,13 @@ def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, cap
 
 
 def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
-    pytest.importorskip("rosbags", reason="rosbags is not installed")
-    from rosbags.rosbag2 import Writer
-    from rosbags.typesys import Stores, get_typestore
-
-    types, kind = get_typestore(Stores.ROS2_JAZZY), "sensor_msgs/msg/Image"
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 24, 32, 3), np.uint8)
-    with Writer(tmp_path / "bag", version=Writer.VERSION_LATEST) as writer:
-        connection = writer.add_connection("/front/image", kind, typestore=types)
-        for number, picture in enumerate(pictures):
-            stamp = types.types["builtin_interfaces/msg/Time"](sec=1000, nanosec=number * 125_000_000)
-            header = types.types["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
-            message = types.types[kind](
-                header=header, height=24, width=32, encoding="rgb8", is_bigendian=0, step=96, data=picture.reshape(-1)
-            )
-            writer.write(connection, 10**12 + number * 250_000_000, types.serialize_cdr(message, kind))
-    words = [tmp_path / "bag", "--bundle", bundle.path, "--count", 9]
-    assert run(*words, "--every", 0.5, "--output", tmp_path / "out") == 0
-    names = [f"front_image/1000_{nanoseconds}000000.png" for nanoseconds in ("000", "250", "500")]
-    assert sorted(row["image"] for row in selection(tmp_path / "out")["chosen"]) == sorted(names)
-    assert np.array_equal(np.array(Image.open(tmp_path / "out/images" / names[1])), pictures[2])
-    assert len(list(open_images(tmp_path / "bag").take())) == 5
+    recordings = pytest.importorskip("recordings", reason="rosbags is not installed", exc_type=ImportError)
+    frames = [("/front/image", recordings.IMAGE, recordings.image(number)) for number in range(5)]
+    bag = recordings.write_bag(tmp_path / "bag", [*frames, ("/front/image", recordings.IMAGE, b"damaged")])
+    words = [bag, "--bundle", bundle.path, "--count", 9, "--every", "2s", "--output", tmp_path / "out"]
+    assert run(*words) == 1, "one is damaged"
+    chosen = sorted(row["image"] for row in selection(tmp_path / "out")["chosen"])
+    assert chosen == [f"front-image-0000000{number}000000007.png" for number in (1000, 1002, 1004)]
+    written = np.array(Image.open(tmp_path / "out/images" / chosen[1]))
+    assert np.array_equal(written, recordings.picture(2))
+    assert len(list(open_images(bag).take())) == 5

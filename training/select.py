@@ -20,7 +20,15 @@ from rich.progress import track
 
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.support.command_line import DONE, FAILED, CommandParser, UsageError, run_command, whole_number
+from dinov3_seg_ros.support.command_line import (
+    DONE,
+    FAILED,
+    CommandParser,
+    UsageError,
+    duration,
+    run_command,
+    whole_number,
+)
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
@@ -149,10 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--every",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="of a recording, look at one frame in so many seconds (default: at all)",
+        type=duration,
+        metavar="DURATION",
+        help="of a recording, look at one image of each: 0.5s, 200ms, 2min (default: at all)",
     )
     parser.add_argument(
         "--output",

@@ -5,27 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.bag.outputs import choose_topics
+from dinov3_seg_ros.bag.images import ImageReader, choose_topics, name_of_frame
+from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import messages_of, open_recording
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import ValueRange
-from dinov3_seg_ros.ros import messages as ros_messages
-from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
 from training.support.output import writing
 
-_NANOSECONDS = 1_000_000_000
 _RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")
-_READERS = {IMAGE: ros_messages.read_image, COMPRESSED_IMAGE: ros_messages.read_compressed_image}
 
 
 class UnlabelledImage(NamedTuple):
@@ -75,7 +72,7 @@ class UnlabelledImages(Protocol):
 
 
 def open_images(
-    source: str | Path, value_range: ValueRange = "auto", topics: Sequence[str] = (), every: float = 0.0
+    source: str | Path, value_range: ValueRange = "auto", topics: Sequence[str] = (), every: int | None = None
 ) -> UnlabelledImages:
     """Find the images of a folder (and of its subfolders), of one file, or of a recording.
 
@@ -83,7 +80,7 @@ def open_images(
         source: folder or file of images, or a rosbag2.
         value_range: which values of 16-bit images are black and white.
         topics: of the recording; may be empty where there is one with images.
-        every: seconds from one frame of a topic to the next; frames between them are passed over. 0: all frames.
+        every: of a recording, the first image of each window of so many nanoseconds is taken; None: all.
 
     Raises:
         DatasetError: there are no images, or it is not clear which.
@@ -126,7 +123,7 @@ class ImageFiles:
 
 
 class RecordedImages:
-    """Images of a recording, named by topic and stamp: ``camera_image_raw/1700000000_012345678.png``.
+    """Images of a recording, named by topic and stamp as `dinov3_seg_ros.bag.extraction.extract` names its files.
 
     Args:
         source: the rosbag2.
@@ -137,22 +134,17 @@ class RecordedImages:
         RuntimeUnavailableError: rosbags is not installed.
     """
 
-    def __init__(self, source: Path, value_range: ValueRange, topics: Sequence[str], every: float) -> None:
+    def __init__(self, source: Path, value_range: ValueRange, topics: Sequence[str], every: int | None) -> None:
+        self._source, self._value_range, self._every = source, value_range, every
         try:
-            from rosbags.typesys import Stores, get_typestore
+            self._types = known_types()
+            with open_recording(source) as reader:
+                self._topics = choose_topics(reader.connections, topics)
+                self._most = sum(one.msgcount for one in reader.connections if one.topic in self._topics)
         except ImportError as error:
             raise RuntimeUnavailableError(
                 f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'"
             ) from error
-        # Images and headers are the same in all distributions.
-        self._types = get_typestore(Stores.ROS2_JAZZY)
-        self._source, self._value_range, self._every = source, value_range, round(every * _NANOSECONDS)
-        with open_recording(source) as reader:
-            self._topics = choose_topics(reader.connections, topics)
-            counts = {c.topic: 0 for c in reader.connections}
-            for connection in reader.connections:
-                counts[connection.topic] += connection.msgcount
-            self._most = sum(counts[topic] for topic in self._topics)
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -160,37 +152,34 @@ class RecordedImages:
 
     def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
         """See `UnlabelledImages.take`."""
-        scales = {topic: ValueScale(self._value_range, topic) for topic in self._topics}
-        due: dict[str, int] = {}
+        images = ImageReader(self._types, self._topics, MAX_PIXELS, self._value_range)
+        begun: dict[str, int] = {}
+        windows: dict[str, int] = {}
         seen: set[str] = set()
         with open_recording(self._source) as reader:
-            for connection, time, raw in messages_of(reader, self._source):
-                topic = connection.topic
-                if topic not in scales or time < due.get(topic, time):
-                    continue
-                # Counted from the frame itself, so that a pause of the camera leads to no burst of frames.
-                due[topic] = time + self._every
-                name = f"{topic.strip('/').replace('/', '_')}/recorded_{time}.png"
+            connections = [one for one in reader.connections if one.topic in self._topics]
+            for connection, recorded, raw in messages_of(reader, self._source, connections):
+                name, topic = f"{connection.topic} at {recorded} ns", connection.topic
                 try:
-                    message = self._message(connection.msgtype, raw)
-                    stamp = message.header.stamp
-                    name = f"{topic.strip('/').replace('/', '_')}/{stamp.sec}_{stamp.nanosec:09d}.png"
-                    # The range of 16-bit values is learned from all frames, so that each is read.
-                    pixels = _READERS[connection.msgtype](message, scale=scales[topic])
+                    message = images.message(connection, raw)
+                    frame = name_of_frame(topic, message.header, recorded)
+                    name = f"{frame}.png"
+                    if self._every is not None:
+                        window = (frame.stamp - begun.setdefault(topic, frame.stamp)) // self._every
+                        if windows.get(topic) == window:
+                            continue
+                    # Each is decoded, since the range of 16-bit values is learned from all.
+                    pixels = images.rgb(connection, message)
+                    if self._every is not None:
+                        windows[topic] = window
                     if name in seen:
-                        raise MessageError("same stamp", f"two frames have the stamp {stamp.sec}.{stamp.nanosec:09d}")
+                        raise MessageError("stamp twice", f"two images have the stamp {frame.stamp} ns")
                 except MessageError as error:
                     self.unreadable[name] = f"{topic}: {error}"
                 else:
                     seen.add(name)
                     if names is None or name in names:
                         yield UnlabelledImage(name, pixels)
-
-    def _message(self, kind: str, raw: bytes) -> Any:
-        try:
-            return self._types.deserialize_cdr(raw, kind)
-        except Exception as error:  # the types differ among releases of rosbags
-            raise MessageError("damaged message", f"a message is not a {kind}: {error}") from error
 
 
 def _is_recording(path: Path) -> bool:
