@@ -172,7 +172,7 @@ def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
     words = [bag, "--bundle", bundle.path, "--count", 9, "--every", "2s", "--output", tmp_path / "out"]
     assert run(*words) == 1, "one is damaged"
     chosen = sorted(row["image"] for row in selection(tmp_path / "out")["chosen"])
-    assert chosen == [f"front-image-0000000{number}000000007.png" for number in (1000, 1002, 1004)]
+    assert chosen == [f"front-image-{number:010d}000000007.png" for number in (1000, 1002, 1004)]
     written = np.array(Image.open(tmp_path / "out/images" / chosen[1]))
     assert np.array_equal(written, recordings.picture(2))
     assert len(list(open_images(bag).take())) == 5
