@@ -33,7 +33,8 @@ from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
 from training.support.section import Section
-from training.unlabelled.images import UnlabelledImages, open_images
+from training.unlabelled.arguments import add_image_arguments, open_from
+from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
 from training.unlabelled.teacher import Teacher
 
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DistillSettings,
         lambda _, overrides: apply_overrides(DistillSettings(), overrides),
     )
-    parser.add_argument("images", metavar="IMAGES", help="folder of images, image, or recording (rosbag2)")
+    add_image_arguments(parser)
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -195,7 +196,7 @@ def _distill(options: argparse.Namespace, settings: DistillSettings, compute: Co
     check_free(options.output, "--output")
     console = Console()
     teacher = Teacher(options.bundle, settings.inference, compute)
-    images = open_images(options.images, chosen_range(settings.value_range, teacher.value_range))
+    images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
     labelled = find_labelled(options.labelled, chosen_range(settings.value_range, teacher.value_range))
     for note in labelled.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)

@@ -34,7 +34,8 @@ from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
 from training.support.section import Section
-from training.unlabelled.images import UnlabelledImages, open_images
+from training.unlabelled.arguments import add_image_arguments, open_from
+from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.teacher import Teacher
 
 SUMMARY_FILE = "pre_label.json"
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PreLabelSettings,
         lambda _, overrides: apply_overrides(PreLabelSettings(), overrides),
     )
-    parser.add_argument("images", metavar="IMAGES", help="folder of images, image, or recording (rosbag2)")
+    add_image_arguments(parser)
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -192,7 +193,7 @@ def _pre_label(options: argparse.Namespace, settings: PreLabelSettings, compute:
     check_free(options.output, "--output")
     console = Console()
     teacher = Teacher(options.bundle, settings.inference, compute)
-    images = open_images(options.images, chosen_range(settings.value_range, teacher.value_range))
+    images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
     summary = pre_label(images, teacher, options.output, settings, console)
     for name, reason in images.unreadable.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Choose the images to label next: ``python -m training.select IMAGES|BAG --bundle BUNDLE --count N``.
+"""Choose the images to label next: ``python -m training.select IMAGES --bundle BUNDLE --count N``.
 
-The images go to FOLDER/images, with their names; selection.json says why each was chosen, and contact_sheet.png shows
-them. Images that are labelled already (``--labelled``) count as chosen. With ``--backbone`` in place of ``--bundle`` no
-label is needed at all: the images are chosen by what they look like.
+IMAGES is a folder of images, with its subfolders, or a recording (rosbag2). The chosen ones go to FOLDER/images, with
+their names; selection.json says why each was chosen, and contact_sheet.png shows them. Images that are labelled already
+(``--labelled``) count as chosen. With ``--backbone`` in place of ``--bundle`` no label is needed at all: the images are
+chosen by what they look like.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from dinov3_seg_ros.support.command_line import (
     FAILED,
     CommandParser,
     UsageError,
-    duration,
     run_command,
     whole_number,
 )
@@ -33,8 +33,9 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.output import check_free, writing
+from training.unlabelled.arguments import add_image_arguments, open_from
 from training.unlabelled.description import Description, Pool, describe, make_pool
-from training.unlabelled.images import UnlabelledImages, open_images
+from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import AUTO, STRATEGIES, Choice, choose, resolved
@@ -124,7 +125,7 @@ def write_selection(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, 1 where an image could not be read."""
     parser = CommandParser("training.select", __doc__)
-    parser.add_argument("images", metavar="IMAGES|BAG", help="folder of images, or recording (rosbag2)")
+    add_image_arguments(parser)
     parser.add_argument("--count", type=whole_number(1), required=True, metavar="N", help="how many images to choose")
     parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="folder of a bundle, or a shipped one's name")
     parser.add_argument(
@@ -149,19 +150,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of random numbers (default: 0)")
     parser.add_argument(
-        "--topics",
-        nargs="+",
-        default=[],
-        metavar="TOPIC",
-        help="topics of images in a recording (default: the only one)",
-    )
-    parser.add_argument(
-        "--every",
-        type=duration,
-        metavar="DURATION",
-        help="of a recording, look at one image of each: 0.5s, 200ms, 2min (default: at all)",
-    )
-    parser.add_argument(
         "--output",
         type=Path,
         default=Path("selection"),
@@ -184,7 +172,7 @@ def _select(options: argparse.Namespace) -> int:
         network = Network.of_bundle(options.bundle)
     else:
         network = Network.of_backbone(options.backbone, tuple(options.network_size))
-    images = open_images(options.images, network.network_input.value_range, options.topics, options.every)
+    images = open_from(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)

@@ -33,7 +33,7 @@ class Labelled:
 
     def __contains__(self, pixels: np.ndarray) -> bool:
         """Whether an image is equal to one of them, pixel by pixel."""
-        return _digest(pixels) in self.images
+        return bool(self.images) and _digest(pixels) in self.images
 
 
 def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> Labelled:
