@@ -166,7 +166,9 @@ def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, cap
 
 
 def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
-    recordings = pytest.importorskip("recordings", reason="rosbags is not installed", exc_type=ImportError)
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    import recordings
+
     frames = [("/front/image", recordings.IMAGE, recordings.image(number)) for number in range(5)]
     bag = recordings.write_bag(tmp_path / "bag", [*frames, ("/front/image", recordings.IMAGE, b"damaged")])
     words = [bag, "--bundle", bundle.path, "--count", 9, "--every", "2s", "--output", tmp_path / "out"]
