@@ -8,6 +8,7 @@ the commands. The rooms, from the ground up, import only the rooms above them in
 - samples: augmented training samples, their batches, and cached features
 - losses, optimization: what training minimises, and how it updates the weights
 - evaluation: averaged views of an image, and scores
+- unlabelled: images without labels: described, chosen, labelled by a teacher
 - reports: pictures and tables for people
 - recipes: the schema of recipes, the recipes themselves, and overrides from the command line
 - loop: the training itself, from a recipe to bundles

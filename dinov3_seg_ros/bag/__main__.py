@@ -11,10 +11,8 @@ IN is a rosbag2 (sqlite3 or MCAP). ROS need not be installed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -28,14 +26,13 @@ from dinov3_seg_ros.bag.scoring import score
 from dinov3_seg_ros.bag.truth import CLASSES_FILE, insert
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.command_line import CommandParser, UsageError, add_flags, read_flags, run_command
+from dinov3_seg_ros.support.command_line import CommandParser, UsageError, add_flags, duration, read_flags, run_command
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 # How images are read, among the options of what to publish.
 _READING = {"max_pixels", "value_range"}
-_NANOSECONDS = {"ms": 10**6, "s": 10**9, "min": 60 * 10**9}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +83,7 @@ def _extract(words: list[str]) -> int:
     _add_recordings(parser, "folder of the images; files that are in it stay as they are")
     _add_topics(parser, "the only one")
     parser.add_argument(
-        "--every", type=_duration, metavar="DURATION", help="one image of each: 0.5s, 200ms, 2min (default: all images)"
+        "--every", type=duration, metavar="DURATION", help="one image of each: 0.5s, 200ms, 2min (default: all images)"
     )
     parser.add_argument("--sharpest", action="store_true", help="the sharpest of each --every, not the first")
     add_flags(parser, PublishOptions, leave_out=PublishOptions.model_fields.keys() - _READING)
@@ -178,15 +175,6 @@ def _add_topics(parser: CommandParser, default: str) -> None:
 
 def _add_storage(parser: CommandParser) -> None:
     parser.add_argument("--storage", choices=STORAGES, help="of OUT (default: that of IN)")
-
-
-def _duration(text: str) -> int:
-    """Nanoseconds of a duration."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min)", text, re.ASCII)
-    nanoseconds = round(float(found[1]) * _NANOSECONDS[found[2]]) if found else 0
-    if nanoseconds < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no duration; write a number with its unit: 0.5s, 200ms or 2min")
-    return nanoseconds
 
 
 def _start() -> None:

@@ -7,6 +7,7 @@ standard error says what is wrong and what to do: ``NAME: error: ...``.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # the doctor must start without pydantic, which the options n
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _HELP = ("-h", "--help")
+_NANOSECONDS = {"ms": 10**6, "s": 10**9, "min": 60 * 10**9}
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
@@ -223,6 +225,15 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def duration(text: str) -> int:
+    """Nanoseconds of a duration such as ``0.5s``; the ``type`` of an argument."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min)", text, re.ASCII)
+    nanoseconds = round(float(found[1]) * _NANOSECONDS[found[2]]) if found else 0
+    if nanoseconds < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no duration; write a number with its unit: 0.5s, 200ms or 2min")
+    return nanoseconds
 
 
 def _flag(name: str) -> str:

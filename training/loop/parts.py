@@ -11,6 +11,7 @@ import torch
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from training.data import SegmentationDataset
+from training.data.pseudo_labels import JoinedImages
 from training.losses import WeightedSum
 from training.recipes.schema import Recipe
 from training.samples.feature_cache import FeatureCache
@@ -61,14 +62,28 @@ def make_loss(recipe: Recipe, num_classes: int, count_pixels: CountPixels) -> We
     return WeightedSum(losses, [section.weight for section in recipe.losses])
 
 
-def make_repeats(recipe: Recipe, count_pixels: CountPixels) -> np.ndarray | None:
+def open_training_data(recipe: Recipe) -> SegmentationDataset:
+    """The training split, with the images that a teacher labelled where the recipe has some.
+
+    Raises:
+        DatasetError: see `DataSettings.open` and `PseudoLabels.join`.
+    """
+    return recipe.pseudo_labels.join(recipe.data.open("train"), recipe.data.robot_value_range())
+
+
+def make_repeats(recipe: Recipe, data: SegmentationDataset, count_pixels: CountPixels) -> np.ndarray | None:
     """How often each training image is drawn, (images,); None: all alike.
 
     Args:
         recipe: recipe of a stage.
+        data: from `open_training_data`.
         count_pixels: see `pixel_counter`.
     """
-    return repeat_factors(count_pixels(), recipe.repeat_threshold) if recipe.repeat_threshold else None
+    repeats = data.repeats if isinstance(data, JoinedImages) else None
+    if recipe.repeat_threshold:
+        factors = repeat_factors(count_pixels(), recipe.repeat_threshold)
+        repeats = factors if repeats is None else repeats * factors
+    return repeats
 
 
 def pixel_counter(data: SegmentationDataset) -> CountPixels:

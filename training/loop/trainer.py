@@ -25,7 +25,14 @@ from training.loop.bundle_writer import BundleWriter
 from training.loop.checkpoint import Checkpoint
 from training.loop.model import SegmentationModel, make_backbone, make_head
 from training.loop.origins import Origins, find_origins
-from training.loop.parts import make_cache, make_loss, make_repeats, make_samples, pixel_counter
+from training.loop.parts import (
+    make_cache,
+    make_loss,
+    make_repeats,
+    make_samples,
+    open_training_data,
+    pixel_counter,
+)
 from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
 from training.loop.validation import Validation
@@ -64,7 +71,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self._console = console
-        self._train_data, self._val_data = recipe.data.open("train"), recipe.data.open("val")
+        self._train_data, self._val_data = open_training_data(recipe), recipe.data.open("val")
         seed_torch(Purpose.INITIAL_WEIGHTS, recipe.seed)
         backbone = make_backbone(recipe.backbone)
         self.recipe = recipe = resolve(recipe, backbone)
@@ -89,7 +96,7 @@ class Trainer:
             make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
             for part in (*recipe.by_stage(), recipe)
         )
-        self._repeats = make_repeats(recipe, count_pixels)
+        self._repeats = make_repeats(recipe, self._train_data, count_pixels)
         self._head = head
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
+from training.data.pseudo_labels import PseudoLabels
 from training.evaluation.inference import Inference
 from training.losses import CrossEntropySection, LossSection
 from training.optimization.optimizers import AdamWSection, OptimizerSection
@@ -109,6 +110,8 @@ class Recipe(Section):
     output: str = "auto"
     """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
     data: DataSection
+    pseudo_labels: PseudoLabels = PseudoLabels()
+    """Images labelled by a teacher, to train on beside those of data."""
     input: NetworkInput
     backbone: BackboneChoice
     head: HeadChoice = HeadChoice()

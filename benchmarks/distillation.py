@@ -1,0 +1,134 @@
+"""Measures what unlabelled images add: students that a teacher taught against trainings on the labelled images alone.
+
+    python benchmarks/distillation.py CAMVID [--labels 20] [--backbone SOURCE --layers 1 2 3] [--teacher RECIPE]
+
+The teachers are trained on so many labelled images of CamVid's; together, and by averaged views, they label its other
+training images (`training.distill`). The students train on both, and as many trainings see the labelled images alone,
+with the same recipe, seeds and steps. All are evaluated on the validation images. The table at the end has the means
+over the seeds, and the 95 % interval of their difference: of 1000 draws of validation images and of seeds.
+
+All is done by the project's own commands, in processes of their own; what is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dinov3_seg_ros.segmenter import Segmenter  # noqa: E402
+from dinov3_seg_ros.support.files import write_json  # noqa: E402
+from training.data.published.camvid import CamVidData  # noqa: E402
+from training.evaluation.bootstrap import Ratios, draw_images  # noqa: E402
+
+DRAWS = 1000
+VIEWS = ["--inference.flip", "True", "--inference.scales", "0.75", "1.0", "1.25"]
+
+
+def run(module: str, *words: object) -> None:
+    print(f"python -m {module}", *words, flush=True)
+    subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, env=os.environ, check=True)
+
+
+def train(recipe: str, output: Path, seed: int, options: argparse.Namespace, *words: object) -> Path:
+    """Train, or finish a training; return its last bundle."""
+    command = [recipe, "--output", output, "--seed", seed, "--data.root", options.data]
+    command += ["--data.train_images", options.labels, "--epochs", "None", "--iterations", options.iterations]
+    if options.backbone:
+        command += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
+    if options.layers:
+        command += ["--backbone.layers", *options.layers]
+    run("training.train", *command, *options.set, *words, "--resume")
+    return output / "last"
+
+
+def labelled_folder(options: argparse.Namespace) -> Path:
+    """A folder with links to the labelled images and to those for validation, which the teacher leaves out."""
+    folder: Path = options.output / "left_out"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):
+        data = CamVidData(root=options.data, train_images=options.labels).open(split)
+        for sample in data.samples:
+            link = folder / f"{split}_{sample.image.name}"
+            if not link.is_symlink():
+                link.symlink_to(sample.image.resolve())
+    return folder
+
+
+def ratios_of(bundle: Path, data: str) -> Ratios:
+    """Intersections and unions of a bundle on each validation image."""
+    val = CamVidData(root=data).open("val")
+    found = Ratios(len(val.class_names))
+    segmenter = Segmenter.from_bundle(bundle, runtime="torch")
+    for index in range(len(val)):
+        image, truth = val.item(index)
+        found.add_iou(truth, segmenter.segment([image])[0].labels, len(val.class_names))
+    return found
+
+
+def compare(alone: Sequence[Ratios], taught: Sequence[Ratios], images: int) -> dict[str, object]:
+    """Mean mIoU of both, and their difference with its interval."""
+    weights, random = draw_images(images, DRAWS), np.random.default_rng(0)
+    exact, drawn = [], []
+    for own in (alone, taught):
+        exact.append([ratios.mean() or 0.0 for ratios in own])
+        values = np.array([ratios.draws(weights)[:, -1] for ratios in own])
+        picked = random.integers(len(own), size=(DRAWS, len(own)))
+        drawn.append(values[picked, np.arange(DRAWS)[:, None]].mean(1))
+    ends = np.percentile(drawn[1] - drawn[0], [2.5, 97.5]).tolist()
+    difference = float(np.mean(exact[1]) - np.mean(exact[0]))
+    return {"alone": exact[0], "taught": exact[1], "difference": difference, "interval": ends}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="CamVid's folder")
+    parser.add_argument("--recipe", default="camvid_few_shot", help="of the students")
+    parser.add_argument("--teacher", help="recipe of the teachers (default: the students')")
+    parser.add_argument("--labels", type=int, default=20, help="labelled training images")
+    parser.add_argument("--backbone", help="in place of the recipes' source")
+    parser.add_argument("--layers", nargs="+", type=int, help="in place of the recipes'")
+    parser.add_argument("--iterations", type=int, default=600, help="steps of each training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of teachers and students")
+    parser.add_argument("--share", type=float, default=0.5, help="of labelled images among the students' samples")
+    parser.add_argument("--threshold", type=float, default=0.8, help="of the teacher's confidence")
+    parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipes, at the end")
+    options = parser.parse_args()
+    options.output, options.data = options.output.resolve(), str(Path(options.data).resolve())
+    alone = [train(options.recipe, options.output / f"alone-{seed}", seed, options) for seed in options.seeds]
+    teachers = alone
+    if options.teacher:
+        teachers = [train(options.teacher, options.output / f"teacher-{seed}", seed, options) for seed in options.seeds]
+    pseudo = options.output / "pseudo"
+    if not (pseudo / "pseudo_labels.json").exists():
+        shutil.rmtree(pseudo, ignore_errors=True)  # an interrupted run left it
+        images = next(
+            path for path in (Path(options.data) / "train" / "images", Path(options.data) / "train") if path.is_dir()
+        )
+        words = [images, "--bundle", *teachers, "--labelled", labelled_folder(options), "--output", pseudo]
+        run("training.distill", *words, "--threshold", options.threshold, *VIEWS)
+    added = ["--pseudo_labels.root", pseudo, "--pseudo_labels.labelled_share", options.share]
+    taught = [train(options.recipe, options.output / f"taught-{seed}", seed, options, *added) for seed in options.seeds]
+    scores = [[ratios_of(bundle, options.data) for bundle in own] for own in (alone, taught)]
+    found = compare(*scores, len(CamVidData(root=options.data).open("val")))
+    write_json(options.output / "summary.json", found)
+    print("| | mIoU of each seed | mean |\n|---|---|---|")
+    for name in ("alone", "taught"):
+        values = found[name]
+        print(f"| {name} | {', '.join(f'{value:.4f}' for value in values)} | {np.mean(values):.4f} |")
+    low, high = found["interval"]
+    print(f"difference: {100 * found['difference']:.2f} points ({100 * low:.2f} to {100 * high:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Measures how few labels are enough: mIoU against the number of labelled images, for each strategy of training.select.
+
+    python benchmarks/few_labels.py CAMVID [--recipe camvid_few_shot] [--backbone SOURCE --layers 1 2 3]
+
+Every strategy starts without labels. In each round it chooses the next images, with the head that it has trained so
+far, and trains a new head on all that it has chosen; for the first images there is no head, and `coverage` chooses for
+the strategies that need one. `random` draws other images each time. The backbone is frozen: the features of augmented
+views of all training images are computed once, and all trainings read them. A training takes the same steps whatever
+the number of images.
+
+Each round is a file in the output folder, and is not repeated; so a run that was stopped goes on. The table at the end
+says, for the mIoU that random images reach, how many labels each strategy needs (interpolated between the rounds, in
+the logarithm of the number), and what share of labels it saves, with the 95 % interval: of 1000 draws of validation
+images and of runs. Where a strategy needs fewer labels than the first round, or more than the last, their numbers bound
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import default_collate
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dinov3_seg_ros import decode  # noqa: E402
+from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place  # noqa: E402
+from dinov3_seg_ros.support.files import replacing_file, write_json  # noqa: E402
+from training.data import SegmentationDataset  # noqa: E402
+from training.evaluation.bootstrap import Ratios, draw_images  # noqa: E402
+from training.loop.bundle_writer import BundleWriter  # noqa: E402
+from training.loop.model import SegmentationModel, make_backbone, make_head  # noqa: E402
+from training.loop.parts import make_cache, make_loss, pixel_counter  # noqa: E402
+from training.recipes.loading import load_recipe  # noqa: E402
+from training.recipes.resolve import resolve  # noqa: E402
+from training.samples.cache_filling import fill_caches  # noqa: E402
+from training.support.processes import make_accelerator  # noqa: E402
+from training.support.randomness import Purpose, generator, seed_torch  # noqa: E402
+from training.unlabelled.description import describe, make_pool  # noqa: E402
+from training.unlabelled.network import Look, without_padding  # noqa: E402
+from training.unlabelled.strategies import COVERAGE, STRATEGIES, choose  # noqa: E402
+
+DRAWS = 1000
+RANDOM = "random"
+
+
+class Seen(NamedTuple):
+    """What the frozen backbone sees of an image: maps (1, C, h, w) float16, canvas and placement."""
+
+    maps: list[Tensor]
+    canvas: Tensor
+    placement: Placement
+
+
+class Round(NamedTuple):
+    """One round of one run: the images with labels, and counts of each validation image and class."""
+
+    labelled: list[int]
+    correct: np.ndarray
+    union: np.ndarray
+
+
+class Bench:
+    """Data, features and trainings of the heads."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        overrides = ["--data.root", options.data, "--cache.views", str(options.views), "--backbone.trainable", "none"]
+        if options.backbone:
+            overrides += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
+        if options.layers:
+            overrides += ["--backbone.layers", *map(str, options.layers)]
+        recipe = load_recipe(options.recipe, [*overrides, *options.set])
+        backbone = make_backbone(recipe.backbone)
+        self.recipe = recipe = resolve(recipe, backbone)
+        self.options, self.console = options, console
+        self.train, self.val = recipe.data.open("train"), recipe.data.open("val")
+        self.classes = self.train.class_names
+        mean, std = backbone.normalisation = recipe.input.normalisation
+        head = make_head(recipe.head, backbone, len(self.classes))
+        self.model = SegmentationModel(backbone, head, mean, std).eval()
+        self.pixels = pixel_counter(self.train)
+        manifest = BundleWriter(recipe, self.model, self.val).manifest()
+        self.cache = make_cache(recipe, self.train, self.train.contents().digest(), manifest)
+        accelerator = make_accelerator(recipe.precision)
+
+        def extract(canvases: Tensor) -> list[Tensor]:
+            with torch.inference_mode(), accelerator.autocast():
+                return self.model.features(canvases)
+
+        fill_caches([self.cache], recipe.cache, extract, 8, 0, accelerator, console)
+        self.of_train = [self.see(self.train, index) for index in self._track(self.train, "training images")]
+        self.of_val = [self.see(self.val, index) for index in self._track(self.val, "validation images")]
+        self.truth = [self.val.mask(index) for index in range(len(self.val))]
+
+    def _track(self, data: SegmentationDataset, what: str) -> Any:
+        return track(range(len(data)), what, console=self.console, disable=not self.console.is_terminal)
+
+    @torch.inference_mode()
+    def see(self, data: SegmentationDataset, index: int) -> Seen:
+        """Run the backbone on an image, as the robot lays it on the canvas."""
+        image, _ = data.item(index)
+        shape = self.recipe.input
+        multiple = self.model.backbone.patch_multiple
+        placement = place(image.shape[:2], shape.geometry, shape.network_size, multiple)
+        canvas = np.empty((*placement.canvas_size, 3), np.uint8)
+        fill_canvas(image, placement, shape.normalisation[0], canvas)
+        canvases = torch.from_numpy(canvas[None])
+        return Seen([found.half() for found in self.model.features(canvases)], canvases, placement)
+
+    @torch.inference_mode()
+    def logits(self, seen: Seen) -> Tensor:
+        """Logits (1, K, h, w) of the present head."""
+        self.model.eval()
+        return self.model([*seen.maps, *([seen.canvas] if self.model.head.reads_images else [])])
+
+    def fit(self, indices: Sequence[int], seed: int) -> None:
+        """Train a new head on some training images."""
+        recipe, options = self.recipe, self.options
+        seed_torch(Purpose.INITIAL_WEIGHTS, seed)
+        self.model.head = head = make_head(recipe.head, self.model.backbone, len(self.classes))
+        loss = make_loss(recipe, len(self.classes), lambda: self.pixels()[list(indices)])
+        optimizer = recipe.optimizer.build(self.model.backbone, head)
+        self.model.train()
+        order: list[int] = []
+        random = generator(Purpose.SAMPLE_ORDER, seed)
+        for step in range(options.iterations):
+            while len(order) < recipe.batch_size:
+                order += random.permutation(list(indices)).tolist()
+            batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
+            keys = [(int(random.integers(self.cache.views)), index) for index in batch]
+            seen, masks = default_collate([self.cache[key] for key in keys])
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * recipe.schedule.factor(step, options.iterations)
+            seed_torch(Purpose.STEP, seed, step)
+            loss(self.model(seen), masks, self.train.ignore_value).backward()
+            if recipe.optimizer.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(head.parameters(), recipe.optimizer.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def score(self) -> tuple[np.ndarray, np.ndarray]:
+        """Correct pixels and unions of the present head, (validation images, classes) each."""
+        correct, union = (np.zeros((len(self.truth), len(self.classes)), np.int64) for _ in range(2))
+        for row, (seen, truth) in enumerate(zip(self.of_val, self.truth, strict=True)):
+            logits = self.logits(seen).float().numpy()
+            window = seen.placement.window(logits.shape[-2:])
+            predicted = decode.upsample_argmax(logits, truth.shape, window)[0]
+            valid = truth < len(self.classes)
+            hits, true, found = (
+                np.bincount(ids, minlength=len(self.classes))[: len(self.classes)]
+                for ids in (truth[valid & (truth == predicted)], truth[valid], predicted[valid])
+            )
+            correct[row], union[row] = hits, true + found - hits
+        return correct, union
+
+    def choose(self, strategy: str, labelled: Sequence[int], count: int, seed: int) -> list[int]:
+        """The images that a strategy adds; with the present head, if it needs one."""
+        if STRATEGIES[strategy].needs_head and not labelled:
+            strategy = COVERAGE
+        with_head = STRATEGIES[strategy].needs_head
+        looks = []
+        for seen in self.of_train:
+            maps = [without_padding(m, seen.placement.window(tuple(m.shape[-2:]))) for m in seen.maps]
+            logits = None
+            if with_head:
+                found = self.logits(seen)
+                logits = without_padding(found, seen.placement.window(tuple(found.shape[-2:])))
+            looks.append(describe(Look(maps, logits)))
+        pool = make_pool(looks, np.isin(np.arange(len(looks)), labelled), self.classes)
+        return [choice.image for choice in choose(strategy, pool, count, seed)]
+
+
+def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
+    """All rounds of one run; those that are on the disk are not repeated."""
+    rounds: list[Round] = []
+    labelled: list[int] = []
+    for count in bench.options.counts:
+        path = bench.options.output / f"{strategy}-{seed}-{count}.json"
+        weights = path.with_suffix(".safetensors")
+        if path.exists():
+            done = json.loads(path.read_text())
+            rounds.append(Round(done["labelled"], np.array(done["correct"]), np.array(done["union"])))
+            labelled = done["labelled"]
+            bench.model.head = make_head(bench.recipe.head, bench.model.backbone, len(bench.classes))
+            bench.model.head.load_weights(load_file(weights))
+            continue
+        labelled = [*labelled, *bench.choose(strategy, labelled, count - len(labelled), seed)]
+        bench.fit(labelled, seed)
+        correct, union = bench.score()
+        with replacing_file(weights) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in bench.model.head.state_dict().items()}, temporary)
+        names = [bench.train.describe(index) for index in labelled]
+        content = {"labelled": labelled, "names": names, "correct": correct.tolist(), "union": union.tolist()}
+        write_json(path, content)
+        rounds.append(Round(labelled, correct, union))
+        bench.console.print(f"{strategy} {seed}: {count} labels, mIoU {miou(correct, union):.4f}", highlight=False)
+    return rounds
+
+
+def miou(correct: np.ndarray, union: np.ndarray) -> float:
+    """Of all validation images."""
+    ratios = Ratios(correct.shape[1])
+    for row in zip(correct, union, strict=True):
+        ratios.add(*row)
+    return ratios.mean() or 0.0
+
+
+def drawn(correct: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """MIoU of random draws of the validation images, (DRAWS,)."""
+    ratios = Ratios(correct.shape[1])
+    for row in zip(correct, union, strict=True):
+        ratios.add(*row)
+    return ratios.draws(draw_images(len(correct), DRAWS))[:, -1]
+
+
+def labels_needed(curve: np.ndarray, counts: Sequence[int], target: float) -> float:
+    """The number of labels at which a curve reaches a mIoU, interpolated; bounded by the first and the last."""
+    rising = np.maximum.accumulate(curve)
+    if target <= rising[0]:
+        return float(counts[0])
+    if target > rising[-1]:
+        return float(counts[-1])
+    after = int(np.searchsorted(rising, target))
+    low, high = rising[after - 1], rising[after]
+    part = (target - low) / (high - low)
+    return math.exp((1 - part) * math.log(counts[after - 1]) + part * math.log(counts[after]))
+
+
+def summarise(runs: dict[str, list[list[Round]]], counts: Sequence[int]) -> dict[str, Any]:
+    """MIoU of each strategy and round, and the share of labels that it saves, with intervals."""
+    exact = {
+        name: np.array([[miou(r.correct, r.union) for r in rounds] for rounds in own]) for name, own in runs.items()
+    }
+    boot = {
+        name: np.array([[drawn(r.correct, r.union) for r in rounds] for rounds in own]) for name, own in runs.items()
+    }
+    random = np.random.default_rng(0)
+    means = {}  # (DRAWS, rounds): a draw of runs and of validation images
+    for name, values in boot.items():
+        picked = random.integers(len(values), size=(DRAWS, len(values)))
+        means[name] = values[picked, :, np.arange(DRAWS)[:, None]].mean(1)
+    found: dict[str, Any] = {}
+    for name, values in exact.items():
+        curve = values.mean(0)
+        found[name] = {
+            "miou": curve.tolist(),
+            "spread": values.std(0, ddof=1).tolist() if len(values) > 1 else None,
+            "interval": np.percentile(means[name], [2.5, 97.5], axis=0).T.tolist(),
+        }
+        if RANDOM not in exact or name == RANDOM:
+            continue
+        saved = {}
+        for number, count in enumerate(counts[1:], 1):
+            needed = labels_needed(curve, counts, float(exact[RANDOM].mean(0)[number]))
+            draws = [
+                1 - labels_needed(mine, counts, theirs[number]) / count
+                for mine, theirs in zip(means[name], means[RANDOM], strict=True)
+            ]
+            ends = np.percentile(draws, [2.5, 97.5]).tolist()
+            saved[str(count)] = {"needed": needed, "saved": 1 - needed / count, "interval": ends}
+        found[name]["against_random"] = saved
+    return found
+
+
+def table(found: dict[str, Any], counts: Sequence[int]) -> str:
+    """The summary in Markdown."""
+    columns = [f"mIoU, {count}" for count in counts]
+    columns += [f"labels for random's mIoU of {count}, saved" for count in counts[1:]]
+    lines = [f"| strategy | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name, own in found.items():
+        cells = [f"{value:.4f}" for value in own["miou"]]
+        for saved in own.get("against_random", {}).values():
+            low, high = saved["interval"]
+            cells.append(f"{saved['needed']:.1f}, {saved['saved']:.0%} ({low:.0%} to {high:.0%})")
+        cells += [""] * (len(columns) - len(cells))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], counts: Sequence[int], path: Path) -> None:
+    """The curves as a PNG file."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, own in found.items():
+        (line,) = axes.plot(counts, own["miou"], marker="o", label=name, linestyle="--" if name == RANDOM else "-")
+        low, high = np.array(own["interval"]).T
+        axes.fill_between(counts, low, high, alpha=0.1, color=line.get_color())
+    axes.set(xlabel="labelled images", ylabel="validation mIoU", xscale="log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder of the data set")
+    parser.add_argument("--recipe", default="camvid_few_shot", help="data set, head, loss and augmentation")
+    parser.add_argument("--backbone", help="in place of the recipe's source; it stays frozen")
+    parser.add_argument("--layers", nargs="+", type=int, help="in place of the recipe's")
+    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipe, at the end")
+    parser.add_argument("--counts", nargs="+", type=int, default=[10, 20, 40, 80], help="labelled images of each round")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--draws", type=int, default=5, help="runs with random images")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each other strategy, with other seeds")
+    parser.add_argument("--iterations", type=int, default=400, help="steps of each training")
+    parser.add_argument("--views", type=int, default=8, help="cached views of each training image")
+    parser.add_argument("--output", type=Path, default=Path("runs/few_labels"))
+    options = parser.parse_args()
+    options.data, options.output = str(options.data), options.output.resolve()
+    console = Console()
+    bench = Bench(options, console)
+    runs: dict[str, list[list[Round]]] = {}
+    # The first run of all strategies before the second of any: a stopped benchmark has something of each.
+    for seed in range(max(options.draws, options.runs)):
+        for strategy in dict.fromkeys([RANDOM, *options.strategies]):
+            if seed < (options.draws if strategy == RANDOM else options.runs):
+                runs.setdefault(strategy, []).append(run(bench, strategy, seed))
+    found = summarise(runs, options.counts)
+    about = {"recipe": bench.recipe.model_dump(mode="json"), "counts": options.counts, "iterations": options.iterations}
+    write_json(options.output / "summary.json", {**about, "strategies": found})
+    draw(found, options.counts, options.output / "few_labels.png")
+    print(table(found, options.counts))
+
+
+if __name__ == "__main__":
+    main()

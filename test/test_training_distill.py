@@ -1,0 +1,134 @@
+"""A teacher labels images, and a student trains on them beside the labelled ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from PIL import Image
+from trainings import records, tiny_recipe, train
+
+from dinov3_seg_ros import scenes
+from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import DatasetError
+from training import distill as command
+from training.data.pseudo_labels import JoinedImages, PseudoLabels
+from training.loop.parts import make_repeats, open_training_data
+from training.samples.loader import EpochBatches, share_out
+
+CLASSES = len(scenes.CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A bundle with the classes of the scenes."""
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    bundle = write_tiny_bundle(folder, network_size=(64, 96), num_classes=CLASSES)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["classes"]["names"] = list(scenes.CLASS_NAMES)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def taught(teacher, tmp_path_factory):
+    """What the teacher makes of six images in two folders."""
+    folder = tmp_path_factory.mktemp("taught")
+    for seed in range(6):
+        path = folder / "photos" / ("day", "night")[seed % 2] / f"{seed // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(seed)).save(path)
+    assert run(folder / "photos", teacher, folder / "pseudo", "--threshold", 0.5, "--class-share", 0.5) == 0
+    return folder
+
+
+def picture(seed: int) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (96, 64), interpolation=cv2.INTER_CUBIC)
+
+
+def run(photos: Path, teacher, output: Path, *words: object) -> int:
+    line = [photos, "--bundle", teacher.path, "--output", output, "--runtime", "torch", *words]
+    return command.main([*map(str, line)])
+
+
+def test_masks_hold_the_teachers_labels_where_it_is_sure(teacher, taught):
+    segmenter = Segmenter.from_bundle(teacher.path, runtime="torch")
+    said = json.loads((taught / "pseudo/pseudo_labels.json").read_text())
+    levels = np.rint(255 * np.array([said["thresholds"][name] for name in scenes.CLASS_NAMES]))
+    assert len(said["images"]) == 6
+    kept = np.zeros(CLASSES)
+    total = np.zeros(CLASSES)
+    for entry in said["images"]:
+        image = np.array(Image.open(taught / "pseudo/images" / entry["image"]))
+        assert np.array_equal(image, np.array(Image.open(taught / "photos" / entry["image"])))
+        mask = np.array(Image.open(taught / "pseudo/masks" / entry["mask"]))
+        found = segmenter.segment([image])[0]
+        wanted = np.where(found.confidence >= levels[found.labels], found.labels, 255)
+        assert np.array_equal(mask, wanted)
+        kept += np.bincount(mask[mask < 255], minlength=CLASSES)
+        total += np.bincount(found.labels.ravel(), minlength=CLASSES)
+    assert 0 < kept.sum() < total.sum()
+    assert (kept >= 0.5 * total).all()
+    shares = [said["kept"].get(name, 0) for name in scenes.CLASS_NAMES]
+    assert shares == pytest.approx(kept / np.maximum(total, 1), abs=1e-4)
+
+
+def test_a_rare_class_keeps_its_share_and_a_sure_one_its_threshold():
+    histogram = np.zeros((3, 256), np.int64)
+    histogram[0, 250], histogram[0, 10] = 90, 10  # sure
+    histogram[1, 100], histogram[1, 50] = 6, 6  # never sure
+    levels = command.class_levels(histogram, 0.8, 0.5)
+    assert levels.tolist()[:2] == [204, 100]
+    assert command.class_levels(histogram, 0.8, 0)[1] == 204
+    assert command.class_levels(histogram, 0, 0.5).tolist() == [0, 0, 0]
+
+
+def test_a_student_trains_on_both_and_draws_as_many_of_each(taught, tmp_path):
+    recipe = tiny_recipe(tmp_path, pseudo_labels={"root": str(taught / "pseudo"), "labelled_share": 0.75}, epochs=1)
+    data = open_training_data(recipe)
+    assert isinstance(data, JoinedImages)
+    assert (len(data), data.describe(0), data.describe(8)) == (14, "train scene 0", "images/day/0.png")
+    assert np.array_equal(data.item(13)[0], picture(5))
+    assert np.array_equal(data.item(13)[1], data.mask(13))
+    assert set(np.unique(data.mask(13))) <= {*range(CLASSES), data.ignore_value}
+    repeats = make_repeats(recipe, data, lambda: np.zeros((0, 0)))
+    order = EpochBatches(share_out(14, 7), 0, repeats)
+    drawn = []
+    for order.epoch in range(40):
+        drawn += [index for batch in order for _, index in batch]
+    assert np.mean(np.array(drawn) < 8) == pytest.approx(0.75, abs=0.03)
+    train(recipe)
+    assert records(tmp_path / "run")[-1]["step"] == 3
+    files = json.loads((tmp_path / "run/origins.json").read_text())["data"]["train"]["files"]
+    assert sum(name.startswith("pseudo-labels/") for name in files) == 12
+
+
+def test_without_a_folder_nothing_changes(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    data = open_training_data(recipe)
+    assert type(data) is type(recipe.data.open("train"))
+    assert make_repeats(recipe, data, lambda: np.zeros((0, 0))) is None
+
+
+def test_an_unfinished_folder_and_other_classes_are_refused(taught, tmp_path):
+    data = tiny_recipe(tmp_path).data.open("train")
+    with pytest.raises(DatasetError, match=r"holds no pseudo_labels\.json"):
+        PseudoLabels(root=str(tmp_path)).join(data)
+    data.class_names = ["floor", "wall"]
+    with pytest.raises(DatasetError, match="has other classes than the data set"):
+        PseudoLabels(root=str(taught / "pseudo")).join(data)
+
+
+def test_images_that_have_labels_are_left_out(teacher, taught, tmp_path, capsys):
+    Image.fromarray(picture(0)).save(tmp_path / "known.png")
+    assert run(taught / "photos", teacher, tmp_path / "out", "--labelled", tmp_path) == 0
+    assert "1 left out as labelled" in capsys.readouterr().out
+    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 5
+    assert run(tmp_path / "known.png", teacher, tmp_path / "none", "--labelled", taught / "photos") == 1
+    assert "no image is left to label: 1 are labelled already" in capsys.readouterr().err
+    assert not (tmp_path / "none/pseudo_labels.json").exists()

@@ -1,0 +1,180 @@
+"""Which images to label next: strategies on made-up features, and the command on folders and recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import labelled_folders
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from PIL import Image
+
+from training import select as command
+from training.unlabelled.description import Pool, Regions, describe, make_pool
+from training.unlabelled.images import open_images
+from training.unlabelled.network import Network
+from training.unlabelled.strategies import STRATEGIES, choose
+
+DIVERSE = ["class_coverage", "uncertain_k_center", "uncertain_clusters", "coverage", "typical", "k_center"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", network_size=(64, 96))
+
+
+def pool_of_four_kinds(labelled: tuple[int, ...] = ()) -> Pool:
+    """Forty images of four kinds, ten each, equally uncertain; some of them labelled."""
+    random = np.random.default_rng(0)
+    features = np.repeat(10 * np.eye(4), 10, axis=0) + 0.1 * random.standard_normal((40, 4))
+    is_labelled = np.isin(np.arange(40), labelled)
+    doubts = np.full((2, 40), 0.1, np.float32)
+    regions = Regions(["road", "pole"], np.stack([features] * 2).astype(np.float32), np.full((2, 40), 0.5), doubts)
+    ones = np.full(40, 0.5, np.float32)
+    return Pool(features.astype(np.float32), is_labelled, ones, ones, regions)
+
+
+@pytest.mark.parametrize("strategy", DIVERSE)
+def test_one_image_of_each_kind_is_chosen_that_has_no_label(strategy):
+    kinds = [choice.image // 10 for choice in choose(strategy, pool_of_four_kinds(), 4)]
+    assert sorted(kinds) == [0, 1, 2, 3]
+    if strategy != "uncertain_clusters":  # which knows nothing of labelled images
+        kinds = [choice.image // 10 for choice in choose(strategy, pool_of_four_kinds((3, 14)), 2)]
+        assert sorted(kinds) == [2, 3]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_seed_decides_and_no_image_is_chosen_twice_or_again(strategy):
+    pool = pool_of_four_kinds((0, 1, 2))
+    chosen = [choice.image for choice in choose(strategy, pool, 100, seed=5)]
+    assert sorted(chosen) == list(range(3, 40))
+    assert chosen[:6] == [choice.image for choice in choose(strategy, pool, 6, seed=5)] or strategy in (
+        "typical", "uncertain_clusters",  # whose clusters depend on their number
+    )  # fmt: skip
+    assert chosen == [choice.image for choice in choose(strategy, pool, 100, seed=5)]
+    assert choose(strategy, pool_of_four_kinds(tuple(range(40))), 3) == []
+
+
+@pytest.mark.parametrize("strategy", ["margin", "entropy"])
+def test_the_most_uncertain_image_comes_first(strategy):
+    pool = pool_of_four_kinds()
+    pool.margin[17] = pool.entropy[17] = 0.9
+    assert choose(strategy, pool, 1)[0].image == 17
+
+
+def test_the_only_image_of_a_rare_class_is_chosen_early():
+    pool = pool_of_four_kinds()
+    pool.regions.doubts[1], pool.regions.shares[1] = 1e-6, 1e-5
+    pool.regions.doubts[1, 25], pool.regions.shares[1, 25] = 1e-3, 2e-3
+    chosen = choose("class_coverage", pool, 2)
+    assert 25 in [choice.image for choice in chosen]
+    assert any("pole" in choice.why for choice in chosen)
+
+
+def test_a_description_leaves_out_the_padding(bundle):
+    network = Network.of_bundle(bundle.path)
+    narrow = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
+    seen = network.look(narrow)
+    assert {found.shape[1] / found.shape[2] for found in seen.maps} == {2.0}
+    found = describe(seen)
+    assert found.shares.sum() == pytest.approx(1, abs=1e-5)
+    assert (found.doubts <= found.shares).all()
+    assert found.doubts.sum() == pytest.approx(found.margin, abs=1e-5)
+    pool = make_pool([found, describe(network.look(255 - narrow))], [True, False], bundle.manifest.classes.names)
+    assert pool.features.shape[1] == sum(bundle.manifest.backbone.channels)
+    assert pool.candidates.tolist() == [1]
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Photos in two subfolders with the same names in each."""
+    for number in range(count):
+        small = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+        path = folder / ("day", "night")[number % 2] / f"{number // 2}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(cv2.resize(small, (96, 64))).save(path)
+
+
+def run(*words: object) -> int:
+    return command.main([*map(str, words)])
+
+
+def selection(folder: Path) -> dict:
+    return json.loads((folder / "selection.json").read_text())
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_chosen_images_are_copied_with_reasons_and_a_sheet(bundle, tmp_path, capsys):
+    write_photos(tmp_path / "photos", 8)
+    assert run(tmp_path / "photos", "--bundle", bundle.path, "--count", 3, "--output", tmp_path / "out") == 0
+    said = selection(tmp_path / "out")
+    names = [row["image"] for row in said["chosen"]]
+    assert files(tmp_path / "out") == {"selection.json", "contact_sheet.png", *(f"images/{name}" for name in names)}
+    for name in names:
+        assert (tmp_path / "out/images" / name).read_bytes() == (tmp_path / "photos" / name).read_bytes()
+    assert (said["strategy"], said["looked_at"], [row["rank"] for row in said["chosen"]]) == (
+        "class_coverage", 8, [1, 2, 3],
+    )  # fmt: skip
+    assert all(row["why"].startswith("covers class_") and 0 < row["uncertainty"] <= 1 for row in said["chosen"])
+    assert cv2.imread(str(tmp_path / "out/contact_sheet.png")).shape[1] > 3 * 240
+    assert "3 of 8 images chosen by class_coverage" in capsys.readouterr().out
+
+
+def test_a_backbone_alone_chooses_by_coverage(bundle, tmp_path, capsys):
+    write_photos(tmp_path / "photos", 4)
+    words = [tmp_path / "photos", "--backbone", bundle.path / "backbone", "--network-size", 64, 96, "--count", 2]
+    assert run(*words, "--output", tmp_path / "out") == 0
+    assert selection(tmp_path / "out")["strategy"] == "coverage"
+    assert run(*words, "--strategy", "margin", "--output", tmp_path / "other") == 1
+    assert "needs a bundle" in capsys.readouterr().err
+    assert run(*words, "--strategy", "k_centre", "--output", tmp_path / "other") == 1
+    assert "did you mean 'k_center'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_labelled_images_count_and_are_not_chosen_again(bundle, tmp_path, capsys):
+    labelled_folders.build_labelme(tmp_path / "labelled")
+    write_photos(tmp_path / "photos", 3)
+    known = sorted((tmp_path / "labelled").rglob("*.jpg"))
+    pixels = np.array(Image.open(known[0]))
+    Image.fromarray(pixels).save(tmp_path / "photos/copy.png")  # another file of the same pixels
+    words = [tmp_path / "photos", "--bundle", bundle.path, "--count", 9, "--labelled", tmp_path / "labelled"]
+    assert run(*words, "--output", tmp_path / "out") == 0
+    said = selection(tmp_path / "out")
+    assert (said["labelled"], said["already_labelled"], said["looked_at"]) == (6, 1, 3)
+    assert sorted(row["image"] for row in said["chosen"]) == ["day/0.jpg", "day/1.jpg", "night/0.jpg"]
+    assert run(*words, tmp_path / "photos", "--output", tmp_path / "none") == 1
+    assert "no image is left to choose: 4 are labelled already" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, capsys):
+    write_photos(tmp_path / "photos", 2)
+    (tmp_path / "photos/broken.jpg").write_bytes(b"no image")
+    words = [tmp_path / "photos", "--bundle", bundle.path, "--count", 5]
+    assert run(*words, "--output", tmp_path / "out") == 1
+    assert "skipped: broken.jpg" in capsys.readouterr().err
+    assert len(selection(tmp_path / "out")["chosen"]) == 2
+    assert run(*words, "--output", tmp_path / "out") == 1
+    assert "exists already" in capsys.readouterr().err
+    assert run(tmp_path / "photos", "--count", 5) == 2
+    assert "give either --bundle or --backbone" in capsys.readouterr().err
+
+
+def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    import recordings
+
+    frames = [("/front/image", recordings.IMAGE, recordings.image(number)) for number in range(5)]
+    bag = recordings.write_bag(tmp_path / "bag", [*frames, ("/front/image", recordings.IMAGE, b"damaged")])
+    words = [bag, "--bundle", bundle.path, "--count", 9, "--every", "2s", "--output", tmp_path / "out"]
+    assert run(*words) == 1, "one is damaged"
+    chosen = sorted(row["image"] for row in selection(tmp_path / "out")["chosen"])
+    assert chosen == [f"front-image-{number:010d}000000007.png" for number in (1000, 1002, 1004)]
+    written = np.array(Image.open(tmp_path / "out/images" / chosen[1]))
+    assert np.array_equal(written, recordings.picture(2))
+    assert len(list(open_images(bag).take())) == 5

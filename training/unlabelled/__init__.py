@@ -1,0 +1,1 @@
+"""Images without labels: found, described, chosen among, and labelled by a teacher."""

@@ -1,0 +1,189 @@
+"""Images without labels, from a folder or a recording, each under a name of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from dinov3_seg_ros.bag.images import ImageReader, choose_topics, name_of_frame
+from dinov3_seg_ros.bag.message_types import known_types
+from dinov3_seg_ros.bag.recordings import messages_of, open_recording
+from dinov3_seg_ros.frames.image_files import read_image
+from dinov3_seg_ros.frames.overlay import to_bgr
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
+from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
+from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
+from dinov3_seg_ros.support.files import replacing_file
+from training.support.output import writing
+
+_RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")
+
+
+class UnlabelledImage(NamedTuple):
+    """One image.
+
+    Attributes:
+        name: relative path with ``/`` and a suffix; no other image of its source has it.
+        pixels: (H, W, 3) uint8 RGB.
+        file: where it was read from; None where that is no image file.
+    """
+
+    name: str
+    pixels: np.ndarray
+    file: Path | None = None
+
+    def copy_to(self, target: Path) -> None:
+        """Write the image: its own file as it is, or its pixels as PNG.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with writing(target), replacing_file(target) as temporary:
+            if self.file is None:
+                temporary.write_bytes(cv2.imencode(".png", to_bgr(self.pixels))[1].tobytes())
+            else:
+                shutil.copyfile(self.file, temporary)
+
+
+class UnlabelledImages(Protocol):
+    """A source of images, read one after the other.
+
+    Attributes:
+        unreadable: name -> reason of each image that could not be read; filled while images are taken.
+    """
+
+    unreadable: dict[str, str]
+
+    def __len__(self) -> int:
+        """Number of images, with those that cannot be read; of a recording the most that it can be."""
+
+    def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
+        """The images in order; only those of some names where these are given.
+
+        Raises:
+            DatasetError: the source cannot be read.
+        """
+
+
+def open_images(
+    source: str | Path, value_range: ValueRange = "auto", topics: Sequence[str] = (), every: int | None = None
+) -> UnlabelledImages:
+    """Find the images of a folder (and of its subfolders), of one file, or of a recording.
+
+    Args:
+        source: folder or file of images, or a rosbag2.
+        value_range: which values of 16-bit images are black and white.
+        topics: of the recording; may be empty where there is one with images.
+        every: of a recording, the first image of each window of so many nanoseconds is taken; None: all.
+
+    Raises:
+        DatasetError: there are no images, or it is not clear which.
+    """
+    path = Path(source)
+    if _is_recording(path):
+        return RecordedImages(path, value_range, topics, every)
+    if path.is_dir():
+        return ImageFiles(find_images(path, recursive=True), path, value_range)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageFiles([path], path.parent, value_range)
+    raise DatasetError(f"'{source}' is no folder of images, image or recording (rosbag2); give one of these")
+
+
+class ImageFiles:
+    """Image files below a folder; see `UnlabelledImages`. Their names are their paths in it.
+
+    Args:
+        paths: the files.
+        root: the folder.
+        value_range: which values of 16-bit images are black and white.
+    """
+
+    def __init__(self, paths: Sequence[Path], root: Path, value_range: ValueRange = "auto") -> None:
+        self._files = {path.relative_to(root).as_posix(): path for path in paths}
+        self._scale = ValueScale(value_range)
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
+        """See `UnlabelledImages.take`."""
+        for name, path in self._files.items():
+            if names is None or name in names:
+                try:
+                    yield UnlabelledImage(name, read_image(path, self._scale), path)
+                except DatasetError as error:
+                    self.unreadable[name] = str(error)
+
+
+class RecordedImages:
+    """Images of a recording, named by topic and stamp as `dinov3_seg_ros.bag.extraction.extract` names its files.
+
+    Args:
+        source: the rosbag2.
+        value_range, topics, every: see `open_images`.
+
+    Raises:
+        DatasetError: see `open_images`.
+        RuntimeUnavailableError: rosbags is not installed.
+    """
+
+    def __init__(self, source: Path, value_range: ValueRange, topics: Sequence[str], every: int | None) -> None:
+        self._source, self._value_range, self._every = source, value_range, every
+        try:
+            self._types = known_types()
+            with open_recording(source) as reader:
+                self._topics = choose_topics(reader.connections, topics)
+                self._most = sum(one.msgcount for one in reader.connections if one.topic in self._topics)
+        except ImportError as error:
+            raise RuntimeUnavailableError(
+                f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'"
+            ) from error
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self._most
+
+    def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
+        """See `UnlabelledImages.take`."""
+        images = ImageReader(self._types, self._topics, MAX_PIXELS, self._value_range)
+        begun: dict[str, int] = {}
+        windows: dict[str, int] = {}
+        seen: set[str] = set()
+        with open_recording(self._source) as reader:
+            connections = [one for one in reader.connections if one.topic in self._topics]
+            for connection, recorded, raw in messages_of(reader, self._source, connections):
+                name, topic = f"{connection.topic} at {recorded} ns", connection.topic
+                try:
+                    message = images.message(connection, raw)
+                    frame = name_of_frame(topic, message.header, recorded)
+                    name = f"{frame}.png"
+                    if self._every is not None:
+                        window = (frame.stamp - begun.setdefault(topic, frame.stamp)) // self._every
+                        if windows.get(topic) == window:
+                            continue
+                    # Each is decoded, since the range of 16-bit values is learned from all.
+                    pixels = images.rgb(connection, message)
+                    if self._every is not None:
+                        windows[topic] = window
+                    if name in seen:
+                        raise MessageError("stamp twice", f"two images have the stamp {frame.stamp} ns")
+                except MessageError as error:
+                    self.unreadable[name] = f"{topic}: {error}"
+                else:
+                    seen.add(name)
+                    if names is None or name in names:
+                        yield UnlabelledImage(name, pixels)
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a path is a rosbag2, or a ROS 1 bag, whose reader says what to do with it."""
+    if path.is_dir():
+        return (path / "metadata.yaml").exists() or any(file.suffix in _RECORDING_SUFFIXES for file in path.iterdir())
+    return path.is_file() and any(suffix in _RECORDING_SUFFIXES for suffix in path.suffixes)
