@@ -71,6 +71,27 @@ def test_a_head_is_trained_from_python(tmp_path):
     assert f"{tmp_path / 'run' / 'best'}: aspp head, mIoU 0." in said.replace("\n", " ")
 
 
+def test_a_recording_is_labelled_trained_on_and_scored(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from recordings import IMAGE, contents, image_of, write_bag
+
+    stamps = [10**12 + number * 25 * 10**7 for number in range(8)]
+    rooms = [sample("val", number, (96, 128))[0] for number in range(len(stamps))]
+    messages = [("/image", IMAGE, image_of(room, stamp)) for room, stamp in zip(rooms, stamps, strict=True)]
+    write_bag(tmp_path / "in", messages, "mcap")
+    sizes = ["--epochs", "1", "--input.network_size", "96", "128", "--workers", "0", "--calibrate", "False"]
+    said = run("label_a_recording.py", tmp_path / "in", tmp_path / "out", *sizes)
+    assert f"IoU of 4 frames of {tmp_path / 'out/truth'}" in said
+    truths = contents(tmp_path / "out/truth")["/segmentation/truth"]
+    assert len(truths) == 4
+    for _, message in truths:
+        stamp = 10**9 * message.header.stamp.sec + message.header.stamp.nanosec
+        mask = cv2.imread(str(tmp_path / f"out/masks/image-{stamp:019d}.png"), cv2.IMREAD_UNCHANGED)
+        assert stamp in stamps
+        assert bytes(message.data) == mask.tobytes()
+
+
 def test_plain_onnx_runtime_needs_nothing_of_this_package(tmp_path):
     folder = ROOT / "weights/demo/onnx/224x320-fp32"
     environment = {**os.environ, "PYTHONPATH": ""}
