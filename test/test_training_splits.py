@@ -139,10 +139,18 @@ def test_folds_of_one_video_are_runs_of_frames_with_a_gap():
         assert len(train) == 150 - 6 * ((index > 0) + (index < 3))
 
 
+def test_beside_a_long_video_short_ones_stay_whole_in_a_fold():
+    long, short = [f"long_{n:04d}" for n in range(60)], [f"{letter}_{n:04d}" for letter in "abcdef" for n in range(5)]
+    for train, val in folds([*long, *short], 3):
+        assert len([name for name in val if name.startswith("long")]) == 20
+        assert {name[0] for name in val} & {name[0] for name in train} == {"l"}
+        assert 28 <= len(val) <= 32
+
+
 def test_folds_that_cannot_be_made_say_why():
     with pytest.raises(DatasetError, match="makes only 2 groups"):
         folds([f"{letter}_{n}" for letter in "ab" for n in range(10)], 3, group="^(.)_")
-    with pytest.raises(DatasetError, match="leaves fold 2 without val images, of 2"):
+    with pytest.raises(DatasetError, match="leaves fold 0 without val images, of 2"):
         folds(["a", "b"], 3)
     with pytest.raises(DatasetError, match=r"remove data\.val_fraction"):
         samples_of("val", {"train": []}, 0.3, fold=Fold(0, 2))

@@ -151,19 +151,21 @@ def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple
         raise DatasetError(
             f"data.folds is {count}, but data.group makes only {len(units)} groups, which stay whole; lower data.folds"
         )
+    fair = len(samples) / count
+    # Whole groups go before folds of like size, while every fold gets some.
+    largest = fair if len(units) < count else min(2 * fair, len(samples) / 2)
     parts: list[tuple[set[int], set[int]]] = [(set(), set()) for _ in range(count)]
-    if len(units) < count or (group == "auto" and max(sizes.values()) > len(samples) / 2):
-        for own in units.values():
-            for fold, (chosen, beside) in enumerate(parts):
-                start, end = (place * len(own) // count for place in (fold, fold + 1))
-                gap = (end - start) // _RUN_PER_BORDER
-                chosen.update(index for unit in own[start:end] for index in unit)
-                borders = (*own[max(start - gap, 0) : start], *own[end : end + gap])
-                beside.update(index for unit in borders for index in unit)
-        return parts
     for name in sorted(units, key=lambda name: (-sizes[name], _digest(name))):
-        smallest = min(parts, key=lambda part: len(part[0]))
-        smallest[0].update(index for unit in units[name] for index in unit)
+        own = units[name]
+        if sizes[name] <= largest or (group != "auto" and len(units) > 1):
+            min(parts, key=lambda part: len(part[0]))[0].update(index for unit in own for index in unit)
+            continue
+        for fold, (chosen, beside) in enumerate(parts):
+            start, end = (place * len(own) // count for place in (fold, fold + 1))
+            gap = (end - start) // _RUN_PER_BORDER
+            chosen.update(index for unit in own[start:end] for index in unit)
+            borders = (*own[max(start - gap, 0) : start], *own[end : end + gap])
+            beside.update(index for unit in borders for index in unit)
     return parts
 
 
