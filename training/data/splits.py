@@ -61,9 +61,9 @@ def samples_of(
     if fold is not None and split != "test":
         if val_fraction != "auto":
             raise DatasetError("data.folds says which images are for validation: remove data.val_fraction")
-        return fold_samples(
-            [*named.get("train", ()), *named.get("val", ())] or samples.get(None, ()), fold, split, group
-        )
+        labelled = [*named.get("train", ()), *named.get("val", ())] or samples.get(None, ())
+        if labelled:
+            return fold_samples(labelled, fold, split, group)
     if "val" in named and val_fraction != "auto":
         raise DatasetError(
             "the folder has a validation split of its own: remove data.val_fraction, which is for folders without one"
