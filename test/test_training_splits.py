@@ -9,7 +9,7 @@ import pytest
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.grouping import origins_of, source_of
 from training.data.reading.protocol import Sample
-from training.data.splits import split_samples
+from training.data.splits import Fold, samples_of, split_samples
 
 ROBOFLOW = "frame_0014_jpg.rf.d3059b108d1e5c0bed6002590b9ae5d8"
 
@@ -99,3 +99,59 @@ def test_a_pattern_that_cannot_be_used_is_refused(group, said):
 def test_a_share_that_leaves_nothing_to_train_on_is_refused():
     with pytest.raises(DatasetError, match="leaves no image of 1 to train on"):
         split(["only"])
+
+
+def folds(names: list[str], count: int, group: str = "auto") -> list[tuple[set[str], set[str]]]:
+    """Training and validation names of each fold."""
+    samples = [Sample(Path("/data") / f"{name}.jpg", Path("/data") / f"{name}.png") for name in names]
+    both = {"train": samples[::2], "val": samples[1::2]}  # the folder's own split is divided anew
+
+    def names_of(split: str, index: int) -> set[str]:
+        found = samples_of(split, both, "auto", group, Fold(index, count))
+        return {str(sample.image.relative_to("/data").with_suffix("")) for sample in found}
+
+    parts = [(names_of("train", index), names_of("val", index)) for index in range(count)]
+    assert all(train.isdisjoint(val) for train, val in parts)
+    assert sorted(name for _, val in parts for name in val) == sorted(names), "each is for validation once"
+    return parts
+
+
+def test_folds_keep_groups_together_and_are_of_like_size():
+    names = [f"drive_{drive}/{frame:04d}" for drive in range(7) for frame in range(10 + drive)]
+    parts = folds(names, 3)
+    for train, val in parts:
+        assert {name.partition("/")[0] for name in train}.isdisjoint(name.partition("/")[0] for name in val)
+        assert train | val == set(names)
+    sizes = [len(val) for _, val in parts]
+    assert max(sizes) - min(sizes) <= 16
+    versions = [f"photo-{i}_jpg.rf.{v:032x}" for i in "abcdefg" for v in range(3)]
+    for train, val in folds(versions, 3):
+        assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
+
+
+def test_folds_of_one_video_are_runs_of_frames_with_a_gap():
+    names = [f"frame_{n:04d}" for n in range(200)]
+    for index, (train, val) in enumerate(folds(names, 4)):
+        own = sorted(int(name[-4:]) for name in val)
+        assert own == list(range(50 * index, 50 * index + 50))
+        near = set(range(own[0] - 6, own[-1] + 7))
+        assert near.isdisjoint(int(name[-4:]) for name in train)
+        assert len(train) == 150 - 6 * ((index > 0) + (index < 3))
+
+
+def test_beside_a_long_video_short_ones_stay_whole_in_a_fold():
+    long, short = [f"long_{n:04d}" for n in range(60)], [f"{letter}_{n:04d}" for letter in "abcdef" for n in range(5)]
+    for train, val in folds([*long, *short], 3):
+        assert len([name for name in val if name.startswith("long")]) == 20
+        assert {name[0] for name in val} & {name[0] for name in train} == {"l"}
+        assert 28 <= len(val) <= 32
+
+
+def test_folds_that_cannot_be_made_say_why():
+    with pytest.raises(DatasetError, match="makes only 2 groups"):
+        folds([f"{letter}_{n}" for letter in "ab" for n in range(10)], 3, group="^(.)_")
+    with pytest.raises(DatasetError, match="leaves fold 0 without val images, of 2"):
+        folds(["a", "b"], 3)
+    with pytest.raises(DatasetError, match=r"remove data\.val_fraction"):
+        samples_of("val", {"train": []}, 0.3, fold=Fold(0, 2))
+    assert len(folds([f"frame_{n:04d}" for n in range(9)], 3, group="none")[0][1]) == 3

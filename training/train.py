@@ -1,4 +1,4 @@
-"""Train by a recipe: ``python -m training.train RECIPE [--key value ...] [--dry-run | --resume]``.
+"""Train by a recipe: ``python -m training.train RECIPE [--key value ...] [--folds N] [--dry-run | --resume]``.
 
 On several GPUs or machines: ``accelerate launch -m training.train RECIPE ...``; see accelerate's own help. In several
 processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
@@ -13,13 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dinov3_seg_ros.support.command_line import run_command
+from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
 from dinov3_seg_ros.support.files import write_json
 from training.evaluate import evaluate_bundle
+from training.loop.folds import SCORES, SUMMARY_FILE, train_folds
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
 from training.loop.trainer import Trainer
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
+from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
 from training.support.output import writing
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = SettingsParser(
         "training.train",
         "Train by a recipe. Each of its keys is an option, such as --optimizer.lr 1e-3.",
-        "RECIPE [--key value ...] [--dry-run | --resume]",
+        "RECIPE [--key value ...] [--folds N] [--dry-run | --resume]",
         Recipe,
         lambda options, overrides: load_recipe(options.recipe, overrides),
     )
@@ -45,8 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         parser.remember(mode.add_argument(flag, action="store_true", help=text))
 
+    parser.add_argument(
+        "--folds", type=whole_number(2), metavar="N", help="cross-validate: train N times, each time on other images"
+    )
+
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
+        if options.folds is not None:
+            if options.dry_run:
+                raise UsageError("--dry-run takes one fold: give --data.folds and --data.fold in place of --folds")
+            _cross_validate(load_recipe(options.recipe, overrides), options.folds, options.resume, Console())
+            return
         _train(load_recipe(options.recipe, overrides), options.dry_run, options.resume, Console())
 
     return run_command(parser, work, arguments)
@@ -73,6 +84,16 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
         with writing(trainer.output):
             write_json(trainer.output / EVALUATION_FILE, scores)
         console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+
+
+def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) -> None:
+    summary = train_folds(recipe, folds, resume, console)
+    table = Table("", "mean", "95 % interval", *(f"fold {number}" for number in range(folds)), title_justify="left")
+    for name, score in [(name, summary[name]) for name in SCORES] + list(summary["per_class_iou"].items()):
+        interval = " to ".join(map(percent, score["interval"])) if score["interval"] else "undefined"
+        table.add_row(name, percent(score["mean"]), interval, *map(percent, score["folds"]))
+    console.print(table)
+    console.print(f"written to {output_folder(recipe) / SUMMARY_FILE}", soft_wrap=True)
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import has_alpha
@@ -21,7 +21,7 @@ from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, open_samples
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
-from training.data.splits import DEFAULT_VAL_FRACTION, samples_of
+from training.data.splits import DEFAULT_VAL_FRACTION, Fold, samples_of
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
@@ -54,6 +54,17 @@ class LabelledFolderData(DataSettings):
     """Which images that split keeps together. auto: versions of one image, and videos and sequences, by the numbers and
     folders in their names; none: every image alone; else a regular expression whose first parentheses name the
     group."""
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    """Parts of a cross-validation, into which the images for training and validation are divided, by groups; null: the
+    folder's own split. `training.train --folds` trains them all."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which part is for validation, from 0; the others are for training."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> LabelledFolderData:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold is {self.fold}, but {self.folds or 'no'} folds were asked for; they count from 0")
+        return self
 
     def open(self, split: Split) -> LabelledImages:
         """See `DataSettings.open`.
@@ -62,7 +73,8 @@ class LabelledFolderData(DataSettings):
             DatasetError: the format is unknown, or the folder contradicts it; an image has no mask; the classes
                 cannot be used; an ignored value is a class; or the range of 16-bit images cannot be told.
         """
-        return self._open(lambda folder: samples_of(split, folder.samples, self.val_fraction, self.group))
+        fold = None if self.folds is None else Fold(self.fold, self.folds)
+        return self._open(lambda folder: samples_of(split, folder.samples, self.val_fraction, self.group, fold))
 
     def open_all(self) -> LabelledImages:
         """The items of all splits, and those of none.
@@ -125,7 +137,7 @@ class LabelledFolderData(DataSettings):
         return class_map if not folder.masks else _decide_grey(class_map, folder)
 
     def _resolved_fraction(self, folder: LabelledFolder) -> float | Literal["auto"]:
-        needed = self.val_fraction == "auto" and not folder.samples.get("val")
+        needed = self.val_fraction == "auto" and self.folds is None and not folder.samples.get("val")
         return DEFAULT_VAL_FRACTION if needed else self.val_fraction
 
     def _resolved_ignored(self, folder: LabelledFolder) -> object:
@@ -137,7 +149,9 @@ class LabelledFolderData(DataSettings):
 
     def _notes(self, folder: LabelledFolder) -> Sequence[str]:
         notes = []
-        if self.val_fraction == "auto" and not folder.samples.get("val"):
+        if self.folds is not None:
+            notes.append(f"fold {self.fold} of {self.folds}: each image is for validation in one of them (data.folds)")
+        elif self.val_fraction == "auto" and not folder.samples.get("val"):
             notes.append(
                 f"the folder has no validation split: {DEFAULT_VAL_FRACTION:.0%} of the images are kept for it "
                 "(data.val_fraction)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
@@ -17,6 +17,19 @@ DEFAULT_VAL_FRACTION = 0.2
 
 ValFraction: TypeAlias = float | Literal["auto"]
 
+
+class Fold(NamedTuple):
+    """One part of a cross-validation.
+
+    Attributes:
+        index: which part is for validation, from 0.
+        count: number of parts.
+    """
+
+    index: int
+    count: int
+
+
 # A video is cut into so many runs at most, each with so many images for validation at least: where a run ends, images
 # of both parts look alike.
 _MOST_RUNS = 3
@@ -26,7 +39,11 @@ _RUN_PER_BORDER = 8
 
 
 def samples_of(
-    split: Split, samples: Mapping[Split | None, Sequence[Sample]], val_fraction: ValFraction, group: str = "auto"
+    split: Split,
+    samples: Mapping[Split | None, Sequence[Sample]],
+    val_fraction: ValFraction,
+    group: str = "auto",
+    fold: Fold | None = None,
 ) -> list[Sample]:
     """Samples of one split.
 
@@ -35,11 +52,18 @@ def samples_of(
         samples: by the splits that the folder tells apart; under None those of no split.
         val_fraction: share of the training images to keep for validation where the folder has no validation split.
         group: which images stay together then, see `split_samples`.
+        fold: divides the images for training and validation anew; those for testing stay what they are.
 
     Raises:
         DatasetError: there is no such split, or the share is given and not needed.
     """
     named = {name: list(own) for name, own in samples.items() if name is not None and own}
+    if fold is not None and split != "test":
+        if val_fraction != "auto":
+            raise DatasetError("data.folds says which images are for validation: remove data.val_fraction")
+        labelled = [*named.get("train", ()), *named.get("val", ())] or samples.get(None, ())
+        if labelled:
+            return fold_samples(labelled, fold, split, group)
     if "val" in named and val_fraction != "auto":
         raise DatasetError(
             "the folder has a validation split of its own: remove data.val_fraction, which is for folders without one"
@@ -84,16 +108,82 @@ def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, 
     ]
 
 
+def fold_samples(samples: Sequence[Sample], fold: Fold, split: Split, group: str = "auto") -> list[Sample]:
+    """Samples of one split of a cross-validation.
+
+    Each sample is for validation in one fold, and for training in the others. Groups stay together as in
+    `split_samples`; a video that is too large for that is cut into as many runs as there are folds, and a few frames on
+    both sides of a run are left out of the training of its fold.
+
+    Args:
+        samples: all.
+        fold: which one.
+        split: ``train`` or ``val``.
+        group: see `split_samples`.
+
+    Raises:
+        DatasetError: there are fewer images, or groups of the pattern, than folds; or the pattern cannot be used.
+    """
+    parts = _fold_parts(samples, fold.count, group)
+    held_out, left_out = parts[fold.index]
+    chosen = [
+        sample
+        for index, sample in enumerate(samples)
+        if (index in held_out) == (split == "val") and index not in left_out
+    ]
+    if not chosen:
+        raise DatasetError(
+            f"data.folds is {fold.count}, which leaves fold {fold.index} without {split} images, of {len(samples)}; "
+            "lower it, or add images"
+        )
+    return chosen
+
+
+def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple[set[int], set[int]]]:
+    """Of each fold, indices of the samples for validation, and of those in neither part."""
+    names = _names(samples)
+    if group == "none":
+        order = sorted(range(len(names)), key=lambda index: _digest(names[index]))
+        return [(set(order[fold::count]), set()) for fold in range(count)]
+    units = _units(names, group)
+    sizes = {name: sum(map(len, own)) for name, own in units.items()}
+    if 1 < len(units) < count and group != "auto":
+        raise DatasetError(
+            f"data.folds is {count}, but data.group makes only {len(units)} groups, which stay whole; lower data.folds"
+        )
+    fair = len(samples) / count
+    # Whole groups go before folds of like size, while every fold gets some.
+    largest = fair if len(units) < count else min(2 * fair, len(samples) / 2)
+    parts: list[tuple[set[int], set[int]]] = [(set(), set()) for _ in range(count)]
+    for name in sorted(units, key=lambda name: (-sizes[name], _digest(name))):
+        own = units[name]
+        if sizes[name] <= largest or (group != "auto" and len(units) > 1):
+            min(parts, key=lambda part: len(part[0]))[0].update(index for unit in own for index in unit)
+            continue
+        for fold, (chosen, beside) in enumerate(parts):
+            start, end = (place * len(own) // count for place in (fold, fold + 1))
+            gap = (end - start) // _RUN_PER_BORDER
+            chosen.update(index for unit in own[start:end] for index in unit)
+            borders = (*own[max(start - gap, 0) : start], *own[end : end + gap])
+            beside.update(index for unit in borders for index in unit)
+    return parts
+
+
+def _units(names: Sequence[str], group: str) -> dict[str, list[list[int]]]:
+    """By group, the indices of its frames' images, in the order of the frames."""
+    groups: dict[str, dict[tuple[int, str], list[int]]] = {}
+    for index, origin in enumerate(origins_of(names, None if group == "auto" else group)):
+        place = (-1 if origin.frame is None else origin.frame, origin.source)
+        groups.setdefault(origin.group, {}).setdefault(place, []).append(index)
+    return {name: [frames[place] for place in sorted(frames)] for name, frames in groups.items()}
+
+
 def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> tuple[set[int], set[int]]:
     """Indices of the samples for validation, and of those in neither part."""
     names, wanted = _names(samples), max(1, round(len(samples) * val_fraction))
     if group == "none":
         return set(sorted(range(len(names)), key=lambda index: _digest(names[index]))[:wanted]), set()
-    groups: dict[str, dict[tuple[int, str], list[int]]] = {}
-    for index, origin in enumerate(origins_of(names, None if group == "auto" else group)):
-        place = (-1 if origin.frame is None else origin.frame, origin.source)
-        groups.setdefault(origin.group, {}).setdefault(place, []).append(index)
-    units = {name: [frames[place] for place in sorted(frames)] for name, frames in groups.items()}
+    units = _units(names, group)
     sizes = {name: sum(map(len, own)) for name, own in units.items()}
     if max(sizes.values()) > len(samples) / 2 and (group == "auto" or len(units) == 1):
         # Whole groups would be too coarse: take the same share of each, from its frames in their order.

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import yaml
 from pydantic import ValidationError
-from torch.utils.tensorboard import SummaryWriter
 
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import locked, replacing_file
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.loop.origins import Origins, read_origins, write_origins
+from training.loop.tracking import Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
@@ -34,7 +34,6 @@ METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 PREDICTIONS_FILE = "predictions.png"
 CHECKPOINT_FILE = "checkpoint.pt"
-TENSORBOARD_FOLDER = "tensorboard"
 
 #: From the name of a bundle to the score by which the best record is chosen.
 RANKINGS: dict[str, Callable[[Record], float]] = {
@@ -48,7 +47,7 @@ _REPLACED = (
 # Keys that may change between starts, since they do not change the weights.
 _HARMLESS_KEYS: tuple[str, ...] = (
     *("name", "output", "description", "licences", "workers", "checkpoint_minutes", "evaluate_every", "inference"),
-    *("cache.folder", "cache.max_gb", "calibrate"),
+    *("cache.folder", "cache.max_gb", "calibrate", "tracker", "patience"),
 )
 # Keys that say how long the last stage lasts: it may become longer or shorter, down to the steps that are done.
 _DURATION_KEYS = ("epochs", "iterations")
@@ -63,6 +62,7 @@ class RunFolder:
         path: must not exist, or be empty, unless the training is resumed.
         recipe: resolved; written into the folder.
         steps: number of optimizer steps of the whole training.
+        tracker: shows the history.
         resume: whether to go on with the training in the folder; where there is none, a new one starts.
 
     Attributes:
@@ -73,10 +73,11 @@ class RunFolder:
     Raises:
         OutputError: the folder holds something else, is in use, or cannot be written; or its training had another
             recipe, or took more steps.
+        RecipeError: the tracker cannot be started.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, steps: int, resume: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, recipe: Recipe, steps: int, tracker: Tracker, resume: bool = False) -> None:
+        self.path, self._tracker = path, tracker
         self.checkpoint: Checkpoint | None = None
         self.notes: list[str] = []
         content = recipe.model_dump(mode="json")
@@ -95,11 +96,11 @@ class RunFolder:
                 _check_steps(path, self.checkpoint, steps)
                 _write_recipe(path / RECIPE_FILE, content)
                 _remove_leftovers(path, *_REPLACED)
-                shutil.rmtree(path / TENSORBOARD_FOLDER, ignore_errors=True)
-            self._tensorboard = SummaryWriter(str(path / TENSORBOARD_FOLDER))
-            resources.callback(self._tensorboard.close)
+            points, records = (self.checkpoint.points, self.checkpoint.records) if self.checkpoint else ([], [])
+            tracker.start(path, content, points, records)
+            resources.callback(tracker.close)
             if taken_over:
-                self._rewrite_history()
+                self._rewrite_history(records)
             self._resources = resources.pop_all()
 
     def __enter__(self) -> RunFolder:
@@ -137,16 +138,16 @@ class RunFolder:
         return notes
 
     def add_point(self, point: Record) -> None:
-        """Show ``loss`` and ``lr`` of a ``step`` in TensorBoard.
+        """Show ``loss`` and ``lr`` of a ``step`` in the tracker.
 
         Raises:
             OutputError: they cannot be written.
         """
         with writing(self.path):
-            self._draw_point(point)
+            self._tracker.add_point(point)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append the last of ``records`` to metrics.jsonl, TensorBoard and the curves.
+        """Append the last of ``records`` to metrics.jsonl, the tracker and the curves.
 
         Raises:
             OutputError: a file cannot be written.
@@ -154,7 +155,7 @@ class RunFolder:
         with writing(self.path):
             with open(self.path / METRICS_FILE, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(records[-1]) + "\n")
-            self._draw(records[-1])
+            self._tracker.add_record(records[-1])
             draw_curves(records, self.path / CURVES_FILE)
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -181,30 +182,20 @@ class RunFolder:
         except BlockingIOError as error:
             raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
-    def _rewrite_history(self) -> None:
+    def _rewrite_history(self, records: Sequence[Record]) -> None:
         """Remove the history after the checkpoint: its steps will be done again."""
-        records = self.checkpoint.records if self.checkpoint else []
-        for point in self.checkpoint.points if self.checkpoint else []:
-            self._draw_point(point)
         with replacing_file(self.path / METRICS_FILE) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        for record in records:
-            self._draw(record)
-
-    def _draw_point(self, point: Record) -> None:
-        for name in ("loss", "lr"):
-            self._tensorboard.add_scalar(f"training/{name}", point[name], point["step"])
-
-    def _draw(self, record: Record) -> None:
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(name, value, record["step"])
-        self._tensorboard.flush()
 
 
 def best_record(records: Sequence[Record]) -> Record:
     """The record with the highest mIoU; the first of several."""
     return max(records, key=RANKINGS[BEST])
+
+
+def validations_without_gain(records: Sequence[Record]) -> int:
+    """Number of validations since the one with the highest mIoU."""
+    return len(records) - 1 - records.index(best_record(records)) if records else 0
 
 
 def bundles_led(record: Record, earlier: Sequence[Record]) -> list[str]:

@@ -33,8 +33,9 @@ from training.loop.parts import (
     open_training_data,
     pixel_counter,
 )
-from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led
+from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led, validations_without_gain
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
+from training.loop.tracking import Tracker, check_tracker
 from training.loop.validation import Validation
 from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
@@ -71,6 +72,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self._console = console
+        check_tracker(recipe.tracker)
         self._train_data, self._val_data = open_training_data(recipe), recipe.data.open("val")
         seed_torch(Purpose.INITIAL_WEIGHTS, recipe.seed)
         backbone = make_backbone(recipe.backbone)
@@ -85,7 +87,8 @@ class Trainer:
         if recipe.batch_norm == "synchronised":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]  # torch's own
         self._bundles = BundleWriter(recipe, self.model, self._val_data)
-        self._accelerator = accelerator = make_accelerator(recipe.precision)
+        self._accelerator = accelerator = make_accelerator(recipe.precision, recipe.tracker, recipe.output)
+        self._tracker = Tracker(recipe.tracker, accelerator)
         console.quiet = console.quiet or not accelerator.is_main_process
         self.stages = plan_stages(recipe, len(self._train_data), accelerator.process_index, accelerator.num_processes)
         self._samples: Sequence[Dataset[Any]] = [
@@ -115,14 +118,16 @@ class Trainer:
         Raises:
             OutputError: the output folder holds something, cannot be written, or belongs to another training.
             DatasetError: the data set, or an item of it, cannot be used.
-            RecipeError: training diverged.
+            RecipeError: training diverged, or the tracker cannot be started.
             KeyboardInterrupt: interrupted; the last bundle has been written.
         """
         with contextlib.ExitStack() as stack:
             folder = None
             if self._accelerator.is_main_process:
                 check_before_training(self.recipe.data, self._console)
-                folder = stack.enter_context(RunFolder(self.output, self.recipe, self.stages[-1].end, resume))
+                folder = stack.enter_context(
+                    RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
+                )
                 for note in [*folder.notes, *folder.keep_origins(self._origins)]:
                     self._console.print(note, style="yellow", markup=False, soft_wrap=True)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
@@ -189,12 +194,14 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
-        if self.recipe.cache.views and self._step < self.stages[-1].end:
+        if self._is_at_its_end():
+            return
+        if self.recipe.cache.views:
             self.use_cache()
         with _progress(self._console) as progress:
             task = progress.add_task("training", total=self.stages[-1].end, completed=self._step, loss="-", miou="-")
             for run in self._runs_left(checkpoint):
-                while self._step < run.stage.end:
+                while self._step < run.stage.end and not self._is_at_its_end():
                     epoch, _ = run.stage.position(self._step)
                     for batches in run.batches(self._step):
                         if folder is not None and self._checkpoint_is_due():
@@ -207,6 +214,15 @@ class Trainer:
                     if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
                         record = self._validate_and_save(folder, run, epoch + 1)
                         progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
+
+    def _is_at_its_end(self) -> bool:
+        """Whether all steps are taken, or patience is lost."""
+        return self._step >= self.stages[-1].end or self._has_lost_patience(self._records)
+
+    def _has_lost_patience(self, records: Sequence[dict[str, Any]]) -> bool:
+        """Whether so many validations of the last stage as the recipe allows have brought no higher mIoU."""
+        last = [record for record in records if record["step"] > self.stages[-1].first_step]
+        return self.recipe.patience is not None and validations_without_gain(last) >= self.recipe.patience
 
     def _runs_left(self, checkpoint: Checkpoint | None) -> Iterator[StageRun]:
         """Yield the stages from the present step on, each started after the end of the one before."""
@@ -245,6 +261,8 @@ class Trainer:
         with self._averaged_weights():
             scores, rows = self._validate(len(self._val_data))
             record |= scores
+            if self._step < self.stages[-1].end and self._has_lost_patience([*self._records, record]):
+                record["stopped_early"] = True
             led = bundles_led(record, self._records)
             if folder is not None:
                 for bundle in (LAST, *led):
@@ -260,6 +278,12 @@ class Trainer:
             f"{record['val_loss']:.4f}  mIoU {percent(record['miou'])}  aAcc {percent(record['aacc'])}"
             f"{' (best)' if BEST in led else ''}"
         )
+        if "stopped_early" in record:
+            self._console.print(
+                f"no higher mIoU in {self.recipe.patience} validations: the training ends after {self._step} of "
+                f"{self.stages[-1].end} steps",
+                soft_wrap=True,
+            )
         return record
 
     def _checkpoint_is_due(self) -> bool:

@@ -59,13 +59,18 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "input": _normalised(recipe.input, backbone, choice.source),
             "backbone": resolved,
             "head": _with_detail(recipe.head, backbone),
-            "output": f"runs/{recipe.name}" if recipe.output == "auto" else recipe.output,
+            "output": str(output_folder(recipe)),
             "inference": recipe.inference.resolved(recipe.input.network_size),
             "batch_norm": _possible_batch_norm(recipe.batch_norm),
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
         }
     )
+
+
+def output_folder(recipe: Recipe) -> Path:
+    """The folder that a training by a recipe writes."""
+    return Path("runs", recipe.name) if recipe.output == "auto" else Path(recipe.output)
 
 
 def _with_detail(choice: HeadChoice, backbone: Backbone) -> HeadChoice:

@@ -148,6 +148,10 @@ class Recipe(Section):
     inference: Inference = Inference()
     """Views by which `training.evaluate` evaluates the bundle; with several views, training does so at its end too.
     Validation during training computes one view of each image, as the robot does."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Validations without a higher mIoU after which the training ends, in its last stage; null: it takes all steps."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """What shows the history: TensorBoard's files in the output folder, Weights & Biases, or MLflow."""
     cache: CacheSettings = CacheSettings()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the training step; auto: bf16 where the processor has it. Validation is always fp32."""

@@ -18,17 +18,24 @@ def process_state() -> PartialState:
     return PartialState(cpu=_on_cpu())
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, tracker: str = "none", folder: str | None = None) -> Accelerator:
     """An accelerator for this process's device.
 
     Args:
         precision: fp32, bf16 or fp16.
+        tracker: which of accelerate's trackers its main process can start; none: none.
+        folder: for the tracker's files.
 
     Raises:
         RecipeError: this machine does not support the precision.
     """
     try:
-        return Accelerator(mixed_precision=_PRECISIONS[precision], cpu=_on_cpu())
+        return Accelerator(
+            mixed_precision=_PRECISIONS[precision],
+            cpu=_on_cpu(),
+            log_with=None if tracker == "none" else tracker,
+            project_dir=folder,
+        )
     except ValueError as error:
         raise RecipeError(
             f"precision {precision} cannot be used on this machine ({error}); set precision to fp32"

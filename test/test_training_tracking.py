@@ -1,0 +1,156 @@
+"""Trackers, early stopping and folds of a training."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+from trainings import forget_accelerator, records, tiny_recipe, train
+
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.support.errors import RecipeError
+from training.loop import trainer as trainer_module
+from training.loop.folds import summarise, train_folds
+from training.loop.run_folder import validations_without_gain
+from training.train import main
+
+
+class Run:
+    """What the stand-in of wandb was told."""
+
+    def __init__(self, **options: object) -> None:
+        self.options, self.logged, self.finished, self.broken = options, [], False, False
+
+    def log(self, values: dict, step: int) -> None:
+        if self.broken:
+            raise ConnectionError("no network")
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[Run]:
+    """Weights & Biases, as far as accelerate's tracker asks it; the runs that were begun."""
+    begun: list[Run] = []
+
+    def init(**options: object) -> Run:
+        begun.append(Run(**options))
+        return begun[-1]
+
+    config = types.SimpleNamespace(update=lambda values, **_: begun[-1].options.update(config=values))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, config=config))
+    monkeypatch.setattr("training.loop.tracking.get_available_trackers", lambda: ["tensorboard", "wandb"])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard", "wandb"])
+    return begun
+
+
+def test_weights_and_biases_gets_the_history_and_a_resumed_run_goes_on(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_STEPS_OF_A_POINT", 2)
+    recipe = tiny_recipe(tmp_path, tracker="wandb", epochs=1)
+    folder = train(recipe).output
+    (run,) = runs
+    assert (run.options["project"], run.options["name"]) == ("dinov3_seg_ros", "tiny") and run.finished
+    assert run.options["config"]["optimizer.lr"] == recipe.optimizer.lr
+    assert [step for step, _ in run.logged] == [2, 2]
+    assert set(run.logged[0][1]) == {"training/loss", "training/lr"} and "miou" in run.logged[1][1]
+    assert not (folder / "tensorboard").exists()
+
+    train(tiny_recipe(tmp_path, tracker="wandb", epochs=2), resume=True)
+    assert runs[1].options["id"] == run.options["id"] and runs[1].options["resume"] == "allow"
+    assert [step for step, _ in runs[1].logged] == [4, 4]
+    # Another tracker is shown the whole history.
+    assert (train(tiny_recipe(tmp_path, tracker="tensorboard", epochs=2), resume=True).output / "tensorboard").exists()
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(runs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Run, "log", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
+    assert len(records(train(tiny_recipe(tmp_path, tracker="wandb")).output)) == 2
+    assert caplog.text.count("wandb does not take the history (no network)") == 1
+
+    def refuse(**_: object) -> None:
+        raise ValueError("api_key not configured")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    with pytest.raises(RecipeError, match=r"wandb cannot be started.*api_key not configured.*`wandb login`.*--resume"):
+        train(tiny_recipe(tmp_path, tracker="wandb", output=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_without_its_package_is_refused_before_the_first_step(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.loop.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(RecipeError, match=f"tracker is {name}, but its package is not installed: pip install {name}"):
+        train(tiny_recipe(tmp_path, tracker=name))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_tracker_the_run_folder_alone_holds_the_history(tmp_path):
+    folder = train(tiny_recipe(tmp_path, tracker="none", epochs=1)).output
+    assert len(records(folder)) == 1 and not (folder / "tensorboard").exists()
+
+
+def test_a_training_without_gain_ends_early_and_goes_on_with_more_patience(tmp_path, monkeypatch):
+    real, scores = trainer_module.Validation.run, iter([0.5, 0.6, 0.4, 0.6, 0.3, 0.9])
+
+    def run(self, *arguments):
+        found, rows = real(self, *arguments)
+        return {**found, "miou": next(scores)}, rows
+
+    monkeypatch.setattr(trainer_module.Validation, "run", run)
+    trainer = train(tiny_recipe(tmp_path, epochs=8, patience=2))
+    history = records(trainer.output)
+    assert [record["miou"] for record in history] == [0.5, 0.6, 0.4, 0.6]
+    assert [record.get("stopped_early") for record in history] == [None, None, None, True]
+    assert load_bundle(trainer.output / "last").manifest.training.metrics["stopped_early"] is True
+    assert load_bundle(trainer.output / "best").manifest.training.metrics["epoch"] == 2
+    train(tiny_recipe(tmp_path, epochs=8, patience=2), resume=True)
+    assert len(records(trainer.output)) == 4, "it stays at its end"
+    train(tiny_recipe(tmp_path, epochs=6, patience=4), resume=True)
+    assert [record["miou"] for record in records(trainer.output)] == [0.5, 0.6, 0.4, 0.6, 0.3, 0.9]
+
+
+def test_patience_counts_from_the_first_of_equal_scores():
+    assert [validations_without_gain([{"miou": value} for value in values]) for values in ([], [0.1], [0.2, 0.2])] == [
+        *(0, 0, 1)
+    ]
+
+
+def write_folder(root: Path, count: int) -> None:
+    """A folder of two classes, without a split."""
+    for index in range(count):
+        noise = np.random.default_rng(index).integers(0, 256, (64, 96, 3), np.uint8)
+        for folder, picture in (("images", noise), ("masks", (noise[..., 0] > 128).astype(np.uint8))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / folder / f"photo_{chr(97 + index)}.png"), picture)
+
+
+def test_folds_are_trained_in_folders_of_their_own_and_summed_up(tmp_path, capsys):
+    write_folder(tmp_path / "data", 8)
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}
+    recipe = tiny_recipe(tmp_path, data=data, epochs=1)
+    forget_accelerator()
+    summary = train_folds(recipe, 2, resume=False, console=Console(quiet=True))
+    assert json.loads((tmp_path / "run" / "folds.json").read_text()) == summary
+    assert summary["miou"]["folds"] == [records(tmp_path / "run" / f"fold_{fold}")[0]["miou"] for fold in (0, 1)]
+    assert set(summary["per_class_iou"]) == {"dark", "bright"}
+    forget_accelerator()
+    assert train_folds(recipe, 2, resume=True, console=Console(quiet=True)) == summary
+    recipe_file = tmp_path / "run" / "fold_0" / "recipe.yaml"
+    assert main([str(recipe_file), "--folds", "2", "--dry-run"]) == 2
+    with pytest.raises(RecipeError, match="folds need a folder"):
+        train_folds(tiny_recipe(tmp_path), 2, resume=False, console=Console(quiet=True))
+
+
+def test_a_summary_of_folds_has_students_interval():
+    found = [{"miou": value, "macc": 0.5, "aacc": None, "per_class_iou": {"a": value}} for value in (0.4, 0.5, 0.6)]
+    summary = summarise(found)
+    assert summary["miou"]["mean"] == pytest.approx(0.5)
+    assert summary["miou"]["interval"] == pytest.approx([0.5 - 4.303 * 0.1 / 3**0.5, 0.5 + 4.303 * 0.1 / 3**0.5])
+    assert summary["aacc"] == {"mean": None, "interval": None, "folds": [None] * 3}
