@@ -77,7 +77,8 @@ def test_pytorch_computes_on_a_gpu_what_it_does_on_the_cpu(bundle, batch, precis
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_every_head_computes_on_a_gpu_what_it_does_on_the_cpu(name):
+def test_every_head_computes_on_a_gpu_what_it_does_on_the_cpu(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     backbone = made_backbone("dinov3_convnext", [1, 2, 3])
     torch.manual_seed(0)
     head = build_head(name, backbone.channels, backbone.strides, 5).eval()
