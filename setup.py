@@ -60,6 +60,8 @@ def ros_wheels(versions: dict[str, str]) -> list[str]:
 
 
 LINUX_X86 = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+ARM = "platform_machine == 'aarch64'"
+NOT_ARM = "platform_machine != 'aarch64'"
 EXPORT = ["onnx>=1.19", "onnxscript>=0.6.2", "pillow>=9.2"]  # and cpu or gpu, to compare the graphs with the model
 # The tests pass with torch 2.13; with 2.8 one failed.
 TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetensors>=0.4.3"]
@@ -83,9 +85,16 @@ setup(
         "cv-headless": ["opencv-python-headless>=4.8.0.76,<5"],
         # Two builds of one module again: together they overwrite each other.
         "cpu": ["onnxruntime>=1.19"],
-        "gpu": ["onnxruntime-gpu>=1.19", "tensorrt>=10,<12", "cuda-python>=12.9.1"],
-        # JetPack 6 brings TensorRT and CUDA 12; there is no onnxruntime-gpu for its processors.
-        "jetson": ["onnxruntime>=1.19", "cuda-python>=12.9.1,<13"],
+        "gpu": [
+            f"onnxruntime-gpu>=1.19; {NOT_ARM}",
+            f"tensorrt>=10,<12; {NOT_ARM}",
+            f"cuda-python>=12.9.1; {NOT_ARM}",
+            # A Jetson: TensorRT comes with JetPack, and the wheels of onnxruntime-gpu have no code for its GPU. JetPack
+            # 6 has Python 3.10 and CUDA 12, JetPack 7 has Python 3.12 and CUDA 13.
+            f"onnxruntime>=1.19; {ARM}",
+            f"cuda-python>=12.9.1,<13; {ARM} and python_version < '3.11'",
+            f"cuda-python>=13; {ARM} and python_version >= '3.11'",
+        ],
         # Execution providers that are packages of their own, beside cpu.
         "openvino": ["onnxruntime>=1.24", f"onnxruntime-ep-openvino>=1.8; {LINUX_X86}"],
         "rtx": ["onnxruntime>=1.24", f"onnxruntime-ep-nv-tensorrt-rtx-cu13>=0.5; {LINUX_X86}"],

@@ -106,7 +106,9 @@ def _weaken_correction(head: Head, maps: Sequence[torch.Tensor], images: torch.T
 def _set_classifier(classifier: torch.nn.Conv2d, cells: np.ndarray, in_view: int | None) -> None:
     """Set the weights so that each cell gets the class of the nearest cluster of normalised features."""
     classes, flat = classifier.out_channels, cells.reshape(-1, cells.shape[-1])
-    centre, spread = flat.mean(0), flat.std(0) + 1e-6
+    centre, spread = flat.mean(0), flat.std(0)
+    # Channels that hardly vary would get weights that half precision cannot hold.
+    spread = np.maximum(spread, 0.05 * spread.mean())
     points = (flat - centre) / spread
     for count in range(in_view or classes, classes + 1):
         clusters, labels = _clusters(points, count)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from robot_part import has_torch, needs_torch
+from robot_part import has_gpu, has_torch, needs_torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads than cores only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,10 +35,16 @@ def _clean_shared_memory(session):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Run the tests with real nodes one after the other, beside the rest: two nodes at once share too few cores."""
+    """Run the tests with real nodes one after the other, beside the rest: two nodes at once share too few cores.
+
+    The same holds for tests on a GPU, which has one memory. Where there is none, they are skipped.
+    """
     for item in items:
         if item.get_closest_marker("ros"):
             item.add_marker(pytest.mark.xdist_group("ros"))
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.xdist_group("gpu"))
+            item.add_marker(pytest.mark.skipif(not has_gpu(), reason="no CUDA GPU here"))
 
 
 def pytest_ignore_collect(collection_path):

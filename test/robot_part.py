@@ -29,6 +29,16 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+@functools.cache
+def has_gpu() -> bool:
+    """Whether PyTorch finds a CUDA GPU."""
+    if not has_torch():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def is_of_training(module: str | None) -> bool:
     """Whether a module belongs to training, or to a library that a robot lacks."""
     return (module or "").partition(".")[0] in _OF_TRAINING

@@ -24,7 +24,7 @@ from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.benchmark.measurement import run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
-from dinov3_seg_ros.benchmark.processor import _gpu_gemm_gflops, gemm_gflops, gemm_type, peak_memory_mb
+from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
@@ -172,7 +172,7 @@ def test_the_gemm_rate_of_a_missing_gpu_is_none():
     if not torch.cuda.is_available():
         assert gemm_gflops("cuda") is None
     assert gemm_gflops("gpu:0") is None, "a device of ONNX Runtime alone"
-    assert _gpu_gemm_gflops("cpu", side=64) > 0
+    assert torch_gemm_gflops("cpu", side=64) > 0
 
 
 def test_without_torch_the_baselines_say_what_to_install():

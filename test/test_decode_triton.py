@@ -1,4 +1,4 @@
-"""The decode's kernel for GPUs, in triton's interpreter on the CPU; and that it compiles for GPUs."""
+"""The decode's kernel for GPUs, in triton's interpreter on the CPU and on a GPU; and that it compiles for GPUs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from test_decode import check_confidence, check_labels, defined, interpolated, noise_logits, scene_logits
+import torch
+from test_decode import (
+    WHOLE_SHAPES,
+    check_confidence,
+    check_labels,
+    defined,
+    interpolated,
+    noise_logits,
+    scene_logits,
+)
 
-from dinov3_seg_ros.decode import numpy_form
+from dinov3_seg_ros.decode import numpy_form, torch_form
 from dinov3_seg_ros.decode.grid import plan_grid
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
@@ -47,16 +55,24 @@ def interpreter():
         yield process
 
 
-@pytest.fixture(scope="module")
-def decode(interpreter):
+@pytest.fixture(scope="module", params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
+def decode(request):
     """``decode(logits, size, window=None)`` -> labels and confidence, arrays or tensors as the logits are."""
+    if request.param == "gpu":
+        compute = _decode_on_gpu
+    else:
+        process = request.getfixturevalue("interpreter")
+
+        def compute(*arguments):
+            return process.submit(_decode_interpreted, *arguments).result(timeout=60)
 
     def decode_there(logits, size, window=None):
         if isinstance(logits, torch.Tensor):
-            return interpreter.submit(_decode, logits, size, window).result(timeout=60)
-        results = interpreter.submit(_decode, torch.from_numpy(logits), size, window).result(timeout=60)
-        return tuple(result.numpy() for result in results)
+            return compute(logits, size, window)
+        return tuple(result.numpy() for result in compute(torch.from_numpy(logits), size, window))
 
+    # A GPU multiplies and adds with one rounding, NumPy and the interpreter with two.
+    decode_there.labels_may_differ = 1e-4 if request.param == "gpu" else 0.0
     return decode_there
 
 
@@ -64,10 +80,17 @@ def _ready() -> None:
     pass
 
 
-def _decode(logits, size, window):
-    from dinov3_seg_ros.decode import torch_form
-
+def _decode_interpreted(logits, size, window):
     torch_form._choose_fill = lambda device: torch_form._try_kernel(device)
+    return _decode(logits, size, window)
+
+
+def _decode_on_gpu(logits, size, window):
+    assert torch_form.backend(torch.device("cuda")) == "triton"
+    return tuple(result.cpu() for result in _decode(logits.cuda(), size, window))
+
+
+def _decode(logits, size, window):
     grid = plan_grid(tuple(logits.shape), size, window)
     labels, confidence = torch_form.decode(logits, grid, with_confidence=True)
     alone, nothing = torch_form.decode(logits, grid, with_confidence=False)
@@ -84,21 +107,35 @@ def by_numpy(logits, size, window=None):
     return labels, confidence
 
 
-def check_against_numpy(labels, confidence, logits, size, window=None):
+def check_against_numpy(decode, labels, confidence, logits, size, window=None):
     expected_labels, expected_confidence = by_numpy(logits, size, window)
     assert labels.dtype == expected_labels.dtype
-    np.testing.assert_array_equal(labels, expected_labels)
+    assert np.mean(labels != expected_labels) <= decode.labels_may_differ
     assert np.abs(confidence.astype(int) - expected_confidence).max() <= 1
 
 
-@pytest.mark.parametrize(("classes", "map_size", "size"), SHAPES)
-def test_whole_map_agrees_with_torch_and_numpy(decode, classes, map_size, size):
+def check_whole_map(decode, classes, map_size, size):
     logits = noise_logits(classes, *map_size)
     labels, confidence = decode(logits, size)
     volume = interpolated(logits, size)
     check_labels(labels, volume)
     check_confidence(confidence, volume)
-    check_against_numpy(labels, confidence, logits, size)
+    check_against_numpy(decode, labels, confidence, logits, size)
+
+
+@pytest.mark.parametrize(("classes", "map_size", "size"), SHAPES)
+def test_whole_map_agrees_with_torch_and_numpy(decode, classes, map_size, size):
+    check_whole_map(decode, classes, map_size, size)
+
+
+LARGE = [*WHOLE_SHAPES, (134, (40, 40), (480, 640)), (134, (160, 160), (480, 640)), (19, (30, 40), (1080, 1920))]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["gpu"], indirect=True)
+@pytest.mark.parametrize(("classes", "map_size", "size"), LARGE)
+def test_large_whole_maps_agree_with_torch_and_numpy(decode, classes, map_size, size):
+    check_whole_map(decode, classes, map_size, size)
 
 
 def test_every_image_of_a_batch_is_decoded(decode):
@@ -131,7 +168,7 @@ def test_labels_of_a_window_follow_its_definition(decode, window, size):
     volume = defined(logits, size, window)
     check_labels(labels, volume)
     check_confidence(confidence, volume)
-    check_against_numpy(labels, confidence, logits, size, window)
+    check_against_numpy(decode, labels, confidence, logits, size, window)
 
 
 def test_ties_go_to_the_lowest_class(decode):

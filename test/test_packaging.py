@@ -33,7 +33,7 @@ MODULES = {
 #: Packages of the system that answer for a distribution in package.xml.
 ROSDEP_KEYS = {"opencv": "python3-opencv", "pyyaml": "python3-yaml"}
 #: What `make` never installs here, so that nothing can be pinned: other hardware, OpenCV with windows, ROS itself.
-NOT_INSTALLED = {"gpu", "jetson", "cv", "ros-kilted", "ros-jazzy"}
+NOT_INSTALLED = {"gpu", "cv", "ros-kilted", "ros-jazzy"}
 #: Not tested with the lowest versions; packages of execution providers need a newer ONNX Runtime than the lowest.
 TOOLS = {"test", "test-torch", "test-tensorrt", "lint", "openvino", "rtx"}
 BLOCKED = ("torch", "transformers", "safetensors")
@@ -142,6 +142,24 @@ def test_the_lowest_version_of_every_range_is_tested(build):
         floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
         assert floors, f"setup.py gives no lowest version of {requirement.name}"
         assert pinned.get(canonical(requirement.name)) == floors[0], requirement.name
+
+
+@pytest.mark.parametrize(
+    ("machine", "python", "expected"),
+    [
+        ("x86_64", "3.12", {"onnxruntime-gpu": "1.31.1", "tensorrt": "11.4.0", "cuda-python": "13.4.4"}),
+        ("aarch64", "3.10", {"onnxruntime": "1.23.2", "cuda-python": "12.9.10"}),  # JetPack 6
+        ("aarch64", "3.12", {"onnxruntime": "1.31.1", "cuda-python": "13.4.4"}),  # JetPack 7
+    ],
+)
+def test_the_gpu_extra_asks_for_what_the_machine_can_use(build, machine, python, expected):
+    place = {"platform_machine": machine, "python_version": python}
+    extra = [Requirement(text) for text in build["extras_require"]["gpu"]]
+    asked = {found.name: found.specifier for found in extra if found.marker.evaluate(place)}
+    assert asked.keys() == expected.keys()
+    assert all(asked[name].contains(version) for name, version in expected.items())
+    jetpack_6, jetpack_7 = (asked["cuda-python"].contains(version) for version in ("12.9.10", "13.0.0"))
+    assert (jetpack_6, jetpack_7) == {"x86_64": (True, True)}.get(machine, (python == "3.10", python == "3.12"))
 
 
 def test_scripts_start_the_environment_they_are_installed_from(build, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from dinov3_seg_ros.runtimes import pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypat
     assert gpu.of("replays")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_overlapping_frames_on_a_gpu_have_the_labels_of_single_frames(bundle):
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda")
     frames = [picture(seed=seed) for seed in range(6)]
@@ -352,7 +352,7 @@ def test_overlapping_frames_on_a_gpu_have_the_labels_of_single_frames(bundle):
         assert np.array_equal(one, other.finish()[0].labels)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_labels_read_after_the_next_frame_are_those_of_their_own_frame(bundle, cuda_graphs):
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)

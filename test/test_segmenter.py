@@ -39,6 +39,12 @@ def picture(height=120, width=200, seed=0):
     return np.repeat(np.repeat(small, -(-height // 5), axis=0), -(-width // 6), axis=1)[:height, :width].copy()
 
 
+def test_a_start_without_a_measurement_says_how_to_measure(bundle, caplog):
+    with caplog.at_level("INFO", "dinov3_seg_ros"):
+        Segmenter.from_bundle(bundle.path).close()
+    assert f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose" in caplog.text
+
+
 def test_labels_are_those_of_the_graphs_logits(bundle):
     rgb = picture(64, 96)
     (folder,) = (bundle.path / "onnx").iterdir()

@@ -45,6 +45,36 @@ def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
     return None if said == "None" else float(said)
 
 
+def torch_gemm_gflops(device: str, number_type: str = gemm_type("cuda"), side: int = 8192) -> float | None:
+    """The rate at which PyTorch multiplies square matrices, the best of several tries: GFLOP/s.
+
+    Args:
+        device: as PyTorch names it.
+        number_type: of the matrices, as PyTorch names it.
+        side: of the matrices.
+
+    Returns:
+        None where there is no PyTorch, or no such device.
+    """
+    try:
+        import torch
+    except ImportError:
+        return None
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        return None
+    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, number_type))
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        module.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(_QUEUED):
+            torch.mm(matrix, matrix)
+        module.synchronize(device)
+        best = min(best, (time.perf_counter() - start) / _QUEUED)
+    return 2 * side**3 / best / 1e9
+
+
 def peak_memory_mb(process_id: int | None = None) -> float:
     """The peak memory of this process, or on Linux of another one that still runs: MB."""
     if process_id is not None:
@@ -58,7 +88,7 @@ def _gemm_gflops(device: str, threads: int) -> float | None:
     if device.startswith(("gpu", "npu")):  # as ONNX Runtime lists devices, which PyTorch does not know
         return None
     if device != "cpu":
-        return _gpu_gemm_gflops(device)
+        return torch_gemm_gflops(device)
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
     best = float("inf")
     for multiply in _multipliers(threads):
@@ -67,26 +97,6 @@ def _gemm_gflops(device: str, threads: int) -> float | None:
             multiply(matrix)
             best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best / 1e9
-
-
-def _gpu_gemm_gflops(device: str, side: int = 8192) -> float | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    module = torch.get_device_module(device)
-    if not module.is_available():
-        return None
-    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, gemm_type("cuda")))
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        module.synchronize(device)
-        start = time.perf_counter()
-        for _ in range(_QUEUED):
-            torch.mm(matrix, matrix)
-        module.synchronize(device)
-        best = min(best, (time.perf_counter() - start) / _QUEUED)
-    return 2 * side**3 / best / 1e9
 
 
 def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:

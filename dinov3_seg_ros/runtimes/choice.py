@@ -61,7 +61,7 @@ def _load_torch() -> RuntimeType:
 
 #: By name; of two runtimes that use the same kind of device, the faster comes first.
 RUNTIMES = {
-    "tensorrt": _Entry(_load_tensorrt, "pip install 'dinov3_seg_ros[gpu]'"),
+    "tensorrt": _Entry(_load_tensorrt, "pip install 'dinov3_seg_ros[gpu]'; on a Jetson see docs/jetson.md"),
     "onnx": _Entry(_load_onnx, "pip install 'dinov3_seg_ros[cpu]'"),
     "torch": _Entry(_load_torch, "pip install 'dinov3_seg_ros[torch]', with Python 3.11 or newer"),
 }

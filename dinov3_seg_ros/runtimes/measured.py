@@ -103,6 +103,11 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     try:
         choice = KeptChoice.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
+        _logger.info(
+            "which runtime and precision are the fastest here has not been measured, so the usual order holds; to "
+            "measure it once: python -m dinov3_seg_ros.benchmark %s --choose",
+            bundles[0].path,
+        )
         return None
     except (OSError, ValueError) as error:
         _logger.warning("%s cannot be read and is left out: %s", path, " ".join(str(error).split()))
