@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
@@ -18,7 +19,8 @@ DEFAULT_VAL_FRACTION = 0.2
 ValFraction: TypeAlias = float | Literal["auto"]
 
 
-class Fold(NamedTuple):
+@dataclass(frozen=True)
+class Fold:
     """One part of a cross-validation.
 
     Attributes:
