@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from accelerate.utils import LoggerType
 from rich.console import Console
 from trainings import forget_accelerator, records, tiny_recipe, train
 
@@ -47,8 +48,8 @@ def runs(monkeypatch) -> list[Run]:
 
     config = types.SimpleNamespace(update=lambda values, **_: begun[-1].options.update(config=values))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, config=config))
-    monkeypatch.setattr("training.loop.tracking.get_available_trackers", lambda: ["tensorboard", "wandb"])
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard", "wandb"])
+    for module in ("training.loop.tracking", "accelerate.tracking"):
+        monkeypatch.setattr(f"{module}.get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
     return begun
 
 
