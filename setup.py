@@ -135,8 +135,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
-        # Of weights/ nothing but the demo: users keep gigabytes of others there.
-        *(entry for folder in ("launch", "config", "weights/demo") for entry in shared(folder)),
+        # Of weights/ nothing but the project's own: users keep gigabytes of others there.
+        *(entry for folder in ("launch", "config", "weights/demo", "weights/corridor") for entry in shared(folder)),
     ],
     zip_safe=True,
     entry_points={

@@ -174,8 +174,8 @@ class SourceOptions(Options):
     bundle: Annotated[
         str,
         Field(
-            description="Folder of the trained bundle, the name of a shipped one (demo), or owner/name[@revision] on "
-            "Hugging Face (the extra hub)."
+            description="Folder of the trained bundle, the name of a shipped one (demo, corridor), or "
+            "owner/name[@revision] on Hugging Face (the extra hub)."
         ),
     ] = ""
     bundles: Annotated[

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dinov3_seg_ros.model.heads import Head
 
 #: Names of the bundles that come with the package, in its folder ``weights``.
-SHIPPED = ("demo",)
+SHIPPED = ("demo", "corridor")
 #: How commands describe an argument that `load_bundle` takes.
 BUNDLE_HELP = "folder of the bundle, a shipped one's name, or OWNER/NAME[@REVISION] on Hugging Face"
 
