@@ -93,18 +93,18 @@ def run(root: Path, count: int) -> dict[str, Any]:
     """Compute the same frames here and there; return how far they agree."""
     from dinov3_seg_ros.benchmark.measurement import synthetic_frames
 
-    place = root / "work"
+    place = root / "checkout"
     shutil.rmtree(place, ignore_errors=True)
     for name in ("dinov3_seg_ros", "benchmarks", "config", BUNDLE):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     given = {"frames": np.stack(synthetic_frames((480, 640), count))}
-    environment = {"PYTHONPATH": "/work:/opt/packages", "PATH": "/usr/bin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
-    emulate = ["unshare", f"--root={root}", "--wd=/work", QEMU, "/usr/bin/python3", "benchmarks/arm.py", "--inside"]
+    environment = {"PYTHONPATH": "/checkout:/opt/packages", "PATH": "/usr/bin:/bin", "HOME": "/", "LC_ALL": "C.UTF-8"}
+    emulate = ["unshare", f"--root={root}", "--wd=/checkout", QEMU, "/usr/bin/python3", "benchmarks/arm.py", "--inside"]
     with tempfile.TemporaryDirectory() as folder:
         here = results([sys.executable, __file__, "--inside", folder], os.environ, Path(folder), given)
     # There also what came out of the network here is decoded, so that the two steps are compared one by one.
     given["logits"] = here["logits"]
-    return compare(here, results([*emulate, "/work/results"], environment, place / "results", given))
+    return compare(here, results([*emulate, "/checkout/results"], environment, place / "results", given))
 
 
 def results(command: list[str], environment: Mapping[str, str], folder: Path, given: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
 from training.support.section import Section
-from training.unlabelled.arguments import add_image_arguments, open_from
+from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
 from training.unlabelled.teacher import Teacher
@@ -158,14 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda _, overrides: apply_overrides(DistillSettings(), overrides),
     )
     add_image_arguments(parser)
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="TEACHER",
-        help="folder of a bundle, or a shipped one's name; the probabilities of several are averaged",
-    )
+    add_labelling_arguments(parser, "TEACHER", "pseudo_labels")
     parser.add_argument(
         "--labelled",
         type=Path,
@@ -173,13 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         metavar="FOLDER",
         help="folders of images to leave out: those that have labels, and those for validation",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("pseudo_labels"),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
     )
     add_flags(parser, ComputeOptions)
 

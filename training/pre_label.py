@@ -34,7 +34,7 @@ from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.output import check_free, writing
 from training.support.section import Section
-from training.unlabelled.arguments import add_image_arguments, open_from
+from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.teacher import Teacher
 
@@ -163,21 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda _, overrides: apply_overrides(PreLabelSettings(), overrides),
     )
     add_image_arguments(parser)
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="BUNDLE",
-        help="folder of a bundle, or a shipped one's name; the probabilities of several are averaged",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("pre_labelled"),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
-    )
+    add_labelling_arguments(parser, "BUNDLE", "pre_labelled")
     add_flags(parser, ComputeOptions)
 
     def work(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -115,9 +116,9 @@ class LabelledFolderData(DataSettings):
         changes = {"val_fraction": self._resolved_fraction(folder), "ignore": self._resolved_ignored(folder)}
         return self.model_copy(update=changes | ({"format": kind} if "format" in type(self).model_fields else {}))
 
+    @abstractmethod
     def _format(self, tree: Tree) -> tuple[str, Match]:
         """Name of the format, and why it is that."""
-        raise NotImplementedError
 
     def _read(self) -> tuple[str, Match, LabelledFolder]:
         tree = Tree(self.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.command_line import CommandParser, duration
@@ -20,6 +21,25 @@ def add_image_arguments(parser: CommandParser) -> None:
         type=duration,
         metavar="DURATION",
         help="of a recording, take one image of each: 0.5s, 200ms, 2min (default: all)",
+    )
+
+
+def add_labelling_arguments(parser: CommandParser, bundle: str, output: str) -> None:
+    """Add the bundles that label the images, each called ``bundle`` in the help, and the folder for what is written."""
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar=bundle,
+        help="folder of a bundle, or a shipped one's name; the probabilities of several are averaged",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(output),
+        metavar="FOLDER",
+        help="must be new or empty (default: %(default)s)",
     )
 
 
