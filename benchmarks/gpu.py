@@ -6,8 +6,8 @@
 
 Steps (`gpu_steps.py`): the tests that are marked ``gpu``, those of the decode's kernel first; the rates at which the
 card multiplies matrices; ViT-S+/16 and ConvNeXt-T with random weights, 134 classes and frames of 640x480 in PyTorch, in
-bf16, fp16 and fp32, in batches of 1 and 8, with and without CUDA graphs, each turn alone and overlapped with the next;
-then ONNX Runtime on CUDA, TensorRT for RTX and TensorRT, where their packages are installed.
+bf16, fp16 and fp32, in batches of 1 and 8, with and without CUDA graphs and compiled, each turn alone and overlapped
+with the next; then ONNX Runtime on CUDA, TensorRT for RTX and TensorRT, where their packages are installed.
 
 Each step runs in a process of its own with a time limit, so a hang or a crash costs that step alone. Rows go to
 ``gpu.jsonl`` beside the JSON file as they are measured. The JSON file is written at the end, also after Ctrl-C, SIGTERM
@@ -194,6 +194,7 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
         return [row.get("not_run") or row.get("error", "")]
     share = row["share_of_matrix_rate"]
     graphs = {True: ", CUDA graphs", False: ", no CUDA graphs", None: ""}[row.get("cuda_graphs")]
+    graphs += ", compiled" if row.get("compile") else ""
     times = f"{row['ms_per_frame']} ms a frame, {row['overlapped_ms_per_frame']} overlapped"
     rate = "" if share is None else f"backbone {share:.0%} of the matrix rate, "
     return [f"batch {row['batch']}{graphs}: {times}; {rate}equal labels {row['equal_labels']:.3%}"]

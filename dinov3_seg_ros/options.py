@@ -87,8 +87,15 @@ class ComputeOptions(Options):
         ),
     ] = 1
     cuda_graphs: Annotated[
-        bool, Field(description="On a GPU, the PyTorch runtime records the backbone as a CUDA graph.")
+        bool, Field(description="On a GPU, the PyTorch runtime records backbone and heads as CUDA graphs.")
     ] = True
+    compile: Annotated[
+        bool,
+        Field(
+            description="On a GPU, the PyTorch runtime compiles backbone and heads (torch.compile). The first start "
+            "takes about a minute longer, and needs a C compiler."
+        ),
+    ] = False
 
     @field_validator("device")
     @classmethod

@@ -336,7 +336,7 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
         Segmenter.from_bundle(bundle.path, precision="int8")
     write_graphs(bundle, "int8", size=SIZE)
     # As with a GPU that only PyTorch can use.
-    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch.runtime")
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose([bundle], ComputeOptions()).runtime == "torch"
     assert choose([bundle], ComputeOptions(precision="int8")).runtime == "onnx"
@@ -349,7 +349,7 @@ def test_auto_falls_back_to_graphs_where_torch_cannot_load_the_backbone(copy, mo
     (copy.path / "bundle.json").write_text(json.dumps(content))
     shutil.rmtree(copy.path / "backbone")
     # As with a GPU that only PyTorch can use.
-    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch")
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch.runtime")
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose([load_bundle(copy.path)], ComputeOptions()).runtime == "torch"
     segmenter = Segmenter.from_bundle(copy.path)

@@ -76,6 +76,15 @@ def test_pytorch_computes_on_a_gpu_what_it_does_on_the_cpu(bundle, batch, precis
     check(segmented(bundle, runtime="torch", device=DEVICE, **options), expected, precision)
 
 
+@pytest.mark.parametrize("family", ["dinov3_vit", "dinov3_convnext"])
+def test_what_is_compiled_computes_on_a_gpu_what_the_model_does_on_the_cpu(tmp_path, family):
+    backbone = made_backbone(family)
+    bundle = write_tiny_bundle(tmp_path / "tiny", backbone=backbone, network_size=SIZE, geometry="stretch", detail=True)
+    expected = segmented(bundle, runtime="torch", device="cpu")
+    options = {"precision": "bf16", "max_batch": len(FRAMES), "compile": True}
+    check(segmented(bundle, runtime="torch", device=DEVICE, **options), expected, "bf16")
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_computes_on_a_gpu_what_it_does_on_the_cpu(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from bundles import made_backbone, write_tiny_bundle
+from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
 from test_segmenter import picture
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes import pytorch
+from dinov3_seg_ros.runtimes.pytorch import patches, recording
+from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -158,7 +161,7 @@ def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records it")
 def test_a_backbone_that_cannot_be_recorded_runs_without_a_cuda_graph(caplog):
     module = torch.nn.Conv2d(3, 4, 1)
-    recorded, images = pytorch._Recorded(module), torch.rand(1, 3, 8, 8)
+    recorded, images = recording.Recorded(module, "backbone"), torch.rand(1, 3, 8, 8)
     with torch.inference_mode():
         for _ in range(2):
             assert torch.equal(recorded(images), module(images))
@@ -323,13 +326,93 @@ def test_cuda_graphs_are_replayed_only_with_the_option_cuda_graphs(bundle, two_g
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
     results = [segmenter.segment([frame])[0].labels for _ in range(2)]
     assert all(np.array_equal(result, expected) for result in results)
-    assert len(two_gpus.of("replays")) == (2 if cuda_graphs else 0)
+    backbone_and_head = 2
+    assert len(two_gpus.of("replays")) == (2 * backbone_and_head if cuda_graphs else 0)
+
+
+@pytest.fixture
+def compiler(two_gpus, monkeypatch):
+    """Stands for torch.compile, which takes half a minute for each module: computes as before and notes the calls."""
+
+    def compile(function, *, dynamic):
+        assert dynamic is False, "sizes are fixed, and a kernel for one size is faster"
+
+        def compiled(*inputs):
+            two_gpus.notes.append(("runs compiled", *(tuple(tensor.shape) for tensor in inputs)))
+            return function(*inputs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.delenv(CACHE, raising=False)
+    return two_gpus
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_backbone_and_heads_are_compiled_with_the_option_compile(bundle, compiler, cuda_graphs, monkeypatch):
+    frame = picture()
+    expected = Segmenter.from_bundle(bundle.path, "torch", device="cpu").segment([frame])[0].labels
+    options = {"device": "cuda", "cuda_graphs": cuda_graphs}
+    Segmenter.from_bundle(bundle.path, "torch", **options).segment([frame])
+    assert compiler.of("runs compiled") == []
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", **options, compile=True)
+    assert "float32, compiled" in segmenter.runtime.description
+    assert np.array_equal(segmenter.segment([frame])[0].labels, expected)
+    assert len({note[1] for note in compiler.of("runs compiled")}) == 2, "canvases, and maps"
+    assert os.environ.pop(CACHE).endswith("dinov3_seg_ros/compiled"), "which outlives a restart of the machine"
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(bundle, two_gpus, monkeypatch, caplog):
+    def compile(function, *, dynamic):
+        def fails(*inputs):
+            raise RuntimeError("Failed to find C compiler")
+
+        return fails
+
+    frame = picture()
+    expected = Segmenter.from_bundle(bundle.path, "torch", device="cpu").segment([frame])[0].labels
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setenv(CACHE, "kept as it was")
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True)
+    for _ in range(2):
+        assert np.array_equal(segmenter.segment([frame])[0].labels, expected)
+    assert caplog.text.count("runs without being compiled, slower: Failed to find C compiler") == 2
+    assert "the backbone runs" in caplog.text and "the head 'tiny' runs" in caplog.text
+    assert len(two_gpus.of("replays")) == 4, "still recorded"
+    assert os.environ[CACHE] == "kept as it was"
+
+
+def test_compile_is_refused_where_the_network_input_follows_the_frames(bundle, two_gpus):
+    with pytest.raises(ParameterError, match=r"compile needs a network input of one size.* 'stretch' or 'letterbox'"):
+        Segmenter.from_bundle(bundle.path, "torch", device="cuda", geometry="native", compile=True)
+
+
+@pytest.mark.parametrize("kernel", [(16, 16), (4, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_patch_embedding_as_a_product_equals_the_convolution(kernel, bias):
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 7, kernel, stride=kernel, bias=bias)
+    images = torch.randn(2, 3, 48, 64)
+    torch.testing.assert_close(patches.PatchProduct(convolution)(images), convolution(images))
+
+
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_patch_embeddings_of_every_family_that_has_one_become_products(family):
+    backbone = made_backbone(family)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        expected = backbone(images)
+        patches.embed_patches_by_products(backbone)
+        torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+    products = [module for module in backbone.modules() if isinstance(module, patches.PatchProduct)]
+    assert len(products) == (0 if "resnet" in family else 1)
+    assert not any(map(patches.is_patch_embedding, backbone.modules()))
 
 
 def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypatch):
     backbone = made_backbone("dinov3_vit", [0, 1])
     gpu, own, computed = _StandInGpu(monkeypatch), backbone.model.rope_embeddings, []
-    recorded, images = pytorch._Recorded(backbone), torch.rand(1, 3, 64, 96)
+    recorded, images = recording.Recorded(backbone, "backbone"), torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         expected = backbone(images)
         own.register_forward_hook(lambda *_: computed.append(gpu.notes[-1]))
@@ -337,8 +420,8 @@ def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypat
     assert len(computed) == 1 and "recording" not in computed
     assert backbone.model.rope_embeddings is own
     assert all(map(torch.equal, found, expected))
-    (recording,) = recorded._recordings.values()
-    assert len(recording.positions) == 1, "kept as long as the graph"
+    (kept,) = recorded._recordings.values()
+    assert len(kept.positions) == 1, "kept as long as the graph"
     assert gpu.of("replays")
 
 
@@ -354,7 +437,9 @@ def test_overlapping_frames_on_a_gpu_have_the_labels_of_single_frames(bundle):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_labels_read_after_the_next_frame_are_those_of_their_own_frame(bundle, cuda_graphs):
+@pytest.mark.parametrize("detail", [False, True])
+def test_labels_read_after_the_next_frame_are_those_of_their_own_frame(tmp_path, detail, cuda_graphs):
+    bundle = write_tiny_bundle(tmp_path / "tiny", detail=detail)
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
     frames = [picture(seed=0), picture(seed=1)]
     at_once = [segmenter.segment([frame])[0].labels for frame in frames]

@@ -47,7 +47,7 @@ from dinov3_seg_ros.runtimes.agreement import THRESHOLDS
 from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
-from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 

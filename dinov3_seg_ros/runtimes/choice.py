@@ -50,7 +50,7 @@ def _load_onnx() -> RuntimeType:
 
 
 def _load_torch() -> RuntimeType:
-    from dinov3_seg_ros.runtimes.pytorch import PyTorchRuntime
+    from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 
     # The runtime imports these only when it loads a model.
     for needed in ("transformers", "safetensors"):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,14 +12,16 @@ from torch import nn
 
 from dinov3_seg_ros.bundle.exports import map_name
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
+from dinov3_seg_ros.runtimes.pytorch.compilation import Compiled
+from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
+from dinov3_seg_ros.runtimes.pytorch.recording import Recorded, new_stream
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.support.errors import DisagreementError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
-
-_logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # PyTorch's number of threads belongs to the whole process, so the one that an earlier runtime set would stay.
@@ -30,6 +30,8 @@ _DEFAULT_THREADS = torch.get_num_threads()
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i) and, last, the normalised images.
 Backbone = Callable[[torch.Tensor], list[torch.Tensor]]
+#: From the head's maps, and the images where it is image-guided, to logits (N, C, h, w).
+HeadFunction = Callable[..., torch.Tensor]
 
 
 class PyTorchRuntime:
@@ -57,11 +59,21 @@ class PyTorchRuntime:
         backbone = self._place(bundles[0].load_backbone(layers=union))
         normalise = Normalise(own.mean, own.std).to(self._device)
         self._backbone: Backbone = _FromCanvases(normalise, backbone, self._dtype)
-        self._heads = {bundle.manifest.name: self._place(bundle.load_head()) for bundle in bundles}
-        is_on_gpu = self._device.type == "cuda"
-        if options.cuda_graphs and is_on_gpu:
-            self._backbone = _Recorded(self._backbone)
-        self._streams = _Streams(self._device) if is_on_gpu else None
+        self._heads: dict[str, HeadFunction] = {}
+        self._reads_images: set[str] = set()
+        for bundle in bundles:
+            name, head = bundle.manifest.name, self._place(bundle.load_head())
+            self._heads[name] = _FromTensors(head)
+            self._reads_images |= {name} if head.reads_images else set()
+        self._streams: _Streams | None = None
+        if self._device.type == "cuda":
+            self._streams = _Streams(self._device)
+            embed_patches_by_products(backbone)
+            if options.compile:
+                self._compile(options)
+            if options.cuda_graphs:
+                self._backbone = Recorded(self._backbone, "backbone")
+                self._heads = {name: Recorded(head, f"head '{name}'") for name, head in self._heads.items()}
 
     @classmethod
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
@@ -85,7 +97,7 @@ class PyTorchRuntime:
         return Computed(logits, seconds, lambda: _read(self._named(maps)))
 
     def refuse(self, _error: DisagreementError) -> bool:
-        """Close; nothing is kept on disk. See `protocol.OpenedRuntime.refuse`."""
+        """Close; nothing on disk is at fault. See `protocol.OpenedRuntime.refuse`."""
         self.close()
         return False
 
@@ -95,6 +107,16 @@ class PyTorchRuntime:
         self._heads.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _compile(self, options: ComputeOptions) -> None:
+        if options.network_size is None:
+            raise ParameterError(
+                "compile needs a network input of one size, and with this geometry it follows the frames; use geometry "
+                "'stretch' or 'letterbox', or no compile"
+            )
+        self._backbone = Compiled(self._backbone, "backbone")
+        self._heads = {name: Compiled(head, f"head '{name}'") for name, head in self._heads.items()}
+        self.description += ", compiled"
 
     def _place(self, module: AnyModule) -> AnyModule:
         # Channels last: depthwise convolutions are many times faster on a CPU, and tensor cores serve convolutions.
@@ -115,8 +137,10 @@ class PyTorchRuntime:
         return _Computation(timeline, self._named(maps), logits)
 
     def _run_head(self, name: str, maps: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._heads[name]([maps[index] for index in self._maps_of[name]], images)
-        return logits.float()
+        inputs = [maps[index] for index in self._maps_of[name]]
+        logits = self._heads[name](*inputs, *([images] if name in self._reads_images else []))
+        # A copy, since the next frame's logits are recorded into the same memory.
+        return logits.to(torch.float32, copy=self._streams is not None)
 
     def _named(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self._map_names, maps, strict=True))
@@ -138,6 +162,19 @@ class _FromCanvases(nn.Module):
         return [*maps, images]
 
 
+class _FromTensors(nn.Module):
+    """A head whose maps, and images where it is image-guided, are arguments of their own."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self._head = head
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        *maps, last = tensors
+        logits: torch.Tensor = self._head(maps, last) if self._head.reads_images else self._head(tensors)
+        return logits
+
+
 def _closed(_canvases: torch.Tensor) -> list[torch.Tensor]:
     raise RuntimeUnavailableError("the PyTorch runtime is closed; load the bundle again")
 
@@ -149,7 +186,7 @@ class _Streams:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.uploading, self.computing = _new_stream(device), _new_stream(device)
+        self.uploading, self.computing = new_stream(device), new_stream(device)
         # What was loaded so far is on the default stream.
         for stream in (self.uploading, self.computing):
             stream.wait_stream(torch.cuda.default_stream(device))
@@ -179,104 +216,6 @@ class _Computation:
 
 def _read(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.float().cpu().numpy() for name, tensor in maps.items()}
-
-
-class _Recording(NamedTuple):
-    """A CUDA graph, the memory that it reads and writes, and what else it reads and so must stay."""
-
-    graph: torch.cuda.CUDAGraph
-    images: torch.Tensor
-    maps: list[torch.Tensor]
-    positions: list[_ComputedOnce]
-
-
-class _Recorded:
-    """A module whose kernels are recorded once for each shape of its input, then replayed as one CUDA graph.
-
-    A small backbone is hundreds of short kernels, which Python starts more slowly than a GPU runs them.
-    """
-
-    # Frame-sized geometries bring ever new shapes, and each recording keeps its own memory.
-    _MOST = 8
-
-    def __init__(self, module: Backbone) -> None:
-        self._module = module
-        self._recordings: dict[torch.Size, _Recording | None] = {}
-
-    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the module returns; the next call with the same shape overwrites it."""
-        if images.shape not in self._recordings and len(self._recordings) < self._MOST:
-            self._recordings[images.shape] = self._record(images)
-        recording = self._recordings.get(images.shape)
-        if recording is None:
-            return self._module(images)
-        recording.images.copy_(images)
-        recording.graph.replay()
-        return recording.maps
-
-    def _record(self, images: torch.Tensor) -> _Recording | None:
-        """Return None where the module cannot be recorded."""
-        try:
-            place, stream, graph = images.clone(), _new_stream(images.device), torch.cuda.CUDAGraph()
-            current = torch.cuda.current_stream(images.device)
-            with _positions_computed_once(self._module) as positions:
-                # Libraries choose their kernels and allocate work space in the first runs, which cannot be recorded.
-                stream.wait_stream(current)
-                with torch.cuda.stream(stream):
-                    for _ in range(3):
-                        self._module(place)
-                current.wait_stream(stream)
-                # Thread-local: another thread, which decodes the frame before, must not break the recording.
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    maps = self._module(place)
-        except RuntimeError as error:
-            shape = "x".join(map(str, images.shape))
-            _logger.warning("the backbone runs without a CUDA graph for %s, somewhat slower: %s", shape, error)
-            return None
-        return _Recording(graph, place, maps, positions)
-
-
-class _ComputedOnce(nn.Module):
-    """A module whose first result is returned ever after. For results that depend on the input's shape alone."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._module = module
-        self._result: object = None
-
-    def forward(self, images: torch.Tensor) -> object:
-        if self._result is None:
-            self._result = self._module(images)
-        return self._result
-
-
-#: What transformers calls the module of a DINOv3 ViT that turns patch positions into rotations.
-_POSITIONS = "rope_embeddings"
-
-
-@contextlib.contextmanager
-def _positions_computed_once(backbone: Backbone) -> Iterator[list[_ComputedOnce]]:
-    """Compute the position embeddings once, and keep them, while the backbone is recorded.
-
-    transformers caches the patch positions of the last few sizes. A CUDA graph reads fixed addresses, so it must not
-    read a tensor that the cache may drop. The caller keeps what this yields as long as the graph.
-    """
-    kept: list[tuple[nn.Module, nn.Module]] = []
-    modules = list(backbone.modules()) if isinstance(backbone, nn.Module) else []
-    try:
-        for owner in modules:
-            positions = dict(owner.named_children()).get(_POSITIONS)
-            if positions is not None:
-                setattr(owner, _POSITIONS, _ComputedOnce(positions))
-                kept.append((owner, positions))
-        yield [getattr(owner, _POSITIONS) for owner, _ in kept]
-    finally:
-        for owner, positions in kept:
-            setattr(owner, _POSITIONS, positions)
-
-
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch annotates no arguments here
 
 
 def _new_event() -> torch.cuda.Event:
