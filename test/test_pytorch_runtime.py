@@ -15,7 +15,7 @@ from test_segmenter import picture
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes.pytorch import patches, recording
+from dinov3_seg_ros.runtimes.pytorch import patches, recording, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
@@ -192,11 +192,13 @@ class _StandInGpu:
                 gpu.notes.append(("waits", self.name, event))
 
         class Event:
-            def __init__(self, enable_timing, blocking):
-                assert enable_timing and blocking
+            def __init__(self, blocking, enable_timing=False):
+                assert blocking, "one that polls takes a core"
+                self.stream = None
 
             def synchronize(self):
-                gpu.notes.append(("host waits", self.stream))
+                if self.stream is not None:
+                    gpu.notes.append(("host waits", self.stream))
 
             def elapsed_time(self, end):
                 return 1000.0
@@ -257,9 +259,9 @@ def test_on_a_gpu_only_reading_the_logits_waits(bundle, monkeypatch):
     assert gpu.of("keeps") == 2 * [("keeps", computing)], "the canvases, which the uploading stream made"
     # Upload, backbone, heads of each frame: begin, end; each but the first waits for the end of the one before.
     steps = gpu.of("records", "waits")
-    for first in (0, 8):
-        begin, end, *rest = steps[first : first + 8]
-        assert begin[:2] == end[:2] == ("records", uploading)
+    for first in (0, 9):
+        begin, copied, end, *rest = steps[first : first + 9]
+        assert begin[:2] == copied[:2] == end[:2] == ("records", uploading)
         for wait, begin, following in (rest[:3], rest[3:]):
             assert wait == ("waits", computing, end[2])
             assert begin[:2] == following[:2] == ("records", computing)
@@ -271,6 +273,24 @@ def test_on_a_gpu_only_reading_the_logits_waits(bundle, monkeypatch):
     assert all(map(np.array_equal, found, expected))
     times = segmenter.times.summary_ms()
     assert all(times[stage]["median"] == 1000.0 for stage in ("upload", "backbone", "heads"))
+
+
+def test_frames_on_their_way_to_a_gpu_take_turns_in_two_places(monkeypatch):
+    gpu, locked = _StandInGpu(monkeypatch), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor.shape) or tensor)
+    place, stream = staging.Staging(torch.device("cpu")), torch.cuda.Stream(torch.device("cpu"))
+    frames = [torch.full((1, 4, 6, 3), value, dtype=torch.uint8) for value in range(4)]
+    uploaded = [place.upload(frame, stream) for frame in frames[:2]]
+    assert all(map(torch.equal, uploaded, frames)) and gpu.of("host waits") == []
+    for count, frame in enumerate(frames[2:], 1):
+        assert torch.equal(place.upload(frame, stream), frame)
+        assert gpu.of("host waits") == count * [("host waits", stream.name)], "for the frame before the last"
+    assert len(locked) == 2, "memory is locked once"
+    for height in range(8, 14):
+        place.upload(torch.zeros((1, height, 6, 3), dtype=torch.uint8), stream)
+    assert len(place._places) == 4, "of many shapes the last few are kept"
+    place.upload(frames[0], stream)
+    assert locked.count(frames[0].shape) == 4
 
 
 @pytest.fixture

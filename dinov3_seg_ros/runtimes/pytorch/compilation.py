@@ -30,7 +30,7 @@ class Compiled(Generic[Output]):
         # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
         self._what, self._module = what, module
-        self._function: Callable[..., Output] = torch.compile(module.__call__, dynamic=False)
+        self._function: Callable[..., Output] = torch.compile(module, dynamic=False)
 
     def __call__(self, *inputs: torch.Tensor) -> Output:
         """Return what the module returns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,11 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 #: A tensor, or a list of them.
 Output = TypeVar("Output")
+
+
+def new_event(timed: bool) -> torch.cuda.Event:
+    """Return a moment on a queue. A waiting thread sleeps; one that polls would take a core from the robot."""
+    return torch.cuda.Event(enable_timing=timed, blocking=True)  # type: ignore[no-untyped-call]  # as below
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:
@@ -30,7 +35,7 @@ class _Recording(NamedTuple):
     positions: list[_ComputedOnce]
 
 
-class Recorded:
+class Recorded(Generic[Output]):
     """A module whose kernels are recorded once for each shape of its inputs, then replayed as one CUDA graph.
 
     A small network is hundreds of short kernels, which Python starts more slowly than a GPU runs them.

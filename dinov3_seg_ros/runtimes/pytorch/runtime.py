@@ -18,7 +18,8 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
 from dinov3_seg_ros.runtimes.pytorch.compilation import Compiled
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
-from dinov3_seg_ros.runtimes.pytorch.recording import Recorded, new_stream
+from dinov3_seg_ros.runtimes.pytorch.recording import Recorded, new_event, new_stream
+from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
@@ -124,10 +125,9 @@ class PyTorchRuntime:
         return module.to(device=self._device, dtype=self._dtype, **layout)
 
     def _queue(self, images: torch.Tensor, heads: Sequence[str], streams: _Streams) -> _Computation:
-        timeline = Timeline(_new_event)
-        images = images.pin_memory()
+        timeline = Timeline(partial(new_event, timed=True))
         with timeline.step("upload", streams.uploading), torch.cuda.stream(streams.uploading):
-            images = images.to(self._device, non_blocking=True)
+            images = streams.upload(images)
         with torch.cuda.stream(streams.computing):
             images.record_stream(streams.computing)  # the memory belongs to the other stream, and this one reads it
             with timeline.step("backbone", streams.computing):
@@ -187,9 +187,14 @@ class _Streams:
 
     def __init__(self, device: torch.device) -> None:
         self.uploading, self.computing = new_stream(device), new_stream(device)
+        self._staging = Staging(device)
         # What was loaded so far is on the default stream.
         for stream in (self.uploading, self.computing):
             stream.wait_stream(torch.cuda.default_stream(device))
+
+    def upload(self, images: torch.Tensor) -> torch.Tensor:
+        """Queue the copy of images in host memory to the GPU; the caller has made ``uploading`` the current stream."""
+        return self._staging.upload(images, self.uploading)
 
 
 class _Computation:
@@ -216,11 +221,6 @@ class _Computation:
 
 def _read(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.float().cpu().numpy() for name, tensor in maps.items()}
-
-
-def _new_event() -> torch.cuda.Event:
-    # Blocking: a waiting thread sleeps. One that polls would take a core from the robot.
-    return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]  # as above
 
 
 def _resolve_device(device: str) -> torch.device:
