@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-EVERYTHING := train parquet cpu openvino test test-torch lint cv-headless ros-kilted
+EVERYTHING := train parquet cluster cpu openvino test test-torch lint cv-headless ros-kilted
 # Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 # The Pythons that a robot may have, from Humble's to Lyrical's, and of these the ones that can be started here.

@@ -112,6 +112,8 @@ setup(
         "hub": ["huggingface_hub>=1.33"],
         # Data sets in Parquet and Arrow files, as Hugging Face stores them.
         "parquet": ["pyarrow>=17"],
+        # Work on many processes and machines; on top of train.
+        "cluster": ["ray[data]>=2.60"],
         "bag": ["rich>=13.8", "rosbags>=0.11.6"],
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),

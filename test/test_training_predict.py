@@ -171,14 +171,16 @@ def test_options_may_stand_before_bundle_and_input(bundle, tmp_path):
 
 
 def test_an_interrupted_stream_keeps_what_was_written(bundle, tmp_path, video, monkeypatch):
-    whole = command.open_input(str(video)).frames
+    opened = command.open_input(str(video))
+    whole = opened.source().frames
 
     def interrupted():
         yield next(whole)
         yield next(whole)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "open_input", lambda *_: command.Source(interrupted(), None, 24.0))
+    monkeypatch.setattr(opened, "source", lambda: command.Source(interrupted(), None, 24.0))
+    monkeypatch.setattr(command, "open_input", lambda *_: opened)
     assert predict(bundle, video, tmp_path / "out") == 130
     assert cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
     assert summary(tmp_path / "out")["interrupted"]

@@ -72,11 +72,19 @@ class ImageReader:
         topics: of the images. The 16-bit values of each are scaled by a range of their own.
         max_pixels: larger images are refused.
         value_range: which 16-bit values are black and white.
+        is_whole: whether it reads all images of the topics; see `ValueScale`.
     """
 
-    def __init__(self, types: Typestore, topics: Sequence[str], max_pixels: int, value_range: ValueRange) -> None:
+    def __init__(
+        self,
+        types: Typestore,
+        topics: Sequence[str],
+        max_pixels: int,
+        value_range: ValueRange,
+        is_whole: bool = True,
+    ) -> None:
         self._types, self._max_pixels = types, max_pixels
-        self._scales = {topic: ValueScale(value_range, topic) for topic in topics}
+        self._scales = {topic: ValueScale(value_range, topic, is_whole) for topic in topics}
 
     def message(self, connection: Connection, raw: bytes) -> Any:
         """A message, not yet decoded.

@@ -84,19 +84,26 @@ def _check_form(source: Path) -> None:
             raise DatasetError(f"{source} holds ROS 1 bags; convert each with rosbags-convert, such as {bags[0]}")
 
 
-def messages_of(reader: Reader, source: Path, connections: Collection[Connection] = ()) -> Iterator[RecordedMessage]:
+def messages_of(
+    reader: Reader,
+    source: Path,
+    connections: Collection[Connection] = (),
+    start: int | None = None,
+    stop: int | None = None,
+) -> Iterator[RecordedMessage]:
     """The messages of a recording, in order.
 
     Args:
         reader: from `open_recording`.
         source: its path, for the error.
         connections: those whose messages are wanted; none: all.
+        start, stop: the first recording time, and the first one after the last, nanoseconds; None: no limit.
 
     Raises:
         DatasetError: the recording is damaged.
     """
     try:
-        yield from reader.messages(connections)
+        yield from reader.messages(connections, start, stop)
     except Exception as error:
         raise DatasetError(f"{source} is damaged, or cannot be read to its end: {error}") from error
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros.options import ValueRange
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, ParameterError
 
 _logger = logging.getLogger("dinov3_seg_ros.frames")
 
@@ -70,11 +70,13 @@ class ValueScale:
     Args:
         choice: see `options.ValueRange`; may be changed at any time.
         source: where the images come from, for the log.
+        is_whole: whether it sees all images of the source. From a part of them nothing is learned, since other parts
+            would be scaled by another range.
     """
 
-    def __init__(self, choice: ValueRange = "auto", source: str = "") -> None:
+    def __init__(self, choice: ValueRange = "auto", source: str = "", is_whole: bool = True) -> None:
         self.choice = choice
-        self._source = source
+        self._source, self._is_whole = source, is_whole
         self._least = self._most = self._bits = 0
         self._told: set[int] = set()
 
@@ -89,6 +91,7 @@ class ValueScale:
 
         Raises:
             MessageError: the range cannot be told from the image.
+            ParameterError: the range is ``auto``, and the images are only a part of the source.
         """
         colours = pixels[..., :3] if pixels.ndim == 3 else pixels
         return scale_to_8_bits(pixels, *self._range_of(colours))
@@ -98,6 +101,11 @@ class ValueScale:
             return FULL_RANGE
         if self.choice != "auto":
             return self.choice
+        if not self._is_whole:
+            raise ParameterError(
+                "the range of 16-bit images is learned from all of them, but here each process sees a part; set "
+                "value_range to full, or to the values that are black and white"
+            )
         self._learn(int(colours.min()), int(colours.max()))
         learned = sensor_range(self._least, self._most)
         if learned is None:

@@ -113,6 +113,10 @@ class SharingError(SegmentationError):
     """A bundle may not be shared as it is, or the Hugging Face Hub does not take it."""
 
 
+class ClusterError(SegmentationError):
+    """A cluster cannot be reached or has too little, or its processes fail."""
+
+
 class OutputError(SegmentationError):
     """Results cannot be written: the folder holds something else, or the disk is full or read-only."""
 

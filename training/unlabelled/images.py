@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.bag.images import ImageReader, choose_topics, name_of_frame
+from dinov3_seg_ros.bag.images import FrameName, ImageReader, choose_topics, name_of_frame
 from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import messages_of, open_recording
 from dinov3_seg_ros.frames.image_files import read_image
@@ -86,7 +86,7 @@ def open_images(
         DatasetError: there are no images, or it is not clear which.
     """
     path = Path(source)
-    if _is_recording(path):
+    if is_recording(path):
         return RecordedImages(path, value_range, topics, every)
     if path.is_dir():
         return ImageFiles(find_images(path, recursive=True), path, value_range)
@@ -122,25 +122,50 @@ class ImageFiles:
                     self.unreadable[name] = str(error)
 
 
+class Span(NamedTuple):
+    """A part of a topic in time.
+
+    Attributes:
+        topic: full name.
+        start, stop: the first recording time, and the first one after the last, nanoseconds; None: no limit.
+    """
+
+    topic: str
+    start: int | None
+    stop: int | None
+
+
 class RecordedImages:
     """Images of a recording, named by topic and stamp as `dinov3_seg_ros.bag.extraction.extract` names its files.
 
     Args:
         source: the rosbag2.
         value_range, topics, every: see `open_images`.
+        span: the part that is taken; None: all of the topics.
 
     Raises:
         DatasetError: see `open_images`.
         RuntimeUnavailableError: rosbags is not installed.
     """
 
-    def __init__(self, source: Path, value_range: ValueRange, topics: Sequence[str], every: int | None) -> None:
-        self._source, self._value_range, self._every = source, value_range, every
+    def __init__(
+        self,
+        source: Path,
+        value_range: ValueRange,
+        topics: Sequence[str],
+        every: int | None = None,
+        span: Span | None = None,
+    ) -> None:
+        self._source, self._value_range, self._every, self._span = source, value_range, every, span
         try:
             self._types = known_types()
             with open_recording(source) as reader:
-                self._topics = choose_topics(reader.connections, topics)
-                self._most = sum(one.msgcount for one in reader.connections if one.topic in self._topics)
+                self._topics = choose_topics(reader.connections, topics if span is None else [span.topic])
+                chosen = [one for one in reader.connections if one.topic in self._topics]
+                self._counts = {
+                    topic: sum(one.msgcount for one in chosen if one.topic == topic) for topic in self._topics
+                }
+                self._ends = reader.start_time, reader.end_time
         except ImportError as error:
             raise RuntimeUnavailableError(
                 f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'"
@@ -148,17 +173,28 @@ class RecordedImages:
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return self._most
+        return sum(self._counts.values())
+
+    def spans(self, size: int) -> list[Span]:
+        """The topics in spans of equal time, with about ``size`` messages each where a topic's rate is steady."""
+        found = []
+        for topic, count in self._counts.items():
+            parts = max(-(-count // size), 1)
+            start, stop = self._ends
+            inner = [start + (stop - start) * part // parts for part in range(1, parts)]
+            found += [Span(topic, *ends) for ends in zip([None, *inner], [*inner, None], strict=True)]
+        return found
 
     def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
         """See `UnlabelledImages.take`."""
-        images = ImageReader(self._types, self._topics, MAX_PIXELS, self._value_range)
+        images = ImageReader(self._types, self._topics, MAX_PIXELS, self._value_range, is_whole=self._span is None)
         begun: dict[str, int] = {}
         windows: dict[str, int] = {}
         seen: set[str] = set()
         with open_recording(self._source) as reader:
             connections = [one for one in reader.connections if one.topic in self._topics]
-            for connection, recorded, raw in messages_of(reader, self._source, connections):
+            start, stop = (self._span.start, self._span.stop) if self._span is not None else (None, None)
+            for connection, recorded, raw in messages_of(reader, self._source, connections, start, stop):
                 name, topic = f"{connection.topic} at {recorded} ns", connection.topic
                 try:
                     message = images.message(connection, raw)
@@ -173,7 +209,7 @@ class RecordedImages:
                     if self._every is not None:
                         windows[topic] = window
                     if name in seen:
-                        raise MessageError("stamp twice", f"two images have the stamp {frame.stamp} ns")
+                        raise MessageError("stamp twice", stamp_twice(frame))
                 except MessageError as error:
                     self.unreadable[name] = f"{topic}: {error}"
                 else:
@@ -182,7 +218,12 @@ class RecordedImages:
                         yield UnlabelledImage(name, pixels)
 
 
-def _is_recording(path: Path) -> bool:
+def stamp_twice(frame: FrameName) -> str:
+    """What is said of the second image of one topic and stamp, which cannot have a name of its own."""
+    return f"two images have the stamp {frame.stamp} ns"
+
+
+def is_recording(path: Path) -> bool:
     """Whether a path is a rosbag2, or a ROS 1 bag, whose reader says what to do with it."""
     if path.is_dir():
         return (path / "metadata.yaml").exists() or any(file.suffix in _RECORDING_SUFFIXES for file in path.iterdir())

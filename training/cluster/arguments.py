@@ -1,0 +1,63 @@
+"""The command line of every command that can divide its work among many processes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+from dinov3_seg_ros.support.command_line import CommandParser, UsageError, whole_number
+
+_NEED_CLUSTER = ("workers", "partition", "resume")
+
+
+class ClusterSettings(NamedTuple):
+    """How work is divided.
+
+    Attributes:
+        address: of a Ray cluster; auto: Ray is started on this machine, and ended with the command.
+        workers: number of processes; None: one for each GPU, or for each group of cores.
+        partition: frames in one partition, about.
+        resume: whether to go on with what the output folder holds.
+    """
+
+    address: str
+    workers: int | None
+    partition: int
+    resume: bool
+
+
+def add_cluster_arguments(parser: CommandParser) -> None:
+    """Add how work is divided."""
+    group = parser.add_argument_group("cluster options")
+    for flag, settings in {
+        "--cluster": {
+            "metavar": "auto|ADDRESS",
+            "help": "divide the work among processes: on this machine, or on the Ray cluster with this address",
+        },
+        "--workers": {
+            "type": whole_number(1),
+            "metavar": "NUMBER",
+            "help": "processes (default: one for each GPU, or without one for each four cores)",
+        },
+        "--partition": {
+            "type": whole_number(1),
+            "metavar": "FRAMES",
+            "help": "frames that are done whole or not at all (default: 64)",
+        },
+        "--resume": {"action": "store_true", "help": "go on with an interrupted run in the output folder"},
+    }.items():
+        parser.remember(group.add_argument(flag, **settings))  # type: ignore[arg-type]
+
+
+def read_cluster_arguments(options: argparse.Namespace) -> ClusterSettings | None:
+    """How work is divided; None where it is not.
+
+    Raises:
+        UsageError: options of a cluster without one.
+    """
+    if options.cluster is None:
+        given = [name for name in _NEED_CLUSTER if getattr(options, name)]
+        if given:
+            raise UsageError(f"--{given[0]} belongs to --cluster; add --cluster auto for processes on this machine")
+        return None
+    return ClusterSettings(options.cluster, options.workers, options.partition or 64, options.resume)

@@ -1,0 +1,255 @@
+"""Ray: started on this machine or joined by its address. The only module that imports it.
+
+Ray Data hands out the tasks to a pool of actors, restarts those that die, and gives their tasks to others. Results go
+to the disk and not through Ray, whose object store stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from dinov3_seg_ros.support.errors import ClusterError, RuntimeUnavailableError, SegmentationError
+from dinov3_seg_ros.support.files import locked
+
+if TYPE_CHECKING:
+    import types
+
+#: The address for which Ray is started here.
+THIS_MACHINE = "auto"
+#: Cores of one worker, where nobody says otherwise.
+CORES_OF_A_WORKER = 4
+_SESSION_PREFIX = "dinov3_seg_ros-ray-"
+# The least that Ray takes.
+_OBJECT_STORE_BYTES = 100 << 20
+# A socket's path has at most 107 bytes, and Ray adds up to 65.
+_LONGEST_FOLDER = 40
+#: So that an actor does not wait for its next task.
+_TASKS_AT_ONCE = 2
+
+Job = TypeVar("Job")
+
+
+class Worker(Protocol):
+    """What computes tasks in a process of the cluster."""
+
+    def process(self, task: str) -> str:
+        """Compute a task; both are texts, such as JSON.
+
+        Raises:
+            SegmentationError: no process can do it; everything ends.
+        """
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The processes of a job.
+
+    Attributes:
+        workers: their number.
+        threads: of each, cores that are its own.
+        gpus: of each, 0 or 1.
+    """
+
+    workers: int
+    threads: int
+    gpus: int
+
+
+class Cluster:
+    """A Ray cluster that this process has joined; see `open_cluster`."""
+
+    def __init__(self, ray: types.ModuleType, is_own: bool) -> None:
+        self._ray, self._is_own = ray, is_own
+
+    def pool(self, workers: int | None, threads: int, may_use_gpus: bool) -> Pool:
+        """The processes for a job.
+
+        Args:
+            workers: their number; None: as many as there are GPUs, or groups of cores.
+            threads: cores of each; 0: its share of the cores of its GPU's machine, or `CORES_OF_A_WORKER`.
+            may_use_gpus: whether each gets a GPU, where there are any.
+
+        Raises:
+            ClusterError: the cluster has too little.
+        """
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cores = [int(node.get("CPU", 0)) for node in nodes]
+        gpus = [int(node.get("GPU", 0)) for node in nodes] if may_use_gpus else [0 for _ in nodes]
+        if self._is_own and workers is not None and not any(gpus):
+            # Here Ray counts cores for nobody else: more processes than cores are the user's choice.
+            return Pool(workers, threads or max(_cores_here() // workers, 1), 0)
+        if any(gpus):
+            share = min(own // count for own, count in zip(cores, gpus, strict=True) if count)
+            threads = threads or max(share, 1)
+            most = sum(min(count, own // threads) for own, count in zip(cores, gpus, strict=True))
+        else:
+            threads = threads or min(CORES_OF_A_WORKER, max(cores, default=1))
+            most = sum(own // threads for own in cores)
+        wanted = workers or most
+        if not 1 <= wanted <= most:
+            each = f"{threads} cores{' and a GPU' if any(gpus) else ''}"
+            raise ClusterError(
+                f"the cluster has room for {most} workers with {each} each, not for {max(wanted, 1)}; lower --workers "
+                "or --threads, or add machines"
+            )
+        return Pool(wanted, threads, 1 if any(gpus) else 0)
+
+    def run(self, open_worker: Callable[[Job], Worker], job: Job, tasks: Sequence[str], pool: Pool) -> Iterator[str]:
+        """Compute tasks; yields their results as they come, in any order.
+
+        Args:
+            open_worker: called in each process, once.
+            job: its argument; is pickled.
+            tasks: at least one.
+            pool: the processes.
+
+        Raises:
+            ClusterError: a worker cannot go on, or the cluster failed.
+        """
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
+        results = rows.map(
+            cast(Any, _Actor),  # a class is taken, but not in Ray's annotations
+            fn_constructor_args=(open_worker, job),
+            compute=ray.data.ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=_TASKS_AT_ONCE),
+            num_cpus=pool.threads,
+            num_gpus=pool.gpus or None,
+        )
+        try:
+            for row in results.iter_rows():
+                if row["error"]:
+                    raise ClusterError(f"a worker on {row['host']} cannot go on: {row['error']}")
+                yield str(row["result"])
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise ClusterError(f"the cluster failed: {error}; go on with --resume") from error
+
+
+class _Actor:
+    """One process of the cluster. It opens its worker at the first task, in which an error can be told."""
+
+    def __init__(self, open_worker: Callable[[Any], Worker], job: Any) -> None:
+        self._open_worker, self._job = open_worker, job
+        self._worker: Worker | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        told = {"result": "", "error": "", "host": os.uname().nodename}
+        try:
+            if self._worker is None:
+                self._worker = self._open_worker(self._job)
+            return {**told, "result": self._worker.process(row["task"])}
+        except SegmentationError as error:
+            return {**told, "error": f"{error}"}
+
+
+@contextlib.contextmanager
+def open_cluster(address: str, workers: int | None = None, threads: int = 0) -> Iterator[Cluster]:
+    """Start Ray on this machine (address `THIS_MACHINE`), or join the cluster with an address; leave it at the end.
+
+    Ray sends no statistics of its use, shows no dashboard, and leaves no files behind. A Ray that this process has
+    started before is used and kept.
+
+    Args:
+        address: of the cluster.
+        workers, threads: see `Cluster.pool`. On this machine there is room for as many as are wanted.
+
+    Raises:
+        RuntimeUnavailableError: Ray is not installed.
+        ClusterError: it cannot be started or reached.
+    """
+    # Read when Ray is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"{error.name} is not installed: pip install 'dinov3_seg_ros[cluster]'"
+        ) from error
+    is_own = address == THIS_MACHINE
+    if ray.is_initialized():
+        yield Cluster(ray, is_own)
+        return
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cores = max(_cores_here(), (workers or 1) * (threads or 1))
+        where = _of_this_machine(stack, cores) if is_own else {"address": address}
+        try:
+            with _silent():
+                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            what = "started on this machine" if is_own else f"reached at {address}"
+            raise ClusterError(f"Ray cannot be {what}: {error}") from error
+        stack.callback(ray.shutdown)
+        yield Cluster(ray, is_own)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what is written to standard error, also by C++: Ray tells how it logs. What fails raises an exception."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nowhere:
+        saved = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _cores_here() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _of_this_machine(stack: contextlib.ExitStack, cores: int) -> dict[str, Any]:
+    """How Ray is started here: with a folder and a secret of its own, which end with ``stack``."""
+    folder = _session_folder(stack)
+    if "RAY_AUTH_TOKEN" not in os.environ:  # else Ray would put a secret into the user's home
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
+    return {
+        "address": "local",
+        "num_cpus": cores,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": str(folder),
+    }
+
+
+def remove_dead_sessions() -> None:
+    """Remove the folders that Ray left in the temporary folder when commands were killed."""
+    for folder in _temporary_folder().glob(f"{_SESSION_PREFIX}*"):
+        with contextlib.suppress(OSError), locked(folder, wait=False):  # its owner has ended
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session_folder(stack: contextlib.ExitStack) -> Path:
+    """A folder for Ray's sockets and logs, which ends with ``stack``."""
+    remove_dead_sessions()
+    folder = Path(tempfile.mkdtemp(prefix=_SESSION_PREFIX, dir=_temporary_folder()))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stack.enter_context(locked(folder))
+    return folder
+
+
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.gettempdir())
+    is_long = len(os.fsencode(folder)) + len(_SESSION_PREFIX) + 8 > _LONGEST_FOLDER
+    return Path("/tmp") if is_long else folder
