@@ -75,6 +75,17 @@ def _compile_decode():
 
 
 @pytest.fixture(scope="session")
+def traced_once():
+    """Trace equal networks once; see `traced_once.TracesOnce`."""
+    import torch.onnx
+    from traced_once import TracesOnce
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", TracesOnce(torch.onnx.export))
+        yield
+
+
+@pytest.fixture(scope="session")
 def engine_builder(tmp_path_factory):
     """NVIDIA's own parser and builder, which need no GPU: ``build(graph)`` returns ``bytes`` or an ``error``."""
     from benchmarks.tensorrt_builds import EngineBuilder, UnavailableError

@@ -38,6 +38,8 @@ from dinov3_seg_ros.runtimes.choice import available_runtimes, choose
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 SIZE = (64, 96)
 
 
