@@ -20,9 +20,12 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.choice import choose, open_runtime
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
+from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DisagreementError, ExportError
 from dinov3_seg_ros.support.files import sha256_of_file
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 SIZE = (64, 96)
 BACKBONE, HEAD = "backbone.onnx", "head.onnx"
@@ -256,6 +259,23 @@ def test_a_right_export_passes_and_the_model_itself_too(exported):
         opened, _ = open_runtime([exported], ComputeOptions(runtime=runtime, max_batch=3))
         assert "unverified" not in opened.description
         opened.close()
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_without_an_export_the_model_on_the_cpu_is_what_is_compared_with(tmp_path, spoilt, monkeypatch):
+    bundle, run = tiny_bundle(tmp_path / "tiny"), PyTorchRuntime._run_head
+
+    def run_head(runtime, *inputs):
+        logits = run(runtime, *inputs)
+        return logits.flip(1) if spoilt and runtime.description.endswith("bfloat16") else logits
+
+    monkeypatch.setattr(PyTorchRuntime, "_run_head", run_head)
+    Segmenter.from_bundle(bundle.path, "torch", device="cpu").close()
+    if spoilt:
+        with pytest.raises(DisagreementError, match=r"bfloat16 does not compute what .* logits of tiny has cosine"):
+            Segmenter.from_bundle(bundle.path, "torch", device="cpu", precision="bf16")
+    else:
+        Segmenter.from_bundle(bundle.path, "torch", device="cpu", precision="bf16").close()
 
 
 def test_the_next_candidate_is_taken_where_one_is_refused(copy, caplog):

@@ -11,14 +11,16 @@ import pytest
 import torch
 from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
 from test_segmenter import picture
+from torch._dynamo.exc import TorchDynamoException
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.pytorch import patches, recording, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
-from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError, RuntimeUnavailableError
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -297,6 +299,8 @@ def test_frames_on_their_way_to_a_gpu_take_turns_in_two_places(monkeypatch):
 def two_gpus(monkeypatch):
     """Makes the CPU pass for two CUDA GPUs: modules and tensors stay where they are, the rest is noted."""
     gpu = _StandInGpu(monkeypatch)
+    # The stand-in's graphs replay nothing, which the gate would find.
+    monkeypatch.setattr(gate, "check_with_model", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -344,6 +348,7 @@ def test_cuda_graphs_are_replayed_only_with_the_option_cuda_graphs(bundle, two_g
     frame = picture()
     expected = Segmenter.from_bundle(bundle.path, "torch", device="cpu").segment([frame])[0].labels
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", cuda_graphs=cuda_graphs)
+    two_gpus.notes.clear()
     results = [segmenter.segment([frame])[0].labels for _ in range(2)]
     assert all(np.array_equal(result, expected) for result in results)
     backbone_and_head = 2
@@ -385,7 +390,7 @@ def test_backbone_and_heads_are_compiled_with_the_option_compile(bundle, compile
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(bundle, two_gpus, monkeypatch, caplog):
     def compile(function, *, dynamic):
         def fails(*inputs):
-            raise RuntimeError("Failed to find C compiler")
+            raise TorchDynamoException("Failed to find C compiler")
 
         return fails
 
@@ -394,12 +399,27 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(bundle, two_gpus, mon
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setenv(CACHE, "kept as it was")
     segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True)
+    two_gpus.notes.clear()
     for _ in range(2):
         assert np.array_equal(segmenter.segment([frame])[0].labels, expected)
+    assert "compiled" not in segmenter.runtime.description
     assert caplog.text.count("runs without being compiled, slower: Failed to find C compiler") == 2
     assert "the backbone runs" in caplog.text and "the head 'tiny' runs" in caplog.text
     assert len(two_gpus.of("replays")) == 4, "still recorded"
     assert os.environ[CACHE] == "kept as it was"
+
+
+def test_a_gpu_without_memory_for_what_is_compiled_is_told_as_such(bundle, two_gpus, monkeypatch, caplog):
+    def compile(function, *, dynamic):
+        def fails(*inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(RuntimeFailedError, match=r"torch on cuda:0, fp32 failed: CUDA out of memory; end what else"):
+        Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True)
+    assert "without being compiled" not in caplog.text
 
 
 def test_compile_is_refused_where_the_network_input_follows_the_frames(bundle, two_gpus):

@@ -7,6 +7,7 @@ a robot that uses one runtime does not need the libraries of the others.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -26,8 +27,12 @@ from dinov3_seg_ros.support.errors import (
     RuntimeUnavailableError,
     SegmentationError,
 )
+from dinov3_seg_ros.support.installation import how_to_install
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
+
+#: Device and precision of the PyTorch runtime in which it is the model that all others are compared with.
+MODEL = ("cpu", "fp32")
 
 
 class _Entry(NamedTuple):
@@ -61,9 +66,9 @@ def _load_torch() -> RuntimeType:
 
 #: By name; of two runtimes that use the same kind of device, the faster comes first.
 RUNTIMES = {
-    "tensorrt": _Entry(_load_tensorrt, "pip install 'dinov3_seg_ros[gpu]'; on a Jetson see docs/jetson.md"),
-    "onnx": _Entry(_load_onnx, "pip install 'dinov3_seg_ros[cpu]'"),
-    "torch": _Entry(_load_torch, "pip install 'dinov3_seg_ros[torch]', with Python 3.11 or newer"),
+    "tensorrt": _Entry(_load_tensorrt, f"{how_to_install('gpu')}; on a Jetson see docs/jetson.md"),
+    "onnx": _Entry(_load_onnx, how_to_install("cpu")),
+    "torch": _Entry(_load_torch, f"{how_to_install('torch')}, with Python 3.11 or newer"),
 }
 
 
@@ -193,14 +198,14 @@ def open_checked(
         ExportError: it does not compute what the model computes.
         RuntimeFailedError, BackboneError, BundleError, ExportError: it cannot be loaded or run.
     """
-    runtime = candidate.open()
+    runtime = _open(candidate)
     try:
         unverified = _compare(runtime, candidate, bundles, options)
     except DisagreementError as error:
         if not runtime.refuse(error):
             raise
         _logger.warning("%s; what was kept of it is deleted, and it is opened anew", error)
-        runtime = candidate.open()
+        runtime = _open(candidate)
         try:
             unverified = _compare(runtime, candidate, bundles, options)
         except DisagreementError as again:
@@ -218,11 +223,23 @@ def open_checked(
     return runtime
 
 
+def _open(candidate: Candidate) -> OpenedRuntime:
+    with runtime_failures(candidate.label):
+        return candidate.open()
+
+
 def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions) -> str:
     """Return why it cannot be compared; empty where it agrees. Closed after any error but DisagreementError."""
     try:
         with runtime_failures(runtime.description):
-            return gate.check(runtime, candidate, bundles, options.max_batch)
+            unverified = gate.check(runtime, candidate, bundles, options.max_batch)
+            if not unverified or candidate.graphs is not None or (candidate.device, candidate.precision) == MODEL:
+                return unverified
+            _logger.info("no export holds a reference, so the model is computed on the CPU to compare with")
+            with contextlib.closing(_open_model(bundles, options)) as model:
+                size = options.network_size or bundles[0].manifest.input.network_size
+                gate.check_with_model(runtime, candidate, bundles, size, options.max_batch, model)
+            return ""
     except DisagreementError:
         raise
     except BaseException:
@@ -262,6 +279,13 @@ def _open_first(candidates: Sequence[Candidate], bundles: Sequence[Bundle], opti
         except SegmentationError as error:
             _logger.warning("%s is not used; the next best is tried: %s", candidate.label, error)
     return open_checked(last, bundles, options, may_be_unverified=options.runtime != "auto")
+
+
+def _open_model(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRuntime:
+    """Open the model itself."""
+    device, precision = MODEL
+    own = options.model_copy(update={"device": device, "precision": precision})
+    return _runtime_type("torch").candidates(bundles, own)[0].open()
 
 
 def _open_torch(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRuntime:

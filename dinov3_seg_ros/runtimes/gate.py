@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ _SUMS = 4096
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hashing, with the golden ratio of 64 bits
 # An export whose own labels reached less than the precision asks for, which its user accepted, may lose this much more.
 _SLACK = 0.01
+_REACHED_ON_ARTIFICIAL = 0.95 + _SLACK
 
 
 @dataclass(frozen=True)
@@ -185,17 +186,58 @@ def check(runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], max
         return "the export holds no reference (an older one): export the bundle again"
     for export in exports:
         reference = Reference.read(export.graph(REFERENCE_FILE))
-        for stage in measure(runtime, export.bundle_name, reference, max_batch):
-            problem = shortfall(stage, candidate.precision, reference)
-            if problem:
-                raise DisagreementError(
-                    f"{runtime.description} does not compute what the PyTorch model computes: {stage} {problem}. It is "
-                    "not used; choose another runtime, provider or precision",
-                    stage.kind,
-                    export.bundle_name,
-                )
+        _check_head(runtime, candidate, export.bundle_name, reference, max_batch)
     _logger.info("%s agrees with the PyTorch model", runtime.description)
     return ""
+
+
+def check_with_model(
+    runtime: Runtime,
+    candidate: Candidate,
+    bundles: Sequence[Bundle],
+    size: tuple[int, int],
+    max_batch: int,
+    model: Runtime,
+) -> None:
+    """Compare a runtime that runs the model in another way, such as on a GPU, with the model, for want of an export.
+
+    The pictures are artificial, and have more pixels between two classes than those of an export: there, 95 % equal
+    labels will do.
+
+    Args:
+        runtime, candidate, bundles, max_batch: see `check`.
+        size: (height, width) of the network input, pixels.
+        model: the PyTorch model in fp32 on the CPU.
+
+    Raises:
+        DisagreementError, RuntimeFailedError: see `check`.
+    """
+    canvases = _artificial_canvases(size)
+    names = [bundle.manifest.name for bundle in bundles]
+    computed = model.start(canvases, names)
+    for name, logits in computed.logits().items():
+        reference = replace(Reference.of(canvases, computed.maps(), logits), reached=_REACHED_ON_ARTIFICIAL)
+        _check_head(runtime, candidate, name, reference, max_batch)
+    _logger.info("%s agrees with the PyTorch model on the CPU", runtime.description)
+
+
+def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Reference, max_batch: int) -> None:
+    for stage in measure(runtime, name, reference, max_batch):
+        problem = shortfall(stage, candidate.precision, reference)
+        if problem:
+            raise DisagreementError(
+                f"{runtime.description} does not compute what the PyTorch model computes: {stage} {problem}. It is "
+                "not used; choose another runtime, provider or precision",
+                stage.kind,
+                name,
+            )
+
+
+def _artificial_canvases(size: tuple[int, int]) -> np.ndarray:
+    """Smooth patches of colour, (`FRAMES`, height, width, 3) uint8, always the same."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (FRAMES, max(2, size[0] // 32), max(2, size[1] // 32), 3), np.uint8)
+    return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in coarse])
 
 
 def references(bundles: Sequence[Bundle], runtime: Runtime, graphs: Graphs | None) -> list[Export]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov3_seg_ros.bundle.cpu import this_cpu
+from dinov3_seg_ros.support.installation import how_to_install
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPENVINO, RTX = "OpenVINOExecutionProvider", "NvTensorRTRTXExecutionProvider"
@@ -219,8 +220,8 @@ INSTALLATION = {
     CUDA: "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime",
     "TensorrtExecutionProvider": "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of "
     "onnxruntime",
-    OPENVINO: "pip install 'dinov3_seg_ros[openvino]'",
-    RTX: "pip install 'dinov3_seg_ros[rtx]'",
+    OPENVINO: how_to_install("openvino"),
+    RTX: how_to_install("rtx"),
 }
 
 

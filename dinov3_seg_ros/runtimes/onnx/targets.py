@@ -19,6 +19,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.onnx import plugins
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, CUDA, INSTALLATION, OPENVINO, Provider, Use, provider
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
+from dinov3_seg_ros.support.installation import how_to_install
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -193,7 +194,8 @@ def _no_device(device: str) -> RuntimeUnavailableError:
     listed = ", ".join(str(target) for target in _listed()) or "none"
     return RuntimeUnavailableError(
         f"device '{device}' was asked for, but ONNX Runtime lists no such device (it lists: {listed}); install the "
-        "package of its provider, such as 'dinov3_seg_ros[openvino]' or 'dinov3_seg_ros[rtx]', or use device 'cpu'"
+        f"package of its provider, such as by {how_to_install('openvino')} or {how_to_install('rtx')}, or use device "
+        "'cpu'"
     )
 
 

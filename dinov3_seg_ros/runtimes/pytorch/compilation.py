@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
+from torch._dynamo.exc import TorchDynamoException  # the only base of what its compiler raises
 
 from dinov3_seg_ros.support.files import cache_folder
 
@@ -16,29 +17,28 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 Output = TypeVar("Output")
 
 
-class Compiled(Generic[Output]):
-    """A module that is compiled for each shape of its inputs; where it cannot be, the module as it is.
+@torch.inference_mode()
+def compile_for(
+    module: Callable[..., Output], what: str, *inputs: torch.Tensor
+) -> tuple[Callable[..., Output], Output, bool]:
+    """Compile a module for inputs of these shapes; others are compiled when they come.
 
     What is compiled is kept on disk, for the next start.
 
     Args:
         module: takes and returns tensors on the GPU.
         what: the module, for people, such as "backbone".
+        inputs: examples.
+
+    Returns:
+        What to call in place of the module; what it returns for the examples; and whether it is compiled. The module
+        itself is returned, with a warning, where the compiler cannot be used, as without a C compiler.
     """
-
-    def __init__(self, module: Callable[..., Output], what: str) -> None:
-        # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
-        self._what, self._module = what, module
-        self._function: Callable[..., Output] = torch.compile(module, dynamic=False)
-
-    def __call__(self, *inputs: torch.Tensor) -> Output:
-        """Return what the module returns."""
-        try:
-            return self._function(*inputs)
-        except RuntimeError as error:  # no triton, no C compiler for what it generates
-            if self._function is self._module:
-                raise
-            _logger.warning("the %s runs without being compiled, slower: %s", self._what, error)
-            self._function = self._module
-            return self._module(*inputs)
+    # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+    compiled: Callable[..., Output] = torch.compile(module, dynamic=False)
+    try:
+        return compiled, compiled(*inputs), True
+    except TorchDynamoException as error:
+        _logger.warning("the %s runs without being compiled, slower: %s", what, error)
+        return module, module(*inputs), False

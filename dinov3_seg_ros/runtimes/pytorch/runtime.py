@@ -16,7 +16,7 @@ from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
-from dinov3_seg_ros.runtimes.pytorch.compilation import Compiled
+from dinov3_seg_ros.runtimes.pytorch.compilation import compile_for
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
 from dinov3_seg_ros.runtimes.pytorch.recording import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
@@ -115,9 +115,15 @@ class PyTorchRuntime:
                 "compile needs a network input of one size, and with this geometry it follows the frames; use geometry "
                 "'stretch' or 'letterbox', or no compile"
             )
-        self._backbone = Compiled(self._backbone, "backbone")
-        self._heads = {name: Compiled(head, f"head '{name}'") for name, head in self._heads.items()}
-        self.description += ", compiled"
+        canvases = torch.zeros((options.max_batch, *options.network_size, 3), dtype=torch.uint8).to(self._device)
+        self._backbone, computed, is_compiled = compile_for(self._backbone, "backbone", canvases)
+        *maps, images = computed
+        for name, head in self._heads.items():
+            inputs = self._inputs_of(name, maps, images)
+            self._heads[name], _, head_is_compiled = compile_for(head, f"head '{name}'", *inputs)
+            is_compiled &= head_is_compiled
+        if is_compiled:
+            self.description += ", compiled"
 
     def _place(self, module: AnyModule) -> AnyModule:
         # Channels last: depthwise convolutions are many times faster on a CPU, and tensor cores serve convolutions.
@@ -137,10 +143,12 @@ class PyTorchRuntime:
         return _Computation(timeline, self._named(maps), logits)
 
     def _run_head(self, name: str, maps: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        inputs = [maps[index] for index in self._maps_of[name]]
-        logits = self._heads[name](*inputs, *([images] if name in self._reads_images else []))
+        logits = self._heads[name](*self._inputs_of(name, maps, images))
         # A copy, since the next frame's logits are recorded into the same memory.
         return logits.to(torch.float32, copy=self._streams is not None)
+
+    def _inputs_of(self, name: str, maps: Sequence[torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
+        return [*(maps[index] for index in self._maps_of[name]), *([images] if name in self._reads_images else [])]
 
     def _named(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(zip(self._map_names, maps, strict=True))
