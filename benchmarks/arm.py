@@ -102,8 +102,8 @@ def run(root: Path, count: int) -> dict[str, Any]:
     emulate = ["unshare", f"--root={root}", "--wd=/checkout", QEMU, "/usr/bin/python3", "benchmarks/arm.py", "--inside"]
     with tempfile.TemporaryDirectory() as folder:
         here = results([sys.executable, __file__, "--inside", folder], os.environ, Path(folder), given)
-    # There also what came out of the network here is decoded, so that the two steps are compared one by one.
-    given["logits"] = here["logits"]
+    # There also what went into the network here is computed, and what came out of it decoded: each step by itself.
+    given |= {name: here[name] for name in ("canvas", "logits")}
     return compare(here, results([*emulate, "/checkout/results"], environment, place / "results", given))
 
 
@@ -139,6 +139,7 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
         "equal_labels": equal("labels"),
         "largest_difference_of_confidence": levels("confidence"),
         "equal_overlay": equal("overlay"),
+        "equal_labels_of_the_same_network_inputs": equal("network_labels"),
         "equal_labels_of_the_same_logits": equal("decoded_labels"),
         "largest_difference_of_confidence_of_the_same_logits": levels("decoded_confidence"),
         "doctor": there["doctor"],
@@ -164,7 +165,11 @@ def compute(folder: Path) -> None:
         (manifest,) = segmenter.manifests.values()
         for index, frame in enumerate(given["frames"]):
             (head,) = segmenter.segment([frame])[0].heads.values()
-            found["canvas"].append(resize(frame, manifest.input.network_size))
+            own = resize(frame, manifest.input.network_size)
+            found["canvas"].append(own)
+            # Frames of the network's size are not resized.
+            canvas = given["canvas"][index] if "canvas" in given else own
+            found["network_labels"].append(segmenter.segment([canvas])[0].labels)
             found["logits"].append(head.logits)
             found["labels"].append(head.labels)
             found["confidence"].append(head.confidence)
