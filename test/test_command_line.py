@@ -13,6 +13,7 @@ from dinov3_seg_ros.support.command_line import (
     add_flags,
     read_flags,
     run_command,
+    share,
     whole_number,
 )
 from dinov3_seg_ros.support.errors import BundleError
@@ -76,6 +77,8 @@ def parser():
     made.add_argument("--topics", nargs="+", default=[])
     made.add_argument("--size", nargs=2, type=whole_number(1))
     made.add_argument("--rate", type=float, default=1.0)
+    made.add_argument("--parts", type=whole_number(2, 20))
+    made.add_argument("--least", type=share)
     made.add_argument("--loop", action="store_true")
     return made
 
@@ -103,6 +106,9 @@ def test_options_may_stand_anywhere(line):
         ("in out --sise 3 4", "unknown option --sise (did you mean '--size'?)"),
         ("in out --size 3", "--size: expected 2 arguments"),
         ("in out --size 0 4", "'0' is not a whole number of at least 1"),
+        ("in out --parts 25", "--parts: '25' is not a whole number from 2 to 20"),
+        ("in out --least nan", "--least: 'nan' is no share; write a number from 0 to 1"),
+        ("in out --least 95", "--least: '95' is no share"),
         ("in out --rate fast", "--rate: invalid float value: 'fast'"),
         ("in", "required: target"),
         ("in out more", "unrecognized arguments: more"),

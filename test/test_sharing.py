@@ -180,14 +180,17 @@ def test_what_is_no_bundle_on_the_hub_is_one_error_that_says_what_to_do(hub, tmp
     with pytest.raises(BundleError, match=r"cannot be reached.*Try again with a network"):
         load_bundle("lab/never_seen")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(BundleError, match=r"no such folder.*pip install 'dinov3_seg_ros\[hub\]'"):
+    with pytest.raises(BundleError, match=r"no such folder.*pip install './src/dinov3_seg_ros\[hub\]'"):
         load_bundle("lab/never_seen")
 
 
 def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, capsys):
     whole = write_tiny_bundle(tmp_path / "tiny")
     scores = {"miou": 0.625, "aacc": 0.9, "per_class_iou": {"class_0": 0.5}}
-    recipe = {"name": "tiny", "data": {"name": "auto", "root": "/home/me/halls"}}
+    recipe = {
+        "name": "tiny", "data": {"name": "auto", "root": "/home/me/halls"},
+        "cache": {"folder": "../me/features"}, "output": "me/runs", "head": {"start_from": "./me/best"},
+    }  # fmt: skip
     run = tmp_path / "run"
     bundle = with_storage(
         whole, run / "best", "reference", "/home/me/dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth",
@@ -205,7 +208,7 @@ def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, 
     assert set(repository.files()) == {*names, ".gitattributes"} and repository.private
     shared = json.loads(repository.files()["bundle.json"])
     assert (shared["backbone"]["source"], shared["backbone"]["identity"]) == (META, whole.manifest.backbone.identity)
-    assert "/home/me" not in str(repository.files())
+    assert "me/" not in shared["training"]["recipe"].__repr__() and "/home/me" not in str(repository.files())
     metadata, text = card_of(repository)
     assert metadata["library_name"] == "dinov3_seg_ros" and metadata["pipeline_tag"] == "image-segmentation"
     assert (metadata["license"], metadata["license_name"], metadata["base_model"]) == ("other", "dinov3-license", META)

@@ -317,6 +317,10 @@ def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, t
     sure = sum(b["confidence"] * b["share"] for b in after["reliability"])
     assert sure == pytest.approx(after["aacc"], abs=0.01)
     assert copy.manifest.calibration.images == 3
+    words[-1] = str(tmp_path / "again")
+    assert calibrate.main([str(copy.path), *words]) == 0
+    once, twice = (load_bundle(tmp_path / name).manifest.calibration for name in ("calibrated", "again"))
+    assert twice.temperature == pytest.approx(once.temperature, rel=0.05), "of both together"
 
 
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):

@@ -59,6 +59,9 @@ def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: C
         raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
     head = bundle.load_head()
     head.scale_logits(1 / fitted["temperature"])
+    before = bundle.manifest.calibration
+    if before is not None:  # the weights hold that temperature too
+        fitted["temperature"] *= before.temperature
     calibration = CalibrationSection(data=settings.data.name, split=settings.split, images=len(data), **fitted)
 
     def copy_backbone(folder: Path) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
 from dinov3_seg_ros.support.files import write_json
+from training.data.splits import MOST_FOLDS
 from training.evaluate import evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, train_folds
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
@@ -48,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.remember(mode.add_argument(flag, action="store_true", help=text))
 
     parser.add_argument(
-        "--folds", type=whole_number(2), metavar="N", help="cross-validate: train N times, each time on other images"
+        "--folds",
+        type=whole_number(2, MOST_FOLDS),
+        metavar="N",
+        help="cross-validate: train N times, each time on other images",
     )
 
     def work(words: list[str]) -> None:

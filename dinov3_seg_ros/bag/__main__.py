@@ -29,6 +29,7 @@ from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.command_line import CommandParser, UsageError, add_flags, duration, read_flags, run_command
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.installation import how_to_install
 from dinov3_seg_ros.support.resources import resource_path
 
 # How images are read, among the options of what to publish.
@@ -183,7 +184,7 @@ def _start() -> None:
         import rich  # noqa: F401
         import rosbags  # noqa: F401
     except ImportError as error:
-        raise RuntimeUnavailableError(f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'") from error
+        raise RuntimeUnavailableError(f"{error.name} is not installed: {how_to_install('bag')}") from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dinov3_seg_ros.frames").setLevel(logging.INFO)
 

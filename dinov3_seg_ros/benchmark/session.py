@@ -18,6 +18,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import RuntimeUnavailableError, TransportError
+from dinov3_seg_ros.support.installation import how_to_install
 from dinov3_seg_ros.support.timing import summarise_ms
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def node_of(
         from dinov3_seg_ros.benchmark.through_ros import running_node
     except ImportError as error:
         raise TransportError(
-            f"ROS 2 cannot be imported ({error}); source a distribution, pip install "
-            "'dinov3_seg_ros[ros-kilted]', or leave --ros out"
+            f"ROS 2 cannot be imported ({error}); source a distribution, {how_to_install('ros-kilted')}, or leave "
+            "--ros out"
         ) from error
     return running_node(bundle.path.resolve(), compute, frame)
 

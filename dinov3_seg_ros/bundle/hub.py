@@ -15,6 +15,7 @@ from pathlib import Path
 from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE
 from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
+from dinov3_seg_ros.support.installation import how_to_install
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -69,7 +70,7 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
     except ImportError as error:
         raise BundleError(
             f"{hub_id}: there is no such folder; if it is the name of a bundle on Hugging Face, install the extra hub "
-            "first: pip install 'dinov3_seg_ros[hub]'"
+            f"first: {how_to_install('hub')}"
         ) from error
     repository, revision, cached = hub_id.repository, hub_id.revision, None
     try:

@@ -97,11 +97,11 @@ class CalibrationSection(_Section):
     """The temperature that was fitted to the head; its weights hold it already.
 
     Attributes:
-        temperature: what the logits were divided by.
+        temperature: what the logits of the training were divided by, in all calibrations together.
         data: name of the data set.
         split: its part that the temperature was fitted on.
         images, pixels: how many of them the fit saw.
-        ece_before, ece: expected calibration error of these pixels without and with the temperature, 0..1.
+        ece_before, ece: expected calibration error of these pixels before the last calibration and after it, 0..1.
     """
 
     temperature: PositiveFloat

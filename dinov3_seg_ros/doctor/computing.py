@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, demo_bundle, size_of
 from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.installation import how_to_install
 
 if TYPE_CHECKING:
     from dinov3_seg_ros.bundle.loading import Bundle
@@ -24,7 +25,7 @@ def runtimes(bundles: Sequence[Path]) -> Iterator[Finding]:
     for name, reason in reasons.items():
         yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name, bundles))
     if not usable:
-        yield Finding(FAULT, "runtimes", "none can be used", "pip install 'dinov3_seg_ros[torch]'")
+        yield Finding(FAULT, "runtimes", "none can be used", how_to_install("torch"))
 
 
 def providers(paths: Sequence[Path]) -> Iterator[Finding]:
@@ -46,7 +47,7 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     processor = this_cpu()
     if processor.multiplies_bf16 and "OpenVINOExecutionProvider" not in brought:
         detail = f"{processor.name}: multiplies bf16, which needs OpenVINO"
-        yield Finding(OK, "processor", detail, "pip install 'dinov3_seg_ros[openvino]'")
+        yield Finding(OK, "processor", detail, how_to_install("openvino"))
     else:
         yield Finding(OK, "processor", processor.name)
     for bundle in _loaded(paths):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.support.installation import how_to_install
+
+#: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
+LEAST = {"pydantic": "2.10", "transformers": "5.4"}
 
 
 def packages() -> Iterator[Finding]:
     """Check the packages that everything needs."""
     for module, distributions, remedy in (
         ("numpy", ("numpy",), "pip install numpy"),
-        ("cv2", ("opencv-python", "opencv-python-headless"), "pip install 'dinov3_seg_ros[cv-headless]'"),
-        ("pydantic", ("pydantic",), "pip install 'pydantic>=2'"),
+        ("cv2", ("opencv-python", "opencv-python-headless"), how_to_install("cv-headless")),
+        ("pydantic", ("pydantic",), "pip install 'pydantic>=2.10'"),
     ):
         version = release(*distributions)
         error = import_error(module)
@@ -21,9 +26,16 @@ def packages() -> Iterator[Finding]:
             yield Finding(FAULT, module, f"cannot be imported: {error}", remedy)
         else:
             yield Finding(OK, module, version or "installed by the system")
-    transformers = release("transformers")
-    if transformers and int(transformers.split(".")[0]) < 5:
-        yield Finding(FAULT, "transformers", f"{transformers}: too old for DINOv3", "pip install 'transformers>=5'")
+    for distribution, least in LEAST.items():
+        version = release(distribution)
+        if version and _numbers(version) < _numbers(least):
+            remedy = f"pip install '{distribution}>={least}'"
+            yield Finding(FAULT, distribution, f"{version}: too old, {least} is needed", remedy)
+
+
+def _numbers(version: str) -> list[int]:
+    """Major and minor number of a version."""
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]
 
 
 def conflicts() -> Iterator[Finding]:
@@ -49,7 +61,7 @@ def ros() -> Iterator[Finding]:
             FAULT,
             "rclpy",
             f"cannot be imported: {error}",
-            "source /opt/ros/<distribution>/setup.bash, or pip install 'dinov3_seg_ros[ros-kilted]'",
+            f"source /opt/ros/<distribution>/setup.bash, or {how_to_install('ros-kilted')}",
         )
         return
     yield Finding(OK, "rclpy", f"{release('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinov3_seg_ros.options import PRECISIONS
-from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
+from dinov3_seg_ros.support.command_line import CommandParser, run_command, share, whole_number
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
+from dinov3_seg_ros.support.installation import how_to_install
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             from dinov3_seg_ros.export.exporter import ExportOptions, export
         except ImportError as error:
-            raise RuntimeUnavailableError(
-                f"exporting needs {error.name}: pip install 'dinov3_seg_ros[export]'"
-            ) from error
+            raise RuntimeUnavailableError(f"exporting needs {error.name}: {how_to_install('export')}") from error
         settings = ExportOptions(
             size=tuple(options.size) if options.size else None,
             precision=options.precision,
@@ -80,7 +79,7 @@ def _parser() -> CommandParser:
         help="masks of these images, of the same names and values as in training, for the mIoU",
     )
     parser.add_argument(
-        "--least-labels", type=float, metavar="SHARE", help="share of equal labels to ask for, from 0 to 1"
+        "--least-labels", type=share, metavar="SHARE", help="share of equal labels to ask for, from 0 to 1"
     )
     parser.add_argument(
         "--engine", action="store_true", help="also build the TensorRT engines of this machine, which takes minutes"

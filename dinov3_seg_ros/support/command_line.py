@@ -7,6 +7,7 @@ standard error says what is wrong and what to do: ``NAME: error: ...``.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -216,15 +217,27 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
         raise UsageError(message) from error
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """The ``type`` of an argument that is a whole number of at least ``least``."""
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The ``type`` of an argument that is a whole number of at least ``least``, and at most ``most``."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def convert(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
+        if not text.lstrip("-").isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {bounds}")
         return int(text)
 
     return convert
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1; the ``type`` of an argument."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share; write a number from 0 to 1, such as 0.95")
+    return found
 
 
 def duration(text: str) -> int:

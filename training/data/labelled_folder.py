@@ -22,7 +22,7 @@ from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, open_samples
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
-from training.data.splits import DEFAULT_VAL_FRACTION, Fold, samples_of
+from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, samples_of
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
@@ -55,7 +55,7 @@ class LabelledFolderData(DataSettings):
     """Which images that split keeps together. auto: versions of one image, and videos and sequences, by the numbers and
     folders in their names; none: every image alone; else a regular expression whose first parentheses name the
     group."""
-    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    folds: Annotated[int, Field(ge=2, le=MOST_FOLDS)] | None = None
     """Parts of a cross-validation, into which the images for training and validation are divided, by groups; null: the
     folder's own split. `training.train --folds` trains them all."""
     fold: Annotated[int, Field(ge=0)] = 0

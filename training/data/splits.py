@@ -15,6 +15,8 @@ from training.data.reading.protocol import Sample
 
 #: Share of the images that is kept for validation where neither the folder nor the recipe says.
 DEFAULT_VAL_FRACTION = 0.2
+#: Parts of a cross-validation at most.
+MOST_FOLDS = 20
 
 ValFraction: TypeAlias = float | Literal["auto"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -63,14 +64,15 @@ class Validation:
         pixels = PixelSample(len(indices))
         self._model.eval()
         segmenter = Segmenter([bundle], ModelRuntime(self._model, accelerator.device))
-        for index in own:
-            image, truth = data.item(index)
-            head = segmenter.segment([image])[0].heads[bundle.manifest.name]
-            matrix.update(truth, head.labels)
-            pixels.add(head.logits, head.window, truth, len(data.class_names), index)
-            losses += self._sums_and_counts(head.logits, head.window, truth, bundle.manifest.input.network_size)
-            if index in pictured:
-                rows.append(prediction_row(image, truth, head.labels, data.palette))
+        with _without_tf32():
+            for index in own:
+                image, truth = data.item(index)
+                head = segmenter.segment([image])[0].heads[bundle.manifest.name]
+                matrix.update(truth, head.labels)
+                pixels.add(head.logits, head.window, truth, len(data.class_names), index)
+                losses += self._sums_and_counts(head.logits, head.window, truth, bundle.manifest.input.network_size)
+                if index in pictured:
+                    rows.append(prediction_row(image, truth, head.labels, data.palette))
         counts = torch.from_numpy(matrix.counts).to(accelerator.device)
         matrix.counts = accelerator.reduce(counts, "sum").cpu().numpy()
         loss = float(self._loss.mean(*accelerator.reduce(losses, "sum")))
@@ -92,3 +94,14 @@ class Validation:
         ignored = self._data.ignore_value
         sums = self._loss.sums(sample(logits, window, size), target, ignored)
         return torch.stack([sums, self._loss.counts(target, ignored)])
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Compute convolutions in float32: on a GPU, PyTorch gives them 10 bits of mantissa, as suits a training step."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

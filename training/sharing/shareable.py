@@ -161,14 +161,20 @@ def _pictures(bundle: Bundle) -> dict[str, Path]:
     return {f"{PICTURES_FOLDER}/{name}": run / name for name in names if (run / name).is_file()}
 
 
-def _without_paths(value: Any) -> Any:
-    """A recipe without the folders of this machine, which tell others nothing but its user's name."""
+#: Keys of a recipe whose values are paths, also those that look like ids on Hugging Face.
+_PATHS = {"root", "output", "folder", "start_from"}
+
+
+def _without_paths(value: Any, key: str = "") -> Any:
+    """A recipe without the folders of this machine, which tell others nothing but the names of its user and project."""
     if isinstance(value, dict):
-        return {key: _without_paths(part) for key, part in value.items()}
+        return {name: _without_paths(part, name) for name, part in value.items()}
     if isinstance(value, list):
-        return [_without_paths(part) for part in value]
-    return _without_path(value) if isinstance(value, str) else value
+        return [_without_paths(part, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if key in _PATHS else _without_path(value)
 
 
 def _without_path(text: str) -> str:
-    return Path(text).name if text.startswith(("/", "~")) else text
+    return Path(text).name if text.startswith(("/", "~", ".")) else text

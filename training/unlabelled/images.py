@@ -20,6 +20,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
+from dinov3_seg_ros.support.installation import how_to_install
 from training.support.output import writing
 
 _RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")
@@ -167,9 +168,7 @@ class RecordedImages:
                 }
                 self._ends = reader.start_time, reader.end_time
         except ImportError as error:
-            raise RuntimeUnavailableError(
-                f"{error.name} is not installed: pip install 'dinov3_seg_ros[bag]'"
-            ) from error
+            raise RuntimeUnavailableError(f"{error.name} is not installed: {how_to_install('bag')}") from error
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from dinov3_seg_ros.support.files import cache_folder, replacing_file
+from dinov3_seg_ros.support.installation import how_to_install
 from training.data.contents import digest_files
 
 try:
@@ -146,8 +147,8 @@ def _as_arrow(path: Path) -> Path:
 def _require(path: Path) -> None:
     if not is_available():
         raise DatasetError(
-            f"{path.name} can only be read with pyarrow: pip install 'dinov3_seg_ros[parquet]', or export the data set "
-            "as image files"
+            f"{path.name} can only be read with pyarrow: {how_to_install('parquet')}, or export the data set as image "
+            "files"
         )
 
 
