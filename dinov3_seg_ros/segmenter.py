@@ -20,6 +20,7 @@ from dinov3_seg_ros.frames.preprocessing import (
     check_geometry,
     check_image,
     fill_canvas,
+    mask_size,
     nearest_in_aspect,
     place,
 )
@@ -220,7 +221,7 @@ class Segmenter:
     @classmethod
     def from_bundle(
         cls,
-        bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        bundles: Bundle | str | os.PathLike[str] | Sequence[Bundle | str | os.PathLike[str]],
         runtime: RuntimeName = "auto",
         avoid: Mapping[str, str] | None = None,
         **options: Any,
@@ -231,7 +232,7 @@ class Segmenter:
 
         Args:
             bundles: folder or folders, names of shipped ones, or ``owner/name`` on the Hugging Face Hub; see
-                `bundle.loading.load_bundle`.
+                `bundle.loading.load_bundle`. What that returned is taken as it is, and not checked again.
             runtime: ``auto`` (the fastest that can run here), ``torch``, ``onnx`` or ``tensorrt``.
             avoid: runtimes that ``auto`` passes over, with the reason for each.
             options: further fields of `options.ComputeOptions`, such as ``device``, ``precision`` and ``network_size``.
@@ -239,10 +240,10 @@ class Segmenter:
         Raises:
             BundleError, BackboneError, ExportError, RuntimeUnavailableError, ParameterError: what is wrong, and where.
         """
-        paths = [bundles] if isinstance(bundles, str | os.PathLike) else list(bundles)
-        if not paths:
+        given = [bundles] if isinstance(bundles, Bundle | str | os.PathLike) else list(bundles)
+        if not given:
             raise ParameterError("no bundle was given; name the folder of at least one")
-        loaded = [load_bundle(path) for path in paths]
+        loaded = [one if isinstance(one, Bundle) else load_bundle(one) for one in given]
         check_shared_backbone(loaded)
         wanted = ComputeOptions(runtime=runtime, **options)
         limit_threads(wanted.threads)
@@ -376,21 +377,6 @@ def limit_threads(threads: int) -> None:
     if threads or is_limited():
         cv2.setNumThreads(threads or -1)
     set_thread_limit(threads)
-
-
-def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:
-    """Return the (height, width) in pixels of the labels of a frame; see `Segmenter.segment`.
-
-    Raises:
-        ParameterError: the size is none of those that `Segmenter.segment` takes.
-    """
-    if size == "source":
-        return placement.frame_size
-    if size == "network":
-        return placement.height, placement.width
-    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
-        raise ParameterError(f"unknown mask size {size!r}; use 'source', 'network' or (height, width)")
-    return int(size[0]), int(size[1])
 
 
 def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -18,6 +18,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
 
+from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.ros import lifecycle, models
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 
@@ -88,7 +90,7 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         cameras = {name: graph.camera(f"{name}/image") for name in ("good", "bad")}
         masks = {name: graph.listen(f"{name}/segmentation/mask") for name in cameras}
         for name in cameras:
-            publisher = node._outputs[name]["tiny"]._publishers["mask"]
+            publisher = node._outputs.by_camera[name]["tiny"]._publishers["mask"]
             graph.spin_until(publisher.get_subscription_count, f"a subscription to the mask of {name}")
         batches, run = [], node._models.segmenter.runtime.start
 
@@ -127,6 +129,65 @@ def test_a_camera_counts_as_silent_from_its_subscription_on(bundle, tmp_path, mo
         assert node._loop.statistics[""].silence_s() == 0.0
 
 
+@pytest.fixture
+def slow_bundle(monkeypatch):
+    """Bundles that are read only once this event is set, for which a configuration does not wait long."""
+    monkeypatch.setattr(lifecycle, "CONFIGURE_S", 0.1)
+    is_there = threading.Event()
+
+    def load(path):
+        assert is_there.wait(60)
+        return load_bundle(path)
+
+    monkeypatch.setattr(models, "load_bundle", load)
+    return is_there
+
+
+def end_loading(node):
+    """Let the node do what its executor would, were there one."""
+    assert node._models.wait(60)
+    node._follow_models()
+
+
+def test_a_bundle_that_comes_late_is_published_from_then_on(bundle, tmp_path, slow_bundle):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        level, values = values_of(node)
+        assert (level, values["state"], values["runtime"]) == (WARN, "active", "being loaded")
+        node._follow_models()  # as anything may wake it
+        assert node._outputs.by_camera == {}
+        slow_bundle.set()
+        end_loading(node)
+        assert list(node.get_parameter("class_names").value) == list(bundle.manifest.classes.names)
+        masks = graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+        graph.spin_until(lambda: masks, "a mask")
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        assert node._outputs.by_camera == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"bundle": "/nowhere/at/all"}, "there is no such folder"), ({"class_list": "/nowhere.yaml"}, "cannot be read")],
+)
+def test_a_late_bundle_that_cannot_be_used_deactivates_the_node(bundle, tmp_path, slow_bundle, given, reason):
+    with node_here(tmp_path, **{"bundle": str(bundle.path), **given}) as (_, node):
+        start(node)
+        slow_bundle.set()
+        end_loading(node)
+        level, values = values_of(node)
+        assert (level, values["state"]) == (ERROR, "inactive")
+        assert reason in values["last error"]
+        assert node.trigger_cleanup() == SUCCESS
+        correct = [Parameter("bundle", value=str(bundle.path)), Parameter("class_list", value="")]
+        assert all(result.successful for result in node.set_parameters(correct))
+        start(node)
+        end_loading(node)
+        assert node._outputs.by_camera
+
+
 class _Slow:
     """A computation that ends only once the next one was started."""
 
@@ -156,7 +217,7 @@ def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(bundle, tmp
         monkeypatch.setattr(runtime, "start", start_slowly)
         assert node.trigger_activate() == SUCCESS
         camera, masks = graph.camera("image"), graph.listen("segmentation/mask", reliable=True)
-        publisher = node._outputs[""]["tiny"]._publishers["mask"]
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
         sent = [camera.message(np.full((32, 32, 3), 60 * index, np.uint8)) for index in range(3)]
         for index, message in enumerate(sent):
@@ -209,7 +270,7 @@ def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):
         start(node)
         masks = graph.listen("front/segmentation/mask")
-        publisher = node._outputs["front"]["tiny"]._publishers["mask"]
+        publisher = node._outputs.by_camera["front"]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
         message, statistics = (
             graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -23,6 +25,7 @@ from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.checkpoints.hub import repository_of
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.support.errors import BackboneError, BundleError
+from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S
 from training.push import main
 
 META = "facebook/dinov3-convnext-tiny-pretrain-lvd1689m"
@@ -106,6 +109,17 @@ def test_only_a_bundles_own_files_are_fetched_and_then_no_network_is_needed(hub,
     point_the_hub_at("http://127.0.0.1:9", monkeypatch)
     assert load_bundle("lab/tiny").path == loaded.path
     assert "of the local cache" in caplog.text
+
+
+def test_a_hub_that_does_not_answer_delays_a_cached_bundle_little(hub, tmp_path, monkeypatch):
+    assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 0
+    loaded = load_bundle("lab/tiny")
+    forget(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_the_hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        began = time.monotonic()
+        assert load_bundle("lab/tiny").path == loaded.path
+    assert time.monotonic() - began < HUB_TIMEOUT_S
 
 
 def test_an_update_that_breaks_off_leaves_the_earlier_bundle(hub, tmp_path, monkeypatch):

@@ -22,6 +22,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: Files of a repository beside those that the manifest lists: the exports, but for graphs of other programs.
 _EXPORTS, _NOT_NEEDED = "onnx/*/*", "onnx/*/fused.onnx*"
 
+#: Seconds to wait for the answer whether there is a newer commit: less, since the robot waits to start.
+_NEWER_S = 2.0
+
 _logger = logging.getLogger(__name__)
 _fetched: dict[HubId, Path] = {}
 
@@ -80,7 +83,7 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
         if folder is None or not is_commit:
             # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
             url = hub.hf_hub_url(repository, MANIFEST_FILE, revision=revision)
-            commit = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash
+            commit = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S if cached is None else _NEWER_S).commit_hash
             if folder is None or folder.name != commit:
                 _logger.warning("fetching the bundle %s from Hugging Face", hub_id)
             folder = Path(hub.hf_hub_download(repository, MANIFEST_FILE, revision=commit)).parent

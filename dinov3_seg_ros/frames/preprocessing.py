@@ -79,6 +79,21 @@ def place(frame_size: tuple[int, int], geometry: str, network_size: tuple[int, i
     return Placement(frame_size, (canvas_height, canvas_width), top, left, height, width)
 
 
+def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, int]:
+    """Return the (height, width) in pixels of the labels of a frame; see `segmenter.Segmenter.segment`.
+
+    Raises:
+        ParameterError: the size is none of those that `segmenter.Segmenter.segment` takes.
+    """
+    if size == "source":
+        return placement.frame_size
+    if size == "network":
+        return placement.height, placement.width
+    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+        raise ParameterError(f"unknown mask size {size!r}; use 'source', 'network' or (height, width)")
+    return int(size[0]), int(size[1])
+
+
 def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the one of the canvas ``sizes`` with the aspect ratio nearest to the frame's.
 

@@ -72,7 +72,7 @@ class FrameLoop:
     An error in one frame drops that frame and nothing else.
 
     Args:
-        outputs: what publishes; its keys are the cameras.
+        outputs: what publishes; its keys are the cameras. Filled at the latest when there is a segmenter to `use`.
         endpoints: where subscriptions are made.
         switches: what is switched off.
         faults: where faults are logged.
@@ -102,7 +102,7 @@ class FrameLoop:
         self._mask_size = parse_mask_size(options().mask_size)
         self._inputs: dict[str, CameraInput] = {}
         self._watch: CameraWatch | None = None
-        self._limits = {camera: RateLimit() for camera in outputs}
+        self._limits: dict[str, RateLimit] = {}
         self._worker: LatestFrameWorker | None = None
         self._stopping: list[LatestFrameWorker] = []
         self.statistics: dict[str, CameraStatistics] = {}
@@ -159,6 +159,7 @@ class FrameLoop:
     def _subscribe(self) -> None:
         # Before the subscriptions, which may deliver at once.
         self.statistics |= {camera: CameraStatistics() for camera in self._outputs}
+        self._limits |= {camera: RateLimit() for camera in self._outputs}
         self._watch = CameraWatch(self._endpoints, self._inputs, self.statistics, self._faults)
         transport = self._options().image_transport
         for camera in self._outputs:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import State
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
-from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.bond import HAS_BOND, PERIOD_S, Bond
 from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
 from dinov3_seg_ros.ros.compatibility import answer_transitions
@@ -21,9 +19,9 @@ from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
 from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.frame_loop import FrameLoop
 from dinov3_seg_ros.ros.hang_watch import HangWatch
+from dinov3_seg_ros.ros.head_outputs import HeadOutputs
 from dinov3_seg_ros.ros.models import Models
 from dinov3_seg_ros.ros.parameters import NodeParameters
-from dinov3_seg_ros.ros.ports import HeadOutput
 from dinov3_seg_ros.ros.recovery import Recovery, Step
 from dinov3_seg_ros.ros.switches import Switches
 from dinov3_seg_ros.ros.transitions import reported, wait_in_thread
@@ -36,6 +34,7 @@ CONFIGURE_S = 3.0
 STOP_S = 3.0
 # For the executor's thread, which must answer services within a second.
 _SHORTLY_S = 0.5
+_ACTIVE = LifecycleState(state_id=State.PRIMARY_STATE_ACTIVE, label="active")
 _STUCK = "the frame being processed has not ended: the runtime is slow, or the GPU does not answer"
 
 
@@ -45,9 +44,10 @@ class SegmentationNode(LifecycleNode):
     What each state holds: *unconfigured*, nothing but parameters, diagnostics and the switch of the whole node;
     *inactive*, also the models, publishers and heads' switches; *active*, also the subscriptions and the worker.
 
-    Models are loaded in a thread of their own. A configuration waits for them for `CONFIGURE_S` seconds and then
-    succeeds without them, if the bundles are sound: the node may be activated, and subscribes as soon as the models are
-    there. A configuration over the service waits without blocking the executor.
+    Bundles are read, or fetched, and models loaded in a thread of their own. A configuration waits for them for
+    `CONFIGURE_S` seconds and then succeeds without them: the node may be activated. It publishes as soon as the bundles
+    are read, and subscribes as soon as the models are there. A configuration over the service waits without blocking
+    the executor.
 
     Args:
         end_process: called once the node is shut down, and where a hang is to end the process.
@@ -68,7 +68,7 @@ class SegmentationNode(LifecycleNode):
         self._hang_watch = HangWatch(self._faults, end_process)
         self._switches = Switches(self)
         self._bond = Bond(self)
-        self._outputs: dict[str, dict[str, HeadOutput]] = {}
+        self._outputs = HeadOutputs(self._endpoints, self._switches, self._settings, self._note_output_fault)
         self._loop: FrameLoop | None = None
         self._last_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
@@ -83,7 +83,7 @@ class SegmentationNode(LifecycleNode):
 
     @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the models, or go on to load them, and create the publishers."""
+        """Load the models, or go on to load them, and create the publishers once the bundles are read."""
         try:
             options = self._settings.read()
             self._refuse_while_hung()
@@ -93,11 +93,7 @@ class SegmentationNode(LifecycleNode):
             is_over = self._models.wait(CONFIGURE_S)
             if self._models.error is not None:
                 raise self._models.error
-            if self._models.manifests is None:
-                raise ParameterError(
-                    f"the bundle could not be read within {CONFIGURE_S:.0f} s: the disk is slow or does not answer"
-                )
-            self._create_outputs(self._models.manifests, options)
+            self._create_outputs()
         except BaseException:
             self._release()
             raise
@@ -105,9 +101,10 @@ class SegmentationNode(LifecycleNode):
         if is_over:
             self._follow_models()
         else:
-            self.get_logger().info(
-                "the models are still being loaded; once they are there and the node is active, it subscribes"
-            )
+            what = "the models are still being loaded"
+            if not self._outputs.by_camera:
+                what = "the bundle is still being read or fetched"
+            self.get_logger().info(f"{what}; once the models are there and the node is active, it subscribes")
         return super().on_configure(state)
 
     @reported
@@ -120,11 +117,9 @@ class SegmentationNode(LifecycleNode):
             raise RuntimeFailedError(f"{_STUCK}; wait until it has")
         result = super().on_activate(state)
         try:
-            now = self.get_clock().now().to_msg()
-            for output in self._each_output():
-                output.publish_label_info(now)
+            self._outputs.publish_label_info(self.get_clock().now().to_msg())
             self._loop = FrameLoop(
-                self._outputs,
+                self._outputs.by_camera,
                 self._endpoints,
                 self._switches,
                 self._faults,
@@ -230,10 +225,10 @@ class SegmentationNode(LifecycleNode):
     # Models that come, fail and go
 
     def _follow_models(self) -> None:
-        """Do what the end of their loading, or their failure, asks for. Runs in the executor's thread."""
+        """Do what a step of their loading, or their failure, asks for. Runs in the executor's thread."""
         if not self._settings.in_use:
             return  # the configuration looks at them itself
-        segmenter, error = self._models.segmenter, self._models.error
+        error = self._models.error
         step, self._next_step = self._next_step, Step.TRY_AGAIN
         if error is not None:
             if self.state == "active" or not self.last_error:
@@ -247,17 +242,25 @@ class SegmentationNode(LifecycleNode):
             )
             self._models.release(self._loop.join if self._loop is not None else None)
             self._models.load(self._settings.current(), self._recovery.avoid)
-        elif segmenter is not None and segmenter is not self._announced:
-            self._announced = segmenter
-            self.get_logger().info(
-                f"loaded {', '.join(segmenter.manifests)}; runtime: {segmenter.runtime.description} "
-                f"({segmenter.runtime_reason})"
-            )
-            if self._loop is not None:
-                try:
-                    self._loop.use(segmenter)
-                except ParameterError as problem:
-                    self._give_up(str(problem))
+        else:
+            try:
+                self._take_models()
+            except ParameterError as problem:
+                self._give_up(str(problem))
+
+    def _take_models(self) -> None:
+        """Publish once the bundles are read, and segment once the models are there."""
+        self._create_outputs()
+        segmenter = self._models.segmenter
+        if segmenter is None or segmenter is self._announced:
+            return
+        self._announced = segmenter
+        self.get_logger().info(
+            f"loaded {', '.join(segmenter.manifests)}; runtime: {segmenter.runtime.description} "
+            f"({segmenter.runtime_reason})"
+        )
+        if self._loop is not None:
+            self._loop.use(segmenter)
 
     def _note_turn(self, segmenter: Segmenter, failure: RuntimeFailedError | None) -> None:
         """Judge the models by whether they made a mask. Runs in a thread of the worker."""
@@ -314,20 +317,15 @@ class SegmentationNode(LifecycleNode):
         elif period_s:
             self._bond.start(period_s)
 
-    def _create_outputs(self, manifests: Mapping[str, Manifest], options: NodeOptions) -> None:
-        """Create the publishers of every camera and head, the heads' switches, and the class names."""
-        of_bundles = {name: manifest.classes for name, manifest in manifests.items()}
-        chosen = load_class_list(options.class_list) if options.class_list else ClassList()
-        check_class_list(chosen, list(of_bundles.values()))
-        published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
-        first = next(iter(published))
-        for camera in options.cameras or ("",):
-            heads = self._outputs[camera] = {}
-            for name, classes in published.items():
-                part = "" if name == first else name
-                heads[name] = HeadOutput(self._endpoints, camera, part, classes, self._note_output_fault)
-        self._switches.add_heads(published)
-        self._settings.publish_class_names(published[first].names)
+    def _create_outputs(self) -> None:
+        """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once."""
+        manifests = self._models.manifests
+        if manifests is None or self._outputs.by_camera:
+            return
+        self._outputs.create(manifests, self._settings.current())
+        if self.state == "active":
+            super().on_activate(_ACTIVE)  # rclpy enables the publishers that are there on the transition
+            self._outputs.publish_label_info(self.get_clock().now().to_msg())
 
     def _note_output_fault(self, camera: str, error: Exception) -> None:
         if (loop := self._loop) is not None:  # the worker calls this, while the executor may stop the loop
@@ -373,11 +371,5 @@ class SegmentationNode(LifecycleNode):
         self._models.join(_SHORTLY_S)
         self._next_step, self._announced = Step.TRY_AGAIN, None
         self._settings.in_use = False
-        for output in self._each_output():
-            output.close()
-        self._outputs.clear()
-        self._switches.remove_heads()
+        self._outputs.close()
         self._bond.close()
-
-    def _each_output(self) -> list[HeadOutput]:
-        return [output for heads in self._outputs.values() for output in heads.values()]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions
 from dinov3_seg_ros.segmenter import Segmenter
@@ -22,7 +22,7 @@ class Models:
     """The segmenter of a node: loaded, replaced and closed without waiting for it.
 
     Args:
-        changed: called in the loading thread each time that loading has ended, well or not.
+        changed: called in the loading thread when the manifests are read, and when loading has ended, well or not.
         close_failed: called with the error when models cannot be closed.
     """
 
@@ -54,7 +54,7 @@ class Models:
 
     @property
     def manifests(self) -> Mapping[str, Manifest] | None:
-        """The bundles' manifests by name, which are read before the models; None until then."""
+        """The bundles' manifests by name, from when the bundles are read, before the models; None until then."""
         return self._attempt.manifests if self._attempt is not None else None
 
     def load(self, options: NodeOptions, avoid: Mapping[str, str] | None = None) -> None:
@@ -100,9 +100,11 @@ class Models:
         return self._closing is None or not self._closing.is_alive()
 
     def _load(self, attempt: _Attempt, closing: threading.Thread | None) -> None:
-        if closing is not None:
-            closing.join(_CLOSE_FIRST_S)
         try:
+            attempt.read()
+            self._changed()
+            if closing is not None:
+                closing.join(_CLOSE_FIRST_S)
             attempt.load()
         except Exception as error:
             attempt.error = error
@@ -129,6 +131,7 @@ class _Attempt:
         self._options, self._avoid = options, avoid
         self._lock = threading.Lock()
         self._is_abandoned = False
+        self._bundles: list[Bundle] = []
         self.began = time.monotonic()
         self.is_over = threading.Event()
         self.manifests: Mapping[str, Manifest] | None = None
@@ -143,19 +146,22 @@ class _Attempt:
         attempt.is_over.set()
         return attempt
 
-    def load(self) -> None:
-        """Read the manifests, then load the models and make their first frames fast."""
+    def read(self) -> None:
+        """Read and check the bundles, which fetches those on the Hub."""
         paths = self._options.bundles or (self._options.bundle,)
         if not paths[0]:
             raise ParameterError(
                 "parameter 'bundle' is empty; set it to the folder of a bundle, to the name of a shipped one or to "
                 "OWNER/NAME on Hugging Face, for example: --ros-args -p bundle:=demo"
             )
-        bundles = [load_bundle(path) for path in paths]
-        check_shared_backbone(bundles)
-        self.manifests = {bundle.manifest.name: bundle.manifest for bundle in bundles}
+        self._bundles = [load_bundle(path) for path in paths]
+        check_shared_backbone(self._bundles)
+        self.manifests = {bundle.manifest.name: bundle.manifest for bundle in self._bundles}
+
+    def load(self) -> None:
+        """Load the models of the bundles that were read, and make their first frames fast."""
         options: dict[str, Any] = select(ComputeOptions, dict(self._options)).model_dump()
-        self.segmenter = _segmenter(paths, options, self._avoid)
+        self.segmenter = _segmenter(self._bundles, options, self._avoid)
         self.segmenter.warm_up()
 
     def abandon(self) -> bool:
@@ -171,10 +177,10 @@ class _Attempt:
             return self._is_abandoned
 
 
-def _segmenter(paths: Sequence[str], options: dict[str, Any], avoid: Mapping[str, str]) -> Segmenter:
+def _segmenter(bundles: Sequence[Bundle], options: dict[str, Any], avoid: Mapping[str, str]) -> Segmenter:
     try:
-        return Segmenter.from_bundle(paths, avoid=avoid, **options)
+        return Segmenter.from_bundle(bundles, avoid=avoid, **options)
     except RuntimeUnavailableError:
         if not avoid:
             raise
-        return Segmenter.from_bundle(paths, **options)  # there is no other: the same, loaded anew, may do
+        return Segmenter.from_bundle(bundles, **options)  # there is no other: the same, loaded anew, may do

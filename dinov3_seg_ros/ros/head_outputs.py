@@ -1,0 +1,82 @@
+"""What the node publishes of every camera and head, from when the bundles' manifests are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
+from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros.endpoints.qos import Endpoints
+from dinov3_seg_ros.ros.parameters import NodeParameters
+from dinov3_seg_ros.ros.ports import HeadOutput
+from dinov3_seg_ros.ros.switches import Switches
+
+
+class HeadOutputs:
+    """The publishers of every camera and head, the heads' switches, and the class names.
+
+    Args:
+        endpoints: creates the publishers.
+        switches: gets a switch for each head.
+        settings: whose parameter ``class_names`` is set.
+        note_fault: called with the camera's name and what is wrong with a calibration.
+
+    Attributes:
+        by_camera: `HeadOutput` by camera and bundle name; always the same mapping, empty before `create`.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        switches: Switches,
+        settings: NodeParameters,
+        note_fault: Callable[[str, Exception], None],
+    ) -> None:
+        self._endpoints, self._switches, self._settings = endpoints, switches, settings
+        self._note_fault = note_fault
+        self.by_camera: dict[str, dict[str, HeadOutput]] = {}
+
+    def create(self, manifests: Mapping[str, Manifest], options: NodeOptions) -> None:
+        """Create all of them.
+
+        Args:
+            manifests: the bundles', by name.
+            options: the cameras, and the class list.
+
+        Raises:
+            ParameterError: the class list cannot be used, or a topic cannot be opened. What was created stays until
+                `close`.
+        """
+        of_bundles = {name: manifest.classes for name, manifest in manifests.items()}
+        chosen = load_class_list(options.class_list) if options.class_list else ClassList()
+        check_class_list(chosen, list(of_bundles.values()))
+        published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
+        first = next(iter(published))
+        for camera in options.cameras or ("",):
+            heads = self.by_camera[camera] = {}
+            for name, classes in published.items():
+                part = "" if name == first else name
+                heads[name] = HeadOutput(self._endpoints, camera, part, classes, self._note_fault)
+        self._switches.add_heads(published)
+        self._settings.publish_class_names(published[first].names)
+
+    def publish_label_info(self, stamp: Any) -> None:
+        """Publish the latched class names; needs vision_msgs.
+
+        Args:
+            stamp: of the message.
+        """
+        for output in self._each():
+            output.publish_label_info(stamp)
+
+    def close(self) -> None:
+        """Remove all of them."""
+        for output in self._each():
+            output.close()
+        self.by_camera.clear()
+        self._switches.remove_heads()
+
+    def _each(self) -> list[HeadOutput]:
+        return [output for heads in self.by_camera.values() for output in heads.values()]
