@@ -8,16 +8,20 @@ ros2 launch dinov3_seg_ros nav2.launch.py bundle:=/path/to/bundle image_topic:=/
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from dinov3_seg_ros.support.resources import resource_path
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The node as in seg.launch.py, all of whose arguments are taken, and its manager."""
-    patience = DeclareLaunchArgument(
-        "exit_after_hang", default_value="30.0", description="Seconds after which a node that hangs ends; 0: never."
-    )
+    """The node as in seg.launch.py, all of whose arguments are taken, and its manager in the same namespace."""
+    arguments = [
+        DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes, and of the topics."),
+        DeclareLaunchArgument(
+            "exit_after_hang", default_value="30.0", description="Seconds after which a node that hangs ends; 0: never."
+        ),
+    ]
     segmentation = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(resource_path("launch/seg.launch.py"))),
         launch_arguments={"autostart": "false", "respawn": "true"}.items(),
@@ -26,7 +30,8 @@ def generate_launch_description() -> LaunchDescription:
         package="nav2_lifecycle_manager",
         executable="lifecycle_manager",
         name="lifecycle_manager_perception",
+        namespace=LaunchConfiguration("namespace"),  # where it looks for the services and the bond of its nodes
         parameters=[str(resource_path("config/nav2_lifecycle_manager.yaml"))],
         output="screen",
     )
-    return LaunchDescription([patience, segmentation, manager])
+    return LaunchDescription([*arguments, segmentation, manager])

@@ -45,7 +45,7 @@ class LaunchConfiguration:
 class Node:
     def __init__(self, *, executable, name, output, package=None, namespace=None, parameters=(), remappings=(),
                  arguments=(), ros_arguments=(), respawn=False, respawn_delay=0.0):  # fmt: skip
-        self.parameters, self.remappings = parameters, remappings
+        self.parameters, self.remappings, self.namespace = parameters, remappings, namespace
 
 
 class LifecycleNode(Node):

@@ -57,11 +57,28 @@ def test_the_costmap_knows_exactly_the_classes_that_are_published():
 
 
 def test_nav2s_manager_manages_the_node_by_the_name_it_has():
-    (manager,) = yaml.safe_load(read("nav2_lifecycle_manager.yaml")).items()
-    assert manager[1]["ros__parameters"]["node_names"] == ["segmentation"]
-    launch_file = resource_path("launch/nav2.launch.py").read_text()
-    assert f'name="{manager[0]}"' in launch_file
-    assert "nav2_lifecycle_manager.yaml" in launch_file
+    (manager,) = yaml.safe_load(read("nav2_lifecycle_manager.yaml")).values()
+    assert manager["ros__parameters"]["node_names"] == ["segmentation"]
+    assert "nav2_lifecycle_manager.yaml" in resource_path("launch/nav2.launch.py").read_text()
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("namespace", ["", "/robot"])
+def test_nav2s_manager_finds_its_parameters_in_any_namespace(namespace):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
+    file, context = str(resource_path("config/nav2_lifecycle_manager.yaml")), rclpy.Context()
+    rclpy.init(args=["--ros-args", "--params-file", file], context=context)
+    try:
+        manager = rclpy.create_node(
+            "lifecycle_manager_perception",
+            namespace=namespace,
+            context=context,
+            automatically_declare_parameters_from_overrides=True,
+        )
+        assert list(manager.get_parameter("node_names").value) == ["segmentation"]
+        manager.destroy_node()
+    finally:
+        rclpy.try_shutdown(context=context)
 
 
 @pytest.mark.ros

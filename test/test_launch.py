@@ -138,10 +138,22 @@ def test_nav2_launch_adds_a_manager_which_starts_the_node():
     assert dict(segmentation.launch_arguments) == {"autostart": "false", "respawn": "true"}
 
 
+@pytest.mark.parametrize("name", ["nav2.launch.py", "demo.launch.py"])
+@pytest.mark.parametrize(("given", "expected"), [({}, ""), ({"namespace": "robot"}, "robot")])
+def test_what_runs_beside_the_node_is_in_its_namespace(name, given, expected):
+    context = LaunchContext()
+    entities = entities_of(name)
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            context.launch_configurations[entity.name] = given.get(entity.name, entity.default_value[0].text)
+    (beside,) = (entity for entity in entities if isinstance(entity, Node))
+    namespace = beside.namespace if hasattr(beside, "namespace") else beside._Node__node_namespace
+    assert namespace.perform(context) == expected
+
+
 def test_nav2_launch_ends_a_hung_node_unless_the_user_says_otherwise():
-    argument, segmentation = (
-        next(entity for entity in entities_of("nav2.launch.py") if isinstance(entity, kind))
-        for kind in (DeclareLaunchArgument, IncludeLaunchDescription)
-    )
-    assert (argument.name, argument.default_value[0].text) == ("exit_after_hang", "30.0")
+    entities = entities_of("nav2.launch.py")
+    defaults = {e.name: e.default_value[0].text for e in entities if isinstance(e, DeclareLaunchArgument)}
+    (segmentation,) = (entity for entity in entities if isinstance(entity, IncludeLaunchDescription))
+    assert defaults["exit_after_hang"] == "30.0"
     assert "exit_after_hang" not in dict(segmentation.launch_arguments), "it would overrule the user's"
