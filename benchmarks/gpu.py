@@ -33,7 +33,7 @@ from typing import Any
 
 from gpu_steps import NOT_RUN, REHEARSED, ROOT, STEPS, add_row, read_log
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.files import write_json
 
 # A step that gets less time than this would only start.

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
 from dinov3_seg_ros.runtimes.onnx import plugins
+from dinov3_seg_ros.support.cpu import this_cpu
 
 NAME = "OpenVINOExecutionProvider"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dinov3_seg_ros.bundle.cpu import Cpu, read_cpu, this_cpu
+from dinov3_seg_ros.support.cpu import Cpu, read_cpu, this_cpu
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Core(TM) i7-1185G7 @ 3.00GHz

@@ -9,10 +9,10 @@ import sys
 import pytest
 from exported_bundles import write_exported_bundle
 
-from dinov3_seg_ros.bundle.cpu import Cpu
 from dinov3_seg_ros.doctor import __main__ as doctor
 from dinov3_seg_ros.doctor import communication, computing
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
+from dinov3_seg_ros.support.cpu import Cpu
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
 
 def test_a_processor_that_multiplies_bf16_is_told_of_openvino(exported, monkeypatch):
     processor = Cpu(name="A processor", architecture="x86_64", features=("amx_bf16",))
-    monkeypatch.setattr("dinov3_seg_ros.bundle.cpu.this_cpu", lambda: processor)
+    monkeypatch.setattr("dinov3_seg_ros.support.cpu.this_cpu", lambda: processor)
     found = {finding.subject: finding for finding in computing.providers([exported.path])}
     assert "multiplies bf16" in found["processor"].detail and "[openvino]" in found["processor"].remedy
     assert found["fastest runtime"].remedy.endswith(f"benchmark {exported.path} --choose")

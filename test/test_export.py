@@ -23,7 +23,6 @@ from full_disk import full_disk
 from graphs import write_graphs
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.bundle.cpu import Cpu, this_cpu
 from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export import exporter
@@ -36,6 +35,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.agreement import Difference
 from dinov3_seg_ros.runtimes.choice import available_runtimes, choose
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
 
 pytestmark = pytest.mark.usefixtures("traced_once")

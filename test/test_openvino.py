@@ -17,8 +17,6 @@ from openvino_plugin import NAME, loaded
 
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.bundle import cpu
-from dinov3_seg_ros.bundle.cpu import Cpu
 from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.options import ComputeOptions
@@ -26,6 +24,8 @@ from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import choose
 from dinov3_seg_ros.runtimes.onnx import caches, plugins, providers, runtime, session, targets
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support import cpu
+from dinov3_seg_ros.support.cpu import Cpu
 from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 

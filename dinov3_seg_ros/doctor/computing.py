@@ -30,11 +30,11 @@ def runtimes(bundles: Sequence[Path]) -> Iterator[Finding]:
 
 def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     """Check the execution providers that are packages of their own, and what was measured to be the fastest."""
-    from dinov3_seg_ros.bundle.cpu import this_cpu
     from dinov3_seg_ros.options import ComputeOptions
     from dinov3_seg_ros.runtimes import measured
     from dinov3_seg_ros.runtimes.choice import available_runtimes
     from dinov3_seg_ros.segmenter import runtime_options
+    from dinov3_seg_ros.support.cpu import this_cpu
 
     brought: dict[str, str] = {}
     if available_runtimes()["onnx"] is None:

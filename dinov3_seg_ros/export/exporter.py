@@ -20,7 +20,6 @@ import onnxruntime
 import torch
 import transformers
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
 from dinov3_seg_ros.bundle.exports import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -48,6 +47,7 @@ from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
+from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
 

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
 from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.files import cache_folder, write_json
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")

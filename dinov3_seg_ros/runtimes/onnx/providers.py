@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.installation import how_to_install
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

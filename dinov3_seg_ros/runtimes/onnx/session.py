@@ -9,11 +9,11 @@ from typing import Any
 
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.cpu import this_cpu
 from dinov3_seg_ros.bundle.exports import BATCH, LOGITS, Export
 from dinov3_seg_ros.runtimes.onnx.caches import GraphCache
 from dinov3_seg_ros.runtimes.onnx.providers import HOST
 from dinov3_seg_ros.runtimes.onnx.targets import Target
+from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import ExportError
 
 Values = dict[str, ort.OrtValue]

@@ -1,4 +1,4 @@
-"""The processor, in so far as exports compute something else, or faster, on another one."""
+"""The processor, in so far as it decides what exports compute, and how fast."""
 
 from __future__ import annotations
 
