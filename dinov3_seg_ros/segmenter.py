@@ -26,7 +26,7 @@ from dinov3_seg_ros.frames.preprocessing import (
 )
 from dinov3_seg_ros.frames.smoothing import Logits, TemporalSmoother
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName, ValueRange
-from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
 from dinov3_seg_ros.support.errors import ParameterError
@@ -44,6 +44,7 @@ class HeadSegmentation:
         size: (height, width) of labels and confidence, pixels.
         window: the part of the logits that the frame covers, in cells; see `decode.upsample_argmax`.
         times: where the decode's time is recorded.
+        groups: of classes to merge; see `merged`.
 
     Attributes:
         logits, window: as given.
@@ -55,21 +56,31 @@ class HeadSegmentation:
         size: tuple[int, int],
         window: tuple[float, float, float, float],
         times: StageTimes,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.logits, self.window, self._size, self._times = logits, window, size, times
+        self.logits, self.window, self._size, self._times, self._groups = logits, window, size, times, groups
         self._labels: np.ndarray | None = None
         self._confidence: np.ndarray | None = None
 
     def with_logits(self, logits: Any, window: tuple[float, float, float, float]) -> HeadSegmentation:
         """The result of other logits for the same frame."""
-        return HeadSegmentation(logits, self._size, window, self._times)
+        return HeadSegmentation(logits, self._size, window, self._times, self._groups)
+
+    def merged(self, groups: Sequence[Sequence[int]]) -> HeadSegmentation:
+        """The result with classes merged: labels are positions in ``groups``, each as probable as its classes together.
+
+        Args:
+            groups: class ids; each class is in one group. They are merged before the decode, so that between the cells
+                of the logits it is the merged ones that are interpolated; see `decode.merge_classes`.
+        """
+        return HeadSegmentation(self.logits, self._size, self.window, self._times, groups)
 
     @property
     def labels(self) -> np.ndarray:
         """(H, W) class ids, uint8 up to 255 classes, else uint16."""
         if self._labels is None:
             with self._decoding():
-                self._labels = _to_numpy(decode.upsample_argmax(self.logits, self._size, self.window))[0]
+                self._labels = _to_numpy(decode.upsample_argmax(self._decoded(), self._size, self.window))[0]
         return self._labels
 
     @property
@@ -77,9 +88,13 @@ class HeadSegmentation:
         """(H, W) uint8, round(255 * the largest softmax probability). Decoding it decodes the labels too."""
         if self._confidence is None:
             with self._decoding():
-                labels, confidence = decode.upsample_argmax_confidence(self.logits, self._size, self.window)
+                labels, confidence = decode.upsample_argmax_confidence(self._decoded(), self._size, self.window)
                 self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
         return self._confidence
+
+    def _decoded(self) -> Any:
+        """The logits that are decoded."""
+        return self.logits if self._groups is None else decode.merge_classes(self.logits, self._groups)
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
@@ -358,14 +373,6 @@ class Segmenter:
             for canvas, image, placement in zip(canvases, images, placements, strict=True):
                 fill_canvas(image, placement, self._mean, canvas)
         return canvases
-
-
-def runtime_options(bundles: Sequence[Bundle], options: ComputeOptions) -> ComputeOptions:
-    """Return options as runtimes take them: with the network size, or None where it follows the frames."""
-    own = bundles[0].manifest.input
-    one_size = (options.geometry or own.geometry) not in FRAME_SIZED
-    size = options.network_size or own.network_size if one_size else None
-    return options.model_copy(update={"network_size": size})
 
 
 def limit_threads(threads: int) -> None:

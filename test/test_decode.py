@@ -454,3 +454,23 @@ def test_without_numba_numpy_decodes():
         "print(decode.backend(), decode.upsample_argmax(np.eye(4, dtype=np.float32)[None, :, :, None], (8, 1)).ravel())"
     )
     assert printed.split(maxsplit=1) == ["numpy", "[0 0 1 1 2 2 3 3]\n"]
+
+
+def test_merged_logits_are_the_log_of_the_sum_of_exponentials():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 30, (2, 6, 4, 5)).astype(np.float32)
+    logits[0, 1, 0] = -np.inf
+    logits[0, (0, 1, 4), 1] = -np.inf
+    logits[0, 4, 2] = np.inf
+    logits[1, 0, 0] = np.nan
+    groups = [(0, 1, 4), (2,), (3, 5)]
+    merged = decode.merge_classes(logits, groups)
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        expected = np.stack([np.logaddexp.reduce(wide[:, list(group)], axis=1) for group in groups], 1)
+    assert merged.dtype == np.float32
+    np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-5)
+    torch = pytest.importorskip("torch")
+    np.testing.assert_allclose(decode.merge_classes(torch.from_numpy(logits), groups).numpy(), expected, 1e-5, 1e-5)
+    half = decode.merge_classes(torch.from_numpy(logits).bfloat16(), groups)
+    assert (half.dtype, half.shape) == (torch.float32, (2, 3, 4, 5))

@@ -78,14 +78,15 @@ def picture(seed=0):
 
 def published(segmenter, rgb, head="first"):
     """Labels and confidence that the class list makes of a head's answer, computed here in another way."""
-    found = segmenter.segment([rgb], size=MASK_SIZE)[0].heads[head]
-    confidence, labels = found.confidence.copy(), as_published(found.labels)
-    confidence[labels == 255] = 0
-    return labels, confidence
+    return as_published(segmenter.segment([rgb], size=MASK_SIZE)[0].heads[head])
 
 
-def as_published(labels):
-    return np.choose(labels, [1, 0, 255, 0, 255]).astype(np.uint8)
+def as_published(found):
+    probabilities = np.exp(np.asarray(found.logits, np.float64))
+    apart = [probabilities[:, 0], probabilities[:, 1] + probabilities[:, 3], probabilities[:, 2], probabilities[:, 4]]
+    labels, confidence = decode.upsample_argmax_confidence(np.log(np.stack(apart, 1)), MASK_SIZE, found.window)
+    labels = np.choose(labels[0], [1, 0, 255, 255]).astype(np.uint8)
+    return labels, np.where(labels == 255, 0, confidence[0])
 
 
 def middle_confidence(segmenter):
@@ -187,11 +188,13 @@ def test_masks_are_smoothed_over_time_where_that_is_wanted(quiet, segmenter):
         message.header.stamp.sec, message.header.stamp.nanosec = 100, 10**8 * number
         found = image_of(camera.send_until_answered(message, masks))
         result = segmenter.segment([frame], size=MASK_SIZE)[0]
-        assert np.array_equal(found, as_published(result.smoothed(smoother, frame, 100 + number / 10).labels))
-    assert not np.array_equal(found, as_published(result.labels)), "smoothing changed nothing, so this shows nothing"
+        smoothed = result.smoothed(smoother, frame, 100 + number / 10)
+        assert np.array_equal(found, as_published(smoothed.heads["first"])[0])
+    alone = as_published(result.heads["first"])[0]
+    assert not np.array_equal(found, alone), "smoothing changed nothing, so this shows nothing"
     assert node.set_parameter("temporal_smoothing", 0.0).successful
     message = camera.message(frames[-1])
-    assert np.array_equal(image_of(camera.send_until_answered(message, masks)), as_published(result.labels))
+    assert np.array_equal(image_of(camera.send_until_answered(message, masks)), alone)
 
 
 def test_heads_and_the_whole_node_are_switched_while_running(quiet):

@@ -17,8 +17,10 @@ from dinov3_seg_ros.frames.output_classes import (
     confidence_threshold,
     load_class_list,
 )
+from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.resources import resource_path
+from dinov3_seg_ros.support.timing import StageTimes
 
 ROOM = ClassesSection(names=["floor", "wall", "chair", "table"], palette=[(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
 
@@ -30,6 +32,13 @@ def numbered_classes(count):
 def head_result(labels, confidence=200, dtype=np.uint8):
     labels = np.asarray(labels, dtype)
     return SimpleNamespace(labels=labels, confidence=np.broadcast_to(np.uint8(confidence), labels.shape).copy())
+
+
+def head_of(probabilities):
+    """The result of a head that gives these probabilities of each class to the pixels of one row."""
+    logits = np.log(np.maximum(probabilities, 1e-6)).astype(np.float32).T[None, :, None]
+    width = len(probabilities)
+    return HeadSegmentation(logits, (1, width), (0, 0, 1, width), StageTimes())
 
 
 class LabelsOnly:
@@ -55,11 +64,46 @@ def test_without_a_class_list_the_arrays_are_passed_on_uncopied():
 def test_a_class_list_filters_merges_and_numbers_in_its_order():
     chosen = ClassList(classes={"obstacle": ["table", "chair"], "floor": ["floor"]}, palette={"floor": (9, 8, 7)})
     classes = OutputClasses.of(ROOM, chosen)
-    labels, confidence = classes.labels_and_confidence(head_result([[0, 1, 2, 3]]))
+    labels, confidence = classes.labels_and_confidence(head_of(np.eye(4)))
     assert labels.tolist() == [[1, 255, 0, 0]]
-    assert confidence.tolist() == [[200, 0, 200, 200]]
+    assert confidence.tolist() == [[255, 0, 255, 255]]
     assert classes.names == ("obstacle", "floor")
     assert classes.palette == ((4, 4, 4), (9, 8, 7)), "a merged class has the colour of the first that it stands for"
+
+
+OBSTACLES = ClassList(classes={"floor": ["floor"], "obstacle": ["wall", "chair", "table"]})
+SOME_OBSTACLES = ClassList(classes={"obstacle": ["chair", "wall"], "floor": ["floor"]})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "probabilities", "label", "confidence"),
+    [
+        (OBSTACLES, (0.22, 0.40, 0.38, 0.0), 1, 199),
+        (OBSTACLES, (0.30, 0.25, 0.25, 0.20), 1, 178),
+        (OBSTACLES, (0.55, 0.15, 0.15, 0.15), 0, 140),
+        (SOME_OBSTACLES, (0.30, 0.20, 0.20, 0.30), 0, 102),
+        (SOME_OBSTACLES, (0.10, 0.20, 0.20, 0.50), 255, 0),
+        (ClassList(classes=["floor"]), (0.40, 0.30, 0.30, 0.0), 0, 102),
+    ],
+)
+def test_a_merged_class_is_as_probable_as_its_classes_together(chosen, probabilities, label, confidence):
+    classes = OutputClasses.of(ROOM, chosen)
+    found = classes.labels_and_confidence(head_of([probabilities]))
+    assert tuple(array.item() for array in found) == (label, pytest.approx(confidence, abs=1))
+    least = found[1].item()
+    assert classes.labels(head_of([probabilities])).item() == label
+    assert classes.labels(head_of([probabilities]), least).item() == label
+    assert classes.labels(head_of([probabilities]), least + 1).item() == 255
+
+
+def test_300_classes_merged_into_two_give_an_8_bit_mask():
+    logits = np.zeros((1, 300, 1, 1), np.float32)
+    logits[0, 7] = 5.0  # 0.33 of all, the rest 0.67
+    names = numbered_classes(300).names
+    chosen = ClassList(classes={"seven": ["c7"], "rest": [name for name in names if name != "c7"]})
+    classes = OutputClasses.of(numbered_classes(300), chosen)
+    labels = classes.labels(HeadSegmentation(logits, (2, 2), (0, 0, 1, 1), StageTimes()))
+    assert (labels.dtype, labels.tolist()) == (np.uint8, [[1, 1], [1, 1]])
 
 
 def test_a_plain_list_of_names_keeps_these_classes():

@@ -9,8 +9,8 @@ from pathlib import Path
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
-from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked
-from dinov3_seg_ros.segmenter import limit_threads, runtime_options
+from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
+from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError
 
 _logger = logging.getLogger(__name__)

@@ -32,8 +32,7 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     """Check the execution providers that are packages of their own, and what was measured to be the fastest."""
     from dinov3_seg_ros.options import ComputeOptions
     from dinov3_seg_ros.runtimes import measured
-    from dinov3_seg_ros.runtimes.choice import available_runtimes
-    from dinov3_seg_ros.segmenter import runtime_options
+    from dinov3_seg_ros.runtimes.choice import available_runtimes, runtime_options
     from dinov3_seg_ros.support.cpu import this_cpu
 
     brought: dict[str, str] = {}

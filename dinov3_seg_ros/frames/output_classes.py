@@ -57,13 +57,19 @@ class ClassList(BaseModel):
 
 
 class Labelled(Protocol):
-    """Labels (H, W) uint8 or uint16 and confidence (H, W) uint8 of one frame, such as `segmenter.HeadSegmentation`."""
+    """Labels (H, W) uint8 or uint16 and confidence (H, W) uint8 of one frame, such as `segmenter.HeadSegmentation`.
+
+    ``merged`` gives them for groups of class ids, in which labels are positions: a group is as probable as its classes
+    together.
+    """
 
     @property
     def labels(self) -> np.ndarray: ...
 
     @property
     def confidence(self) -> np.ndarray: ...
+
+    def merged(self, groups: Sequence[Sequence[int]]) -> Labelled: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,10 @@ class OutputClasses:
         names: class names, by published id.
         palette: RGB colours, 0..255, by published id.
         unlabelled: the mask value that stands for no class: 255, or 65535 for more than 255 published classes.
-        lookup: (256,) or (65536,) uint8 or uint16, the published id for each id of the bundle; None if all are equal.
+        groups: the bundle's ids that are decoded as one class, which the class list merges; those that are not named
+            are groups of their own. None where nothing is merged.
+        lookup: (256,) or (65536,) uint8 or uint16, the published id for each position in ``groups``, or for each id of
+            the bundle; None if all are equal.
         unlabelled_colour: RGB colour of no class in colour masks. Unless the class list chooses one it is black; where
             a class is black, white.
     """
@@ -82,6 +91,7 @@ class OutputClasses:
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     unlabelled: int
+    groups: tuple[tuple[int, ...], ...] | None = None
     lookup: np.ndarray | None = None
     unlabelled_colour: tuple[int, int, int] = (0, 0, 0)
 
@@ -99,6 +109,7 @@ class OutputClasses:
         """
         chosen = chosen or ClassList()
         ids = {name: index for index, name in enumerate(classes.names)}
+        groups: tuple[tuple[int, ...], ...] | None = None
         if chosen.classes is None:
             names, lookup = tuple(classes.names), None
             palette = list(classes.palette)
@@ -106,13 +117,21 @@ class OutputClasses:
         else:
             names = tuple(chosen.classes)
             unlabelled = unlabelled_value(len(names))
-            lookup = np.full(classes.unlabelled + 1, unlabelled, np.uint8 if unlabelled == 255 else np.uint16)
             palette = [(0, 0, 0)] * len(names)
+            published_as: dict[tuple[int, ...], int] = {}
             for published, sources in enumerate(chosen.classes.values()):
                 known = [ids[source] for source in sources if source in ids]
-                lookup[known] = published
                 if known:
+                    published_as[tuple(sorted(known))] = published
                     palette[published] = classes.palette[known[0]]
+            named = set(itertools.chain(*published_as))
+            groups = tuple(sorted([*published_as, *((index,) for index in ids.values() if index not in named)]))
+            decoded_unlabelled = unlabelled_value(len(groups))
+            lookup = np.full(decoded_unlabelled + 1, unlabelled, np.uint8 if unlabelled == 255 else np.uint16)
+            for position, group in enumerate(groups):
+                lookup[position] = published_as.get(group, unlabelled)
+            if len(groups) == len(ids):
+                groups = None  # the positions are the ids
             if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
                 lookup = None
         palette = [chosen.palette.get(name, colour) for name, colour in zip(names, palette, strict=True)]
@@ -122,7 +141,8 @@ class OutputClasses:
                 f"the class list gives unlabelled pixels the colour {list(chosen.unlabelled_colour or ())}, which "
                 f"class '{same}' has; choose another unlabelled_colour"
             )
-        return cls(names, tuple(palette), unlabelled, lookup, chosen.unlabelled_colour or _unused_colour(palette))
+        unlabelled_colour = chosen.unlabelled_colour or _unused_colour(palette)
+        return cls(names, tuple(palette), unlabelled, groups, lookup, unlabelled_colour)
 
     def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
         """Published labels, (H, W) uint8 or uint16.
@@ -132,6 +152,24 @@ class OutputClasses:
             threshold: the least confidence of a labelled pixel, in 1/255, from `confidence_threshold`. With 0 there is
                 no threshold, and the confidence is not decoded.
         """
+        return self._published(self._merged(found), threshold)
+
+    def labels_and_confidence(self, found: Labelled, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Published labels as from `labels`, and confidence (H, W) uint8, 0 where a pixel is unlabelled.
+
+        The confidence of a merged class is the probability of all classes that it stands for.
+        """
+        found = self._merged(found)
+        confidence = found.confidence  # asked for first, since its decode gives the labels as well
+        labels = self._published(found, threshold)
+        if labels is found.labels:
+            return labels, confidence
+        return labels, confidence * (labels != self.unlabelled)
+
+    def _merged(self, found: Labelled) -> Labelled:
+        return found if self.groups is None else found.merged(self.groups)
+
+    def _published(self, found: Labelled, threshold: int) -> np.ndarray:
         confidence = found.confidence if threshold else None
         labels = found.labels
         if self.lookup is not None:
@@ -141,17 +179,6 @@ class OutputClasses:
             doubtful = (confidence < threshold).astype(labels.dtype)
             labels = labels | np.negative(doubtful)  # sets all bits where doubtful: 255 or 65535, unlabelled
         return labels
-
-    def labels_and_confidence(self, found: Labelled, threshold: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Published labels as from `labels`, and confidence (H, W) uint8, 0 where a pixel is unlabelled.
-
-        A pixel of a merged class keeps the confidence of its original class; probabilities are not added up.
-        """
-        confidence = found.confidence  # asked for first, since its decode gives the labels as well
-        labels = self.labels(found, threshold)
-        if labels is found.labels:
-            return labels, confidence
-        return labels, confidence * (labels != self.unlabelled)
 
     def coloured(self, labels: np.ndarray) -> np.ndarray:
         """A colour mask, (H, W, 3) uint8 RGB, of labels as from `labels`."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.options import RUNTIME_NAMES, ComputeOptions
+from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
@@ -74,6 +74,14 @@ RUNTIMES = {
 
 class _NotInstalledError(RuntimeUnavailableError):
     """The library of a runtime cannot be imported."""
+
+
+def runtime_options(bundles: Sequence[Bundle], options: ComputeOptions) -> ComputeOptions:
+    """Return options as runtimes take them: with the network size, or None where it follows the frames."""
+    own = bundles[0].manifest.input
+    one_size = (options.geometry or own.geometry) not in FRAME_SIZED
+    size = options.network_size or own.network_size if one_size else None
+    return options.model_copy(update={"network_size": size})
 
 
 def open_runtime(
