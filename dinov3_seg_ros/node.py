@@ -49,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _spin(executor, node)
     finally:
         begin_end()
-        node.close()
-        stuck = node.join()
+        try:
+            node.close()
+            stuck = node.join()
+        except Exception as error:
+            stuck = f"the node could not be closed: {describe_error(error)}"
         if stuck:
             print(f"segmentation: the process ends all the same: {stuck}", file=sys.stderr)
         executor.shutdown()

@@ -139,12 +139,17 @@ def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
     from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS
 
-    graph, _, _ = running
+    graph, node, _ = running
     received = []
     graph.peer.create_subscription(vision_msgs.LabelInfo, "segmentation/label_info", received.append, LATCHED_QOS)
     graph.spin_until(lambda: received, "the label info")
     found = {entry.class_id: entry.class_name for entry in received[0].class_map}
     assert found == dict(enumerate(bundle.manifest.classes.names))
+    assert received[0].threshold == 0.0
+    for threshold in (0.5, 0.0):
+        assert node.set_parameter("confidence_threshold", threshold).successful
+        graph.spin_until(lambda: received[-1].threshold == threshold, "the new threshold")  # noqa: B023
+        assert received[-1].class_map == received[0].class_map
 
 
 def test_a_failed_configuration_says_why_and_can_be_tried_again(graph, bundle, tmp_path):

@@ -22,6 +22,7 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.ros import lifecycle, models
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
+from dinov3_seg_ros.support.errors import RuntimeFailedError
 
 pytestmark = pytest.mark.ros
 
@@ -263,6 +264,54 @@ def test_a_failed_configuration_keeps_its_reason_if_closing_fails_too(bundle, tm
         assert "the class list names 'dragon', which no bundle has" in values["last error"]
         assert node.set_parameters([Parameter("class_list", value="")])[0].successful
         start(node)
+
+
+@pytest.mark.parametrize("transition", ["on_shutdown", "on_error"])
+def test_a_node_that_cannot_be_closed_ends_its_process(bundle, tmp_path, monkeypatch, transition):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        ended = []
+        with monkeypatch.context() as patch:
+            patch.setattr(node, "_end_process", lambda: ended.append(True))
+            patch.setattr(node._bond, "close", lambda: 1 / 0)
+            assert getattr(node, transition)(None) == TransitionCallbackReturn.FAILURE
+        assert ended == [True]
+        assert values_of(node)[1]["state"] == "finalized"
+
+
+def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path, monkeypatch):
+    closed, is_computing, may_end = [], threading.Event(), threading.Event()
+    close, run = OnnxRuntime.close, OnnxRuntime.start
+
+    def note_close(runtime):
+        closed.append(runtime)
+        close(runtime)
+
+    def compute_long(runtime, canvases, heads):
+        is_computing.set()
+        assert may_end.wait(60)
+        return run(runtime, canvases, heads)
+
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        monkeypatch.setattr(OnnxRuntime, "close", note_close)
+        monkeypatch.setattr(OnnxRuntime, "start", compute_long)
+        segmenter, loop = node._models.segmenter, node._loop
+        loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+        assert is_computing.wait(60)
+        for _ in range(2):  # as of frames before, where several are in flight
+            node._note_turn(segmenter, RuntimeFailedError("out of memory"))
+        assert node.trigger_deactivate() == SUCCESS
+        node._follow_models()
+        assert not node._models.join(0.3)
+        assert closed == []
+        may_end.set()
+        assert node._models.join(60)
+        assert closed == [segmenter.runtime]
+        assert node._models.wait(60)
 
 
 @pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])

@@ -160,6 +160,13 @@ def test_a_runtime_that_hangs_does_not_keep_the_process_alive(graph, bundle, tmp
     assert "the process ends all the same" in node.log
 
 
+def test_a_node_that_cannot_be_closed_does_not_keep_the_process_alive(graph, bundle, tmp_path):
+    node = graph.start_node(program=(TROUBLED, "unclosable", str(tmp_path / "none")), bundle=bundle.path)
+    node.wait_for_state("active")
+    assert node.end() == 1, node.log
+    assert "the process ends all the same: the node could not be closed: ZeroDivisionError" in node.log
+
+
 def test_a_frame_that_hangs_is_an_error_until_it_ends(graph, bundle, tmp_path):
     switch = tmp_path / "hang"
     node = graph.start_node(program=(TROUBLED, "hung", str(switch)), bundle=bundle.path)

@@ -62,7 +62,13 @@ def test_parameters_of_an_active_node_can_be_set_to_their_own_values(active, sma
 
 @pytest.mark.parametrize("name", [*describe_options(SourceOptions), *describe_options(ComputeOptions)])
 def test_parameters_read_at_configuration_cannot_change_while_active(active, name):
-    others = {"bool": False, "int": 7, "size": [32, 64], "texts": ["CPUExecutionProvider"], "text": "torch"}
+    others = {
+        "bool": not OPTIONS[name].default,
+        "int": 7,
+        "size": [32, 64],
+        "texts": ["CPUExecutionProvider"],
+        "text": "torch",
+    }
     other = {"device": "cpu", "precision": "int8", "geometry": "pad", "image_transport": "compressed"}.get(
         name, others[OPTIONS[name].kind]
     )

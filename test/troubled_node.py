@@ -2,6 +2,7 @@
 
 ``loading``: models are loaded only once the file exists, and fail to load where it holds text.
 ``failing``: while the file exists, the runtime fails with its text.
+``unclosable``: the node cannot be closed.
 ``hung``: while the file exists, the runtime does not come back; frames hang after 2 s instead of 10.
 """
 
@@ -39,6 +40,8 @@ def start_with_fault(runtime, canvases, heads):
 
 if fault == "loading":
     Segmenter.from_bundle = load_when_allowed
+elif fault == "unclosable":
+    node.SegmentationNode.close = lambda self: 1 / 0
 else:
     hang_watch.LIMIT_S = 2.0
     OnnxRuntime.start = start_with_fault

@@ -48,8 +48,23 @@ class Bond:
         self._thread: threading.Thread | None = None
         self._is_broken = threading.Event()
 
-    def start(self, period_s: float) -> None:
-        """Publish a heartbeat now and every ``period_s`` seconds. Needs the package bond."""
+    def start(self, period_s: float, is_managed: bool) -> None:
+        """Publish a heartbeat now and in every period. Without the package bond, warn that there will be none.
+
+        Args:
+            period_s: seconds; 0 for none; negative for `PERIOD_S` where the node is managed, and else for none.
+            is_managed: whether somebody else made the node's transitions.
+        """
+        if period_s < 0:
+            period_s = PERIOD_S if is_managed else 0.0
+        if not period_s:
+            return
+        if not HAS_BOND:
+            self._node.get_logger().warning(
+                "no heartbeats are published: the package bond is not installed. Nav2's lifecycle manager will give "
+                "the node up: sudo apt install ros-$ROS_DISTRO-bond, or set the manager's bond_timeout to 0.0"
+            )
+            return
         if self._publisher is None:
             self._publisher = self._node.create_publisher(Status, _TOPIC, _DEPTH, callback_group=own_group())
         self._instance = str(uuid.uuid4())

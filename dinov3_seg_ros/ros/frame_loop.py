@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -105,6 +106,7 @@ class FrameLoop:
         self._limits: dict[str, RateLimit] = {}
         self._worker: LatestFrameWorker | None = None
         self._stopping: list[LatestFrameWorker] = []
+        self._leaving = threading.Lock()
         self.statistics: dict[str, CameraStatistics] = {}
 
     def use(self, segmenter: Segmenter) -> None:
@@ -123,11 +125,14 @@ class FrameLoop:
 
     def leave(self) -> None:
         """Begin no frame any more with the models in use; the frame being processed may finish. Any thread may call."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            self._stopping.append(worker)
-            for camera in worker.stop():
-                self.statistics[camera].dropped(STOPPED)
+        with self._leaving:
+            worker = self._worker
+            if worker is None:
+                return
+            self._stopping.append(worker)  # first: whoever finds no worker has to find it there, to join it
+            self._worker = None
+        for camera in worker.stop():
+            self.statistics[camera].dropped(STOPPED)
 
     def stop(self) -> None:
         """Unsubscribe, and begin no further frame. Does nothing the second time."""

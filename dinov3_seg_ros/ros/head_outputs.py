@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from rclpy.clock import Clock
 
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
@@ -21,6 +22,7 @@ class HeadOutputs:
         endpoints: creates the publishers.
         switches: gets a switch for each head.
         settings: whose parameter ``class_names`` is set.
+        clock: of the stamps of `publish_label_info`.
         note_fault: called with the camera's name and what is wrong with a calibration.
 
     Attributes:
@@ -32,10 +34,12 @@ class HeadOutputs:
         endpoints: Endpoints,
         switches: Switches,
         settings: NodeParameters,
+        clock: Clock,
         note_fault: Callable[[str, Exception], None],
     ) -> None:
         self._endpoints, self._switches, self._settings = endpoints, switches, settings
-        self._note_fault = note_fault
+        self._clock, self._note_fault = clock, note_fault
+        self._threshold = 0.0
         self.by_camera: dict[str, dict[str, HeadOutput]] = {}
 
     def create(self, manifests: Mapping[str, Manifest], options: NodeOptions) -> None:
@@ -62,14 +66,21 @@ class HeadOutputs:
         self._switches.add_heads(published)
         self._settings.publish_class_names(published[first].names)
 
-    def publish_label_info(self, stamp: Any) -> None:
+    def publish_label_info(self, threshold: float) -> None:
         """Publish the latched class names; needs vision_msgs.
 
         Args:
-            stamp: of the message.
+            threshold: the parameter ``confidence_threshold``, which they are published with.
         """
+        self._threshold = threshold
+        stamp = self._clock.now().to_msg()
         for output in self._each():
-            output.publish_label_info(stamp)
+            output.publish_label_info(stamp, threshold)
+
+    def follow_threshold(self, threshold: float) -> None:
+        """Publish them again if the threshold is no longer what it was."""
+        if threshold != self._threshold:
+            self.publish_label_info(threshold)
 
     def close(self) -> None:
         """Remove all of them."""

@@ -11,7 +11,7 @@ from lifecycle_msgs.msg import State
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.ros.bond import HAS_BOND, PERIOD_S, Bond
+from dinov3_seg_ros.ros.bond import Bond
 from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
 from dinov3_seg_ros.ros.compatibility import answer_transitions
 from dinov3_seg_ros.ros.diagnostics import DiagnosticsPublisher, camera_status, node_status
@@ -62,19 +62,21 @@ class SegmentationNode(LifecycleNode):
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
         self._end_process = end_process
-        self._settings = NodeParameters(self)
+        self._wake = self.create_guard_condition(self._follow_models, callback_group=own_group())
+        self._settings = NodeParameters(self, self._wake.trigger)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
         self._hang_watch = HangWatch(self._faults, end_process)
         self._switches = Switches(self)
         self._bond = Bond(self)
-        self._outputs = HeadOutputs(self._endpoints, self._switches, self._settings, self._note_output_fault)
+        self._outputs = HeadOutputs(
+            self._endpoints, self._switches, self._settings, self.get_clock(), self._note_output_fault
+        )
         self._loop: FrameLoop | None = None
         self._last_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
         self._announced: Segmenter | None = None
         self._starts_itself = self._is_managed = False
-        self._wake = self.create_guard_condition(self._follow_models, callback_group=own_group())
         self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
         answer_transitions(self, self._answer)
@@ -117,7 +119,7 @@ class SegmentationNode(LifecycleNode):
             raise RuntimeFailedError(f"{_STUCK}; wait until it has")
         result = super().on_activate(state)
         try:
-            self._outputs.publish_label_info(self.get_clock().now().to_msg())
+            self._outputs.publish_label_info(self._settings.current().confidence_threshold)
             self._loop = FrameLoop(
                 self._outputs.by_camera,
                 self._endpoints,
@@ -130,7 +132,7 @@ class SegmentationNode(LifecycleNode):
             )
             if self._models.segmenter is not None:
                 self._loop.use(self._models.segmenter)
-            self._start_bond(self._settings.current().bond_heartbeat_period)
+            self._bond.start(self._settings.current().bond_heartbeat_period, self._is_managed)
         except BaseException:
             self._stop()
             super().on_deactivate(state)
@@ -152,15 +154,24 @@ class SegmentationNode(LifecycleNode):
 
     @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything, from whatever state."""
-        self.close()
-        self._end_process()
+        """Release everything, from whatever state; the process ends even if that fails."""
+        try:
+            self.close()
+        finally:
+            self._end_process()
         return super().on_shutdown(state)
 
     @reported
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; the node is unconfigured afterwards and can be configured again."""
-        self.close()
+        """Release everything; the node is unconfigured afterwards and can be configured again.
+
+        If that fails it is finalized, and the process ends.
+        """
+        try:
+            self.close()
+        except BaseException:
+            self._end_process()
+            raise
         return TransitionCallbackReturn.SUCCESS
 
     def _refuse_while_hung(self) -> None:
@@ -225,9 +236,11 @@ class SegmentationNode(LifecycleNode):
     # Models that come, fail and go
 
     def _follow_models(self) -> None:
-        """Do what a step of their loading, or their failure, asks for. Runs in the executor's thread."""
+        """Do what a step of their loading, their failure, or a parameter asks for. Runs in the executor's thread."""
         if not self._settings.in_use:
             return  # the configuration looks at them itself
+        if self.state == "active":
+            self._outputs.follow_threshold(self._settings.current().confidence_threshold)
         error = self._models.error
         step, self._next_step = self._next_step, Step.TRY_AGAIN
         if error is not None:
@@ -240,7 +253,7 @@ class SegmentationNode(LifecycleNode):
                 "the runtime failed twice; the next one that 'auto' would take is loaded, or the same anew where there "
                 "is none or 'runtime' names one"
             )
-            self._models.release(self._loop.join if self._loop is not None else None)
+            self._models.release(self._frame_ends())  # the node may have been deactivated meanwhile
             self._models.load(self._settings.current(), self._recovery.avoid)
         else:
             try:
@@ -287,7 +300,7 @@ class SegmentationNode(LifecycleNode):
         )
         if self.state == "active":
             self.trigger_deactivate()
-        self._models.fail(SegmentationError(reason), self._last_loop.join if self._last_loop is not None else None)
+        self._models.fail(SegmentationError(reason), self._frame_ends())
         self.last_error = reason
 
     def _note_unclosed(self, error: Exception) -> None:
@@ -306,17 +319,6 @@ class SegmentationNode(LifecycleNode):
             return _STUCK
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
-    def _start_bond(self, period_s: float) -> None:
-        if period_s < 0:
-            period_s = PERIOD_S if self._is_managed else 0.0
-        if period_s and not HAS_BOND:
-            self.get_logger().warning(
-                "no heartbeats are published: the package bond is not installed. Nav2's lifecycle manager will give "
-                "the node up: sudo apt install ros-$ROS_DISTRO-bond, or set the manager's bond_timeout to 0.0"
-            )
-        elif period_s:
-            self._bond.start(period_s)
-
     def _create_outputs(self) -> None:
         """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once."""
         manifests = self._models.manifests
@@ -325,7 +327,7 @@ class SegmentationNode(LifecycleNode):
         self._outputs.create(manifests, self._settings.current())
         if self.state == "active":
             super().on_activate(_ACTIVE)  # rclpy enables the publishers that are there on the transition
-            self._outputs.publish_label_info(self.get_clock().now().to_msg())
+            self._outputs.publish_label_info(self._settings.current().confidence_threshold)
 
     def _note_output_fault(self, camera: str, error: Exception) -> None:
         if (loop := self._loop) is not None:  # the worker calls this, while the executor may stop the loop
@@ -351,8 +353,17 @@ class SegmentationNode(LifecycleNode):
                 found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))
         return found
 
+    def _newest_loop(self) -> FrameLoop | None:
+        """The frame loop, or the one that was stopped last, whose last frame may still be processed."""
+        return self._loop or self._last_loop
+
+    def _frame_ends(self) -> Callable[[float], bool] | None:
+        """What waits until no frame uses the models any more."""
+        loop = self._newest_loop()
+        return None if loop is None else loop.join
+
     def _look_for_hang(self) -> str:
-        loop = self._loop or self._last_loop
+        loop = self._newest_loop()
         return "" if loop is None else self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
 
     def _stop(self) -> dict[str, CameraStatistics]:
@@ -367,7 +378,7 @@ class SegmentationNode(LifecycleNode):
         return loop.statistics
 
     def _release(self) -> None:
-        self._models.release(self._last_loop.join if self._last_loop is not None else None)
+        self._models.release(self._frame_ends())
         self._models.join(_SHORTLY_S)
         self._next_step, self._announced = Step.TRY_AGAIN, None
         self._settings.in_use = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -26,12 +26,16 @@ class NodeParameters:
 
     Setting a parameter to the value that it has is never refused.
 
+    Args:
+        node: whose parameters they are.
+        changing: called in the executor's thread when parameters are about to be set; must do no more than wake.
+
     Attributes:
         in_use: set by the node while it is configured: changes of parameters that are not live are then refused.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, changing: Callable[[], None] = lambda: None) -> None:
+        self._node, self._changing = node, changing
         self.in_use = False
         self._publishing_class_names = False
         self._last_read = NodeOptions()
@@ -84,6 +88,7 @@ class NodeParameters:
                 self._examine_one(parameter)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._changing()
         return SetParametersResult(successful=True)
 
     def _examine_one(self, parameter: Parameter[Any]) -> None:

@@ -271,11 +271,14 @@ class HeadOutput:
                 if "overlay/compressed" in wanted:
                     send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
 
-    def publish_label_info(self, stamp: Any) -> None:
-        """Publish the latched class names; needs vision_msgs."""
+    def publish_label_info(self, stamp: Any, threshold: float) -> None:
+        """Publish the latched class names, and the confidence threshold (0..1); needs vision_msgs.
+
+        The frame of the header stays empty: class names have none.
+        """
         if "label_info" not in self._publishers:
             return
-        message = LabelInfo()
+        message = LabelInfo(threshold=threshold)
         message.header.stamp = stamp
         message.class_map = [
             VisionClass(class_id=index, class_name=name) for index, name in enumerate(self._classes.names)
