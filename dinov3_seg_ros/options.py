@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import Live, Options
+from dinov3_seg_ros.support.option_model import Live, Options, number_pair
 
 RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
 #: Number format of weights and activations.
@@ -268,14 +268,9 @@ def parse_value_range(value: Any) -> ValueRange:
     if value in ("auto", "full"):
         found: ValueRange = value
         return found
-    given = value.strip("[]() ").split(",") if isinstance(value, str) else value
-    try:
-        low, high = map(int, given)
-    except (TypeError, ValueError):
-        pass
-    else:
-        if 0 <= low < high <= 65535:
-            return low, high
+    pair = number_pair(value)
+    if pair is not None and 0 <= pair[0] < pair[1] <= 65535:
+        return pair
     shown = value if isinstance(value, str | int | float) else list(value or ())
     raise ParameterError(
         f"value_range is {shown}; use auto, full, or two whole numbers from 0 to 65535, the lower one first, such as "

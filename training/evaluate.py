@@ -25,7 +25,7 @@ from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
 from training.evaluation.bootstrap import LEVEL
@@ -289,7 +289,10 @@ def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[s
         return DATASETS[own["name"]].model_validate(own)
     if dataset in DATASETS:
         return _new_section(dataset, manifest, overrides)
-    return load_recipe(dataset).data
+    try:
+        return load_recipe(dataset).data
+    except RecipeError as error:
+        raise DatasetError(f"no data set has the name '{dataset}' ({', '.join(DATASETS)}), and {error}") from error
 
 
 def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:

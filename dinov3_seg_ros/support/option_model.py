@@ -106,7 +106,7 @@ def parse_option(option: Option, text: str) -> Any:
             case "size":
                 return tuple(map(int, parts))
             case "range":
-                return _word_or_pair(option, text)
+                return _choice_or_pair(option, text)
             case "int":
                 return int(text)
             case "float":
@@ -138,20 +138,23 @@ def from_parameter(option: Option, value: Any) -> Any:
         # A file's empty list has no type, and arrives as None.
         return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
     if option.kind == "range" and value not in (None, ""):
-        return _word_or_pair(option, value)
+        return _choice_or_pair(option, value)
     return option.default if value == "" else value
 
 
-def _word_or_pair(option: Option, value: Any) -> Any:
-    """One of the choices, or (low, high); what is neither stays as it is, for the model to refuse."""
-    if value in option.choices:
-        return value
+def number_pair(value: Any) -> tuple[int, int] | None:
+    """Two whole numbers from a pair of them or from text such as ``0,4095``; None where it is neither."""
     given = value.strip("[]() ").split(",") if isinstance(value, str) else value
     try:
-        low, high = map(int, given)
+        first, second = map(int, given)
     except (TypeError, ValueError):
-        return value
-    return low, high
+        return None
+    return first, second
+
+
+def _choice_or_pair(option: Option, value: Any) -> Any:
+    """One of the choices, or two numbers; what is neither stays as it is, for the model to refuse."""
+    return value if value in option.choices else number_pair(value) or value
 
 
 def _describe(name: str, field: FieldInfo) -> Option:
