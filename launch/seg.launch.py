@@ -21,9 +21,11 @@ OTHERS = {
     "camera_info_topic": ("", "Topic of the camera's calibration; default: camera_info beside the images."),
     "namespace": ("", "Namespace of node and topics."),
     "params_file": ("", "YAML file of parameters; default: config/segmentation.yaml with the demo's bundle."),
-    "log_level": ("info", "debug, info, warn or error."),
+    "log_level": ("info", "debug, info, warn, error or fatal; of one logger alone: NAME:=LEVEL."),
     "respawn": ("false", "true: start the process again when it ends, as a lifecycle manager expects."),
 }
+RESPAWN = Option("respawn", "bool", False, "")
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -54,6 +56,9 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 f"{name} is '{source}', but with cameras it is looked for below each prefix; give a relative name, "
                 f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
             )
+    log_level = value("log_level")
+    if log_level.rpartition(":=")[2].lower() not in LOG_LEVELS:
+        raise ParameterError(f"log_level is '{log_level}'; use one of: {', '.join(LOG_LEVELS)}")
     sources = {"image": image, "camera_info": info}
     if not value("params_file") and not given.get("bundles"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
@@ -71,8 +76,8 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 for camera in cameras or [""]
                 for name, source in sources.items()
             ],
-            ros_arguments=["--log-level", value("log_level")],
-            respawn=value("respawn").lower() == "true",
+            ros_arguments=["--log-level", log_level],
+            respawn=parse_option(RESPAWN, value("respawn")),
             respawn_delay=2.0,
             output="screen",
         )

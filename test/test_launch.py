@@ -91,7 +91,17 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("threads", "two"), ("network_size", "64x96"), ("overlay_names", "yes"), ("runtime", "tflite")]
+    ("name", "text"),
+    [
+        ("threads", "two"),
+        ("network_size", "64x96"),
+        ("overlay_names", "yes"),
+        ("runtime", "tflite"),
+        ("respawn", "yes"),
+        ("respawn", "1"),
+        ("log_level", "loud"),
+        ("log_level", "segmentation:=loud"),
+    ],
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
     with pytest.raises(ParameterError, match=f"{name} is '{text}'"):
@@ -125,6 +135,14 @@ def test_topics_of_one_camera_or_of_several_are_remapped(given, expected):
 def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, relative):
     with pytest.raises(ParameterError, match=f"{argument} is '{topic}', .*{argument}:={relative} for front/{relative}"):
         nodes_of_seg_launch(cameras="front,left", **{argument: topic})
+
+
+@pytest.mark.parametrize(("respawn", "log_level"), [("true", "debug"), ("False", "WARN"), ("True", "rcl:=fatal")])
+def test_respawn_and_log_level_reach_the_node(respawn, log_level):
+    (node,) = nodes_of_seg_launch(bundle="given", respawn=respawn, log_level=log_level)
+    if hasattr(node, "respawn"):
+        assert node.respawn is (respawn.lower() == "true")
+        assert node.ros_arguments == ["--log-level", log_level]
 
 
 def test_demo_launch_adds_a_camera():

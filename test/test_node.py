@@ -148,7 +148,7 @@ def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     assert received[0].threshold == 0.0
     for threshold in (0.5, 0.0):
         assert node.set_parameter("confidence_threshold", threshold).successful
-        graph.spin_until(lambda: received[-1].threshold == threshold, "the new threshold")  # noqa: B023
+        graph.spin_until(lambda wanted=threshold: received[-1].threshold == wanted, "the new threshold")
         assert received[-1].class_map == received[0].class_map
 
 

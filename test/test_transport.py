@@ -72,10 +72,18 @@ def test_a_profile_in_the_working_directory_is_left_alone(in_empty_folder):
     assert profile_variable() in skipping
 
 
-def test_the_remedy_for_lost_images_fits_what_was_chosen(in_empty_folder):
+@pytest.mark.parametrize("release", ["7.1.0", "9.1.0"])  # Jazzy, Kilted
+def test_the_remedy_for_lost_images_fits_what_was_chosen(in_empty_folder, monkeypatch, release):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: release)
+    assert profile_variable() == PROFILE_VARIABLES[release < "8"]
     ours = f"start the publisher with {our_setting()}"
     assert remedy_for_lost_images({}).startswith(ours)
     assert remedy_for_lost_images({profile_variable(): str(resource_path(PROFILE))}).startswith(ours)
+    both = dict.fromkeys(PROFILE_VARIABLES, str(resource_path(PROFILE)))
+    assert remedy_for_lost_images(both).startswith(ours), "as docs/node.md exports them"
+    read, other = profile_variable(), next(name for name in PROFILE_VARIABLES if name != profile_variable())
+    assert f"with {read}=/own/profile.xml: this" in remedy_for_lost_images({other: "/own/profile.xml"})
+    assert "/own/profile.xml decides" in remedy_for_lost_images({read: "/own/profile.xml", other: "/other.xml"})
     assert "unset FASTDDS_BUILTIN_TRANSPORTS" in remedy_for_lost_images({"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"})
     assert "give rmw_zenoh_cpp larger buffers" in remedy_for_lost_images({"RMW_IMPLEMENTATION": "rmw_zenoh_cpp"})
     assert "/own/profile.xml decides" in remedy_for_lost_images({profile_variable(): "/own/profile.xml"})

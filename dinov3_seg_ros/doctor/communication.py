@@ -40,7 +40,7 @@ def transport() -> Iterator[Finding]:
         )
     elif name in PROFILE_VARIABLES and not Path(value).is_file():
         yield Finding(FAULT, "DDS profile", f"{value} does not exist", f"correct or unset {name}")
-    elif name in PROFILE_VARIABLES and not os.environ.get(profile_variable()):
+    elif name in PROFILE_VARIABLES and name != profile_variable():
         yield Finding(
             WARNING,
             "DDS profile",

@@ -58,7 +58,7 @@ def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
     middleware = environment.get("RMW_IMPLEMENTATION", "")
     if middleware and not is_fast_dds(middleware):
         return f"RMW_IMPLEMENTATION={middleware}"
-    for name in TRANSPORT_VARIABLES:
+    for name in (profile_variable(), *TRANSPORT_VARIABLES):  # the one that is read goes before one that is not
         if environment.get(name):
             return f"{name}={environment[name]}"
     if environment.get("SKIP_DEFAULT_XML_FILE") != "1":
@@ -82,7 +82,9 @@ def remedy_for_lost_images(environment: Mapping[str, str] = os.environ) -> str:
     """What to do where images are lost on their way from the publisher, in a sentence without a full stop."""
     chosen = chosen_transport(environment)
     name, _, value = chosen.partition("=")
-    if not chosen or chosen == our_setting():
+    if name in PROFILE_VARIABLES and name != profile_variable():
+        return f"start publisher and node with {profile_variable()}={value}: this distribution does not read {name}"
+    if not chosen or Path(value).resolve() == resource_path(PROFILE).resolve():
         return f"start the publisher with {our_setting()}, or let it publish reliably"
     if name == "RMW_IMPLEMENTATION":
         return f"give {value} larger buffers, here and for the publisher, as its documentation says"
