@@ -17,7 +17,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.pytorch import patches, recording, staging
+from dinov3_seg_ros.runtimes.pytorch import cuda_graphs, patches, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError, RuntimeUnavailableError
@@ -163,7 +163,7 @@ def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records it")
 def test_a_backbone_that_cannot_be_recorded_runs_without_a_cuda_graph(caplog):
     module = torch.nn.Conv2d(3, 4, 1)
-    recorded, images = recording.Recorded(module, "backbone"), torch.rand(1, 3, 8, 8)
+    recorded, images = cuda_graphs.Recorded(module, "backbone"), torch.rand(1, 3, 8, 8)
     with torch.inference_mode():
         for _ in range(2):
             assert torch.equal(recorded(images), module(images))
@@ -452,7 +452,7 @@ def test_patch_embeddings_of_every_family_that_has_one_become_products(family):
 def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypatch):
     backbone = made_backbone("dinov3_vit", [0, 1])
     gpu, own, computed = _StandInGpu(monkeypatch), backbone.model.rope_embeddings, []
-    recorded, images = recording.Recorded(backbone, "backbone"), torch.rand(1, 3, 64, 96)
+    recorded, images = cuda_graphs.Recorded(backbone, "backbone"), torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         expected = backbone(images)
         own.register_forward_hook(lambda *_: computed.append(gpu.notes[-1]))

@@ -17,8 +17,8 @@ from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
 from dinov3_seg_ros.runtimes.pytorch.compilation import compile_for
+from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
-from dinov3_seg_ros.runtimes.pytorch.recording import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError

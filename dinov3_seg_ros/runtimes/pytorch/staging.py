@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from dinov3_seg_ros.runtimes.pytorch.recording import new_event
+from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import new_event
 
 
 class _Place(NamedTuple):
