@@ -1,9 +1,10 @@
 """Predictions on many processes against one process: ``python benchmarks/cluster.py IMAGES``.
 
 The images of a folder are repeated up to ``--count`` (by links). They are segmented by one process with one thread, by
-one with as many threads as there are workers, by the workers with one thread each, and by the workers once more, while
-a worker is killed, then the whole command, then, after ``--resume``, a worker again. All files of the four must be
-equal, and those that the manifest lists. The exit status is 0 only if this holds and all were killed in the midst.
+one with as many threads as there are workers, by the workers (``--processes``) with one thread each, and by these once
+more, while a worker is killed, then the whole command, then, after ``--resume``, a worker again. All files of the four
+must be equal, and those that the manifest lists. The exit status is 0 only if this holds and all were killed in the
+midst.
 
 Steps that are complete in ``--output`` are not run again.
 """
@@ -113,14 +114,14 @@ def main() -> int:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--bundle", default="demo")
     parser.add_argument("--count", type=int, default=5000, help="of images")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--partition", type=int, default=64)
     parser.add_argument("--output", type=Path, default=Path("runs/cluster"))
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     options.output = options.output.absolute()
     repeat(options.images, options.count, options.output / "images")
-    cluster = ["--threads", 1, "--cluster", "auto", "--workers", options.workers, "--partition", options.partition]
+    cluster = ["--threads", 1, "--cluster", "auto", "--processes", options.processes, "--partition", options.partition]
 
     def run(name: str, *words: object) -> dict[str, float]:
         output = options.output / name
@@ -138,8 +139,8 @@ def main() -> int:
 
     figures = {
         "one_process_one_thread": run("one_process_one_thread", "--threads", 1),
-        "one_process_all_threads": run("one_process_all_threads", "--threads", options.workers),
-        "workers": run("workers", *cluster),
+        "one_process_all_threads": run("one_process_all_threads", "--threads", options.processes),
+        "processes": run("processes", *cluster),
     }
     kept = options.output / "kills.json"
 
@@ -155,7 +156,7 @@ def main() -> int:
         differ = [file for file in {**expected, **found} if expected.get(file) != found.get(file)]
         print(f"{name:<28}{len(found)} files, {len(differ)} of them other than one process's")
         problems += differ
-        if name in ("workers", "disturbed"):
+        if name in ("processes", "disturbed"):
             entries = listed(options.output / name)
             twice, wrong = len(entries) - len(dict(entries)), dict(entries) != found
             print(

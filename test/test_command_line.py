@@ -30,6 +30,7 @@ TRAINING = (
     "export_head",
     "bundle_info",
     "export_masks",
+    "cache_features",
 )
 COMMANDS = [*(f"dinov3_seg_ros.{name}" for name in ROBOT), *(f"training.{name}" for name in TRAINING)]
 WITHOUT_ARGUMENTS = ("dinov3_seg_ros.demo", "dinov3_seg_ros.demo.player", "dinov3_seg_ros.doctor")

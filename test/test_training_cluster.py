@@ -19,14 +19,19 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import yaml
 from bundles import write_tiny_bundle
 from PIL import Image
 from recordings import IMAGE, image, write_bag
+from trainings import CONVNEXT, forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.model.identity import save_backbone
+from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import ClusterError, OutputError, ParameterError
+from training import cache_features
 from training import predict as command
-from training.cluster import prediction
+from training.cluster import features, prediction
 from training.cluster.partitions import MOST_ATTEMPTS, Partitions
 from training.cluster.session import Pool, open_cluster, remove_dead_sessions
 from training.prediction.inputs import Part
@@ -55,8 +60,8 @@ class HereCluster:
     dies_after: ClassVar[int | None] = None
     tasks: ClassVar[list[str]] = []
 
-    def pool(self, workers, threads, may_use_gpus):
-        return Pool(workers or 2, threads or 1, 0)
+    def pool(self, processes, threads, may_use_gpus):
+        return Pool(processes or 2, threads or 1, 0)
 
     def run(self, open_worker, job, tasks, pool):
         worker = open_worker(job)
@@ -233,6 +238,17 @@ def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
     check_like_one_process(bundle, folder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("address", "message"), [("here", "is no address"), ("127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1")]
+)
+def test_a_run_that_cannot_start_leaves_nothing(bundle, tmp_path, capsys, address, message):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    folder, output = write_images(tmp_path / "in", 2), tmp_path / "out"
+    assert predict(bundle, folder, output, "--cluster", address) == 1
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_of_two_processes_at_one_partition_one_is_taken(tmp_path):
     partitions = Partitions(tmp_path / "out")
     with partitions.alone():
@@ -276,7 +292,7 @@ def test_a_part_is_the_same_after_it_was_sent():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--workers", 2), "--workers belongs to --cluster"),
+        (("--processes", 2), "--processes belongs to --cluster"),
         (("--resume",), "--resume belongs to --cluster"),
         (("--cluster", "auto", "--frames", 3), "one process takes"),
     ],
@@ -296,6 +312,29 @@ def test_16_bit_images_need_a_range_before_they_are_divided(bundle, tmp_path, he
     options = ("--value_range", 0, 4095)
     assert predict(bundle, folder, tmp_path / "many", *options, "--cluster", "auto") == 0
     check_like_one_process(bundle, folder, tmp_path, *options)
+
+
+def test_feature_caches_are_computed_in_partitions_and_used(tmp_path, here, monkeypatch, capsys):
+    save_backbone(build_backbone(CONVNEXT), tmp_path / "source")
+    for name in ("one", "many"):
+        section = {"views": 2, "folder": str(tmp_path / name)}
+        backbone = {"source": str(tmp_path / "source"), "layers": [1, 2, 3]}
+        augmented = {"augmentation": {"scale": [0.5, 1.5]}, "stages": [{"epochs": 1}, {"epochs": 2}]}
+        recipe = tiny_recipe(tmp_path, backbone=backbone, cache=section, **augmented)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    monkeypatch.setattr(features, "open_cluster", prediction.open_cluster)
+    forget_accelerator()
+    assert cache_features.main([str(tmp_path / "one.yaml")]) == 0
+    options = ("--cluster", "auto", "--partition", "4", "--threads", "1")
+    here.dies_after = 2
+    assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 130
+    here.dies_after = None
+    assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 0
+    keys = [tuple(key) for task in here.tasks for key in json.loads(task)[1]]
+    assert len(keys) == len(set(keys)) == 16, "each was computed once"
+    assert digests(tmp_path / "many") == digests(tmp_path / "one")
+    assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 0
+    assert "all 16 samples are there" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +369,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(bundle, tmp_path, ray
     folder, killed = write_images(tmp_path / "in", 90, (200, 300)), []
     killer = threading.Thread(target=kill_one_in_the_midst, args=(tmp_path / "many", killed))
     killer.start()
-    options = ("--cluster", "auto", "--workers", 2, "--partition", 5)
+    options = ("--cluster", "auto", "--processes", 2, "--partition", 5)
     assert predict(bundle, folder, tmp_path / "many", *options) == 0
     killer.join()
     assert killed and killed[0] < 18, "the worker was killed in the midst"
@@ -339,7 +378,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(bundle, tmp_path, ray
 
 def test_a_killed_command_goes_on_where_it_was(bundle, tmp_path, ray_here, here):
     folder, output = write_images(tmp_path / "in", 90, (200, 300)), tmp_path / "many"
-    options = ["--cluster", "auto", "--workers", "2", "--partition", "5"]
+    options = ["--cluster", "auto", "--processes", "2", "--partition", "5"]
     line = [str(bundle.path), str(folder), "--output", str(output), "--threads", "1", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     running = subprocess.Popen([sys.executable, "-m", "training.predict", *line], cwd=ROOT, env=environment)

@@ -342,11 +342,11 @@ print(*tests.keys(Path(sys.argv[1]), Path(sys.argv[2])))
 def keys(folder: Path, data: Path) -> list[str]:
     """Names of the cache of features and of the cache of scenes, for recipes in ``folder``."""
     forget_accelerator()
-    trainer, caches = Trainer(folder_recipe(folder, data), Console(quiet=True)), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.loop.trainer.fill_caches", lambda made, *_: caches.extend(made))
-        trainer.use_cache()
-    return [caches[0].folder.name, ScenesData(cache="scenes").open("train")._folder.as_posix()]
+    trainer = Trainer(folder_recipe(folder, data), Console(quiet=True))
+    return [
+        trainer.caches(trainer.data_digest()).by_stage[0].folder.name,
+        ScenesData(cache="scenes").open("train")._folder.as_posix(),
+    ]
 
 
 def test_comments_in_the_code_and_new_modules_keep_the_keys(tmp_path):

@@ -163,11 +163,7 @@ def test_different_features_have_different_folders(recipe, tmp_path, source, cha
         backbone = {"source": source, "layers": [1, 2, 3]}
         backbone |= {key: changes.pop(key) for key in ("layers", "feature_norm") if key in changes}
         trainer = Trainer(recipe(backbone=backbone, **changes), Console(quiet=True))
-        caches = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.loop.trainer.fill_caches", lambda made, *_: caches.extend(made))
-            trainer.use_cache()
-        return caches[0].folder
+        return trainer.caches(trainer.data_digest()).by_stage[0].folder
 
     forget_accelerator()
     before = folder()

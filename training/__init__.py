@@ -11,7 +11,7 @@ the commands. The rooms, from the ground up, import only the rooms above them in
 - unlabelled: images without labels: described, chosen, labelled by a teacher
 - reports: pictures and tables for people
 - prediction: frames of any source through a bundle, and what is written of each
-- cluster: work on many processes, by Ray
 - recipes: the schema of recipes, the recipes themselves, and overrides from the command line
 - loop: the training itself, from a recipe to bundles
+- cluster: work on many processes, by Ray
 """

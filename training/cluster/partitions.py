@@ -60,7 +60,7 @@ class Partitions:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the output folder for one command.
+        """Hold the output folder for one command. What has not begun in earnest when it ends leaves no trace.
 
         Raises:
             OutputError: another command holds it, or it cannot be made.
@@ -74,7 +74,10 @@ class Partitions:
                     raise OutputError(
                         f"another process writes to {self._output}; wait for it, or choose another with --output"
                     ) from error
-            yield
+            try:
+                yield
+            finally:
+                self._forget_empty()
 
     def begin(self, run: dict[str, Any], resume: bool) -> bool:
         """Begin a job, or go on with it; whether it is complete already.
@@ -215,6 +218,14 @@ class Partitions:
         with writing(self._folder):
             os.rename(self._folder, aside / FOLDER)
         shutil.rmtree(aside, ignore_errors=True)
+
+    def _forget_empty(self) -> None:
+        """Remove a job of which nothing was computed, so that it need not be resumed."""
+        with contextlib.suppress(OSError):  # it holds something
+            self._folder.rmdir()
+            (self._output / RUN_FILE).unlink()
+        with contextlib.suppress(OSError):
+            self._output.rmdir()
 
     def _sweep(self) -> None:
         """Remove what killed processes were writing, and forget how often they began."""

@@ -181,20 +181,20 @@ def _compute(
         return done
     count = source.count() if len(left) == len(parts) else None
     with (
-        open_cluster(cluster.address, cluster.workers, job.compute.threads) as opened,
+        open_cluster(cluster.address, cluster.processes, job.compute.threads) as opened,
         frame_progress(console) as progress,
     ):
-        pool = opened.pool(cluster.workers, job.compute.threads, job.compute.device != "cpu")
-        pool = dataclasses.replace(pool, workers=min(pool.workers, len(left)))
+        pool = opened.pool(cluster.processes, job.compute.threads, job.compute.device != "cpu")
+        pool = dataclasses.replace(pool, processes=min(pool.processes, len(left)))
         of_pool = dataclasses.replace(job, compute=job.compute.model_copy(update={"threads": pool.threads}))
         tasks = [json.dumps({"number": number, "part": parts[number].to_json()}) for number in left]
-        shown = progress.add_task(f"segmenting ({pool.workers} workers)", total=count)
+        shown = progress.add_task(f"segmenting ({pool.processes} processes)", total=count)
         began, ended = math.inf, 0.0
         for text in opened.run(PredictionWorker, of_pool, tasks, pool):
             result = json.loads(text)
             assert done.timed_frames is not None
             done.timed_frames += result["frames"]
-            done.segmenting_seconds += result["segmenting_seconds"] / pool.workers
+            done.segmenting_seconds += result["segmenting_seconds"] / pool.processes
             began, ended = min(began, result["began"]), max(ended, result["ended"])
             done.seconds = ended - began
             progress.advance(shown, result["frames"] + result["unreadable"])

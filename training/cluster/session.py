@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 #: The address for which Ray is started here.
 THIS_MACHINE = "auto"
-#: Cores of one worker, where nobody says otherwise.
-CORES_OF_A_WORKER = 4
+#: Cores of one process, where nobody says otherwise.
+CORES_OF_A_PROCESS = 4
 _SESSION_PREFIX = "dinov3_seg_ros-ray-"
 # The least that Ray takes.
 _OBJECT_STORE_BYTES = 100 << 20
 # A socket's path has at most 107 bytes, and Ray adds up to 65.
 _LONGEST_FOLDER = 40
+_CONNECT_SECONDS = 10.0
 #: So that an actor does not wait for its next task.
 _TASKS_AT_ONCE = 2
 
@@ -56,12 +58,12 @@ class Pool:
     """The processes of a job.
 
     Attributes:
-        workers: their number.
+        processes: their number.
         threads: of each, cores that are its own.
         gpus: of each, 0 or 1.
     """
 
-    workers: int
+    processes: int
     threads: int
     gpus: int
 
@@ -72,12 +74,12 @@ class Cluster:
     def __init__(self, ray: types.ModuleType, is_own: bool) -> None:
         self._ray, self._is_own = ray, is_own
 
-    def pool(self, workers: int | None, threads: int, may_use_gpus: bool) -> Pool:
+    def pool(self, processes: int | None, threads: int, may_use_gpus: bool) -> Pool:
         """The processes for a job.
 
         Args:
-            workers: their number; None: as many as there are GPUs, or groups of cores.
-            threads: cores of each; 0: its share of the cores of its GPU's machine, or `CORES_OF_A_WORKER`.
+            processes: their number; None: as many as there are GPUs, or groups of cores.
+            threads: cores of each; 0: its share of the cores of its GPU's machine, or `CORES_OF_A_PROCESS`.
             may_use_gpus: whether each gets a GPU, where there are any.
 
         Raises:
@@ -86,22 +88,22 @@ class Cluster:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         cores = [int(node.get("CPU", 0)) for node in nodes]
         gpus = [int(node.get("GPU", 0)) for node in nodes] if may_use_gpus else [0 for _ in nodes]
-        if self._is_own and workers is not None and not any(gpus):
+        if self._is_own and processes is not None and not any(gpus):
             # Here Ray counts cores for nobody else: more processes than cores are the user's choice.
-            return Pool(workers, threads or max(_cores_here() // workers, 1), 0)
+            return Pool(processes, threads or max(_cores_here() // processes, 1), 0)
         if any(gpus):
             share = min(own // count for own, count in zip(cores, gpus, strict=True) if count)
             threads = threads or max(share, 1)
             most = sum(min(count, own // threads) for own, count in zip(cores, gpus, strict=True))
         else:
-            threads = threads or min(CORES_OF_A_WORKER, max(cores, default=1))
+            threads = threads or min(CORES_OF_A_PROCESS, max(cores, default=1))
             most = sum(own // threads for own in cores)
-        wanted = workers or most
+        wanted = processes or most
         if not 1 <= wanted <= most:
             each = f"{threads} cores{' and a GPU' if any(gpus) else ''}"
             raise ClusterError(
-                f"the cluster has room for {most} workers with {each} each, not for {max(wanted, 1)}; lower --workers "
-                "or --threads, or add machines"
+                f"the cluster has room for {most} processes with {each} each, not for {max(wanted, 1)}; lower "
+                "--processes or --threads, or add machines"
             )
         return Pool(wanted, threads, 1 if any(gpus) else 0)
 
@@ -125,7 +127,7 @@ class Cluster:
         results = rows.map(
             cast(Any, _Actor),  # a class is taken, but not in Ray's annotations
             fn_constructor_args=(open_worker, job),
-            compute=ray.data.ActorPoolStrategy(size=pool.workers, max_tasks_in_flight_per_actor=_TASKS_AT_ONCE),
+            compute=ray.data.ActorPoolStrategy(size=pool.processes, max_tasks_in_flight_per_actor=_TASKS_AT_ONCE),
             num_cpus=pool.threads,
             num_gpus=pool.gpus or None,
         )
@@ -156,7 +158,7 @@ class _Actor:
 
 
 @contextlib.contextmanager
-def open_cluster(address: str, workers: int | None = None, threads: int = 0) -> Iterator[Cluster]:
+def open_cluster(address: str, processes: int | None = None, threads: int = 0) -> Iterator[Cluster]:
     """Start Ray on this machine (address `THIS_MACHINE`), or join the cluster with an address; leave it at the end.
 
     Ray sends no statistics of its use, shows no dashboard, and leaves no files behind. A Ray that this process has
@@ -164,7 +166,7 @@ def open_cluster(address: str, workers: int | None = None, threads: int = 0) -> 
 
     Args:
         address: of the cluster.
-        workers, threads: see `Cluster.pool`. On this machine there is room for as many as are wanted.
+        processes, threads: see `Cluster.pool`. On this machine there is room for as many as are wanted.
 
     Raises:
         RuntimeUnavailableError: Ray is not installed.
@@ -188,8 +190,8 @@ def open_cluster(address: str, workers: int | None = None, threads: int = 0) -> 
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cores = max(_cores_here(), (workers or 1) * (threads or 1))
-        where = _of_this_machine(stack, cores) if is_own else {"address": address}
+        cores = max(_cores_here(), (processes or 1) * (threads or 1))
+        where = _of_this_machine(stack, cores) if is_own else _at(address)
         try:
             with _silent():
                 ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
@@ -216,6 +218,24 @@ def _silent() -> Iterator[None]:
 
 def _cores_here() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _at(address: str) -> dict[str, Any]:
+    """How a cluster is joined; Ray itself tries for minutes before it says that nobody is there.
+
+    Raises:
+        ClusterError: the address is none, or nobody listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ClusterError(f"'{address}' is no address of a Ray cluster; write auto, or HOST:PORT as 'ray start' says")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster can be reached at {address} ({error}); start one with: ray start --head"
+        ) from error
+    return {"address": address}
 
 
 def _of_this_machine(stack: contextlib.ExitStack, cores: int) -> dict[str, Any]:

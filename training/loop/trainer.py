@@ -22,11 +22,11 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.support.errors import RecipeError
 from training.checks.problems import check_before_training
 from training.loop.bundle_writer import BundleWriter
+from training.loop.caching import StageCaches
 from training.loop.checkpoint import Checkpoint
 from training.loop.model import SegmentationModel, make_backbone, make_head
 from training.loop.origins import Origins, find_origins
 from training.loop.parts import (
-    make_cache,
     make_loss,
     make_repeats,
     make_samples,
@@ -41,7 +41,6 @@ from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
-from training.samples.cache_filling import fill_caches
 from training.support.processes import make_accelerator
 from training.support.randomness import Purpose, seed_torch
 
@@ -175,19 +174,18 @@ class Trainer:
         Raises:
             SegmentationError: see `cache_filling.fill_caches`.
         """
+        caches = self.caches(self._shared(self.data_digest() if self._accelerator.is_main_process else ""))
+        caches.fill(self._console)
+        self._samples = caches.by_stage
+
+    def caches(self, digest: str) -> StageCaches:
+        """The stages' feature caches, for training data with a digest; nothing is computed yet."""
         manifest = self._bundles.manifest()
-        digest = self._shared(self._origins.data["train"].digest() if self._accelerator.is_main_process else "")
-        caches = [make_cache(stage.recipe, self._train_data, digest, manifest) for stage in self.stages]
+        return StageCaches(self.stages, self._train_data, digest, manifest, self.model, self._accelerator)
 
-        def extract(canvases: torch.Tensor) -> list[torch.Tensor]:
-            self.model.eval()
-            with torch.inference_mode(), self._accelerator.autocast():
-                return self.model.features(canvases.to(self._accelerator.device))
-
-        batching, recipe = self.stages[0].batching, self.recipe
-        batch_size = batching.batch_size // batching.processes
-        fill_caches(caches, recipe.cache, extract, batch_size, recipe.worker_count, self._accelerator, self._console)
-        self._samples = caches
+    def data_digest(self) -> str:
+        """The digest of the training data, which reads all of them."""
+        return self._origins.data["train"].digest()
 
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
         """Take the steps after the checkpoint's; only the main process has a folder."""

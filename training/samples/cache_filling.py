@@ -9,8 +9,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -22,6 +23,9 @@ from dinov3_seg_ros.support.files import locked
 from training.samples.feature_cache import DISCARDED, KEY_FILE, KEY_LENGTH, CacheSettings, Extract, FeatureCache
 from training.samples.loader import Key
 from training.support.output import writing
+
+#: Computes the keys that each cache lacks; yields numbers of samples that were written.
+Compute: TypeAlias = Callable[[Sequence[Sequence[Key]]], Iterator[int]]
 
 # A temporary file of this age belongs to a process that was killed: writing a sample takes less than a second.
 _STALE_SECONDS = 3600
@@ -35,6 +39,7 @@ def fill_caches(
     workers: int,
     accelerator: Accelerator,
     console: Console,
+    compute: Compute | None = None,
 ) -> None:
     """Compute the samples that caches lack, each process a share; prints beforehand how much of the disk they take.
 
@@ -44,14 +49,20 @@ def fill_caches(
         extract, batch_size, workers: see `FeatureCache.fill`.
         accelerator: the processes that share the work.
         console: for people.
+        compute: computes this process's share of the `distinct` caches elsewhere; None: here.
 
     Raises:
         RecipeError: the bound or the disk is too small; nothing has been computed.
         RecipeError, OutputError, DatasetError: see `FeatureCache.fill`.
     """
-    caches = list({cache.folder: cache for cache in caches}.values())
+    caches = distinct(caches)
     samples = sum(len(cache) * cache.views for cache in caches)
     main = accelerator.is_main_process
+
+    def here(own: Sequence[Sequence[Key]]) -> Iterator[int]:
+        for cache, keys in zip(caches, own, strict=True):
+            yield from cache.fill(keys, extract, batch_size, workers)
+
     is_outdated = _decided_by_main(main and any(cache.is_outdated(extract) for cache in caches))
     if not is_outdated and not sum(map(len, _missing(caches, accelerator)[1])):
         console.print(f"feature cache: all {samples} samples are there", soft_wrap=True)
@@ -77,10 +88,14 @@ def fill_caches(
         accelerator.wait_for_everyone()  # until all have looked how full the disk is
         with Progress(console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task("computing features", total=sum(map(len, own)))
-            for cache, keys in zip(caches, own, strict=True):
-                for count in cache.fill(keys, extract, batch_size, workers):
-                    progress.advance(task, count)
+            for count in compute(own) if compute is not None else here(own):
+                progress.advance(task, count)
         accelerator.wait_for_everyone()
+
+
+def distinct(caches: Sequence[FeatureCache]) -> list[FeatureCache]:
+    """Caches without those that share another one's folder, and so its samples."""
+    return list({cache.folder: cache for cache in caches}.values())
 
 
 def _decided_by_main(decision: bool) -> bool:
