@@ -258,8 +258,8 @@ class SegmentationNode(LifecycleNode):
         else:
             try:
                 self._take_models()
-            except ParameterError as problem:
-                self._give_up(str(problem))
+            except Exception as problem:  # as in a transition: it must not stay active and publish nothing
+                self._give_up(describe_error(problem))
 
     def _take_models(self) -> None:
         """Publish once the bundles are read, and segment once the models are there."""
