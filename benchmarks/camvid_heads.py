@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, help="what every row reads: block 7 of the ViT of camvid_vit")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--lr", type=float, default=1e-3, help="largest learning rate")
     parser.add_argument("--crop", type=int, nargs=2, default=[224, 320], help="height and width of the training crops")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one thread each")
     parser.add_argument("--views", type=int, default=8, help="cached views of each image; 0: compute features anew")
@@ -144,6 +145,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> None:
         *("camvid", "--output", str(output), "--seed", str(seed), "--data.root", options.data),
         *("--backbone.source", str(options.backbone), "--backbone.storage", "embedded"),
         *("--epochs", "None", "--iterations", str(options.iterations), "--evaluate_every", "1000"),
+        *("--optimizer.lr", str(options.lr)),
         *("--augmentation.crop", *map(str, options.crop), "--cache.views", str(options.views), "--cache.seed", "0"),
         *chosen_row(name, options).arguments(),
     ]
