@@ -32,7 +32,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from dinov3_seg_ros import scenes  # noqa: E402
-from dinov3_seg_ros.ros.messages import fill_image  # noqa: E402
+from dinov3_seg_ros.ros.cameras.messages import fill_image  # noqa: E402
 from dinov3_seg_ros.ros.transport import PROFILE_VARIABLES, configure_transport, keep_freed_memory  # noqa: E402
 from dinov3_seg_ros.support.timing import summarise_ms  # noqa: E402
 

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS
-from dinov3_seg_ros.ros.messages import fill_image
+from dinov3_seg_ros.ros.cameras.messages import fill_image
 
 HEIGHT, WIDTH = 48, 64
 

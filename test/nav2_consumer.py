@@ -14,8 +14,8 @@ from rclpy.qos import qos_profile_sensor_data
 from ros_graph import Graph
 from sensor_msgs.msg import Image
 
+from dinov3_seg_ros.ros.cameras.ports import LabelInfo
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS
-from dinov3_seg_ros.ros.ports import LabelInfo
 
 UNLABELLED = 255
 

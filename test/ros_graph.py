@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 
-from dinov3_seg_ros.ros.messages import fill_image
+from dinov3_seg_ros.ros.cameras.messages import fill_image
 from dinov3_seg_ros.ros.transport import configure_transport, profile_variable
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.ros.cameras.camera_info import check_camera_info, fill_camera_info
 from dinov3_seg_ros.support.errors import MessageError
 
 

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
-from dinov3_seg_ros.ros.camera_watch import CameraWatch
-from dinov3_seg_ros.ros.fault_log import FaultLog
-from dinov3_seg_ros.ros.silence import Silence
+from dinov3_seg_ros.ros.cameras.watch import CameraWatch
+from dinov3_seg_ros.ros.endpoints.silence import Silence
+from dinov3_seg_ros.ros.health.camera_statistics import CameraStatistics
+from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
 pytestmark = pytest.mark.ros
 
@@ -53,7 +53,7 @@ class Cameras:
 @pytest.fixture
 def camera(monkeypatch):
     camera = Cameras()
-    for module in ("ros.camera_statistics", "ros.camera_watch", "ros.fault_log", "support.timing"):
+    for module in ("ros.health.camera_statistics", "ros.cameras.watch", "ros.health.fault_log", "support.timing"):
         monkeypatch.setattr(f"dinov3_seg_ros.{module}.time", camera)
     return camera
 

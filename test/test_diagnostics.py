@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.ros.camera_statistics import REPLACED, UNWANTED, CameraStatistics
-from dinov3_seg_ros.ros.diagnostics import camera_status, node_status, stages_of
+from dinov3_seg_ros.ros.health.camera_statistics import REPLACED, UNWANTED, CameraStatistics
+from dinov3_seg_ros.ros.health.diagnostics import camera_status, node_status, stages_of
 from dinov3_seg_ros.support.timing import Rate
 
 pytestmark = pytest.mark.ros
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("dinov3_seg_ros.ros.camera_statistics.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.ros.health.camera_statistics.time", clock)
     monkeypatch.setattr("dinov3_seg_ros.support.timing.time", clock)
     return clock
 

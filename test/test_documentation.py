@@ -264,7 +264,7 @@ def test_every_launch_argument_and_parameter_exists():
 
 
 def test_every_output_topic_is_one_of_the_nodes():
-    ports = (ROOT / "dinov3_seg_ros/ros/ports.py").read_text()
+    ports = (ROOT / "dinov3_seg_ros/ros/cameras/ports.py").read_text()
     table = re.findall(r"^\| `segmentation/([\w/]+)` \|", (ROOT / "docs/node.md").read_text(), re.MULTILINE)
     assert len(table) >= 7
     assert all(f'"{topic}"' in ports for topic in table)

@@ -128,7 +128,7 @@ def test_the_subscriber_prints_the_shares_of_each_mask(tmp_path):
     from sensor_msgs.msg import Image
     from std_msgs.msg import Header
 
-    from dinov3_seg_ros.ros.messages import fill_image
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
 
     with contextlib.closing(Graph(tmp_path)) as graph:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(graph.domain), "PYTHONUNBUFFERED": "1"}

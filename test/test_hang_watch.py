@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.ros.fault_log import FaultLog
-from dinov3_seg_ros.ros.hang_watch import HangWatch
-from dinov3_seg_ros.ros.worker import Pace
+from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
+from dinov3_seg_ros.ros.cameras.worker import Pace
+from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
 pytestmark = pytest.mark.ros
 

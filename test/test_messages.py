@@ -11,7 +11,7 @@ import pytest
 from test_encodings import HEIGHT, WIDTH, smooth_rgb
 
 from dinov3_seg_ros.frames.encodings import mask_encoding
-from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
+from dinov3_seg_ros.ros.cameras.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
 from dinov3_seg_ros.support.errors import MessageError
 
 

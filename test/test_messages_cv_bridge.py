@@ -16,7 +16,7 @@ from test_encodings import HEIGHT, WIDTH
 from test_messages import message_of
 
 from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS
-from dinov3_seg_ros.ros.messages import read_image
+from dinov3_seg_ros.ros.cameras.messages import read_image
 
 PYTHON = os.environ.get("CV_BRIDGE_PYTHON", "/usr/bin/python3")
 ORACLE = Path(__file__).with_name("cv_bridge_oracle.py")

@@ -8,7 +8,7 @@ import pytest
 
 from dinov3_seg_ros.bundle import loading
 from dinov3_seg_ros.options import NodeOptions
-from dinov3_seg_ros.ros.models import Models
+from dinov3_seg_ros.ros.model_loader import Models
 from dinov3_seg_ros.support.files import sha256_of_file
 
 

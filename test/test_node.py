@@ -297,7 +297,7 @@ def test_a_signal_while_models_load_ends_the_process_with_code_zero(graph, tmp_p
 
 def test_a_failing_callback_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
     broken = (
-        "import dinov3_seg_ros.node as node; from dinov3_seg_ros.ros.frame_loop import FrameLoop; "
+        "import dinov3_seg_ros.node as node; from dinov3_seg_ros.ros.cameras.frame_loop import FrameLoop; "
         "FrameLoop._receive = lambda *_: 1 / 0; node.main()"
     )
     node = graph.start_node(program=("-c", broken), bundle=bundle.path)

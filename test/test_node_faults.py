@@ -19,7 +19,8 @@ from rclpy.parameter import Parameter
 from ros_graph import Graph
 
 from dinov3_seg_ros.bundle.loading import load_bundle
-from dinov3_seg_ros.ros import lifecycle, models
+from dinov3_seg_ros.ros import lifecycle
+from dinov3_seg_ros.ros import model_loader as models
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.support.errors import RuntimeFailedError
@@ -124,7 +125,7 @@ def test_a_camera_counts_as_silent_from_its_subscription_on(bundle, tmp_path, mo
         assert node._loop.reports() == {}, "the models are still being loaded"
         much_later = time.monotonic() + 60.0
         clock = SimpleNamespace(monotonic=lambda: much_later)
-        monkeypatch.setattr("dinov3_seg_ros.ros.camera_statistics.time", clock)
+        monkeypatch.setattr("dinov3_seg_ros.ros.health.camera_statistics.time", clock)
         node._loop.use(segmenter)
         assert node._loop.reports()[""].message == "0.0 of 0.0 frames per second segmented"
         assert node._loop.statistics[""].silence_s() == 0.0

@@ -135,8 +135,8 @@ def imported_of(libraries, statement):
 
 def test_importing_the_robots_side_imports_neither_torch_nor_training():
     modules = [
-        "bundle.loading", "bundle.exports", "decode", "doctor", "frames.overlay", "options", "ros.messages",
-        "ros.transport", "ros.worker", "runtimes.choice", "segmenter",
+        "bundle.loading", "bundle.exports", "decode", "doctor", "frames.overlay", "options", "ros.cameras.messages",
+        "ros.transport", "ros.cameras.worker", "runtimes.choice", "segmenter",
     ]  # fmt: skip
     libraries = ["torch", "transformers", "training", "matplotlib", "rclpy"]
     assert imported_of(libraries, f"import {', '.join(f'dinov3_seg_ros.{module}' for module in modules)}") == []

@@ -10,7 +10,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
-from dinov3_seg_ros.ros.silence import explain_silence
+from dinov3_seg_ros.ros.endpoints.silence import explain_silence
 
 pytestmark = pytest.mark.ros
 

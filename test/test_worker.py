@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dinov3_seg_ros.ros.worker import LatestFrameWorker
+from dinov3_seg_ros.ros.cameras.worker import LatestFrameWorker
 
 
 class Gate:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dinov3_seg_ros import node
-from dinov3_seg_ros.ros import hang_watch
+from dinov3_seg_ros.ros.cameras import hang_watch
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ExportError

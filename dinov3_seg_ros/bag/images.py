@@ -13,6 +13,7 @@ import numpy as np
 
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
+from dinov3_seg_ros.ros.cameras.messages import read_compressed_image, read_image
 from dinov3_seg_ros.ros.endpoints.image_types import (
     COMPRESSED_IMAGE,
     IMAGE,
@@ -20,7 +21,6 @@ from dinov3_seg_ros.ros.endpoints.image_types import (
     decoded_topic,
     republish_command,
 )
-from dinov3_seg_ros.ros.messages import read_compressed_image, read_image
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from dinov3_seg_ros.benchmark.processor import peak_memory_mb
 from dinov3_seg_ros.benchmark.trial import Trial
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
-from dinov3_seg_ros.ros.diagnostics import stages_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
+from dinov3_seg_ros.ros.health.diagnostics import stages_of
 from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.support.errors import TransportError

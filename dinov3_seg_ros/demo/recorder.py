@@ -15,8 +15,8 @@ from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.overlay import to_bgr
+from dinov3_seg_ros.ros.cameras.messages import read_image
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
-from dinov3_seg_ros.ros.messages import read_image
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.timing import summarise_ms

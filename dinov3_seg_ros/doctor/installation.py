@@ -65,7 +65,7 @@ def ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{release('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
-    from dinov3_seg_ros.ros.ports import HAS_LABEL_INFO
+    from dinov3_seg_ros.ros.cameras.ports import HAS_LABEL_INFO
 
     if not HAS_LABEL_INFO:
         yield Finding(

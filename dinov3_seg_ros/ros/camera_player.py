@@ -13,8 +13,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from dinov3_seg_ros.frames.sources import Frame
+from dinov3_seg_ros.ros.cameras.messages import fill_image
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
-from dinov3_seg_ros.ros.messages import fill_image
 from dinov3_seg_ros.support.errors import TransportError
 
 _MATCHING_S = 1.0

@@ -9,9 +9,9 @@ from rclpy.clock import Clock
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
 from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros.cameras.ports import HeadOutput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 from dinov3_seg_ros.ros.parameters import NodeParameters
-from dinov3_seg_ros.ros.ports import HeadOutput
 from dinov3_seg_ros.ros.switches import Switches
 
 

@@ -12,15 +12,15 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.bond import Bond
-from dinov3_seg_ros.ros.camera_statistics import CameraStatistics
+from dinov3_seg_ros.ros.cameras.frame_loop import FrameLoop
+from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
 from dinov3_seg_ros.ros.compatibility import answer_transitions
-from dinov3_seg_ros.ros.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
-from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error, of_camera
-from dinov3_seg_ros.ros.frame_loop import FrameLoop
-from dinov3_seg_ros.ros.hang_watch import HangWatch
 from dinov3_seg_ros.ros.head_outputs import HeadOutputs
-from dinov3_seg_ros.ros.models import Models
+from dinov3_seg_ros.ros.health.camera_statistics import CameraStatistics
+from dinov3_seg_ros.ros.health.diagnostics import DiagnosticsPublisher, camera_status, node_status
+from dinov3_seg_ros.ros.health.fault_log import FaultLog, describe_error, of_camera
+from dinov3_seg_ros.ros.model_loader import Models
 from dinov3_seg_ros.ros.parameters import NodeParameters
 from dinov3_seg_ros.ros.recovery import Recovery, Step
 from dinov3_seg_ros.ros.switches import Switches

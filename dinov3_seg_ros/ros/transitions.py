@@ -11,7 +11,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.task import Future
 
-from dinov3_seg_ros.ros.fault_log import describe_error
+from dinov3_seg_ros.ros.health.fault_log import describe_error
 
 #: A transition callback of a lifecycle node.
 Callback = Callable[..., TransitionCallbackReturn]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dinov3_seg_ros.ros.fault_log import FaultLog
-from dinov3_seg_ros.ros.worker import Pace
+from dinov3_seg_ros.ros.cameras.worker import Pace
+from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
 #: A frame hangs when it takes longer than this, and this many times longer than the frame before.
 LIMIT_S, LIMIT_TIMES = 10.0, 5.0

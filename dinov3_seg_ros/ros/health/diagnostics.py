@@ -10,8 +10,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock
 from rclpy.node import Node
 
-from dinov3_seg_ros.ros.camera_statistics import CameraReport, Level
 from dinov3_seg_ros.ros.endpoints.distributions import ClockType
+from dinov3_seg_ros.ros.health.camera_statistics import CameraReport, Level
 
 _PERIOD_S = 1.0
 # The form in which `_latencies` writes.

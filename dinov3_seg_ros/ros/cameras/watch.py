@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dinov3_seg_ros.ros.camera_statistics import LOST, CameraStatistics, Fault, describe_loss
+from dinov3_seg_ros.ros.cameras.ports import CameraInput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
-from dinov3_seg_ros.ros.fault_log import FaultLog, of_camera
-from dinov3_seg_ros.ros.ports import CameraInput
+from dinov3_seg_ros.ros.health.camera_statistics import LOST, CameraStatistics, Fault, describe_loss
+from dinov3_seg_ros.ros.health.fault_log import FaultLog, of_camera
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
 
 _PERIOD_S = 0.5

@@ -13,7 +13,11 @@ from rclpy.clock import Clock
 
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions, parse_mask_size
-from dinov3_seg_ros.ros.camera_statistics import (
+from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
+from dinov3_seg_ros.ros.cameras.watch import CameraWatch
+from dinov3_seg_ros.ros.cameras.worker import LatestFrameWorker, Pace
+from dinov3_seg_ros.ros.endpoints.qos import Endpoints
+from dinov3_seg_ros.ros.health.camera_statistics import (
     LIMITED,
     LOADING,
     REPLACED,
@@ -23,12 +27,8 @@ from dinov3_seg_ros.ros.camera_statistics import (
     CameraReport,
     CameraStatistics,
 )
-from dinov3_seg_ros.ros.camera_watch import CameraWatch
-from dinov3_seg_ros.ros.endpoints.qos import Endpoints
-from dinov3_seg_ros.ros.fault_log import FaultLog, describe_error
-from dinov3_seg_ros.ros.ports import CameraInput, Frame, HeadOutput, Style
+from dinov3_seg_ros.ros.health.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.switches import Switches
-from dinov3_seg_ros.ros.worker import LatestFrameWorker, Pace
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter, StartedSegmentation
 from dinov3_seg_ros.support.errors import MessageError, RuntimeFailedError
 from dinov3_seg_ros.support.timing import RateLimit

@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import Any
 
-from dinov3_seg_ros.ros.camera_statistics import Fault
+from dinov3_seg_ros.ros.health.camera_statistics import Fault
 from dinov3_seg_ros.support.errors import SegmentationError
 
 _DROP_PERIOD_S = 5.0

@@ -14,13 +14,13 @@ from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, confid
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
 from dinov3_seg_ros.options import PublishOptions, ValueRange
-from dinov3_seg_ros.ros.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.ros.cameras.camera_info import check_camera_info, fill_camera_info
+from dinov3_seg_ros.ros.cameras.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
 from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
 from dinov3_seg_ros.ros.endpoints.publishers import type_name
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.endpoints.sequence import SequenceGaps
-from dinov3_seg_ros.ros.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
-from dinov3_seg_ros.ros.silence import Silence, explain_silence
+from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_silence
 from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.timing import StageTimes
 

@@ -1,0 +1,1 @@
+"""How well the node and its cameras do, on /diagnostics and on the terminal."""
