@@ -341,11 +341,14 @@ def test_feature_caches_are_computed_in_partitions_and_used(tmp_path, here, monk
 def ray_here():
     """Ray on this machine, for all tests of this module; it leaves nothing behind."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    sessions = set(Path(tempfile.gettempdir()).glob("*ray*"))
-    with open_cluster("auto", 2, 1) as cluster:
-        yield cluster
-    remove_dead_sessions()  # of a command that was killed
-    assert set(Path(tempfile.gettempdir()).glob("*ray*")) <= sessions
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        with open_cluster("auto", 2, 1) as cluster:
+            assert list(Path(folder).glob("*ray*"))
+            yield cluster
+        remove_dead_sessions()  # of a command that was killed
+        assert not list(Path(folder).glob("*ray*"))
 
 
 def workers() -> list[psutil.Process]:
@@ -378,7 +381,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(bundle, tmp_path, ray
 
 def test_a_killed_command_goes_on_where_it_was(bundle, tmp_path, ray_here, here):
     folder, output = write_images(tmp_path / "in", 90, (200, 300)), tmp_path / "many"
-    options = ["--cluster", "auto", "--processes", "2", "--partition", "5"]
+    options = ["--cluster", "auto", "--processes", "1", "--partition", "5"]
     line = [str(bundle.path), str(folder), "--output", str(output), "--threads", "1", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     running = subprocess.Popen([sys.executable, "-m", "training.predict", *line], cwd=ROOT, env=environment)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 THIS_MACHINE = "auto"
 #: Cores of one process, where nobody says otherwise.
 CORES_OF_A_PROCESS = 4
-_SESSION_PREFIX = "dinov3_seg_ros-ray-"
+_SESSION_PREFIX = "dinov3-ray-"
 # The least that Ray takes.
 _OBJECT_STORE_BYTES = 100 << 20
 # A socket's path has at most 107 bytes, and Ray adds up to 65.
