@@ -45,7 +45,7 @@ test-jazzy: ## Run the ROS tests on Jazzy's wheels
 	.venv-jazzy/bin/$(PYTEST) -m ros $(ARGS)
 
 test-lowest: ## Run the tests with the lowest versions that setup.py allows
-	@$(PYTHON) tools/environment.py .venv-lowest train parquet cpu bag test test-torch cv-headless ros-kilted \
+	@$(PYTHON) tools/environment.py .venv-lowest train parquet cluster cpu bag test test-torch cv-headless ros-kilted \
 		--constraints constraints-lowest.txt
 	.venv-lowest/bin/$(PYTEST) $(ARGS)
 

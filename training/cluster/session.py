@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 THIS_MACHINE = "auto"
 #: Cores of one process, where nobody says otherwise.
 CORES_OF_A_PROCESS = 4
+# From where the processes import this project.
+_ROOT = Path(__file__).resolve().parents[2]
 _SESSION_PREFIX = "dinov3-ray-"
 # The least that Ray takes.
 _OBJECT_STORE_BYTES = 100 << 20
@@ -137,7 +139,8 @@ class Cluster:
                     raise ClusterError(f"a worker on {row['host']} cannot go on: {row['error']}")
                 yield str(row["result"])
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise ClusterError(f"the cluster failed: {error}; go on with --resume") from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ClusterError(f"the cluster failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 class _Actor:
@@ -187,7 +190,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
         yield Cluster(ray, is_own)
         return
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails raises an exception
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cores = max(_cores_here(), (processes or 1) * (threads or 1))
@@ -216,6 +219,13 @@ def _silent() -> Iterator[None]:
             os.close(saved)
 
 
+def _set_variable(name: str, value: str | None) -> None:
+    """Set a variable of the environment; None removes it."""
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+
+
 def _cores_here() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -241,9 +251,13 @@ def _at(address: str) -> dict[str, Any]:
 def _of_this_machine(stack: contextlib.ExitStack, cores: int) -> dict[str, Any]:
     """How Ray is started here: with a folder and a secret of its own, which end with ``stack``."""
     folder = _session_folder(stack)
+    # Ray passes on our working folder, but not what else is in sys.path.
+    patch = {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
     if "RAY_AUTH_TOKEN" not in os.environ:  # else Ray would put a secret into the user's home
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
+        patch["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in patch.items():
+        stack.callback(_set_variable, name, os.environ.get(name))
+        os.environ[name] = value
     return {
         "address": "local",
         "num_cpus": cores,
