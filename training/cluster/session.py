@@ -11,9 +11,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -202,6 +204,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
             what = "started on this machine" if is_own else f"reached at {address}"
             raise ClusterError(f"Ray cannot be {what}: {error}") from error
         stack.callback(ray.shutdown)
+        _end_on_sigterm(stack)
         yield Cluster(ray, is_own)
 
 
@@ -224,6 +227,13 @@ def _set_variable(name: str, value: str | None) -> None:
     os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = value
+
+
+def _end_on_sigterm(stack: contextlib.ExitStack) -> None:
+    """Take SIGTERM, which schedulers send, for Ctrl-C until ``stack`` ends; Ray's own handler aborts the process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
 
 
 def _cores_here() -> int:
