@@ -31,7 +31,6 @@ from training.data.published.camvid import CamVidData  # noqa: E402
 from training.evaluation.bootstrap import Ratios, draw_images  # noqa: E402
 
 DRAWS = 1000
-VIEWS = ["--inference.flip", "True", "--inference.scales", "0.75", "1.0", "1.25"]
 
 
 def run(module: str, *words: object) -> None:
@@ -101,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of teachers and students")
     parser.add_argument("--share", type=float, default=0.5, help="of labelled images among the students' samples")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the teacher's confidence")
+    parser.add_argument("--scales", nargs="+", default=["0.75", "1.0", "1.25"], help="of the teachers' views")
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipes, at the end")
     options = parser.parse_args()
@@ -116,7 +116,8 @@ def main() -> None:
             path for path in (Path(options.data) / "train" / "images", Path(options.data) / "train") if path.is_dir()
         )
         words = [images, "--bundle", *teachers, "--labelled", labelled_folder(options), "--output", pseudo]
-        run("training.distill", *words, "--threshold", options.threshold, *VIEWS)
+        views = ["--inference.flip", "True", "--inference.scales", *options.scales]
+        run("training.distill", *words, "--threshold", options.threshold, *views)
     added = ["--pseudo_labels.root", pseudo, "--pseudo_labels.labelled_share", options.share]
     taught = [train(options.recipe, options.output / f"taught-{seed}", seed, options, *added) for seed in options.seeds]
     scores = [[ratios_of(bundle, options.data) for bundle in own] for own in (alone, taught)]

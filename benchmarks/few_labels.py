@@ -1,12 +1,19 @@
 """Measures how few labels are enough: mIoU against the number of labelled images, for each strategy of training.select.
 
-    python benchmarks/few_labels.py CAMVID [--recipe camvid_few_shot] [--backbone SOURCE --layers 1 2 3]
+    python benchmarks/few_labels.py CAMVID --recipe benchmarks/few_labels_camvid.yaml --probe
+    python benchmarks/few_labels.py DHCN/train --recipe benchmarks/few_labels_dhcn.yaml --probe
 
-Every strategy starts without labels. In each round it chooses the next images, with the head that it has trained so
-far, and trains a new head on all that it has chosen; for the first images there is no head, and `coverage` chooses for
-the strategies that need one. `random` draws other images each time. The backbone is frozen: the features of augmented
-views of all training images are computed once, and all trainings read them. A training takes the same steps whatever
-the number of images.
+Every strategy starts without labels. In each round it chooses the next images, with the head that it has fitted so far,
+and fits a new head to all that it has chosen; for the first images there is no head, and `typical` chooses for the
+strategies that need one. `random` draws other images each time. Each run chooses from three quarters of the training
+images, drawn by its seed: otherwise all runs of a strategy without chance would be one.
+
+The backbone is frozen. `--probe` fits a linear head to the features of the images as they are, by L-BFGS: seconds, and
+no chance beyond the choice of images. Without it the recipe's head is trained on augmented views, whose features are
+computed once, for the same number of steps whatever the number of images; the chance in it adds to that of the choice.
+
+mIoU is over the classes that the validation images show. Of an image in several versions, as Roboflow exports them, the
+first counts alone.
 
 Each round is a file in the output folder, and is not repeated; so a run that was stopped goes on. The table at the end
 says, for the mIoU that random images reach, how many labels each strategy needs (interpolated between the rounds, in
@@ -25,8 +32,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -39,22 +48,29 @@ sys.path.insert(0, str(ROOT))
 
 from dinov3_seg_ros import decode  # noqa: E402
 from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place  # noqa: E402
+from dinov3_seg_ros.model.heads.linear import LinearHead  # noqa: E402
 from dinov3_seg_ros.support.files import replacing_file, write_json  # noqa: E402
 from training.data import SegmentationDataset  # noqa: E402
+from training.data.grouping import source_of  # noqa: E402
+from training.data.labelled_images import LabelledImages  # noqa: E402
 from training.evaluation.bootstrap import Ratios, draw_images  # noqa: E402
 from training.loop.bundle_writer import BundleWriter  # noqa: E402
 from training.loop.model import SegmentationModel, make_backbone, make_head  # noqa: E402
 from training.loop.parts import make_cache, make_loss, pixel_counter  # noqa: E402
+from training.losses import balanced_weights  # noqa: E402
 from training.recipes.loading import load_recipe  # noqa: E402
 from training.recipes.resolve import resolve  # noqa: E402
 from training.samples.cache_filling import fill_caches  # noqa: E402
 from training.support.processes import make_accelerator  # noqa: E402
 from training.support.randomness import Purpose, generator, seed_torch  # noqa: E402
-from training.unlabelled.description import describe, make_pool  # noqa: E402
+from training.unlabelled.description import Pool, describe, make_pool  # noqa: E402
 from training.unlabelled.network import Look, without_padding  # noqa: E402
-from training.unlabelled.strategies import COVERAGE, STRATEGIES, choose  # noqa: E402
+from training.unlabelled.strategies import STRATEGIES, TYPICAL, choose  # noqa: E402
 
 DRAWS = 1000
+# Each run chooses from another share of the images, so that the runs of a strategy without chance differ as well.
+PRESENT = 0.75
+PROBE_STEPS, PROBE_DECAY = 40, 1e-2
 RANDOM = "random"
 
 
@@ -74,6 +90,15 @@ class Round(NamedTuple):
     union: np.ndarray
 
 
+def one_version(data: SegmentationDataset) -> SegmentationDataset:
+    """Keep the first of the versions that an export made of each image: nobody labels an image twice."""
+    if isinstance(data, LabelledImages):
+        names = [source_of(sample.image.with_suffix("").as_posix()) for sample in data.samples]
+        first = {name: index for index, name in reversed(list(enumerate(names)))}
+        data.samples = [data.samples[index] for index in sorted(first.values())]
+    return data
+
+
 class Bench:
     """Data, features and trainings of the heads."""
 
@@ -84,10 +109,12 @@ class Bench:
         if options.layers:
             overrides += ["--backbone.layers", *map(str, options.layers)]
         recipe = load_recipe(options.recipe, [*overrides, *options.set])
+        if getattr(recipe.data, "train_images", None) is not None:  # the pool is all of them
+            recipe = load_recipe(options.recipe, [*overrides, "--data.train_images", "None", *options.set])
         backbone = make_backbone(recipe.backbone)
         self.recipe = recipe = resolve(recipe, backbone)
         self.options, self.console = options, console
-        self.train, self.val = recipe.data.open("train"), recipe.data.open("val")
+        self.train, self.val = (one_version(recipe.data.open(split)) for split in ("train", "val"))
         self.classes = self.train.class_names
         mean, std = backbone.normalisation = recipe.input.normalisation
         head = make_head(recipe.head, backbone, len(self.classes))
@@ -101,10 +128,13 @@ class Bench:
             with torch.inference_mode(), accelerator.autocast():
                 return self.model.features(canvases)
 
-        fill_caches([self.cache], recipe.cache, extract, 8, 0, accelerator, console)
+        if not options.probe:
+            fill_caches([self.cache], recipe.cache, extract, 8, 0, accelerator, console)
         self.of_train = [self.see(self.train, index) for index in self._track(self.train, "training images")]
         self.of_val = [self.see(self.val, index) for index in self._track(self.val, "validation images")]
         self.truth = [self.val.mask(index) for index in range(len(self.val))]
+        if options.probe:
+            self.cells, self.cell_labels = self.all_cells()
 
     def _track(self, data: SegmentationDataset, what: str) -> Any:
         return track(range(len(data)), what, console=self.console, disable=not self.console.is_terminal)
@@ -124,12 +154,58 @@ class Bench:
     @torch.inference_mode()
     def logits(self, seen: Seen) -> Tensor:
         """Logits (1, K, h, w) of the present head."""
-        self.model.eval()
         return self.model([*seen.maps, *([seen.canvas] if self.model.head.reads_images else [])])
+
+    @torch.inference_mode()
+    def all_cells(self) -> tuple[Tensor, Tensor]:
+        """Features (N, cells, C) and labels (N, cells) of all training images, every second cell in height and width.
+
+        They are normalised by their mean and variance, and so is what the head sees from now on.
+        """
+        head, cells, labels = self.model.head, [], []
+        if not isinstance(head, LinearHead) or self.recipe.input.geometry != "stretch":
+            raise SystemExit("--probe needs a recipe with the head linear and the geometry stretch")
+        for index, seen in enumerate(self.of_train):
+            found = head.extract([each.float() for each in seen.maps])
+            height, width = found.shape[-2:]
+            mask = cv2.resize(self.train.mask(index), (width, height), interpolation=cv2.INTER_NEAREST)
+            cells.append(found[0, :, ::2, ::2].flatten(1).T)
+            labels.append(torch.from_numpy(mask.astype(np.int64))[::2, ::2].flatten())
+        every = torch.stack(cells)
+        mean, variance = every.mean((0, 1)), every.var((0, 1))
+        head.norm.running_mean, head.norm.running_var = mean, variance
+        return (every - mean) / (variance + head.norm.eps).sqrt(), torch.stack(labels)
+
+    def probe(self, indices: Sequence[int]) -> None:
+        """Fit the linear head to the cells of some training images, until it is as good as it gets: no chance in it."""
+        norm = self.model.head.norm
+        head = make_head(self.recipe.head, self.model.backbone, len(self.classes))
+        weights = balanced_weights(torch.from_numpy(self.pixels()[list(indices)].sum(0)))
+        cells = self.cells[list(indices)].flatten(0, 1)
+        labels = self.cell_labels[list(indices)].flatten()
+        weight = torch.zeros(cells.shape[1], len(self.classes), requires_grad=True)
+        bias = torch.zeros(len(self.classes), requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+        def objective() -> Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(cells @ weight + bias, labels, weights, ignore_index=self.train.ignore_value)
+            value = value + PROBE_DECAY * weight.square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(objective)
+        head.norm = norm
+        head.classifier.weight.data = weight.detach().T[:, :, None, None].contiguous()
+        head.classifier.bias.data = bias.detach()
+        self.model.head = head
+        self.model.eval()
 
     def fit(self, indices: Sequence[int], seed: int) -> None:
         """Train a new head on some training images."""
         recipe, options = self.recipe, self.options
+        if options.probe:
+            return self.probe(indices)
         seed_torch(Purpose.INITIAL_WEIGHTS, seed)
         self.model.head = head = make_head(recipe.head, self.model.backbone, len(self.classes))
         loss = make_loss(recipe, len(self.classes), lambda: self.pixels()[list(indices)])
@@ -151,10 +227,12 @@ class Bench:
                 torch.nn.utils.clip_grad_norm_(head.parameters(), recipe.optimizer.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
+        self.model.eval()
 
     def score(self) -> tuple[np.ndarray, np.ndarray]:
         """Correct pixels and unions of the present head, (validation images, classes) each."""
         correct, union = (np.zeros((len(self.truth), len(self.classes)), np.int64) for _ in range(2))
+        present = np.zeros(len(self.classes), bool)
         for row, (seen, truth) in enumerate(zip(self.of_val, self.truth, strict=True)):
             logits = self.logits(seen).float().numpy()
             window = seen.placement.window(logits.shape[-2:])
@@ -165,23 +243,35 @@ class Bench:
                 for ids in (truth[valid & (truth == predicted)], truth[valid], predicted[valid])
             )
             correct[row], union[row] = hits, true + found - hits
+            present |= true > 0
+        # Of a class that no validation image shows, only errors count; who labels it would lose by it.
+        union[:, ~present] = 0
         return correct, union
 
     def choose(self, strategy: str, labelled: Sequence[int], count: int, seed: int) -> list[int]:
         """The images that a strategy adds; with the present head, if it needs one."""
         if STRATEGIES[strategy].needs_head and not labelled:
-            strategy = COVERAGE
+            strategy = TYPICAL
         with_head = STRATEGIES[strategy].needs_head
-        looks = []
-        for seen in self.of_train:
-            maps = [without_padding(m, seen.placement.window(tuple(m.shape[-2:]))) for m in seen.maps]
-            logits = None
-            if with_head:
-                found = self.logits(seen)
-                logits = without_padding(found, seen.placement.window(tuple(found.shape[-2:])))
-            looks.append(describe(Look(maps, logits)))
-        pool = make_pool(looks, np.isin(np.arange(len(looks)), labelled), self.classes)
-        return [choice.image for choice in choose(strategy, pool, count, seed)]
+        present = self.present(seed)
+        if strategy == RANDOM:
+            pool = Pool(np.zeros((len(present), 1), np.float32), np.isin(present, labelled))
+        else:
+            looks = [describe(self.look(self.of_train[index], with_head)) for index in present]
+            pool = make_pool(looks, np.isin(present, labelled), self.classes)
+        return [int(present[choice.image]) for choice in choose(strategy, pool, count, seed)]
+
+    def present(self, seed: int) -> np.ndarray:
+        """The training images that a run may choose from."""
+        order = generator(Purpose.SAMPLE_ORDER, seed, 1).permutation(len(self.train))
+        return np.sort(order[: round(PRESENT * len(order))])
+
+    def look(self, seen: Seen, with_head: bool) -> Look:
+        maps = [without_padding(m, seen.placement.window(tuple(m.shape[-2:]))) for m in seen.maps]
+        if not with_head:
+            return Look(maps)
+        found = self.logits(seen)
+        return Look(maps, without_padding(found, seen.placement.window(tuple(found.shape[-2:]))))
 
 
 def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
@@ -197,6 +287,7 @@ def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
             labelled = done["labelled"]
             bench.model.head = make_head(bench.recipe.head, bench.model.backbone, len(bench.classes))
             bench.model.head.load_weights(load_file(weights))
+            bench.model.eval()
             continue
         labelled = [*labelled, *bench.choose(strategy, labelled, count - len(labelled), seed)]
         bench.fit(labelled, seed)
@@ -319,6 +410,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="runs with random images")
     parser.add_argument("--runs", type=int, default=3, help="runs of each other strategy, with other seeds")
     parser.add_argument("--iterations", type=int, default=400, help="steps of each training")
+    parser.add_argument("--probe", action="store_true", help="fit a linear head by L-BFGS, without augmentation")
     parser.add_argument("--views", type=int, default=8, help="cached views of each training image")
     parser.add_argument("--output", type=Path, default=Path("runs/few_labels"))
     options = parser.parse_args()

@@ -18,7 +18,14 @@ from training.unlabelled.images import open_images
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import STRATEGIES, choose
 
-DIVERSE = ["class_coverage", "uncertain_k_center", "uncertain_clusters", "coverage", "typical", "k_center"]
+DIVERSE = [
+    "class_coverage",
+    "uncertain_k_center",
+    "uncertain_clusters",
+    "coverage",
+    "typical",
+    "k_center",
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +132,21 @@ def test_chosen_images_are_copied_with_reasons_and_a_sheet(bundle, tmp_path, cap
     assert "3 of 8 images chosen by class_coverage" in capsys.readouterr().out
 
 
-def test_a_backbone_alone_chooses_by_coverage(bundle, tmp_path, capsys):
+def test_masks_beside_images_are_never_chosen(tmp_path):
+    write_photos(tmp_path / "images", 4)
+    for image in (tmp_path / "images").rglob("*.jpg"):
+        mask = tmp_path / "masks" / image.relative_to(tmp_path / "images").with_suffix(".png")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((64, 96), 1, np.uint8)).save(mask)
+    names = {image.name for image in open_images(tmp_path).take()}
+    assert names == {"images/day/0.jpg", "images/day/1.jpg", "images/night/0.jpg", "images/night/1.jpg"}
+
+
+def test_a_backbone_alone_chooses_typical_images(bundle, tmp_path, capsys):
     write_photos(tmp_path / "photos", 4)
     words = [tmp_path / "photos", "--backbone", bundle.path / "backbone", "--network-size", 64, 96, "--count", 2]
     assert run(*words, "--output", tmp_path / "out") == 0
-    assert selection(tmp_path / "out")["strategy"] == "coverage"
+    assert selection(tmp_path / "out")["strategy"] == "typical"
     assert run(*words, "--strategy", "margin", "--output", tmp_path / "other") == 1
     assert "needs a bundle" in capsys.readouterr().err
     assert run(*words, "--strategy", "k_centre", "--output", tmp_path / "other") == 1

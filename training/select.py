@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--strategy",
         default=AUTO,
         metavar="NAME",
-        help=f"{AUTO} (class_coverage with a bundle, else coverage), {', '.join(STRATEGIES)}",
+        help=f"{AUTO} (class_coverage with a bundle, else typical), {', '.join(STRATEGIES)}",
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of random numbers (default: 0)")
     parser.add_argument(

@@ -51,8 +51,9 @@ def _cell(thumbnail: np.ndarray, lines: tuple[str, ...]) -> np.ndarray:
     top, left = _CELL_HEIGHT - thumbnail.shape[0], (_CELL_WIDTH - thumbnail.shape[1]) // 2
     cell[top : top + thumbnail.shape[0], left : left + thumbnail.shape[1]] = thumbnail
     for number, line in enumerate(lines):
-        # The end of a path tells more than its beginning.
-        shown = line if len(line) <= _LETTERS else f"...{line[3 - _LETTERS :]}"
+        # The middle of a long name tells least: a rank or a frame's number is before it, a suffix behind.
+        half = (_LETTERS - 3) // 2
+        shown = line if len(line) <= _LETTERS else f"{line[: _LETTERS - 3 - half]}...{line[-half:]}"
         place = (2, _CELL_HEIGHT + _LINE * (number + 1))
         cv2.putText(cell, shown, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
     return cell

@@ -22,6 +22,7 @@ from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUna
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.installation import how_to_install
 from training.support.output import writing
+from training.unlabelled.labelled import label_files
 
 _RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")
 
@@ -77,6 +78,8 @@ def open_images(
 ) -> UnlabelledImages:
     """Find the images of a folder (and of its subfolders), of one file, or of a recording.
 
+    Masks of a labelled folder are no images, though they look like them.
+
     Args:
         source: folder or file of images, or a rosbag2.
         value_range: which values of 16-bit images are black and white.
@@ -90,7 +93,9 @@ def open_images(
     if is_recording(path):
         return RecordedImages(path, value_range, topics, every)
     if path.is_dir():
-        return ImageFiles(find_images(path, recursive=True), path, value_range)
+        labels = label_files(path)
+        found = [image for image in find_images(path, recursive=True) if image.resolve() not in labels]
+        return ImageFiles(found, path, value_range)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles([path], path.parent, value_range)
     raise DatasetError(f"'{source}' is no folder of images, image or recording (rosbag2); give one of these")

@@ -57,5 +57,15 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
     return found
 
 
+def label_files(folder: Path) -> set[Path]:
+    """The files below a folder that hold the labels of others, such as masks; none where no format knows the folder."""
+    tree = Tree(folder)
+    try:
+        samples = detect(tree)[0].open(tree, NO_PATTERNS).all_samples()
+    except DatasetError:
+        return set()
+    return {sample.labels.resolve() for sample in samples if sample.labels != sample.image}
+
+
 def _digest(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()

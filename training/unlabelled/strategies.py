@@ -15,9 +15,9 @@ from training.unlabelled.clusters import k_means, squared_distances
 from training.unlabelled.coverage import Coverage
 from training.unlabelled.description import Pool
 
-#: Stands for `CLASS_COVERAGE` with a head, and for `COVERAGE` without one.
+#: Stands for `CLASS_COVERAGE` with a head, and for `TYPICAL` without one: the best of what docs/few_labels.md compares.
 AUTO = "auto"
-CLASS_COVERAGE, COVERAGE = "class_coverage", "coverage"
+CLASS_COVERAGE, TYPICAL = "class_coverage", "typical"
 
 # Of Guy Hacohen et al. (see `typical`).
 _NEIGHBOURS = 20
@@ -78,7 +78,7 @@ def resolved(strategy: str, has_head: bool) -> str:
         ParameterError: there is no such strategy, or it needs a head.
     """
     if strategy == AUTO:
-        return CLASS_COVERAGE if has_head else COVERAGE
+        return CLASS_COVERAGE if has_head else TYPICAL
     if strategy not in STRATEGIES:
         raise ParameterError(
             f"there is no strategy '{strategy}'{nearest(strategy, STRATEGIES)}; they are: {AUTO}, "
@@ -192,7 +192,7 @@ def _coverage(pool: Pool, count: int, _random: np.random.Generator) -> list[Choi
         pool.features[None], np.where(pool.labelled, 0.0, 1 / max(len(pool.candidates), 1))[None], np.ones((1, number))
     )
     found = coverage.choose(pool.candidates, np.flatnonzero(pool.labelled), count)
-    return [Choice(index, float(gains.sum()), "like many images that are not labelled yet") for index, gains in found]
+    return [Choice(index, float(gains.sum()), "like many unlabelled images") for index, gains in found]
 
 
 def _class_coverage(pool: Pool, count: int, _random: np.random.Generator) -> list[Choice]:
@@ -259,8 +259,8 @@ STRATEGIES: dict[str, Strategy] = {
     "uncertain_clusters": Strategy(_uncertain_clusters, needs_head=True),
     "margin": Strategy(_margin, needs_head=True),
     "entropy": Strategy(_entropy, needs_head=True),
-    COVERAGE: Strategy(_coverage, needs_head=False),
-    "typical": Strategy(_typical, needs_head=False),
+    "coverage": Strategy(_coverage, needs_head=False),
+    TYPICAL: Strategy(_typical, needs_head=False),
     "k_center": Strategy(_k_center, needs_head=False),
     "random": Strategy(_random, needs_head=False),
 }
