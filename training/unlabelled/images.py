@@ -22,7 +22,7 @@ from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUna
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.installation import how_to_install
 from training.support.output import writing
-from training.unlabelled.labelled import label_files
+from training.unlabelled.labelled import mask_files
 
 _RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")
 
@@ -93,8 +93,8 @@ def open_images(
     if is_recording(path):
         return RecordedImages(path, value_range, topics, every)
     if path.is_dir():
-        labels = label_files(path)
-        found = [image for image in find_images(path, recursive=True) if image.resolve() not in labels]
+        masks = mask_files(path)
+        found = [image for image in find_images(path, recursive=True) if image.resolve() not in masks]
         return ImageFiles(found, path, value_range)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles([path], path.parent, value_range)

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dinov3_seg_ros.frames.image_files import ImageSource, read_image
-from dinov3_seg_ros.frames.sources import find_images
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.formats import detect
 from training.data.reading.protocol import NO_PATTERNS
 from training.data.reading.tree import Tree
+
+# Pillow's modes of images with one value for each pixel.
+_MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
 @dataclass
@@ -57,14 +61,27 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
     return found
 
 
-def label_files(folder: Path) -> set[Path]:
-    """The files below a folder that hold the labels of others, such as masks; none where no format knows the folder."""
+def mask_files(folder: Path) -> set[Path]:
+    """The files below a folder that are masks of others; none where no format knows the folder.
+
+    A colour picture is no mask here: without a look at all of its colours it could be a second photo of the same name.
+    """
     tree = Tree(folder)
     try:
         samples = detect(tree)[0].open(tree, NO_PATTERNS).all_samples()
     except DatasetError:
         return set()
-    return {sample.labels.resolve() for sample in samples if sample.labels != sample.image}
+    labels = {sample.labels for sample in samples if sample.labels != sample.image}
+    return {path.resolve() for path in labels if path.suffix.lower() in IMAGE_SUFFIXES and _is_mask(path)}
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether an image file has one value for each pixel."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in _MASK_MODES
+    except OSError:  # whoever reads it says what is wrong with it
+        return False
 
 
 def _digest(pixels: np.ndarray) -> bytes:
