@@ -16,7 +16,7 @@ from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.support.command_line import CommandParser, run_command
 from dinov3_seg_ros.support.files import write_json
 from training.reports.model_card import card, describe
-from training.support.output import writing
+from training.support.writing import writing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from training.evaluate import EvaluationSettings, find_settings, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.overrides import SettingsParser
 from training.reports.pictures import percent
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 
 def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: Console) -> Bundle:

@@ -20,7 +20,7 @@ from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.model.heads import Head, build_head
 from dinov3_seg_ros.support.errors import ExportError, HeadError
 from dinov3_seg_ros.support.files import sha256_of_file
-from training.support.output import save_with_torch
+from training.support.writing import save_with_torch
 
 #: Paths in the folder dinov3_toolkit/head_segmentation of dinov3_ros.
 WEIGHTS_FILE, CLASS_NAMES_FILE = "weights/model.pth", "class_names.txt"

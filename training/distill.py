@@ -31,8 +31,8 @@ from dinov3_seg_ros.support.files import replacing_file, write_json
 from training.data.pseudo_labels import IMAGES, MASKS, PSEUDO_FILE
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
-from training.support.output import check_free, writing
 from training.support.section import Section
+from training.support.writing import check_free, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled

@@ -36,8 +36,8 @@ from training.recipes.loading import load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.reports.pictures import percent
-from training.support.output import check_free, writing
 from training.support.section import Section
+from training.support.writing import check_free, writing
 
 #: Of image files, which do not say when they were taken.
 FRAMES_PER_SECOND = 10.0

@@ -15,7 +15,7 @@ from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.support.command_line import CommandParser, run_command
 from dinov3_seg_ros.support.files import replacing_folder
 from training.dinov3_ros import write_plugin
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 Writer = Callable[[Manifest, Head, Path], list[str]]
 

@@ -27,8 +27,8 @@ from training.data.labelled_folder import AutoData, FolderData, LabelledFolderDa
 from training.data.labelled_images import LabelledImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
-from training.support.output import check_free, writing
 from training.support.section import Section
+from training.support.writing import check_free, writing
 
 
 class MaskSettings(Section):

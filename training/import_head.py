@@ -22,7 +22,7 @@ from dinov3_seg_ros.support.command_line import CommandParser, run_command, whol
 from dinov3_seg_ros.support.errors import HeadError
 from training import dinov3_ros
 from training.recipes.resolve import lasting
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 _DEFAULT_BACKBONE = "facebook/dinov3-vits16plus-pretrain-lvd1689m"
 _LICENCES = (

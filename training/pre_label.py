@@ -32,8 +32,8 @@ from training.data.writing.protocol import IGNORED_LABEL, IMAGES, ShapeKind
 from training.data.writing.regions import find_regions
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
-from training.support.output import check_free, writing
 from training.support.section import Section
+from training.support.writing import check_free, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.teacher import Teacher

@@ -46,7 +46,7 @@ from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.reports.video import new_video
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 
 def predict(

@@ -32,7 +32,7 @@ from dinov3_seg_ros.support.command_line import (
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 from training.unlabelled.arguments import add_image_arguments, open_from
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages

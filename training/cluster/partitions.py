@@ -27,7 +27,7 @@ from typing import Any
 
 from dinov3_seg_ros.support.errors import ClusterError, OutputError
 from dinov3_seg_ros.support.files import locked, replacing_file, sha256_of_file, write_json
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 FOLDER, RUN_FILE, MANIFEST_FILE, JOINED_FILE = "partitions", "run.json", "manifest.json", "manifest.jsonl"
 #: A partition at which so many processes died is not tried again.

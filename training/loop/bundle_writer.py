@@ -26,7 +26,7 @@ from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from training.data import SegmentationDataset
 from training.loop.model import SegmentationModel
 from training.recipes.schema import Recipe
-from training.support.output import writing
+from training.support.writing import writing
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import replacing_file
-from training.support.output import save_with_torch
+from training.support.writing import save_with_torch
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dinov3_seg_ros.support.files import write_json
 from training.loop.trainer import Trainer
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
-from training.support.output import writing
 from training.support.processes import process_state
+from training.support.writing import writing
 
 #: The file of the summary, in the folder that holds those of the folds.
 SUMMARY_FILE = "folds.json"

@@ -23,7 +23,7 @@ from training.loop.tracking import Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
-from training.support.output import check_free, writing
+from training.support.writing import check_free, writing
 
 Record = dict[str, Any]
 

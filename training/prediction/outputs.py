@@ -13,7 +13,7 @@ from dinov3_seg_ros.segmenter import Segmentation
 from dinov3_seg_ros.support.files import replacing_file
 from training.prediction.settings import PredictionSettings
 from training.reports.video import Video
-from training.support.output import writing
+from training.support.writing import writing
 
 MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
 SUMMARY_FILE = "summary.json"

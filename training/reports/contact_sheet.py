@@ -10,7 +10,7 @@ import numpy as np
 
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.support.files import replacing_file
-from training.support.output import writing
+from training.support.writing import writing
 
 _COLUMNS = 4
 _CELL_HEIGHT, _CELL_WIDTH = 180, 240

@@ -20,7 +20,7 @@ from training.reports.pictures import (
     prediction_row,
     write_predictions,
 )
-from training.support.output import writing
+from training.support.writing import writing
 
 SCORES_FILE = "scores.json"
 TABLE_FILE = "scores.md"

@@ -11,7 +11,7 @@ import numpy as np
 
 from dinov3_seg_ros.frames.sources import video_rate
 from dinov3_seg_ros.support.files import replacing_file
-from training.support.output import writing
+from training.support.writing import writing
 
 
 class Video:

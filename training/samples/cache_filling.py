@@ -22,7 +22,7 @@ from dinov3_seg_ros.support.errors import RecipeError
 from dinov3_seg_ros.support.files import locked
 from training.samples.feature_cache import DISCARDED, KEY_FILE, KEY_LENGTH, CacheSettings, Extract, FeatureCache
 from training.samples.loader import Key
-from training.support.output import writing
+from training.support.writing import writing
 
 #: Computes the keys that each cache lacks; yields numbers of samples that were written.
 Compute: TypeAlias = Callable[[Sequence[Sequence[Key]]], Iterator[int]]

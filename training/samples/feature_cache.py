@@ -39,8 +39,8 @@ from torch.utils.data import Dataset
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from dinov3_seg_ros.support.files import replacing_file, write_json
 from training.samples.loader import AugmentedDataset, BatchLoader, Key
-from training.support.output import writing
 from training.support.section import Section
+from training.support.writing import writing
 
 #: From canvases (B, H, W, 3) uint8 RGB to the backbone's maps (B, C, h, w).
 Extract: TypeAlias = Callable[[Tensor], list[Tensor]]

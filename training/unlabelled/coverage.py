@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.unlabelled.clusters import squared_distances
+from training.unlabelled.k_means import squared_distances
 
 # Bounds the memory of the first round: images times candidates.
 _CELLS = 4_000_000

@@ -21,7 +21,7 @@ from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.installation import how_to_install
-from training.support.output import writing
+from training.support.writing import writing
 from training.unlabelled.labelled import mask_files
 
 _RECORDING_SUFFIXES = (".db3", ".mcap", ".bag")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dinov3_seg_ros.support.errors import ParameterError, nearest
-from training.unlabelled.clusters import k_means, squared_distances
 from training.unlabelled.coverage import Coverage
 from training.unlabelled.description import Pool
+from training.unlabelled.k_means import k_means, squared_distances
 
 #: Stands for `CLASS_COVERAGE` with a head, and for `TYPICAL` without one: the best of what docs/few_labels.md compares.
 AUTO = "auto"
