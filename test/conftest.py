@@ -75,13 +75,18 @@ def _compile_decode():
 
 
 @pytest.fixture(scope="session")
-def traced_once():
-    """Trace equal networks once; see `traced_once.TracesOnce`."""
+def _traces():
     import torch.onnx
     from traced_once import TracesOnce
 
+    return TracesOnce(torch.onnx.export)
+
+
+@pytest.fixture(scope="module")
+def traced_once(_traces):
+    """Trace equal networks once; see `traced_once.TracesOnce`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", TracesOnce(torch.onnx.export))
+        patch.setattr("torch.onnx.export", _traces)
         yield
 
 

@@ -178,7 +178,7 @@ def test_tables_without_pyarrow_say_what_to_install(tmp_path, monkeypatch):
     labelled_folders.build_huggingface_datasets(tmp_path)
     monkeypatch.setattr(tables, "pyarrow", None)
     with pytest.raises(
-        DatasetError, match=r"\.parquet can only be read with pyarrow: pip install 'dinov3_seg_ros\[parquet\]'"
+        DatasetError, match=r"\.parquet can only be read with pyarrow: pip install './src/dinov3_seg_ros\[parquet\]'"
     ):
         AutoData(root=str(tmp_path)).open("train")
 

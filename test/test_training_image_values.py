@@ -121,8 +121,9 @@ def test_a_bundle_keeps_a_range_that_its_recipe_chose(tmp_path, choice, kept):
 def test_other_commands_that_read_files_see_the_same(tmp_path):
     folder = write_folder(tmp_path, lambda pixels: in_bits(pixels, 12)) / "train" / "images"
     (folder / "a.png").rename(folder / "c.png")  # the bright one first, as in a stream
-    for frames in ([rgb for rgb, _ in open_source(str(folder))], [rgb for _, rgb in open_input(str(folder)).frames]):
+    own = open_input(str(folder)).source()
+    for frames in ([rgb for rgb, _ in open_source(str(folder))], [rgb for _, rgb in own.frames]):
         for image, value in zip(frames, (255, 40), strict=True):
             assert np.abs(image.astype(int) - picture(value)).max() <= 1
     Image.fromarray(picture(255)).save(folder / "b.png")
-    np.testing.assert_array_equal(next(open_input(str(folder), (64, 2000)).frames)[1], picture(255))
+    np.testing.assert_array_equal(next(open_input(str(folder), (64, 2000)).source().frames)[1], picture(255))

@@ -233,7 +233,11 @@ def open_checked(
 
 def _open(candidate: Candidate) -> OpenedRuntime:
     with runtime_failures(candidate.label):
-        return candidate.open()
+        try:
+            return candidate.open()
+        except SegmentationError as error:  # says already what is to blame
+            known = error
+    raise known
 
 
 def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions) -> str:

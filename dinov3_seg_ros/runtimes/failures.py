@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from dinov3_seg_ros.support.errors import RuntimeFailedError, SegmentationError
+from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError
 
 # What libraries say when there is no memory left: ONNX Runtime, PyTorch, CUDA.
 _OUT_OF_MEMORY = (
@@ -29,11 +29,12 @@ def runtime_failures(description: str) -> Iterator[None]:
 
     Raises:
         RuntimeFailedError: says what failed, and what may help.
-        SegmentationError: as it is; it says what is to blame.
+        ImageError, ParameterError: as they are; the input is to blame.
+        ExportError: as it is; the export is to blame.
     """
     try:
         yield
-    except SegmentationError:
+    except (ExportError, ImageError, ParameterError, RuntimeFailedError):
         raise
     except Exception as error:  # the libraries' errors have no common base but Exception
         reason = " ".join(str(error).split()) or type(error).__name__
