@@ -64,21 +64,24 @@ def test_nav2s_manager_manages_the_node_by_the_name_it_has():
 
 @pytest.mark.ros
 @pytest.mark.parametrize("namespace", ["", "/robot"])
-def test_nav2s_manager_finds_its_parameters_in_any_namespace(namespace):
+def test_nav2s_manager_finds_its_parameters_in_any_namespace(tmp_path, namespace):
     rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
+    from ros_graph import Graph  # it sets the transport up, which must come before the first node of a process
+
     file, context = str(resource_path("config/nav2_lifecycle_manager.yaml")), rclpy.Context()
-    rclpy.init(args=["--ros-args", "--params-file", file], context=context)
-    try:
-        manager = rclpy.create_node(
-            "lifecycle_manager_perception",
-            namespace=namespace,
-            context=context,
-            automatically_declare_parameters_from_overrides=True,
-        )
-        assert list(manager.get_parameter("node_names").value) == ["segmentation"]
-        manager.destroy_node()
-    finally:
-        rclpy.try_shutdown(context=context)
+    with contextlib.closing(Graph(tmp_path)):
+        rclpy.init(args=["--ros-args", "--params-file", file], context=context)
+        try:
+            manager = rclpy.create_node(
+                "lifecycle_manager_perception",
+                namespace=namespace,
+                context=context,
+                automatically_declare_parameters_from_overrides=True,
+            )
+            assert list(manager.get_parameter("node_names").value) == ["segmentation"]
+            manager.destroy_node()
+        finally:
+            rclpy.try_shutdown(context=context)
 
 
 @pytest.mark.ros
