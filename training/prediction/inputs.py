@@ -111,7 +111,7 @@ class Input(ABC):
 
     def repeated(self, name: str) -> tuple[str, str]:
         """The entry in ``unreadable`` for a frame whose name an earlier frame has."""
-        raise NotImplementedError(f"the frames of {type(self).__name__} have different names, but '{name}' came twice")
+        raise AssertionError(f"the frames of {type(self).__name__} have different names, but '{name}' came twice")
 
 
 def open_input(source: str, value_range: ValueRange = "auto", topics: Sequence[str] = ()) -> Input:
