@@ -18,7 +18,7 @@ def packages() -> Iterator[Finding]:
     for module, distributions, remedy in (
         ("numpy", ("numpy",), "pip install numpy"),
         ("cv2", ("opencv-python", "opencv-python-headless"), how_to_install("cv-headless")),
-        ("pydantic", ("pydantic",), "pip install 'pydantic>=2.10'"),
+        ("pydantic", ("pydantic",), f"pip install 'pydantic>={LEAST['pydantic']}'"),
     ):
         version = release(*distributions)
         error = import_error(module)
