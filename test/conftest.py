@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import tempfile
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from robot_part import has_gpu, has_torch, needs_torch
 
@@ -15,12 +19,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads 
 # So that tests compute alike on every processor, in this process and in nodes; test_openvino.py switches them on.
 os.environ.setdefault("DINOV3_SEG_ROS_PLUGINS", "off")
 
-from dinov3_seg_ros import decode
+from dinov3_seg_ros import decode, scenes
 from dinov3_seg_ros.ros.transport import remove_dead_segments
+from dinov3_seg_ros.support.files import locked
+
+# Files whose tests share what takes seconds to make, such as traces, Ray or a process; each group runs in one process.
+RUN_TOGETHER = {
+    "test_benchmark": "benchmark",
+    "test_decode_triton": "triton",
+    "test_export": "exports",
+    "test_gate": "exports",
+    "test_heads": "exports",
+    "test_scenes": "scenes",
+    "test_tensorrt": "exports",
+    "test_training_cluster": "cluster",
+    "test_training_processes": "processes",
+    "test_training_resume": "processes",
+}
 
 
 def pytest_sessionstart(session):
     _clean_shared_memory(session)
+    if not hasattr(session.config, "workerinput"):  # while the workers start
+        threading.Thread(target=_compile_kernels).start()
 
 
 def pytest_sessionfinish(session):
@@ -33,6 +54,24 @@ def _clean_shared_memory(session):
         remove_dead_segments()
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """One process for each core, and one more: that of the tests with real nodes mostly waits."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup(item):
+    """Let processes that only compute give way to the one with real nodes, which keep to times."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("ros"):
+        _give_way()
+
+
+@functools.cache
+def _give_way():
+    os.nice(10)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """Run the tests with real nodes one after the other, beside the rest: two nodes at once share too few cores.
@@ -40,11 +79,14 @@ def pytest_collection_modifyitems(items):
     The same holds for tests on a GPU, which has one memory. Where there is none, they are skipped.
     """
     for item in items:
+        group = RUN_TOGETHER.get(item.path.stem)
         if item.get_closest_marker("ros"):
-            item.add_marker(pytest.mark.xdist_group("ros"))
+            group = "ros"
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.xdist_group("gpu"))
+            group = "gpu"
             item.add_marker(pytest.mark.skipif(not has_gpu(), reason="no CUDA GPU here"))
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_ignore_collect(collection_path):
@@ -71,11 +113,30 @@ def small_exported_bundle(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def _compile_decode():
     """Compile the decode first, so that no test meets the change from NumPy to numba in its midst."""
-    decode.backend(wait=True)
+    _compile_kernels()
+
+
+def _compile_kernels():
+    """Compile what numba compiles, half a minute of work, in one process; the others load it from numba's cache."""
+    with locked(Path(tempfile.gettempdir()) / f"dinov3_seg_ros_tests_{os.getuid()}.lock"):
+        for classes in (2, 256):  # labels of 8 bits, and of 16
+            decode.upsample_argmax(np.zeros((1, classes, 1, 1), np.float32), (1, 1))
+        decode.backend(wait=True)
+        scenes.sample("val", 0, (16, 16))
 
 
 @pytest.fixture(scope="session")
-def _traces():
+def operators_listed_once():
+    """PyTorch's exporter lists the operators that it knows once, and not in each export, which takes half a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _traces(operators_listed_once):
     import torch.onnx
     from traced_once import TracesOnce
 

@@ -308,6 +308,7 @@ class TestEveryFamily:
         assert "1 unexpected: nonsense" in complaints
         assert "1 of a wrong shape" in complaints and "instead of" in complaints
 
+    @pytest.mark.usefixtures("operators_listed_once")
     def test_onnx_export_with_a_dynamic_batch_gives_the_same_maps(self, name, tmp_path):
         layers = [1, 0]
         backbone = FAMILIES[name].build(layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -33,6 +34,13 @@ from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", geometry="stretch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gemm_rate_measured_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "gemm_gflops", functools.cache(gemm_gflops))
+        yield
 
 
 def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):

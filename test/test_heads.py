@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,9 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head
 from dinov3_seg_ros.model.heads import HEADS, blocks, build_head
 from dinov3_seg_ros.model.heads.blocks import adaptive_mean, resize
+from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.support.errors import HeadError
+
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
 
 NUM_CLASSES = 7
 SINGLE = ([24], [16])
@@ -59,6 +64,8 @@ NARROW = {"widths": (16, 12, 8, 6)}
 PLAIN_OPERATORS = {
     "Add", "BatchNormalization", "Concat", "Conv", "Identity", "MatMul", "ReduceMean", "Relu", "Resize", "Shape",
 }  # fmt: skip
+NORMALISING_OPERATORS = {"Cast", "Div", "Mul", "Sub", "Transpose"}
+NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Every head and variant with every kind of input it takes; add a line for a new one.
 CASES = {
@@ -120,20 +127,50 @@ def test_a_frame_does_not_depend_on_the_others_of_its_batch(case):
         torch.testing.assert_close(head(maps, *images)[1:], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_export_to_onnx_keeps_the_logits_for_any_batch(case, tmp_path):
-    head, (maps, *images) = case.build(), case.inputs()
-    path = tmp_path / "head.onnx"
-    batch = {0: torch.export.Dim("batch", min=1, max=16)}
-    shapes = ([batch] * len(maps), *[batch] * len(images))
-    torch.onnx.export(head, (maps, *images), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    assert {node.op_type for node in onnx.load(path).graph.node} <= PLAIN_OPERATORS
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+@dataclass(frozen=True)
+class Exported:
+    """A head, its graph in float32, and what it was exported for."""
+
+    head: nn.Module
+    path: Path
+    maps: list[torch.Tensor]
+    canvases: torch.Tensor
+
+    @property
+    def reads_images(self) -> bool:
+        return self.head.reads_images
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def exported(request, tmp_path_factory):
+    torch.manual_seed(0)
+    case = request.param
+    head, maps = case.build(), case.maps()
+    for norm in [module for module in head.modules() if isinstance(module, nn.BatchNorm2d)]:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    path = tmp_path_factory.mktemp("head") / "head.onnx"
+    export_head(HeadGraph(head, *NORMALISATION), maps, range(len(maps)), case.size, path, {})
+    return Exported(head, path, maps, torch.randint(0, 256, (2, *case.size, 3), dtype=torch.uint8))
+
+
+def test_its_graph_gives_the_same_logits_for_any_batch(exported):
+    operators = {node.op_type for node in onnx.load(exported.path).graph.node}
+    assert operators <= PLAIN_OPERATORS | (NORMALISING_OPERATORS if exported.reads_images else set())
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
     for size in (1, 3):
-        some, *seen = [torch.cat([m, m])[:size] for m in maps], *(torch.cat([i, i])[:size] for i in images)
-        feed = {node.name: m.numpy() for node, m in zip(session.get_inputs(), [*some, *seen], strict=True)}
+        *some, canvases = [torch.cat([part, part])[:size] for part in (*exported.maps, exported.canvases)]
+        inputs = [*some, canvases] if exported.reads_images else some
+        feed = {node.name: part.numpy() for node, part in zip(session.get_inputs(), inputs, strict=True)}
         with torch.inference_mode():
-            expected = head(some, *seen).numpy()
+            images = [Normalise(*NORMALISATION)(canvases)] if exported.reads_images else []
+            expected = exported.head(some, *images).numpy()
         np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_tensorrt_builds_an_engine_of_its_graph(exported, engine_builder):
+    built = engine_builder.build(exported.path, max_batch=3)
+    assert built.get("bytes"), built
 
 
 def test_saved_and_loaded_weights_give_the_same_logits(case, tmp_path):

@@ -14,9 +14,10 @@ import torch
 
 
 class TracesOnce:
-    """In place of ``torch.onnx.export``: returns the program of an equal network, inputs and options again.
+    """In place of ``torch.onnx.export``: returns the program of an equal network and options again.
 
-    Everything behind the trace, such as writing the file, is done each time.
+    Inputs are equal if their types and shapes are. Everything behind the trace, such as writing the file, is done each
+    time.
     """
 
     def __init__(self, export: Callable[..., Any]) -> None:
@@ -25,8 +26,9 @@ class TracesOnce:
 
     def __call__(self, network: Any, inputs: Any, **options: Any) -> Any:
         content = io.BytesIO()
-        _Pickler(content).dump((network, inputs))
-        key = hashlib.sha256(content.getvalue() + repr(sorted(options.items())).encode()).hexdigest()
+        _Pickler(content).dump(network)
+        forms = [(tensor.dtype, tensor.shape) for tensor in inputs]
+        key = hashlib.sha256(content.getvalue() + repr((forms, sorted(options.items()))).encode()).hexdigest()
         if key not in self._programs:
             self._programs[key] = self._export(network, inputs, **options)
         return self._programs[key]
@@ -40,7 +42,7 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, value: Any) -> object:
         if isinstance(value, torch.Tensor):
-            values = bytes(value.detach().clone(memory_format=torch.contiguous_format).untyped_storage())
+            values = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()  # bytes(storage) takes seconds
             return value.dtype, value.shape, value.requires_grad, values
         if isinstance(value, OrderedDict) and value and all(isinstance(key, int) for key in value):
             return [getattr(hook, "__qualname__", str(type(hook))) for hook in value.values()]

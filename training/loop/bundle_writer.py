@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class BundleWriter:
         }
 
 
+@functools.cache
 def git_revision() -> str | None:
     """Commit of the working tree that this code runs from, with "-dirty" where it has changes; None outside of one."""
     try:

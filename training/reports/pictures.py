@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dinov3_seg_ros.frames.classes import Colour
@@ -77,8 +78,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         records: each with epoch, loss and miou.
     """
     epochs = [record["epoch"] for record in records]
-    figure = Figure(figsize=(10, 4), layout="constrained")  # pyplot would need a display and keep the figure
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_charts(4.0)
     left.plot(epochs, [record["loss"] for record in records], marker=".")
     left.set(title="training loss", xlabel="epoch")
     right.plot(epochs, [record["miou"] for record in records], marker=".")
@@ -87,6 +87,14 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     with replacing_file(path) as temporary:
         figure.savefig(temporary)
+
+
+def _two_charts(height: float) -> tuple[Figure, Axes, Axes]:
+    """A figure of so many inches with two charts side by side."""
+    figure = Figure(figsize=(10, height))  # pyplot would need a display and keep the figure
+    # Fixed margins: matplotlib's layouts draw everything once more, and a run draws after each validation.
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.92})
+    return figure, left, right
 
 
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
@@ -122,8 +130,7 @@ def draw_reliability(scores: dict[str, Any], path: Path) -> None:
         scores: result of `training.evaluation.reliability.Reliability.summary`.
         path: the file.
     """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = _two_charts(4.5)
     bins, points = scores["reliability"], scores["miou_at_coverage"]
     left.plot([0, 1], [0, 1], color="grey", linestyle="--")
     left.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
