@@ -33,6 +33,7 @@ RUN_TOGETHER = {
     "test_scenes": "scenes",
     "test_tensorrt": "exports",
     "test_training_cluster": "cluster",
+    "test_training_feature_cache": "processes",
     "test_training_processes": "processes",
     "test_training_resume": "processes",
 }

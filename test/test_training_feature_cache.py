@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import threading
@@ -13,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from trainings import CONVNEXT, end, forget_accelerator, records, tiny_recipe, train
+from trainings import CONVNEXT, end, forget_accelerator, records, start_processes, tiny_recipe, train
 
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.identity import save_backbone
@@ -295,13 +294,7 @@ def test_features_beyond_float16_are_refused(recipe, tmp_path):
 
 
 def test_two_processes_may_fill_one_cache_at_once(recipe, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainings"])
-    trainings = [
-        context.Process(target=train, args=(recipe(output=str(tmp_path / f"at_once{number}")),)) for number in range(2)
-    ]
-    for process in trainings:
-        process.start()
+    trainings = start_processes(train, *((recipe(output=str(tmp_path / f"at_once{number}")),) for number in range(2)))
     assert [end(process) for process in trainings] == [0, 0]
     alone = train(recipe({"folder": str(tmp_path / "alone")}, output=str(tmp_path / "alone_run")))
     assert len(entries(tmp_path)) == SAMPLES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from trainings import CONVNEXT, end, records, tiny_recipe, train
+from trainings import CONVNEXT, end, records, start_processes, tiny_recipe, train
 
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
@@ -34,16 +33,10 @@ ALIKE = {
 
 def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> None:
     """Train in several processes, as a launcher starts them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainings"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    together = [
-        context.Process(target=_join, args=(rank, processes, port, recipe, resume)) for rank in range(processes)
-    ]
-    for process in together:
-        process.start()
+    together = start_processes(_join, *((rank, processes, port, recipe, resume) for rank in range(processes)))
     assert [end(process) for process in together] == [0] * processes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,7 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import changed, forget_accelerator, records, resume_with_one_thread, tiny_recipe, train
+from trainings import changed, forget_accelerator, records, resume_with_one_thread, start_processes, tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.support.errors import OutputError
@@ -103,13 +102,9 @@ def unbroken(tmp_path_factory) -> tuple[Path, float]:
 def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, unbroken):
     expected, seconds = unbroken
     recipe = tiny_recipe(tmp_path, **FULL)
-    # Each training is a process of its own, forked from one that has only imported what it needs.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainings"])
     moments, kills = random.Random(0), 0
     while True:
-        process = context.Process(target=resume_with_one_thread, args=(recipe,))
-        process.start()
+        (process,) = start_processes(resume_with_one_thread, (recipe,))
         process.join(moments.uniform(0, seconds) if kills < KILLS else 300)
         if process.exitcode is not None:
             break

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from rich.console import Console
@@ -54,6 +59,21 @@ def resume_with_one_thread(recipe: Recipe) -> None:
     """Resume a training in a process of its own."""
     torch.set_num_threads(1)
     train(recipe, resume=True)
+
+
+def start_processes(function: Callable[..., object], *arguments: tuple[object, ...]) -> list[BaseProcess]:
+    """Call a function once for each tuple of arguments, each time in a process of its own.
+
+    The processes are forked from one that has imported what a training needs, which takes seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainings"])
+    processes: list[BaseProcess] = [context.Process(target=function, args=each) for each in arguments]
+    with pytest.MonkeyPatch.context() as patch:  # their parent, which the first start starts, gets no other path
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        for process in processes:
+            process.start()
+    return processes
 
 
 def end(process: BaseProcess, seconds: float = 300) -> int | None:

@@ -7,8 +7,6 @@ from torch import nn
 
 from dinov3_seg_ros.model.heads.blocks import ConvNormAct, SeparableConvNormAct, resize
 
-#: Input pixels per cell of the logits of an image-guided head.
-DETAIL_STRIDE = 4
 _STEM_WIDTH, _WIDTH = 24, 48
 
 
