@@ -3,30 +3,69 @@
     python benchmarks/pipelines.py --frames 30 --json pipelines.json --picture pipelines.png
 
 ViT-S+/16 and the default head with random weights, 134 classes of which about 12 are in view (random_models.py). The
-other pipelines run eagerly in PyTorch in float32 at 640x640; the naive one has the same head. All take turns.
+other pipelines run eagerly in PyTorch in float32 at 640x640; the naive one has the same head. All take turns. Where
+OpenVINO is installed, its bf16 and int8_qdq are measured too, and what the processor multiplies in bf16 and int8.
+
+To measure on two cores of a larger machine, keep the exports, which all cores made, for the second command:
+
+    python benchmarks/pipelines.py --frames 2 --work exports
+    taskset -c 0,1 python benchmarks/pipelines.py --frames 30 --work exports --threads 2
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+import onnxruntime as ort
+import torch
 from random_models import MODELS, random_bundle
 
 from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
-from dinov3_seg_ros.benchmark.measurement import Measured, run_in_turn, synthetic_frames
+from dinov3_seg_ros.benchmark.measurement import Measured, overlapped_rate, run_in_turn, synthetic_frames
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
-from dinov3_seg_ros.benchmark.processor import gemm_gflops
+from dinov3_seg_ros.benchmark.processor import gemm_gflops, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
+from dinov3_seg_ros.bundle.exports import export_folder
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export.exporter import ExportOptions, export
+from dinov3_seg_ros.runtimes.onnx.plugins import devices
+from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.cpu import this_cpu
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
-VARIANTS = (("fp32", NETWORK_SIZE), ("int8", NETWORK_SIZE), ("int8", FRAME_SIZE))
+
+
+class Variant(NamedTuple):
+    """One of our pipelines: its precision, the size of its network input, and the provider that runs it."""
+
+    precision: str
+    size: tuple[int, int]
+    provider: str = CPU
+
+    @property
+    def graph_precision(self) -> str:
+        """Of the export that it runs."""
+        return "fp32" if self.precision == "bf16" else self.precision
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        return f"{self.precision} {size}" + (", OpenVINO" if self.provider == OPENVINO else "")
+
+
+ON_CPU = [Variant("fp32", NETWORK_SIZE), Variant("int8", NETWORK_SIZE), Variant("int8", FRAME_SIZE)]
+ON_OPENVINO = [
+    Variant(precision, size, OPENVINO) for precision in ("bf16", "int8_qdq") for size in (NETWORK_SIZE, FRAME_SIZE)
+]
 # Clusters of random features lie nearer together than what a trained head separates, so int8 changes more labels. This
 # script measures speed; the table says how many labels are equal.
 LEAST_LABELS = 0.0
@@ -41,48 +80,93 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of all pipelines"
+    )
+    parser.add_argument("--work", type=Path, help="folder for the bundle and its exports, kept for the next time")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(options.threads)
     frames = synthetic_frames(FRAME_SIZE, options.frames)
-    with tempfile.TemporaryDirectory() as work:
-        path = random_bundle(
-            Path(work) / "bundle",
-            options.model,
-            NETWORK_SIZE,
-            frames,
-            options.classes,
-            "aspp",
-            options.in_view,
-            options.detail,
-        )
-        for precision, size in VARIANTS:
-            export([path], ExportOptions(size=size, precision=precision, least_labels=LEAST_LABELS))
+    variants = [*ON_CPU, *(ON_OPENVINO if has_openvino() else ())]
+    with contextlib.ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = work / f"{options.model}_{options.classes}{'_detail' if options.detail else ''}"
+        if not path.exists():
+            random_bundle(
+                path,
+                options.model,
+                NETWORK_SIZE,
+                frames,
+                options.classes,
+                "aspp",
+                options.in_view,
+                options.detail,
+            )
         bundle = load_bundle(path)
+        for precision, size in dict.fromkeys((one.graph_precision, one.size) for one in variants):
+            if not export_folder(bundle, size, precision).exists():
+                export([path], ExportOptions(size=size, precision=precision, least_labels=LEAST_LABELS))
         ours = [
             OurPipeline(
-                Segmenter.from_bundle(path, "onnx", network_size=size, precision=precision),
-                f"{precision} {size[0]}x{size[1]}",
+                Segmenter.from_bundle(
+                    path,
+                    "onnx",
+                    network_size=one.size,
+                    precision=one.precision,
+                    providers=[one.provider],
+                    threads=options.threads,
+                ),
+                str(one),
             )
-            for precision, size in VARIANTS
+            for one in variants
         ]
         # The naive pipeline's labels come first: the others are compared with them.
         baselines = [NaivePipeline(bundle, NETWORK_SIZE), Dinov3RosPipeline(bundle, NETWORK_SIZE)]
         naive, dinov3_ros, *measured = run_in_turn([*baselines, *ours], frames, options.frames)
-        gflop, rate = backbone_gflop(bundle, NETWORK_SIZE), gemm_gflops()
-    rows = [describe(one, dinov3_ros, naive) for one in (*measured, naive, dinov3_ros)]
-    print(table(rows))
-    reached = gflop / measured[0].stages_ms["backbone"]["median"] * 1000.0
-    print(
-        f"backbone of {measured[0].name}: {gflop:.0f} GFLOP, {reached:.0f} GFLOP/s, {reached / rate:.0%} of the "
-        f"measured float32 GEMM rate ({rate:.0f} GFLOP/s)"
-    )
+        overlapped = [1000 / overlapped_rate(pipeline, frames, options.frames) for pipeline in ours]
+        gflop, rates = backbone_gflop(bundle, NETWORK_SIZE), dict(matrix_rates(options.threads))
+    rows = [describe(one, dinov3_ros, naive, measured[0]) for one in (*measured, naive, dinov3_ros)]
+    for row, milliseconds in zip(rows, overlapped, strict=False):
+        row["overlapped_ms"] = round(milliseconds, 1)
+    for row, variant in zip(rows, variants, strict=False):
+        if variant.size == NETWORK_SIZE:
+            row["backbone_gflops"] = round(gflop / row["stages_ms"]["backbone"]["median"] * 1000.0, 1)
+    print(f"{this_cpu().name}, {options.threads} threads\n{table(rows)}")
+    print(f"backbone: {gflop:.0f} GFLOP; this processor multiplies, in GFLOP/s: {rates}")
+    for row in rows:
+        if "backbone_gflops" in row:
+            shares = ", ".join(f"{row['backbone_gflops'] / rate:.0%} of {name}" for name, rate in rates.items())
+            print(f"{row['name']}: {row['backbone_gflops']:.0f} GFLOP/s, {shares}")
     if options.json:
-        result = {"pipelines": rows, "backbone_gflop": round(gflop, 2), "gemm_gflops": round(rate, 1)}
+        result = {
+            "processor": this_cpu().model_dump(mode="json"),
+            "threads": options.threads,
+            "pipelines": rows,
+            "backbone_gflop": round(gflop, 2),
+            "matrix_gflops": rates,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.picture:
         draw_stages({one.name: one.stages_ms for one in (*measured, naive, dinov3_ros)}, options.picture)
 
 
-def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
+def has_openvino() -> bool:
+    """Whether OpenVINO runs here, as a package beside ONNX Runtime or as a part of its build."""
+    return OPENVINO in {*ort.get_available_providers(), *(device.ep_name for device in devices())}
+
+
+def matrix_rates(threads: int) -> Iterator[tuple[str, float]]:
+    """Measure what the processor multiplies in each number type: GFLOP/s, for int8 10^9 operations a second."""
+    yield "float32", round(gemm_gflops(threads=threads), 1)
+    cpu = this_cpu()
+    if cpu.multiplies_bf16:
+        yield "bfloat16", round(torch_gemm_gflops("cpu", "bfloat16", 2048), 1)
+    if "avx512_vnni" in cpu.features or "avx_vnni" in cpu.features:
+        yield "int8", round(torch_gemm_gflops("cpu", "int8", 2048), 1)
+
+
+def describe(measured: Measured, dinov3_ros: Measured, naive: Measured, fp32: Measured) -> dict:
     """Return the row of one pipeline."""
     return {
         "name": measured.name,
@@ -93,6 +177,7 @@ def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
         ),
         "times_faster_than_dinov3_ros": round(measured.times_faster_than(dinov3_ros), 2),
         "times_faster_than_naive": round(measured.times_faster_than(naive), 2),
+        "share_of_fp32": round(measured.total_ms["median"] / fp32.total_ms["median"], 3),
         # The head of dinov3_ros has random weights of its own.
         "labels_equal_naive": None if measured is dinov3_ros else round(measured.equal_labels, 6),
     }
@@ -101,15 +186,16 @@ def describe(measured: Measured, dinov3_ros: Measured, naive: Measured) -> dict:
 def table(rows: list[dict]) -> str:
     """Format the rows as text."""
     lines = [
-        f"{'':<16}{'total ms (p95)':>20}{'x dinov3_ros':>15}{'x naive':>12}{'equal labels':>14}"
-        f"{'head and decode':>17}{'outside backbone':>18}{'in view':>9}"
+        f"{'':<26}{'total ms (p95)':>20}{'overlapped':>12}{'x dinov3_ros':>14}{'x naive':>9}{'of fp32':>9}"
+        f"{'equal labels':>14}{'head and decode':>17}{'outside backbone':>18}{'in view':>9}"
     ]
     for row in rows:
         total, equal = row["total_ms"], row["labels_equal_naive"]
         equal = "" if equal is None else f"{equal:.4%}"
         lines.append(
-            f"{row['name']:<16}{total['median']:>11.1f} ({total['p95']:.1f})".ljust(36)
-            + f"{row['times_faster_than_dinov3_ros']:>15.2f}{row['times_faster_than_naive']:>12.2f}"
+            f"{row['name']:<26}{total['median']:>11.1f} ({total['p95']:.1f})".ljust(46)
+            + f"{row.get('overlapped_ms', ''):>12}{row['times_faster_than_dinov3_ros']:>14.2f}"
+            + f"{row['times_faster_than_naive']:>9.2f}{row['share_of_fp32']:>9.3f}"
             + f"{equal:>14}{row['head_and_decode']:>17.1%}{row['outside_backbone']:>18.1%}{row['classes_in_view']:>9}"
         )
     return "\n".join(lines)

@@ -17,6 +17,7 @@ import numpy as np
 
 _SIDE, _ROUNDS = 2048, 7
 _QUEUED = 10  # products in a row on a GPU, which hides the time of starting them
+_LONGEST_S = 5.0
 # The variables from which NumPy's BLAS, whichever it is, takes its number of threads when it is loaded.
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -46,11 +47,11 @@ def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
 
 
 def torch_gemm_gflops(device: str, number_type: str = gemm_type("cuda"), side: int = 8192) -> float | None:
-    """The rate at which PyTorch multiplies square matrices, the best of several tries: GFLOP/s.
+    """The rate at which PyTorch multiplies square matrices, the best of several tries: GFLOP/s, or 10^9 operations.
 
     Args:
         device: as PyTorch names it.
-        number_type: of the matrices, as PyTorch names it.
+        number_type: of the matrices, as PyTorch names it: a float type, or ``int8``.
         side: of the matrices.
 
     Returns:
@@ -63,15 +64,19 @@ def torch_gemm_gflops(device: str, number_type: str = gemm_type("cuda"), side: i
     module = torch.get_device_module(device)
     if not module.is_available():
         return None
-    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, number_type))
-    best = float("inf")
+    matrix = torch.randn(side, side, device=device).to(getattr(torch, number_type))
+    multiply = torch._int_mm if number_type == "int8" else torch.mm  # PyTorch has no public product of integers
+    queued = 1 if device == "cpu" else _QUEUED
+    best, end = float("inf"), time.perf_counter() + _LONGEST_S
     for _ in range(_ROUNDS):
         module.synchronize(device)
         start = time.perf_counter()
-        for _ in range(_QUEUED):
-            torch.mm(matrix, matrix)
+        for _ in range(queued):
+            multiply(matrix, matrix)
         module.synchronize(device)
-        best = min(best, (time.perf_counter() - start) / _QUEUED)
+        best = min(best, (time.perf_counter() - start) / queued)
+        if time.perf_counter() > end:  # a type that the processor has no instructions for
+            break
     return 2 * side**3 / best / 1e9
 
 
