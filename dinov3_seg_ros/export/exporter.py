@@ -39,6 +39,7 @@ from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.samples import open_samples
+from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
@@ -218,8 +219,11 @@ class _Job:
         """Leave more and more of the most sensitive nodes in float, until the features are close enough."""
         canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
         method: quantisation.Quantise = quantisation.dynamic
+        exact = source
         if self._options.precision == "int8_qdq":
-            method = quantisation.static_for(canvases[:_CALIBRATION_IMAGES])
+            seen = canvases[:_CALIBRATION_IMAGES]
+            source, method = exact.with_name(f"smooth_{exact.name}"), quantisation.static_for(seen)
+            smooth(exact, source, seen)
         least = THRESHOLDS[self._options.precision].cosine
         ranked: list[str] = []
         kept: list[str] = []
@@ -228,7 +232,7 @@ class _Job:
                 ranked = quantisation.rank_by_sensitivity(source, method, canvases[:1], target.parent)
             kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
-            if quantisation.cosine(source, target, canvases) >= least:
+            if quantisation.cosine(exact, target, canvases) >= least:
                 break
         return kept
 

@@ -1,0 +1,95 @@
+"""Activations are smoothed before a static quantisation: `export.smoothquant`."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dinov3_seg_ros.bundle.exports import CANVASES
+from dinov3_seg_ros.export import quantisation
+from dinov3_seg_ros.export.smoothquant import smooth
+
+CHANNELS, HIDDEN = 12, 16
+
+
+@pytest.fixture
+def canvases():
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (1, 8, CHANNELS, 3), np.uint8) for _ in range(3)]
+
+
+def write_graph(path, *, norm_is_read_elsewhere=False, weights_are_shared=False):
+    """A norm with one huge channel, two linear layers of which one gates the other, and one behind them."""
+    generator = np.random.default_rng(1)
+    gains = np.full(CHANNELS, 0.1, np.float32)
+    gains[3] = 30.0
+    constants = {
+        "gains": gains,
+        "offsets": generator.normal(0, 0.1, CHANNELS).astype(np.float32),
+        "gate": generator.normal(0, 1, (CHANNELS, HIDDEN)).astype(np.float32),
+        "up": generator.normal(0, 1, (CHANNELS, HIDDEN)).astype(np.float32),
+        "bias": generator.normal(0, 1, HIDDEN).astype(np.float32),
+        "down": generator.normal(0, 1, (HIDDEN, 5)).astype(np.float32),
+    }
+    constants["gate"][3] *= 0.01
+    constants["up"][3] *= 0.01
+    constants["up"][:, 5] *= 100.0  # a hidden channel that is huge too
+    constants["down"][5] *= 0.01
+    nodes = [
+        helper.make_node("Cast", [CANVASES], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["cells"], perm=[0, 3, 1, 2]),
+        helper.make_node("LayerNormalization", ["cells", "gains", "offsets"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "gate"], ["gating"], name="gate"),
+        helper.make_node("Sigmoid", ["gating"], ["opened"]),
+        helper.make_node("MatMul", ["normed", "gate" if weights_are_shared else "up"], ["product"], name="up"),
+        helper.make_node("Add", ["product", "bias"], ["linear"]),
+        helper.make_node("Mul", ["opened", "linear"], ["gated"]),
+        helper.make_node("MatMul", ["gated", "down"], ["result"], name="down"),
+    ]
+    outputs = ["result"]
+    if norm_is_read_elsewhere:
+        nodes.append(helper.make_node("Neg", ["normed"], ["negative"]))
+        outputs.append("negative")
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(CANVASES, TensorProto.UINT8, [1, 8, CHANNELS, 3])],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+def run(path, canvas):
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {CANVASES: canvas})
+
+
+def test_a_smoothed_graph_computes_what_the_graph_does(tmp_path, canvases):
+    source, target = write_graph(tmp_path / "source.onnx"), tmp_path / "target.onnx"
+    assert smooth(source, target, canvases[:1]) == 2
+    for canvas in canvases:
+        np.testing.assert_allclose(run(target, canvas)[0], run(source, canvas)[0], rtol=1e-4, atol=1e-3)
+
+
+def test_a_smoothed_graph_loses_less_in_8_bits(tmp_path, canvases):
+    source, smoothed = write_graph(tmp_path / "source.onnx"), tmp_path / "smoothed.onnx"
+    smooth(source, smoothed, canvases)
+    quantise = quantisation.static_for(canvases)
+    lost = {}
+    for name, graph in {"as it is": source, "smoothed": smoothed}.items():
+        quantise(graph, tmp_path / "int8.onnx", [])
+        lost[name] = 1 - quantisation.cosine(source, tmp_path / "int8.onnx", canvases)
+    assert lost["smoothed"] < 0.2 * lost["as it is"]
+
+
+@pytest.mark.parametrize(("case", "smoothed"), [("norm_is_read_elsewhere", 1), ("weights_are_shared", 0)])
+def test_what_serves_something_else_is_not_scaled(tmp_path, canvases, case, smoothed):
+    source, target = write_graph(tmp_path / "source.onnx", **{case: True}), tmp_path / "target.onnx"
+    assert smooth(source, target, canvases) == smoothed
+    for found, expected in zip(run(target, canvases[0]), run(source, canvases[0]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
