@@ -23,6 +23,7 @@ import onnxruntime as ort
 from dinov3_seg_ros.bundle.exports import CANVASES
 
 _EXPONENT = 0.5
+_FIRST_AXIS = "smoothquant.first_axis"
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,23 @@ def _largest(
         return []
     measured = onnx.ModelProto()
     measured.CopyFrom(model)
-    del measured.graph.output[:]
+    graph = measured.graph
+    del graph.output[:]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), _FIRST_AXIS))
     for place in places:
-        measured.graph.output.append(onnx.helper.make_empty_tensor_value_info(place.activations))
+        largest = f"{place.activations}.largest"
+        graph.node.extend(
+            [
+                onnx.helper.make_node("Abs", [place.activations], [f"{largest}.abs"]),
+                onnx.helper.make_node("Flatten", [f"{largest}.abs"], [f"{largest}.cells"], axis=-1),
+                onnx.helper.make_node("ReduceMax", [f"{largest}.cells", _FIRST_AXIS], [largest], keepdims=0),
+            ]
+        )
+        graph.output.append(onnx.helper.make_empty_tensor_value_info(largest))
     onnx.save(measured, target)
     session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
-    largest = [np.zeros(1, np.float32)] * len(places)
-    for canvas in canvases:
-        found = session.run(None, {CANVASES: canvas})
-        largest = [
-            np.maximum(most, np.abs(one).max(axis=tuple(range(one.ndim - 1))))
-            for most, one in zip(largest, found, strict=True)
-        ]
-    return largest
+    found = [session.run(None, {CANVASES: canvas}) for canvas in canvases]
+    return [np.max(of_place, axis=0) for of_place in zip(*found, strict=True)]
 
 
 def _places(graph: onnx.GraphProto) -> Iterator[_Place]:
