@@ -28,7 +28,7 @@ from training.data.labelled_images import LabelledImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
-from training.support.writing import check_free, writing
+from training.support.writing import add_output, check_free, writing
 
 
 class MaskSettings(Section):
@@ -80,13 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda options, overrides: _read_settings(options.data, overrides),
     )
     parser.add_argument("data", metavar="DATA", help=f"folder of images and labels; or {RECIPE_HELP}")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("masks"),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
-    )
+    add_output(parser, "masks")
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)

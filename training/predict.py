@@ -46,7 +46,7 @@ from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.reports.video import new_video
-from training.support.writing import check_free, writing
+from training.support.writing import add_output, check_free, writing
 
 
 def predict(
@@ -110,13 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "input", metavar="INPUT", help="image, folder of images, recording (rosbag2), video file, or number of a webcam"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("predictions"),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
-    )
+    add_output(parser, "predictions")
     parser.add_argument(
         "--topics", nargs="+", default=[], metavar="TOPIC", help="of images in a recording (default: the only one)"
     )

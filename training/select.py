@@ -32,7 +32,7 @@ from dinov3_seg_ros.support.command_line import (
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
-from training.support.writing import check_free, writing
+from training.support.writing import add_output, check_free, writing
 from training.unlabelled.arguments import add_image_arguments, open_from
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
@@ -149,13 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{AUTO} (class_coverage with a bundle, else typical), {', '.join(STRATEGIES)}",
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of random numbers (default: 0)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("selection"),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
-    )
+    add_output(parser, "selection")
     return run_command(
         parser, lambda words: _select(parser.parse_command(words)), arguments, "no selection was written"
     )

@@ -10,7 +10,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dinov3_seg_ros.support.command_line import CommandParser
 from dinov3_seg_ros.support.errors import OutputError
+
+
+def add_output(parser: CommandParser, default: str) -> None:
+    """Add the folder that a command writes to; see `check_free`."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="FOLDER",
+        help="must be new or empty (default: %(default)s)",
+    )
 
 
 def check_free(folder: Path, option: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.command_line import CommandParser, duration
+from training.support.writing import add_output
 from training.unlabelled.images import UnlabelledImages, open_images
 
 
@@ -34,13 +35,7 @@ def add_labelling_arguments(parser: CommandParser, bundle: str, output: str) -> 
         metavar=bundle,
         help="folder of a bundle, or a shipped one's name; the probabilities of several are averaged",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(output),
-        metavar="FOLDER",
-        help="must be new or empty (default: %(default)s)",
-    )
+    add_output(parser, output)
 
 
 def open_from(options: argparse.Namespace, value_range: ValueRange) -> UnlabelledImages:
