@@ -19,8 +19,8 @@ import numpy as np
 from random_models import MODELS, random_bundle
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.bundle.exports import export_folder
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import export_folder
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ExportError

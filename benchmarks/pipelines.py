@@ -34,8 +34,8 @@ from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
-from dinov3_seg_ros.bundle.exports import export_folder
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import export_folder
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.runtimes.onnx.plugins import devices
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO

@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from dinov3_seg_ros.bundle.exports import (
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     EXPORT_FILE,
     HEAD_GRAPH,
@@ -18,8 +20,6 @@ from dinov3_seg_ros.bundle.exports import (
     export_folder,
     map_name,
 )
-from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.runtimes.gate import FRAMES, Reference
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 

@@ -23,8 +23,8 @@ from full_disk import full_disk
 from graphs import write_graphs
 
 from dinov3_seg_ros import scenes
-from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export

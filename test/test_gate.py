@@ -13,8 +13,8 @@ import pytest
 from bundles import made_backbone, write_tiny_bundle
 from onnx import numpy_helper
 
-from dinov3_seg_ros.bundle.exports import EXPORT_FILE, REFERENCE_FILE
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, REFERENCE_FILE
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate

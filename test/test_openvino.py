@@ -17,8 +17,8 @@ from openvino_plugin import NAME, loaded
 
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import choose

@@ -135,7 +135,7 @@ def imported_of(libraries, statement):
 
 def test_importing_the_robots_side_imports_neither_torch_nor_training():
     modules = [
-        "bundle.loading", "bundle.exports", "decode", "doctor", "frames.overlay", "options", "ros.cameras.messages",
+        "bundle.loading", "bundle.onnx_folder", "decode", "doctor", "frames.overlay", "options", "ros.cameras.messages",
         "ros.transport", "ros.cameras.worker", "runtimes.choice", "segmenter",
     ]  # fmt: skip
     libraries = ["torch", "transformers", "training", "matplotlib", "rclpy"]

@@ -22,8 +22,8 @@ from dinov3_seg_ros.bundle import hub as bundle_hub
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import TrainingSection
 from dinov3_seg_ros.bundle.saving import save_bundle
-from dinov3_seg_ros.model.checkpoints.hub import repository_of
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.pretrained.hub import repository_of
 from dinov3_seg_ros.support.errors import BackboneError, BundleError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S
 from training.push import main

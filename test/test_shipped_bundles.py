@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
 
-from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import SHIPPED, load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.resources import resource_path

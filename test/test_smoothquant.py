@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dinov3_seg_ros.bundle.exports import CANVASES
+from dinov3_seg_ros.bundle.onnx_folder import CANVASES
 from dinov3_seg_ros.export import quantisation
 from dinov3_seg_ros.export.smoothquant import smooth
 

@@ -9,9 +9,9 @@ import pytest
 from bundles import write_tiny_bundle
 from safetensors.torch import load_file
 
-from dinov3_seg_ros.bundle.exports import ExportManifest, export_folder
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import TrainingSection
+from dinov3_seg_ros.bundle.onnx_folder import ExportManifest, export_folder
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.support.errors import BundleError

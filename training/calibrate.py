@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE, CalibrationSection
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter

@@ -36,7 +36,7 @@ def bundles_and_exports(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _exports(bundle: Bundle) -> Iterator[Finding]:
-    from dinov3_seg_ros.bundle.exports import find_exports
+    from dinov3_seg_ros.bundle.onnx_folder import find_exports
 
     subject = f"graphs of {bundle.manifest.name}"
     usable, refused = find_exports(bundle)

@@ -20,7 +20,9 @@ import onnxruntime
 import torch
 import transformers
 
-from dinov3_seg_ros.bundle.exports import (
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
     EXPORT_FILE,
@@ -34,8 +36,6 @@ from dinov3_seg_ros.bundle.exports import (
     ExportManifest,
     export_folder,
 )
-from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.export import parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.samples import open_samples

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
-from dinov3_seg_ros.bundle.exports import BATCH, CANVASES, LOGITS, map_name
+from dinov3_seg_ros.bundle.onnx_folder import BATCH, CANVASES, LOGITS, map_name
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -149,7 +149,7 @@ def export_head(
 ) -> None:
     """Write a head's graph for maps of these types and shapes, but any batch.
 
-    The graph of an image-guided head has the input `bundle.exports.CANVASES` beside the maps.
+    The graph of an image-guided head has the input `bundle.onnx_folder.CANVASES` beside the maps.
 
     Args:
         graph: what to export.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dinov3_seg_ros.bundle.exports import map_name
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.bundle.onnx_folder import map_name
 from dinov3_seg_ros.decode import upsample_argmax
 from dinov3_seg_ros.export.samples import Sample
 from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place

@@ -22,7 +22,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from dinov3_seg_ros.bundle.exports import CANVASES
+from dinov3_seg_ros.bundle.onnx_folder import CANVASES
 
 Quantise = Callable[[Path, Path, Sequence[str]], None]
 

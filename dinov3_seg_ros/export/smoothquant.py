@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.exports import CANVASES
+from dinov3_seg_ros.bundle.onnx_folder import CANVASES
 
 _EXPONENT = 0.5
 _FIRST_AXIS = "smoothquant.first_axis"

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from dinov3_seg_ros.model.checkpoints.normalisation import Normalisation
 from dinov3_seg_ros.model.families import (
     FAMILIES,
     BackboneModel,
@@ -24,6 +23,7 @@ from dinov3_seg_ros.model.families import (
     final_norm,
     limit_stride,
 )
+from dinov3_seg_ros.model.pretrained.normalisation import Normalisation
 from dinov3_seg_ros.support.errors import BackboneError, ImageError
 
 TrainableBlocks = int | Literal["all"]

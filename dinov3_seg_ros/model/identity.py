@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from dinov3_seg_ros.model.backbone import MASK_TOKEN, Backbone
-from dinov3_seg_ros.model.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
-from dinov3_seg_ros.model.checkpoints.normalisation import PREPROCESSOR_FILE
 from dinov3_seg_ros.model.families import FAMILIES
+from dinov3_seg_ros.model.pretrained.files import CONFIG_FILE, WEIGHTS_FILE
+from dinov3_seg_ros.model.pretrained.normalisation import PREPROCESSOR_FILE
 from dinov3_seg_ros.support.files import replacing_folder, write_json
 
 # These say which maps to return and which library wrote the file, not what the network computes.

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from dinov3_seg_ros.model.backbone import Backbone
-from dinov3_seg_ros.model.checkpoints.reading import read_checkpoint
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
+from dinov3_seg_ros.model.pretrained.reading import read_checkpoint
 from dinov3_seg_ros.support.errors import BackboneError
 from dinov3_seg_ros.support.hub import one_line
 
@@ -35,7 +35,7 @@ def load_backbone(
 
     Args:
         source: a local folder or file, or an id of Hugging Face, timm or torch.hub; see
-            `checkpoints.reading.read_checkpoint`. A copy in a local cache is used without asking the network.
+            `pretrained.reading.read_checkpoint`. A copy in a local cache is used without asking the network.
         layers: 0-based blocks (ViT) or stages (ConvNeXt, ResNet), negatives counting from the end; default the last.
         feature_norm: "final" applies the model's final LayerNorm, to all maps of a ViT or to the last stage of a
             ConvNeXt (as Meta's ``norm=True`` does); "none" does not. Default "final" for a ViT, "none" otherwise.

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros import decode
-from dinov3_seg_ros.bundle.exports import REFERENCE_FILE, Export, Graphs, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import REFERENCE_FILE, Export, Graphs, find_exports
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.runtimes.protocol import Candidate, Runtime
 from dinov3_seg_ros.support.errors import DisagreementError, ExportError

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dinov3_seg_ros.bundle.exports import find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.cpu import this_cpu

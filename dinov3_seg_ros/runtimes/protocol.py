@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dinov3_seg_ros.bundle.exports import Graphs
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import Graphs
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.support.errors import DisagreementError
 
@@ -24,7 +24,7 @@ class Computation(Protocol):
         """
 
     def maps(self) -> dict[str, np.ndarray]:
-        """Wait for the end; return the feature maps (N, C_i, h_i, w_i) in host memory, by `bundle.exports.map_name`.
+        """Wait for the end; return feature maps (N, C_i, h_i, w_i) in host memory, by `bundle.onnx_folder.map_name`.
 
         For comparisons. They are valid until the runtime starts another computation.
         """

@@ -10,8 +10,8 @@ import torch
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
-from dinov3_seg_ros.model.checkpoints.normalisation import IMAGENET
 from dinov3_seg_ros.model.heads import head_options
+from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import process_state

@@ -11,10 +11,10 @@ import yaml
 from rich.filesize import decimal
 from safetensors import safe_open
 
-from dinov3_seg_ros.bundle.exports import Export, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
-from dinov3_seg_ros.model.checkpoints.files import WEIGHTS_FILE
+from dinov3_seg_ros.bundle.onnx_folder import Export, find_exports
+from dinov3_seg_ros.model.pretrained.files import WEIGHTS_FILE
 from training.reports.pictures import percent
 
 # Scores are fractions, other metrics are counts, losses and seconds.

@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
-from dinov3_seg_ros.bundle.exports import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.model.checkpoints.hub import repository_of
+from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
 from dinov3_seg_ros.model.identity import backbone_identity
+from dinov3_seg_ros.model.pretrained.hub import repository_of
 from dinov3_seg_ros.model.weights import load_backbone
 from dinov3_seg_ros.support.errors import SharingError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
 
-from dinov3_seg_ros.bundle.exports import EXPORTS_FOLDER
 from dinov3_seg_ros.bundle.hub import HubId
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, DELTA_FILE, HEAD_FILE, MANIFEST_FILE
+from dinov3_seg_ros.bundle.onnx_folder import EXPORTS_FOLDER
 from dinov3_seg_ros.support.errors import SharingError
 from dinov3_seg_ros.support.hub import one_line
 from training.sharing.hub_card import LICENCES_FILE, hub_card, licence_notes

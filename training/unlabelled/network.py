@@ -14,9 +14,9 @@ from dinov3_seg_ros.bundle.manifest import InputSection
 from dinov3_seg_ros.frames.classes import ClassesSection
 from dinov3_seg_ros.frames.preprocessing import check_geometry, fill_canvas, place
 from dinov3_seg_ros.model.backbone import Backbone
-from dinov3_seg_ros.model.checkpoints.normalisation import IMAGENET
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
+from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
 from dinov3_seg_ros.model.weights import load_backbone
 from training.evaluation.inference import Window, sample
 

@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.exports import (
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
     HEAD_GRAPH,
@@ -24,7 +25,6 @@ from dinov3_seg_ros.bundle.exports import (
     find_graphs,
     map_name,
 )
-from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
 from dinov3_seg_ros.runtimes.onnx.session import GraphSession

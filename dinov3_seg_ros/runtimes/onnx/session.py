@@ -9,7 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.exports import BATCH, LOGITS, Export
+from dinov3_seg_ros.bundle.onnx_folder import BATCH, LOGITS, Export
 from dinov3_seg_ros.runtimes.onnx.caches import GraphCache
 from dinov3_seg_ros.runtimes.onnx.providers import HOST
 from dinov3_seg_ros.runtimes.onnx.targets import Target

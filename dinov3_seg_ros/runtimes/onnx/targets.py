@@ -13,8 +13,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.exports import HEAD_GRAPH, find_exports
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import HEAD_GRAPH, find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.onnx import plugins
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, CUDA, INSTALLATION, OPENVINO, Provider, Use, provider

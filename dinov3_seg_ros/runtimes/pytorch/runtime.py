@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dinov3_seg_ros.bundle.exports import map_name
 from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import map_name
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorrt as trt
 
-from dinov3_seg_ros.bundle.exports import (
+from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
     HEAD_GRAPH,
@@ -26,7 +27,6 @@ from dinov3_seg_ros.bundle.exports import (
     backbone_export,
     find_graphs,
 )
-from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Event, Gpu, Workspace, find_gpu

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tensorrt as trt
 from pydantic import BaseModel, ConfigDict
 
-from dinov3_seg_ros.bundle.exports import Export
+from dinov3_seg_ros.bundle.onnx_folder import Export
 from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.tensorrt import builder
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu

@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dinov3_seg_ros.model.checkpoints.reading import convert
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.pretrained.reading import convert
 from dinov3_seg_ros.model.weights import load_backbone
 from dinov3_seg_ros.support.errors import BackboneError
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from trainings import forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.model.backbone import Backbone
-from dinov3_seg_ros.model.checkpoints.normalisation import IMAGENET, SATELLITE
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
+from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET, SATELLITE
 from dinov3_seg_ros.model.weights import build_backbone, load_backbone
 from dinov3_seg_ros.support.errors import BackboneError, RecipeError
 from training.loop.trainer import Trainer

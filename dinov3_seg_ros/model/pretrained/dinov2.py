@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.checkpoints.meta_dinov3 import count_blocks
-from dinov3_seg_ros.model.checkpoints.timm import HEAD_CHANNELS
+from dinov3_seg_ros.model.pretrained.meta_dinov3 import count_blocks
+from dinov3_seg_ros.model.pretrained.timm import HEAD_CHANNELS
 from dinov3_seg_ros.support.errors import BackboneError
 
 _NAMES = {

@@ -13,7 +13,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # re-exported
 
-from dinov3_seg_ros.model.checkpoints.files import (
+from dinov3_seg_ros.model.pretrained.files import (
     CONFIG_FILE,
     INDEX_FILE,
     PICKLE_SUFFIXES,
@@ -21,7 +21,7 @@ from dinov3_seg_ros.model.checkpoints.files import (
     WEIGHTS_FILE,
     parts_of,
 )
-from dinov3_seg_ros.model.checkpoints.normalisation import PREPROCESSOR_FILE
+from dinov3_seg_ros.model.pretrained.normalisation import PREPROCESSOR_FILE
 from dinov3_seg_ros.support.errors import BackboneError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dinov3_seg_ros.model.checkpoints.meta_dinov3 import count_blocks, vit_config
-from dinov3_seg_ros.model.checkpoints.timm import HEAD_CHANNELS
+from dinov3_seg_ros.model.pretrained.meta_dinov3 import count_blocks, vit_config
+from dinov3_seg_ros.model.pretrained.timm import HEAD_CHANNELS
 from dinov3_seg_ros.support.errors import BackboneError
 
 # Whole models keep their backbone below the name of its type.

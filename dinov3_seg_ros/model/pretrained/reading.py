@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dinov3_seg_ros.model.checkpoints.dinov2 import convert_dinov2, is_dinov2
-from dinov3_seg_ros.model.checkpoints.files import (
+from dinov3_seg_ros.model.pretrained.dinov2 import convert_dinov2, is_dinov2
+from dinov3_seg_ros.model.pretrained.files import (
     CONFIG_FILE,
     INDEX_FILE,
     PICKLE_SUFFIXES,
@@ -22,17 +22,17 @@ from dinov3_seg_ros.model.checkpoints.files import (
     read_safetensors,
     read_state_dict,
 )
-from dinov3_seg_ros.model.checkpoints.hub import find_by_id
-from dinov3_seg_ros.model.checkpoints.hugging_face import config_of, is_hugging_face
-from dinov3_seg_ros.model.checkpoints.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
-from dinov3_seg_ros.model.checkpoints.normalisation import (
+from dinov3_seg_ros.model.pretrained.hub import find_by_id
+from dinov3_seg_ros.model.pretrained.hugging_face import config_of, is_hugging_face
+from dinov3_seg_ros.model.pretrained.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
+from dinov3_seg_ros.model.pretrained.normalisation import (
     PREPROCESSOR_FILE,
     Normalisation,
     known_normalisation,
     normalisation_of,
     read_preprocessor,
 )
-from dinov3_seg_ros.model.checkpoints.timm import is_timm_dinov3, timm_to_meta
+from dinov3_seg_ros.model.pretrained.timm import is_timm_dinov3, timm_to_meta
 from dinov3_seg_ros.support.errors import BackboneError
 
 _NAMED = 5

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.checkpoints.meta_dinov3 import ROPE_THETA
+from dinov3_seg_ros.model.pretrained.meta_dinov3 import ROPE_THETA
 from dinov3_seg_ros.support.errors import BackboneError
 
 #: All published DINOv2 and DINOv3 ViTs have so many channels in an attention head.
