@@ -118,7 +118,8 @@ setup(
         "ros-kilted": ros_wheels(ROS_KILTED),
         "ros-jazzy": ros_wheels(ROS_JAZZY),
         # The tests run ONNX graphs too: add cpu or gpu.
-        "test": ["onnx>=1.19", "psutil", "pytest", "pytest-xdist", "rosbags>=0.11.6"],
+        # With pytest 9.2, pytest-xdist 3.8 no longer groups tests (pytest-dev/pytest-xdist#1386).
+        "test": ["onnx>=1.19", "psutil", "pytest<9.2", "pytest-xdist", "rosbags>=0.11.6"],
         "test-torch": ["torchmetrics", f"triton>=3; {LINUX_X86}"],
         # NVIDIA's parser and builder, which need no GPU; see benchmarks/tensorrt_builds.py.
         "test-tensorrt": [

@@ -268,6 +268,12 @@ def test_the_robots_part_runs_on_each_python_that_is_found():
     assert re.findall(r"\.venv-robot-(\S+)/bin/python -m pytest", plan) == here
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="all tests run in one process")
+def test_tests_with_real_nodes_are_one_group_for_pytest_xdist(request):
+    nodes = [item.nodeid for item in request.session.items if item.get_closest_marker("ros")]
+    assert all(name.endswith("@ros") for name in nodes), "they run side by side, where nodes disturb each other"
+
+
 def test_the_linter_checks_for_the_oldest_python(build):
     assert build["python_requires"] == ">=3.10"
     assert 'target-version = "py310"' in (ROOT / "ruff.toml").read_text()
