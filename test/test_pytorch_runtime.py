@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.pytorch import cuda_graphs, patches, staging
+from dinov3_seg_ros.runtimes.pytorch import compilation, cuda_graphs, patches, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError, RuntimeUnavailableError
@@ -363,6 +364,7 @@ def compiler(two_gpus, monkeypatch):
         assert dynamic is False, "sizes are fixed, and a kernel for one size is faster"
 
         def compiled(*inputs):
+            assert all(tensor.is_inference() for tensor in inputs), "for each other mode it is compiled anew"
             two_gpus.notes.append(("runs compiled", *(tuple(tensor.shape) for tensor in inputs)))
             return function(*inputs)
 
@@ -463,6 +465,24 @@ def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypat
     (kept,) = recorded._recordings.values()
     assert len(kept.positions) == 1, "kept as long as the graph"
     assert gpu.of("replays")
+
+
+def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch):
+    compiled_graphs = []
+
+    def note(graph, _inputs):
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))
+    monkeypatch.setenv(CACHE, "kept")  # which the compiler would set
+    with torch.inference_mode():
+        images = torch.rand(1, 3, 64, 96)
+        run, expected, _ = compilation.compile_for(made_backbone("dinov3_vit", [0, 1]), "backbone", images)
+        gpu = _StandInGpu(monkeypatch)
+        found = cuda_graphs.Recorded(run, "backbone")(images)
+    assert len(compiled_graphs) == 1
+    assert all(map(torch.equal, found, expected)) and gpu.of("replays")
 
 
 @pytest.mark.gpu

@@ -37,8 +37,13 @@ def compile_for(
     # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     compiled: Callable[..., Output] = torch.compile(module, dynamic=False)
+
+    # Not the module that torch.compile returns: who exchanges a part of that, as `Recorded` does, has it compiled anew.
+    def run(*tensors: torch.Tensor) -> Output:
+        return compiled(*tensors)
+
     try:
-        return compiled, compiled(*inputs), True
+        return run, run(*inputs), True
     except TorchDynamoException as error:
         _logger.warning("the %s runs without being compiled, slower: %s", what, error)
         return module, module(*inputs), False

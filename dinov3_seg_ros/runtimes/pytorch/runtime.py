@@ -109,6 +109,7 @@ class PyTorchRuntime:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @torch.inference_mode()  # what is compiled for tensors of another mode would be compiled anew for the first frame
     def _compile(self, options: ComputeOptions) -> None:
         if options.network_size is None:
             raise ParameterError(
