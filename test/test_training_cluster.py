@@ -31,10 +31,11 @@ from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import ClusterError, OutputError, ParameterError
 from training import cache_features
 from training import predict as command
-from training.cluster import features, prediction
+from training.cluster import features, prediction, session
 from training.cluster.partitions import MOST_ATTEMPTS, Partitions
 from training.cluster.session import Pool, open_cluster, remove_dead_sessions
 from training.prediction.inputs import Part
+from training.samples import cache_filling
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What tells how a run went, and not what it found.
@@ -188,7 +189,7 @@ def test_a_run_goes_on_where_it_was_interrupted(bundle, tmp_path, here, capsys):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda folder: ("--alpha", 0.3), "settings"),
+        (lambda folder: ("--alpha", 0.3), "alpha"),
         (lambda folder: ("--partition", 3), "partition"),
         (lambda folder: write_images(folder / "more", 1) and (), "files"),
     ],
@@ -226,6 +227,45 @@ def test_a_join_that_was_killed_is_done_again(bundle, tmp_path, here, monkeypatc
     check_like_one_process(bundle, folder, tmp_path)
 
 
+def test_only_what_a_killed_command_left_is_removed(tmp_path):
+    output = tmp_path / "out"
+    partitions = Partitions(output, beside=("summary.json",))
+    with partitions.alone():
+        partitions.begin({"job": 1}, resume=False)
+        with partitions.writing(0, "images"):
+            pass
+    left = [".summary.k2j4_a9x.json", ".manifest.abcdefgh.jsonl", "partitions/000001.started"]
+    kept = [".git/HEAD", ".notes", ".summary.of_mine.of.json"]
+    for name in (*left, *kept):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).touch()
+    for name in (".partitions.abcdefgh", "partitions/.000001.abcdefgh"):
+        (output / name).mkdir()
+    partitions.begin({"job": 1}, resume=True)
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert found == {*kept, "run.json", "partitions/000000/manifest.json"}
+    assert sorted(path.name for path in output.rglob("*") if path.is_dir()) == [".git", "000000", "partitions"]
+
+
+def test_folders_that_were_there_stay_when_a_run_is_refused(tmp_path):
+    (tmp_path / "out" / "partitions").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text("[]")
+    partitions = Partitions(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"run.json is no record of a run"), partitions.alone():
+        partitions.begin({"job": 1}, resume=True)
+    (tmp_path / "out" / "run.json").write_text("{")
+    with pytest.raises(OutputError, match=r"run.json cannot be read"), partitions.alone():
+        partitions.begin({"job": 1}, resume=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["partitions", "run.json"]
+
+
+def test_results_among_the_images_are_refused(bundle, tmp_path, capsys):
+    folder = write_images(tmp_path / "in", 1)
+    assert predict(bundle, folder, folder / "out", "--cluster", "auto") == 2
+    assert "lies in" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
     folder, output = write_images(tmp_path / "in", 6), tmp_path / "many"
     here.dies_after = 2
@@ -239,7 +279,12 @@ def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
 
 
 @pytest.mark.parametrize(
-    ("address", "message"), [("here", "is no address"), ("127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1")]
+    ("address", "message"),
+    [
+        ("here", "is no address"),
+        ("127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1"),
+        ("a..b:1", "no Ray cluster can be reached at a..b:1"),
+    ],
 )
 def test_a_run_that_cannot_start_leaves_nothing(bundle, tmp_path, capsys, address, message):
     pytest.importorskip("ray", reason="Ray is not installed")
@@ -335,6 +380,52 @@ def test_feature_caches_are_computed_in_partitions_and_used(tmp_path, here, monk
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
     assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 0
     assert "all 16 samples are there" in capsys.readouterr().out
+
+
+def test_features_that_another_command_computed_meanwhile_need_no_cluster(tmp_path, here, monkeypatch, capsys):
+    save_backbone(build_backbone(CONVNEXT), tmp_path / "source")
+    backbone = {"source": str(tmp_path / "source"), "layers": [1, 2, 3]}
+    recipe = tiny_recipe(tmp_path, backbone=backbone, cache={"views": 1, "folder": str(tmp_path / "caches")})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    forget_accelerator()
+    alone_in = cache_filling._alone_in
+
+    @contextlib.contextmanager
+    def after_another(folder, console):
+        monkeypatch.setattr(cache_filling, "_alone_in", alone_in)
+        assert cache_features.main([str(tmp_path / "recipe.yaml")]) == 0
+        with alone_in(folder, console):
+            yield
+
+    monkeypatch.setattr(cache_filling, "_alone_in", after_another)
+    monkeypatch.setattr(features, "open_cluster", None)
+    assert cache_features.main([str(tmp_path / "recipe.yaml"), "--cluster", "auto"]) == 0
+    assert "0 of 8 samples to compute" in capsys.readouterr().out
+
+
+def test_threads_of_a_cluster_are_refused_without_one(tmp_path, capsys):
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert cache_features.main([str(tmp_path / "recipe.yaml"), "--threads", "2"]) == 2
+    assert "--threads belongs to --cluster" in capsys.readouterr().err
+
+
+def test_a_folder_for_ray_that_another_command_removed_is_made_anew(tmp_path, monkeypatch):
+    locks = []
+
+    @contextlib.contextmanager
+    def removed_at_first(folder):
+        locks.append(folder)
+        if len(locks) == 1:
+            folder.rmdir()
+        yield
+
+    monkeypatch.setattr(session, "locked", removed_at_first)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with contextlib.ExitStack() as stack:
+        folder = session._session_folder(stack)
+        assert folder.is_dir() and folder == locks[1] != locks[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

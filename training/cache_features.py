@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dinov3_seg_ros.support.command_line import run_command, whole_number
+from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
 from dinov3_seg_ros.support.errors import RecipeError
 from training.cluster.arguments import add_cluster_arguments, read_cluster_arguments
 from training.cluster.features import cache_on_cluster
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
         cluster, recipe, console = read_cluster_arguments(options), load_recipe(options.recipe, overrides), Console()
+        if cluster is None and options.threads:
+            raise UsageError("--threads belongs to --cluster; add --cluster auto for processes on this machine")
         if not recipe.cache.views:
             raise RecipeError("the recipe keeps no features; add --cache.views with the number of views of each image")
         if cluster is None:

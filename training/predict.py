@@ -145,6 +145,12 @@ def _predict_on_cluster(
     """The same on a cluster."""
     if settings.frames is not None:
         raise UsageError("--frames is for a short look, which one process takes; leave out --cluster")
+    folder = Path(options.input)
+    if folder.is_dir() and options.output.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{options.output} lies in {options.input}, so --resume would take the masks there for images; choose a "
+            "folder outside of it with --output"
+        )
     manifest, output, bundle = load_bundle(options.bundle).manifest, options.output.absolute(), options.bundle
     job = PredictionJob(
         # A shipped bundle's name, or one on the Hub, is found on each machine.
@@ -157,7 +163,7 @@ def _predict_on_cluster(
         settings=settings,
         compute=compute,
     )
-    partitions = Partitions(output)
+    partitions = Partitions(output, beside=(SUMMARY_FILE, VIDEO_FILE))
     with partitions.alone():
         found = predict_on_cluster(job, partitions, cluster, Console())
         if found is None:

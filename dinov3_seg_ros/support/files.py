@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -45,6 +46,14 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(path: str | os.PathLike[str]) -> None:
+    """Remove what `replacing_file` left of ``path`` where a process was killed. Nobody may be writing it."""
+    path = Path(path)
+    # As `tempfile` names files; another hidden file may be the user's.
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.{'[a-z0-9_]' * 8}{glob.escape(path.suffix)}"):
+        left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

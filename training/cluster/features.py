@@ -89,6 +89,8 @@ def cache_on_cluster(recipe: Recipe, cluster: ClusterSettings, threads: int, con
             for number, keys in enumerate(missing)
             for start in range(0, len(keys), size)
         ]
+        if not tasks:  # another command computed them while this one waited for the folder
+            return
         with open_cluster(cluster.address, cluster.processes, threads) as opened:
             pool = opened.pool(cluster.processes, threads, may_use_gpus=True)
             pool = dataclasses.replace(pool, processes=min(pool.processes, len(tasks)))

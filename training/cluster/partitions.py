@@ -20,13 +20,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dinov3_seg_ros.support.errors import ClusterError, OutputError
-from dinov3_seg_ros.support.files import locked, replacing_file, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import locked, remove_temporaries, replacing_file, sha256_of_file, write_json
 from training.support.writing import check_free, writing
 
 FOLDER, RUN_FILE, MANIFEST_FILE, JOINED_FILE = "partitions", "run.json", "manifest.json", "manifest.jsonl"
@@ -53,10 +53,13 @@ class Partitions:
 
     Args:
         output: folder of the job's results.
+        beside: names of the files that the command itself writes there, each by `replacing_file`.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, beside: Collection[str] = ()) -> None:
         self._output, self._folder = output, output / FOLDER
+        self._files = (RUN_FILE, JOINED_FILE, *beside)
+        self._has_begun = False
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -66,6 +69,7 @@ class Partitions:
             OutputError: another command holds it, or it cannot be made.
         """
         with contextlib.ExitStack() as stack:
+            is_new = not self._output.exists()
             with writing(self._output):
                 self._output.mkdir(parents=True, exist_ok=True)
                 try:
@@ -77,7 +81,11 @@ class Partitions:
             try:
                 yield
             finally:
-                self._forget_empty()
+                if self._has_begun:
+                    self._forget_empty()
+                if is_new:
+                    with contextlib.suppress(OSError):  # it holds something
+                        self._output.rmdir()
 
     def begin(self, run: dict[str, Any], resume: bool) -> bool:
         """Begin a job, or go on with it; whether it is complete already.
@@ -102,14 +110,13 @@ class Partitions:
                 f"{self._output} holds a run that did not end; go on with --resume, choose another folder with "
                 "--output, or remove it"
             )
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in {**before, **run} if before.get(key) != run.get(key)]
-        if changed:
-            changes = "; ".join(f"{key} was {before.get(key)}, now {run.get(key)}" for key in changed)
+        changes = "; ".join(_changes(_read_run(path), run))
+        if changes:
             raise OutputError(
                 f"{self._output} cannot be resumed, since the rest would not fit what is there: {changes}. Undo that, "
                 "or choose another folder with --output"
             )
+        self._has_begun = True
         self._sweep()
         if not is_complete:
             with writing(self._folder):
@@ -124,7 +131,8 @@ class Partitions:
             if not folder.exists():
                 found.append(number)
             elif not self._is_whole(number):
-                shutil.rmtree(folder)
+                with writing(folder):
+                    shutil.rmtree(folder)
                 found.append(number)
         return found
 
@@ -214,8 +222,8 @@ class Partitions:
     def remove(self) -> None:
         """Remove the partitions, once everything is in the output folder."""
         # In one step, since a part of them would look like a run that did not end.
-        aside = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=self._output))
         with writing(self._folder):
+            aside = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=self._output))
             os.rename(self._folder, aside / FOLDER)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -224,21 +232,17 @@ class Partitions:
         with contextlib.suppress(OSError):  # it holds something
             self._folder.rmdir()
             (self._output / RUN_FILE).unlink()
-        with contextlib.suppress(OSError):
-            self._output.rmdir()
 
     def _sweep(self) -> None:
         """Remove what killed processes were writing, and forget how often they began."""
-        temporary = [entry for entry in self._output.iterdir() if entry.name.startswith(".")]
-        if self._folder.exists():
-            temporary += [
-                path for path in self._folder.iterdir() if path.name.startswith(".") or path.suffix == _STARTED
-            ]
-        for path in temporary:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+        for name in self._files:
+            remove_temporaries(self._output / name)
+        for aside in self._output.glob(f".{FOLDER}.*"):
+            shutil.rmtree(aside, ignore_errors=True)
+        for unfinished in self._folder.glob(".*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for started in self._folder.glob(f"*{_STARTED}"):
+            started.unlink()
 
     def _folder_of(self, number: int) -> Path:
         return self._folder / f"{number:06d}"
@@ -264,6 +268,31 @@ class Partitions:
 def frame_name(file: str) -> str:
     """The name of the frame that a file, such as masks/day/a.png, is of: day/a."""
     return PurePosixPath(*PurePosixPath(file).parts[1:]).with_suffix("").as_posix()
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """What a job is, as `Partitions.begin` wrote it.
+
+    Raises:
+        OutputError: the file is of something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read ({error}); choose another folder with --output") from error
+    if not isinstance(content, dict):
+        raise OutputError(f"{path} is no record of a run; choose another folder with --output")
+    return content
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Each value that differs, for people."""
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new)
+        elif old != new:
+            yield f"{key} was {old}, now {new}"
 
 
 def _rename(folder: Path, target: Path) -> None:

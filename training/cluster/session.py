@@ -251,7 +251,7 @@ def _at(address: str) -> dict[str, Any]:
         raise ClusterError(f"'{address}' is no address of a Ray cluster; write auto, or HOST:PORT as 'ray start' says")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ClusterError(
             f"no Ray cluster can be reached at {address} ({error}); start one with: ray start --head"
         ) from error
@@ -287,10 +287,13 @@ def remove_dead_sessions() -> None:
 def _session_folder(stack: contextlib.ExitStack) -> Path:
     """A folder for Ray's sockets and logs, which ends with ``stack``."""
     remove_dead_sessions()
-    folder = Path(tempfile.mkdtemp(prefix=_SESSION_PREFIX, dir=_temporary_folder()))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    stack.enter_context(locked(folder))
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_SESSION_PREFIX, dir=_temporary_folder()))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(locked(folder))
+        if folder.is_dir():
+            return folder
+        # Before it was locked, a command that starts at the same moment took it for a dead one's.
 
 
 def _temporary_folder() -> Path:
