@@ -142,6 +142,14 @@ def test_masks_beside_images_are_never_chosen(tmp_path):
     assert names == {"images/day/0.jpg", "images/day/1.jpg", "images/night/0.jpg", "images/night/1.jpg"}
 
 
+@pytest.mark.parametrize("words", [("--every", "0.5s"), ("--topics", "/front/image")], ids=["every", "topics"])
+def test_options_of_a_recording_are_refused_for_a_folder(bundle, tmp_path, capsys, words):
+    write_photos(tmp_path / "photos", 1)
+    assert run(tmp_path / "photos", "--bundle", bundle.path, "--count", 1, "--output", tmp_path / "out", *words) == 1
+    assert f"leave out {words[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_backbone_alone_chooses_typical_images(bundle, tmp_path, capsys):
     write_photos(tmp_path / "photos", 4)
     words = [tmp_path / "photos", "--backbone", bundle.path / "backbone", "--network-size", 64, 96, "--count", 2]

@@ -191,6 +191,7 @@ def _select(options: argparse.Namespace) -> int:
         f"{len(choices)} of {len(described.names)} images chosen by {strategy}, beside {described.labelled} labelled "
         f"ones; written to {options.output}",
         soft_wrap=True,
+        markup=False,
         highlight=False,
     )
     return FAILED if images.unreadable else DONE

@@ -73,8 +73,7 @@ def _regions(found: Tensor, probabilities: Tensor) -> Tensor:
     grid = (found.shape[1], found.shape[2])
     weights = F.adaptive_avg_pool2d(probabilities[None], grid)[0].flatten(1)
     means: Tensor = (weights @ found.flatten(1).T) / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    projected: Tensor = means @ _directions(found.shape[0]).to(means)
-    return means if found.shape[0] <= _DIRECTIONS else projected
+    return means if found.shape[0] <= _DIRECTIONS else means @ _directions(found.shape[0]).to(means)
 
 
 def _directions(channels: int) -> Tensor:

@@ -87,11 +87,14 @@ def open_images(
         every: of a recording, the first image of each window of so many nanoseconds is taken; None: all.
 
     Raises:
-        DatasetError: there are no images, or it is not clear which.
+        DatasetError: there are no images, or it is not clear which; or topics or a duration for what is no recording.
     """
     path = Path(source)
     if is_recording(path):
         return RecordedImages(path, value_range, topics, every)
+    if topics or every is not None:
+        option, what = ("--topics", "topics are") if topics else ("--every", "a duration between images is")
+        raise DatasetError(f"{what} for a recording (rosbag2), but '{source}' is none; leave out {option}")
     if path.is_dir():
         masks = mask_files(path)
         found = [image for image in find_images(path, recursive=True) if image.resolve() not in masks]

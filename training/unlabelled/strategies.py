@@ -21,6 +21,8 @@ CLASS_COVERAGE, TYPICAL = "class_coverage", "typical"
 
 # Of Guy Hacohen et al. (see `typical`).
 _NEIGHBOURS = 20
+# Bounds the memory of distances to all images of a cluster.
+_ROWS = 1024
 # Of Fedor Zhdanov (see `uncertain_clusters`): so many times as many images are preselected.
 _PRESELECTED = 10
 
@@ -244,8 +246,12 @@ def _typicality(features: np.ndarray) -> np.ndarray:
     """The inverse of the mean distance to the nearest neighbours, (n,)."""
     if len(features) == 1:
         return np.ones(1)
-    distances = np.sort(np.sqrt(squared_distances(features, features)), axis=1)[:, 1 : _NEIGHBOURS + 1]
-    return np.asarray(1 / np.maximum(distances.mean(1), 1e-12))
+    found = np.empty(len(features))
+    for start in range(0, len(features), _ROWS):  # a cluster may hold all images
+        distances = np.sort(squared_distances(features[start : start + _ROWS], features), axis=1)
+        nearest_ones = np.sqrt(distances[:, 1 : _NEIGHBOURS + 1])
+        found[start : start + _ROWS] = 1 / np.maximum(nearest_ones.mean(1), 1e-12)
+    return found
 
 
 def _two_best(gains: np.ndarray, names: Sequence[str]) -> str:
