@@ -70,7 +70,7 @@ def pytest_runtest_setup(item):
 
 @functools.cache
 def _give_way():
-    os.nice(10)
+    os.nice(5)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
