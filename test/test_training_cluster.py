@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from bundles import write_tiny_bundle
+from exported_bundles import write_exported_bundle
 from PIL import Image
 from recordings import IMAGE, image, write_bag
 from trainings import CONVNEXT, forget_accelerator, tiny_recipe
@@ -45,6 +46,12 @@ REPORTS = ("summary.json", "run.json", "manifest.jsonl")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", network_size=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Bundle:
+    """A bundle that processes open without importing transformers, which takes seconds in each."""
+    return write_exported_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
@@ -459,21 +466,21 @@ def kill_one_in_the_midst(output: Path, killed: list[int]) -> None:
         time.sleep(0.005)
 
 
-def test_a_killed_worker_loses_nothing_and_doubles_nothing(bundle, tmp_path, ray_here):
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(exported, tmp_path, ray_here):
     folder, killed = write_images(tmp_path / "in", 90, (200, 300)), []
     killer = threading.Thread(target=kill_one_in_the_midst, args=(tmp_path / "many", killed))
     killer.start()
     options = ("--cluster", "auto", "--processes", 2, "--partition", 5)
-    assert predict(bundle, folder, tmp_path / "many", *options) == 0
+    assert predict(exported, folder, tmp_path / "many", *options) == 0
     killer.join()
     assert killed and killed[0] < 18, "the worker was killed in the midst"
-    check_like_one_process(bundle, folder, tmp_path)
+    check_like_one_process(exported, folder, tmp_path)
 
 
-def test_a_killed_command_goes_on_where_it_was(bundle, tmp_path, ray_here, here):
+def test_a_killed_command_goes_on_where_it_was(exported, tmp_path, ray_here, here):
     folder, output = write_images(tmp_path / "in", 90, (200, 300)), tmp_path / "many"
     options = ["--cluster", "auto", "--processes", "1", "--partition", "5"]
-    line = [str(bundle.path), str(folder), "--output", str(output), "--threads", "1", *options]
+    line = [str(exported.path), str(folder), "--output", str(output), "--threads", "1", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     running = subprocess.Popen([sys.executable, "-m", "training.predict", *line], cwd=ROOT, env=environment)
     deadline = time.monotonic() + 100
@@ -485,9 +492,9 @@ def test_a_killed_command_goes_on_where_it_was(bundle, tmp_path, ray_here, here)
     done = {path.name for path in output.glob("partitions/[0-9]*[0-9]")}
     assert done
     assert not (output / "summary.json").exists()
-    assert predict(bundle, folder, output, *options, "--resume") == 0
+    assert predict(exported, folder, output, *options, "--resume") == 0
     assert not done & {f"{json.loads(task)['number']:06d}" for task in here.tasks}
-    check_like_one_process(bundle, folder, tmp_path)
+    check_like_one_process(exported, folder, tmp_path)
 
 
 def test_what_no_worker_can_do_ends_the_run(ray_here):
