@@ -39,6 +39,8 @@ from training.prediction.inputs import Part
 from training.samples import cache_filling
 
 ROOT = Path(__file__).resolve().parent.parent
+#: For what takes some seconds, and on a busy machine minutes.
+DEADLINE_S = 300
 #: What tells how a run went, and not what it found.
 REPORTS = ("summary.json", "run.json", "manifest.jsonl")
 
@@ -457,7 +459,7 @@ def workers() -> list[psutil.Process]:
 
 def kill_one_in_the_midst(output: Path, killed: list[int]) -> None:
     """Kill a worker once some partitions are done."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline and not killed:
         if list(output.glob("partitions/[0-9]*[0-9]")):
             for process in workers()[:1]:
@@ -483,7 +485,7 @@ def test_a_killed_command_goes_on_where_it_was(exported, tmp_path, ray_here, her
     line = [str(exported.path), str(folder), "--output", str(output), "--threads", "1", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     running = subprocess.Popen([sys.executable, "-m", "training.predict", *line], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + DEADLINE_S
     while not list(output.glob("partitions/[0-9]*[0-9]")) and time.monotonic() < deadline:
         assert running.poll() is None
         time.sleep(0.005)
