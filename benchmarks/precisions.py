@@ -44,7 +44,7 @@ def main() -> None:
     bundle = load_bundle(options.bundle)
     samples = open_samples(options.images, options.masks, [bundle])
     size = bundle.manifest.input.network_size
-    model = PyTorchRuntime([bundle], ComputeOptions(device="cpu", precision="fp32"))
+    model = PyTorchRuntime([bundle], ComputeOptions(device="cpu", precision="fp32", threads=options.threads))
     rows: list[dict[str, Any]] = []
     for precision, provider in WAYS:
         row = {"precision": precision, "provider": provider}

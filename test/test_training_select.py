@@ -118,18 +118,20 @@ def files(folder: Path) -> set[str]:
 
 def test_chosen_images_are_copied_with_reasons_and_a_sheet(bundle, tmp_path, capsys):
     write_photos(tmp_path / "photos", 8)
-    assert run(tmp_path / "photos", "--bundle", bundle.path, "--count", 3, "--output", tmp_path / "out") == 0
-    said = selection(tmp_path / "out")
+    output = tmp_path / "[red]out"  # which is no colour of the terminal
+    assert run(tmp_path / "photos", "--bundle", bundle.path, "--count", 3, "--output", output) == 0
+    said = selection(output)
     names = [row["image"] for row in said["chosen"]]
-    assert files(tmp_path / "out") == {"selection.json", "contact_sheet.png", *(f"images/{name}" for name in names)}
+    assert files(output) == {"selection.json", "contact_sheet.png", *(f"images/{name}" for name in names)}
     for name in names:
-        assert (tmp_path / "out/images" / name).read_bytes() == (tmp_path / "photos" / name).read_bytes()
+        assert (output / "images" / name).read_bytes() == (tmp_path / "photos" / name).read_bytes()
     assert (said["strategy"], said["looked_at"], [row["rank"] for row in said["chosen"]]) == (
         "class_coverage", 8, [1, 2, 3],
     )  # fmt: skip
     assert all(row["why"].startswith("covers class_") and 0 < row["uncertainty"] <= 1 for row in said["chosen"])
-    assert cv2.imread(str(tmp_path / "out/contact_sheet.png")).shape[1] > 3 * 240
-    assert "3 of 8 images chosen by class_coverage" in capsys.readouterr().out
+    assert cv2.imread(str(output / "contact_sheet.png")).shape[1] > 3 * 240
+    printed = capsys.readouterr().out
+    assert "3 of 8 images chosen by class_coverage" in printed and "[red]out" in printed
 
 
 def test_masks_beside_images_are_never_chosen(tmp_path):

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)
-        console, description = Console(), describe(load_bundle(options.bundle))
+        console, description = Console(markup=False), describe(load_bundle(options.bundle))
         if options.json is not None:
             with writing(options.json):
                 write_json(options.json, description)

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
-        cluster, recipe, console = read_cluster_arguments(options), load_recipe(options.recipe, overrides), Console()
+        cluster, recipe = read_cluster_arguments(options), load_recipe(options.recipe, overrides)
+        console = Console(markup=False)
         if cluster is None and options.threads:
             raise UsageError("--threads belongs to --cluster; add --cluster auto for processes on this machine")
         if not recipe.cache.views:

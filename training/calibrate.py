@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
-        console = Console()
+        console = Console(markup=False)
         settings = find_settings(options.bundle, options.dataset, overrides)
         done = calibrate(options.bundle, settings, options.output, console).manifest.calibration
         assert done is not None  # written just now

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
-        console, section = Console(), load_recipe(options.recipe, overrides).data
+        console, section = Console(markup=False), load_recipe(options.recipe, overrides).data
         found = _found(section)
         _print_found(found, console)
         train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))

@@ -180,12 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _distill(options: argparse.Namespace, settings: DistillSettings, compute: ComputeOptions) -> int:
     """Label what the command line names; return the exit code."""
     check_free(options.output, "--output")
-    console = Console()
+    console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
     labelled = find_labelled(options.labelled, chosen_range(settings.value_range, teacher.value_range))
     for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     about = distill(images, labelled, teacher, options.output, settings, console)
     for name, reason in images.unreadable.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
-        console, compute = Console(), read_flags(ComputeOptions, options)
+        console, compute = Console(markup=False), read_flags(ComputeOptions, options)
         if options.report is not None:
             check_free(options.report, "--report")
         scores = evaluate_bundle(

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
-        section, console = _read_settings(options.data, overrides).data, Console()
+        section, console = _read_settings(options.data, overrides).data, Console(markup=False)
         check_free(options.output, "--output")
         for line in section.found().lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)

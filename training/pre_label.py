@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pre_label(options: argparse.Namespace, settings: PreLabelSettings, compute: ComputeOptions) -> int:
     """Label what the command line names, and print how it is read back; return the exit code."""
     check_free(options.output, "--output")
-    console = Console()
+    console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
     summary = pre_label(images, teacher, options.output, settings, console)

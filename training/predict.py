@@ -135,7 +135,7 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
     value_range = chosen_range(settings.value_range, manifest.input.value_range)
     source = open_input(options.input, value_range, options.topics).source()
     segmenter = open_segmenter(options.bundle, settings.inference, compute)
-    done = predict(segmenter, manifest, source, options.output, settings, Console())
+    done = predict(segmenter, manifest, source, options.output, settings, Console(markup=False))
     return _conclude(options, settings, compute, done, segmenter.runtime.description)
 
 
@@ -165,7 +165,7 @@ def _predict_on_cluster(
     )
     partitions = Partitions(output, beside=(SUMMARY_FILE, VIDEO_FILE))
     with partitions.alone():
-        found = predict_on_cluster(job, partitions, cluster, Console())
+        found = predict_on_cluster(job, partitions, cluster, Console(markup=False))
         if found is None:
             print(f"{options.output} is complete; nothing was left to do")
             return DONE

@@ -161,7 +161,7 @@ def _select(options: argparse.Namespace) -> int:
         raise UsageError("give either --bundle or --backbone")
     resolved(options.strategy, options.bundle is not None)
     check_free(options.output, "--output")
-    console = Console()
+    console = Console(markup=False)
     if options.bundle is not None:
         network = Network.of_bundle(options.bundle)
     else:
@@ -169,7 +169,7 @@ def _select(options: argparse.Namespace) -> int:
     images = open_from(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     described = look_at_all(images, labelled, network, console)
     strategy = resolved(options.strategy, options.bundle is not None)
     choices = choose(strategy, described.pool, options.count, options.seed)
@@ -191,7 +191,6 @@ def _select(options: argparse.Namespace) -> int:
         f"{len(choices)} of {len(described.names)} images chosen by {strategy}, beside {described.labelled} labelled "
         f"ones; written to {options.output}",
         soft_wrap=True,
-        markup=False,
         highlight=False,
     )
     return FAILED if images.unreadable else DONE

@@ -57,12 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
+        console = Console(markup=False)
         if options.folds is not None:
             if options.dry_run:
                 raise UsageError("--dry-run takes one fold: give --data.folds and --data.fold in place of --folds")
-            _cross_validate(load_recipe(options.recipe, overrides), options.folds, options.resume, Console())
+            _cross_validate(load_recipe(options.recipe, overrides), options.folds, options.resume, console)
             return
-        _train(load_recipe(options.recipe, overrides), options.dry_run, options.resume, Console())
+        _train(load_recipe(options.recipe, overrides), options.dry_run, options.resume, console)
 
     return run_command(parser, work, arguments)
 

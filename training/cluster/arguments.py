@@ -44,7 +44,7 @@ def add_cluster_arguments(parser: CommandParser, leave_out: Collection[str] = ()
         "--processes": {
             "type": whole_number(1),
             "metavar": "NUMBER",
-            "help": "processes (default: one for each GPU, or without one for each four cores)",
+            "help": "processes (default: one for each GPU; without GPUs, one for each four cores)",
         },
         "--partition": {
             "type": whole_number(1),
