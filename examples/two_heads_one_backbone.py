@@ -19,5 +19,6 @@ images = (torch.tensor(rgb).permute(2, 0, 1)[None] / 255 - mean) / std  # (1, 3,
 with torch.inference_mode():
     maps = backbone(images)  # a list of (1, C, h, w): computed once
     for name, head in (("trained", trained), ("yours", yours)):
-        labels = upsample_argmax(head(maps), (480, 640))[0]  # (480, 640) uint8
+        logits = head(maps, images)  # an image-guided head reads both
+        labels = upsample_argmax(logits, (480, 640))[0]  # (480, 640) uint8
         print(f"{name}: {len(labels.unique())} of {head.num_classes} classes")
