@@ -19,7 +19,7 @@ from dinov3_seg_ros.frames.motion import Motion, MotionEstimator, is_inside, pos
 LONGEST_GAP_S = 0.5
 # The logits that are kept are finer than the network's, so that carrying them along again and again does not blur them:
 # by the largest factor with which they have at most so many values.
-_FACTORS, _MOST_VALUES = (4, 2), 1 << 20
+_FACTORS, _MOST_VALUES = (4, 2), 1 << 19
 
 
 class Logits(NamedTuple):
