@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dinov3_seg_ros import Segmenter
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
