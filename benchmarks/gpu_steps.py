@@ -298,7 +298,7 @@ for _model in MODELS:
             exported, _model, "fp16", runtime="onnx", providers=["CUDAExecutionProvider"], limit_s=80
         ),
         f"rtx-{_model}": _bind(
-            exported, _model, "fp16", runtime="onnx", providers=["NvTensorRTRTXExecutionProvider"], limit_s=80
+            exported, _model, "fp16", runtime="onnx", providers=["NvTensorRTRTXExecutionProvider"], limit_s=150
         ),
         f"tensorrt-{_model}": _bind(exported, _model, "fp16", runtime="tensorrt", limit_s=120),
     }
