@@ -93,7 +93,7 @@ class ComputeOptions(Options):
         bool,
         Field(
             description="On a GPU, the PyTorch runtime compiles backbone and heads (torch.compile). The first start "
-            "takes about a minute longer, and needs a C compiler."
+            "takes about a minute longer, and needs a C compiler. Passes of more than one frame compute max_batch."
         ),
     ] = False
 

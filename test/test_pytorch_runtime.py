@@ -389,6 +389,18 @@ def test_backbone_and_heads_are_compiled_with_the_option_compile(bundle, compile
     assert os.environ.pop(CACHE).endswith("dinov3_seg_ros/compiled"), "which outlives a restart of the machine"
 
 
+def test_a_batch_between_one_and_the_largest_is_filled_up_so_that_no_camera_waits_for_the_compiler(bundle, compiler):
+    frames = [picture(seed=seed) for seed in range(3)]
+    expected = [
+        one.labels for one in Segmenter.from_bundle(bundle.path, "torch", device="cpu", max_batch=4).segment(frames)
+    ]
+    segmenter = Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True, max_batch=4)
+    at_start = set(compiler.of("runs compiled"))
+    found = [one.labels for one in segmenter.segment(frames)]
+    assert np.array_equal(found, expected)
+    assert set(compiler.of("runs compiled")) == at_start
+
+
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(bundle, two_gpus, monkeypatch, caplog):
     def compile(function, *, dynamic):
         def fails(*inputs):
@@ -478,7 +490,7 @@ def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch
     monkeypatch.setenv(CACHE, "kept")  # which the compiler would set
     with torch.inference_mode():
         images = torch.rand(1, 3, 64, 96)
-        run, expected, _ = compilation.compile_for(made_backbone("dinov3_vit", [0, 1]), "backbone", images)
+        run, (expected,), _ = compilation.compile_for(made_backbone("dinov3_vit", [0, 1]), "backbone", [(images,)])
         gpu = _StandInGpu(monkeypatch)
         found = cuda_graphs.Recorded(run, "backbone")(images)
     assert len(compiled_graphs) == 1

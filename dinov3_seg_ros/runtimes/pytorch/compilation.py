@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -19,19 +19,19 @@ Output = TypeVar("Output")
 
 @torch.inference_mode()
 def compile_for(
-    module: Callable[..., Output], what: str, *inputs: torch.Tensor
-) -> tuple[Callable[..., Output], Output, bool]:
-    """Compile a module for inputs of these shapes; others are compiled when they come.
+    module: Callable[..., Output], what: str, examples: Sequence[Sequence[torch.Tensor]]
+) -> tuple[Callable[..., Output], list[Output], bool]:
+    """Compile a module for inputs of these shapes; others are compiled when they come, which takes half a minute.
 
     What is compiled is kept on disk, for the next start.
 
     Args:
         module: takes and returns tensors on the GPU.
         what: the module, for people, such as "backbone".
-        inputs: examples.
+        examples: inputs of each shape.
 
     Returns:
-        What to call in place of the module; what it returns for the examples; and whether it is compiled. The module
+        What to call in place of the module; what it returns for each example; and whether it is compiled. The module
         itself is returned, with a warning, where the compiler cannot be used, as without a C compiler.
     """
     # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
@@ -43,7 +43,7 @@ def compile_for(
         return compiled(*tensors)
 
     try:
-        return run, run(*inputs), True
+        return run, [run(*inputs) for inputs in examples], True
     except TorchDynamoException as error:
         _logger.warning("the %s runs without being compiled, slower: %s", what, error)
-        return module, module(*inputs), False
+        return module, [module(*inputs) for inputs in examples], False

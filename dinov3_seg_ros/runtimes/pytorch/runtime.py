@@ -67,6 +67,7 @@ class PyTorchRuntime:
             self._heads[name] = _FromTensors(head)
             self._reads_images |= {name} if head.reads_images else set()
         self._streams: _Streams | None = None
+        self._batches: tuple[int, ...] = ()
         if self._device.type == "cuda":
             self._streams = _Streams(self._device)
             embed_patches_by_products(backbone)
@@ -103,9 +104,10 @@ class PyTorchRuntime:
         return False
 
     def close(self) -> None:
-        """Release the modules, and the GPU memory that PyTorch caches."""
+        """Release the modules, the memory for uploads, and the GPU memory that PyTorch caches."""
         self._backbone = _closed
         self._heads.clear()
+        self._streams = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -116,12 +118,13 @@ class PyTorchRuntime:
                 "compile needs a network input of one size, and with this geometry it follows the frames; use geometry "
                 "'stretch' or 'letterbox', or no compile"
             )
-        canvases = torch.zeros((options.max_batch, *options.network_size, 3), dtype=torch.uint8).to(self._device)
-        self._backbone, computed, is_compiled = compile_for(self._backbone, "backbone", canvases)
-        *maps, images = computed
+        self._batches = tuple(sorted({1, options.max_batch}))
+        shapes = [(batch, *options.network_size, 3) for batch in self._batches]
+        canvases = [torch.zeros(shape, dtype=torch.uint8).to(self._device) for shape in shapes]
+        self._backbone, computed, is_compiled = compile_for(self._backbone, "backbone", [(one,) for one in canvases])
         for name, head in self._heads.items():
-            inputs = self._inputs_of(name, maps, images)
-            self._heads[name], _, head_is_compiled = compile_for(head, f"head '{name}'", *inputs)
+            inputs = [self._inputs_of(name, maps, images) for *maps, images in computed]
+            self._heads[name], _, head_is_compiled = compile_for(head, f"head '{name}'", inputs)
             is_compiled &= head_is_compiled
         if is_compiled:
             self.description += ", compiled"
@@ -133,6 +136,8 @@ class PyTorchRuntime:
 
     def _queue(self, images: torch.Tensor, heads: Sequence[str], streams: _Streams) -> _Computation:
         timeline = Timeline(partial(new_event, timed=True))
+        frames = slice(len(images))
+        images = self._fill_up(images)
         with timeline.step("upload", streams.uploading), torch.cuda.stream(streams.uploading):
             images = streams.upload(images)
         with torch.cuda.stream(streams.computing):
@@ -140,8 +145,15 @@ class PyTorchRuntime:
             with timeline.step("backbone", streams.computing):
                 *maps, normalised = self._backbone(images)
             with timeline.step("heads", streams.computing):
-                logits = {name: self._run_head(name, maps, normalised) for name in heads}
-        return _Computation(timeline, self._named(maps), logits)
+                logits = {name: self._run_head(name, maps, normalised)[frames] for name in heads}
+        return _Computation(timeline, self._named([one[frames] for one in maps]), logits)
+
+    def _fill_up(self, images: torch.Tensor) -> torch.Tensor:
+        """Repeat the last frame up to a number of frames that was compiled; any other would be compiled now."""
+        size = next((batch for batch in self._batches if batch >= len(images)), len(images))
+        return (
+            images if size == len(images) else torch.cat([images, images[-1:].expand(size - len(images), -1, -1, -1)])
+        )
 
     def _run_head(self, name: str, maps: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         logits = self._heads[name](*self._inputs_of(name, maps, images))
