@@ -73,18 +73,16 @@ class _RegionLoss(Loss):
             truth = target[group]
             labelled = truth != ignore_value
             if labelled.any():
-                total = total + self._loss(logits[group].movedim(1, 0)[:, labelled].softmax(0), truth[labelled])
+                total = total + self._loss(logits[group].softmax(1), truth, labelled)
         return total
 
     @abstractmethod
-    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        """The loss of probabilities (C, N) and truth (N,) int64, with N > 0."""
+    def _loss(self, probabilities: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+        """The loss of probabilities (B, C, H, W) and truth (B, H, W) int64 where labelled (B, H, W), which some are."""
 
-    def _considered(self, truth: Tensor, num_classes: int) -> Tensor:
-        """(C,) bool: the classes over which the loss is averaged."""
-        if self.classes == "all":
-            return torch.ones(num_classes, dtype=torch.bool, device=truth.device)
-        return torch.bincount(truth, minlength=num_classes) > 0
+    def _considered(self, pixels: Tensor) -> Tensor:
+        """(C,) bool: the classes over which the loss is averaged, from the number of pixels of each."""
+        return torch.ones_like(pixels, dtype=torch.bool) if self.classes == "all" else pixels > 0
 
 
 class Dice(_RegionLoss):
@@ -94,22 +92,26 @@ class Dice(_RegionLoss):
         super().__init__(classes, per_image)
         self.squared, self.smooth = squared, smooth
 
-    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        num_classes = len(probabilities)
-        of_truth = probabilities.gather(0, truth[None])[0]
-        intersection = probabilities.new_zeros(num_classes).index_add(0, truth, of_truth)
-        predicted = (probabilities.square() if self.squared else probabilities).sum(1)
-        total = predicted + torch.bincount(truth, minlength=num_classes)
+    def _loss(self, probabilities: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+        # Ignored pixels are multiplied by 0: to select the others costs several times as much as all the rest.
+        num_classes = probabilities.shape[1]
+        ids = truth.where(labelled, 0)
+        of_truth = probabilities.gather(1, ids.unsqueeze(1)).squeeze(1) * labelled
+        intersection = probabilities.new_zeros(num_classes).index_add(0, ids.flatten(), of_truth.flatten())
+        predicted = probabilities.square() if self.squared else probabilities
+        pixels = torch.bincount(truth.where(labelled, num_classes).flatten(), minlength=num_classes)[:num_classes]
+        total = (predicted * labelled.unsqueeze(1)).sum((0, 2, 3)) + pixels
         tiny = torch.finfo(total.dtype).tiny
         dice = (2 * intersection + self.smooth) / (total + self.smooth).clamp(min=tiny)
-        return (1 - dice)[self._considered(truth, num_classes)].mean()
+        return (1 - dice)[self._considered(pixels)].mean()
 
 
 class Lovasz(_RegionLoss):
     """See `LovaszSection`."""
 
-    def _loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        considered = self._considered(truth, len(probabilities)).tolist()
+    def _loss(self, probabilities: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+        truth, probabilities = truth[labelled], probabilities.movedim(1, 0)[:, labelled]
+        considered = self._considered(torch.bincount(truth, minlength=len(probabilities))).tolist()
         # One class at a time: sorting needs several times the memory of what is sorted.
         losses = [
             _lovasz_extension(probability, truth == index)
