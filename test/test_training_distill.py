@@ -124,6 +124,15 @@ def test_an_unfinished_folder_and_other_classes_are_refused(taught, tmp_path):
         PseudoLabels(root=str(taught / "pseudo")).join(data)
 
 
+def test_two_images_of_one_mask_are_refused_before_the_first_is_labelled(teacher, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.jpg", "b.png"):
+        Image.fromarray(picture(0)).save(tmp_path / "photos" / name)
+    assert run(tmp_path / "photos", teacher, tmp_path / "out") == 1
+    assert "b.jpg and b.png would have the same labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_that_have_labels_are_left_out(teacher, taught, tmp_path, capsys):
     Image.fromarray(picture(0)).save(tmp_path / "known.png")
     assert run(taught / "photos", teacher, tmp_path / "out", "--labelled", tmp_path) == 0

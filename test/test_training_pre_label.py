@@ -169,7 +169,9 @@ def test_what_cannot_be_labelled_is_one_message(bundle, tmp_path, capsys):
     Image.fromarray(picture(3)).save(tmp_path / "photos/day/a.jpg")
     line = [str(tmp_path / "photos"), "--bundle", str(bundle.path), "--output", str(tmp_path / "out")]
     assert command.main(line) == 1
-    assert "would have the same labels, day/a.json" in capsys.readouterr().err
+    assert "day/a.jpg and day/a.png would have the same labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "it is known before the first image"
+    assert command.main([*line, "--format", "coco"]) == 0, "where the names of images stand in one file"
     large = write_tiny_bundle(tmp_path / "large", num_classes=6)
     line[line.index("--output") - 0 : line.index("--output")] = [str(large.path)]
     assert command.main([*line[:-1], str(tmp_path / "new")]) == 1

@@ -106,6 +106,7 @@ def distill(
     histogram = np.zeros((count, _LEVELS), np.int64)
     image_of: dict[str, str] = {}
     skipped = 0
+    images.check_label_names()
     with writing(output):
         taken = track(images.take(), "labelling", total=len(images), console=console, disable=not console.is_terminal)
         for image in taken:
@@ -113,8 +114,6 @@ def distill(
                 skipped += 1
                 continue
             mask = PurePosixPath(image.name).with_suffix(".png").as_posix()
-            if mask in image_of:
-                raise DatasetError(f"{image_of[mask]} and {image.name} would have the same mask; rename one of them")
             image_of[mask] = image.name
             found = teacher.label(image.pixels)
             confidence, labels = found.confidence, found.labels

@@ -126,8 +126,11 @@ def pre_label(
     count = len(labels.names)
     written = regions_written = 0
     covered = 0.0
+    writer_type = WRITERS[settings.format]
+    if writer_type.is_file_of_each_image:
+        images.check_label_names()
     with writing(output):
-        writer = WRITERS[settings.format](output, labels.names, labels.palette, settings.shapes)
+        writer = writer_type(output, labels.names, labels.palette, settings.shapes)
         taken = track(images.take(), "labelling", total=len(images), console=console, disable=not console.is_terminal)
         for image in taken:
             of_pixels = labels.of(teacher.label(image.pixels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -65,6 +65,13 @@ class UnlabelledImages(Protocol):
     def __len__(self) -> int:
         """Number of images, with those that cannot be read; of a recording the most that it can be."""
 
+    def check_label_names(self) -> None:
+        """Refuse images whose names differ in their suffix alone: files of labels have another one.
+
+        Raises:
+            DatasetError: there are two.
+        """
+
     def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
         """The images in order; only those of some names where these are given.
 
@@ -120,6 +127,14 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def check_label_names(self) -> None:
+        """See `UnlabelledImages.check_label_names`."""
+        image_of: dict[PurePosixPath, str] = {}
+        for name in self._files:
+            first = image_of.setdefault(PurePosixPath(name).with_suffix(""), name)
+            if first != name:
+                raise DatasetError(f"{first} and {name} would have the same labels; rename one of them")
 
     def take(self, names: Collection[str] | None = None) -> Iterator[UnlabelledImage]:
         """See `UnlabelledImages.take`."""
@@ -181,6 +196,9 @@ class RecordedImages:
 
     def __len__(self) -> int:
         return sum(self._counts.values())
+
+    def check_label_names(self) -> None:
+        """All have the same suffix."""
 
     def spans(self, size: int) -> list[Span]:
         """The topics in spans of equal time, with about ``size`` messages each where a topic's rate is steady."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
 import yaml
 
-from dinov3_seg_ros.frames.classes import Colour
-from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import replacing_file, write_json
-from training.data.writing.protocol import IGNORED_LABEL, IMAGES, LabelWriter, ShapeKind
+from training.data.writing.protocol import IGNORED_LABEL, IMAGES, LabelWriter
 from training.data.writing.regions import Region
 
 # Of labelme, whose files have had this form since.
@@ -28,16 +26,11 @@ class LabelmeWriter(LabelWriter):
     Parts of one region have one ``group_id``. See `training.data.formats.labelme`.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], palette: Sequence[Colour], shapes: ShapeKind) -> None:
-        super().__init__(folder, names, palette, shapes)
-        self._written: set[PurePosixPath] = set()
+    is_file_of_each_image = True
 
     def add(self, name: str, size: tuple[int, int], regions: Sequence[Region]) -> None:
         """See `LabelWriter.add`."""
         path = PurePosixPath(name).with_suffix(".json")
-        if path in self._written:
-            raise DatasetError(f"{name} and another image would have the same labels, {path}; rename one of them")
-        self._written.add(path)
         shapes = [shape for number, region in enumerate(regions, 1) for shape in self._shapes(region, number)]
         content: dict[str, Any] = {
             "version": _VERSION,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from dinov3_seg_ros.frames.classes import Colour
 from training.data.writing.regions import Region
@@ -27,7 +27,12 @@ class LabelWriter(ABC):
         names: labels that regions may have, in the order of their numbers.
         palette: RGB colour (0..255) of each.
         shapes: how regions are written.
+
+    Attributes:
+        is_file_of_each_image: whether the labels of an image are in a file of its name with another suffix.
     """
+
+    is_file_of_each_image: ClassVar[bool] = False
 
     def __init__(self, folder: Path, names: Sequence[str], palette: Sequence[Colour], shapes: ShapeKind) -> None:
         self.folder, self.names, self.palette, self.shapes = folder, list(names), list(palette), shapes
@@ -43,7 +48,6 @@ class LabelWriter(ABC):
 
         Raises:
             OSError: a file cannot be written.
-            DatasetError: two images would have one file of labels.
         """
 
     @abstractmethod
