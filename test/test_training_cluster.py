@@ -132,6 +132,14 @@ def test_partitions_of_images_give_what_one_process_gives(bundle, tmp_path, here
     check_like_one_process(bundle, folder, tmp_path, *options)
     assert [content["frames"] for content in manifests(tmp_path / "many")] == [2, 3, 1]
     assert not (tmp_path / "many" / "partitions").exists()
+    again = (*options, "--cluster", "auto", "--partition", 3, "--resume")
+    assert predict(bundle, folder, tmp_path / "many", *again) == 1, "as the run itself said"
+    assert "is complete, 1 skipped" in capsys.readouterr().out
+    (tmp_path / "many" / "summary.json").write_text("{}")
+    assert predict(bundle, folder, tmp_path / "many", *again) == 1
+    assert "summary.json is no summary any more" in capsys.readouterr().err
+    (tmp_path / "many" / "summary.json").unlink()
+    assert predict(bundle, folder, tmp_path / "many", *again) == 0
 
 
 def write_video(path: Path, frames: int = 7) -> Path:

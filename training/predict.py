@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from dinov3_seg_ros.support.command_line import (
     read_flags,
     run_command,
 )
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 from dinov3_seg_ros.support.files import write_json
 from training.cluster.arguments import ClusterSettings, add_cluster_arguments, read_cluster_arguments
 from training.cluster.partitions import Partitions
@@ -167,11 +168,29 @@ def _predict_on_cluster(
     with partitions.alone():
         found = predict_on_cluster(job, partitions, cluster, Console(markup=False))
         if found is None:
-            print(f"{options.output} is complete; nothing was left to do")
-            return DONE
+            unreadable = _unreadable_before(options.output)
+            print(f"{options.output} is complete, {len(unreadable)} skipped; nothing was left to do")
+            return FAILED if unreadable else DONE
         code = _conclude(options, settings, compute, *found)
         partitions.remove()
     return code
+
+
+def _unreadable_before(output: Path) -> dict[str, str]:
+    """What the summary of a complete run says could not be read; nothing where its user has removed the summary.
+
+    Raises:
+        OutputError: there is a file that is no summary.
+    """
+    path = output / SUMMARY_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["unreadable"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path} is no summary any more ({error!r}); remove it, or segment into another folder"
+        ) from error
 
 
 def _conclude(
