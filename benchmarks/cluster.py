@@ -12,6 +12,7 @@ Steps that are complete in ``--output`` are not run again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -59,13 +60,17 @@ def measure(output: Path, run: Callable[[], None]) -> dict[str, float]:
     return json.loads(kept.read_text())
 
 
-def workers(command: int) -> list[psutil.Process]:
-    """The processes of a command that compute."""
-    return [
-        process
-        for process in psutil.Process(command).children(recursive=True)
-        if "MapWorker" in "".join(process.cmdline())
-    ]
+def kill_a_worker(command: subprocess.Popen) -> bool:
+    """Kill one of the processes of a command that compute; whether there was one before the command ended."""
+    while command.poll() is None:
+        # A worker may end in the very moment, and another has not begun yet.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(command.pid).children(recursive=True):
+                if "MapWorker" in "".join(process.cmdline()):
+                    process.kill()
+                    return True
+        time.sleep(0.01)
+    return False
 
 
 def partitions(output: Path) -> int:
@@ -84,7 +89,8 @@ def disturb(options: argparse.Namespace, output: Path, words: list[object]) -> l
         if process.poll() is not None:
             break
         if what == "worker":
-            workers(process.pid)[0].kill()
+            if not kill_a_worker(process):
+                break
         else:
             process.kill()
             process.wait()

@@ -197,6 +197,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
         warnings.simplefilter("ignore")
         cores = max(_cores_here(), (processes or 1) * (threads or 1))
         where = _of_this_machine(stack, cores) if is_own else _at(address)
+        own_handler = signal.getsignal(signal.SIGTERM)
         try:
             with _silent():
                 ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
@@ -204,7 +205,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
             what = "started on this machine" if is_own else f"reached at {address}"
             raise ClusterError(f"Ray cannot be {what}: {error}") from error
         stack.callback(ray.shutdown)
-        _end_on_sigterm(stack)
+        _end_on_sigterm(stack, own_handler)
         yield Cluster(ray, is_own)
 
 
@@ -229,11 +230,14 @@ def _set_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _end_on_sigterm(stack: contextlib.ExitStack) -> None:
-    """Take SIGTERM, which schedulers send, for Ctrl-C until ``stack`` ends; Ray's own handler aborts the process."""
+def _end_on_sigterm(stack: contextlib.ExitStack, own_handler: Any) -> None:
+    """Take SIGTERM, which schedulers send, for Ctrl-C until ``stack`` ends; Ray's own handler aborts the process.
+
+    Then the handler that was there before Ray is set again.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        stack.callback(signal.signal, signal.SIGTERM, own_handler or signal.SIG_DFL)
 
 
 def _cores_here() -> int:
