@@ -479,7 +479,7 @@ def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypat
     assert gpu.of("replays")
 
 
-def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch):
+def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch, tmp_path):
     compiled_graphs = []
 
     def note(graph, _inputs):
@@ -487,7 +487,7 @@ def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))
-    monkeypatch.setenv(CACHE, "kept")  # which the compiler would set
+    monkeypatch.setenv(CACHE, str(tmp_path))
     with torch.inference_mode():
         images = torch.rand(1, 3, 64, 96)
         run, (expected,), _ = compilation.compile_for(made_backbone("dinov3_vit", [0, 1]), "backbone", [(images,)])
