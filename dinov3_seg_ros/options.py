@@ -141,7 +141,7 @@ class PublishOptions(Options):
             ge=0.0,
             le=0.95,
             description="Weight of a camera's previous frames, carried along by optical flow, in its logits, so that "
-            "labels flicker less; 0: each frame for itself. 0.7 nearly halved the flicker of the demo.",
+            "labels flicker less; 0: each frame for itself. 0.7 halved the flicker of the demo.",
         ),
         Live(),
     ] = 0.0

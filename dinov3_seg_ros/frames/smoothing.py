@@ -38,8 +38,8 @@ class TemporalSmoother:
     """Smooths the logits of one camera's frames over time.
 
     With ``x`` the logits of a frame, ``y`` what is returned, and ``a`` how well the pictures agree, from 0 to 1:
-    ``y = x + weight * a * (carried y of the frame before - x)``. A first frame is returned as it is. So is one after a
-    gap or a step back in time, a cut to another scene, or a change of the frame's or the network's size.
+    ``y = x + weight * a ** 2 * (carried y of the frame before - x)``. A first frame is returned as it is. So is one
+    after a gap or a step back in time, a cut to another scene, or a change of the frame's or the network's size.
 
     Attributes:
         weight: of the frames before, from 0 up to but not including 1; may be changed at any time.
@@ -102,7 +102,7 @@ def _carry(before: Logits, motion: Motion, weight: float, logits: Logits) -> Non
     agreement = cv2.remap(motion.agreement, frame_x, frame_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     from_x = x + flow[..., 0] * (width / columns)
     from_y = y + flow[..., 1] * (height / rows)
-    share = weight * agreement * is_inside(from_x, from_y, size)
+    share = weight * np.square(agreement) * is_inside(from_x, from_y, size)
     where, fractions = cv2.convertMaps(from_x, from_y, cv2.CV_16SC2)
     for old, new in zip(before.values[0], logits.values[0], strict=True):
         carried = cv2.remap(old, where, fractions, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
