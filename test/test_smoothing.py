@@ -51,6 +51,19 @@ def test_the_flow_leads_back_to_where_the_content_was():
     assert not motion.is_cut
 
 
+def test_a_pole_moves_by_itself_and_not_with_the_wall_behind_it():
+    width, shift = 12, 3
+    frames = [view(0) for _ in range(2)]
+    for frame, left in zip(frames, (70, 70 + shift), strict=True):
+        frame[:, left : left + width] = texture(seed=1)[: SIZE[0], :width]
+    estimator = MotionEstimator()
+    estimator.follow(frames[0])
+    motion = estimator.follow(frames[1])
+    middle = 70 + shift + width // 2
+    assert np.median(motion.flow[20:-20, middle, 0]) == pytest.approx(-shift, abs=0.75)
+    assert np.abs(np.median(motion.flow[20:-20, 20, 0])) < 0.3
+
+
 def test_another_scene_is_a_cut():
     estimator = MotionEstimator()
     estimator.follow(view(0, seed=0))
