@@ -420,6 +420,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(bundle, two_gpus, mon
     assert caplog.text.count("runs without being compiled, slower: Failed to find C compiler") == 2
     assert "the backbone runs" in caplog.text and "the head 'tiny' runs" in caplog.text
     assert len(two_gpus.of("replays")) == 4, "still recorded"
+    assert segmenter.runtime._fill_up(torch.zeros(2, 4, 4, 3)).shape[0] == 2, "no pass is larger for it"
     assert os.environ[CACHE] == "kept as it was"
 
 

@@ -118,10 +118,11 @@ class PyTorchRuntime:
                 "compile needs a network input of one size, and with this geometry it follows the frames; use geometry "
                 "'stretch' or 'letterbox', or no compile"
             )
-        self._batches = tuple(sorted({1, options.max_batch}))
-        shapes = [(batch, *options.network_size, 3) for batch in self._batches]
+        batches = tuple(sorted({1, options.max_batch}))
+        shapes = [(batch, *options.network_size, 3) for batch in batches]
         canvases = [torch.zeros(shape, dtype=torch.uint8).to(self._device) for shape in shapes]
         self._backbone, computed, is_compiled = compile_for(self._backbone, "backbone", [(one,) for one in canvases])
+        self._batches = batches if is_compiled else ()
         for name, head in self._heads.items():
             inputs = [self._inputs_of(name, maps, images) for *maps, images in computed]
             self._heads[name], _, head_is_compiled = compile_for(head, f"head '{name}'", inputs)
