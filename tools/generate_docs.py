@@ -13,6 +13,7 @@ import importlib.util
 import re
 import sys
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +64,7 @@ def generate() -> dict[Path, str]:
         "parameters": parameter_list(NodeOptions),
         "launch": launch_list(),
         "compute": flag_list(ComputeOptions),
-        "publish": flag_list(PublishOptions),
+        "publish": flag_list(PublishOptions, leave_out=("jpeg_quality",)),  # of the node alone
     }
     found = {PARAMETER_FILE: parameter_file()}
     for page in sorted((ROOT / "docs").glob("*.md")):
@@ -80,8 +81,8 @@ def parameter_list(model: type[Options]) -> str:
     )
 
 
-def flag_list(model: type[Options]) -> str:
-    """The flags that a command has for a model's options."""
+def flag_list(model: type[Options], leave_out: Collection[str] = ()) -> str:
+    """The flags that commands have for a model's options, but for those named by `leave_out`."""
     return "".join(
         _item(
             f"--{option.name.replace('_', '-')}",
@@ -89,6 +90,7 @@ def flag_list(model: type[Options]) -> str:
             _described(option, live=False),
         )
         for option in describe_options(model).values()
+        if option.name not in leave_out
     )
 
 
