@@ -1,6 +1,7 @@
 """Measures what unlabelled images add: students that a teacher taught against trainings on the labelled images alone.
 
-    python benchmarks/distillation.py CAMVID [--labels 20] [--backbone SOURCE --layers 1 2 3] [--teacher RECIPE]
+    python benchmarks/distillation.py CAMVID [--labels 20] [--backbone SOURCE --layers 1 2 3]
+        [--teacher RECIPE --teacher_iterations 800]
 
 The teachers are trained on so many labelled images of CamVid's; together, and by averaged views, they label its other
 training images (`training.distill`). The students train on both, and as many trainings see the labelled images alone,
@@ -38,10 +39,10 @@ def run(module: str, *words: object) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, env=os.environ, check=True)
 
 
-def train(recipe: str, output: Path, seed: int, options: argparse.Namespace, *words: object) -> Path:
+def train(recipe: str, output: Path, seed: int, steps: int, options: argparse.Namespace, *words: object) -> Path:
     """Train, or finish a training; return its last bundle."""
     command = [recipe, "--output", output, "--seed", seed, "--data.root", options.data]
-    command += ["--data.train_images", options.labels, "--epochs", "None", "--iterations", options.iterations]
+    command += ["--data.train_images", options.labels, "--epochs", "None", "--iterations", steps]
     if options.backbone:
         command += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
     if options.layers:
@@ -74,18 +75,17 @@ def ratios_of(bundle: Path, data: str) -> Ratios:
     return found
 
 
-def compare(alone: Sequence[Ratios], taught: Sequence[Ratios], images: int) -> dict[str, object]:
-    """Mean mIoU of both, and their difference with its interval."""
+def compare(alone: Sequence[Ratios], taught: Sequence[Ratios], images: int) -> tuple[float, tuple[float, float]]:
+    """Mean mIoU of those taught less that of those alone, and its interval."""
     weights, random = draw_images(images, DRAWS), np.random.default_rng(0)
     exact, drawn = [], []
     for own in (alone, taught):
-        exact.append([ratios.mean() or 0.0 for ratios in own])
+        exact.append(np.mean([ratios.mean() or 0.0 for ratios in own]))
         values = np.array([ratios.draws(weights)[:, -1] for ratios in own])
         picked = random.integers(len(own), size=(DRAWS, len(own)))
         drawn.append(values[picked, np.arange(DRAWS)[:, None]].mean(1))
-    ends = np.percentile(drawn[1] - drawn[0], [2.5, 97.5]).tolist()
-    difference = float(np.mean(exact[1]) - np.mean(exact[0]))
-    return {"alone": exact[0], "taught": exact[1], "difference": difference, "interval": ends}
+    low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5])
+    return float(exact[1] - exact[0]), (float(low), float(high))
 
 
 def main() -> None:
@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=20, help="labelled training images")
     parser.add_argument("--backbone", help="in place of the recipes' source")
     parser.add_argument("--layers", nargs="+", type=int, help="in place of the recipes'")
-    parser.add_argument("--iterations", type=int, default=600, help="steps of each training")
+    parser.add_argument("--iterations", type=int, default=600, help="steps of each student and of those alone")
+    parser.add_argument("--teacher_iterations", type=int, help="steps of each teacher (default: the students')")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of teachers and students")
     parser.add_argument("--share", type=float, default=0.5, help="of labelled images among the students' samples")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the teacher's confidence")
@@ -105,10 +106,16 @@ def main() -> None:
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipes, at the end")
     options = parser.parse_args()
     options.output, options.data = options.output.resolve(), str(Path(options.data).resolve())
-    alone = [train(options.recipe, options.output / f"alone-{seed}", seed, options) for seed in options.seeds]
+
+    def train_all(kind: str, recipe: str, steps: int, *words: object) -> list[Path]:
+        return [
+            train(recipe, options.output / f"{kind}-{seed}", seed, steps, options, *words) for seed in options.seeds
+        ]
+
+    alone = train_all("alone", options.recipe, options.iterations)
     teachers = alone
     if options.teacher:
-        teachers = [train(options.teacher, options.output / f"teacher-{seed}", seed, options) for seed in options.seeds]
+        teachers = train_all("teacher", options.teacher, options.teacher_iterations or options.iterations)
     pseudo = options.output / "pseudo"
     if not (pseudo / "pseudo_labels.json").exists():
         shutil.rmtree(pseudo, ignore_errors=True)  # an interrupted run left it
@@ -119,16 +126,17 @@ def main() -> None:
         views = ["--inference.flip", "True", "--inference.scales", *options.scales]
         run("training.distill", *words, "--threshold", options.threshold, *views)
     added = ["--pseudo_labels.root", pseudo, "--pseudo_labels.labelled_share", options.share]
-    taught = [train(options.recipe, options.output / f"taught-{seed}", seed, options, *added) for seed in options.seeds]
-    scores = [[ratios_of(bundle, options.data) for bundle in own] for own in (alone, taught)]
-    found = compare(*scores, len(CamVidData(root=options.data).open("val")))
-    write_json(options.output / "summary.json", found)
+    taught = train_all("taught", options.recipe, options.iterations, *added)
+    bundles = {"alone": alone, "taught": taught, **({"teacher": teachers} if options.teacher else {})}
+    ratios = {name: [ratios_of(bundle, options.data) for bundle in own] for name, own in bundles.items()}
+    difference, interval = compare(ratios["alone"], ratios["taught"], len(CamVidData(root=options.data).open("val")))
+    scores = {name: [one.mean() or 0.0 for one in own] for name, own in ratios.items()}
+    write_json(options.output / "summary.json", {**scores, "difference": difference, "interval": interval})
     print("| | mIoU of each seed | mean |\n|---|---|---|")
-    for name in ("alone", "taught"):
-        values = found[name]
+    for name, values in scores.items():
         print(f"| {name} | {', '.join(f'{value:.4f}' for value in values)} | {np.mean(values):.4f} |")
-    low, high = found["interval"]
-    print(f"difference: {100 * found['difference']:.2f} points ({100 * low:.2f} to {100 * high:.2f})")
+    low, high = interval
+    print(f"difference: {100 * difference:.2f} points ({100 * low:.2f} to {100 * high:.2f})")
 
 
 if __name__ == "__main__":
