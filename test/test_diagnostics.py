@@ -157,6 +157,17 @@ def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):
     assert "latency end to end [ms]" not in values
 
 
+def test_a_driver_that_leaves_stamps_empty_is_named_as_such(clock):
+    statistics = CameraStatistics()
+    for _ in range(3):
+        fault = statistics.received(0.0)
+        assert statistics.segmented(clock.now, delay=None) is None
+    assert fault.name == "no stamp" and "correct the driver" in fault.details
+    level, _, values = status_of(statistics)
+    assert (level, values["noted: no stamp"]) == (OK, "3")
+    assert not {"noted: stamp of another clock", "latency end to end [ms]"} & values.keys()
+
+
 @pytest.mark.parametrize(
     ("state", "last_error", "mismatches", "off", "expected"),
     [

@@ -192,6 +192,11 @@ def test_masks_are_smoothed_over_time_where_that_is_wanted(quiet, segmenter):
         assert np.array_equal(found, as_published(smoothed.heads["first"])[0])
     alone = as_published(result.heads["first"])[0]
     assert not np.array_equal(found, alone), "smoothing changed nothing, so this shows nothing"
+    for frame in frames:
+        message = camera.message(frame)
+        message.header.stamp.sec = message.header.stamp.nanosec = 0
+        found = image_of(camera.send_until_answered(message, masks))
+    assert not np.array_equal(found, alone), "of a driver that leaves stamps empty, the arrival counts"
     assert node.set_parameter("temporal_smoothing", 0.0).successful
     message = camera.message(frames[-1])
     assert np.array_equal(image_of(camera.send_until_answered(message, masks)), alone)

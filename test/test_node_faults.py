@@ -315,6 +315,31 @@ def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path,
         assert node._models.wait(60)
 
 
+def test_a_frame_that_ends_after_the_node_was_cleaned_up_is_left_out(bundle, tmp_path, monkeypatch, capfd):
+    is_computing, may_end, run = threading.Event(), threading.Event(), OnnxRuntime.start
+
+    def compute_long(runtime, canvases, heads):
+        is_computing.set()
+        assert may_end.wait(60)
+        return run(runtime, canvases, heads)
+
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        masks = graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        monkeypatch.setattr(OnnxRuntime, "start", compute_long)
+        loop = node._loop
+        loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+        assert is_computing.wait(60)
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        may_end.set()
+        assert loop.join(60)
+        assert loop.statistics[""].summary() == "1 received, 1 unfinished when the node was deactivated"
+        assert masks == []
+        assert "a frame was dropped" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])
 def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_path, monkeypatch, broken):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):

@@ -92,6 +92,17 @@ def test_services_answer_and_configure_succeeds_while_models_load(graph, bundle,
     camera.send_until_answered(camera.message(PICTURE), masks)
 
 
+def test_a_refused_request_does_not_stop_a_node_that_starts_itself(graph, bundle, tmp_path):
+    switch = tmp_path / "load"
+    node = graph.start_node(program=(TROUBLED, "loading", str(switch)), bundle=bundle.path)
+    assert not node.change_state("activate"), "it is still unconfigured"
+    switch.touch()
+    node.wait_for_state("active")
+    manager = Nav2Manager(graph)
+    graph.spin_for(0.6)
+    assert not manager.heartbeats, "nobody has taken charge"
+
+
 def test_a_signal_while_models_load_is_not_kept_waiting(graph, bundle, tmp_path):
     node = graph.start_node(program=(TROUBLED, "loading", str(tmp_path / "load")), bundle=bundle.path)
     assert node.state() in ("unconfigured", "active"), "a slow machine asks only after the configuration"

@@ -187,7 +187,7 @@ class SegmentationNode(LifecycleNode):
         return bool(self.get_parameter("autostart").value)
 
     async def start(self) -> None:
-        """Configure and activate the node, unless a request for a configuration comes meanwhile."""
+        """Configure and activate the node, unless a request comes meanwhile that makes another transition."""
         self._starts_itself = True
         await self._prepare("configure")
         for name, transition in (("configure", self.trigger_configure), ("activate", self.trigger_activate)):
@@ -202,12 +202,12 @@ class SegmentationNode(LifecycleNode):
                 return
 
     async def _answer(self, name: str, change: Callable[[], bool]) -> bool:
-        """Answer a request for a transition. A node that has started itself is handed over to who configures it."""
-        takes_charge = name == "configure" and self._starts_itself
-        if name in ("configure", "activate"):
-            self._is_managed = True
-        self._starts_itself = False
-        if takes_charge:
+        """Answer a request for a transition. A node that starts itself is handed over to who configures it.
+
+        A request that is refused, such as one to activate a node that is still starting, changes nothing.
+        """
+        if name == "configure" and self._starts_itself:
+            self._starts_itself, self._is_managed = False, True
             self.get_logger().info("a lifecycle manager takes charge of the node, which had started itself")
             if self.state == "active":
                 await self._prepare("deactivate")
@@ -215,7 +215,14 @@ class SegmentationNode(LifecycleNode):
             if self.state == "inactive":
                 return True
         await self._prepare(name)
-        return change()
+        was_managed = self._is_managed
+        self._is_managed |= name in ("configure", "activate")  # the activation looks at it
+        succeeded = change()
+        if succeeded:
+            self._starts_itself = False
+        else:
+            self._is_managed = was_managed
+        return succeeded
 
     async def _prepare(self, name: str) -> None:
         """Do what takes long of a transition without blocking the executor, if it is due in this state."""
@@ -373,8 +380,10 @@ class SegmentationNode(LifecycleNode):
             return {}
         loop.stop()  # if this fails, closing the node tries again
         self._loop, self._last_loop = None, loop
-        if not loop.join(_SHORTLY_S) and self.context.ok():  # else the process is ending, which says it itself
-            self.get_logger().warning(_STUCK)
+        if not loop.join(_SHORTLY_S):
+            loop.abandon()
+            if self.context.ok():  # else the process is ending, which says it itself
+                self.get_logger().warning(_STUCK)
         return loop.statistics
 
     def _release(self) -> None:

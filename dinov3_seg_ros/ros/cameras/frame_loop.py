@@ -107,6 +107,7 @@ class FrameLoop:
         self._worker: LatestFrameWorker | None = None
         self._stopping: list[LatestFrameWorker] = []
         self._leaving = threading.Lock()
+        self._is_abandoned = False
         self.statistics: dict[str, CameraStatistics] = {}
 
     def use(self, segmenter: Segmenter) -> None:
@@ -143,6 +144,10 @@ class FrameLoop:
             camera_input.close()
         self.leave()
 
+    def abandon(self) -> None:
+        """Publish nothing any more: the frame being processed has not ended in time, and publishers may go."""
+        self._is_abandoned = True
+
     def join(self, timeout_s: float) -> bool:
         """Wait until the frame being processed is finished; False where it is not after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
@@ -173,8 +178,8 @@ class FrameLoop:
 
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
-        statistics, stamp, worker = self.statistics[camera], message.header.stamp, self._worker
-        self._faults.note(camera, statistics.received(stamp.sec + 1e-9 * stamp.nanosec, lost))
+        statistics, worker = self.statistics[camera], self._worker
+        self._faults.note(camera, statistics.received(_seconds(message.header), lost))
         if not self._switches.is_on:
             statistics.dropped(SWITCHED_OFF)
         elif worker is None:
@@ -227,6 +232,9 @@ class FrameLoop:
                     self._drop(frame.camera, error, turn)
                 continue
             for frame, result in zip(frames, results, strict=True):
+                if self._is_abandoned:
+                    self.statistics[frame.camera].dropped(STOPPED)
+                    continue
                 with self._drop_frame_on_error(frame.camera, turn):
                     self._publish(frame, self._smoothed(frame, result, turn), turn.segmenter)
                     turn.succeeded = True
@@ -241,16 +249,16 @@ class FrameLoop:
             return result
         smoother = turn.smoothers.setdefault(frame.camera, TemporalSmoother(weight))
         smoother.weight = weight
-        stamp = frame.header.stamp
         with turn.segmenter.times.stage("smoothing"):
-            return result.smoothed(smoother, frame.rgb, stamp.sec + 1e-9 * stamp.nanosec)
+            # Of a driver that leaves stamps empty, the arrival must do.
+            return result.smoothed(smoother, frame.rgb, _seconds(frame.header) or frame.received)
 
     def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
         style = Style.of(self._options())
         for name, head in result.heads.items():
             self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
-        stamp = frame.header.stamp
-        delay = self._clock.now().nanoseconds * 1e-9 - (stamp.sec + 1e-9 * stamp.nanosec)
+        stamp = _seconds(frame.header)
+        delay = self._clock.now().nanoseconds * 1e-9 - stamp if stamp else None
         self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
 
     def _wanted_heads(self, camera: str) -> list[str]:
@@ -273,6 +281,9 @@ class FrameLoop:
         """Count and log a frame that is lost to a fault."""
         if not self._is_running():
             return  # the process is ending, and the frame finds its publishers gone
+        if self._is_abandoned:
+            self.statistics[camera].dropped(STOPPED)  # whatever failed may have found its publishers gone
+            return
         fault, details = "failed", describe_error(error)
         if isinstance(error, MessageError):
             fault = error.fault
@@ -287,3 +298,8 @@ class FrameLoop:
         """Count and log a camera_info that is not used."""
         fault = error.fault if isinstance(error, MessageError) else "failed"
         self._faults.note(camera, self.statistics[camera].noted(fault, f"camera_info is not used: {error}"))
+
+
+def _seconds(header: Any) -> float:
+    """The stamp of a header, seconds."""
+    return float(header.stamp.sec + 1e-9 * header.stamp.nanosec)

@@ -14,7 +14,7 @@ from dinov3_seg_ros.support.timing import Rate, StageTimes
 REPLACED = "replaced by a newer one"
 UNWANTED = "nobody subscribes"
 SWITCHED_OFF = "switched off"
-STOPPED = "waiting when the node was deactivated"
+STOPPED = "unfinished when the node was deactivated"
 LOADING = "the runtime is being replaced"
 LIMITED = "above max_rate"
 
@@ -100,7 +100,7 @@ class CameraStatistics:
         """Record the arrival of a frame; return what is wrong with its stamp.
 
         Args:
-            stamp: of its header, seconds.
+            stamp: of its header, seconds; 0 where the driver leaves it empty.
             lost: how many frames the transport dropped between the previous one and this one.
         """
         with self._lock:
@@ -110,17 +110,24 @@ class CameraStatistics:
             self._last_received = time.monotonic()
             self._arrivals.append((self._last_received, lost))
             self._silence_reason = ""
+            if not stamp:
+                return self._noted_only(
+                    "no stamp",
+                    "the camera's driver leaves the stamp of its images at 0, and the masks have it from them: no "
+                    "latency can be measured, and what needs the time of a mask, such as tf, cannot use it; correct "
+                    "the driver",
+                )
             last, self._last_stamp = self._last_stamp, stamp
             if last is None or stamp >= last:
                 return None
             return self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
 
-    def segmented(self, received: float, delay: float) -> Fault | None:
+    def segmented(self, received: float, delay: float | None) -> Fault | None:
         """Record that a frame was published; return what is wrong with its stamp.
 
         Args:
             received: when it arrived, seconds of the monotonic clock.
-            delay: seconds from its stamp until now, by the node's clock.
+            delay: seconds from its stamp until now, by the node's clock; None for a frame without a stamp.
         """
         with self._lock:
             self._segmented += 1
@@ -128,16 +135,16 @@ class CameraStatistics:
             self._last_segmented = time.monotonic()
             self._busy_since = None
             self._latency.add("in the node", self._last_segmented - received)
+            if delay is None:
+                return None
             if 0.0 <= delay < _LONGEST_DELAY_S:
                 self._latency.add("end to end", delay)
                 return None
-            # Usual where a recording is played, so it does not raise the level.
-            self._noted["stamp of another clock"] += 1
-            return Fault(
+            # Usual where a recording is played.
+            return self._noted_only(
                 "stamp of another clock",
                 f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so no latency can be measured; "
                 "play a recording with --clock, and set the node's parameter use_sim_time",
-                self._last_segmented,
             )
 
     def dropped(self, cause: str, details: str = "") -> None:
@@ -204,6 +211,11 @@ class CameraStatistics:
             }
             last_error = self._faults[-1].details if self._faults else ""
             return CameraReport(level, message, values, self._latency.summary_ms(), last_error)
+
+    def _noted_only(self, name: str, details: str) -> Fault:
+        """Count a fault that does not raise the level: it would stay raised, and the masks are right."""
+        self._noted[name] += 1
+        return Fault(name, details, time.monotonic())
 
     def _note(self, name: str, details: str) -> Fault:
         fault = Fault(name, details, time.monotonic())
