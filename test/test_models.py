@@ -9,6 +9,7 @@ import pytest
 from dinov3_seg_ros.bundle import loading
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.model_loader import Models
+from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.files import sha256_of_file
 
 
@@ -36,6 +37,41 @@ def test_manifests_are_there_while_old_models_are_still_being_closed(options):
     frame_ends.set()
     assert models.wait(60)
     assert models.segmenter is not None
+    models.release()
+    assert models.join(60)
+
+
+def test_an_abandoned_loading_ends_before_another_begins(options, monkeypatch):
+    began, may_end, at_once, closed = threading.Semaphore(0), threading.Event(), [], []
+    load = Segmenter.from_bundle
+
+    def load_slowly(*arguments, **settings):
+        at_once.append("loading")
+        count = len(at_once)
+        began.release()
+        assert may_end.wait(60)
+        at_once.pop()
+        assert count == 1, "two may not fit into memory"
+        return load(*arguments, **settings)
+
+    def close(segmenter):
+        closed.append(segmenter)
+
+    monkeypatch.setattr(Segmenter, "from_bundle", load_slowly)
+    monkeypatch.setattr(Segmenter, "close", close)
+    models = Models(lambda: None, fail)
+    models.load(options)
+    assert began.acquire(timeout=60)
+    for _ in range(3):  # as of a manager that resets and starts up the node again and again
+        models.load(options)
+    assert not began.acquire(timeout=0.5), "the next one waits"
+    may_end.set()
+    assert models.wait(60)
+    assert models.error is None
+    assert began.acquire(timeout=60), "the last one"
+    assert not began.acquire(timeout=0), "those between are not wanted any more"
+    assert len(closed) == 1, "the abandoned one"
+    monkeypatch.undo()
     models.release()
     assert models.join(60)
 

@@ -30,6 +30,8 @@ class Models:
         self._changed, self._close_failed = changed, close_failed
         self._attempt: _Attempt | None = None
         self._closing: threading.Thread | None = None
+        # A loading cannot be stopped, only abandoned: the next one waits, since both together may not fit into memory.
+        self._loading = threading.Lock()
 
     @property
     def are_wanted(self) -> bool:
@@ -105,7 +107,11 @@ class Models:
             self._changed()
             if closing is not None:
                 closing.join(_CLOSE_FIRST_S)
-            attempt.load()
+            with self._loading:
+                if not attempt.is_abandoned:
+                    attempt.load()
+                if attempt.is_abandoned:  # while it was loaded
+                    self._close(attempt)
         except Exception as error:
             attempt.error = error
         if attempt.end():
@@ -130,7 +136,7 @@ class _Attempt:
     def __init__(self, options: NodeOptions, avoid: Mapping[str, str]) -> None:
         self._options, self._avoid = options, avoid
         self._lock = threading.Lock()
-        self._is_abandoned = False
+        self.is_abandoned = False
         self._bundles: list[Bundle] = []
         self.began = time.monotonic()
         self.is_over = threading.Event()
@@ -167,14 +173,14 @@ class _Attempt:
     def abandon(self) -> bool:
         """Say that nobody wants it any more; whether it is over, so that the caller has to close it."""
         with self._lock:
-            self._is_abandoned = True
+            self.is_abandoned = True
             return self.is_over.is_set()
 
     def end(self) -> bool:
         """Say that it is over; whether it was abandoned, so that the caller has to close it."""
         with self._lock:
             self.is_over.set()
-            return self._is_abandoned
+            return self.is_abandoned
 
 
 def _segmenter(bundles: Sequence[Bundle], options: dict[str, Any], avoid: Mapping[str, str]) -> Segmenter:
