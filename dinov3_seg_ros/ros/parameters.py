@@ -99,6 +99,11 @@ class NodeParameters:
         option = self._options.get(parameter.name)
         if option is None:
             return
+        if parameter.type_ == Parameter.Type.NOT_SET:  # rclpy deletes it then, if its type may change
+            raise ParameterError(
+                f"{option.name} cannot be deleted; set it to its default instead: "
+                f"{to_parameter(option, option.default)!r}"
+            )
         value = from_parameter(option, parameter.value)
         if value == self._value(option):
             return

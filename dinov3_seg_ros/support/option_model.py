@@ -146,8 +146,8 @@ def number_pair(value: Any) -> tuple[int, int] | None:
     """Two whole numbers from a pair of them or from text such as ``0,4095``; None where it is neither."""
     given = value.strip("[]() ").split(",") if isinstance(value, str) else value
     try:
-        first, second = map(int, given)
-    except (TypeError, ValueError):
+        first, second = map(_whole, given)
+    except (TypeError, ValueError, OverflowError):  # the last for infinity
         return None
     return first, second
 
@@ -215,6 +215,14 @@ def _complaint(error: ValidationError, model: type[Options], values: Mapping[str
         return f"{name} is {value!r}; use one of: {', '.join(option.choices)}"
     within = f" from {_number(option.range[0])} to {_number(option.range[1])}" if option.range else ""
     return f"{name} is {value!r}; use {_WANTED[option.kind]}{within}"
+
+
+def _whole(value: Any) -> int:
+    """A whole number from a number or text; ValueError for one with a fraction."""
+    whole = int(value)
+    if whole != float(value):
+        raise ValueError(value)
+    return whole
 
 
 def _number(value: float) -> str:
