@@ -1,4 +1,8 @@
-"""The segmentation node's process: ``python -m dinov3_seg_ros.node --ros-args -p bundle:=BUNDLE``."""
+"""The segmentation node's process: ``python -m dinov3_seg_ros.node --ros-args -p bundle:=BUNDLE``.
+
+Other parameters are given in the same way, and topics are remapped with ``-r image:=/camera/image_raw``. All parameters
+are in docs/node.md; ``ros2 param describe /segmentation NAME`` explains one of a running node.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from collections.abc import Sequence
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.utilities import remove_ros_args
 
+from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
@@ -24,11 +30,18 @@ _FINALIZED_S = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the node until it is interrupted, terminated, or shut down by a lifecycle transition."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "-h" in words or "--help" in words:
+        print((__doc__ or "").strip().replace("``", ""))
+        return
     configure_transport()
     warn_of_unfinished_segments()
     keep_freed_memory()
     leave_ending_to_rclpy()
-    rclpy.init(args=None if arguments is None else list(arguments))
+    try:
+        rclpy.init(args=[sys.argv[0], *words])
+    except RclError as error:
+        sys.exit(f"segmentation: {error}")
     try:
         node = SegmentationNode(end_process=_end_soon)
     except ParameterException as error:
@@ -40,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return  # interrupted before there was anything to close
     logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
+    if ignored := remove_ros_args([sys.argv[0], *words])[1:]:
+        node.get_logger().warning(
+            f"ignored: {' '.join(ignored)}; ROS arguments follow --ros-args, such as --ros-args -p bundle:=demo"
+        )
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     stuck = ""

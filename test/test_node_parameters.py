@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from ros_graph import Graph
+from ros_graph import TIMEOUT_S, Graph
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions
 from dinov3_seg_ros.ros.parameters import NodeParameters, from_parameter, to_parameter
@@ -101,6 +103,44 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         assert not result.successful
         assert reason in result.reason
     assert node.set_parameter("device", "cuda:1").successful
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "python -m dinov3_seg_ros.node --ros-args -p bundle:=BUNDLE"),
+        (
+            ["--ros-args", "-p", "bundle"],
+            1,
+            "segmentation: failed to initialize rcl: Couldn't parse parameter override",
+        ),
+        (["--ros-args", "-p", "threads:=many"], 1, "expecting type 'INTEGER': threads"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_a_few_lines(words, code, said):
+    command = [sys.executable, "-m", "dinov3_seg_ros.node", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_words_that_are_no_ros_arguments_are_named(tmp_path):
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        node = graph.start_node(program=("-m", "dinov3_seg_ros.node", "weights/demo"), autostart=False)
+        node.wait_for_state("unconfigured")
+        assert "ignored: weights/demo; ROS arguments follow --ros-args" in node.log
+
+
+def test_a_parameter_cannot_be_deleted(start_with_file, small_exported_bundle):
+    node = start_with_file(bundle=str(small_exported_bundle.path))
+    for name in ("cameras", "bundles", "providers", "value_range"):
+        result = node.set_parameter(name, None)
+        assert not result.successful
+        assert result.reason.startswith(f"{name} cannot be deleted; set it to its default instead: ")
+    assert not node.set_parameter("value_range", [0.0, float("inf")]).successful
+    assert node.change_state("configure"), node.log
+    assert "Traceback" not in node.log
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
