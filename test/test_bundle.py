@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,24 @@ def test_a_path_that_is_no_bundle_is_refused(tmp_path):
         load_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"holds no bundle.json"):
         load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("x" * 5000, r"the bundle x+\.\.\. cannot be read: File name too long"), ("~no such user/x", "cannot be read: ")],
+)
+def test_a_path_that_cannot_be_looked_for_is_refused(path, message):
+    with pytest.raises(BundleError, match=message) as caught:
+        load_bundle(path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here that nobody can read")
+def test_a_file_that_cannot_be_read_is_named(bundle):
+    (bundle.path / HEAD_FILE).unlink()
+    (bundle.path / HEAD_FILE).symlink_to("/proc/self/mem")
+    with pytest.raises(BundleError, match=rf"{HEAD_FILE} cannot be read: .*; let this user read it, or copy the"):
+        load_bundle(bundle.path)
 
 
 def test_a_head_that_does_not_fit_its_description_is_refused(bundle):

@@ -197,6 +197,8 @@ def test_a_bad_class_list_is_refused_naming_the_place(tmp_path, text, message):
         load_class_list(path)
     with pytest.raises(ParameterError, match="cannot be read"):
         load_class_list(tmp_path / "nowhere.yaml")
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_class_list("~no such user/classes.yaml")
 
 
 def test_the_class_list_in_config_fits_the_demo():

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SHIPPED = ("demo", "corridor")
 #: How commands describe an argument that `load_bundle` takes.
 BUNDLE_HELP = "folder of the bundle, a shipped one's name, or OWNER/NAME[@REVISION] on Hugging Face"
+_MOST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,17 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: names the file and the reason.
     """
     given = os.fspath(path)
-    folder = _folder(Path(given).expanduser())
-    hub_id = None if folder.exists() else parse_hub_id(given)
+    try:
+        folder = _folder(Path(given).expanduser())
+        hub_id = None if folder.exists() else parse_hub_id(given)
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # the latter for the home of an unknown user
+        shown = f"{given[:_MOST_SHOWN]}..." if len(given) > _MOST_SHOWN else given
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(f"the bundle {shown} cannot be read: {reason}; give the path of a folder") from error
     if hub_id is not None:
         return _load_from_hub(hub_id)
-    if not folder.is_dir():
+    if not is_folder:
         raise BundleError(
             f"{folder}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE}), "
             f"OWNER/NAME of one on Hugging Face, or the name of one that comes with the package: {', '.join(SHIPPED)}"
@@ -169,9 +176,13 @@ def _load(path: Path, again: str) -> Bundle:
     manifest = _read_manifest(path, again)
     for name, digest in manifest.files.items():
         file = path / name
-        if not file.is_file():
+        try:
+            found = sha256_of_file(file) if file.is_file() else None
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}; let this user read it, or {again}") from error
+        if found is None:
             raise BundleError(f"{file} is missing; {again}")
-        if sha256_of_file(file) != digest:
+        if found != digest:
             raise BundleError(
                 f"{file} is damaged or was changed: its SHA-256 differs from the one in {MANIFEST_FILE}; "
                 f"{again} (with git, check that the file is not a Git LFS pointer)"

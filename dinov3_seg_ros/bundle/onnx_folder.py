@@ -131,11 +131,18 @@ class Export:
             ExportError: it is missing or damaged.
         """
         for file in self._files(name):
-            if not (self.folder / file).is_file():
-                raise ExportError(f"{self.folder / file} is missing; export the bundle again")
-            if sha256_of_file(self.folder / file) != self.manifest.files[file]:
+            path = self.folder / file
+            try:
+                found = sha256_of_file(path) if path.is_file() else None
+            except OSError as error:
                 raise ExportError(
-                    f"{self.folder / file} is damaged or was changed: its SHA-256 differs from the one in "
+                    f"{path} cannot be read: {error.strerror}; let this user read it, or export the bundle again"
+                ) from error
+            if found is None:
+                raise ExportError(f"{path} is missing; export the bundle again")
+            if found != self.manifest.files[file]:
+                raise ExportError(
+                    f"{path} is damaged or was changed: its SHA-256 differs from the one in "
                     f"{EXPORT_FILE}; export the bundle again"
                 )
         if name not in self.manifest.files:

@@ -202,12 +202,17 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
     Raises:
         ParameterError: the file cannot be read or is no class list; the message names the file and the place in it.
     """
-    path = Path(path).expanduser()
     try:
-        return ClassList.model_validate(yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {})
-    except OSError as error:
-        raise ParameterError(f"class list {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"class list {path} is not YAML: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no file; the home of an unknown user; no path
+        raise ParameterError(
+            f"class list {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    try:
+        return ClassList.model_validate(yaml.load(text, _StrictLoader) or {})
+    except yaml.YAMLError as error:
         raise ParameterError(f"class list {path} is not YAML: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
