@@ -57,6 +57,8 @@ def test_compressed_depth_is_refused_unless_its_range_is_given():
     depth = cv2.imencode(".png", np.full((HEIGHT, WIDTH), 3000, np.uint16))[1].tobytes()
     with pytest.raises(MessageError, match="depth images"):
         compressed_to_rgb(depth, "16UC1; png compressed ")
+    with pytest.raises(MessageError, match="depth images"):
+        compressed_to_rgb(bytes(12) + depth, "32FC1; compressedDepth png")
     assert compressed_to_rgb(depth, "16UC1; png compressed ", scale=ValueScale("full")).shape == (HEIGHT, WIDTH, 3)
 
 

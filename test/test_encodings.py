@@ -127,7 +127,8 @@ def test_big_endian_data_gives_the_same_picture(encoding):
 @pytest.mark.parametrize(
     ("change", "fault", "message"),
     [
-        ({"encoding": "32FC1"}, "unknown encoding", "encoding '32FC1' is not supported"),
+        ({"encoding": "64FC7"}, "unknown encoding", "encoding '64FC7' is not supported"),
+        ({"encoding": "32FC1"}, "depth image", "'32FC1' is that of depth images; remap 'image' to the camera's colour"),
         ({"size": (0, WIDTH)}, "no pixels", "empty"),
         ({"size": (HEIGHT, 0)}, "no pixels", "empty"),
         ({"step": WIDTH * 3 - 1}, "step too small", "step is 143 bytes"),

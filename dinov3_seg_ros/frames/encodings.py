@@ -127,13 +127,13 @@ def pixels_to_rgb(
             data do not fit its size, or the range of 16-bit values cannot be told.
     """
     scale = scale or ValueScale()
+    refuse_depth(encoding, scale)
     if encoding not in _ENCODINGS:
         raise MessageError(
             "unknown encoding",
             f"image encoding {quoted(encoding)} is not supported; the camera driver must publish one of: "
             f"{', '.join(INPUT_ENCODINGS)}",
         )
-    refuse_depth(encoding, scale)
     layout, (height, width) = _ENCODINGS[encoding], size
     check_size(height, width, max_pixels)
     if (layout.channels == 2 and width % 2) or (layout.buffer_rows == 1.5 and (width % 2 or height % 2)):
@@ -166,14 +166,16 @@ def pixels_to_rgb(
 
 
 def refuse_depth(encoding: str, scale: ValueScale) -> None:
-    """Raise MessageError for 16UC1, unless the user has said which of its values are black and white."""
-    if encoding == "16UC1" and scale.choice == "auto":
-        raise MessageError(
-            "depth image",
-            "encoding '16UC1' is that of depth images; remap 'image' to the camera's colour or infrared image. If this "
-            "is a picture, say which values are black and white: set value_range to full, or to two numbers such as "
-            "[0, 4095]",
+    """Raise MessageError for depth: 32FC1, and 16UC1 unless the user has said which values are black and white."""
+    if encoding not in ("16UC1", "32FC1") or (encoding == "16UC1" and scale.choice != "auto"):
+        return
+    remedy = "remap 'image' to the camera's colour or infrared image"
+    if encoding == "16UC1":
+        remedy += (
+            ". If this is a picture, say which values are black and white: set value_range to full, or to two numbers "
+            "such as [0, 4095]"
         )
+    raise MessageError("depth image", f"encoding '{encoding}' is that of depth images; {remedy}")
 
 
 def bayer_to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray | None:
