@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,44 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (temporary / content).write_text(content)
     assert [file.name for file in folder.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    for name in ("file", "folder"):
+        (tmp_path / f"link to {name}").symlink_to(tmp_path / name)
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    write_json(tmp_path / "link to file", "new")
+    with replacing_folder(tmp_path / "link to folder") as temporary:
+        (temporary / "new").touch()
+    assert json.loads((tmp_path / "file").read_text()) == "new"
+    assert (tmp_path / "folder" / "new").exists()
+    assert sum(path.is_symlink() for path in tmp_path.iterdir()) == 2 and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_folder_takes_no_files_place(tmp_path):
+    (tmp_path / "notes").write_text("old")
+    with pytest.raises(NotADirectoryError), replacing_folder(tmp_path / "notes"):
+        pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_pipe_gets_the_content_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, "new")
+    assert json.loads(os.read(reader, 100)) == "new"
+    os.close(reader)
+    assert pipe.is_fifo()
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is, which root may replace
+    write = f"from {write_json.__module__} import *; write_json({str(tmp_path / 'stdout')!r}, 'new')"
+    for output in (subprocess.PIPE, (tmp_path / "redirected").open("w+b")):
+        done = subprocess.run([sys.executable, "-c", write], stdout=output, check=True)
+        if output != subprocess.PIPE:
+            output.seek(0)
+        assert json.loads(done.stdout if output == subprocess.PIPE else output.read()) == "new"
+        assert (tmp_path / "stdout").is_symlink()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two folders change places")

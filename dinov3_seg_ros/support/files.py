@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
@@ -25,13 +26,22 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
     """Yield a temporary path beside ``path``; on success rename it over ``path``, on error remove it.
 
     A reader sees the old file or the new one, never a part of one. The temporary name keeps the suffix of ``path``,
-    since many writers choose the format by it.
+    since many writers choose the format by it. A link stays, and the file that it leads to is replaced; a device or a
+    pipe, such as ``/dev/stdout``, stays too, and gets the content.
 
     Args:
         path: the file to write; its folder is made if missing.
         durable: whether this also holds after a power cut, which takes some milliseconds.
     """
     path = Path(path)
+    if _must_stay(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            with open(temporary, "rb") as content, open(path, "wb") as stream:
+                shutil.copyfileobj(content, stream)
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
@@ -61,9 +71,15 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it takes the place of ``path``.
 
     On Linux the two folders change places in one step, so ``path`` always holds a whole one. Elsewhere the old folder
-    is moved aside first and removed last, so an error at any point leaves one of the two whole.
+    is moved aside first and removed last, so an error at any point leaves one of the two whole. A link stays, and the
+    folder that it leads to is replaced.
+
+    Raises:
+        NotADirectoryError: ``path`` is a file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -145,6 +161,14 @@ def cache_folder(name: str) -> Path:
         except RuntimeError:
             caches = os.devnull
     return Path(caches) / "dinov3_seg_ros" / name
+
+
+def _must_stay(path: Path) -> bool:
+    """Whether a path leads to a device, a pipe, or what a process has open, such as ``/dev/stdout``."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return True
+    target = path.parent / os.readlink(path) if path.is_symlink() else path
+    return os.path.realpath(target.parent).startswith("/proc/")
 
 
 def _exchange(one: Path, other: Path) -> bool:
