@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -164,10 +165,19 @@ def run_command(
         if any(word in _HELP for word in words) or (not words and parser.needs_words()):
             parser.show_help([word for word in words if word not in _HELP])
             return DONE
-        return work(words) or DONE
+        code = work(words) or DONE
+        sys.stdout.flush()
+        return code
     except SegmentationError as error:
         print(f"{parser.name}: error: {_one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:  # a full disk, a folder that may not be read
+        print(f"{parser.name}: error: {_one_line(error)}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"{parser.name}: interrupted{f'; {note}' if note else ''}", file=sys.stderr)
         return INTERRUPTED
