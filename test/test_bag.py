@@ -159,7 +159,7 @@ def test_a_bundle_brings_the_value_range_of_its_training(tmp_path):
 def test_images_that_cannot_be_read_are_copied_and_counted(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0, "32FC1")), ("/image", IMAGE, image(1))])
     counts = BagSegmenter(segmenter).process(source, tmp_path / "out")
-    assert counts == {"unknown encoding": 1, "segmented": 1}
+    assert counts == {"depth image": 1, "segmented": 1}
     after = contents(tmp_path / "out")
     assert (len(after["/image"]), len(after["/segmentation/mask"])) == (2, 1)
 
@@ -306,6 +306,11 @@ def test_an_existing_target_is_not_touched(segmenter, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="out exists"):
         BagSegmenter(segmenter).process(source, tmp_path / "out")
+
+
+def test_a_misspelt_command_is_not_taken_for_a_recording(capsys):
+    assert command.main(["extrct", "in", "out"]) == 2
+    assert "'extrct' is neither a command nor a recording (did you mean 'extract'?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("bag")])

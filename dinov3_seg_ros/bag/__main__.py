@@ -27,7 +27,7 @@ from dinov3_seg_ros.bag.truth import CLASSES_FILE, insert
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.command_line import CommandParser, UsageError, add_flags, duration, read_flags, run_command
-from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, nearest
 from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.installation import how_to_install
 from dinov3_seg_ros.support.resources import resource_path
@@ -60,6 +60,8 @@ def _segment(words: list[str]) -> int:
     add_flags(parser, PublishOptions, leave_out=("jpeg_quality",))
 
     def work(words: list[str]) -> None:
+        if (hint := nearest(words[0], _COMMANDS)) and not Path(words[0]).exists():
+            raise UsageError(f"'{words[0]}' is neither a command nor a recording{hint}")
         options = parser.parse_command(words)
         compute, publish = read_flags(ComputeOptions, options), read_flags(PublishOptions, options)
         _start()

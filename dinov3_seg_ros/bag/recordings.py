@@ -82,6 +82,9 @@ def _check_form(source: Path) -> None:
         bags = sorted(str(path) for path in source.glob("*.bag"))
         if bags:
             raise DatasetError(f"{source} holds ROS 1 bags; convert each with rosbags-convert, such as {bags[0]}")
+        raise DatasetError(
+            f"{source} cannot be read as a rosbag2: it has no metadata.yaml; give a folder that 'ros2 bag record' wrote"
+        )
 
 
 def messages_of(

@@ -29,6 +29,8 @@ from dinov3_seg_ros.support.command_line import (
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import write_json
 
+_FRAMES, _SECONDS = 50, 5
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
@@ -43,8 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         frame_size = (options.frame_size[0], options.frame_size[1])
         # Now, rather than after minutes of measuring.
-        if options.json:
-            _check_can_write(options.json)
+        for name in ("json", "picture"):
+            if path := getattr(options, name):
+                _check_can_write(path, f"--{name}")
+        if options.seconds and not options.throughput:
+            raise UsageError("--seconds is the length of a trial of --throughput; for this measurement use --frames")
+        if options.frames and (options.choose or options.throughput):
+            raise UsageError("--frames counts the frames of the usual measurement; leave it out")
         if options.choose:
             if options.ros or options.baseline or options.picture or options.throughput:
                 raise UsageError(
@@ -57,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.throughput:
             if not options.ros or options.baseline or options.picture:
                 raise UsageError("--throughput needs --ros, and measures nothing else: no --baseline, no --picture")
-            rates = throughput.measure(options.bundle, compute, frame_size, options.seconds)
+            rates = throughput.measure(options.bundle, compute, frame_size, options.seconds or _SECONDS)
             print(throughput.table(rates))
             _write(options.json, rates)
             return
@@ -65,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bundle=options.bundle,
             compute=compute,
             frame_size=frame_size,
-            frames=options.frames,
+            frames=options.frames or _FRAMES,
             ros=options.ros,
             baseline=options.baseline,
         )
@@ -89,9 +96,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--frame-size", **size, default=(480, 640), help="of the synthetic frames, pixels (default: 480 640)"
     )
-    parser.add_argument(
-        "--frames", type=whole_number(1), default=50, metavar="N", help="frames to measure (default: %(default)s)"
-    )
+    parser.add_argument("--frames", type=whole_number(1), metavar="N", help=f"frames to measure (default: {_FRAMES})")
     parser.add_argument(
         "--choose",
         action="store_true",
@@ -107,9 +112,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--seconds",
         type=whole_number(1),
-        default=5,
         metavar="S",
-        help="with --throughput: how long a rate is tried (default: %(default)s)",
+        help=f"with --throughput: how long a rate is tried (default: {_SECONDS})",
     )
     parser.add_argument(
         "--baseline", action="store_true", help="also run a naive PyTorch pipeline and the dinov3_ros pipeline"
@@ -120,10 +124,10 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _check_can_write(path: Path) -> None:
+def _check_can_write(path: Path, option: str) -> None:
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{path} cannot be written; with --json, name a file in a folder that you may write to")
+        raise OutputError(f"{path} cannot be written; with {option}, name a file in a folder that you may write to")
 
 
 def _write(path: Path | None, result: dict[str, Any]) -> None:
