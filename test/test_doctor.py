@@ -90,6 +90,16 @@ def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkey
     assert all(finding.remedy == "python -m dinov3_seg_ros.doctor --clean" for finding in found[:2])
 
 
+def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "caches" not in {finding.subject for finding in computing.stores()}
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    *_, found = computing.stores()
+    assert (found.level, found.subject) == (WARNING, "caches")
+    assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
+
+
 def test_the_doctor_runs_where_no_library_can_be_imported():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('numpy', 'cv2', 'pydantic', 'rclpy', 'torch')))\n"

@@ -198,7 +198,8 @@ class BagSegmenter:
         for (record, rgb), result in zip(frames, results, strict=True):
             if (smoother := smoothers.get(record.connection.topic)) is not None:
                 stamp = record.header.stamp
-                result = result.smoothed(smoother, rgb, stamp.sec + 1e-9 * stamp.nanosec)
+                seconds = stamp.sec + 1e-9 * stamp.nanosec or 1e-9 * record.timestamp  # drivers may leave stamps empty
+                result = result.smoothed(smoother, rgb, seconds)
             published.append({name: self._publish(name, head) for name, head in result.heads.items()})
         return published
 

@@ -59,13 +59,22 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def stores() -> Iterator[Finding]:
-    """Check the folders in which compiled graphs, engines and choices are kept."""
+    """Check the folders in which compiled graphs and choices are kept, and whether they can be written."""
     from dinov3_seg_ros.support.files import cache_folder
 
     for name in ("graphs", "choices"):
         folder = cache_folder(name)
         size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
         yield Finding(OK, f"kept {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
+    folder = cache_folder("graphs").parent
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        yield Finding(
+            WARNING,
+            "caches",
+            f"{nearest} cannot be written: what is compiled or built for this machine is made anew at every start",
+            "set XDG_CACHE_HOME to a folder that can",
+        )
 
 
 def engines() -> Iterator[Finding]:
@@ -89,14 +98,6 @@ def engines() -> Iterator[Finding]:
     for engine in engines:
         if damaged(engine):
             yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged; it is rebuilt when it is needed")
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        yield Finding(
-            WARNING,
-            "TensorRT engines",
-            f"{nearest} cannot be written: engines are rebuilt at every start",
-            "set XDG_CACHE_HOME to a folder that can",
-        )
 
 
 def decoders() -> Iterator[Finding]:
