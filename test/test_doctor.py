@@ -59,6 +59,15 @@ def test_a_decode_not_compiled_for_the_gpu_is_a_warning(monkeypatch, form, level
     assert on_gpu.remedy.startswith(remedy) and bool(on_gpu.remedy) == bool(remedy)
 
 
+def test_a_provider_without_its_gpu_is_no_warning(monkeypatch):
+    from dinov3_seg_ros.runtimes.onnx import plugins
+
+    reasons = {"Nvidia": "this machine has no driver of NVIDIA (libcuda.so)", "Other": "broken", "Usable": ""}
+    monkeypatch.setattr(plugins, "register", lambda: reasons)
+    found = [finding for finding in computing.providers([]) if finding.subject == "execution provider"]
+    assert [finding.level for finding in found] == [OK, WARNING]
+
+
 def test_a_damaged_bundle_is_a_fault_and_gives_exit_code_1(exported, tmp_path, capsys):
     shutil.copytree(exported.path, tmp_path / "damaged")
     (tmp_path / "damaged" / "head.safetensors").write_bytes(b"")

@@ -40,9 +40,11 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
         from dinov3_seg_ros.runtimes.onnx import plugins
 
         brought = plugins.register()
-    for name, reason in brought.items():
-        if reason:
-            yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
+        for name, reason in brought.items():
+            if plugins.NVIDIAS_DRIVER in reason:
+                yield Finding(OK, "execution provider", f"{name} is not used: {reason}")
+            elif reason:
+                yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
     processor = this_cpu()
     if processor.multiplies_bf16 and "OpenVINOExecutionProvider" not in brought:
         detail = f"{processor.name}: multiplies bf16, which needs OpenVINO"

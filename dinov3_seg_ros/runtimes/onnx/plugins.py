@@ -19,8 +19,8 @@ import onnxruntime as ort
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _PREFIX = "onnxruntime_ep_"
-# A library that only NVIDIA's driver has: a machine without it has no such GPU, of which nobody need be warned.
-_NVIDIAS_DRIVER = "libcuda.so"
+#: A library that only NVIDIA's driver has: a machine without it has no such GPU, of which nobody need be warned.
+NVIDIAS_DRIVER = "libcuda.so"
 #: The environment variable that, set to ``off``, keeps all such packages from being loaded: one may crash a process.
 SWITCH = "DINOV3_SEG_ROS_PLUGINS"
 
@@ -45,7 +45,7 @@ def _register_all() -> dict[str, str]:
             found[name] = f"the package cannot be used: {' '.join(str(error).split())}"
     for provider, reason in found.items():
         if reason:
-            level = logging.INFO if _NVIDIAS_DRIVER in reason else logging.WARNING
+            level = logging.INFO if NVIDIAS_DRIVER in reason else logging.WARNING
             _logger.log(level, "%s is not used: %s", provider, reason)
     return found
 
@@ -64,6 +64,9 @@ def _register(package: ModuleType) -> str:
     try:
         ort.register_execution_provider_library(name, package.get_library_path())
     except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-        if "already registered" not in str(error).lower():
-            return " ".join(str(error).split())
+        said = " ".join(str(error).split())
+        if NVIDIAS_DRIVER in said:
+            return f"this machine has no driver of NVIDIA ({NVIDIAS_DRIVER})"
+        if "already registered" not in said.lower():
+            return said
     return ""
