@@ -305,6 +305,13 @@ def test_sound_data_is_not_suspected(root, tmp_path, capsys):
     assert "warning" not in train(tmp_path, root, "dry run")
 
 
+def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
+    change(root, "*", lambda mask: mask * 127)
+    with pytest.raises(DatasetError, match=r"^train: the masks hold other values") as refusal:
+        train(tmp_path, root, "dry run")
+    assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
+
+
 def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp_path):
     mask = first(root, "val", "masks")
     whole = mask.read_bytes()

@@ -29,6 +29,7 @@ _FATAL = (
     *("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other"),
     *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}"),
 )
+_OF_ALL_MASKS = (_BINARY, _PALETTES, _OTHER_VALUES)
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
 # So many equal masks are no coincidence.
@@ -80,7 +81,9 @@ def check_before_training(section: DataSection, console: Console) -> None:
     problems = find_problems(train, val)
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
-        said = "; ".join(f"{kind}: {len(told)}: {_first(told)}" for kind, told in fatal.items())
+        # A remedy for the whole data set comes first: the single files that follow are its consequence.
+        kinds = sorted(fatal, key=lambda kind: kind.partition(": ")[2] not in _OF_ALL_MASKS)
+        said = "; ".join(f"{kind}: {len(fatal[kind])}: {_first(fatal[kind], 1)}" for kind in kinds)
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
         console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
@@ -193,5 +196,5 @@ def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
     return ("train", train), ("val", val)
 
 
-def _first(told: Sequence[str]) -> str:
-    return "; ".join(told[:_NAMED]) + (f"; and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
+def _first(told: Sequence[str], number: int = _NAMED) -> str:
+    return "; ".join(told[:number]) + (f"; and {len(told) - number} more" if len(told) > number else "")
