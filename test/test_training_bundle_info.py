@@ -82,7 +82,7 @@ def test_a_card_tells_origin_scores_and_licences(bundle):
         "| backbone | dinov3_convnext, random weights |",
         f"| identity | {bundle.manifest.backbone.identity} |",
         "| network size | 64 x 96 (height x width) |",
-        "1 (16 channels, stride 8); 2 (24 channels, stride 16); 3 (32 channels, stride 32); none norm",
+        "1 (16 channels, stride 8); 2 (24 channels, stride 16); 3 (32 channels, stride 32); feature norm: none",
         "| head | aspp, width 16, ",
         "| 0 | class_0 | #",
         "| 25.00 % |",

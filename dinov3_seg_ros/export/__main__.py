@@ -63,7 +63,7 @@ def _parser() -> CommandParser:
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="int8 is for CPUs, int8_qdq for TensorRT (default: %(default)s)",
+        help="int8 is for CPUs, int8_qdq for TensorRT and OpenVINO (default: %(default)s)",
     )
     parser.add_argument("--fuse", action="store_true", help="also write backbone and head as one graph")
     parser.add_argument(

@@ -104,9 +104,11 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """Name of the bundle and, by default, of the output folder."""
     description: str = ""
+    """One sentence for the bundle's model card."""
     licences: tuple[str, ...] = ()
     """Licence notes that the bundle carries."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Start of all random numbers."""
     output: str = "auto"
     """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
     data: DataSection

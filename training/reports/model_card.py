@@ -155,7 +155,7 @@ def _storage(backbone: dict[str, Any]) -> str:
 def _layers(backbone: dict[str, Any]) -> str:
     maps = zip(backbone["layers"], backbone["channels"], backbone["strides"], strict=True)
     described = "; ".join(f"{layer} ({channels} channels, stride {stride})" for layer, channels, stride in maps)
-    return f"{described}; {backbone['feature_norm']} norm{', class token' if backbone['class_token'] else ''}"
+    return f"{described}; feature norm: {backbone['feature_norm']}{', class token' if backbone['class_token'] else ''}"
 
 
 def _head(head: dict[str, Any]) -> str:
