@@ -9,10 +9,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dinov3_seg_ros.bundle.onnx_folder import CANVASES
-from dinov3_seg_ros.export import quantisation
+from dinov3_seg_ros.export import graph_files, quantisation
 from dinov3_seg_ros.export.smoothquant import smooth
 
-CHANNELS, HIDDEN = 12, 16
+CHANNELS, HIDDEN = 12, 32
 
 
 @pytest.fixture
@@ -85,6 +85,26 @@ def test_a_smoothed_graph_loses_less_in_8_bits(tmp_path, canvases):
         quantise(graph, tmp_path / "int8.onnx", [])
         lost[name] = 1 - quantisation.cosine(source, tmp_path / "int8.onnx", canvases)
     assert lost["smoothed"] < 0.2 * lost["as it is"]
+
+
+def test_a_graph_too_large_for_one_file_is_smoothed_and_quantised_alike(tmp_path, canvases, monkeypatch):
+    found = []
+    for name, limit in {"one_file": onnx.checker.MAXIMUM_PROTOBUF, "two_files": 0}.items():
+        monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", limit)
+        (tmp_path / name).mkdir()
+        source, smoothed, int8 = (tmp_path / name / f"{graph}.onnx" for graph in ("source", "smoothed", "int8"))
+        write_graph(source)
+        graph_files.save(onnx.load(source), source)
+        assert smooth(source, smoothed, canvases) == 2
+        quantise = quantisation.static_for(canvases)
+        for _ in range(2):  # the second time, files are there already
+            quantise(smoothed, int8, [])
+        beside = sorted(file.name for file in (tmp_path / name).glob("*.data"))
+        assert beside == ([] if limit else ["smoothed.onnx.data", "source.onnx.data"])
+        quantisation.rank_by_sensitivity(smoothed, quantise, canvases[:1], tmp_path / name)
+        assert len([*(tmp_path / name).iterdir()]) == 3 + len(beside)
+        found.append([run(graph, canvases[0])[0] for graph in (smoothed, int8)])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(("case", "smoothed"), [("norm_is_read_elsewhere", 1), ("weights_are_shared", 0)])

@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
 
 from dinov3_seg_ros.bundle.onnx_folder import BATCH, CANVASES, LOGITS, map_name
+from dinov3_seg_ros.export.graph_files import save
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -194,7 +195,7 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
     )
     _rename_input(fused, _CANVASES_OF_HEAD, CANVASES)
     _describe(fused, properties)
-    _save(fused, path)
+    save(fused, path)
 
 
 def _rename_input(model: onnx.ModelProto, name: str, new_name: str) -> None:
@@ -232,18 +233,7 @@ def store_compactly(path: Path) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    _save(model, path)
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Replace a graph by this model; weights of 2 GB and more, which a protobuf cannot hold, go into a file beside it.
-
-    The model must hold its weights itself.
-    """
-    large, weights = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF, path.with_name(f"{path.name}.data")
-    # A file of the graph that was here before (PyTorch's exporter writes one from 1.5 GB on); onnx would append to it.
-    weights.unlink(missing_ok=True)
-    onnx.save(model, path, save_as_external_data=large, location=weights.name if large else None)
+    save(model, path)
 
 
 def operators(path: Path) -> set[str]:

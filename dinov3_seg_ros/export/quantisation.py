@@ -23,6 +23,7 @@ from onnxruntime.quantization import (
 )
 
 from dinov3_seg_ros.bundle.onnx_folder import CANVASES
+from dinov3_seg_ros.export import graph_files
 
 Quantise = Callable[[Path, Path, Sequence[str]], None]
 
@@ -35,10 +36,11 @@ def dynamic(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
         target: the file to write.
         float_nodes: names of the nodes to leave in float.
     """
-    with _quiet():
+    with _quiet(), _large_graphs(source, target) as large:
         quantize_dynamic(
             source,
             target,
+            use_external_data_format=large,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -59,11 +61,12 @@ def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
 
     def quantise(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
         excluded = {*float_nodes, *(node for node in _products(source) if node not in weighted_nodes(source))}
-        with _quiet():
+        with _quiet(), _large_graphs(source, target) as large:
             quantize_static(
                 source,
                 target,
                 _Canvases(canvases),
+                use_external_data_format=large,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Gemm", "Conv"],
                 per_channel=True,
@@ -102,7 +105,7 @@ def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.
     for node in nodes:
         quantise(source, candidate, [other for other in nodes if other != node])
         errors[node] = _distance(reference, _run(candidate, canvases))
-    candidate.unlink(missing_ok=True)
+    graph_files.remove(candidate)
     return sorted(nodes, key=lambda node: -errors[node])
 
 
@@ -138,6 +141,19 @@ def _distance(reference: list[list[np.ndarray]], found: list[list[np.ndarray]]) 
     """Return the largest, over maps and canvases, norm of the difference relative to the norm of the map."""
     pairs = [pair for maps in zip(reference, found, strict=True) for pair in zip(*maps, strict=True)]
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)) for a, b in pairs)
+
+
+@contextlib.contextmanager
+def _large_graphs(source: Path, target: Path) -> Iterator[bool]:
+    """Say whether the quantiser has to put weights into files of their own, as the source does; remove needless ones.
+
+    It would append to a file of weights that is there.
+    """
+    graph_files.remove(target)
+    large = graph_files.has_weights_beside(source)
+    yield large
+    if large:  # in 8 bits they may fit into the graph
+        graph_files.save(onnx.load(target), target)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import onnx
 import onnxruntime as ort
 
 from dinov3_seg_ros.bundle.onnx_folder import CANVASES
+from dinov3_seg_ros.export.graph_files import save
 
 _EXPONENT = 0.5
 _FIRST_AXIS = "smoothquant.first_axis"
@@ -46,7 +47,7 @@ def smooth(source: Path, target: Path, canvases: Sequence[np.ndarray]) -> int:
 
     Args:
         source: the float32 graph.
-        target: the file to write.
+        target: the file to write; weights of 2 GB and more go into a file beside it.
         canvases: network inputs, (1, H, W, 3) uint8 each, on which the activations are measured.
 
     Returns:
@@ -62,7 +63,7 @@ def smooth(source: Path, target: Path, canvases: Sequence[np.ndarray]) -> int:
             _scale(constants[name], 1.0 / factors)
         for name in place.multiplied:
             _scale(constants[name], factors[:, None])
-    onnx.save(model, target)
+    save(model, target)
     return len(places)
 
 
@@ -100,7 +101,7 @@ def _largest(
             ]
         )
         graph.output.append(onnx.helper.make_empty_tensor_value_info(largest))
-    onnx.save(measured, target)
+    save(measured, target)
     session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
     found = [session.run(None, {CANVASES: canvas}) for canvas in canvases]
     return [np.max(of_place, axis=0) for of_place in zip(*found, strict=True)]
