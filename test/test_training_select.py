@@ -15,6 +15,7 @@ from PIL import Image
 from training import select as command
 from training.unlabelled.description import Pool, Regions, describe, make_pool
 from training.unlabelled.images import open_images
+from training.unlabelled.labelled import find_labelled
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import STRATEGIES, choose
 
@@ -177,6 +178,17 @@ def test_labelled_images_count_and_are_not_chosen_again(bundle, tmp_path, capsys
     assert sorted(row["image"] for row in said["chosen"]) == ["day/0.jpg", "day/1.jpg", "night/0.jpg"]
     assert run(*words, tmp_path / "photos", "--output", tmp_path / "none") == 1
     assert "no image is left to choose: 4 are labelled already" in capsys.readouterr().err
+
+
+def test_a_labelled_16_bit_image_is_known_however_it_is_scaled(tmp_path):
+    for folder, names in {"labelled": ["dark"], "photos": ["bright", "dark"]}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            values = np.random.default_rng(0).integers(0, 1000, (8, 12)).astype(np.uint16)
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), values * (4 if name == "bright" else 1))
+    labelled = find_labelled([tmp_path / "labelled"])
+    found = {image.name: labelled.has(image.pixels, image.file) for image in open_images(tmp_path / "photos").take()}
+    assert found == {"bright.png": False, "dark.png": True}
 
 
 def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, capsys):

@@ -110,7 +110,7 @@ def distill(
     with writing(output):
         taken = track(images.take(), "labelling", total=len(images), console=console, disable=not console.is_terminal)
         for image in taken:
-            if image.pixels in labelled:
+            if labelled.has(image.pixels, image.file):
                 skipped += 1
                 continue
             mask = PurePosixPath(image.name).with_suffix(".png").as_posix()

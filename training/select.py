@@ -69,12 +69,12 @@ def look_at_all(images: UnlabelledImages, labelled: Labelled, network: Network, 
     """
     descriptions: list[Description] = []
     scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
-    for source in track(labelled.images.values(), "labelled images", console=console, disable=hidden):
+    for source in track(labelled.images, "labelled images", console=console, disable=hidden):
         descriptions.append(describe(network.look(read_image(source, scale))))
     names: list[str] = []
     skipped = 0
     for image in track(images.take(), "images", total=len(images), console=console, disable=hidden):
-        if image.pixels in labelled:
+        if labelled.has(image.pixels, image.file):
             skipped += 1
             continue
         descriptions.append(describe(network.look(image.pixels)))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinov3_seg_ros.frames.image_files import ImageSource, read_image
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
+from dinov3_seg_ros.frames.image_files import ImageSource, StoredImage, ends_of_16_bits, read_image
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, decode_pixels, find_images
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
@@ -28,16 +28,43 @@ class Labelled:
     """Images that have labels.
 
     Attributes:
-        images: by a digest of their pixels, each once: (H, W, 3) uint8 RGB is read again from here.
+        images: each once: (H, W, 3) uint8 RGB is read again from here.
         notes: what the user should know.
     """
 
-    images: dict[bytes, ImageSource] = field(default_factory=dict)
+    images: list[ImageSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _digests: set[bytes] = field(default_factory=set)
 
-    def __contains__(self, pixels: np.ndarray) -> bool:
-        """Whether an image is equal to one of them, pixel by pixel."""
-        return bool(self.images) and _digest(pixels) in self.images
+    def has(self, pixels: np.ndarray, file: Path | None = None) -> bool:
+        """Whether an image is equal to one of them, pixel by pixel.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            file: where it was read from. Two 16-bit images are equal if their files hold the same values, however
+                these were scaled: with the range ``auto`` that depends on the images that were read before.
+
+        Raises:
+            DatasetError: the file can no longer be read.
+        """
+        if not self._digests:
+            return False
+        return not self._digests.isdisjoint(_digests(pixels, file))
+
+    def add(self, pixels: np.ndarray, source: ImageSource) -> None:
+        """Add an image, unless it is equal to one of them.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            source: where it was read from.
+
+        Raises:
+            DatasetError: it can no longer be read.
+        """
+        digests = _digests(pixels, source)
+        if self._digests.isdisjoint(digests):
+            self.images.append(source)
+        self._digests |= digests
 
 
 def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> Labelled:
@@ -57,7 +84,8 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
             sources = [*find_images(folder, recursive=True)]
             found.notes.append(f"{error}. All {len(sources)} images in {folder} count as labelled")
         scale = ValueScale(value_range)
-        found.images |= {_digest(read_image(source, scale)): source for source in sources}
+        for source in sources:
+            found.add(read_image(source, scale), source)
     return found
 
 
@@ -82,6 +110,15 @@ def _is_mask(path: Path) -> bool:
             return image.mode in _MASK_MODES
     except OSError:  # whoever reads it says what is wrong with it
         return False
+
+
+def _digests(pixels: np.ndarray, source: ImageSource | None) -> set[bytes]:
+    """What an image is recognised by: its pixels as they were read, and its 16-bit values."""
+    found = {_digest(pixels)}
+    if source is not None and ends_of_16_bits(source) is not None:
+        content = source.content if isinstance(source, StoredImage) else source.read_bytes()
+        found.add(_digest(decode_pixels(content, source)))
+    return found
 
 
 def _digest(pixels: np.ndarray) -> bytes:
