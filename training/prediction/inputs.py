@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName
@@ -184,8 +185,9 @@ class ImageFolder(Input):
 class VideoInput(Input):
     """The frames of a video file or a webcam, named by their numbers.
 
-    A part is found by reading from the beginning, since to jump to a frame is inexact in many files. The file stays
-    open, so that parts in order are read in one pass.
+    A part is found by decoding from the beginning, since OpenCV jumps to a wrong frame in some files (opencv#9053; in
+    MPEG-1, for one). What comes before is not converted to pixels, which takes most of the time. The file stays open,
+    so that parts in order are read in one pass.
 
     Args:
         name: path or number.
@@ -195,14 +197,14 @@ class VideoInput(Input):
         self._name, self._path = name, Path(name)
         rate, self._count = video_rate(self._path) if self._path.is_file() else (None, None)
         self.rate = rate or _FRAMES_PER_SECOND
-        self._frames: Iterator[np.ndarray] | None = None
+        self._capture: cv2.VideoCapture | None = None
         self._position = 0
 
     def source(self, part: Part | None = None) -> Source:
         """See `Input.source`."""
         if part is None:
-            frames = self._open()
-            return Source(((f"{number:06d}", image) for number, image in enumerate(frames)), self._count, self.rate)
+            frames = ((f"{number:06d}", image) for number, (image, _) in enumerate(open_source(self._name)))
+            return Source(frames, self._count, self.rate)
         return Source(self._between(part.start or 0, part.stop), None, self.rate)
 
     def parts(self, size: int) -> list[Part]:
@@ -220,20 +222,20 @@ class VideoInput(Input):
         """See `Input.digest`."""
         return _digest(self._path.parent, [self._path])
 
-    def _open(self) -> Iterator[np.ndarray]:
-        return (image for image, _ in open_source(self._name))
-
     def _between(self, start: int, stop: int | None) -> Iterator[tuple[str, np.ndarray]]:
-        if self._frames is None or self._position > start:
-            self._frames, self._position = self._open(), 0
+        capture = self._capture
+        if capture is None or self._position > start:
+            capture, self._position = cv2.VideoCapture(self._name), 0
+            if not capture.isOpened():
+                raise DatasetError(f"{self._name} cannot be opened as a video")
+            self._capture = capture
         while stop is None or self._position < stop:
-            image = next(self._frames, None)
-            if image is None:
-                self._frames = None
+            if not capture.grab():
+                self._capture = None
                 return
             self._position += 1
             if self._position > start:
-                yield f"{self._position - 1:06d}", image
+                yield f"{self._position - 1:06d}", cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
 
 
 class Recording(Input):
