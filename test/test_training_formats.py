@@ -18,8 +18,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny_datasets
+import yaml
 from full_disk import full_disk
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
@@ -473,6 +475,17 @@ def test_boxes_without_polygons_are_explained(tmp_path):
 def test_what_must_be_done_first_is_told(tmp_path, file, said):
     labelled_folders.put(tmp_path / file, "x")
     with pytest.raises(DatasetError, match=said):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("text", ["[no, wall]", "{off: [0, 0, 0], on: [1, 1, 1]}", "[null, wall]", "[floor, '']"])
+def test_class_names_that_are_no_text_are_refused_everywhere(tmp_path, text):
+    said = "put the names in quotes|empty name"
+    with pytest.raises(ValidationError, match=said):
+        AutoData(root=str(tmp_path), classes=yaml.safe_load(text))
+    labelled_folders.build_folder(tmp_path)
+    (tmp_path / "classes.yaml").write_text(text)
+    with pytest.raises(DatasetError, match=rf"classes\.yaml cannot be used: .*({said})"):
         AutoData(root=str(tmp_path)).open("train")
 
 

@@ -13,6 +13,7 @@ from bundles import write_tiny_bundle
 from PIL import Image
 
 from training import select as command
+from training.prediction.inputs import open_input
 from training.unlabelled.description import Pool, Regions, describe, make_pool
 from training.unlabelled.images import open_images
 from training.unlabelled.labelled import find_labelled
@@ -189,6 +190,17 @@ def test_a_labelled_16_bit_image_is_known_however_it_is_scaled(tmp_path):
     labelled = find_labelled([tmp_path / "labelled"])
     found = {image.name: labelled.has(image.pixels, image.file) for image in open_images(tmp_path / "photos").take()}
     assert found == {"bright.png": False, "dark.png": True}
+
+
+def test_links_to_folders_are_followed_and_hidden_files_left_out(tmp_path):
+    write_photos(tmp_path / "disk", 2)
+    write_photos(tmp_path / "photos", 2)
+    (tmp_path / "photos/more").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos/day/._0.jpg").write_bytes(b"what macOS adds to archives")
+    named = ["day/0.jpg", "more/day/0.jpg", "more/night/0.jpg", "night/0.jpg"]
+    assert [image.name for image in open_images(tmp_path / "photos").take()] == named
+    source = open_input(str(tmp_path / "photos")).source()
+    assert [f"{name}.jpg" for name, _ in source.frames] == named and not source.unreadable
 
 
 def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, capsys):

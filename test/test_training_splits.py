@@ -63,6 +63,17 @@ def test_a_single_video_is_split_by_runs_of_frames():
     assert len(frames["t"]) == 480 - 96 - 5 * 4
 
 
+def test_a_group_far_larger_than_the_share_is_not_kept_for_validation():
+    # Of all groups, the hash of the name "s" comes first.
+    names = [
+        f"{group}{n}" for group, count in {"s": 45, **dict.fromkeys("UVWXYZMNOPQ", 5)}.items() for n in range(count)
+    ]
+    train, val = split(names, 0.1, "^(.)")
+    assert (len(train), len(val)) == (90, 10)
+    train, val = split([name for name in names if name[0] in "sU"] + [f"T{n}" for n in range(40)], 0.01, "^(.)")
+    assert {name[0] for name in val} == {"U"}, "the smallest, where none fits"
+
+
 def test_of_several_videos_whole_ones_are_kept_for_validation():
     train, val = split([f"drive_{drive:02d}/{n:04d}" for drive in range(10) for n in range(30)])
     assert {name.split("/")[0] for name in train}.isdisjoint(name.split("/")[0] for name in val)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,11 @@ def versions(root: Path) -> None:
             path.rename(path.with_name(f"kitchen_jpg.rf.{digit * 32}.png"))
 
 
+def latin_1_name(root: Path) -> None:
+    path = first(root, "train", "images")
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+
+
 def only_one_image(root: Path) -> None:
     shutil.rmtree(root / "val")
     for path in [*root.glob("train/images/0[123]*"), *root.glob("train/masks/0[123]*")]:
@@ -225,6 +231,7 @@ REFUSED = {
     "an empty image": (lambda r: empty(r, "train", "images"), "train: unreadable file: 1"),
     "an empty list of classes": (lambda r: save_text(r / "classes.csv", ""), "classes.csv is empty"),
     "a link to nowhere": (link_to_nowhere, "val: unreadable file: 1"),
+    "a name that is not in UTF-8": (latin_1_name, "caf\\udce9.png is not in UTF-8"),
     "a single image": (only_one_image, "leaves no image of 1 to train on"),
 }
 #: A training says these and goes on.
@@ -252,19 +259,19 @@ WARNED = {
 }
 
 
-def train(folder: Path, root: Path, mode: str) -> str:
+def train(folder: Path, root: Path, mode: str, **changes: object) -> str:
     """What a training or a dry run says; its steps are left out."""
     forget_accelerator()
-    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    data = {"name": "folder", "root": str(root), "classes": CLASSES, **changes}
     console = Console(width=1000, record=True, quiet=False, file=(folder / "said.txt").open("w"))
     trainer = Trainer(tiny_recipe(folder, data=data, iterations=1, epochs=None), console)
     trainer.dry_run() if mode == "dry run" else trainer.run()
     return console.export_text()
 
 
-def check(root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict]:
+def check(root: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[int, str, dict]:
     recipe, found = root.parent / "tiny.json", root.parent / "found.json"
-    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    data = {"name": "folder", "root": str(root), "classes": CLASSES, **changes}
     recipe.write_text(json.dumps(tiny_recipe(root.parent, data=data).model_dump(mode="json")))
     status = check_dataset.main([str(recipe), "--threads", "1", "--json", str(found)])
     printed = capsys.readouterr()
@@ -288,6 +295,23 @@ def test_wrong_data_is_refused_before_anything_is_written(case, root, tmp_path, 
         assert said in str(refusal.value), refusal.value
     assert not (tmp_path / "run").exists()
     assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ({"door": 2}, "train: only one class: there is no class but 'door'"),
+        ({"door": 255}, "train: only one class: there is no class but 'door'"),
+        ({"door": 255, "wall": 7}, "train: only one class: all labelled pixels are 'door'"),
+    ],
+)
+def test_a_class_beside_ignored_pixels_alone_is_refused(classes, said, root, tmp_path, capsys):
+    if 255 in classes.values():
+        change(root, "*", lambda m: np.where(m == 2, 255, 0).astype(np.uint8))
+    status, _, found = check(root, capsys, classes=classes, ignore="rest")
+    assert status == 1 and any(problem.startswith(said) for problem in found["problems"])
+    with pytest.raises(SegmentationError, match="only one class"):
+        train(tmp_path, root, "dry run", classes=classes, ignore="rest")
 
 
 @pytest.mark.parametrize("case", WARNED)

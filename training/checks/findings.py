@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -27,10 +28,12 @@ class RawMasks(NamedTuple):
 
     Attributes:
         values: all values that occur, sorted; None where a mask holds colours, or labels are no mask files.
+        ignored: those of them that belong to no class.
         palettes_differ: two masks with palettes that disagree: name, name, index.
     """
 
     values: list[int] | None = None
+    ignored: Sequence[int] = ()
     palettes_differ: tuple[str, str, int] | None = None
 
 
@@ -182,7 +185,11 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
             colour, first = colour_of.setdefault(value, (int(mask.palette[value]), data.describe(index)))
             if differ is None and colour != int(mask.palette[value]):
                 differ = first, data.describe(index), value
-    return RawMasks(None if values is None else sorted(values), differ)
+    if values is None or data.mask_values is None:
+        return RawMasks(palettes_differ=differ)
+    classes = [(first, last) for first, last, label in data.mask_values.numbers if label != data.ignore_value]
+    ignored = [value for value in values if not any(first <= value <= last for first, last in classes)]
+    return RawMasks(sorted(values), sorted(ignored), differ)
 
 
 def _spread(count: int, most: int | None) -> list[int]:

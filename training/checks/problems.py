@@ -13,6 +13,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.checks.findings import Findings, check_split
 from training.checks.likeness import near_duplicates
 from training.data import DataSection
+from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.reports.pictures import percent
 
@@ -101,7 +102,7 @@ def _of_labels(own: Findings) -> dict[str, str]:
             f"{first} and {second} give the index {value} different colours, so an index means something else in each "
             "file; give every class its colour in data.classes, then masks are read by colours"
         )
-    if own.raw.values == [0, 255] and own.ignored and len(occurring) == 1:
+    if own.raw.values == [0, 255] and list(own.raw.ignored) == [255] and own.ignored and len(occurring) == 1:
         other = next(name for name in own.class_names if name not in occurring) if len(own.class_names) > 1 else "other"
         found[_BINARY] = (
             f"the masks hold the values 0 and 255, and 255 is ignored, so that '{occurring[0]}' alone is left; if 255 "
@@ -109,7 +110,12 @@ def _of_labels(own: Findings) -> dict[str, str]:
         )
     elif not occurring:
         found[_UNLABELLED] = "every pixel is ignored; check data.classes and data.ignore"
-    elif len(occurring) == 1 and len(own.class_names) > 1:
+    elif len(own.class_names) == 1:
+        found[_ONE_CLASS] = (
+            f"there is no class but '{occurring[0]}', so that a network would find it everywhere; make what is around "
+            f"it a class of its own in data.classes, such as {BACKGROUND}"
+        )
+    elif len(occurring) == 1:
         found[_ONE_CLASS] = f"all labelled pixels are '{occurring[0]}', {ignored} of all are ignored"
     elif len(own.masks) == 1 and own.readable >= _LEAST_EQUAL:
         found["every mask is the same"] = f"{own.readable} images have one and the same mask; check the masks' names"

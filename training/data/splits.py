@@ -196,8 +196,11 @@ def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> tup
         return (chosen, borders) if chosen else (set(max(units.values(), key=len)[-1]), set())
     held_out: set[int] = set()
     for name in sorted(units, key=_digest):
-        if len(held_out) + sizes[name] / 2 <= wanted or not held_out:
+        if len(held_out) + sizes[name] / 2 <= wanted:
             held_out.update(index for unit in units[name] for index in unit)
+    if not held_out:
+        smallest = min(units, key=lambda name: (sizes[name], _digest(name)))
+        held_out.update(index for unit in units[smallest] for index in unit)
     return held_out, set()
 
 

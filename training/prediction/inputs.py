@@ -15,10 +15,11 @@ import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName
 from dinov3_seg_ros.frames.image_files import read_image
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images, open_source, video_rate
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, open_source, video_rate
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
+from training.data.reading.tree import images_below
 from training.unlabelled.images import RecordedImages, Span, is_recording, stamp_twice
 
 # Of a stream that does not state its rate.
@@ -174,7 +175,7 @@ class ImageFolder(Input):
     @cached_property
     def _paths(self) -> dict[str, Path]:
         path_of: dict[str, Path] = {}
-        for path in [self._only] if self._only is not None else find_images(self._root, recursive=True):
+        for path in [self._only] if self._only is not None else images_below(self._root):
             name = _stem(path.relative_to(self._root).as_posix())
             if name in path_of:
                 raise DatasetError(f"{path_of[name]} and {path.name} would have the same mask; rename one of them")

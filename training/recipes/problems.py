@@ -23,7 +23,11 @@ def describe_problem(error: ValidationError, section: type[Section]) -> str:
             return f"unknown key '{key}'{inside}{nearest(key, known)}; the keys are: {', '.join(known)}"
     path, _ = _follow(problem["loc"], section)
     # For a key of several types pydantic reports one problem for each type.
-    said = " or ".join(other["msg"] for other in error.errors() if _follow(other["loc"], section)[0] == path)
+    said = " or ".join(
+        other["msg"].removeprefix("Value error, ")
+        for other in error.errors()
+        if _follow(other["loc"], section)[0] == path
+    )
     return f"{'.'.join(path)}: {said}" if path else said
 
 

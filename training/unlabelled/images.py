@@ -15,12 +15,13 @@ from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import messages_of, open_recording
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, find_images
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.installation import how_to_install
+from training.data.reading.tree import images_below
 from training.support.writing import writing
 from training.unlabelled.labelled import mask_files
 
@@ -104,7 +105,7 @@ def open_images(
         raise DatasetError(f"{what} for a recording (rosbag2), but '{source}' is none; leave out {option}")
     if path.is_dir():
         masks = mask_files(path)
-        found = [image for image in find_images(path, recursive=True) if image.resolve() not in masks]
+        found = [image for image in images_below(path) if image.resolve() not in masks]
         return ImageFiles(found, path, value_range)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles([path], path.parent, value_range)

@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from dinov3_seg_ros.frames.image_files import ImageSource, StoredImage, ends_of_16_bits, read_image
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, decode_pixels, find_images
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, decode_pixels
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.formats import detect
 from training.data.reading.protocol import NO_PATTERNS
-from training.data.reading.tree import Tree
+from training.data.reading.tree import Tree, images_below
 
 # Pillow's modes of images with one value for each pixel.
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
@@ -81,7 +81,7 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
         try:
             sources = [sample.source() for sample in detect(tree)[0].open(tree, NO_PATTERNS).all_samples()]
         except DatasetError as error:
-            sources = [*find_images(folder, recursive=True)]
+            sources = [*images_below(folder)]
             found.notes.append(f"{error}. All {len(sources)} images in {folder} count as labelled")
         scale = ValueScale(value_range)
         for source in sources:

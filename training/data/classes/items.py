@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour
 from dinov3_seg_ros.frames.image_files import colour_value
@@ -45,6 +45,22 @@ class Items:
     colours: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     rest: bool = False
+
+
+def checked_name(name: Any) -> str:
+    """The name of a class as it stands in YAML.
+
+    Raises:
+        ValueError: it is empty, or YAML did not take it for text.
+    """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"a class has the name {name!r}, which is no text: YAML takes no, off, yes and on for truth values, and "
+            "null and numbers for themselves; put the names in quotes"
+        )
+    if not name.strip():
+        raise ValueError("a class has an empty name; name it, or remove it")
+    return name
 
 
 def parse_classes(written: Any) -> dict[str, Items | None]:
@@ -86,6 +102,18 @@ def parse_ignored(written: Any) -> Items | None:
     return _items(written, "ignore", None, colours=False)
 
 
+def _checked_names(written: Any) -> Any:
+    """Refuse names that pydantic would not, or would take for something else."""
+    names: list[Any] = []
+    if isinstance(written, Mapping):
+        names = [key for key in written if not _is_number(key)]
+    elif isinstance(written, list | tuple):
+        names = list(written)
+    for name in names:
+        checked_name(name)
+    return written
+
+
 def _checked_classes(written: Any) -> Any:
     if written is not None:
         parse_classes(written)
@@ -98,7 +126,9 @@ def _checked_ignored(written: Any) -> Any:
 
 
 #: Types of the keys ``classes`` and ``ignore`` of a recipe; the value stays as it was written.
-WrittenClasses: TypeAlias = Annotated[dict[str | int, Any] | list[str] | None, AfterValidator(_checked_classes)]
+WrittenClasses: TypeAlias = Annotated[
+    dict[str | int, Any] | list[str] | None, BeforeValidator(_checked_names), AfterValidator(_checked_classes)
+]
 WrittenIgnored: TypeAlias = Annotated[Any, AfterValidator(_checked_ignored)]
 
 
@@ -106,9 +136,9 @@ def _by_name(written: Mapping[Any, Any]) -> dict[str, list[int]]:
     """Turn {7: road, 12: road} into {road: [7, 12]}, with colours impossible."""
     values: dict[str, list[Any]] = {}
     for value, name in written.items():
-        if not isinstance(name, str):
+        if isinstance(name, int | list | tuple) and not isinstance(name, bool):
             raise ValueError(f"{value}: {name} is no name of a class; write {{VALUE: NAME}} or {{NAME: VALUE}}")
-        values.setdefault(name, []).append(int(value))
+        values.setdefault(checked_name(name), []).append(int(value))
     # A list in the list keeps three values from being a colour.
     return {name: [f"{value}-{value}" for value in found] for name, found in values.items()}  # type: ignore[misc]
 

@@ -11,6 +11,7 @@ from typing import Any
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
+from training.data.classes.items import checked_name
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.tree import Tree, read_json, read_text, read_yaml
 
@@ -89,9 +90,9 @@ def read_yaml_classes(path: Path) -> SourceClasses:
         _check_names(content, path)
         entries = [_entry(str(name), value, index, path) for index, (name, value) in enumerate(content.items())]
         return SourceClasses(tuple(entries), str(path))
-    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+    if isinstance(content, list) and content and not any(isinstance(name, list | dict) for name in content):
         _check_names(content, path)
-        return SourceClasses.of_names(content, str(path))
+        return SourceClasses.of_names(list(map(str, content)), str(path))
     raise DatasetError(
         f"{path} must hold a list of class names, or a mapping of names to colours [r, g, b] of 0 to 255"
     )
@@ -218,8 +219,15 @@ def _entry(name: str, value: Any, index: int, path: Path) -> SourceClass:
     return SourceClass(name, (index,), (colour_value(_colour(value, name, path)),))
 
 
-def _check_names(names: Any, path: Path) -> None:
-    found = [str(name) for name in names]
+def _check_names(names: Iterable[Any], path: Path) -> None:
+    found = list(map(str, names))
+    for written in names:
+        if isinstance(written, int) and not isinstance(written, bool):
+            continue  # a name all the same
+        try:
+            checked_name(written)
+        except ValueError as error:
+            raise DatasetError(f"{path} cannot be used: {error}") from error
     for name in found:
         if found.count(name) > 1:
             raise DatasetError(f"{path} gives the name '{name}' to two classes; rename one, or remove it")

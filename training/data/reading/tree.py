@@ -51,7 +51,7 @@ class Tree:
         files: relative paths.
 
     Raises:
-        DatasetError: there is no such folder.
+        DatasetError: there is no such folder, or the name of a file is not in UTF-8.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -73,7 +73,7 @@ class Tree:
             folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
-            yield from (f"{prefix}{name}" for name in names if not name.startswith("."))
+            yield from (_in_utf8(f"{prefix}{name}") for name in names if not name.startswith("."))
 
     def path(self, name: str) -> Path:
         """Path of a file or folder."""
@@ -167,6 +167,30 @@ class Tree:
         shared = {name: _common_end(name.split("/"), parts) for name in candidates}
         best = [name for name, length in shared.items() if length == max(shared.values())]
         return best[0] if len(best) == 1 else None
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The images in a folder and in its subfolders, sorted by path; hidden ones are left out, as in `Tree`.
+
+    Raises:
+        DatasetError: there are none; or see `Tree`.
+    """
+    tree = Tree(folder)
+    if not tree.images:
+        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(map(tree.path, tree.images))
+
+
+def _in_utf8(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode(errors="backslashreplace").decode()
+        raise DatasetError(
+            f"the name of the file {shown} is not in UTF-8, which other programs could not read; rename it, such as "
+            "with convmv"
+        ) from error
+    return name
 
 
 def plain(name: str) -> str:
