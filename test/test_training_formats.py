@@ -315,6 +315,17 @@ def test_classes_that_do_not_fit_the_folder_are_refused(tmp_path, settings, said
         AutoData(root=str(tmp_path), **settings).open("train")
 
 
+@pytest.mark.parametrize("build", [labelled_folders.build_coco, labelled_folders.build_folder])
+def test_colours_of_the_folders_own_classes_change_no_class(tmp_path, build):
+    build(tmp_path)
+    (own := AutoData(root=str(tmp_path)).open("train")).item(0)
+    turned = {name: [0, 0, index] for index, name in enumerate(reversed(own.class_names))}
+    data = AutoData(root=str(tmp_path), classes=turned).open("train")
+    assert np.array_equal(data.item(0)[1], len(turned) - 1 - own.item(0)[1])
+    with pytest.raises(DatasetError, match=r"says nothing of|allowed are no values"):
+        AutoData(root=str(tmp_path), classes={"sky": [0, 0, 9], **dict(list(turned.items())[1:])}).open("train").item(0)
+
+
 def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
     labelled_folders.build_coco(tmp_path)
     data = AutoData(root=str(tmp_path), classes=["road"], ignore="rest").open("train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
 from trainings import CONVNEXT, changed, records, tiny_recipe
 
 from dinov3_seg_ros import scenes
@@ -36,6 +38,7 @@ from training.loop.trainer import Trainer
 from training.optimization.ema import MovingAverage
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
+from training.samples.loader import BatchLoader
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 DINOV2 = {
@@ -397,6 +400,27 @@ def test_an_image_damaged_after_the_check_ends_the_command_with_one_line(recipe,
     assert train.main([str(path)]) == 1
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith(f"train: error: {damaged} cannot be read as an image")
+
+
+class EndsItsProcess(Dataset):
+    def __getitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loading_process_says_what_it_may_have_lacked():
+    with pytest.raises(RecipeError, match=r"--shm-size \(DataLoader worker .*; lower workers"):
+        list(BatchLoader(EndsItsProcess(), [[(0, 0)]], workers=1))
+
+
+def test_a_gpu_without_memory_says_what_takes_less(recipe, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory ...")
+
+    trainer = Trainer(recipe(), Console(quiet=True))
+    monkeypatch.setattr(trainer, "_take_step", fail)
+    for work in (trainer.dry_run, trainer.run):
+        with pytest.raises(RecipeError, match=r"lacks memory \(CUDA out of memory\); lower batch_size"):
+            work()
 
 
 def test_evaluation_on_other_classes_is_refused(recipe, run, tmp_path, capfd):

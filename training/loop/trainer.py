@@ -41,7 +41,7 @@ from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
 from training.reports.pictures import percent
-from training.support.processes import make_accelerator
+from training.support.processes import lack_of_memory_explained, make_accelerator
 from training.support.randomness import Purpose, seed_torch
 
 _STEPS_OF_A_POINT = 20
@@ -117,7 +117,7 @@ class Trainer:
         Raises:
             OutputError: the output folder holds something, cannot be written, or belongs to another training.
             DatasetError: the data set, or an item of it, cannot be used.
-            RecipeError: training diverged, or the tracker cannot be started.
+            RecipeError: training diverged, the GPU lacks memory, or the tracker cannot be started.
             KeyboardInterrupt: interrupted; the last bundle has been written.
         """
         with contextlib.ExitStack() as stack:
@@ -131,7 +131,8 @@ class Trainer:
                     self._console.print(note, style="yellow", markup=False, soft_wrap=True)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
-                self._train(folder, checkpoint)
+                with lack_of_memory_explained():
+                    self._train(folder, checkpoint)
             except KeyboardInterrupt:
                 if folder is not None and self._step > (checkpoint.step if checkpoint is not None else 0):
                     with self._averaged_weights():
@@ -148,10 +149,11 @@ class Trainer:
         """Take two steps, validate on a few images, and write no run folder; return the record."""
         if self._accelerator.is_main_process:
             check_before_training(self.recipe.data, self._console)
-        run = self.start(self.stages[0])
-        for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
-            self._take_step(run, batches)
-        scores, _ = self._validate(min(_DRY_RUN_IMAGES, len(self._val_data)))
+        with lack_of_memory_explained():
+            run = self.start(self.stages[0])
+            for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
+                self._take_step(run, batches)
+            scores, _ = self._validate(min(_DRY_RUN_IMAGES, len(self._val_data)))
         return {"step": self._step, "loss": self._mean_loss(), **scores}
 
     def start(self, stage: Stage) -> StageRun:

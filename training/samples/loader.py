@@ -207,11 +207,21 @@ class BatchLoader:
 
         Raises:
             SegmentationError: the data set's own error, whichever process read the sample.
+            RecipeError: a process that reads samples has ended.
         """
-        for batch in self._loader:
-            if isinstance(batch, SegmentationError):
-                raise batch
-            yield batch
+        try:
+            for batch in self._loader:
+                if isinstance(batch, SegmentationError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RecipeError(
+                f"a process that loads data was ended: it lacked memory, or shared memory in /dev/shm, of which a "
+                f"container has little unless it is started with --shm-size ({str(error).partition('. ')[0]}); lower "
+                "workers, 0 needs none"
+            ) from error
 
 
 class _ErrorsAsSamples(Dataset[Any]):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -39,6 +41,18 @@ def make_accelerator(precision: str, tracker: str = "none", folder: str | None =
     except ValueError as error:
         raise RecipeError(
             f"precision {precision} cannot be used on this machine ({error}); set precision to fp32"
+        ) from error
+
+
+@contextlib.contextmanager
+def lack_of_memory_explained() -> Iterator[None]:
+    """Turn a GPU's lack of memory in a ``with`` block into a RecipeError that says what takes less of it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RecipeError(
+            f"the GPU lacks memory ({str(error).partition('. ')[0]}); lower batch_size, and raise accumulate by the "
+            "same factor, or lower augmentation.crop or input.network_size"
         ) from error
 
 

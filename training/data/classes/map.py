@@ -124,9 +124,8 @@ class _Joined:
         ignored = self._resolved(self.ignore, "data.ignore") if self.ignore is not None else Items()
         values = self._owners({name: own.values for name, own in items.items()}, as_number)
         colours, twice = self._colour_owners(items)
-        if not values and not self.source.drawn:
-            # Classes with colours alone: masks of numbers hold the class ids.
-            values = dict(enumerate(names))
+        if not values:
+            values = self._values_without_any(names)
         _check_ignored(ignored.values, values, as_number, self._counted_from_one(names, values))
         _check_ignored(ignored.colours, colours, as_colour, "")
         if self.ignore is None:
@@ -156,6 +155,16 @@ class _Joined:
         if all(own is None for own in self.written.values()):
             return self._listed(list(self.written))
         return {name: self._resolved(own or Items(), f"the class '{name}'") for name, own in self.written.items()}
+
+    def _values_without_any(self, names: list[str]) -> dict[int, str]:
+        """The class of each value where the classes are given by colours alone; masks may hold numbers all the same.
+
+        They are the folder's own where it has classes of these names. Where it has none of them, masks hold class ids.
+        """
+        known = [name for name in names if name in self.by_name]
+        if len(known) == len(names):
+            return self._owners({name: self.by_name[name].values for name in names}, as_number)
+        return {} if known or self.source.drawn else dict(enumerate(names))
 
     def _listed(self, names: list[str]) -> dict[str, Items]:
         """The items of a mere list of names: the folder's classes of these names; of others, the positions."""
