@@ -160,7 +160,7 @@ def test_the_help_lists_every_key_with_its_value(words, capsys):
         assert part in said, part
     assert "Rows and columns from one window to the next; auto: two thirds of the network size." in said
     assert ("--losses.N.gamma FLOAT" in said) == (not words), "keys of the recipe's own losses, or of all"
-    assert ("--seed INT (now: 7)" in said) == bool(words)
+    assert ("--seed INT Start of all random numbers. (now: 7)" in said) == bool(words)
 
 
 def test_null_takes_a_value_back(tmp_path):
