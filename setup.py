@@ -69,7 +69,7 @@ TORCH = ["torch>=2.13", "transformers>=5.4; python_version >= '3.11'", "safetens
 setup(
     name=PACKAGE,
     version="0.2.0",
-    description="Semantic segmentation for ROS 2 from one frozen DINOv3 backbone",
+    description="Semantic segmentation for ROS 2: heads trained on your images, on one frozen DINOv3 backbone",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

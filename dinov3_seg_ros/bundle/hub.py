@@ -119,4 +119,7 @@ def _remedy(error: Exception, hub_id: HubId) -> str:
         return f"Name a branch, tag or commit of {page}."
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return "Name a repository that `python -m training.push` has written."
-    return "Try again with a network connection; from then on it is read from the local cache."
+    return (
+        "If you meant a folder, correct its path. Try again with a network connection; from then on it is read from the "
+        "local cache."
+    )
