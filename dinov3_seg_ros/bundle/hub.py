@@ -120,6 +120,6 @@ def _remedy(error: Exception, hub_id: HubId) -> str:
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return "Name a repository that `python -m training.push` has written."
     return (
-        "If you meant a folder, correct its path. Try again with a network connection; from then on it is read from the "
-        "local cache."
+        "If you meant a folder, correct its path. Try again with a network connection; from then on it is read from "
+        "the local cache."
     )
