@@ -254,6 +254,26 @@ def test_every_extra_exists():
             assert all(f'"{extra}"' in setup for extra in extras.split(","))
 
 
+def test_every_extra_for_users_is_in_the_table_of_extras():
+    section = (ROOT / "docs/install.md").read_text().partition("\n## Extras")[2].partition("\n## ")[0]
+    listed = {
+        name for row in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)
+    }
+    setup = (ROOT / "setup.py").read_text().partition("extras_require={")[2].partition("\n    },")[0]
+    extras = set(re.findall(r'^        "([a-z-]+)": ', setup, re.MULTILINE))
+    assert listed == {extra for extra in extras if extra != "lint" and not extra.startswith("test")}
+
+
+@needs_torch
+def test_every_key_of_a_recipe_is_on_the_page_about_training():
+    from training.recipes.schema import Augmentation, BackboneChoice, HeadChoice, NetworkInput, Recipe
+
+    text = (ROOT / "docs/train.md").read_text()
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|^###.*$", prose(text), re.MULTILINE))))
+    for section in (Recipe, NetworkInput, BackboneChoice, HeadChoice, Augmentation):
+        assert set(section.model_fields) - named == set(), section.__name__
+
+
 def test_every_launch_argument_and_parameter_exists():
     launch = "".join(path.read_text() for path in (ROOT / "launch").glob("*.py"))
     known = {*describe_options(NodeOptions), *re.findall(r'"([a-z_]+)"', launch), "class_names"}
