@@ -1,12 +1,13 @@
 """Measures what unlabelled images add: students that a teacher taught against trainings on the labelled images alone.
 
     python benchmarks/distillation.py CAMVID [--labels 20] [--backbone SOURCE --layers 1 2 3]
-        [--teacher RECIPE --teacher_iterations 800]
+        [--teacher RECIPE --teacher_iterations 800 --teacher_seeds 0 1]
 
 The teachers are trained on so many labelled images of CamVid's; together, and by averaged views, they label its other
-training images (`training.distill`). The students train on both, and as many trainings see the labelled images alone,
-with the same recipe, seeds and steps. All are evaluated on the validation images. The table at the end has the means
-over the seeds, and the 95 % interval of their difference: of 1000 draws of validation images and of seeds.
+training images (`training.distill`). Without --teacher they are the trainings that see the labelled images alone. The
+students train on both, with the recipe, seeds and steps of those alone. All are evaluated on the validation images. The
+table at the end has the means over the seeds, and the 95 % interval of their difference: of 1000 draws of validation
+images and of seeds.
 
 All is done by the project's own commands, in processes of their own; what is finished is not repeated.
 """
@@ -43,12 +44,26 @@ def train(recipe: str, output: Path, seed: int, steps: int, options: argparse.Na
     """Train, or finish a training; return its last bundle."""
     command = [recipe, "--output", output, "--seed", seed, "--data.root", options.data]
     command += ["--data.train_images", options.labels, "--epochs", "None", "--iterations", steps]
-    if options.backbone:
-        command += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
-    if options.layers:
-        command += ["--backbone.layers", *options.layers]
-    run("training.train", *command, *options.set, *words, "--resume")
+    run("training.train", *command, *words, "--resume")
     return output / "last"
+
+
+def train_students(kind: str, options: argparse.Namespace, *words: object) -> list[Path]:
+    """The students, or those that see the labelled images alone; one of each seed."""
+    changes = [*options.set, *words]
+    if options.backbone:
+        changes += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
+    if options.layers:
+        changes += ["--backbone.layers", *options.layers]
+    folders = {seed: options.output / f"{kind}-{seed}" for seed in options.seeds}
+    return [train(options.recipe, folders[seed], seed, options.iterations, options, *changes) for seed in folders]
+
+
+def train_teachers(options: argparse.Namespace) -> list[Path]:
+    """The teachers by a recipe of their own, one of each seed."""
+    steps = options.teacher_iterations or options.iterations
+    folders = {seed: options.output / f"teacher-{seed}" for seed in options.teacher_seeds or options.seeds}
+    return [train(options.teacher, folders[seed], seed, steps, options) for seed in folders]
 
 
 def labelled_folder(options: argparse.Namespace) -> Path:
@@ -94,28 +109,23 @@ def main() -> None:
     parser.add_argument("--recipe", default="camvid_few_shot", help="of the students")
     parser.add_argument("--teacher", help="recipe of the teachers (default: the students')")
     parser.add_argument("--labels", type=int, default=20, help="labelled training images")
-    parser.add_argument("--backbone", help="in place of the recipes' source")
-    parser.add_argument("--layers", nargs="+", type=int, help="in place of the recipes'")
+    parser.add_argument("--backbone", help="of the students, in place of the recipe's source")
+    parser.add_argument("--layers", nargs="+", type=int, help="of the students, in place of the recipe's")
     parser.add_argument("--iterations", type=int, default=600, help="steps of each student and of those alone")
     parser.add_argument("--teacher_iterations", type=int, help="steps of each teacher (default: the students')")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of teachers and students")
+    parser.add_argument("--teacher_seeds", nargs="+", type=int, help="with --teacher (default: the students')")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of students and of those alone")
     parser.add_argument("--share", type=float, default=0.5, help="of labelled images among the students' samples")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the teacher's confidence")
     parser.add_argument("--scales", nargs="+", default=["0.75", "1.0", "1.25"], help="of the teachers' views")
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
-    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipes, at the end")
+    parser.add_argument(
+        "--set", nargs=argparse.REMAINDER, default=[], help="further keys of the students' recipe, at the end"
+    )
     options = parser.parse_args()
     options.output, options.data = options.output.resolve(), str(Path(options.data).resolve())
-
-    def train_all(kind: str, recipe: str, steps: int, *words: object) -> list[Path]:
-        return [
-            train(recipe, options.output / f"{kind}-{seed}", seed, steps, options, *words) for seed in options.seeds
-        ]
-
-    alone = train_all("alone", options.recipe, options.iterations)
-    teachers = alone
-    if options.teacher:
-        teachers = train_all("teacher", options.teacher, options.teacher_iterations or options.iterations)
+    alone = train_students("alone", options)
+    teachers = train_teachers(options) if options.teacher else alone
     pseudo = options.output / "pseudo"
     if not (pseudo / "pseudo_labels.json").exists():
         shutil.rmtree(pseudo, ignore_errors=True)  # an interrupted run left it
@@ -126,7 +136,7 @@ def main() -> None:
         views = ["--inference.flip", "True", "--inference.scales", *options.scales]
         run("training.distill", *words, "--threshold", options.threshold, *views)
     added = ["--pseudo_labels.root", pseudo, "--pseudo_labels.labelled_share", options.share]
-    taught = train_all("taught", options.recipe, options.iterations, *added)
+    taught = train_students("taught", options, *added)
     bundles = {"alone": alone, "taught": taught, **({"teacher": teachers} if options.teacher else {})}
     ratios = {name: [ratios_of(bundle, options.data) for bundle in own] for name, own in bundles.items()}
     difference, interval = compare(ratios["alone"], ratios["taught"], len(CamVidData(root=options.data).open("val")))
