@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         node = SegmentationNode(end_process=_end_soon)
     except ParameterException as error:
         rclpy.try_shutdown()
-        sys.exit(f"segmentation: {error}")
+        hint = "; write a whole number with a point, such as 1.0" if "'DOUBLE'" in str(error) else ""
+        sys.exit(f"segmentation: {error}{hint}")
     except Exception:
         if rclpy.ok():
             raise

@@ -115,6 +115,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
             "segmentation: failed to initialize rcl: Couldn't parse parameter override",
         ),
         (["--ros-args", "-p", "threads:=many"], 1, "expecting type 'INTEGER': threads"),
+        (["--ros-args", "-p", "overlay_alpha:=1"], 1, "overlay_alpha; write a whole number with a point, such as 1.0"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_a_few_lines(words, code, said):

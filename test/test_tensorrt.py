@@ -347,10 +347,13 @@ def test_closing_frees_all_memory_streams_and_events(trt, cuda, bundles):
 def test_engines_are_built_once_and_found_again(trt, bundles):
     first = labels(*bundles)
     assert len(trt.built) == len(stored()) == 3
+    killed = stored()[0].with_name(f".{stored()[0].stem}.k1ll3d__.engine")
+    stored()[0].rename(killed)  # as of a process that was killed while it wrote this one
     assert np.array_equal(labels(*bundles), first)
+    assert not killed.exists() and len(stored()) == 3 and len(trt.built) == 4
     # Another head on the same backbone needs only its own engine.
     assert np.array_equal(labels(bundles[1]), expected(bundles[1]))
-    assert len(trt.built) == 3
+    assert len(trt.built) == 4
 
 
 def rewrite(path, change):

@@ -60,6 +60,8 @@ _DTYPES = {
     "int8": torch.float32,
     "int8_qdq": torch.float32,
 }
+# Of the folder in which an export is made.
+_WORK = ".work."
 _ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
@@ -123,8 +125,9 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
     with contextlib.ExitStack() as stack:
         for parent in sorted({target.parent.resolve() for target in targets}):
             stack.enter_context(locked(parent / ".lock"))
+            _remove_leftovers(parent)
         # On the bundle's own disk, where the graphs will stay.
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".work.", dir=targets[0].parent)))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_WORK, dir=targets[0].parent)))
         exports = job.run(work)
         with contextlib.ExitStack() as replaced:
             for export, target in zip(exports, targets, strict=True):
@@ -336,6 +339,13 @@ class _Job:
             "std": self._input.std,
             "licence": _licences(self._bundles[0]),
         }
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed exports left in a bundle's folder of exports, whose lock the caller holds."""
+    random = "[a-z0-9_]" * 8  # as `tempfile` ends names; another hidden folder may be the user's
+    for path in [*folder.glob(f"{_WORK}{random}"), *folder.glob(f".[0-9]*x[0-9]*-*.{random}")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_engines_can_be_built(options: ExportOptions) -> None:

@@ -41,6 +41,10 @@ def fill_camera_info(
         MessageError: the calibration is for frames of another size.
     """
     expected = _frame_size(info)
+    if not all(expected):
+        raise MessageError(
+            "camera_info of another size", "camera_info has no size: the camera is not calibrated; calibrate it"
+        )
     if expected != tuple(frame_size):
         raise MessageError(
             "camera_info of another size",

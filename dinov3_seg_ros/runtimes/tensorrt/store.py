@@ -30,7 +30,14 @@ from dinov3_seg_ros.runtimes.tensorrt import builder
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
 from dinov3_seg_ros.support.errors import ExportError
-from dinov3_seg_ros.support.files import cache_folder, locked, replacing_file, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import (
+    cache_folder,
+    locked,
+    remove_temporaries,
+    replacing_file,
+    sha256_of_file,
+    write_json,
+)
 
 ENGINE_SUFFIX, RECORD_SUFFIX, REPORT_SUFFIX, REFUSAL_SUFFIX = ".engine", ".json", ".md", ".refused"
 
@@ -134,6 +141,8 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int) -> StoredEngine
         _check_not_refused(target, built_for)
         stored = _read(target, built_for)
         if stored is None:
+            with contextlib.suppress(OSError):  # where the store cannot be written
+                remove_temporaries(target)
             try:
                 plan, stored = _build(path, built_for, max_batch)
             except ExportError as error:
