@@ -121,8 +121,20 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
 @pytest.mark.ros
 def test_a_demo_that_cannot_run_says_why(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(tmp_path), "--output", str(tmp_path / "o")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert "holds no bundle.json" in run.stderr
-    assert "Traceback" not in run.stderr
+    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    source = ("--source", str(tmp_path / "nowhere"))
+    for options, said in (
+        (("--bundle", str(tmp_path)), "holds no bundle.json"),
+        (("--bundle", str(bundle.path), *source), "the camera ended: player: error: "),
+        (
+            ("--bundle", str(bundle.path), "--precision", "int8"),
+            "no runtime can be used",
+        ),
+    ):
+        command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--output", str(tmp_path / "o"), *options]
+        with claimed_domain() as domain:
+            environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert run.returncode == 1
+        assert said in run.stderr
+        assert "Traceback" not in run.stderr

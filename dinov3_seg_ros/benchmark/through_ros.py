@@ -28,7 +28,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
 from dinov3_seg_ros.ros.health.diagnostics import stages_of
-from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
+from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.support.errors import TransportError
 from dinov3_seg_ros.support.timing import StageTimes, summarise_ms
@@ -198,7 +198,7 @@ class NodePipeline:
         while not condition():
             self._spin_once(_PERIOD_S / 2)
             if time.monotonic() > deadline:
-                raise TransportError(f"no {what} within {timeout_s:.0f} s; the node said last: {self._last_words()}")
+                raise TransportError(f"no {what} within {timeout_s:.0f} s; the node said last: {last_words(self._log)}")
 
     def _spin_once(self, timeout_s: float) -> None:
         """Handle one event, if one comes in time; raise TransportError where the node is not well."""
@@ -207,7 +207,7 @@ class NodePipeline:
         if status is not None and status.level == DiagnosticStatus.ERROR:
             raise TransportError(f"the node says: {status.message}")
         if self._process.poll() is not None:
-            raise TransportError(f"the node ended; its last words were: {self._last_words()}")
+            raise TransportError(f"the node ended; its last words were: {last_words(self._log)}")
 
     def _change_state(self, transition: int) -> None:
         client: Any = self._receiver.create_client(ChangeState, "segmentation/change_state")
@@ -221,10 +221,6 @@ class NodePipeline:
             _REPEAT_S,
         )
         self._receiver.destroy_client(client)
-
-    def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "nothing"
 
 
 class _Receiver(Node):

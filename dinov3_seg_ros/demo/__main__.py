@@ -23,7 +23,7 @@ from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
-from dinov3_seg_ros.ros.local_graph import node_command, prepare, ros_arguments, running
+from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.support.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import OutputError, TransportError
@@ -81,24 +81,27 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     colours = _fit_colour_classifier() if options.source == SCENES else None
     rclpy.init(args=[])
     recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
+    node_log, camera_log = options.output / "segmentation.log", options.output / "camera.log"
     recorder_executor = SingleThreadedExecutor()
     recorder_executor.add_node(recorder)
     try:
         with (
-            running(_node_command(bundle, parameters), options.output / "segmentation.log") as node,
-            running(_player_command(options), options.output / "camera.log") as player,
+            running(_node_command(bundle, parameters), node_log) as node,
+            running(_player_command(options), camera_log) as player,
         ):
             started = time.monotonic()
             while player.poll() is None:
                 recorder_executor.spin_once(timeout_sec=0.1)
+                if recorder.fault:
+                    raise TransportError(f"the node says: {recorder.fault}; see {node_log}")
                 if node.poll() is not None:
-                    raise TransportError(f"the segmentation node ended; see {options.output / 'segmentation.log'}")
+                    raise TransportError(f"the segmentation node ended: {last_words(node_log)}; see {node_log}")
                 if not recorder.received and time.monotonic() - started > _START_TIMEOUT_S:
                     raise TransportError(
                         f"no mask arrived within {_START_TIMEOUT_S:.0f} s; see the logs in {options.output}"
                     )
             if player.returncode:
-                raise TransportError(f"the camera ended with an error; see {options.output / 'camera.log'}")
+                raise TransportError(f"the camera ended: {last_words(camera_log)}; see {camera_log}")
             _spin_for(recorder_executor, _DRAIN_S)
             if not recorder.received:
                 raise TransportError(f"the camera ended before a mask arrived; see the logs in {options.output}")

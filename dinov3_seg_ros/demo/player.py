@@ -18,9 +18,10 @@ from rclpy.utilities import remove_ros_args
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.frames.sources import Frame, open_source
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
+from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
-from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
+from dinov3_seg_ros.support.command_line import CommandParser, UsageError, run_command, whole_number
 
 #: The source that shows the synthetic rooms of `scenes`.
 SCENES = "scenes"
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def work(words: list[str]) -> None:
-        options = parser.parse_command(remove_ros_args(words))
+        try:
+            own_words = remove_ros_args(words)
+        except RclError as error:
+            raise UsageError(str(error)) from error
+        options = parser.parse_command(own_words)
         configure_transport()
         warn_of_unfinished_segments()
         keep_freed_memory()
@@ -74,8 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         player = CameraPlayer(options.rate)
         try:
             with interruptible():
+                frames = _begun(_frames(options))
                 player.wait_for_subscribers(options.subscribers, timeout_s=_SUBSCRIBERS_TIMEOUT_S)
-                print(f"sent {player.play(_frames(options), options.seconds)} frames", flush=True)
+                print(f"sent {player.play(frames, options.seconds)} frames", flush=True)
         except (KeyboardInterrupt, ExternalShutdownException):
             pass  # the usual end of a camera
         finally:
@@ -94,6 +100,12 @@ def _frames(options: argparse.Namespace) -> Iterable[Frame]:
         return open_source(options.source, options.masks)
 
     return itertools.chain.from_iterable(once() for _ in itertools.count()) if options.loop else once()
+
+
+def _begun(frames: Iterable[Frame]) -> Iterable[Frame]:
+    """The same frames, the first of them read: a source that cannot be read is named before anybody waits."""
+    rest = iter(frames)
+    return itertools.chain([frame for frame in (next(rest, None),) if frame is not None], rest)
 
 
 def _positive(text: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -37,6 +38,9 @@ class Recorder(Node):
         colours: a fitted colour classifier to score too; None for none.
         output: folder for pictures (frame and overlay side by side) and the video.
         rate_hz: the camera's rate, that of the video.
+
+    Attributes:
+        fault: what the node says keeps it from its work; empty for nothing.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class Recorder(Node):
         self.create_subscription(Image, "segmentation/mask", self._on_mask, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/confidence", self._on_confidence, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/overlay", self._on_overlay, OUTPUT_QOS)
+        self.fault = ""
+        self._observed = f"{namespace}/segmentation"
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     @property
     def received(self) -> bool:
@@ -129,6 +136,11 @@ class Recorder(Node):
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
                 cv2.imwrite(str(file), np.hstack((to_bgr(read_image(frame)), overlay)))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == self._observed and status.level == DiagnosticStatus.ERROR:
+                self.fault = status.message
 
     def _check_header(self, header: Any) -> None:
         """Compare an output's header with its frame's, when both are here, in whichever order they came."""

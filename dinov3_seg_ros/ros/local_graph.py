@@ -34,6 +34,12 @@ def ros_arguments(namespace: str, *settings: str) -> list[str]:
     return ["--ros-args", "-r", f"__ns:=/{namespace}", *settings]
 
 
+def last_words(log: Path) -> str:
+    """The last line of a process's log, for messages."""
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "nothing"
+
+
 @contextlib.contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would."""
