@@ -8,6 +8,7 @@ import pytest
 
 from dinov3_seg_ros.bundle import loading
 from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros import model_loader
 from dinov3_seg_ros.ros.model_loader import Models
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.files import sha256_of_file
@@ -72,6 +73,28 @@ def test_an_abandoned_loading_ends_before_another_begins(options, monkeypatch):
     assert not began.acquire(timeout=0), "those between are not wanted any more"
     assert len(closed) == 1, "the abandoned one"
     monkeypatch.undo()
+    models.release()
+    assert models.join(60)
+
+
+def test_a_loading_that_hangs_does_not_keep_the_next_one_from_its_try(options, monkeypatch):
+    hangs, load, may_end = threading.Event(), Segmenter.from_bundle, threading.Event()
+
+    def hang_at_first(*arguments, **settings):
+        if not hangs.is_set():
+            hangs.set()
+            assert may_end.wait(60)
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(Segmenter, "from_bundle", hang_at_first)
+    monkeypatch.setattr(model_loader, "_LOAD_FIRST_S", 0.1)
+    models = Models(lambda: None, fail)
+    models.load(options)
+    assert hangs.wait(60)
+    models.load(options)
+    assert models.wait(60)
+    assert models.segmenter is not None
+    may_end.set()
     models.release()
     assert models.join(60)
 

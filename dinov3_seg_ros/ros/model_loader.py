@@ -14,8 +14,9 @@ from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.option_model import select
 
-# The models that are replaced should be gone before others take their memory.
+# Models should be gone before others take their memory. One that hangs must not keep the node from trying again.
 _CLOSE_FIRST_S = 10.0
+_LOAD_FIRST_S = 600.0
 
 
 class Models:
@@ -30,8 +31,7 @@ class Models:
         self._changed, self._close_failed = changed, close_failed
         self._attempt: _Attempt | None = None
         self._closing: threading.Thread | None = None
-        # A loading cannot be stopped, only abandoned: the next one waits, since both together may not fit into memory.
-        self._loading = threading.Lock()
+        self._loading: threading.Thread | None = None
 
     @property
     def are_wanted(self) -> bool:
@@ -68,8 +68,11 @@ class Models:
         """
         self.release()
         self._attempt = _Attempt(options, avoid or {})
-        arguments = self._attempt, self._closing
-        threading.Thread(target=self._load, args=arguments, name="load models", daemon=True).start()
+        # A loading cannot be stopped, only abandoned: the next one waits for it.
+        before = {self._loading: _LOAD_FIRST_S, self._closing: _CLOSE_FIRST_S}
+        arguments = self._attempt, {thread: timeout_s for thread, timeout_s in before.items() if thread is not None}
+        self._loading = threading.Thread(target=self._load, args=arguments, name="load models", daemon=True)
+        self._loading.start()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until loading has ended, at most until ``timeout_s`` seconds after it began; whether it has."""
@@ -101,17 +104,14 @@ class Models:
             self._closing.join(timeout_s)
         return self._closing is None or not self._closing.is_alive()
 
-    def _load(self, attempt: _Attempt, closing: threading.Thread | None) -> None:
+    def _load(self, attempt: _Attempt, before: Mapping[threading.Thread, float]) -> None:
         try:
             attempt.read()
             self._changed()
-            if closing is not None:
-                closing.join(_CLOSE_FIRST_S)
-            with self._loading:
-                if not attempt.is_abandoned:
-                    attempt.load()
-                if attempt.is_abandoned:  # while it was loaded
-                    self._close(attempt)
+            for thread, timeout_s in before.items():
+                thread.join(timeout_s)
+            if not attempt.is_abandoned:
+                attempt.load()
         except Exception as error:
             attempt.error = error
         if attempt.end():
