@@ -62,6 +62,7 @@ lint: setup ## Check style, types, Dockerfiles and workflows
 	.venv/bin/mypy
 	.venv/bin/hadolint docker/Dockerfile.*
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: setup ## Put the code into the project's format
 	.venv/bin/ruff format .

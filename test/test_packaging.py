@@ -97,7 +97,10 @@ def ros_packages(package):
     return {entry.text for kind in ("exec_depend", "test_depend") for entry in package.iter(kind)}
 
 
-def test_package_xml_and_setup_py_agree(build, package):
+def test_package_xml_setup_py_and_the_citation_agree(build, package):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (build["version"], build["license"])
+    assert package.findtext("license") == build["license"]
     assert package.findtext("version") == build["version"]
     assert package.findtext("name") == build["name"]
     assert package.findtext("description") == build["description"]
