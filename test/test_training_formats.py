@@ -347,6 +347,14 @@ def test_a_category_that_coco_does_not_list_is_named(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+def test_ids_of_images_in_coco_may_be_text(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    expected = AutoData(root=str(tmp_path)).open("train").item(0)[1]
+    path = tmp_path / "train" / "_annotations.coco.json"
+    edit(path, lambda c: c.update(images=[image | {"id": str(image["id"])} for image in c["images"]]))
+    assert np.array_equal(AutoData(root=str(tmp_path)).open("train").item(0)[1], expected)
+
+
 def test_an_image_that_an_annotation_names_and_nobody_has_is_missing(tmp_path):
     labelled_folders.build_coco(tmp_path)
     (tmp_path / "train" / "train_0001.jpg").unlink()
@@ -366,15 +374,21 @@ def test_a_damaged_file_of_shapes_is_named(tmp_path, name, file):
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change the content of a JSON."""
-    content = json.loads(path.read_text())
+    """Change the content of a JSON, or of the last line of several."""
+    *lines, last = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    content = json.loads(last)
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text("\n".join([*lines, json.dumps(content)]))
 
 
 def long_runs(content: dict) -> None:
     region = next(found["segmentation"] for found in content["annotations"] if isinstance(found["segmentation"], dict))
     region["counts"][-1] += 100_000
+
+
+def half_size(content: dict) -> None:
+    region = next(found["segmentation"] for found in content["annotations"] if isinstance(found["segmentation"], dict))
+    region.update(size=[20, 24], counts=[0, 480])
 
 
 def far_corner(content: dict) -> None:
@@ -391,6 +405,12 @@ DAMAGES = [
     ("coco", "valid/_annotations.coco.json", lambda c: c.update(images=[], annotations=[]), "lists no images"),
     ("coco", "valid/_annotations.coco.json", lambda c: c["images"][0].update(file_name=None), "None is no text"),
     ("coco", "train/_annotations.coco.json", long_runs, "do not fill 48x40 pixels"),
+    ("coco", "train/_annotations.coco.json", half_size, "a mask has 24x20 pixels, its image 48x40"),
+    ("coco", "train/_annotations.coco.json", lambda c: c["images"][1].update(id=c["images"][0]["id"]), "2 images have"),
+    ("coco", "train/_annotations.coco.json", lambda c: c["categories"][1].update(id=2), "2 categories have the id 2"),
+    ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][1].update(id=10), "2 categories have"),
+    ("huggingface_images", "train/metadata.jsonl", lambda c: c.pop("label_file_name"), "'label_file_name'"),
+    ("labelme", "train/train_0001.json", lambda c: c["shapes"][0].update(label=" "), "a shape has the label ' '"),
     (
         "datumaro",
         "annotations/train.json",

@@ -19,7 +19,17 @@ from training.data.classes.map import SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_named, split_of
+from training.data.reading.tree import (
+    Tree,
+    as_text,
+    check_ids,
+    laid_out_like,
+    parent,
+    read_head,
+    read_json,
+    split_named,
+    split_of,
+)
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -136,6 +146,8 @@ def _read(path: Path, _modified: int) -> _File | None:
 
 
 def _file(content: Mapping[str, Any]) -> _File:
+    for key in ("categories", "images"):
+        check_ids(content[key], key)
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     categories = sorted(content["categories"], key=operator.itemgetter("id"))
     # Roboflow begins with a category that stands for the project and that no annotation has.
@@ -148,9 +160,9 @@ def _file(content: Mapping[str, Any]) -> _File:
     unlisted = [category for category in used if category not in names]
     if unlisted:
         raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
-    regions: dict[Any, list[tuple[int, Any]]] = {}
+    regions: dict[str, list[tuple[int, Any]]] = {}
     for annotation in content["annotations"]:
-        own = regions.setdefault(annotation["image_id"], [])
+        own = regions.setdefault(str(annotation["image_id"]), [])  # some tools write ids of images now and then as text
         region = _region(annotation)
         if region:
             own.append((annotation["category_id"], region))
@@ -158,7 +170,7 @@ def _file(content: Mapping[str, Any]) -> _File:
         _Image(
             as_text(image["file_name"]),
             (int(image["height"]), int(image["width"])),
-            tuple(regions.get(image["id"], ())),
+            tuple(regions.get(str(image["id"]), ())),
         )
         for image in content["images"]
     ]
@@ -182,7 +194,7 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
     shapes = []
     for value, region in image.regions:
         if isinstance(region, dict):
-            shapes.append(Shape(value, bitmap=region_of_coco(region)))
+            shapes.append(Shape(value, bitmap=region_of_coco(region, image.size)))
         else:
             shapes.append(Shape(value, tuple(map(from_corner, region))))
     return Drawing(largest_first(shapes), image.size)

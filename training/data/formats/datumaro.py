@@ -117,12 +117,12 @@ def _item(item: dict[str, Any], labels: Sequence[str]) -> _Item:
 
 def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
     item: _Item = sample.entry
-    return Drawing([_shape(value, found) for value, found in item.regions], item.size)
+    return Drawing([_shape(value, found, item.size) for value, found in item.regions], item.size)
 
 
-def _shape(value: int, found: dict[str, Any]) -> Shape:
+def _shape(value: int, found: dict[str, Any], size: tuple[int, int] | None) -> Shape:
     if found["type"] == "mask":
-        return Shape(value, bitmap=region_of_coco(found["rle"]))
+        return Shape(value, bitmap=region_of_coco(found["rle"], size))
     if found["type"] == "bbox":
         left, top, width, height = found["bbox"]
         return Shape(value, (rectangle(from_corner(ring([left, top, left + width, top + height]))),))

@@ -12,7 +12,7 @@ from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.reading.tree import Tree, parent, read_text, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_text, split_of
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"
@@ -41,7 +41,8 @@ class HuggingFaceImages(Format):
         for name in tree.named(*_FILES):
             columns = _columns(tree, name)
             for row in _rows(tree, name) if columns is not None else ():
-                files = [f"{parent(name)}/{row[column]}".strip("/") for column in columns or ()]
+                with laid_out_like("an image folder's metadata", tree.path(name)):
+                    files = [f"{parent(name)}/{as_text(row[column])}".strip("/") for column in columns or ()]
                 samples.setdefault(split_of(name) or split_of(files[0]), []).append(
                     Sample(tree.path(files[0]), tree.path(files[1]))
                 )
@@ -51,7 +52,7 @@ class HuggingFaceImages(Format):
 
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
-    """The rows of a file of metadata.
+    """The rows of a file of metadata, which other tools may have written.
 
     Raises:
         DatasetError: it cannot be read.
@@ -70,6 +71,8 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
 def _columns(tree: Tree, name: str) -> tuple[str, str] | None:
     """The columns of images and of masks; None where there are no such."""
     row = next(iter(_rows(tree, name)), {})
+    if not isinstance(row, Mapping):
+        return None
     files = {key for key, value in row.items() if isinstance(value, str)}
     existing = [key for key in row if key in files and f"{parent(name)}/{row[key]}".strip("/") in tree.images]
     image = next((key for key in _IMAGE_COLUMNS if key in existing), None)

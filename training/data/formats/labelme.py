@@ -90,8 +90,8 @@ class _Parser:
 
     def _shape(self, shape: dict[str, Any]) -> Shape:
         label = shape["label"]
-        if not isinstance(label, str):
-            raise ValueError(f"a shape has the label {label}")
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"a shape has the label {label!r}")
         value = self._ignored[0] if is_ignored_name(label) else self._values[plain_name(label)]
         kind, points = shape.get("shape_type") or "polygon", ring(shape["points"])
         if kind == "mask":
@@ -166,7 +166,7 @@ def _read(path: Path, _modified: int) -> _File | None:
     image = content["imagePath"]
     return _File(
         image if isinstance(image, str) else "",
-        tuple(label for label in labels if isinstance(label, str)),
+        tuple(label for label in labels if isinstance(label, str) and label.strip()),
         bool(content.get("imageData")),
     )
 

@@ -15,7 +15,7 @@ from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import as_text, laid_out_like
+from training.data.reading.tree import as_text, check_ids, laid_out_like
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read
 
@@ -91,6 +91,8 @@ def _read(path: Path, _modified: int) -> Panoptic:
 
 
 def _panoptic(content: dict[str, Any], path: Path) -> Panoptic:
+    for key in ("categories", "images"):
+        check_ids(content[key], key)
     image_names = {image["id"]: as_text(image["file_name"]) for image in content["images"]}
     masks = sorted(content["annotations"], key=operator.itemgetter("image_id"))
     segments = [segment for mask in masks for segment in mask["segments_info"]]

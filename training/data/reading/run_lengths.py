@@ -34,13 +34,19 @@ def region_of(lengths: Sequence[int], height: int, width: int, by_columns: bool 
     return inside.reshape(width, height).T if by_columns else inside.reshape(height, width)
 
 
-def region_of_coco(written: Mapping[str, Any]) -> np.ndarray:
+def region_of_coco(written: Mapping[str, Any], image_size: tuple[int, int] | None = None) -> np.ndarray:
     """A region (h, w) bool from COCO's ``size`` and ``counts``, which are a list or compressed to text.
 
+    Args:
+        written: the region.
+        image_size: height and width of its image; None: not known.
+
     Raises:
-        KeyError, TypeError, ValueError: it is damaged.
+        KeyError, TypeError, ValueError: it is damaged, or has another size than the image.
     """
     height, width = (int(number) for number in written["size"])
+    if image_size is not None and image_size != (height, width):
+        raise ValueError(f"a mask has {width}x{height} pixels, its image {image_size[1]}x{image_size[0]}")
     counts = written["counts"]
     return region_of(_uncompressed(counts) if isinstance(counts, str) else counts, height, width, by_columns=True)
 

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -288,6 +289,14 @@ def as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
+
+
+def check_ids(listed: Iterable[Mapping[str, Any]], what: str) -> None:
+    """Raise ValueError where two entries have one ``id``, as in files that were put together without new ids."""
+    counts = Counter(str(entry["id"]) for entry in listed)
+    twice = next((key for key, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{counts[twice]} {what} have the id {twice}")
 
 
 def _ends_match(path: list[str], pattern: list[str]) -> bool:
