@@ -27,7 +27,7 @@ from dinov3_seg_ros.bundle.manifest import DELTA_FILE
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import BundleError, HeadError, OutputError, RecipeError
+from dinov3_seg_ros.support.errors import BundleError, HeadError, OutputError, ParameterError, RecipeError
 from training import evaluate, train
 from training.checks import problems
 from training.loop import bundle_writer
@@ -120,12 +120,18 @@ def test_iterations_end_the_training_at_the_very_step(recipe, run):
     assert [record["step"] for record in records(folder)] == [2, 4, 5]
 
 
-def test_an_output_folder_that_holds_something_is_refused_and_untouched(recipe, run, tmp_path):
+def test_an_output_folder_that_holds_something_is_refused_and_untouched(recipe, run, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("keep")
+    monkeypatch.delattr(trainer_module, "check_before_training")  # which can take minutes
     with pytest.raises(OutputError, match="--output"):
         run(recipe())
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_a_crop_that_does_not_fit_the_backbone_is_named(recipe, run):
+    with pytest.raises(ParameterError, match=r"augmentation\.crop .*\(60, 90\).* multiples of 32"):
+        run(recipe(augmentation={"crop": [60, 90]}))
 
 
 @pytest.mark.parametrize("config", [CONVNEXT, RESNET], ids=lambda config: config["model_type"])

@@ -15,7 +15,7 @@ from rich.console import Console
 from trainings import forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
-from dinov3_seg_ros.support.errors import RecipeError
+from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from training.loop import trainer as trainer_module
 from training.loop.folds import summarise, train_folds
 from training.loop.run_folder import validations_without_gain
@@ -147,6 +147,15 @@ def test_folds_are_trained_in_folders_of_their_own_and_summed_up(tmp_path, capsy
     assert main([str(recipe_file), "--folds", "2", "--dry-run"]) == 2
     with pytest.raises(RecipeError, match="folds need a folder"):
         train_folds(tiny_recipe(tmp_path), 2, resume=False, console=Console(quiet=True))
+
+
+def test_no_fold_is_trained_where_a_later_one_has_no_images(tmp_path):
+    write_folder(tmp_path / "data", 4)
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"], "group": "none"}
+    forget_accelerator()
+    with pytest.raises(DatasetError, match="leaves fold 4 without val images, of 4"):
+        train_folds(tiny_recipe(tmp_path, data=data), 5, resume=False, console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_summary_of_folds_has_students_interval():

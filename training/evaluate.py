@@ -169,11 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compute=compute,
             against=options.against,
         )
-        with writing(options.json):
-            write_json(options.json, scores)
         console.print(scores_table(scores))
         if options.against is not None:
             console.print(differences_table(scores["against"]["difference"], options.against))
+        with writing(options.json):  # last, so that nothing is lost where it fails
+            write_json(options.json, scores)
         written = f"{options.json}" if options.report is None else f"{options.json} and {options.report}"
         console.print(f"written to {written}", soft_wrap=True)
 

@@ -40,9 +40,12 @@ def train_folds(recipe: Recipe, folds: int, resume: bool, console: Console) -> d
 
     Raises:
         RecipeError: the data set has a split of its own that cannot be divided anew.
+        DatasetError: a fold would have no images; nothing was trained.
         SegmentationError: see `Trainer`.
     """
     recipes = [fold_recipe(recipe, folds, fold) for fold in range(folds)]
+    for part in recipes:  # before hours are spent on the first: has every fold its images?
+        part.data.open("train"), part.data.open("val")
     records = []
     for number, part in enumerate(recipes):
         console.print(f"fold {number} of {folds}, into {part.output}", style="bold", soft_wrap=True)

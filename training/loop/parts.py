@@ -10,6 +10,7 @@ import torch
 
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.support.errors import ParameterError
 from training.data import SegmentationDataset
 from training.data.pseudo_labels import JoinedImages
 from training.losses import WeightedSum
@@ -39,9 +40,14 @@ def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed:
         ParameterError: the network size or the crop does not fit.
     """
     shape = recipe.input
+    check_geometry(shape.geometry, shape.network_size, multiple)
     size = recipe.augmentation.crop or shape.network_size
-    for checked in (shape.network_size, size):
-        check_geometry(shape.geometry, checked, multiple)
+    try:
+        check_geometry(shape.geometry, size, multiple)
+    except ParameterError as error:
+        raise ParameterError(
+            f"augmentation.crop takes the place of the network size, and cannot be used: {error}"
+        ) from error
     mean, _ = shape.normalisation
     settings = CanvasSettings(shape.network_size, size, shape.geometry, multiple, mean, data.ignore_value)
     return AugmentedDataset(data, settings, recipe.augmentation, recipe.seed if seed is None else seed)

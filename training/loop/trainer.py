@@ -43,6 +43,7 @@ from training.recipes.schema import Recipe
 from training.reports.pictures import percent
 from training.support.processes import lack_of_memory_explained, make_accelerator
 from training.support.randomness import Purpose, seed_torch
+from training.support.writing import check_free
 
 _STEPS_OF_A_POINT = 20
 _DRY_RUN_STEPS = 2
@@ -123,6 +124,8 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             folder = None
             if self._accelerator.is_main_process:
+                if not resume:
+                    check_free(self.output, "--output")  # before minutes are spent on the data
                 check_before_training(self.recipe.data, self._console)
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
