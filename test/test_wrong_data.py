@@ -336,6 +336,16 @@ def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
     assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
 
 
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_classes_of_two_sides_are_named_where_images_are_mirrored(flip, root, tmp_path):
+    console = Console(width=1000, record=True, file=(tmp_path / "said.txt").open("w"))
+    data = {"name": "folder", "root": str(root), "classes": ["floor", "Left_lane", "right_lane"]}
+    forget_accelerator()
+    Trainer(tiny_recipe(tmp_path, data=data, augmentation={"flip": flip}), console).dry_run()
+    said = "classes trade places in mirrored images: 1: 'Left_lane' and 'right_lane'; set augmentation.flip to 0"
+    assert (said in console.export_text()) == (flip > 0)
+
+
 def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp_path):
     mask = first(root, "val", "masks")
     whole = mask.read_bytes()

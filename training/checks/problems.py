@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -69,8 +70,13 @@ def is_fatal(kind: str) -> bool:
     return kind in _FATAL or kind.partition(": ")[2] in _FATAL
 
 
-def check_before_training(section: DataSection, console: Console) -> None:
+def check_before_training(section: DataSection, console: Console, mirrored: bool = False) -> None:
     """Read the validation images and up to `MOST_BEFORE_TRAINING` training images; print what is suspicious.
+
+    Args:
+        section: the recipe's ``data``.
+        console: for people.
+        mirrored: whether images will be mirrored.
 
     Raises:
         DatasetError: a training on this data would fail, or its scores would mean nothing.
@@ -79,7 +85,7 @@ def check_before_training(section: DataSection, console: Console) -> None:
     with console.status("reading the data set, to check it"):
         train = check_split(section, "train", threads, console, MOST_BEFORE_TRAINING)
         val = check_split(section, "val", threads, console)
-    problems = find_problems(train, val)
+    problems = find_problems(train, val) | (_sides(train.class_names) if mirrored else {})
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
         # A remedy for the whole data set comes first: the single files that follow are its consequence.
@@ -158,6 +164,18 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
         for name, key in plain
         if key and first.setdefault(key, name) != name
     ]
+
+
+def _sides(names: Sequence[str]) -> Problems:
+    """Pairs of classes such as 'left lane' and 'right lane', which trade places when an image is mirrored."""
+    twins = {name: re.sub(r"(?<![a-z])left(?![a-z])", "right", name, flags=re.IGNORECASE) for name in names}
+    by_plain_name = {name.casefold(): name for name in names}
+    pairs = [
+        f"'{name}' and '{by_plain_name[twin.casefold()]}'; set augmentation.flip to 0, and inference.flip to false"
+        for name, twin in twins.items()
+        if twin != name and twin.casefold() in by_plain_name
+    ]
+    return {"classes trade places in mirrored images": pairs} if pairs else {}
 
 
 def _leaks(train: Findings, val: Findings) -> Problems:

@@ -126,7 +126,7 @@ class Trainer:
             if self._accelerator.is_main_process:
                 if not resume:
                     check_free(self.output, "--output")  # before minutes are spent on the data
-                check_before_training(self.recipe.data, self._console)
+                check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
@@ -151,7 +151,7 @@ class Trainer:
     def dry_run(self) -> dict[str, Any]:
         """Take two steps, validate on a few images, and write no run folder; return the record."""
         if self._accelerator.is_main_process:
-            check_before_training(self.recipe.data, self._console)
+            check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
         with lack_of_memory_explained():
             run = self.start(self.stages[0])
             for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
