@@ -85,10 +85,10 @@ def other_size(root: Path, split: str) -> None:
     save(path, np.array(Image.open(path))[:40, :50])
 
 
-def turned_by_exif(root: Path) -> None:
+def turned_by_exif(root: Path, orientation: int = 6) -> None:
     image = first(root, "train", "images")
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.open(image).save(image, exif=exif)
 
 
@@ -334,6 +334,14 @@ def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
     with pytest.raises(DatasetError, match=r"^train: the masks hold other values") as refusal:
         train(tmp_path, root, "dry run")
     assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
+
+
+def test_an_image_that_exif_turns_by_half_is_noted(root, tmp_path, capsys):
+    turned_by_exif(root, orientation=3)
+    status, said, found = check(root, capsys)
+    assert (status, found["problems"]) == (0, [])
+    note = "note: train: EXIF tags turn 1 images by half, or mirror them, such as 00x.png"
+    assert note in said and note in train(tmp_path, root, "dry run")
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.5])

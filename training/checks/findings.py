@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,11 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
+from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
+from dinov3_seg_ros.frames.image_files import StoredImage
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.likeness import thumbnail
 from training.data import DataSection, IncompleteError, SegmentationDataset, Split
@@ -21,6 +24,8 @@ from training.data.labelled_images import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24
+# EXIF's orientations that mirror an image, turn it by half, or both.
+_TURNED_UNSEEN = (2, 3, 4)
 
 
 class RawMasks(NamedTuple):
@@ -56,6 +61,7 @@ class Findings:
         thumbnails: of the readable items, see `likeness.thumbnail`.
         raw: what masks hold before they are read as classes.
         spare_masks: masks without an image.
+        turned: images with mask files that EXIF turns by half or mirrors, which no size tells.
         problems: kind -> one description for each.
     """
 
@@ -73,12 +79,22 @@ class Findings:
     thumbnails: list[np.ndarray] = field(default_factory=list)
     raw: RawMasks = field(default_factory=RawMasks)
     spare_masks: list[Path] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def total(self) -> int:
         """Number of pixels, with and without a class."""
         return int(self.pixels.sum()) + self.ignored
+
+    def note_on_turned(self) -> str:
+        """What to look at where EXIF turns images by half or mirrors them; empty where it turns none."""
+        if not self.turned:
+            return ""
+        return (
+            f"EXIF tags turn {len(self.turned)} images by half, or mirror them, such as {self.turned[0]}; training and "
+            "robot see them turned, so look whether their masks are turned too"
+        )
 
     def occurring(self) -> list[str]:
         """The classes that have pixels."""
@@ -95,6 +111,7 @@ class _Item(NamedTuple):
     content: bytes
     mask: bytes
     thumbnail: np.ndarray
+    turned: bool
 
 
 def check_split(
@@ -148,6 +165,8 @@ def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:
     findings.contents.append(item.content)
     findings.masks.add(item.mask)
     findings.thumbnails.append(item.thumbnail)
+    if item.turned:
+        findings.turned.append(findings.names[-1])
 
 
 def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
@@ -157,7 +176,19 @@ def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
     except DatasetError as error:
         return error
     pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
-    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image))
+    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), _is_turned_unseen(data, index))
+
+
+def _is_turned_unseen(data: SegmentationDataset, index: int) -> bool:
+    """Whether EXIF turns an image so that its size stays, and a mask file that was made without it fits all the same.
+
+    Tools that draw shapes turn the image as its tag says.
+    """
+    if not isinstance(data, LabelledImages) or data.mask_values is None:
+        return False
+    source = data.samples[index].source()
+    with Image.open(io.BytesIO(source.content) if isinstance(source, StoredImage) else source) as picture:
+        return picture.getexif().get(ExifTags.Base.Orientation) in _TURNED_UNSEEN
 
 
 def _hash(array: np.ndarray) -> bytes:

@@ -94,6 +94,9 @@ def check_before_training(section: DataSection, console: Console, mirrored: bool
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
         console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
+    for split, own in _named(train, val):
+        if own.turned:
+            console.print(f"note: {split}: {own.note_on_turned()}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _of_labels(own: Findings) -> dict[str, str]:
