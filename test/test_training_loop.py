@@ -408,14 +408,30 @@ def test_an_image_damaged_after_the_check_ends_the_command_with_one_line(recipe,
     assert line.startswith(f"train: error: {damaged} cannot be read as an image")
 
 
-class EndsItsProcess(Dataset):
+class InAnotherProcess(Dataset):
+    """Its first sample tells whether its process ignored Ctrl-C from its start; the second one ends the process."""
+
+    def __setstate__(self, _state):
+        self.ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+    def __getstate__(self):
+        return True
+
     def __getitem__(self, key):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if key == (1, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.ignored
 
 
-def test_a_killed_loading_process_says_what_it_may_have_lacked():
+def test_loading_processes_ignore_ctrl_c_and_say_what_a_killed_one_lacked():
+    before = signal.getsignal(signal.SIGINT)
+    keys = [[(0, 0)]]
+    loader = BatchLoader(InAnotherProcess(), keys, workers=1)
+    assert [batch.tolist() for batch in loader] == [[True]]
+    assert signal.getsignal(signal.SIGINT) == before
     with pytest.raises(RecipeError, match=r"--shm-size \(DataLoader worker .*; lower workers"):
-        list(BatchLoader(EndsItsProcess(), [[(0, 0)]], workers=1))
+        keys[0] = [(1, 0)]
+        list(loader)
 
 
 def test_a_gpu_without_memory_says_what_takes_less(recipe, monkeypatch):

@@ -209,8 +209,11 @@ def _conclude(
         write_json(options.output / SUMMARY_FILE, summary)
     for reason in done.unreadable.values():
         print(f"skipped: {reason}", file=sys.stderr)
-    speeds = f"{summary['frames_per_second']} frames/s, segmenting alone {summary['segmenting_frames_per_second']}"
-    print(f"{done.frames} segmented ({speeds}; {runtime}), {len(done.unreadable)} skipped; written to {options.output}")
+    speeds = f"{summary['frames_per_second']} frames/s, segmenting alone {summary['segmenting_frames_per_second']}; "
+    print(
+        f"{done.frames} segmented ({speeds if done.frames else ''}{runtime}), {len(done.unreadable)} skipped; written "
+        f"to {options.output}"
+    )
     if done.interrupted:
         return INTERRUPTED
     return FAILED if done.unreadable else DONE

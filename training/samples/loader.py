@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -210,7 +212,9 @@ class BatchLoader:
             RecipeError: a process that reads samples has ended.
         """
         try:
-            for batch in self._loader:
+            with _ctrl_c_for_this_process():
+                batches = iter(self._loader)
+            for batch in batches:
                 if isinstance(batch, SegmentationError):
                     raise batch
                 yield batch
@@ -241,6 +245,22 @@ def _collate(samples: list[Any]) -> Any:
     """Stack samples to a batch, or return the first error among them."""
     errors = [sample for sample in samples if isinstance(sample, SegmentationError)]
     return errors[0] if errors else default_collate(samples)
+
+
+@contextlib.contextmanager
+def _ctrl_c_for_this_process() -> Iterator[None]:
+    """Let processes that start within the ``with`` block ignore Ctrl-C, which a terminal sends to all.
+
+    `_prepare_worker` would come too late: a process imports for seconds before it is called.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _prepare_worker(_worker: int) -> None:
