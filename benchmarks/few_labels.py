@@ -29,6 +29,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ from training.recipes.resolve import resolve  # noqa: E402
 from training.samples.cache_filling import fill_caches  # noqa: E402
 from training.support.processes import make_accelerator  # noqa: E402
 from training.support.randomness import Purpose, generator, seed_torch  # noqa: E402
-from training.unlabelled.description import Pool, describe, make_pool  # noqa: E402
+from training.unlabelled.description import Description, Pool, describe, make_pool  # noqa: E402
 from training.unlabelled.network import Look, without_padding  # noqa: E402
 from training.unlabelled.strategies import STRATEGIES, TYPICAL, choose  # noqa: E402
 
@@ -181,22 +182,22 @@ class Bench:
         norm = self.model.head.norm
         head = make_head(self.recipe.head, self.model.backbone, len(self.classes))
         weights = balanced_weights(torch.from_numpy(self.pixels()[list(indices)].sum(0)))
-        cells = self.cells[list(indices)].flatten(0, 1)
+        cells = self.cells[list(indices)].flatten(0, 1).T.contiguous()  # a product with few rows is the faster one
         labels = self.cell_labels[list(indices)].flatten()
-        weight = torch.zeros(cells.shape[1], len(self.classes), requires_grad=True)
+        weight = torch.zeros(len(self.classes), len(cells), requires_grad=True)
         bias = torch.zeros(len(self.classes), requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
 
         def objective() -> Tensor:
             optimizer.zero_grad()
-            value = F.cross_entropy(cells @ weight + bias, labels, weights, ignore_index=self.train.ignore_value)
+            value = F.cross_entropy((weight @ cells).T + bias, labels, weights, ignore_index=self.train.ignore_value)
             value = value + PROBE_DECAY * weight.square().sum()
             value.backward()
             return value
 
         optimizer.step(objective)
         head.norm = norm
-        head.classifier.weight.data = weight.detach().T[:, :, None, None].contiguous()
+        head.classifier.weight.data = weight.detach()[:, :, None, None]
         head.classifier.bias.data = bias.detach()
         self.model.head = head
         self.model.eval()
@@ -257,9 +258,17 @@ class Bench:
         if strategy == RANDOM:
             pool = Pool(np.zeros((len(present), 1), np.float32), np.isin(present, labelled))
         else:
-            looks = [describe(self.look(self.of_train[index], with_head)) for index in present]
+            looks = [
+                describe(self.look(self.of_train[index], True)) if with_head else self.without_head[index]
+                for index in present
+            ]
             pool = make_pool(looks, np.isin(present, labelled), self.classes)
         return [int(present[choice.image]) for choice in choose(strategy, pool, count, seed)]
+
+    @cached_property
+    def without_head(self) -> list[Description]:
+        """What the backbone alone says of each training image; it is the same in each round."""
+        return [describe(self.look(seen, with_head=False)) for seen in self.of_train]
 
     def present(self, seed: int) -> np.ndarray:
         """The training images that a run may choose from."""
