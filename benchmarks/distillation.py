@@ -1,7 +1,7 @@
 """Measures what unlabelled images add: students that a teacher taught against trainings on the labelled images alone.
 
     python benchmarks/distillation.py CAMVID [--labels 20] [--backbone SOURCE --layers 1 2 3]
-        [--teacher RECIPE --teacher_iterations 800 --teacher_seeds 0 1]
+        [--teacher RECIPE --teacher-iterations 800 --teacher-seeds 0 1]
 
 The teachers are trained on so many labelled images of CamVid's; together, and by averaged views, they label its other
 training images (`training.distill`). Without --teacher they are the trainings that see the labelled images alone. The
@@ -50,7 +50,8 @@ def train(recipe: str, output: Path, seed: int, steps: int, options: argparse.Na
 
 def train_students(kind: str, options: argparse.Namespace, *words: object) -> list[Path]:
     """The students, or those that see the labelled images alone; one of each seed."""
-    changes = [*options.set, *words]
+    keys = (pair.partition("=") for pair in options.set)
+    changes = [*(word for key, _, value in keys for word in (f"--{key}", value)), *words]
     if options.backbone:
         changes += ["--backbone.source", options.backbone, "--backbone.storage", "embedded"]
     if options.layers:
@@ -112,15 +113,15 @@ def main() -> None:
     parser.add_argument("--backbone", help="of the students, in place of the recipe's source")
     parser.add_argument("--layers", nargs="+", type=int, help="of the students, in place of the recipe's")
     parser.add_argument("--iterations", type=int, default=600, help="steps of each student and of those alone")
-    parser.add_argument("--teacher_iterations", type=int, help="steps of each teacher (default: the students')")
-    parser.add_argument("--teacher_seeds", nargs="+", type=int, help="with --teacher (default: the students')")
+    parser.add_argument("--teacher-iterations", type=int, help="steps of each teacher (default: the students')")
+    parser.add_argument("--teacher-seeds", nargs="+", type=int, help="with --teacher (default: the students')")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of students and of those alone")
     parser.add_argument("--share", type=float, default=0.5, help="of labelled images among the students' samples")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the teacher's confidence")
     parser.add_argument("--scales", nargs="+", default=["0.75", "1.0", "1.25"], help="of the teachers' views")
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
     parser.add_argument(
-        "--set", nargs=argparse.REMAINDER, default=[], help="further keys of the students' recipe, at the end"
+        "--set", nargs="+", metavar="KEY=VALUE", default=[], help="further keys of the students' recipe"
     )
     options = parser.parse_args()
     options.output, options.data = options.output.resolve(), str(Path(options.data).resolve())
