@@ -215,3 +215,17 @@ def test_without_a_usable_cache_the_kernel_is_compiled_in_memory(monkeypatch, ca
         labels = decode.upsample_argmax(np.zeros((1, 8, 1, 1), np.float32), (1, 1))
     assert labels.item() == 7
     assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_a_process_that_ends_while_the_kernel_is_compiled_ends_quietly(tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from dinov3_seg_ros.decode.compilation import host_decoder\n"
+        "host_decoder(np.dtype(np.uint8))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

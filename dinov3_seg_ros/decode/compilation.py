@@ -73,7 +73,8 @@ class _Compilation:
             _check(numba_form.decode, self._label_type)
             self._decoder = numba_form.decode
         except Exception as error:  # a numba that does not fit the installed NumPy fails with several types
-            _logger.warning("decoding with NumPy, several times slower, since numba cannot be used: %s", error)
+            if threading.main_thread().is_alive():  # else the process is ending, and no thread can start
+                _logger.warning("decoding with NumPy, several times slower, since numba cannot be used: %s", error)
         finally:
             self._is_slow.set()
             self._is_over.set()

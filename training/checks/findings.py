@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -24,7 +24,8 @@ from training.data.labelled_images import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24
-# EXIF's orientations that mirror an image, turn it by half, or both.
+# EXIF's tag of the orientation, and its values that mirror an image, turn it by half, or both.
+_ORIENTATION = 0x0112
 _TURNED_UNSEEN = (2, 3, 4)
 
 
@@ -188,7 +189,7 @@ def _is_turned_unseen(data: SegmentationDataset, index: int) -> bool:
         return False
     source = data.samples[index].source()
     with Image.open(io.BytesIO(source.content) if isinstance(source, StoredImage) else source) as picture:
-        return picture.getexif().get(ExifTags.Base.Orientation) in _TURNED_UNSEEN
+        return picture.getexif().get(_ORIENTATION) in _TURNED_UNSEEN
 
 
 def _hash(array: np.ndarray) -> bytes:
