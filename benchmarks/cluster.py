@@ -26,8 +26,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov3_seg_ros.frames.sources import find_images
 from dinov3_seg_ros.support.files import replacing_folder, sha256_of_file, write_json
+from training.data.reading.tree import images_below
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Of the run that is disturbed: the share of the partitions after which something is killed, and what.
@@ -40,7 +40,7 @@ def repeat(images: Path, count: int, folder: Path) -> None:
     if folder.exists():
         return
     with replacing_folder(folder) as temporary:
-        for number, image in zip(range(count), itertools.cycle(find_images(images, recursive=True)), strict=False):
+        for number, image in zip(range(count), itertools.cycle(images_below(images)), strict=False):
             (temporary / f"{number:06d}{image.suffix.lower()}").symlink_to(image.resolve())
 
 

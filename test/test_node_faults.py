@@ -280,18 +280,25 @@ def test_a_node_that_cannot_be_closed_ends_its_process(bundle, tmp_path, monkeyp
         assert values_of(node)[1]["state"] == "finalized"
 
 
-def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path, monkeypatch):
-    closed, is_computing, may_end = [], threading.Event(), threading.Event()
-    close, run = OnnxRuntime.close, OnnxRuntime.start
-
-    def note_close(runtime):
-        closed.append(runtime)
-        close(runtime)
+def compute_until_told(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make the runtime's next frames wait: an event that is set once one is computed, and one that lets them end."""
+    is_computing, may_end, run = threading.Event(), threading.Event(), OnnxRuntime.start
 
     def compute_long(runtime, canvases, heads):
         is_computing.set()
         assert may_end.wait(60)
         return run(runtime, canvases, heads)
+
+    monkeypatch.setattr(OnnxRuntime, "start", compute_long)
+    return is_computing, may_end
+
+
+def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path, monkeypatch):
+    closed, close = [], OnnxRuntime.close
+
+    def note_close(runtime):
+        closed.append(runtime)
+        close(runtime)
 
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         start(node)
@@ -299,7 +306,7 @@ def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path,
         publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
         monkeypatch.setattr(OnnxRuntime, "close", note_close)
-        monkeypatch.setattr(OnnxRuntime, "start", compute_long)
+        is_computing, may_end = compute_until_told(monkeypatch)
         segmenter, loop = node._models.segmenter, node._loop
         loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
         assert is_computing.wait(60)
@@ -316,19 +323,12 @@ def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path,
 
 
 def test_a_frame_that_ends_after_the_node_was_cleaned_up_is_left_out(bundle, tmp_path, monkeypatch, capfd):
-    is_computing, may_end, run = threading.Event(), threading.Event(), OnnxRuntime.start
-
-    def compute_long(runtime, canvases, heads):
-        is_computing.set()
-        assert may_end.wait(60)
-        return run(runtime, canvases, heads)
-
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         start(node)
         masks = graph.listen("segmentation/mask")
         publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
-        monkeypatch.setattr(OnnxRuntime, "start", compute_long)
+        is_computing, may_end = compute_until_told(monkeypatch)
         loop = node._loop
         loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
         assert is_computing.wait(60)

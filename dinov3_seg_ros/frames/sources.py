@@ -43,18 +43,16 @@ def open_source(source: str, masks: Path | None = None) -> Iterator[Frame]:
     raise DatasetError(f"'{source}' is no folder, video file or webcam number; give one of these")
 
 
-def find_images(folder: Path, recursive: bool = False) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """List the images in a folder, sorted by path.
 
     Args:
         folder: an existing folder; files with a suffix of `IMAGE_SUFFIXES` count, in upper or lower case.
-        recursive: also search all subfolders.
 
     Raises:
         DatasetError: the folder holds no image.
     """
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    images = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
         raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return images

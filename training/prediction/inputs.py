@@ -236,7 +236,11 @@ class VideoInput(Input):
                 return
             self._position += 1
             if self._position > start:
-                yield f"{self._position - 1:06d}", cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB)
+                decoded, image = capture.retrieve()
+                if not decoded:  # where `open_source` ends too
+                    self._capture = None
+                    return
+                yield f"{self._position - 1:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 class Recording(Input):
