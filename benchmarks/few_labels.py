@@ -4,13 +4,16 @@
     python benchmarks/few_labels.py DHCN/train --recipe benchmarks/few_labels_dhcn.yaml --probe
 
 Every strategy starts without labels. In each round it chooses the next images, with the head that it has fitted so far,
-and fits a new head to all that it has chosen; for the first images there is no head, and `typical` chooses for the
-strategies that need one. `random` draws other images each time. Each run chooses from three quarters of the training
-images, drawn by its seed: otherwise all runs of a strategy without chance would be one.
+and fits a new head to all that it has chosen; for the first images there is no head, and what `auto` means without one
+chooses for the strategies that need one. `random` draws other images each time. Each run chooses from three quarters of
+the training images, drawn by its seed: otherwise all runs of a strategy without chance would be one.
 
 The backbone is frozen. `--probe` fits a linear head to the features of the images as they are, by L-BFGS: seconds, and
 no chance beyond the choice of images. Without it the recipe's head is trained on augmented views, whose features are
 computed once, for the same number of steps whatever the number of images; the chance in it adds to that of the choice.
+
+With `--target` the strategies also look at validation images, without their labels, as `training.select --target`
+does: at every second stretch of ten. All are then scored on the other stretches, at which nothing has looked.
 
 mIoU is over the classes that the validation images show. Of an image in several versions, as Roboflow exports them, the
 first counts alone.
@@ -66,13 +69,15 @@ from training.support.processes import make_accelerator  # noqa: E402
 from training.support.randomness import Purpose, generator, seed_torch  # noqa: E402
 from training.unlabelled.description import Description, Pool, describe, make_pool  # noqa: E402
 from training.unlabelled.network import Look, without_padding  # noqa: E402
-from training.unlabelled.strategies import STRATEGIES, TYPICAL, choose  # noqa: E402
+from training.unlabelled.strategies import AUTO, STRATEGIES, choose  # noqa: E402
 
 DRAWS = 1000
 # Each run chooses from another share of the images, so that the runs of a strategy without chance differ as well.
 PRESENT = 0.75
 PROBE_STEPS, PROBE_DECAY = 40, 1e-2
 RANDOM = "random"
+# Of the validation images, so many after one another are target images, and so many are scored.
+STRETCH = 10
 
 
 class Seen(NamedTuple):
@@ -132,8 +137,12 @@ class Bench:
         if not options.probe:
             fill_caches([self.cache], recipe.cache, extract, 8, 0, accelerator, console)
         self.of_train = [self.see(self.train, index) for index in self._track(self.train, "training images")]
-        self.of_val = [self.see(self.val, index) for index in self._track(self.val, "validation images")]
-        self.truth = [self.val.mask(index) for index in range(len(self.val))]
+        looked_at = {index for index in range(len(self.val)) if options.target and index // STRETCH % 2 == 0}
+        of_val = [self.see(self.val, index) for index in self._track(self.val, "validation images")]
+        scored = [index for index in range(len(of_val)) if index not in looked_at]
+        self.of_target = [of_val[index] for index in sorted(looked_at)]
+        self.of_val = [of_val[index] for index in scored]
+        self.truth = [self.val.mask(index) for index in scored]
         if options.probe:
             self.cells, self.cell_labels = self.all_cells()
 
@@ -251,18 +260,21 @@ class Bench:
 
     def choose(self, strategy: str, labelled: Sequence[int], count: int, seed: int) -> list[int]:
         """The images that a strategy adds; with the present head, if it needs one."""
-        if STRATEGIES[strategy].needs_head and not labelled:
-            strategy = TYPICAL
-        with_head = STRATEGIES[strategy].needs_head
+        with_head = STRATEGIES[strategy].needs_head and bool(labelled)
         present = self.present(seed)
+        is_labelled = np.isin(present, labelled)
         if strategy == RANDOM:
-            pool = Pool(np.zeros((len(present), 1), np.float32), np.isin(present, labelled))
+            pool = Pool(np.zeros((len(present), 1), np.float32), is_labelled, np.zeros_like(is_labelled))
         else:
             looks = [
                 describe(self.look(self.of_train[index], True)) if with_head else self.without_head[index]
                 for index in present
             ]
-            pool = make_pool(looks, np.isin(present, labelled), self.classes)
+            aims = [describe(self.look(seen, with_head)) for seen in self.of_target]
+            is_labelled = np.append(is_labelled, np.zeros(len(aims), bool))
+            pool = make_pool([*looks, *aims], is_labelled, self.classes, np.arange(len(is_labelled)) >= len(present))
+            if STRATEGIES[strategy].needs_head and not with_head:
+                strategy = AUTO
         return [int(present[choice.image]) for choice in choose(strategy, pool, count, seed)]
 
     @cached_property
@@ -421,8 +433,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=400, help="steps of each training")
     parser.add_argument("--probe", action="store_true", help="fit a linear head by L-BFGS, without augmentation")
     parser.add_argument("--views", type=int, default=8, help="cached views of each training image")
+    parser.add_argument("--target", action="store_true", help="strategies look at half of the validation images")
     parser.add_argument("--output", type=Path, default=Path("runs/few_labels"))
     options = parser.parse_args()
+    if options.target and (blind := [name for name in options.strategies if not STRATEGIES[name].uses_target]):
+        parser.error(f"--target: these strategies do not look at target images: {' '.join(blind)}")
     options.data, options.output = str(options.data), options.output.resolve()
     console = Console()
     bench = Bench(options, console)

@@ -38,13 +38,13 @@ def line(tmp_path):
     (tmp_path / "data" / "classes.yaml").write_text(json.dumps(list(scenes.CLASS_NAMES)))
     save_backbone(made_backbone("dinov3_convnext"), tmp_path / "backbone")
     (tmp_path / "few.yaml").write_text(RECIPE.replace("SOURCE", str(tmp_path / "backbone")))
-    options = ["--probe", "--strategies", *STRATEGIES, "--counts", "2", "4", "--draws", "2", "--runs", "1"]
+    options = ["--probe", "--counts", "2", "4", "--draws", "2", "--runs", "1"]
     places = [tmp_path / "data", "--recipe", tmp_path / "few.yaml", "--output", tmp_path / "out"]
     return ["few_labels.py", *map(str, places), *options]
 
 
 def test_each_round_adds_to_the_images_of_the_last_and_is_kept(line, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", line)
+    monkeypatch.setattr(sys, "argv", [*line, "--strategies", *STRATEGIES])
     few_labels.main()
     said = capsys.readouterr().out
     for run in ("random-0", "random-1", "typical-0", "class_coverage-0"):
@@ -65,6 +65,21 @@ def test_each_round_adds_to_the_images_of_the_last_and_is_kept(line, tmp_path, m
     monkeypatch.setattr(few_labels.Bench, "fit", fit)
     few_labels.main()
     assert capsys.readouterr().out.endswith(table)
+
+
+def test_images_are_chosen_for_one_half_of_the_validation_images_and_scored_on_the_other(
+    line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(few_labels, "STRETCH", 1)
+    monkeypatch.setattr(sys, "argv", [*line, "--target", "--strategies", "class_coverage"])
+    few_labels.main()
+    for run in ("random-0-4", "class_coverage-0-4"):
+        content = json.loads((tmp_path / "out" / f"{run}.json").read_text())
+        assert (len(content["labelled"]), len(content["union"])) == (4, 1)
+    monkeypatch.setattr(sys, "argv", [*line, "--target", "--strategies", "class_coverage", "margin"])
+    with pytest.raises(SystemExit):
+        few_labels.main()
+    assert "do not look at target images: margin" in capsys.readouterr().err
 
 
 def test_the_labels_needed_are_interpolated_between_rounds():

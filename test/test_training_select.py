@@ -12,13 +12,14 @@ import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
 
+from dinov3_seg_ros.support.errors import ParameterError
 from training import select as command
 from training.prediction.inputs import open_input
 from training.unlabelled.description import Pool, Regions, describe, make_pool
 from training.unlabelled.images import open_images
 from training.unlabelled.labelled import find_labelled
 from training.unlabelled.network import Network
-from training.unlabelled.strategies import STRATEGIES, choose
+from training.unlabelled.strategies import STRATEGIES, choose, resolved
 
 DIVERSE = [
     "class_coverage",
@@ -35,15 +36,15 @@ def bundle(tmp_path_factory):
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", network_size=(64, 96))
 
 
-def pool_of_four_kinds(labelled: tuple[int, ...] = ()) -> Pool:
-    """Forty images of four kinds, ten each, equally uncertain; some of them labelled."""
+def pool_of_four_kinds(labelled: tuple[int, ...] = (), target: tuple[int, ...] = ()) -> Pool:
+    """Forty images of four kinds, ten each, equally uncertain; some of them labelled, some target images."""
     random = np.random.default_rng(0)
     features = np.repeat(10 * np.eye(4), 10, axis=0) + 0.1 * random.standard_normal((40, 4))
-    is_labelled = np.isin(np.arange(40), labelled)
+    is_labelled, is_target = np.isin(np.arange(40), labelled), np.isin(np.arange(40), target)
     doubts = np.full((2, 40), 0.1, np.float32)
     regions = Regions(["road", "pole"], np.stack([features] * 2).astype(np.float32), np.full((2, 40), 0.5), doubts)
     ones = np.full(40, 0.5, np.float32)
-    return Pool(features.astype(np.float32), is_labelled, ones, ones, regions)
+    return Pool(features.astype(np.float32), is_labelled, is_target, ones, ones, regions)
 
 
 @pytest.mark.parametrize("strategy", DIVERSE)
@@ -65,6 +66,42 @@ def test_a_seed_decides_and_no_image_is_chosen_twice_or_again(strategy):
     )  # fmt: skip
     assert chosen == [choice.image for choice in choose(strategy, pool, 100, seed=5)]
     assert choose(strategy, pool_of_four_kinds(tuple(range(40))), 3) == []
+
+
+@pytest.mark.parametrize("strategy", ["class_coverage", "coverage"])
+def test_images_like_those_of_the_target_are_chosen_and_the_target_itself_never(strategy):
+    target = (20, 21, 22, 35)  # three of the third kind, one of the fourth
+    kinds = [choice.image // 10 for choice in choose(strategy, pool_of_four_kinds(target=target), 2)]
+    assert kinds == [2, 3]
+    chosen = [choice.image for choice in choose(strategy, pool_of_four_kinds(target=target), 40)]
+    assert sorted(chosen) == [index for index in range(40) if index not in target]
+    # What has labels is covered already.
+    assert choose(strategy, pool_of_four_kinds((29,), target), 1)[0].image // 10 == 3
+
+
+@pytest.mark.parametrize("strategy", ["class_coverage", "coverage"])
+def test_a_target_of_nearly_equal_images_far_from_all_others_still_tells_near_from_far(strategy):
+    pool = pool_of_four_kinds(target=(0, 1, 2))
+    for features in (pool.features, *pool.regions.features):
+        features[:3] = 30 * np.eye(4)[0] + 1e-4 * features[:3]
+        features[3:10] = 10 * np.eye(4)[1]
+        features[33] = 12 * np.eye(4)[0]
+    assert choose(strategy, pool, 1)[0].image == 33
+
+
+def test_the_target_decides_what_is_uncertain_of_a_class():
+    pool = pool_of_four_kinds(target=(20, 21, 30))
+    pool.regions.doubts[:, :30] = 1e-6  # of the target, the fourth kind alone is uncertain
+    assert choose("class_coverage", pool, 1)[0].image // 10 == 3
+
+
+def test_strategies_that_do_not_look_at_target_images_refuse_them():
+    assert resolved("auto", has_head=False, has_target=True) == "coverage"
+    assert resolved("auto", has_head=True, has_target=True) == "class_coverage"
+    assert resolved("auto", has_head=False, has_target=False) == "typical"
+    for name in sorted(set(STRATEGIES) - {"class_coverage", "coverage"}):
+        with pytest.raises(ParameterError, match=f"'{name}' has no use for target images; .* class_coverage and cov"):
+            choose(name, pool_of_four_kinds(target=(1,)), 1)
 
 
 @pytest.mark.parametrize("strategy", ["margin", "entropy"])
@@ -203,6 +240,33 @@ def test_links_to_folders_are_followed_and_hidden_files_left_out(tmp_path):
     assert [f"{name}.jpg" for name, _ in source.frames] == named and not source.unreadable
 
 
+def test_the_image_that_looks_like_the_target_is_chosen_first(bundle, tmp_path, capsys):
+    write_photos(tmp_path / "photos", 8)
+    (tmp_path / "robot").mkdir()
+    like = Image.open(tmp_path / "photos/night/2.jpg")
+    like.rotate(1).save(tmp_path / "robot/0.png")
+    words = [tmp_path / "photos", "--count", 1, "--target", tmp_path / "robot"]
+    for number, network in enumerate((["--bundle", bundle.path], ["--backbone", bundle.path / "backbone"])):
+        output = tmp_path / f"out{number}"
+        assert run(*words, *network, "--output", output) == 0
+        said = selection(output)
+        assert [row["image"] for row in said["chosen"]] == ["night/2.jpg"]
+        assert (said["looked_at"], said["target_images"], said["target"]) == (8, 1, str(tmp_path / "robot"))
+        assert "1 of 8 images chosen by " in (printed := capsys.readouterr().out)
+        assert "coverage for 1 target images" in printed
+    (tmp_path / "robot/broken.png").write_bytes(b"no image")
+    words += ["--bundle", bundle.path]
+    assert run(*words, "--output", tmp_path / "with_broken") == 1
+    assert "skipped: broken.png" in capsys.readouterr().err
+    assert [row["image"] for row in selection(tmp_path / "with_broken")["chosen"]] == ["night/2.jpg"]
+    (tmp_path / "robot/0.png").unlink()
+    assert run(*words, "--output", tmp_path / "none") == 1
+    assert "no target image can be read" in capsys.readouterr().err
+    assert run(*words, "--strategy", "margin", "--output", tmp_path / "none") == 1
+    assert "'margin' has no use for target images" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_unreadable_images_are_named_and_the_others_chosen(bundle, tmp_path, capsys):
     write_photos(tmp_path / "photos", 2)
     (tmp_path / "photos/broken.jpg").write_bytes(b"no image")
@@ -229,3 +293,7 @@ def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
     written = np.array(Image.open(tmp_path / "out/images" / chosen[1]))
     assert np.array_equal(written, recordings.picture(2))
     assert len(list(open_images(bag).take())) == 5
+    write_photos(tmp_path / "photos", 2)
+    words = [tmp_path / "photos", "--bundle", bundle.path, "--count", 1, "--target", bag]
+    assert run(*words, "--output", tmp_path / "other") == 1, "one is damaged"
+    assert selection(tmp_path / "other")["target_images"] == 5

@@ -3,7 +3,7 @@
 IMAGES is a folder of images, with its subfolders, or a recording (rosbag2). The chosen ones go to FOLDER/images, with
 their names; selection.json says why each was chosen, and contact_sheet.png shows them. Images that are labelled already
 (``--labelled``) count as chosen. With ``--backbone`` in place of ``--bundle`` no label is needed at all: the images are
-chosen by what they look like.
+chosen by what they look like. ``--target`` names images of where the head will be used: what helps there is chosen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.writing import add_output, check_free, writing
-from training.unlabelled.arguments import add_image_arguments, open_from
+from training.unlabelled.arguments import add_image_arguments, open_from, open_target
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
@@ -49,23 +49,26 @@ class Described:
     """All images that were looked at.
 
     Attributes:
-        pool: their descriptions; first those with labels.
-        names: of the images without labels, in the order of the pool.
-        labelled: number of images with labels.
+        pool: their descriptions; first those with labels, last the target images.
+        names: of the images to choose among, in the order of the pool.
+        labelled, target: number of images with labels, and of target images.
         known: number of images that were left out because they are labelled already.
     """
 
     pool: Pool
     names: list[str]
     labelled: int = 0
+    target: int = 0
     known: int = 0
 
 
-def look_at_all(images: UnlabelledImages, labelled: Labelled, network: Network, console: Console) -> Described:
-    """Describe all images. Those that are equal to a labelled one, pixel by pixel, are left out.
+def look_at_all(
+    images: UnlabelledImages, labelled: Labelled, target: UnlabelledImages | None, network: Network, console: Console
+) -> Described:
+    """Describe all images. Of those to choose among, what equals a labelled one, pixel by pixel, is left out.
 
     Raises:
-        DatasetError: a labelled image cannot be read, or no image is left to choose.
+        DatasetError: a labelled image cannot be read, no image is left to choose, or no target image can be read.
     """
     descriptions: list[Description] = []
     scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
@@ -79,14 +82,21 @@ def look_at_all(images: UnlabelledImages, labelled: Labelled, network: Network, 
             continue
         descriptions.append(describe(network.look(image.pixels)))
         names.append(image.name)
-    count = len(labelled.images)
+    count, seen = len(labelled.images), len(descriptions)
     if not names:
         unreadable = next(iter(images.unreadable.values()), "")
         reason = f"{skipped} are labelled already, {len(images.unreadable)} cannot be read"
         raise DatasetError(f"no image is left to choose: {reason}{f' ({unreadable})' if unreadable else ''}")
+    if target is not None:
+        for image in track(target.take(), "target images", total=len(target), console=console, disable=hidden):
+            descriptions.append(describe(network.look(image.pixels)))
+        if len(descriptions) == seen:
+            reason = next(iter(target.unreadable.values()), "there is none")
+            raise DatasetError(f"no target image can be read ({reason})")
     classes = network.classes.names if network.classes is not None else ()
-    pool = make_pool(descriptions, [True] * count + [False] * len(names), classes)
-    return Described(pool, names, count, skipped)
+    places = np.arange(len(descriptions))
+    pool = make_pool(descriptions, places < count, classes, places >= seen)
+    return Described(pool, names, count, len(descriptions) - seen, skipped)
 
 
 def write_selection(
@@ -143,10 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labelled", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders of images that have labels"
     )
     parser.add_argument(
+        "--target",
+        metavar="IMAGES",
+        help="folder or recording, without labels, of where the head will be used: choose what helps there",
+    )
+    parser.add_argument(
         "--strategy",
         default=AUTO,
         metavar="NAME",
-        help=f"{AUTO} (class_coverage with a bundle, else typical), {', '.join(STRATEGIES)}",
+        help=f"{AUTO} (class_coverage with a bundle; else coverage with a target, typical without), "
+        f"{', '.join(STRATEGIES)}",
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of random numbers (default: 0)")
     add_output(parser, "selection")
@@ -159,7 +175,7 @@ def _select(options: argparse.Namespace) -> int:
     """Choose what the command line asks for, write it, and print where; return the exit code."""
     if (options.bundle is None) == (options.backbone is None):
         raise UsageError("give either --bundle or --backbone")
-    resolved(options.strategy, options.bundle is not None)
+    strategy = resolved(options.strategy, options.bundle is not None, options.target is not None)
     check_free(options.output, "--output")
     console = Console(markup=False)
     if options.bundle is not None:
@@ -167,12 +183,14 @@ def _select(options: argparse.Namespace) -> int:
     else:
         network = Network.of_backbone(options.backbone, tuple(options.network_size))
     images = open_from(options, network.network_input.value_range)
+    target = None if options.target is None else open_target(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
-    described = look_at_all(images, labelled, network, console)
-    strategy = resolved(options.strategy, options.bundle is not None)
+    described = look_at_all(images, labelled, target, network, console)
     choices = choose(strategy, described.pool, options.count, options.seed)
+    unreadable = dict(images.unreadable)
+    unreadable_target = {} if target is None else dict(target.unreadable)
     about = {
         "input": str(options.images),
         "bundle": None if options.bundle is None else str(options.bundle),
@@ -182,18 +200,22 @@ def _select(options: argparse.Namespace) -> int:
         "looked_at": len(described.names),
         "labelled": described.labelled,
         "already_labelled": described.known,
-        "unreadable": dict(images.unreadable),
+        "target": options.target,
+        "target_images": described.target,
+        "unreadable": unreadable,
+        "unreadable_target": unreadable_target,
     }
     write_selection(options.output, images, described, choices, about)
-    for name, reason in images.unreadable.items():
+    for name, reason in (*unreadable.items(), *unreadable_target.items()):
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     console.print(
-        f"{len(choices)} of {len(described.names)} images chosen by {strategy}, beside {described.labelled} labelled "
-        f"ones; written to {options.output}",
+        f"{len(choices)} of {len(described.names)} images chosen by {strategy}"
+        f"{f' for {described.target} target images' if target is not None else ''}, beside {described.labelled} "
+        f"labelled ones; written to {options.output}",
         soft_wrap=True,
         highlight=False,
     )
-    return FAILED if images.unreadable else DONE
+    return FAILED if unreadable or unreadable_target else DONE
 
 
 def _rows(names: Sequence[str], choices: Sequence[Choice], pool: Pool) -> Iterator[dict[str, Any]]:

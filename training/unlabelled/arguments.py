@@ -8,7 +8,7 @@ from pathlib import Path
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.command_line import CommandParser, duration
 from training.support.writing import add_output
-from training.unlabelled.images import UnlabelledImages, open_images
+from training.unlabelled.images import UnlabelledImages, is_recording, open_images
 
 
 def add_image_arguments(parser: CommandParser) -> None:
@@ -41,3 +41,10 @@ def add_labelling_arguments(parser: CommandParser, bundle: str, output: str) -> 
 def open_from(options: argparse.Namespace, value_range: ValueRange) -> UnlabelledImages:
     """The images that a command line names; see `open_images`."""
     return open_images(options.images, value_range, options.topics, options.every)
+
+
+def open_target(options: argparse.Namespace, value_range: ValueRange) -> UnlabelledImages:
+    """The target images that a command line names; of a recording, the same topics and times as of the images'."""
+    if is_recording(Path(options.target)):
+        return open_images(options.target, value_range, options.topics, options.every)
+    return open_images(options.target, value_range)

@@ -17,30 +17,37 @@ _CELLS = 4_000_000
 class Coverage:
     """How much a set of images covers all images, summed over groups.
 
-    In each group an image covers another one by their similarity, exp(-d^2 / mean d^2), times its own presence; of all
+    In each group an image covers another one by their similarity, exp(-d^2 / width), times its own presence; of all
     images in the set the best counts. So the sum has diminishing returns (it is submodular), and the greedy choice
     reaches at least 63 % of the best possible: G. L. Nemhauser, L. A. Wolsey, M. L. Fisher: An analysis of
     approximations for maximizing submodular set functions, 1978. Candidates are evaluated anew only while their last
     gain is the largest: Michel Minoux: Accelerated greedy algorithms for maximizing submodular set functions, 1978.
 
+    The width is the mean d^2 of two images that are to be covered, or of one of them and the candidate nearest to it if
+    that is larger. So candidates that are all far away are still told apart.
+
     Args:
         features: (G, N, D) of each image in each group.
         weights: (G, N) of the images that are to be covered.
         presence: (G, N), 0..1, how much each image covers.
+        candidates: indices of the images that may be chosen.
     """
 
-    def __init__(self, features: np.ndarray, weights: np.ndarray, presence: np.ndarray) -> None:
+    def __init__(
+        self, features: np.ndarray, weights: np.ndarray, presence: np.ndarray, candidates: NDArray[np.intp]
+    ) -> None:
         self._features, self._weights, self._presence = features, weights, presence
-        self._widths = [_mean_squared_distance(own, weight) for own, weight in zip(features, weights, strict=True)]
+        self._candidates = candidates
+        self._widths = [
+            max(_mean_squared_distance(own, weight), _mean_to_nearest(own, weight, candidates)) or 1.0
+            for own, weight in zip(features, weights, strict=True)
+        ]
         self._covered = np.zeros(weights.shape)
 
-    def choose(
-        self, candidates: Sequence[int] | np.ndarray, present: Sequence[int] | np.ndarray, count: int
-    ) -> list[tuple[int, NDArray[np.float64]]]:
+    def choose(self, present: Sequence[int] | np.ndarray, count: int) -> list[tuple[int, NDArray[np.float64]]]:
         """Choose candidates one by one.
 
         Args:
-            candidates: indices of the images that may be chosen.
             present: indices of the images that are in the set already.
             count: how many to choose, at most as many as there are candidates.
 
@@ -49,8 +56,7 @@ class Coverage:
         """
         for index in present:
             self._add(int(index))
-        first = self._first_gains(np.asarray(candidates, np.intp))
-        heap = [(-gain, int(index)) for gain, index in zip(first, candidates, strict=True)]
+        heap = [(-gain, int(index)) for gain, index in zip(self._first_gains(), self._candidates, strict=True)]
         heapq.heapify(heap)
         chosen: list[tuple[int, NDArray[np.float64]]] = []
         while len(chosen) < count:
@@ -79,8 +85,9 @@ class Coverage:
             ]
         )
 
-    def _first_gains(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _first_gains(self) -> NDArray[np.float64]:
         """The gain of each candidate over all groups."""
+        candidates = self._candidates
         found = np.zeros(len(candidates))
         step = max(_CELLS // self._features.shape[1], 1)
         for group in range(len(self._features)):
@@ -97,11 +104,23 @@ class Coverage:
 
 
 def _mean_squared_distance(features: np.ndarray, weights: np.ndarray) -> float:
-    """Of any two images, drawn by their weights; 1 where all are equal."""
+    """Of any two images, drawn by their weights; 0 where all are equal."""
     total = float(weights.sum())
     if total <= 0:
-        return 1.0
+        return 0.0
     shares = weights / total
     middle = shares @ features
     found = 2 * float(shares @ ((features - middle) ** 2).sum(1))
-    return found if found > 1e-12 else 1.0
+    return found if found > 1e-12 else 0.0
+
+
+def _mean_to_nearest(features: np.ndarray, weights: np.ndarray, candidates: NDArray[np.intp]) -> float:
+    """Of an image that is drawn by the weights to its nearest candidate; 0 where all are candidates."""
+    others = np.setdiff1d(np.flatnonzero(weights), candidates)
+    total, found = float(weights.sum()), 0.0
+    step = max(_CELLS // max(len(candidates), 1), 1)
+    for start in range(0, len(others), step):
+        rows = others[start : start + step]
+        distances = squared_distances(features[rows], features[candidates]).min(1)
+        found += float(weights[rows] @ distances) / total
+    return found

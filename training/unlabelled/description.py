@@ -104,44 +104,59 @@ class Regions:
 
 @dataclass(frozen=True)
 class Pool:
-    """Images to choose among, and images that have labels already.
+    """Images to choose among, images that have labels already, and target images.
+
+    Target images show where the head will be used. They are looked at, and never chosen.
 
     Attributes:
         features: (N, D) float32; every map has the same weight in their distances.
-        labelled: (N,) bool.
+        labelled, target: (N,) bool; an image is one of these or neither.
         margin, entropy: (N,) float32, see `Description`; None without a head.
         regions: None without a head.
     """
 
     features: np.ndarray
     labelled: np.ndarray
+    target: np.ndarray
     margin: np.ndarray | None = None
     entropy: np.ndarray | None = None
     regions: Regions | None = None
 
     @property
     def candidates(self) -> np.ndarray:
-        """Indices of the images without labels."""
-        return np.flatnonzero(~self.labelled)
+        """Indices of the images that may be chosen."""
+        return np.flatnonzero(~self.labelled & ~self.target)
+
+    @property
+    def to_cover(self) -> np.ndarray:
+        """Which images those with labels have to resemble: the target's, or all without labels, (N,) bool."""
+        return self.target if self.target.any() else ~self.labelled
 
 
-def make_pool(descriptions: Sequence[Description], labelled: Sequence[bool], names: Sequence[str] = ()) -> Pool:
+def make_pool(
+    descriptions: Sequence[Description],
+    labelled: Sequence[bool] | np.ndarray,
+    names: Sequence[str] = (),
+    target: Sequence[bool] | np.ndarray | None = None,
+) -> Pool:
     """Put descriptions side by side.
 
     Args:
         descriptions: of all images, by one network.
         labelled: which of them have labels.
         names: of the head's classes.
+        target: which of them are target images; None: none.
     """
     features = _joined([np.stack(found) for found in zip(*(d.features for d in descriptions), strict=True)])
     is_labelled = np.asarray(labelled, bool)
+    is_target = np.zeros_like(is_labelled) if target is None else np.asarray(target, bool)
     if descriptions[0].regions is None:
-        return Pool(features, is_labelled)
+        return Pool(features, is_labelled, is_target)
     maps = zip(*(d.regions or () for d in descriptions), strict=True)
     shares, doubts = (np.stack([getattr(d, name) for d in descriptions], 1) for name in ("shares", "doubts"))
     regions = Regions(names, _joined([np.stack(found, 1) for found in maps]), shares, doubts)
     margin, entropy = (np.array([getattr(d, name) for d in descriptions], np.float32) for name in ("margin", "entropy"))
-    return Pool(features, is_labelled, margin, entropy, regions)
+    return Pool(features, is_labelled, is_target, margin, entropy, regions)
 
 
 def _joined(maps: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,9 +15,10 @@ from training.unlabelled.coverage import Coverage
 from training.unlabelled.description import Pool
 from training.unlabelled.k_means import k_means, squared_distances
 
-#: Stands for `CLASS_COVERAGE` with a head, and for `TYPICAL` without one: the best of what docs/few_labels.md compares.
+#: Stands for `CLASS_COVERAGE` with a head. Without one it stands for `COVERAGE` where there are target images, and for
+#: `TYPICAL` where there are none: the best of what docs/few_labels.md compares.
 AUTO = "auto"
-CLASS_COVERAGE, TYPICAL = "class_coverage", "typical"
+CLASS_COVERAGE, COVERAGE, TYPICAL = "class_coverage", "coverage", "typical"
 
 # Of Guy Hacohen et al. (see `typical`).
 _NEIGHBOURS = 20
@@ -50,10 +51,12 @@ class Strategy(NamedTuple):
     Attributes:
         choose: chooses at most so many images that have no labels.
         needs_head: whether it reads what a head says.
+        uses_target: whether it reads what target images show.
     """
 
     choose: Choose
     needs_head: bool
+    uses_target: bool = False
 
 
 def choose(strategy: str, pool: Pool, count: int, seed: int = 0) -> list[Choice]:
@@ -66,21 +69,21 @@ def choose(strategy: str, pool: Pool, count: int, seed: int = 0) -> list[Choice]
         seed: of all random numbers.
 
     Raises:
-        ParameterError: there is no such strategy, or it needs a head.
+        ParameterError: there is no such strategy, it needs a head, or it has no use for the target images.
     """
-    name = resolved(strategy, pool.regions is not None)
+    name = resolved(strategy, pool.regions is not None, bool(pool.target.any()))
     count = min(count, len(pool.candidates))
     return STRATEGIES[name].choose(pool, count, np.random.default_rng(seed))[:count] if count else []
 
 
-def resolved(strategy: str, has_head: bool) -> str:
+def resolved(strategy: str, has_head: bool, has_target: bool) -> str:
     """The name of the strategy that a name stands for.
 
     Raises:
-        ParameterError: there is no such strategy, or it needs a head.
+        ParameterError: there is no such strategy, it needs a head, or it has no use for target images.
     """
     if strategy == AUTO:
-        return CLASS_COVERAGE if has_head else TYPICAL
+        return CLASS_COVERAGE if has_head else COVERAGE if has_target else TYPICAL
     if strategy not in STRATEGIES:
         raise ParameterError(
             f"there is no strategy '{strategy}'{nearest(strategy, STRATEGIES)}; they are: {AUTO}, "
@@ -89,6 +92,9 @@ def resolved(strategy: str, has_head: bool) -> str:
     if STRATEGIES[strategy].needs_head and not has_head:
         without = ", ".join(name for name, kind in STRATEGIES.items() if not kind.needs_head)
         raise ParameterError(f"the strategy '{strategy}' needs a bundle; with a backbone alone there are: {without}")
+    if has_target and not STRATEGIES[strategy].uses_target:
+        able = " and ".join(name for name, kind in STRATEGIES.items() if kind.uses_target)
+        raise ParameterError(f"the strategy '{strategy}' has no use for target images; these have: {able}")
     return strategy
 
 
@@ -185,20 +191,21 @@ def _uncertain_clusters(pool: Pool, count: int, random: np.random.Generator) -> 
 
 
 def _coverage(pool: Pool, count: int, _random: np.random.Generator) -> list[Choice]:
-    """The images to which all others are most similar: greedy facility location.
+    """The images to which all others, or all target images, are most similar: greedy facility location.
 
     Kai Wei, Rishabh Iyer, Jeff Bilmes: Submodularity in Data Subset Selection and Active Learning, 2015.
     """
-    number = len(pool.features)
-    coverage = Coverage(
-        pool.features[None], np.where(pool.labelled, 0.0, 1 / max(len(pool.candidates), 1))[None], np.ones((1, number))
-    )
-    found = coverage.choose(pool.candidates, np.flatnonzero(pool.labelled), count)
-    return [Choice(index, float(gains.sum()), "like many unlabelled images") for index, gains in found]
+    weights = pool.to_cover / pool.to_cover.sum()
+    coverage = Coverage(pool.features[None], weights[None], np.ones((1, len(weights))), pool.candidates)
+    found = coverage.choose(np.flatnonzero(pool.labelled), count)
+    why = f"like many {'target' if pool.target.any() else 'unlabelled'} images"
+    return [Choice(index, float(gains.sum()), why) for index, gains in found]
 
 
 def _class_coverage(pool: Pool, count: int, _random: np.random.Generator) -> list[Choice]:
     """The images whose regions resemble most of what is uncertain of each class; every class weighs the same.
+
+    Where there are target images, what is uncertain in them counts, and nothing else.
 
     Facility location as in `_coverage`, on the regions that the head takes for each class. The weights of a class's
     regions are their uncertain pixels and have the same sum for each class, since mIoU is a mean over classes: the
@@ -206,13 +213,13 @@ def _class_coverage(pool: Pool, count: int, _random: np.random.Generator) -> lis
     """
     regions = pool.regions
     assert regions is not None  # `resolved` asks for a head
-    weights = np.where(pool.labelled, 0.0, regions.doubts.astype(np.float64))
+    weights = np.where(pool.to_cover, regions.doubts.astype(np.float64), 0.0)
     sums = weights.sum(1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0) / len(weights)
-    usual = regions.shares[:, ~pool.labelled].mean(1, keepdims=True)
+    usual = regions.shares[:, pool.to_cover].mean(1, keepdims=True)
     presence = regions.shares / np.maximum(regions.shares + usual, 1e-12)
-    coverage = Coverage(regions.features, weights, presence)
-    found = coverage.choose(pool.candidates, np.flatnonzero(pool.labelled), count)
+    coverage = Coverage(regions.features, weights, presence, pool.candidates)
+    found = coverage.choose(np.flatnonzero(pool.labelled), count)
     return [Choice(index, float(gains.sum()), f"covers {_two_best(gains, regions.names)}") for index, gains in found]
 
 
@@ -260,12 +267,12 @@ def _two_best(gains: np.ndarray, names: Sequence[str]) -> str:
 
 #: Every strategy by its name.
 STRATEGIES: dict[str, Strategy] = {
-    CLASS_COVERAGE: Strategy(_class_coverage, needs_head=True),
+    CLASS_COVERAGE: Strategy(_class_coverage, needs_head=True, uses_target=True),
     "uncertain_k_center": Strategy(_uncertain_k_center, needs_head=True),
     "uncertain_clusters": Strategy(_uncertain_clusters, needs_head=True),
     "margin": Strategy(_margin, needs_head=True),
     "entropy": Strategy(_entropy, needs_head=True),
-    "coverage": Strategy(_coverage, needs_head=False),
+    COVERAGE: Strategy(_coverage, needs_head=False, uses_target=True),
     TYPICAL: Strategy(_typical, needs_head=False),
     "k_center": Strategy(_k_center, needs_head=False),
     "random": Strategy(_random, needs_head=False),
