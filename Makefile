@@ -5,6 +5,8 @@ ARGS ?=
 EVERYTHING := train parquet cluster cpu openvino test test-torch lint cv-headless ros-kilted
 # Tests run side by side, but for those with real nodes (test/conftest.py). A crash ends the run.
 PYTEST := python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --max-worker-restart 0
+# OpenVINO's package beside ONNX Runtime is for processors of Intel; for those of AMD there is a build with it inside.
+OPENVINO = $(if $(shell grep -sm1 AuthenticAMD /proc/cpuinfo),cpu-openvino,cpu openvino)
 # The Pythons that a robot may have, from Humble's to Lyrical's, and of these the ones that can be started here.
 ROBOT_PYTHONS := 3.10 3.11 3.12 3.13 3.14
 PYTHONS_HERE = $(foreach version,$(ROBOT_PYTHONS),$(shell python$(version) -c 'print("$(version)")' 2>/dev/null))
@@ -23,7 +25,7 @@ help: ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
 demo: ## Segment a camera stream on ROS 2 and write pictures, a video and figures (options: make demo ARGS="--help")
-	@$(PYTHON) tools/environment.py .venv-demo cpu $(if $(findstring OpenVINO,$(ARGS)),openvino) cv-headless ros-kilted
+	@$(PYTHON) tools/environment.py .venv-demo $(if $(findstring OpenVINO,$(ARGS)),$(OPENVINO),cpu) cv-headless ros-kilted
 	.venv-demo/bin/python -m dinov3_seg_ros.demo $(ARGS)
 
 setup: ## Make .venv, with everything that tests and training need

@@ -93,8 +93,10 @@ setup(
         # Two builds of one module: install one of them.
         "cv": ["opencv-python>=4.8.0.76,<5"],
         "cv-headless": ["opencv-python-headless>=4.8.0.76,<5"],
-        # Two builds of one module again: together they overwrite each other.
+        # Three builds of one module: together they overwrite each other.
         "cpu": ["onnxruntime>=1.19"],
+        # With OpenVINO inside, which runs on processors of AMD too.
+        "cpu-openvino": [f"onnxruntime-openvino>=1.23; {LINUX_X86}"],
         "gpu": [
             f"onnxruntime-gpu>=1.19; {NOT_ARM}",
             f"tensorrt>=10,<12; {NOT_ARM}",

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import onnxruntime as ort
 import torch
 from random_models import MODELS, random_bundle
 
@@ -38,8 +37,8 @@ from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import export_folder
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.runtimes.onnx.plugins import devices
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO
+from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import DisagreementError
@@ -91,7 +90,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     frames = synthetic_frames(FRAME_SIZE, options.frames)
-    variants = [*ON_CPU, *(ON_OPENVINO if has_openvino() else ())]
+    variants = [*ON_CPU, *(ON_OPENVINO if runs_here(OPENVINO) else ())]
     with contextlib.ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = work / f"{options.model}_{options.classes}{'_detail' if options.detail else ''}"
@@ -159,11 +158,6 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     if options.picture:
         draw_stages({one.name: one.stages_ms for one in (*measured, naive, dinov3_ros)}, options.picture)
-
-
-def has_openvino() -> bool:
-    """Whether OpenVINO runs here, as a package beside ONNX Runtime or as a part of its build."""
-    return OPENVINO in {*ort.get_available_providers(), *(device.ep_name for device in devices())}
 
 
 def matrix_rates(threads: int) -> Iterator[tuple[str, float]]:

@@ -121,9 +121,15 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
     assert run.stderr == ""
 
 
-def test_a_processor_that_multiplies_bf16_is_told_of_openvino(exported, monkeypatch):
+def test_a_processor_that_multiplies_bf16_is_told_of_openvino_unless_it_runs_here(exported, monkeypatch):
+    # As it is on AMD, where the package is installed and lists no device.
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.onnx.targets.runs_here", lambda name: False)
     processor = Cpu(name="A processor", architecture="x86_64", features=("amx_bf16",))
     monkeypatch.setattr("dinov3_seg_ros.support.cpu.this_cpu", lambda: processor)
     found = {finding.subject: finding for finding in computing.providers([exported.path])}
-    assert "multiplies bf16" in found["processor"].detail and "[openvino]" in found["processor"].remedy
+    assert "multiplies bf16, which needs OpenVINO" in found["processor"].detail
+    assert "[openvino]" in found["processor"].remedy and "[cpu-openvino]" in found["processor"].remedy
     assert found["fastest runtime"].remedy.endswith(f"benchmark {exported.path} --choose")
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.onnx.targets.runs_here", lambda name: True)
+    found = {finding.subject: finding for finding in computing.providers([exported.path])}
+    assert (found["processor"].detail, found["processor"].remedy) == ("A processor: multiplies bf16", "")

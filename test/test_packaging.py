@@ -35,7 +35,7 @@ ROSDEP_KEYS = {"opencv": "python3-opencv", "pyyaml": "python3-yaml"}
 #: What `make` never installs here, so that nothing can be pinned: other hardware, OpenCV with windows, ROS itself.
 NOT_INSTALLED = {"gpu", "cv", "ros-kilted", "ros-jazzy"}
 #: Not tested with the lowest versions; packages of execution providers need a newer ONNX Runtime than the lowest.
-TOOLS = {"test", "test-torch", "test-tensorrt", "lint", "openvino", "rtx"}
+TOOLS = {"test", "test-torch", "test-tensorrt", "lint", "openvino", "cpu-openvino", "rtx"}
 BLOCKED = ("torch", "transformers", "safetensors")
 
 

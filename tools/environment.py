@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS_TORCH = {"torch", "export", "train", "test-torch"}
+# They hold the module of the extra cpu, so none can be put over another.
+BUILDS = {"cpu-openvino", "gpu"}
 
 
 def main() -> None:
@@ -62,7 +64,8 @@ def _stamp(extras: list[str], constraints: Path, ros_is_sourced: bool) -> str:
     """Two words: the second changes with the content of the environment, the first with what it is made from."""
     content = [path.read_bytes() for path in (ROOT / "setup.py", constraints)]
     content += [",".join(extras).encode(), os.environ.get("TORCH_INDEX", "").encode()]
-    kind = f"{'sourced' if ros_is_sourced else 'wheels'}-{sys.version_info.major}.{sys.version_info.minor}"
+    words = ["sourced" if ros_is_sourced else "wheels", f"{sys.version_info.major}.{sys.version_info.minor}"]
+    kind = "-".join([*words, *sorted(BUILDS & {*extras})])
     return f"{kind} " + hashlib.sha256(b"\0".join(content)).hexdigest()
 
 

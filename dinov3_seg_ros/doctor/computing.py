@@ -35,22 +35,21 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.runtimes.choice import available_runtimes, runtime_options
     from dinov3_seg_ros.support.cpu import this_cpu
 
-    brought: dict[str, str] = {}
+    processor, remedy = this_cpu(), ""
     if available_runtimes()["onnx"] is None:
         from dinov3_seg_ros.runtimes.onnx import plugins
+        from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
+        from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 
-        brought = plugins.register()
-        for name, reason in brought.items():
+        if processor.multiplies_bf16 and not runs_here(OPENVINO):
+            remedy = INSTALLATION[OPENVINO]
+        for name, reason in plugins.register().items():
             if plugins.NVIDIAS_DRIVER in reason:
                 yield Finding(OK, "execution provider", f"{name} is not used: {reason}")
             elif reason:
                 yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
-    processor = this_cpu()
-    if processor.multiplies_bf16 and "OpenVINOExecutionProvider" not in brought:
-        detail = f"{processor.name}: multiplies bf16, which needs OpenVINO"
-        yield Finding(OK, "processor", detail, how_to_install("openvino"))
-    else:
-        yield Finding(OK, "processor", processor.name)
+    bf16 = f": multiplies bf16{', which needs OpenVINO' if remedy else ''}" if processor.multiplies_bf16 else ""
+    yield Finding(OK, "processor", f"{processor.name}{bf16}", remedy)
     for bundle in _loaded(paths):
         choice = measured.kept([bundle], runtime_options([bundle], ComputeOptions()))
         if choice is None:

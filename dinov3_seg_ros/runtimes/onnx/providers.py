@@ -220,7 +220,8 @@ INSTALLATION = {
     CUDA: "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime",
     "TensorrtExecutionProvider": "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of "
     "onnxruntime",
-    OPENVINO: how_to_install("openvino"),
+    OPENVINO: f"{how_to_install('openvino')} on a processor of Intel; on one of AMD uninstall onnxruntime and "
+    f"onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}",
     RTX: how_to_install("rtx"),
 }
 

@@ -113,6 +113,11 @@ def usable_providers(bundles: Sequence[Bundle]) -> list[str]:
     return [str(target) for target in _listed()] + of_build
 
 
+def runs_here(name: str) -> bool:
+    """Whether a provider is part of this build of ONNX Runtime, or a package lists a device of this machine for it."""
+    return name in _of_build() or any(device.ep_name == name for device in plugins.devices())
+
+
 def parse_device(device: str) -> tuple[str, int | None]:
     """Return kind and number of the option ``device``; None where it has no number."""
     kind, _, number = device.partition(":")
@@ -176,8 +181,8 @@ def _named(name: str, options: ComputeOptions, bundles: Sequence[Bundle], is_fir
 def _lists_none(name: str) -> str:
     if name == OPENVINO:
         return (
-            "its package lists only devices of Intel, and this machine has none; on another x86 processor install "
-            "onnxruntime-openvino in place of onnxruntime and onnxruntime-ep-openvino"
+            "its package lists only devices of Intel, and this machine has none; on another x86 processor uninstall "
+            f"onnxruntime and onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}"
         )
     return "it finds no device that it can use on this machine"
 
