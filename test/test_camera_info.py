@@ -52,8 +52,12 @@ def test_a_calibration_for_frames_of_another_size_is_refused():
     with pytest.raises(MessageError, match="640x480 pixels, and the frame has 320x240") as caught:
         fill_camera_info(calibration(), calibration(), (240, 320), (240, 320), None)
     assert caught.value.fault == "camera_info of another size"
-    with pytest.raises(MessageError, match="the camera is not calibrated"):  # as its driver sends then
+
+
+def test_a_camera_that_is_not_calibrated_is_called_so():
+    with pytest.raises(MessageError, match="without a calibration; calibrate it") as caught:
         fill_camera_info(calibration(), calibration(0, 0), (240, 320), (240, 320), None)
+    assert caught.value.fault == "camera not calibrated"
 
 
 @pytest.mark.parametrize("field", ["d", "k", "r", "p"])

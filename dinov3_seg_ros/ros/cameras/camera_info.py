@@ -38,12 +38,12 @@ def fill_camera_info(
         header: the mask's, used as it is.
 
     Raises:
-        MessageError: the calibration is for frames of another size.
+        MessageError: there is no calibration, or it is for frames of another size.
     """
     expected = _frame_size(info)
     if not all(expected):
         raise MessageError(
-            "camera_info of another size", "camera_info has no size: the camera is not calibrated; calibrate it"
+            "camera not calibrated", "camera_info has no size, as drivers send it without a calibration; calibrate it"
         )
     if expected != tuple(frame_size):
         raise MessageError(
