@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,7 +39,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -50,6 +48,7 @@ from torch.utils.data import default_collate
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.label_savings import RANDOM, Round, draw, miou, summarise, table  # noqa: E402
 from dinov3_seg_ros import decode  # noqa: E402
 from dinov3_seg_ros.frames.preprocessing import Placement, fill_canvas, place  # noqa: E402
 from dinov3_seg_ros.model.heads.linear import LinearHead  # noqa: E402
@@ -57,7 +56,6 @@ from dinov3_seg_ros.support.files import replacing_file, write_json  # noqa: E40
 from training.data import SegmentationDataset  # noqa: E402
 from training.data.grouping import source_of  # noqa: E402
 from training.data.labelled_images import LabelledImages  # noqa: E402
-from training.evaluation.bootstrap import Ratios, draw_images  # noqa: E402
 from training.loop.bundle_writer import BundleWriter  # noqa: E402
 from training.loop.model import SegmentationModel, make_backbone, make_head  # noqa: E402
 from training.loop.parts import make_cache, make_loss, pixel_counter  # noqa: E402
@@ -71,11 +69,9 @@ from training.unlabelled.description import Description, Pool, describe, make_po
 from training.unlabelled.network import Look, without_padding  # noqa: E402
 from training.unlabelled.strategies import AUTO, STRATEGIES, choose  # noqa: E402
 
-DRAWS = 1000
 # Each run chooses from another share of the images, so that the runs of a strategy without chance differ as well.
 PRESENT = 0.75
 PROBE_STEPS, PROBE_DECAY = 40, 1e-2
-RANDOM = "random"
 # Of the validation images, so many after one another are target images, and so many are scored.
 STRETCH = 10
 
@@ -86,14 +82,6 @@ class Seen(NamedTuple):
     maps: list[Tensor]
     canvas: Tensor
     placement: Placement
-
-
-class Round(NamedTuple):
-    """One round of one run: the images with labels, and counts of each validation image and class."""
-
-    labelled: list[int]
-    correct: np.ndarray
-    union: np.ndarray
 
 
 def one_version(data: SegmentationDataset) -> SegmentationDataset:
@@ -321,102 +309,6 @@ def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
         rounds.append(Round(labelled, correct, union))
         bench.console.print(f"{strategy} {seed}: {count} labels, mIoU {miou(correct, union):.4f}", highlight=False)
     return rounds
-
-
-def miou(correct: np.ndarray, union: np.ndarray) -> float:
-    """Of all validation images."""
-    ratios = Ratios(correct.shape[1])
-    for row in zip(correct, union, strict=True):
-        ratios.add(*row)
-    return ratios.mean() or 0.0
-
-
-def drawn(correct: np.ndarray, union: np.ndarray) -> np.ndarray:
-    """MIoU of random draws of the validation images, (DRAWS,)."""
-    ratios = Ratios(correct.shape[1])
-    for row in zip(correct, union, strict=True):
-        ratios.add(*row)
-    return ratios.draws(draw_images(len(correct), DRAWS))[:, -1]
-
-
-def labels_needed(curve: np.ndarray, counts: Sequence[int], target: float) -> float:
-    """The number of labels at which a curve reaches a mIoU, interpolated; bounded by the first and the last."""
-    rising = np.maximum.accumulate(curve)
-    if target <= rising[0]:
-        return float(counts[0])
-    if target > rising[-1]:
-        return float(counts[-1])
-    after = int(np.searchsorted(rising, target))
-    low, high = rising[after - 1], rising[after]
-    part = (target - low) / (high - low)
-    return math.exp((1 - part) * math.log(counts[after - 1]) + part * math.log(counts[after]))
-
-
-def summarise(runs: dict[str, list[list[Round]]], counts: Sequence[int]) -> dict[str, Any]:
-    """MIoU of each strategy and round, and the share of labels that it saves, with intervals."""
-    exact = {
-        name: np.array([[miou(r.correct, r.union) for r in rounds] for rounds in own]) for name, own in runs.items()
-    }
-    boot = {
-        name: np.array([[drawn(r.correct, r.union) for r in rounds] for rounds in own]) for name, own in runs.items()
-    }
-    random = np.random.default_rng(0)
-    means = {}  # (DRAWS, rounds): a draw of runs and of validation images
-    for name, values in boot.items():
-        picked = random.integers(len(values), size=(DRAWS, len(values)))
-        means[name] = values[picked, :, np.arange(DRAWS)[:, None]].mean(1)
-    found: dict[str, Any] = {}
-    for name, values in exact.items():
-        curve = values.mean(0)
-        found[name] = {
-            "miou": curve.tolist(),
-            "spread": values.std(0, ddof=1).tolist() if len(values) > 1 else None,
-            "interval": np.percentile(means[name], [2.5, 97.5], axis=0).T.tolist(),
-        }
-        if RANDOM not in exact or name == RANDOM:
-            continue
-        saved = {}
-        for number, count in enumerate(counts[1:], 1):
-            needed = labels_needed(curve, counts, float(exact[RANDOM].mean(0)[number]))
-            draws = [
-                1 - labels_needed(mine, counts, theirs[number]) / count
-                for mine, theirs in zip(means[name], means[RANDOM], strict=True)
-            ]
-            ends = np.percentile(draws, [2.5, 97.5]).tolist()
-            saved[str(count)] = {"needed": needed, "saved": 1 - needed / count, "interval": ends}
-        found[name]["against_random"] = saved
-    return found
-
-
-def table(found: dict[str, Any], counts: Sequence[int]) -> str:
-    """The summary in Markdown."""
-    columns = [f"mIoU, {count}" for count in counts]
-    columns += [f"labels for random's mIoU of {count}, saved" for count in counts[1:]]
-    lines = [f"| strategy | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for name, own in found.items():
-        cells = [f"{value:.4f}" for value in own["miou"]]
-        for saved in own.get("against_random", {}).values():
-            low, high = saved["interval"]
-            cells.append(f"{saved['needed']:.1f}, {saved['saved']:.0%} ({low:.0%} to {high:.0%})")
-        cells += [""] * (len(columns) - len(cells))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(found: dict[str, Any], counts: Sequence[int], path: Path) -> None:
-    """The curves as a PNG file."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, own in found.items():
-        (line,) = axes.plot(counts, own["miou"], marker="o", label=name, linestyle="--" if name == RANDOM else "-")
-        low, high = np.array(own["interval"]).T
-        axes.fill_between(counts, low, high, alpha=0.1, color=line.get_color())
-    axes.set(xlabel="labelled images", ylabel="validation mIoU", xscale="log")
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary)
 
 
 def main() -> None:

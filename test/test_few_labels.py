@@ -11,6 +11,7 @@ import pytest
 from bundles import made_backbone
 
 from benchmarks import few_labels
+from benchmarks.label_savings import labels_needed
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.model.identity import save_backbone
 
@@ -85,7 +86,7 @@ def test_images_are_chosen_for_one_half_of_the_validation_images_and_scored_on_t
 def test_the_labels_needed_are_interpolated_between_rounds():
     curve = np.array([0.2, 0.4, 0.3, 0.6])
     counts = [10, 20, 40, 80]
-    assert few_labels.labels_needed(curve, counts, 0.4) == pytest.approx(20)
-    assert few_labels.labels_needed(curve, counts, 0.3) == pytest.approx(10 * 2**0.5)
-    assert few_labels.labels_needed(curve, counts, 0.5) == pytest.approx(40 * 2**0.5), "a fall does not count"
-    assert (few_labels.labels_needed(curve, counts, 0.1), few_labels.labels_needed(curve, counts, 0.7)) == (10, 80)
+    assert labels_needed(curve, counts, 0.4) == pytest.approx(20)
+    assert labels_needed(curve, counts, 0.3) == pytest.approx(10 * 2**0.5)
+    assert labels_needed(curve, counts, 0.5) == pytest.approx(40 * 2**0.5), "a fall does not count"
+    assert (labels_needed(curve, counts, 0.1), labels_needed(curve, counts, 0.7)) == (10, 80)
