@@ -455,6 +455,30 @@ def test_a_line_of_yolo_that_means_something_else_is_refused(tmp_path, line, sai
         AutoData(root=str(tmp_path)).open("train").item(1)
 
 
+def test_lists_of_images_say_which_split_a_yolo_image_is_in(tmp_path):
+    # As CVAT writes them, and as a list from another machine has its paths.
+    labelled_folders.build_yolo(tmp_path)
+    images = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
+    (tmp_path / "Train.txt").write_text("".join(f"data/{name}\n" for name in images[1:3]))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/val.txt").write_text(f"\nC:\\data\\{images[0]}\n".replace("/", "\\"))
+    configuration = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    configuration |= {"path": "/home/somebody/data", "train": "Train.txt", "val": ["./lists/val.txt"]}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(configuration))
+
+    def names(split):
+        return [sample.image.relative_to(tmp_path).as_posix() for sample in section.open(split).samples]
+
+    section = AutoData(root=str(tmp_path))
+    assert (names("train"), names("val")) == (images[1:3], images[:1])
+    (tmp_path / "Train.txt").write_text("data/another.jpg\n")
+    with pytest.raises(DatasetError, match=r"Train\.txt names none of the images"):
+        names("train")
+    (tmp_path / "Train.txt").unlink()
+    with pytest.raises(DatasetError, match=r"data\.yaml names Train\.txt, which is not in"):
+        names("train")
+
+
 @pytest.mark.parametrize(("name", "pattern"), [("coco", "_annotations*"), ("yolo", "*.txt"), ("cvat_images", "*.xml")])
 def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
     labelled_folders.BUILDERS[name](tmp_path)

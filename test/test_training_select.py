@@ -264,6 +264,8 @@ def test_the_image_that_looks_like_the_target_is_chosen_first(bundle, tmp_path, 
     assert "no target image can be read" in capsys.readouterr().err
     assert run(*words, "--strategy", "margin", "--output", tmp_path / "none") == 1
     assert "'margin' has no use for target images" in capsys.readouterr().err
+    assert run(*words[:3], "--target", tmp_path / "nowhere", *words[5:], "--output", tmp_path / "none") == 1
+    assert f"--target: '{tmp_path / 'nowhere'}' is no folder" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

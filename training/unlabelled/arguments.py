@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.command_line import CommandParser, duration
+from dinov3_seg_ros.support.errors import DatasetError
 from training.support.writing import add_output
 from training.unlabelled.images import UnlabelledImages, is_recording, open_images
 
@@ -44,7 +45,13 @@ def open_from(options: argparse.Namespace, value_range: ValueRange) -> Unlabelle
 
 
 def open_target(options: argparse.Namespace, value_range: ValueRange) -> UnlabelledImages:
-    """The target images that a command line names; of a recording, the same topics and times as of the images'."""
-    if is_recording(Path(options.target)):
-        return open_images(options.target, value_range, options.topics, options.every)
-    return open_images(options.target, value_range)
+    """The target images that a command line names; of a recording, the same topics and times as of the images'.
+
+    Raises:
+        DatasetError: see `open_images`.
+    """
+    chosen = (options.topics, options.every) if is_recording(Path(options.target)) else ()
+    try:
+        return open_images(options.target, value_range, *chosen)
+    except DatasetError as error:
+        raise DatasetError(f"--target: {error}") from error

@@ -14,7 +14,7 @@ from training.data.reading.protocol import Format, LabelledFolder, Match, Patter
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
 from training.data.reading.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of, stem
 
-_CONFIGURATIONS = (".yaml", ".yml")
+_CONFIGURATIONS, _LIST = (".yaml", ".yml"), ".txt"
 _LOOKED_AT = 20
 # By how much shares may differ from 0.5; tools round, and some let shapes leave the image.
 _MOST_OUTSIDE = 1.0
@@ -23,8 +23,10 @@ _MOST_OUTSIDE = 1.0
 class Yolo(Format):
     """``images/a.jpg`` with ``labels/a.txt``, whose lines are ``class x1 y1 x2 y2 ...`` in shares of the image's size.
 
-    Names stand in the YAML file beside them. The class 0 is the background, which Ultralytics' files do not name. Small
-    polygons lie over large ones, as in Ultralytics' own conversion. An image without a text file is all background.
+    Names stand in the YAML file beside them, and for each split folders or text files that list its images. Where there
+    are lists, an image that none of them names is left out, as Ultralytics does. The class 0 is the background, which
+    Ultralytics' files do not name. Small polygons lie over large ones, as in Ultralytics' own conversion. An image
+    without a text file is all background.
     """
 
     name = "yolo"
@@ -53,10 +55,13 @@ class Yolo(Format):
         labels = _label_files(tree)
         if not labels:
             raise DatasetError(f"{tree.root} holds no image with a text file of labels (images/a.jpg, labels/a.txt)")
-        names, split_of_folder = _configuration(tree)
+        names, split_of_folder, split_of_image = _configuration(tree)
         samples: dict[Split | None, list[Sample]] = {}
         for image in tree.images:
             split = next((split for folder, split in split_of_folder.items() if image.startswith(folder)), None)
+            split = split or split_of_image.get(image)
+            if split_of_image and split is None:
+                continue
             text = labels.get(image)
             labelled = Sample(tree.path(image), tree.path(text or image), entry=text is not None)
             samples.setdefault(split or split_of(image), []).append(labelled)
@@ -80,21 +85,21 @@ def _label_files(tree: Tree) -> dict[str, str]:
     return found
 
 
-def _configuration(tree: Tree) -> tuple[SourceClasses, dict[str, Split]]:
-    """Names of the classes, and the split of each folder, from the YAML file or from a list of names.
+def _configuration(tree: Tree) -> tuple[SourceClasses, dict[str, Split], dict[str, Split]]:
+    """Names of the classes, and the split of each folder and listed image, from the YAML file or from a list of names.
 
     Raises:
-        DatasetError: neither is there.
+        DatasetError: neither is there, or a list of images is missing or names none of them.
     """
     for name in sorted(tree.with_suffix(*_CONFIGURATIONS), key=lambda name: name.count("/")):
         content = read_yaml(tree.path(name))
         if isinstance(content, dict) and "names" in content:
             listed = read_yaml_classes(tree.path(name))
-            return _with_background(listed), dict(_folders(content))
+            return _with_background(listed), dict(_folders(content)), dict(_listed_images(tree, name, content))
     listed = find_classes(tree)
     if not listed.classes:
         raise DatasetError(f"{tree.root} has no data.yaml with the names of the classes; export it with the labels")
-    return _with_background(listed), {}
+    return _with_background(listed), {}, {}
 
 
 def _with_background(listed: SourceClasses) -> SourceClasses:
@@ -108,11 +113,48 @@ def _with_background(listed: SourceClasses) -> SourceClasses:
 
 def _folders(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
     """The split of the folders that a YAML file names, with a slash at their end."""
+    for path, split in _paths(content):
+        if not path.endswith(_LIST):
+            yield "/".join(_parts(path)) + "/", split
+
+
+def _listed_images(tree: Tree, configuration: str, content: dict[str, object]) -> Iterator[tuple[str, Split]]:
+    """The split of the images that the lists of a YAML file name.
+
+    Lists come from other machines: a line is the image whose path in this folder it ends with, or that ends with it.
+    """
+    by_name: dict[str, list[list[str]]] = {}
+    for image in tree.images:
+        by_name.setdefault(image.split("/")[-1], []).append(image.split("/"))
+    for path, split in _paths(content):
+        if not path.endswith(_LIST):
+            continue
+        file = next((one for one in tree.with_suffix(_LIST) if _same_end(one.split("/"), _parts(path))), None)
+        if file is None:
+            raise DatasetError(f"{configuration} names {path}, which is not in {tree.root}; copy it there")
+        lines = [parts for line in read_text(tree.path(file)).splitlines() if (parts := _parts(line.strip()))]
+        found = [image for parts in lines for image in by_name.get(parts[-1], []) if _same_end(image, parts)]
+        if not found:
+            raise DatasetError(f"{tree.path(file)} names none of the images in {tree.root}; correct its paths")
+        yield from (("/".join(image), split) for image in found)
+
+
+def _paths(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
     for key, split in SPLIT_NAMES.items():
         written = content.get(key)
         for path in written if isinstance(written, list) else [written]:
-            if isinstance(path, str) and not path.endswith(".txt"):
-                yield "/".join(part for part in path.split("/") if part not in ("", ".", "..")) + "/", split
+            if isinstance(path, str):
+                yield path, split
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+
+
+def _same_end(first: list[str], second: list[str]) -> bool:
+    """Whether one path ends with the other."""
+    shared = min(len(first), len(second))
+    return first[-shared:] == second[-shared:]
 
 
 class _Parser:
