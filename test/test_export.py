@@ -94,6 +94,17 @@ def test_an_image_guided_heads_graphs_give_the_labels_of_pytorch(tmp_path, pictu
         assert (one.labels == other.labels).mean() >= 0.9995
 
 
+def test_maps_are_upsampled_by_factors_that_the_graph_holds(tmp_path):
+    """Otherwise ONNX Runtime changes the layout of all logits before it upsamples and adds them."""
+    head = build_head("aspp", [16, 16], [16, 32], 5, width=16, detail=True).eval()
+    maps = [torch.randn(2, 16, 8, 12), torch.randn(2, 16, 4, 6)]
+    export_head(HeadGraph(head, *NORMALISATION), maps, [2, 3], (128, 192), tmp_path / "head.onnx", {})
+    graph = onnx.load(tmp_path / "head.onnx").graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+    factors = [constants[node.input[2]] for node in graph.node if node.op_type == "Resize"]
+    assert sorted(factors) == [[1, 1, 2, 2], [1, 1, 4, 4], [1, 1, 4, 4]]
+
+
 @pytest.mark.parametrize(
     ("family", "precision"),
     [

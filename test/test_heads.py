@@ -283,8 +283,9 @@ class TestAdaptiveMean:
         blocks = feature_map.reshape(1, 2, 2, 2, 3, 2).mean(dim=(3, 5))
         torch.testing.assert_close(resize(feature_map, (2, 3)), blocks)
         assert resize(feature_map, (4, 6)) is feature_map
-        grown = torch.nn.functional.interpolate(feature_map, size=(7, 9), mode="bilinear", align_corners=False)
-        assert torch.equal(resize(feature_map, (7, 9)), grown)
+        for size in ((7, 9), (8, 18), (8, 13), (4, 12)):
+            grown = torch.nn.functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+            assert torch.equal(resize(feature_map, size), grown), size
 
 
 class TestLinear:

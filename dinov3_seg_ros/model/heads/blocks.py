@@ -43,6 +43,11 @@ def resize(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return feature_map
     if size[0] <= height and size[1] <= width:
         return adaptive_mean(feature_map, size)
+    if size[0] % height == 0 and size[1] % width == 0:
+        # An exported graph has factors as constants, but computes sizes from the batch's. Only with factors does ONNX
+        # Runtime upsample in its own layout for convolutions, and add logits while it convolves.
+        factors = (float(size[0] // height), float(size[1] // width))
+        return F.interpolate(feature_map, scale_factor=factors, mode="bilinear", align_corners=False)
     return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
 
 
