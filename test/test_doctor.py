@@ -133,3 +133,7 @@ def test_a_processor_that_multiplies_bf16_is_told_of_openvino_unless_it_runs_her
     monkeypatch.setattr("dinov3_seg_ros.runtimes.onnx.targets.runs_here", lambda name: True)
     found = {finding.subject: finding for finding in computing.providers([exported.path])}
     assert (found["processor"].detail, found["processor"].remedy) == ("A processor: multiplies bf16", "")
+    missing = {"onnx": "onnxruntime is not installed", "torch": None, "tensorrt": None}
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.choice.available_runtimes", lambda: missing)
+    found = {finding.subject: finding for finding in computing.providers([exported.path])}
+    assert "which needs OpenVINO" in found["processor"].detail and "[openvino]" in found["processor"].remedy

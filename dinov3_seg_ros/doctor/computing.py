@@ -33,23 +33,28 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.options import ComputeOptions
     from dinov3_seg_ros.runtimes import measured
     from dinov3_seg_ros.runtimes.choice import available_runtimes, runtime_options
+    from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
     from dinov3_seg_ros.support.cpu import this_cpu
 
-    processor, remedy = this_cpu(), ""
+    openvino = False
     if available_runtimes()["onnx"] is None:
         from dinov3_seg_ros.runtimes.onnx import plugins
-        from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
         from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 
-        if processor.multiplies_bf16 and not runs_here(OPENVINO):
-            remedy = INSTALLATION[OPENVINO]
+        openvino = runs_here(OPENVINO)
         for name, reason in plugins.register().items():
             if plugins.NVIDIAS_DRIVER in reason:
                 yield Finding(OK, "execution provider", f"{name} is not used: {reason}")
             elif reason:
                 yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
-    bf16 = f": multiplies bf16{', which needs OpenVINO' if remedy else ''}" if processor.multiplies_bf16 else ""
-    yield Finding(OK, "processor", f"{processor.name}{bf16}", remedy)
+    processor = this_cpu()
+    if not processor.multiplies_bf16:
+        yield Finding(OK, "processor", processor.name)
+    elif openvino:
+        yield Finding(OK, "processor", f"{processor.name}: multiplies bf16")
+    else:
+        found = f"{processor.name}: multiplies bf16, which needs OpenVINO"
+        yield Finding(OK, "processor", found, INSTALLATION[OPENVINO])
     for bundle in _loaded(paths):
         choice = measured.kept([bundle], runtime_options([bundle], ComputeOptions()))
         if choice is None:
