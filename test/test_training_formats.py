@@ -479,6 +479,88 @@ def test_lists_of_images_say_which_split_a_yolo_image_is_in(tmp_path):
         names("train")
 
 
+class TestSplitsOfYolo:
+    """What ``data.yaml`` names: folders, and text files that list images."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        labelled_folders.build_yolo(tmp_path)
+        return tmp_path
+
+    @staticmethod
+    def images(root, split):
+        return sorted(path.relative_to(root).as_posix() for path in (root / split).rglob("*.jpg"))
+
+    @staticmethod
+    def write(root, lists, **keys):
+        for name, lines in lists.items():
+            labelled_folders.put(root / name, "\n".join(lines))
+        labelled_folders.put(root / "data.yaml", yaml.safe_dump({"names": labelled_folders.NAMES[1:], **keys}))
+
+    @staticmethod
+    def opened(root, split):
+        return sorted(
+            sample.image.relative_to(root).as_posix() for sample in AutoData(root=str(root)).open(split).samples
+        )
+
+    def test_a_list_that_is_for_two_splits_is_the_first_ones(self, root):
+        train, val = self.images(root, "train"), self.images(root, "valid")
+        self.write(root, {"train.txt": train, "val.txt": val}, train="train.txt", val="val.txt", test="val.txt")
+        assert (self.opened(root, "train"), self.opened(root, "val")) == (train, val)
+
+    def test_the_list_beside_the_yaml_file_is_taken(self, root):
+        train, val = self.images(root, "train"), self.images(root, "valid")
+        lists = {"ImageSets/train.txt": train[:1], "train.txt": train, "val.txt": val}
+        self.write(root, lists, train="train.txt", val="val.txt")
+        assert self.opened(root, "train") == train
+
+    def test_a_test_list_that_is_not_here_does_not_keep_from_training(self, root):
+        train, val = self.images(root, "train"), self.images(root, "valid")
+        lists = {"train.txt": train, "val.txt": val, "test.txt": ["images/elsewhere.jpg"]}
+        for test in ("test.txt", "missing.txt"):
+            self.write(root, lists, train="train.txt", val="val.txt", test=test)
+            assert self.opened(root, "train") == train
+            with pytest.raises(DatasetError, match="test"):
+                self.opened(root, "test")
+
+    def test_a_line_is_the_image_beside_its_list(self, root):
+        for split in ("train", "valid"):
+            image = root / self.images(root, split)[0]
+            image.with_name("0001.jpg").write_bytes(image.read_bytes())
+        lists = {"train/list.txt": ["./images/0001.jpg"], "valid/list.txt": ["./images/0001.JPG"]}
+        self.write(root, lists, train="train/list.txt", val="valid/list.txt")
+        assert self.opened(root, "train") == ["train/images/0001.jpg"]
+        assert self.opened(root, "val") == ["valid/images/0001.jpg"]
+
+    def test_a_list_decides_against_a_folder(self, root):
+        train = self.images(root, "train")
+        self.write(root, {"val.txt": train[:1]}, train="train/images", val="val.txt")
+        assert (self.opened(root, "train"), self.opened(root, "val")) == (train[1:], train[:1])
+
+    def test_a_folder_of_another_machine_is_found_by_its_end(self, root):
+        (root / "valid").rename(root / "second")
+        train, val = self.images(root, "train"), self.images(root, "second")
+        self.write(root, {"train.TXT": train}, train="train.TXT", val="/home/somebody/data/second/images")
+        assert (self.opened(root, "train"), self.opened(root, "val")) == (train, val)
+
+    def test_what_lists_leave_out_and_what_they_miss_is_counted(self, root):
+        train, val = self.images(root, "train"), self.images(root, "valid")
+        lists = {"train.txt": [*train[1:], "images/lost.jpg", "other/lost.jpg"], "val.txt": val}
+        self.write(root, lists, train="train.txt", val="val.txt")
+        notes = AutoData(root=str(root)).found().notes
+        assert "2 images that lists name are not in the folder" in notes
+        assert "1 images lie in no split and are left out" in notes
+
+    def test_an_empty_list_is_called_so(self, root):
+        self.write(root, {"train.txt": [], "val.txt": self.images(root, "valid")}, train="train.txt", val="val.txt")
+        with pytest.raises(DatasetError, match=r"train\.txt is empty"):
+            self.opened(root, "train")
+
+    def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
+        (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
+        assert len(AutoData(root=str(root), format="yolo").open("train")) == 4
+
+
 @pytest.mark.parametrize(("name", "pattern"), [("coco", "_annotations*"), ("yolo", "*.txt"), ("cvat_images", "*.xml")])
 def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
     labelled_folders.BUILDERS[name](tmp_path)

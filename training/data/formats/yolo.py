@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
@@ -12,9 +10,12 @@ from training.data.classes.lists import BACKGROUND, find_classes, read_yaml_clas
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
-from training.data.reading.tree import SPLIT_NAMES, Tree, read_text, read_yaml, split_of, stem
+from training.data.reading.tree import Tree, read_text, read_yaml, stem
+from training.data.reading.yaml_splits import YamlSplits, read_splits
 
-_CONFIGURATIONS, _LIST = (".yaml", ".yml"), ".txt"
+_CONFIGURATIONS = (".yaml", ".yml")
+# As tools call the file. Another YAML file that cannot be read may be anything, such as a camera's calibration.
+_OWN_NAMES = ("data", "dataset")
 _LOOKED_AT = 20
 # By how much shares may differ from 0.5; tools round, and some let shapes leave the image.
 _MOST_OUTSIDE = 1.0
@@ -23,8 +24,8 @@ _MOST_OUTSIDE = 1.0
 class Yolo(Format):
     """``images/a.jpg`` with ``labels/a.txt``, whose lines are ``class x1 y1 x2 y2 ...`` in shares of the image's size.
 
-    Names stand in the YAML file beside them, and for each split folders or text files that list its images. Where there
-    are lists, an image that none of them names is left out, as Ultralytics does. The class 0 is the background, which
+    Names stand in the YAML file beside them, and for each split folders or text files that list its images. Where a
+    split has a list, only images that it names are in it, as in Ultralytics. The class 0 is the background, which
     Ultralytics' files do not name. Small polygons lie over large ones, as in Ultralytics' own conversion. An image
     without a text file is all background.
     """
@@ -55,21 +56,18 @@ class Yolo(Format):
         labels = _label_files(tree)
         if not labels:
             raise DatasetError(f"{tree.root} holds no image with a text file of labels (images/a.jpg, labels/a.txt)")
-        names, split_of_folder, split_of_image = _configuration(tree)
+        names, splits = _configuration(tree)
         samples: dict[Split | None, list[Sample]] = {}
         for image in tree.images:
-            split = next((split for folder, split in split_of_folder.items() if image.startswith(folder)), None)
-            split = split or split_of_image.get(image)
-            if split_of_image and split is None:
-                continue
             text = labels.get(image)
             labelled = Sample(tree.path(image), tree.path(text or image), entry=text is not None)
-            samples.setdefault(split or split_of(image), []).append(labelled)
+            samples.setdefault(splits.of(image), []).append(labelled)
         known = set(labels.values())
         texts = [name for name in tree.with_suffix(".txt") if "labels" in name.split("/")]
         spare = [tree.path(name) for name in texts if name not in known]
         count = max(value for entry in names.classes for value in entry.values)
-        return LabelledFolder(names, samples, ShapeReader(_Parser(count), needs_size=True), spare)
+        read = ShapeReader(_Parser(count), needs_size=True)
+        return LabelledFolder(names, samples, read, spare, absent=splits.absent)
 
 
 def _label_files(tree: Tree) -> dict[str, str]:
@@ -85,21 +83,30 @@ def _label_files(tree: Tree) -> dict[str, str]:
     return found
 
 
-def _configuration(tree: Tree) -> tuple[SourceClasses, dict[str, Split], dict[str, Split]]:
-    """Names of the classes, and the split of each folder and listed image, from the YAML file or from a list of names.
+def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
+    """Names of the classes, and the splits, from the YAML file or from a list of names.
 
     Raises:
-        DatasetError: neither is there, or a list of images is missing or names none of them.
+        DatasetError: neither is there, or see `read_splits`.
     """
+    damaged: list[DatasetError] = []
     for name in sorted(tree.with_suffix(*_CONFIGURATIONS), key=lambda name: name.count("/")):
-        content = read_yaml(tree.path(name))
+        try:
+            content = read_yaml(tree.path(name))
+        except DatasetError as error:
+            if stem(name).rpartition("/")[2] in _OWN_NAMES:
+                raise
+            damaged.append(error)
+            continue
         if isinstance(content, dict) and "names" in content:
             listed = read_yaml_classes(tree.path(name))
-            return _with_background(listed), dict(_folders(content)), dict(_listed_images(tree, name, content))
+            return _with_background(listed), read_splits(tree, name, content)
     listed = find_classes(tree)
-    if not listed.classes:
-        raise DatasetError(f"{tree.root} has no data.yaml with the names of the classes; export it with the labels")
-    return _with_background(listed), {}, {}
+    if listed.classes:
+        return _with_background(listed), YamlSplits()
+    if damaged:
+        raise damaged[0]
+    raise DatasetError(f"{tree.root} has no data.yaml with the names of the classes; export it with the labels")
 
 
 def _with_background(listed: SourceClasses) -> SourceClasses:
@@ -109,52 +116,6 @@ def _with_background(listed: SourceClasses) -> SourceClasses:
         values.setdefault(entry.name, []).extend(value + 1 for value in entry.values)
     classes = tuple(SourceClass(name, tuple(own)) for name, own in values.items())
     return SourceClasses(classes, listed.origin, drawn=True)
-
-
-def _folders(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
-    """The split of the folders that a YAML file names, with a slash at their end."""
-    for path, split in _paths(content):
-        if not path.endswith(_LIST):
-            yield "/".join(_parts(path)) + "/", split
-
-
-def _listed_images(tree: Tree, configuration: str, content: dict[str, object]) -> Iterator[tuple[str, Split]]:
-    """The split of the images that the lists of a YAML file name.
-
-    Lists come from other machines: a line is the image whose path in this folder it ends with, or that ends with it.
-    """
-    by_name: dict[str, list[list[str]]] = {}
-    for image in tree.images:
-        by_name.setdefault(image.split("/")[-1], []).append(image.split("/"))
-    for path, split in _paths(content):
-        if not path.endswith(_LIST):
-            continue
-        file = next((one for one in tree.with_suffix(_LIST) if _same_end(one.split("/"), _parts(path))), None)
-        if file is None:
-            raise DatasetError(f"{configuration} names {path}, which is not in {tree.root}; copy it there")
-        lines = [parts for line in read_text(tree.path(file)).splitlines() if (parts := _parts(line.strip()))]
-        found = [image for parts in lines for image in by_name.get(parts[-1], []) if _same_end(image, parts)]
-        if not found:
-            raise DatasetError(f"{tree.path(file)} names none of the images in {tree.root}; correct its paths")
-        yield from (("/".join(image), split) for image in found)
-
-
-def _paths(content: dict[str, object]) -> Iterator[tuple[str, Split]]:
-    for key, split in SPLIT_NAMES.items():
-        written = content.get(key)
-        for path in written if isinstance(written, list) else [written]:
-            if isinstance(path, str):
-                yield path, split
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-
-
-def _same_end(first: list[str], second: list[str]) -> bool:
-    """Whether one path ends with the other."""
-    shared = min(len(first), len(second))
-    return first[-shared:] == second[-shared:]
 
 
 class _Parser:

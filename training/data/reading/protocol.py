@@ -78,6 +78,7 @@ class LabelledFolder:
         read: reads the labels of one sample.
         spare: label files without an image.
         unlabelled: number of images without labels, which are left out.
+        absent: number of images that lists name and that are not there.
         masks: whether the labels are masks, whose values stand for classes.
         evidence: further files that decide how labels look, such as one that lists the categories.
     """
@@ -87,6 +88,7 @@ class LabelledFolder:
     read: ReadLabels
     spare: list[Path] = field(default_factory=list)
     unlabelled: int = 0
+    absent: int = 0
     masks: bool = False
     evidence: list[Path] = field(default_factory=list)
 
