@@ -257,7 +257,7 @@ def test_the_image_that_looks_like_the_target_is_chosen_first(bundle, tmp_path, 
     (tmp_path / "robot/broken.png").write_bytes(b"no image")
     words += ["--bundle", bundle.path]
     assert run(*words, "--output", tmp_path / "with_broken") == 1
-    assert "skipped: broken.png" in capsys.readouterr().err
+    assert "skipped target image: broken.png" in capsys.readouterr().err
     assert [row["image"] for row in selection(tmp_path / "with_broken")["chosen"]] == ["night/2.jpg"]
     (tmp_path / "robot/0.png").unlink()
     assert run(*words, "--output", tmp_path / "none") == 1
@@ -299,3 +299,26 @@ def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
     words = [tmp_path / "photos", "--bundle", bundle.path, "--count", 1, "--target", bag]
     assert run(*words, "--output", tmp_path / "other") == 1, "one is damaged"
     assert selection(tmp_path / "other")["target_images"] == 5
+
+
+def test_topics_and_times_are_of_whichever_is_a_recording(bundle, tmp_path, capsys):
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    import recordings
+
+    topics = ["/front/image", "/back/image"]
+    frames = [(topic, recordings.IMAGE, recordings.image(number)) for number in range(4) for topic in topics]
+    bag = recordings.write_bag(tmp_path / "bag", frames)
+    write_photos(tmp_path / "photos", 2)
+    words = ["--bundle", bundle.path, "--count", 1, "--target"]
+    of_photos = [tmp_path / "photos", *words, bag, "--every", "2s"]
+    assert run(*of_photos, "--output", tmp_path / "unclear") == 1
+    assert "--target: " in capsys.readouterr().err
+    for option in ("--topics", "--target-topics"):
+        assert run(*of_photos, option, "/front/image", "--output", tmp_path / option) == 0
+        assert selection(tmp_path / option)["target_images"] == 2
+    output = ["--output", tmp_path / "both"]
+    assert run(bag, *words, bag, "--topics", "/back/image", "--target-topics", *topics, *output) == 0
+    said = selection(tmp_path / "both")
+    assert (said["looked_at"], said["target_images"]) == (4, 8)
+    assert run(bag, *words, tmp_path / "photos", "--target-topics", "/a", "--output", tmp_path / "none") == 2
+    assert "--target-topics needs a recording as --target" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 IMAGES is a folder of images, with its subfolders, or a recording (rosbag2). The chosen ones go to FOLDER/images, with
 their names; selection.json says why each was chosen, and contact_sheet.png shows them. Images that are labelled already
 (``--labelled``) count as chosen. With ``--backbone`` in place of ``--bundle`` no label is needed at all: the images are
-chosen by what they look like. ``--target`` names images of where the head will be used: what helps there is chosen.
+chosen by what they look like. ``--target`` names images of where the head will be used, and the images that help most
+there are chosen.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.writing import add_output, check_free, writing
-from training.unlabelled.arguments import add_image_arguments, open_from, open_target
+from training.unlabelled.arguments import add_image_arguments, open_with_target
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
@@ -155,7 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         metavar="IMAGES",
-        help="folder or recording, without labels, of where the head will be used: choose what helps there",
+        help="folder, image or recording, without labels, of where the head will be used: choose what helps there",
+    )
+    parser.add_argument(
+        "--target-topics", nargs="+", default=[], metavar="TOPIC", help="of the target's recording (default: --topics)"
     )
     parser.add_argument(
         "--strategy",
@@ -182,8 +186,7 @@ def _select(options: argparse.Namespace) -> int:
         network = Network.of_bundle(options.bundle)
     else:
         network = Network.of_backbone(options.backbone, tuple(options.network_size))
-    images = open_from(options, network.network_input.value_range)
-    target = None if options.target is None else open_target(options, network.network_input.value_range)
+    images, target = open_with_target(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
@@ -206,8 +209,9 @@ def _select(options: argparse.Namespace) -> int:
         "unreadable_target": unreadable_target,
     }
     write_selection(options.output, images, described, choices, about)
-    for name, reason in (*unreadable.items(), *unreadable_target.items()):
-        print(f"skipped: {name}: {reason}", file=sys.stderr)
+    for what, reasons in (("skipped", unreadable), ("skipped target image", unreadable_target)):
+        for name, reason in reasons.items():
+            print(f"{what}: {name}: {reason}", file=sys.stderr)
     console.print(
         f"{len(choices)} of {len(described.names)} images chosen by {strategy}"
         f"{f' for {described.target} target images' if target is not None else ''}, beside {described.labelled} "

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dinov3_seg_ros.options import ValueRange
-from dinov3_seg_ros.support.command_line import CommandParser, duration
+from dinov3_seg_ros.support.command_line import CommandParser, UsageError, duration
 from dinov3_seg_ros.support.errors import DatasetError
 from training.support.writing import add_output
 from training.unlabelled.images import UnlabelledImages, is_recording, open_images
@@ -44,14 +44,26 @@ def open_from(options: argparse.Namespace, value_range: ValueRange) -> Unlabelle
     return open_images(options.images, value_range, options.topics, options.every)
 
 
-def open_target(options: argparse.Namespace, value_range: ValueRange) -> UnlabelledImages:
-    """The target images that a command line names; of a recording, the same topics and times as of the images'.
+def open_with_target(
+    options: argparse.Namespace, value_range: ValueRange
+) -> tuple[UnlabelledImages, UnlabelledImages | None]:
+    """The images that a command line names, and the target images; None where it names none.
+
+    Topics and times are those of whichever is a recording. The target has its own topics where they are given.
 
     Raises:
         DatasetError: see `open_images`.
+        UsageError: topics of a target that is no recording.
     """
-    chosen = (options.topics, options.every) if is_recording(Path(options.target)) else ()
+    target_is_recording = options.target is not None and is_recording(Path(options.target))
+    if options.target_topics and not target_is_recording:
+        raise UsageError("--target-topics needs a recording as --target")
+    of_target_alone = target_is_recording and not is_recording(Path(options.images))
+    images = open_images(options.images, value_range) if of_target_alone else open_from(options, value_range)
+    if options.target is None:
+        return images, None
+    chosen = (options.target_topics or options.topics, options.every) if target_is_recording else ()
     try:
-        return open_images(options.target, value_range, *chosen)
+        return images, open_images(options.target, value_range, *chosen)
     except DatasetError as error:
         raise DatasetError(f"--target: {error}") from error
