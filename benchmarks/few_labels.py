@@ -128,6 +128,8 @@ class Bench:
         looked_at = {index for index in range(len(self.val)) if options.target and index // STRETCH % 2 == 0}
         of_val = [self.see(self.val, index) for index in self._track(self.val, "validation images")]
         scored = [index for index in range(len(of_val)) if index not in looked_at]
+        if not scored:
+            raise SystemExit(f"--target needs more than {STRETCH} validation images; there are {len(self.val)}")
         self.of_target = [of_val[index] for index in sorted(looked_at)]
         self.of_val = [of_val[index] for index in scored]
         self.truth = [self.val.mask(index) for index in scored]
@@ -311,6 +313,22 @@ def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
     return rounds
 
 
+def same_as_before(bench: Bench) -> None:
+    """End the program if the output folder holds rounds that were made otherwise; else note how these are made."""
+    options = bench.options
+    path = options.output / "rounds.json"
+    made = {
+        "recipe": bench.recipe.model_dump(mode="json"),
+        "probe": options.probe,
+        "target": options.target,
+        "iterations": options.iterations,
+    }
+    if path.exists() and json.loads(path.read_text()) != made:
+        raise SystemExit(f"{options.output} holds rounds that were made otherwise ({path.name}); give another --output")
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_json(path, made)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder of the data set")
@@ -319,7 +337,9 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, help="in place of the recipe's")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="further keys of the recipe, at the end")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 20, 40, 80], help="labelled images of each round")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, help=f"beside {RANDOM} (default: all that can be compared)"
+    )
     parser.add_argument("--draws", type=int, default=5, help="runs with random images")
     parser.add_argument("--runs", type=int, default=3, help="runs of each other strategy, with other seeds")
     parser.add_argument("--iterations", type=int, default=400, help="steps of each training")
@@ -328,15 +348,18 @@ def main() -> None:
     parser.add_argument("--target", action="store_true", help="strategies look at half of the validation images")
     parser.add_argument("--output", type=Path, default=Path("runs/few_labels"))
     options = parser.parse_args()
-    if options.target and (blind := [name for name in options.strategies if not STRATEGIES[name].uses_target]):
+    able = [name for name, kind in STRATEGIES.items() if kind.uses_target or not options.target]
+    options.strategies = [name for name in options.strategies or able if name != RANDOM]
+    if blind := [name for name in options.strategies if name not in able]:
         parser.error(f"--target: these strategies do not look at target images: {' '.join(blind)}")
     options.data, options.output = str(options.data), options.output.resolve()
     console = Console()
     bench = Bench(options, console)
+    same_as_before(bench)
     runs: dict[str, list[list[Round]]] = {}
     # The first run of all strategies before the second of any: a stopped benchmark has something of each.
     for seed in range(max(options.draws, options.runs)):
-        for strategy in dict.fromkeys([RANDOM, *options.strategies]):
+        for strategy in [RANDOM, *dict.fromkeys(options.strategies)]:
             if seed < (options.draws if strategy == RANDOM else options.runs):
                 runs.setdefault(strategy, []).append(run(bench, strategy, seed))
     found = summarise(runs, options.counts)

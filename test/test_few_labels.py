@@ -85,6 +85,13 @@ def test_images_are_chosen_for_one_half_of_the_validation_images_and_scored_on_t
     with pytest.raises(SystemExit):
         few_labels.main()
     assert "do not look at target images: margin" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match="holds rounds that were made otherwise"):
+        few_labels.main()
+    monkeypatch.setattr(few_labels, "STRETCH", 10)
+    monkeypatch.setattr(sys, "argv", [*line, "--target"])
+    with pytest.raises(SystemExit, match="--target needs more than 10 validation images; there are 2"):
+        few_labels.main()
 
 
 def test_the_labels_needed_are_interpolated_between_rounds():
