@@ -10,7 +10,7 @@ import pytest
 from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros.doctor import __main__ as doctor
-from dinov3_seg_ros.doctor import communication, computing
+from dinov3_seg_ros.doctor import communication, computing, installation
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
 from dinov3_seg_ros.support.cpu import Cpu
 
@@ -119,6 +119,20 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
     assert run.returncode == 1
     assert all(f"fault    {name} " in run.stdout for name in ("numpy", "cv2", "pydantic", "rclpy")), run.stdout
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("installed", "named"),
+    [
+        (("onnxruntime", "onnxruntime-openvino"), ["onnxruntime, onnxruntime-openvino"]),
+        (("onnxruntime-openvino", "onnxruntime-gpu"), ["onnxruntime-openvino, onnxruntime-gpu"]),
+        (("opencv-python", "opencv-python-headless", "onnxruntime"), ["opencv-python, opencv-python-headless"]),
+        (("onnxruntime",), []),
+    ],
+)
+def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, named):
+    monkeypatch.setattr(installation, "release", lambda *names: "1.24" if set(names) & set(installed) else None)
+    assert [found.subject for found in installation.conflicts() if found.level == FAULT] == named
 
 
 def test_a_processor_that_multiplies_bf16_is_told_of_openvino_unless_it_runs_here(exported, monkeypatch):

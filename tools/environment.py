@@ -50,6 +50,7 @@ def main() -> None:
         stamp.exists() and stamp.read_text().split()[0] != wanted.split()[0]
     ):
         _create(folder, ros_is_sourced)
+        stamp.write_text(wanted.split()[0])  # what it is made from, in case the installation is cut off
     if NEEDS_TORCH & set(extras):
         index = os.environ.get("TORCH_INDEX")
         _pip(folder, _pinned("torch", constraints), *(("--index-url", index) if index else ()))

@@ -11,6 +11,10 @@ from dinov3_seg_ros.support.installation import how_to_install
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
+_BUILDS_OF_ONE_MODULE = (
+    ("opencv-python", "opencv-python-headless"),
+    ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu"),
+)
 
 
 def packages() -> Iterator[Finding]:
@@ -40,12 +44,12 @@ def _numbers(version: str) -> list[int]:
 
 def conflicts() -> Iterator[Finding]:
     """Check for packages that overwrite each other."""
-    for one, other, remedy in (
-        ("opencv-python", "opencv-python-headless", "pip uninstall both, then install the one you want"),
-        ("onnxruntime", "onnxruntime-gpu", "pip uninstall both, then install the one you want"),
-    ):
-        if release(one) and release(other):
-            yield Finding(FAULT, f"{one}, {other}", "both are installed and overwrite each other's module", remedy)
+    remedy = "pip uninstall them all, then install the one you want"
+    for builds in _BUILDS_OF_ONE_MODULE:
+        installed = [name for name in builds if release(name)]
+        if len(installed) > 1:
+            found = "are installed together and overwrite each other's module"
+            yield Finding(FAULT, ", ".join(installed), found, remedy)
     opencv = release("opencv-python", "opencv-python-headless") or "0"
     if int(opencv.split(".")[0]) >= 5:
         yield Finding(
