@@ -95,6 +95,6 @@ def _find_mask(image: Path, folder: Path) -> Path | None:
 
 def _synthetic_images() -> list[np.ndarray]:
     """Generate images for when the user gives none: rendered rooms, noise and even grey; (480, 640, 3) uint8 RGB."""
-    rooms = [scenes.sample("val", index, (480, 640))[0] for index in range(_ROOMS)]
+    rooms = [scenes.sample("val", room * scenes.VIEWS_PER_SCENE, (480, 640))[0] for room in range(_ROOMS)]
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     return [*rooms, noise, np.full_like(noise, 128)]
