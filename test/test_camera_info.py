@@ -55,7 +55,7 @@ def test_a_calibration_for_frames_of_another_size_is_refused():
 
 
 def test_a_camera_that_is_not_calibrated_is_called_so():
-    with pytest.raises(MessageError, match="without a calibration; calibrate it") as caught:
+    with pytest.raises(MessageError, match="without a calibration; calibrate the camera") as caught:
         fill_camera_info(calibration(), calibration(0, 0), (240, 320), (240, 320), None)
     assert caught.value.fault == "camera not calibrated"
 

@@ -43,7 +43,8 @@ def fill_camera_info(
     expected = _frame_size(info)
     if not all(expected):
         raise MessageError(
-            "camera not calibrated", "camera_info has no size, as drivers send it without a calibration; calibrate it"
+            "camera not calibrated",
+            "camera_info has no size, as drivers send it without a calibration; calibrate the camera",
         )
     if expected != tuple(frame_size):
         raise MessageError(
