@@ -36,13 +36,15 @@ class Coverage:
     def __init__(
         self, features: np.ndarray, weights: np.ndarray, presence: np.ndarray, candidates: NDArray[np.intp]
     ) -> None:
-        self._features, self._weights, self._presence = features, weights, presence
-        self._candidates = candidates
+        self._features, self._presence, self._candidates = features, presence, candidates
+        # Only these can gain; with a target they are few.
+        covered = np.flatnonzero(weights.any(axis=0))
+        self._to_cover, self._weights = features[:, covered], weights[:, covered]
         self._widths = [
             max(_mean_squared_distance(own, weight), _mean_to_nearest(own, weight, candidates)) or 1.0
             for own, weight in zip(features, weights, strict=True)
         ]
-        self._covered = np.zeros(weights.shape)
+        self._covered = np.zeros(self._weights.shape)
 
     def choose(self, present: Sequence[int] | np.ndarray, count: int) -> list[tuple[int, NDArray[np.float64]]]:
         """Choose candidates one by one.
@@ -71,9 +73,9 @@ class Coverage:
         return chosen
 
     def _values(self, group: int, columns: np.ndarray) -> NDArray[np.float64]:
-        """How much some images cover each image in a group, (N, columns)."""
-        own = self._features[group]
-        similar = np.exp(-squared_distances(own, own[columns]) / self._widths[group])
+        """How much some images cover each that is to be covered in a group, (images to cover, columns)."""
+        distances = squared_distances(self._to_cover[group], self._features[group, columns])
+        similar = np.exp(-distances / self._widths[group])
         return np.asarray(similar * self._presence[group, columns])
 
     def _gains(self, index: int) -> NDArray[np.float64]:
@@ -89,7 +91,7 @@ class Coverage:
         """The gain of each candidate over all groups."""
         candidates = self._candidates
         found = np.zeros(len(candidates))
-        step = max(_CELLS // self._features.shape[1], 1)
+        step = max(_CELLS // max(self._to_cover.shape[1], 1), 1)
         for group in range(len(self._features)):
             for start in range(0, len(candidates), step):
                 values = self._values(group, candidates[start : start + step])
