@@ -183,6 +183,15 @@ def test_masks_beside_images_are_never_chosen(tmp_path):
     assert names == {"images/day/0.jpg", "images/day/1.jpg", "images/night/0.jpg", "images/night/1.jpg"}
 
 
+@pytest.mark.parametrize("name", ["folder", "label_studio_png"])
+def test_what_labelling_tools_write_beside_masks_is_not_chosen_either(name, tmp_path):
+    labelled_folders.BUILDERS[name](tmp_path)
+    mask = next(path for path in sorted(tmp_path.rglob("*.png")) if Image.open(path).mode in "1LP")
+    Image.open(mask).save(mask.with_name(f"of_instances_{mask.name}"))
+    found = {Image.open(tmp_path / image.name).mode for image in open_images(tmp_path).take()}
+    assert found == {"RGB"}
+
+
 @pytest.mark.parametrize("words", [("--every", "0.5s"), ("--topics", "/front/image")], ids=["every", "topics"])
 def test_options_of_a_recording_are_refused_for_a_folder(bundle, tmp_path, capsys, words):
     write_photos(tmp_path / "photos", 1)

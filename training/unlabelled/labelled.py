@@ -16,7 +16,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.formats import detect
-from training.data.reading.protocol import NO_PATTERNS
+from training.data.reading.protocol import NO_PATTERNS, LabelledFolder
 from training.data.reading.tree import Tree, images_below
 
 # Pillow's modes of images with one value for each pixel.
@@ -92,15 +92,24 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
 def mask_files(folder: Path) -> set[Path]:
     """The files below a folder that are masks of others; none where no format knows the folder.
 
-    A colour picture is no mask here: without a look at all of its colours it could be a second photo of the same name.
+    Further files of one channel in folders of masks are masks too, such as those of instances. A colour picture is no
+    mask here: without a look at all of its colours it could be a second photo of the same name.
     """
     tree = Tree(folder)
     try:
-        samples = detect(tree)[0].open(tree, NO_PATTERNS).all_samples()
+        opened = detect(tree)[0].open(tree, NO_PATTERNS)
     except DatasetError:
         return set()
-    labels = {sample.labels for sample in samples if sample.labels != sample.image}
-    return {path.resolve() for path in labels if path.suffix.lower() in IMAGE_SUFFIXES and _is_mask(path)}
+    images = {sample.image for sample in opened.all_samples()}
+    masks = {path for path in _label_images(opened) if path not in images and _is_mask(path)}
+    of_masks = {path.parent for path in masks} - {path.parent for path in images}
+    beside = {path for path in map(tree.path, tree.images) if path.parent in of_masks and path not in images}
+    return {path.resolve() for path in masks | {path for path in beside if _is_mask(path)}}
+
+
+def _label_images(opened: LabelledFolder) -> set[Path]:
+    paths = {*(sample.labels for sample in opened.all_samples()), *opened.spare, *opened.evidence}
+    return {path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _is_mask(path: Path) -> bool:
