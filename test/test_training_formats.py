@@ -569,6 +569,37 @@ def test_classes_of_nearly_the_same_name_are_told(tmp_path):
     assert "'Road ' and 'road'; if they are one class, merge them in data.classes" in console.export_text()
 
 
+@pytest.mark.parametrize(
+    "line", ["{}", "{}.jpg", '"{}"', "{}  1", "{} -1", "JPEGImages/{}.jpg SegmentationClass/{}.png"]
+)
+@pytest.mark.parametrize("stem", ["1700000000.{n}", "site a {n}", "run_{s}/{m:04d}"])
+def test_lists_of_voc_folders_name_images_by_their_whole_path(tmp_path, stem, line):
+    labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
+    names = [stem.format(n=number, s="ab"[number % 2], m=number // 2) for number in range(8)]
+    for number, name in enumerate(names):
+        tiny_datasets.save_image(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+        labelled_folders.put(tmp_path / "SegmentationClass" / f"{name}.png", labelled_folders.truth(number))
+    listed = {"train": names[::2], "val": names[1:6:2], "test": names[7:]}
+    for split, own in listed.items():
+        lines = [line.format(name, name) for name in own]
+        labelled_folders.put(tmp_path / "ImageSets/Segmentation" / f"{split}.txt", "\n".join(lines))
+    for split, own in listed.items():
+        found = [sample.image for sample in AutoData(root=str(tmp_path)).open(split).samples]
+        assert found == sorted(tmp_path / "JPEGImages" / f"{name}.jpg" for name in own)
+
+
+def test_a_stem_of_two_images_tells_no_split(tmp_path):
+    labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
+    for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
+        tiny_datasets.save_image(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+        labelled_folders.put(tmp_path / "SegmentationClass" / f"{name}.png", labelled_folders.truth(number))
+    labelled_folders.put(tmp_path / "ImageSets/Segmentation/train.txt", "0001\n0002\n")
+    labelled_folders.put(tmp_path / "ImageSets/Segmentation/val.txt", "0003\n")
+    section = AutoData(root=str(tmp_path))
+    assert [sample.image.stem for sample in section.open("train").samples] == ["0002"]
+    assert "2 images lie in no split and are left out" in section.found().notes
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 
