@@ -600,6 +600,17 @@ def test_a_stem_of_two_images_tells_no_split(tmp_path):
     assert "2 images lie in no split and are left out" in section.found().notes
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n", b"data: 1\n---\ndata: 2\n---\n", b"site: K\xfcche\n"],
+    ids=["calibration", "several documents", "latin-1"],
+)
+def test_a_yaml_file_of_another_program_changes_nothing(tmp_path, content):
+    labelled_folders.build_ultralytics_semantic(tmp_path)
+    (tmp_path / "calibration.yaml").write_bytes(content)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 
