@@ -611,6 +611,61 @@ def test_a_yaml_file_of_another_program_changes_nothing(tmp_path, content):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+def write_subsets(root: Path, subsets: tuple[str, str]) -> None:
+    """The same names of images in two subsets."""
+    for offset, subset in enumerate(subsets):
+        for number in range(2):
+            tiny_datasets.save_image(root / "images" / subset / f"frame_{number:06d}.png", 2 * offset + number)
+
+
+def check_subsets(section: AutoData, subsets: tuple[str, str]) -> None:
+    found = section.open_all()
+    images = {sample.image.relative_to(section.root).as_posix(): index for index, sample in enumerate(found.samples)}
+    assert set(images) == {f"images/{subset}/frame_{number:06d}.png" for subset in subsets for number in range(2)}
+    for offset, subset in enumerate(subsets):
+        for number in range(2):
+            index, seed = images[f"images/{subset}/frame_{number:06d}.png"], 2 * offset + number
+            assert np.array_equal(found.item(index)[0], tiny_datasets.image_of(seed))
+            _, top, left, bottom, right = labelled_folders.regions(seed)[0]
+            road = np.zeros((labelled_folders.HEIGHT, labelled_folders.WIDTH), bool)
+            road[top : bottom + 1, left : right + 1] = True
+            assert np.array_equal(found.item(index)[1] == 1, road)
+
+
+@pytest.mark.parametrize("subsets", [("Train", "Validation"), ("site_a", "site_b"), ("default", "site.c")])
+@pytest.mark.parametrize("kind", ["cvat_images", "coco", "datumaro"])
+def test_subsets_of_cvat_may_repeat_the_names_of_images(tmp_path, kind, subsets):
+    write_subsets(tmp_path, subsets)
+    xml, size = [], {"width": labelled_folders.WIDTH, "height": labelled_folders.HEIGHT}
+    for offset, subset in enumerate(subsets):
+        images, annotations, items = [], [], []
+        for number in range(2):
+            road = labelled_folders.corners(labelled_folders.regions(2 * offset + number)[0])
+            points, name = [float(value) for corner in road for value in corner], f"frame_{number:06d}.png"
+            images.append({"id": number + 1, "file_name": name, **size})
+            annotations.append({"id": number + 1, "image_id": number + 1, "category_id": 1, "segmentation": [points]})
+            items.append({
+                "id": name, "annotations": [{"type": "polygon", "label_id": 0, "points": points}],
+                "image": {"path": name, "size": [size["height"], size["width"]]}})  # fmt: skip
+            written = ";".join(f"{x}.0,{y}.0" for x, y in road)
+            xml.append(
+                f'<image id="{number}" name="{name}" subset="{subset}" width="{size["width"]}" '
+                f'height="{size["height"]}"><polygon label="road" points="{written}"/></image>'
+            )
+        if kind == "coco":
+            content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "road"}]}
+            labelled_folders.put(tmp_path / f"annotations/instances_{subset}.json", content)
+        elif kind == "datumaro":
+            labels = {"label": {"labels": [{"name": "road"}]}}
+            labelled_folders.put(tmp_path / f"annotations/{subset}.json", {"categories": labels, "items": items})
+    if kind == "cvat_images":
+        labels = "<meta><project><labels><label><name>road</name></label></labels></project></meta>"
+        labelled_folders.put(tmp_path / "annotations.xml", f"<annotations>\n{labels}{''.join(xml)}</annotations>")
+    section = AutoData(root=str(tmp_path))
+    assert section.found().kind == kind
+    check_subsets(section, subsets)
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 
