@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import io
 import json
 import pickle
 import shutil
 import unicodedata
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -664,6 +666,63 @@ def test_subsets_of_cvat_may_repeat_the_names_of_images(tmp_path, kind, subsets)
     section = AutoData(root=str(tmp_path))
     assert section.found().kind == kind
     check_subsets(section, subsets)
+
+
+@pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
+def test_paths_of_label_studios_local_storage_are_unquoted(tmp_path, name):
+    labelled_folders.build_label_studio(tmp_path)
+    (tmp_path / "images/train/0a1b2c3d-train_0000.jpg").rename(tmp_path / "images/train" / name)
+    address = f"/data/local-files/?d=images/train/{urllib.parse.quote(name)}"
+    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=address))
+    data = AutoData(root=str(tmp_path)).open_all()
+    index = [data.describe(index) for index in range(len(data))].index(name)
+    assert np.array_equal(data.item(index)[1], labelled_folders.truth(0))
+
+
+def test_label_studios_image_may_follow_other_texts(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def add(tasks):
+        for task in tasks:
+            task["data"] = {"site": "depot", **task["data"], "note": "a.jpg"}
+
+    edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
+    next(tmp_path.rglob("*train_0000.jpg")).unlink()
+    with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*train_0000\.jpg"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
+    labelled_folders.build_label_studio_png(tmp_path)
+    header, *rows = (tmp_path / "project.csv").read_text().splitlines()
+    long = '"' + "0, " * 100_000 + '"'
+    lines = [f"{header},tag", *(f"{row},{long}" for row in rows)]
+    (tmp_path / "project.csv").write_text("\n".join(lines))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("label_studio_png", "project.csv"),
+        ("huggingface_images", "train/metadata.csv"),
+        ("roboflow_masks", "_classes.csv"),
+        ("folder", "class_dict.csv"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, name, file, monkeypatch):
+    labelled_folders.BUILDERS[name](tmp_path)
+    for path in [*tmp_path.rglob("classes.yaml"), *tmp_path.rglob("metadata.jsonl")]:
+        path.unlink()
+    (tmp_path / file).write_text("id,image\n1,a.jpg\n")
+
+    def fail(*_):
+        raise csv.Error("line contains NUL")
+
+    monkeypatch.setattr(csv, "reader", fail)
+    with pytest.raises(DatasetError, match=rf"{Path(file).name} cannot be read as CSV: line contains NUL"):
+        AutoData(root=str(tmp_path), format=name).open("train")
 
 
 # Names of files ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from training.data.classes.map import SourceClasses
 from training.data.formats.label_studio import find_uploaded_image
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first
-from training.data.reading.tree import Tree, read_json, read_text, split_of
+from training.data.reading.tree import Tree, read_csv_table, read_json, split_of
 
 # task-7-annotation-12-by-who-tag-label-0.png; a region of several labels has them all, with dashes between them.
 _LAYER = re.compile(
@@ -109,6 +108,6 @@ def _images_of_tasks(tree: Tree) -> dict[int, str]:
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
     if name.endswith(".csv"):
-        return list(csv.DictReader(read_text(tree.path(name)).splitlines()))
+        return list(read_csv_table(tree.path(name)))
     content = read_json(tree.path(name))
     return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []

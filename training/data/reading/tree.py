@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fnmatch
 import functools
+import io
 import json
 import os
 import re
@@ -34,6 +36,8 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 
+# Regions of one image take more than the module's own limit, 131,072 characters; a C long has 32 bits on some systems.
+_LONGEST_CELL = 2**31 - 1
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 _LABEL_SUFFIXES = (".txt", ".xml")
@@ -257,6 +261,29 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}; export it anew") from error
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Rows of a CSV file that are not empty.
+
+    Raises:
+        DatasetError: it cannot be read, or is no CSV.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        return [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row]
+    except csv.Error as error:
+        raise DatasetError(f"{path} cannot be read as CSV: {error}; export it anew") from error
+
+
+def read_csv_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the names in its first row; a short row lacks the last of them.
+
+    Raises:
+        DatasetError: see `read_csv`.
+    """
+    names, *rows = read_csv(path) or [[]]
+    return [dict(zip(names, row, strict=False)) for row in rows]
 
 
 def read_yaml(path: Path) -> Any:
