@@ -725,6 +725,36 @@ def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, name, file, monkeypat
         AutoData(root=str(tmp_path), format=name).open("train")
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["own stem", "imageData"])
+def test_labelme_prefers_the_image_of_its_own_folder(tmp_path, inside):
+    for folder, stem, seed in (("a", "A_0001", 0), ("b", "IMG_0001", 1), ("c", "IMG_0002", 2)):
+        image = tmp_path / folder / f"{stem}.png"
+        tiny_datasets.save_image(image, seed)
+        shape = {"label": "road", "points": labelled_folders.corners(labelled_folders.regions(seed)[0])}
+        data = base64.b64encode(image.read_bytes()).decode() if inside else None
+        written = stem.replace("A_", "IMG_")  # the file was renamed, not what stands in the JSON
+        content = {"shapes": [shape], "imagePath": f"{written}.png", "imageData": data}
+        labelled_folders.put(image.with_suffix(".json"), content)
+    if inside:
+        (tmp_path / "a/A_0001.png").unlink()
+    data = AutoData(root=str(tmp_path)).open_all()
+    images = {sample.labels.stem: index for index, sample in enumerate(data.samples)}
+    for stem, seed in (("A_0001", 0), ("IMG_0001", 1), ("IMG_0002", 2)):
+        assert np.array_equal(data.item(images[stem])[0], tiny_datasets.image_of(seed)), stem
+
+
+@pytest.mark.parametrize("written", ["..\\photos\\a.png", "../photos/a.png", "a.png", "/elsewhere/photos/a.png"])
+def test_labelmes_image_may_lie_in_another_folder(tmp_path, written):
+    tiny_datasets.save_image(tmp_path / "photos/a.png", 0)
+    tiny_datasets.save_image(tmp_path / "photos/b.png", 1)
+    for stem in "ab":
+        shape = {"label": "road", "points": labelled_folders.corners(labelled_folders.regions(0)[0])}
+        content = {"shapes": [shape], "imagePath": written.replace("a.png", f"{stem}.png"), "imageData": None}
+        labelled_folders.put(tmp_path / "json" / f"{stem}.json", content)
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    assert [sample.image for sample in samples] == [tmp_path / "photos/a.png", tmp_path / "photos/b.png"]
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import functools
 import math
+import posixpath
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,16 +129,19 @@ def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
 
 
 def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
-    """The image that a JSON names, or the one of its own stem, or the one inside it; None where there is none."""
-    path = tree.path(name)
-    image = tree.find_image(file.image, near=[parent(name)]) if file.image else None
-    image = image or tree.image_of_stem.get(stem(name))
-    if image is not None:
-        return Sample(tree.path(image), path)
-    if not file.holds_image:
-        return None
-    file_name = file.image.replace("\\", "/").rpartition("/")[2] or f"{path.stem}.png"
-    return Sample(path.with_name(file_name), path, content=functools.partial(_inner_image, path))
+    """The image that a JSON names as seen from its folder, or of its own stem, or inside it, or named so anywhere.
+
+    None where there is none.
+    """
+    path, folder, written = tree.path(name), parent(name), file.image.replace("\\", "/")
+    file_name = written.rpartition("/")[2]
+    image = tree.image_at(posixpath.normpath(f"{folder}/{written}").lstrip("/"))
+    image = image or tree.image_at(f"{folder}/{file_name}".lstrip("/")) or tree.image_of_stem.get(stem(name))
+    if image is None and file.holds_image:
+        inner = functools.partial(_inner_image, path)
+        return Sample(path.with_name(file_name or f"{path.stem}.png"), path, content=inner)
+    image = image or tree.find_image(written)
+    return None if image is None else Sample(tree.path(image), path)
 
 
 def _inner_image(path: Path) -> bytes:

@@ -125,6 +125,13 @@ class Tree:
             found.setdefault(plain(PurePosixPath(name).name), []).append(name)
         return found
 
+    @functools.cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            found.setdefault(plain(name), []).append(name)
+        return found
+
     def check_complete(self) -> None:
         """Look for what an interrupted download or export leaves.
 
@@ -148,6 +155,11 @@ class Tree:
         if empty:
             raise DatasetError(f"{self.path(empty[0])} is empty ({len(empty)} in all); get it anew, or remove it")
 
+    def image_at(self, path: str) -> str | None:
+        """The image file of a path relative to the root, as file systems compare names; None where there is none."""
+        same = self._by_path.get(plain(path), [])
+        return path if path in same else same[0] if len(same) == 1 else None
+
     def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
         """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
 
@@ -163,10 +175,9 @@ class Tree:
         candidates = [name for name in candidates if PurePosixPath(name).name == parts[-1]] or candidates
         for folder in near:
             for end in (parts, parts[-1:]):
-                inside = plain("/".join([folder, *end]) if folder else "/".join(end))
-                found = [name for name in candidates if plain(name) == inside]
-                if len(found) == 1:
-                    return found[0]
+                found = self.image_at("/".join([folder, *end]) if folder else "/".join(end))
+                if found is not None:
+                    return found
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
         shared = {name: _common_end(name.split("/"), parts) for name in candidates}
