@@ -11,6 +11,7 @@ import pickle
 import shutil
 import unicodedata
 import urllib.parse
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -428,6 +429,19 @@ DAMAGES = [
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
+    ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][2]["bitmap"].update(data=""), "unpacked"),
+    (
+        "supervisely",
+        "train/ann/train_0001.jpg.json",
+        lambda c: c["objects"][2]["bitmap"].update(data=base64.b64encode(zlib.compress(b"")).decode()),
+        "unpacked",
+    ),
+    (
+        "coco_panoptic",
+        "annotations/panoptic_val.json",
+        lambda c: c["annotations"][0]["segments_info"][0].pop("id"),
+        "KeyError('id')",
+    ),
 ]
 
 
