@@ -9,12 +9,14 @@ import io
 import json
 import pickle
 import shutil
+import struct
 import unicodedata
 import urllib.parse
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import labelled_folders
 import numpy as np
 import pyarrow
@@ -933,3 +935,45 @@ def test_a_mask_made_without_the_exif_turn_is_explained(tmp_path):
         picture.save(path, exif=exif)
     with pytest.raises(DatasetError, match="EXIF tag turns it by a quarter"):
         AutoData(root=str(tmp_path), classes=["a", "b"]).open("train").item(0)
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG of (H, W, channels) uint16: grey and alpha, RGB or RGBA, none of which Pillow writes."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in chunks)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4], ids=["grey and alpha", "RGB", "RGBA"])
+def test_masks_with_equal_channels_of_16_bits_hold_numbers(tmp_path, channels):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.repeat(tiled(100, 7100, 65000, kind=np.uint16)[..., np.newaxis], channels, axis=2)
+    if channels != 3:
+        pixels[..., -1] = 40_000  # alpha
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(png_of_16_bits(pixels))
+    settings = {"classes": {"a": 100, "b": 7100, "c": 65000}}
+    assert first_labels(tmp_path, 3, **settings) == [0, 1, 2]
+
+
+def test_masks_with_equal_channels_of_16_bits_may_be_tiff(tmp_path):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.repeat(tiled(100, 7100, kind=np.uint16)[..., np.newaxis], 3, axis=2)
+    for path in (tmp_path / "masks").iterdir():
+        assert cv2.imwrite(str(path.with_suffix(".tiff")), pixels)
+        path.unlink()
+    assert first_labels(tmp_path, 2, classes={"a": 100, "b": 7100}) == [0, 1]
+
+
+def test_masks_with_colours_of_16_bits_are_refused(tmp_path):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.zeros((40, 48, 3), np.uint16)
+    pixels[..., 0] = 200
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(png_of_16_bits(pixels))
+    with pytest.raises(ItemError, match="holds colours of 16 bits per channel; save colours with 8 bits"):
+        first_labels(tmp_path, 1, classes={"a": [0, 0, 0], "b": [0, 200, 0]})
