@@ -771,6 +771,16 @@ def test_labelmes_image_may_lie_in_another_folder(tmp_path, written):
     assert [sample.image for sample in samples] == [tmp_path / "photos/a.png", tmp_path / "photos/b.png"]
 
 
+@pytest.mark.parametrize("name", ["label_studio", "label_studio_png", "via", "labelme"])
+def test_a_file_of_classes_names_those_that_no_shape_has(tmp_path, name):
+    labelled_folders.BUILDERS[name](tmp_path)
+    labelled_folders.put(tmp_path / "classes.txt", "person\nroad\n")
+    names = ["background", "person", "road", "door", "tree"]
+    assert AutoData(root=str(tmp_path)).open("train").class_names == names
+    data = AutoData(root=str(tmp_path), classes=["background", "road", "person", "door", "tree"]).open("train")
+    assert np.array_equal(data.item(0)[1], np.array([0, 3, 1, 4])[labelled_folders.truth(0)])
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 

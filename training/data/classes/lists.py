@@ -60,6 +60,18 @@ def find_classes(tree: Tree) -> SourceClasses:
     return SourceClasses()
 
 
+def drawn_classes(tree: Tree, labels: Iterable[str], origin: str) -> SourceClasses:
+    """Classes of shapes that have labels: the background, those that a file of the folder names, then the others.
+
+    Args:
+        tree: the folder.
+        labels: of all shapes; the others follow in the order of the alphabet.
+        origin: where they stand, for messages.
+    """
+    listed = [entry.name for entry in find_classes(tree).classes]
+    return SourceClasses.of_names(list(dict.fromkeys([BACKGROUND, *listed, *sorted(labels)])), origin, drawn=True)
+
+
 def plain_name(name: str) -> str:
     """The name of a class without the underscores that labelme puts around the background's."""
     return BACKGROUND if name in _BACKGROUND_NAMES else name

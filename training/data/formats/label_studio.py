@@ -13,8 +13,7 @@ import numpy as np
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
@@ -42,8 +41,8 @@ class LabelStudio(Format):
         """See `Format.open`."""
         exports = _exports(tree)
         labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
-        names = [BACKGROUND, *sorted(labels - {BACKGROUND})]
-        values = {name: index for index, name in enumerate(names)}
+        classes = drawn_classes(tree, labels, next(iter(exports), ""))
+        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
         absent = []
         for name, tasks in exports.items():
@@ -61,7 +60,6 @@ class LabelStudio(Format):
                 "images into the folder, as Label Studio's JSON does not hold them"
             )
         count = sum(map(len, samples.values()))
-        classes = SourceClasses.of_names(names, next(iter(exports), ""), drawn=True)
         return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
 
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from dinov3_seg_ros.frames.image_files import read_mask
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import drawn_classes
 from training.data.formats.label_studio import find_uploaded_image
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first
@@ -55,8 +54,9 @@ class LabelStudioPng(Format):
                 f"nothing in {tree.root} says which image task {absent[0]} is ({len(absent)} of {len(layers)} tasks): "
                 "export the same project as CSV or JSON too, and put that file and the images into the folder"
             )
-        names = [BACKGROUND, *sorted({layer.label for own in layers.values() for layer in own} - {BACKGROUND})]
-        values = {name: index for index, name in enumerate(names)}
+        labels = {layer.label for own in layers.values() for layer in own}
+        classes = drawn_classes(tree, labels, "the names of the masks")
+        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
         for task, own in sorted(layers.items()):
             image = image_of[task]
@@ -65,7 +65,6 @@ class LabelStudioPng(Format):
             samples.setdefault(split_of(image), []).append(Sample(tree.path(image), files[0], entry))
         files_of_masks = [tree.path(layer.file) for layer in masks]
         unlabelled = len(tree.images) - len(masks) - len({image_of[task] for task in layers})
-        classes = SourceClasses.of_names(names, "the names of the masks", drawn=True)
         return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=files_of_masks)
 
 

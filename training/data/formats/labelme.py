@@ -16,7 +16,7 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import StoredImage, read_mask
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND, find_classes, is_ignored_name, plain_name
+from training.data.classes.lists import drawn_classes, is_ignored_name, plain_name
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
@@ -119,13 +119,10 @@ def _mask(encoded: str, corners: np.ndarray, value: int) -> Shape:
 
 
 def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
-    """The classes of a file of the folder, or else all labels in the order of the alphabet; background first."""
-    found = {plain_name(name) for name in names if not is_ignored_name(name)}
-    listed = find_classes(tree)
-    order = [entry.name for entry in listed.classes if entry.name != BACKGROUND]
-    order += sorted(found.difference(order, [BACKGROUND]))
-    classes = SourceClasses.of_names([BACKGROUND, *order], "the labelme files", drawn=True)
-    return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
+    """The classes, and one value more for what is ignored."""
+    labels = {plain_name(name) for name in names if not is_ignored_name(name)}
+    classes = drawn_classes(tree, labels, "the labelme files")
+    return dataclasses.replace(classes, ignored=SourceClass("", (len(classes.classes),)))
 
 
 def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
