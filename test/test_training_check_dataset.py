@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import labelled_folders
 import numpy as np
 import pytest
 import tiny_datasets
@@ -207,3 +209,43 @@ def test_problems_are_written_as_json(root, tmp_path, capsys):
 def test_an_unknown_key_is_one_clear_message(root, capsys):
     status, printed = check(root, capsys, "--data.rot", "x")
     assert status == 2 and "--data.rot" in printed
+
+
+def without_shapes(root: Path, kind: str) -> None:
+    """Take the shapes of two training images away, as of images that nobody has labelled yet."""
+    seeds = tiny_datasets.seeds("train")[:2]
+    for path in [*root.rglob("*.json"), *root.rglob("*.xml"), *root.rglob("*.txt")]:
+        text = path.read_text()
+        if kind == "cvat_images":
+            text = re.sub(r'(<image id="[01]"[^>]*>).*?</image>', r"\1</image>", text)
+        elif kind == "coco":
+            content = json.loads(text)
+            kept = [found for found in content["annotations"] if found["image_id"] not in seeds]
+            text = json.dumps({**content, "annotations": kept})
+        elif kind == "datumaro" and path.stem == "train":
+            content = json.loads(text)
+            for item in content["items"][:2]:
+                item["annotations"] = []
+            text = json.dumps(content)
+        elif path.name.startswith(tuple(f"train_{seed:04d}" for seed in seeds)):
+            emptied = {"supervisely": {"objects": []}, "labelme": {"shapes": []}, "yolo": None}[kind]
+            text = "" if emptied is None else json.dumps({**json.loads(text), **emptied})
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["cvat_images", "coco", "datumaro", "supervisely", "labelme", "yolo"])
+def test_images_without_a_shape_are_counted(tmp_path, capsys, kind):
+    root, said = tmp_path / "data", tmp_path / "said.json"
+    labelled_folders.BUILDERS[kind](root)
+    assert "no shape" not in check(root, capsys, name="auto")[1]
+    without_shapes(root, kind)
+    _, printed = check(root, capsys, "--json", str(said), name="auto")
+    note = "train: 2 of 4 images have no shape and count as background"
+    assert f"note: {note}" in printed
+    assert any(found.startswith(note) for found in json.loads(said.read_text())["notes"])
+
+
+def test_images_without_the_named_classes_are_not_taken_for_unlabelled(tmp_path, capsys):
+    labelled_folders.build_coco(tmp_path / "data")
+    options = ("--data.classes", "{all: [background, road, door, tree]}")
+    assert "no shape" not in check(tmp_path / "data", capsys, *options, name="auto")[1]

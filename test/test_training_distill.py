@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from trainings import records, tiny_recipe, train
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 from training import distill as command
 from training.data.pseudo_labels import JoinedImages, PseudoLabels
 from training.loop.parts import make_repeats, open_training_data
@@ -106,6 +107,20 @@ def test_a_student_trains_on_both_and_draws_as_many_of_each(taught, tmp_path):
     assert records(tmp_path / "run")[-1]["step"] == 3
     files = json.loads((tmp_path / "run/origins.json").read_text())["data"]["train"]["files"]
     assert sum(name.startswith("pseudo-labels/") for name in files) == 12
+
+
+def test_a_training_goes_on_after_the_teachers_folder_was_moved(taught, tmp_path):
+    shutil.copytree(taught / "pseudo", tmp_path / "pseudo")
+    settings = {"labelled_share": 0.75}
+    train(tiny_recipe(tmp_path, pseudo_labels={**settings, "root": str(tmp_path / "pseudo")}, epochs=1))
+    (tmp_path / "pseudo").rename(tmp_path / "moved")
+    moved = {**settings, "root": str(tmp_path / "moved")}
+    train(tiny_recipe(tmp_path, pseudo_labels=moved, epochs=2), resume=True)
+    assert records(tmp_path / "run")[-1]["epoch"] == 2
+    mask = min((tmp_path / "moved/masks").rglob("*.png"))
+    Image.fromarray(np.zeros_like(np.array(Image.open(mask)))).save(mask)
+    with pytest.raises(OutputError, match=r"pseudo-labels/.*changed|changed: .*pseudo-labels"):
+        train(tiny_recipe(tmp_path, pseudo_labels=moved, epochs=3), resume=True)
 
 
 def test_without_a_folder_nothing_changes(tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import io
 import json
 import pickle
 import shutil
+import struct
 import unicodedata
+import urllib.parse
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import labelled_folders
 import numpy as np
 import pyarrow
@@ -426,6 +431,19 @@ DAMAGES = [
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
+    ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][2]["bitmap"].update(data=""), "unpacked"),
+    (
+        "supervisely",
+        "train/ann/train_0001.jpg.json",
+        lambda c: c["objects"][2]["bitmap"].update(data=base64.b64encode(zlib.compress(b"")).decode()),
+        "unpacked",
+    ),
+    (
+        "coco_panoptic",
+        "annotations/panoptic_val.json",
+        lambda c: c["annotations"][0]["segments_info"][0].pop("id"),
+        "KeyError('id')",
+    ),
 ]
 
 
@@ -558,7 +576,7 @@ class TestSplitsOfYolo:
 
     def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
         (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
-        assert len(AutoData(root=str(root), format="yolo").open("train")) == 4
+        assert len(self.opened(root, "train")) == 4
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("coco", "_annotations*"), ("yolo", "*.txt"), ("cvat_images", "*.xml")])
@@ -649,6 +667,200 @@ def test_classes_of_nearly_the_same_name_are_told(tmp_path):
     console = Console(width=1000, record=True, file=io.StringIO())
     check_before_training(AutoData(root=str(tmp_path)), console)
     assert "'Road ' and 'road'; if they are one class, merge them in data.classes" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "{}.jpg", '"{}"', "{}  1", "{} -1", "JPEGImages/{}.jpg SegmentationClass/{}.png"]
+)
+@pytest.mark.parametrize("stem", ["1700000000.{n}", "site a {n}", "run_{s}/{m:04d}"])
+def test_lists_of_voc_folders_name_images_by_their_whole_path(tmp_path, stem, line):
+    labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
+    names = [stem.format(n=number, s="ab"[number % 2], m=number // 2) for number in range(8)]
+    for number, name in enumerate(names):
+        tiny_datasets.save_image(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+        labelled_folders.put(tmp_path / "SegmentationClass" / f"{name}.png", labelled_folders.truth(number))
+    listed = {"train": names[::2], "val": names[1:6:2], "test": names[7:]}
+    for split, own in listed.items():
+        lines = [line.format(name, name) for name in own]
+        labelled_folders.put(tmp_path / "ImageSets/Segmentation" / f"{split}.txt", "\n".join(lines))
+    for split, own in listed.items():
+        found = [sample.image for sample in AutoData(root=str(tmp_path)).open(split).samples]
+        assert found == sorted(tmp_path / "JPEGImages" / f"{name}.jpg" for name in own)
+
+
+def test_a_stem_of_two_images_tells_no_split(tmp_path):
+    labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
+    for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
+        tiny_datasets.save_image(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+        labelled_folders.put(tmp_path / "SegmentationClass" / f"{name}.png", labelled_folders.truth(number))
+    labelled_folders.put(tmp_path / "ImageSets/Segmentation/train.txt", "0001\n0002\n")
+    labelled_folders.put(tmp_path / "ImageSets/Segmentation/val.txt", "0003\n")
+    section = AutoData(root=str(tmp_path))
+    assert [sample.image.stem for sample in section.open("train").samples] == ["0002"]
+    assert "2 images lie in no split and are left out" in section.found().notes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n", b"data: 1\n---\ndata: 2\n---\n", b"site: K\xfcche\n"],
+    ids=["calibration", "several documents", "latin-1"],
+)
+def test_a_yaml_file_of_another_program_changes_nothing(tmp_path, content):
+    labelled_folders.build_ultralytics_semantic(tmp_path)
+    (tmp_path / "calibration.yaml").write_bytes(content)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def write_subsets(root: Path, subsets: tuple[str, str]) -> None:
+    """The same names of images in two subsets."""
+    for offset, subset in enumerate(subsets):
+        for number in range(2):
+            tiny_datasets.save_image(root / "images" / subset / f"frame_{number:06d}.png", 2 * offset + number)
+
+
+def check_subsets(section: AutoData, subsets: tuple[str, str]) -> None:
+    found = section.open_all()
+    images = {sample.image.relative_to(section.root).as_posix(): index for index, sample in enumerate(found.samples)}
+    assert set(images) == {f"images/{subset}/frame_{number:06d}.png" for subset in subsets for number in range(2)}
+    for offset, subset in enumerate(subsets):
+        for number in range(2):
+            index, seed = images[f"images/{subset}/frame_{number:06d}.png"], 2 * offset + number
+            assert np.array_equal(found.item(index)[0], tiny_datasets.image_of(seed))
+            _, top, left, bottom, right = labelled_folders.regions(seed)[0]
+            road = np.zeros((labelled_folders.HEIGHT, labelled_folders.WIDTH), bool)
+            road[top : bottom + 1, left : right + 1] = True
+            assert np.array_equal(found.item(index)[1] == 1, road)
+
+
+@pytest.mark.parametrize("subsets", [("Train", "Validation"), ("site_a", "site_b"), ("default", "site.c")])
+@pytest.mark.parametrize("kind", ["cvat_images", "coco", "datumaro"])
+def test_subsets_of_cvat_may_repeat_the_names_of_images(tmp_path, kind, subsets):
+    write_subsets(tmp_path, subsets)
+    xml, size = [], {"width": labelled_folders.WIDTH, "height": labelled_folders.HEIGHT}
+    for offset, subset in enumerate(subsets):
+        images, annotations, items = [], [], []
+        for number in range(2):
+            road = labelled_folders.corners(labelled_folders.regions(2 * offset + number)[0])
+            points, name = [float(value) for corner in road for value in corner], f"frame_{number:06d}.png"
+            images.append({"id": number + 1, "file_name": name, **size})
+            annotations.append({"id": number + 1, "image_id": number + 1, "category_id": 1, "segmentation": [points]})
+            items.append({
+                "id": name, "annotations": [{"type": "polygon", "label_id": 0, "points": points}],
+                "image": {"path": name, "size": [size["height"], size["width"]]}})  # fmt: skip
+            written = ";".join(f"{x}.0,{y}.0" for x, y in road)
+            xml.append(
+                f'<image id="{number}" name="{name}" subset="{subset}" width="{size["width"]}" '
+                f'height="{size["height"]}"><polygon label="road" points="{written}"/></image>'
+            )
+        if kind == "coco":
+            content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "road"}]}
+            labelled_folders.put(tmp_path / f"annotations/instances_{subset}.json", content)
+        elif kind == "datumaro":
+            labels = {"label": {"labels": [{"name": "road"}]}}
+            labelled_folders.put(tmp_path / f"annotations/{subset}.json", {"categories": labels, "items": items})
+    if kind == "cvat_images":
+        labels = "<meta><project><labels><label><name>road</name></label></labels></project></meta>"
+        labelled_folders.put(tmp_path / "annotations.xml", f"<annotations>\n{labels}{''.join(xml)}</annotations>")
+    section = AutoData(root=str(tmp_path))
+    assert section.found().kind == kind
+    check_subsets(section, subsets)
+
+
+@pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
+def test_paths_of_label_studios_local_storage_are_unquoted(tmp_path, name):
+    labelled_folders.build_label_studio(tmp_path)
+    (tmp_path / "images/train/0a1b2c3d-train_0000.jpg").rename(tmp_path / "images/train" / name)
+    address = f"/data/local-files/?d=images/train/{urllib.parse.quote(name)}"
+    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=address))
+    data = AutoData(root=str(tmp_path)).open_all()
+    index = [data.describe(index) for index in range(len(data))].index(name)
+    assert np.array_equal(data.item(index)[1], labelled_folders.truth(0))
+
+
+def test_label_studios_image_may_follow_other_texts(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def add(tasks):
+        for task in tasks:
+            task["data"] = {"site": "depot", **task["data"], "note": "a.jpg"}
+
+    edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
+    next(tmp_path.rglob("*train_0000.jpg")).unlink()
+    with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*train_0000\.jpg"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
+    labelled_folders.build_label_studio_png(tmp_path)
+    header, *rows = (tmp_path / "project.csv").read_text().splitlines()
+    long = '"' + "0, " * 100_000 + '"'
+    lines = [f"{header},tag", *(f"{row},{long}" for row in rows)]
+    (tmp_path / "project.csv").write_text("\n".join(lines))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("label_studio_png", "project.csv"),
+        ("huggingface_images", "train/metadata.csv"),
+        ("roboflow_masks", "_classes.csv"),
+        ("folder", "class_dict.csv"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_named(tmp_path, name, file, monkeypatch):
+    labelled_folders.BUILDERS[name](tmp_path)
+    for path in [*tmp_path.rglob("classes.yaml"), *tmp_path.rglob("metadata.jsonl")]:
+        path.unlink()
+    (tmp_path / file).write_text("id,image\n1,a.jpg\n")
+
+    def fail(*_):
+        raise csv.Error("line contains NUL")
+
+    monkeypatch.setattr(csv, "reader", fail)
+    with pytest.raises(DatasetError, match=rf"{Path(file).name} cannot be read as CSV: line contains NUL"):
+        AutoData(root=str(tmp_path), format=name).open("train")
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["own stem", "imageData"])
+def test_labelme_prefers_the_image_of_its_own_folder(tmp_path, inside):
+    for folder, stem, seed in (("a", "A_0001", 0), ("b", "IMG_0001", 1), ("c", "IMG_0002", 2)):
+        image = tmp_path / folder / f"{stem}.png"
+        tiny_datasets.save_image(image, seed)
+        shape = {"label": "road", "points": labelled_folders.corners(labelled_folders.regions(seed)[0])}
+        data = base64.b64encode(image.read_bytes()).decode() if inside else None
+        written = stem.replace("A_", "IMG_")  # the file was renamed, not what stands in the JSON
+        content = {"shapes": [shape], "imagePath": f"{written}.png", "imageData": data}
+        labelled_folders.put(image.with_suffix(".json"), content)
+    if inside:
+        (tmp_path / "a/A_0001.png").unlink()
+    data = AutoData(root=str(tmp_path)).open_all()
+    images = {sample.labels.stem: index for index, sample in enumerate(data.samples)}
+    for stem, seed in (("A_0001", 0), ("IMG_0001", 1), ("IMG_0002", 2)):
+        assert np.array_equal(data.item(images[stem])[0], tiny_datasets.image_of(seed)), stem
+
+
+@pytest.mark.parametrize("written", ["..\\photos\\a.png", "../photos/a.png", "a.png", "/elsewhere/photos/a.png"])
+def test_labelmes_image_may_lie_in_another_folder(tmp_path, written):
+    tiny_datasets.save_image(tmp_path / "photos/a.png", 0)
+    tiny_datasets.save_image(tmp_path / "photos/b.png", 1)
+    for stem in "ab":
+        shape = {"label": "road", "points": labelled_folders.corners(labelled_folders.regions(0)[0])}
+        content = {"shapes": [shape], "imagePath": written.replace("a.png", f"{stem}.png"), "imageData": None}
+        labelled_folders.put(tmp_path / "json" / f"{stem}.json", content)
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    assert [sample.image for sample in samples] == [tmp_path / "photos/a.png", tmp_path / "photos/b.png"]
+
+
+@pytest.mark.parametrize("name", ["label_studio", "label_studio_png", "via", "labelme"])
+def test_a_file_of_classes_names_those_that_no_shape_has(tmp_path, name):
+    labelled_folders.BUILDERS[name](tmp_path)
+    labelled_folders.put(tmp_path / "classes.txt", "person\nroad\n")
+    names = ["background", "person", "road", "door", "tree"]
+    assert AutoData(root=str(tmp_path)).open("train").class_names == names
+    data = AutoData(root=str(tmp_path), classes=["background", "road", "person", "door", "tree"]).open("train")
+    assert np.array_equal(data.item(0)[1], np.array([0, 3, 1, 4])[labelled_folders.truth(0)])
 
 
 # Names of files ------------------------------------------------------------------------------------------------------
@@ -815,3 +1027,45 @@ def test_a_mask_made_without_the_exif_turn_is_explained(tmp_path):
         picture.save(path, exif=exif)
     with pytest.raises(DatasetError, match="EXIF tag turns it by a quarter"):
         AutoData(root=str(tmp_path), classes=["a", "b"]).open("train").item(0)
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG of (H, W, channels) uint16: grey and alpha, RGB or RGBA, none of which Pillow writes."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in chunks)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4], ids=["grey and alpha", "RGB", "RGBA"])
+def test_masks_with_equal_channels_of_16_bits_hold_numbers(tmp_path, channels):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.repeat(tiled(100, 7100, 65000, kind=np.uint16)[..., np.newaxis], channels, axis=2)
+    if channels != 3:
+        pixels[..., -1] = 40_000  # alpha
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(png_of_16_bits(pixels))
+    settings = {"classes": {"a": 100, "b": 7100, "c": 65000}}
+    assert first_labels(tmp_path, 3, **settings) == [0, 1, 2]
+
+
+def test_masks_with_equal_channels_of_16_bits_may_be_tiff(tmp_path):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.repeat(tiled(100, 7100, kind=np.uint16)[..., np.newaxis], 3, axis=2)
+    for path in (tmp_path / "masks").iterdir():
+        assert cv2.imwrite(str(path.with_suffix(".tiff")), pixels)
+        path.unlink()
+    assert first_labels(tmp_path, 2, classes={"a": 100, "b": 7100}) == [0, 1]
+
+
+def test_masks_with_colours_of_16_bits_are_refused(tmp_path):
+    write_masks(tmp_path, tiled(0))
+    pixels = np.zeros((40, 48, 3), np.uint16)
+    pixels[..., 0] = 200
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(png_of_16_bits(pixels))
+    with pytest.raises(ItemError, match="holds colours of 16 bits per channel; save colours with 8 bits"):
+        first_labels(tmp_path, 1, classes={"a": [0, 0, 0], "b": [0, 200, 0]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -81,6 +82,24 @@ def test_small_regions_join_what_encloses_them_or_stay_open():
     labels[35:37, 35:37] = 1  # where nothing is
     (region,) = find_regions(labels, 2, least_area=16)
     assert (region.label, region.area, len(region.polygons)) == (0, 625, 1)
+
+
+def test_small_regions_stay_open_where_no_shape_means_background():
+    labels = command.OpenLabels(ClassesSection(names=["background", "person"], palette=default_palette(2)), 0.7)
+    ids = np.zeros((40, 40), np.uint8)
+    ids[10:15, 10:15] = 1  # a sure speck
+    ids[20:32, 20:32] = 1
+    confidence = np.full((40, 40), 255, np.uint8)
+    confidence[2:4, 2:4] = 0  # a small open region
+    confidence[25:27, 25:27] = 0  # and one that the person encloses
+    found = labels.of(SimpleNamespace(confidence=confidence, labels=ids))
+    painted = np.full((40, 40), "background", object)
+    for region in find_regions(found, len(labels.names), 64, 0.0, labels.open):
+        painted[drawn(region.polygons, (40, 40))] = labels.names[region.label]
+    expected = np.full((40, 40), "background", object)
+    expected[10:15, 10:15] = expected[2:4, 2:4] = "__ignore__"
+    expected[20:32, 20:32] = "person"
+    assert np.array_equal(painted, expected)
 
 
 @pytest.mark.parametrize("seed", range(3))

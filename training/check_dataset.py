@@ -47,7 +47,7 @@ def as_json(found: Found, splits: Mapping[str, Findings], problems: Mapping[str,
         "found": found.kind,
         "sure": found.sure,
         "why": found.why,
-        "notes": list(found.notes),
+        "notes": [*found.notes, *(f"{split}: {note}" for split, own in splits.items() for note in own.notes())],
         "splits": {
             split: {
                 "images": findings.readable,
@@ -124,8 +124,8 @@ def _print_findings(train: Findings, val: Findings, console: Console) -> None:
         total = int(findings.pixels.sum()) + findings.ignored
         ignored = percent(findings.ignored / total if total else None)
         console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)
-        if findings.turned:
-            console.print(f"note: {split}: {findings.note_on_turned()}", markup=False, soft_wrap=True)
+        for note in findings.notes():
+            console.print(f"note: {split}: {note}", markup=False, soft_wrap=True)
     if val.readable and val.never_occurring():
         names = ", ".join(val.never_occurring())
         console.print(f"val never shows these classes, so that their IoU is undefined: {names}", markup=False)

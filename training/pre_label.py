@@ -135,7 +135,7 @@ def pre_label(
         for image in taken:
             of_pixels = labels.of(teacher.label(image.pixels))
             tolerance = settings.tolerance if settings.shapes == "polygons" else 0.0
-            regions = find_regions(of_pixels, count, settings.least_area, tolerance)
+            regions = find_regions(of_pixels, count, settings.least_area, tolerance, labels.open)
             image.copy_to(output / IMAGES / image.name)
             writer.add(image.name, of_pixels.shape, regions)
             written, regions_written = written + 1, regions_written + len(regions)

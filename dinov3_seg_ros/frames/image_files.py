@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
@@ -18,13 +19,15 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
-READING_VERSION = 2
+READING_VERSION = 3
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
 # Modes of Pillow whose pixels are numbers, not colours.
 _NUMBER_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 _COLOUR_MODES = ("RGB", "RGBA")
+# What Pillow makes of several channels of 16 bits.
+_MODES_OF_8_BITS = (*_COLOUR_MODES, "LA")
 # Names of Pillow.
 _LOSSY_FORMATS = ("JPEG", "MPO")
 _PALETTE_MODES = ("P", "PA")
@@ -161,10 +164,29 @@ def read_mask(source: ImageSource) -> MaskPixels:
                 f"{source} is {picture.format} under another name, which changes values; export the masks as PNG",
                 "unreadable file",
             )
-        return mask_pixels(picture, source)
+        if picture.mode in _MODES_OF_8_BITS and _has_16_bits(source):
+            picture.load()  # OpenCV takes a file that is cut short
+            return _numbers_of_16_bits(source)
+        return _mask_pixels(picture, source)
 
 
-def mask_pixels(picture: Image.Image, source: object) -> MaskPixels:
+def _numbers_of_16_bits(source: ImageSource) -> MaskPixels:
+    """The numbers of a mask with several channels of 16 bits, of which Pillow keeps 8."""
+    pixels = None
+    with contextlib.suppress(cv2.error):
+        pixels = cv2.imdecode(np.frombuffer(_content(source), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ItemError(f"{source} has 16 bits per channel and cannot be decoded; save it anew", "unreadable file")
+    colours = pixels[..., :3] if pixels.ndim == 3 else pixels[..., np.newaxis]
+    if (colours != colours[..., :1]).any():
+        raise ItemError(
+            f"{source} holds colours of 16 bits per channel; save colours with 8 bits, and numbers as grey",
+            "unreadable file",
+        )
+    return MaskPixels(colours[..., 0].astype(np.uint32))
+
+
+def _mask_pixels(picture: Image.Image, source: object) -> MaskPixels:
     """The pixels of an open picture as those of a mask.
 
     Raises:

@@ -27,6 +27,8 @@ _COMPARED_MASKS = 24
 # EXIF's tag of the orientation, and its values that mirror an image, turn it by half, or both.
 _ORIENTATION = 0x0112
 _TURNED_UNSEEN = (2, 3, 4)
+# A larger share of images without a shape is told.
+_FEW_EMPTY = 0.1
 
 
 class RawMasks(NamedTuple):
@@ -63,6 +65,7 @@ class Findings:
         raw: what masks hold before they are read as classes.
         spare_masks: masks without an image.
         turned: images with mask files that EXIF turns by half or mirrors, which no size tells.
+        without_shapes: number of images whose labels are shapes, and that have none: all of them is background.
         problems: kind -> one description for each.
     """
 
@@ -81,6 +84,7 @@ class Findings:
     raw: RawMasks = field(default_factory=RawMasks)
     spare_masks: list[Path] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
+    without_shapes: int = 0
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -88,14 +92,20 @@ class Findings:
         """Number of pixels, with and without a class."""
         return int(self.pixels.sum()) + self.ignored
 
-    def note_on_turned(self) -> str:
-        """What to look at where EXIF turns images by half or mirrors them; empty where it turns none."""
-        if not self.turned:
-            return ""
-        return (
-            f"EXIF tags turn {len(self.turned)} images by half, or mirror them, such as {self.turned[0]}; training and "
-            "robot see them turned, so look whether their masks are turned too"
-        )
+    def notes(self) -> list[str]:
+        """What to look at, although it may be meant so."""
+        notes = []
+        if self.turned:
+            notes.append(
+                f"EXIF tags turn {len(self.turned)} images by half, or mirror them, such as {self.turned[0]}; training "
+                "and robot see them turned, so look whether their masks are turned too"
+            )
+        if self.without_shapes > _FEW_EMPTY * self.readable:
+            notes.append(
+                f"{self.without_shapes} of {self.readable} images have no shape and count as background; if nobody has "
+                "labelled them yet, leave them out of the export"
+            )
+        return notes
 
     def occurring(self) -> list[str]:
         """The classes that have pixels."""
@@ -113,6 +123,7 @@ class _Item(NamedTuple):
     mask: bytes
     thumbnail: np.ndarray
     turned: bool
+    without_shapes: bool
 
 
 def check_split(
@@ -168,6 +179,7 @@ def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:
     findings.thumbnails.append(item.thumbnail)
     if item.turned:
         findings.turned.append(findings.names[-1])
+    findings.without_shapes += item.without_shapes
 
 
 def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
@@ -177,7 +189,18 @@ def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
     except DatasetError as error:
         return error
     pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
-    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), _is_turned_unseen(data, index))
+    without_shapes = int(pixels.max()) == mask.size and _has_no_shapes(data, index)
+    turned = _is_turned_unseen(data, index)
+    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), turned, without_shapes)
+
+
+def _has_no_shapes(data: SegmentationDataset, index: int) -> bool:
+    """Whether the labels of an image are shapes, and there is none: classes may be merged, so the mask does not tell.
+
+    Raises:
+        ItemError: they cannot be read.
+    """
+    return isinstance(data, LabelledImages) and data.mask_values is None and not data.pixels(index).values.any()
 
 
 def _is_turned_unseen(data: SegmentationDataset, index: int) -> bool:

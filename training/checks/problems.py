@@ -95,8 +95,8 @@ def check_before_training(section: DataSection, console: Console, mirrored: bool
     for kind, told in problems.items():
         console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
     for split, own in _named(train, val):
-        if own.turned:
-            console.print(f"note: {split}: {own.note_on_turned()}", style="yellow", markup=False, soft_wrap=True)
+        for note in own.notes():
+            console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _of_labels(own: Findings) -> dict[str, str]:

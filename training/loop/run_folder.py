@@ -52,7 +52,7 @@ _HARMLESS_KEYS: tuple[str, ...] = (
 # Keys that say how long the last stage lasts: it may become longer or shorter, down to the steps that are done.
 _DURATION_KEYS = ("epochs", "iterations")
 # Keys that name files. The content of the files is compared instead; see `origins`.
-_KEYS_OF_FILES = ("data", "backbone.source", "head.start_from")
+_KEYS_OF_FILES = ("data", "backbone.source", "head.start_from", "pseudo_labels.root")
 
 
 class RunFolder:

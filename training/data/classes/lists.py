@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.classes.items import checked_name
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.tree import Tree, read_json, read_text, read_yaml
+from training.data.reading.tree import Tree, read_csv, read_json, read_text, read_yaml
 
 #: Name of the class of what no shape covers.
 BACKGROUND = "background"
@@ -59,6 +58,18 @@ def find_classes(tree: Tree) -> SourceClasses:
         if found:
             return read(tree.path(found[0]))
     return SourceClasses()
+
+
+def drawn_classes(tree: Tree, labels: Iterable[str], origin: str) -> SourceClasses:
+    """Classes of shapes that have labels: the background, those that a file of the folder names, then the others.
+
+    Args:
+        tree: the folder.
+        labels: of all shapes; the others follow in the order of the alphabet.
+        origin: where they stand, for messages.
+    """
+    listed = [entry.name for entry in find_classes(tree).classes]
+    return SourceClasses.of_names(list(dict.fromkeys([BACKGROUND, *listed, *sorted(labels)])), origin, drawn=True)
 
 
 def plain_name(name: str) -> str:
@@ -144,7 +155,7 @@ def read_pixel_values(path: Path) -> SourceClasses:
     Raises:
         DatasetError: the file holds something else, or two classes have the same name.
     """
-    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row]
+    rows = [[cell.strip() for cell in row] for row in read_csv(path)]
     entries = []
     for row in rows[1:]:
         if len(row) < 2 or not row[0].isdecimal():
@@ -160,7 +171,7 @@ def read_colour_table(path: Path) -> SourceClasses:
     Raises:
         DatasetError: the file holds something else, or two classes have the same name.
     """
-    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row]
+    rows = [[cell.strip() for cell in row] for row in read_csv(path)]
     if any(len(row) < 4 for row in rows):
         raise DatasetError(f"{path} must have the columns name, r, g and b")
     return _of_entries([(row[0], _colour(row[1:4], row[0], path)) for row in rows[1:]], path)

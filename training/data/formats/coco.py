@@ -222,6 +222,9 @@ def split_of_file(name: str) -> Split | None:
 def folders_of_images(name: str) -> list[str]:
     """Where the images of a JSON may lie, the likeliest first."""
     folder, top = parent(name), parent(parent(name))
-    words = [word for word in _WORDS.split(name.rpartition("/")[2].removesuffix(".json")) if word]
+    own = name.rpartition("/")[2].removesuffix(".json")
+    # CVAT writes images/site_a for instances_site_a.json.
+    ends = [own, *(own[found.end() :] for found in _WORDS.finditer(own))]
+    words = list(dict.fromkeys(filter(None, [*ends, *_WORDS.split(own)])))
     below = [f"{top}/images".strip("/"), *(f"{top}/images/{word}".strip("/") for word in words)]
     return [folder, f"{folder}/images".strip("/"), *below, *(f"{top}/{word}".strip("/") for word in words), top]

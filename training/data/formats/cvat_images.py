@@ -62,8 +62,9 @@ class CvatImages(Format):
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             folder = parent(name)
-            near = [f"{folder}/images".strip("/"), folder]
+            top = f"{folder}/images".strip("/")
             for image in file.images:
+                near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
                 split = split_named(image.subset) or split_of(path)
                 samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), image))

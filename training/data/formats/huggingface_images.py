@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_text, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_csv_table, read_text, split_of
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"
@@ -59,9 +58,9 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
     """
     if name.endswith(tables.PARQUET):
         return tables.read_rows(tree.path(name))
-    lines = read_text(tree.path(name)).splitlines()
     if name.endswith(".csv"):
-        return list(csv.DictReader(lines))
+        return list(read_csv_table(tree.path(name)))
+    lines = read_text(tree.path(name)).splitlines()
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:

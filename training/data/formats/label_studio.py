@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
@@ -40,15 +41,16 @@ class LabelStudio(Format):
         """See `Format.open`."""
         exports = _exports(tree)
         labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
-        names = [BACKGROUND, *sorted(labels - {BACKGROUND})]
-        values = {name: index for index, name in enumerate(names)}
+        classes = drawn_classes(tree, labels, next(iter(exports), ""))
+        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
         absent = []
         for name, tasks in exports.items():
             for task in tasks:
-                image = find_uploaded_image(tree, name, task.image)
+                images = (find_uploaded_image(tree, name, written) for written in task.data)
+                image = next(filter(None, images), None)
                 if image is None:
-                    absent.append(task.image)
+                    absent.append(next(filter(_is_image, task.data), task.data[0]))
                     continue
                 sample = Sample(tree.path(image), tree.path(name), task)
                 samples.setdefault(split_of(image) or split_of(name), []).append(sample)
@@ -58,7 +60,6 @@ class LabelStudio(Format):
                 "images into the folder, as Label Studio's JSON does not hold them"
             )
         count = sum(map(len, samples.values()))
-        classes = SourceClasses.of_names(names, next(iter(exports), ""), drawn=True)
         return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
 
 
@@ -72,9 +73,9 @@ class _Region(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """An image, as a path or address, and its regions; None where it has not been annotated."""
+    """The texts of a task, of which one is the path or address of its image, and its regions."""
 
-    image: str
+    data: tuple[str, ...]
     regions: tuple[_Region, ...]
 
 
@@ -184,15 +185,13 @@ def _task(task: dict[str, Any]) -> _Task | None:
     if isinstance(task.get("annotations"), list):
         done = [found for found in task["annotations"] if isinstance(found, dict) and not found.get("was_cancelled")]
         data = task.get("data", {})
-        images = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
-        if not done or not images:
-            return None
-        return _Task(images[0], tuple(_regions(done[0].get("result"))))
+        texts = tuple(value for value in data.values() if isinstance(value, str)) if isinstance(data, dict) else ()
+        return _Task(texts, tuple(_regions(done[0].get("result")))) if done and texts else None
     image = task.get("image")
     if not isinstance(image, str):
         return None
     regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value)]
-    return _Task(image, tuple(regions))
+    return _Task((image,), tuple(regions))
 
 
 def _regions(written: Any) -> Iterator[_Region]:
@@ -210,6 +209,10 @@ def _regions(written: Any) -> Iterator[_Region]:
 
 def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
-    path = written.partition("?d=")[2] or written
+    path = urllib.parse.unquote(written.partition("?d=")[2]) or written
     found = tree.find_image(path, [parent(name)])
     return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])
+
+
+def _is_image(written: str) -> bool:
+    return written.lower().endswith(IMAGE_SUFFIXES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,12 +9,11 @@ from typing import Any, NamedTuple
 from dinov3_seg_ros.frames.image_files import read_mask
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import drawn_classes
 from training.data.formats.label_studio import find_uploaded_image
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first
-from training.data.reading.tree import Tree, read_json, read_text, split_of
+from training.data.reading.tree import Tree, read_csv_table, read_json, split_of
 
 # task-7-annotation-12-by-who-tag-label-0.png; a region of several labels has them all, with dashes between them.
 _LAYER = re.compile(
@@ -56,8 +54,9 @@ class LabelStudioPng(Format):
                 f"nothing in {tree.root} says which image task {absent[0]} is ({len(absent)} of {len(layers)} tasks): "
                 "export the same project as CSV or JSON too, and put that file and the images into the folder"
             )
-        names = [BACKGROUND, *sorted({layer.label for own in layers.values() for layer in own} - {BACKGROUND})]
-        values = {name: index for index, name in enumerate(names)}
+        labels = {layer.label for own in layers.values() for layer in own}
+        classes = drawn_classes(tree, labels, "the names of the masks")
+        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
         for task, own in sorted(layers.items()):
             image = image_of[task]
@@ -66,7 +65,6 @@ class LabelStudioPng(Format):
             samples.setdefault(split_of(image), []).append(Sample(tree.path(image), files[0], entry))
         files_of_masks = [tree.path(layer.file) for layer in masks]
         unlabelled = len(tree.images) - len(masks) - len({image_of[task] for task in layers})
-        classes = SourceClasses.of_names(names, "the names of the masks", drawn=True)
         return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=files_of_masks)
 
 
@@ -109,6 +107,6 @@ def _images_of_tasks(tree: Tree) -> dict[int, str]:
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
     if name.endswith(".csv"):
-        return list(csv.DictReader(read_text(tree.path(name)).splitlines()))
+        return list(read_csv_table(tree.path(name)))
     content = read_json(tree.path(name))
     return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []

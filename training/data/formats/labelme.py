@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import functools
 import math
+import posixpath
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import StoredImage, read_mask
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND, find_classes, is_ignored_name, plain_name
+from training.data.classes.lists import drawn_classes, is_ignored_name, plain_name
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
@@ -118,26 +119,26 @@ def _mask(encoded: str, corners: np.ndarray, value: int) -> Shape:
 
 
 def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
-    """The classes of a file of the folder, or else all labels in the order of the alphabet; background first."""
-    found = {plain_name(name) for name in names if not is_ignored_name(name)}
-    listed = find_classes(tree)
-    order = [entry.name for entry in listed.classes if entry.name != BACKGROUND]
-    order += sorted(found.difference(order, [BACKGROUND]))
-    classes = SourceClasses.of_names([BACKGROUND, *order], "the labelme files", drawn=True)
-    return dataclasses.replace(classes, ignored=SourceClass("", (len(order) + 1,)))
+    """The classes, and one value more for what is ignored."""
+    labels = {plain_name(name) for name in names if not is_ignored_name(name)}
+    classes = drawn_classes(tree, labels, "the labelme files")
+    return dataclasses.replace(classes, ignored=SourceClass("", (len(classes.classes),)))
 
 
 def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
-    """The image that a JSON names, or the one of its own stem, or the one inside it; None where there is none."""
-    path = tree.path(name)
-    image = tree.find_image(file.image, near=[parent(name)]) if file.image else None
-    image = image or tree.image_of_stem.get(stem(name))
-    if image is not None:
-        return Sample(tree.path(image), path)
-    if not file.holds_image:
-        return None
-    file_name = file.image.replace("\\", "/").rpartition("/")[2] or f"{path.stem}.png"
-    return Sample(path.with_name(file_name), path, content=functools.partial(_inner_image, path))
+    """The image that a JSON names as seen from its folder, or of its own stem, or inside it, or named so anywhere.
+
+    None where there is none.
+    """
+    path, folder, written = tree.path(name), parent(name), file.image.replace("\\", "/")
+    file_name = written.rpartition("/")[2]
+    image = tree.image_at(posixpath.normpath(f"{folder}/{written}").lstrip("/"))
+    image = image or tree.image_at(f"{folder}/{file_name}".lstrip("/")) or tree.image_of_stem.get(stem(name))
+    if image is None and file.holds_image:
+        inner = functools.partial(_inner_image, path)
+        return Sample(path.with_name(file_name or f"{path.stem}.png"), path, content=inner)
+    image = image or tree.find_image(written)
+    return None if image is None else Sample(tree.path(image), path)
 
 
 def _inner_image(path: Path) -> bytes:

@@ -85,9 +85,16 @@ class _Parser:
 
 
 def decode_bitmap(data: str) -> np.ndarray:
-    """A region (h, w) bool from a PNG, packed by zlib and written in base64."""
-    packed = np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8)
-    pixels = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+    """A region (h, w) bool from a PNG, packed by zlib and written in base64.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8)
+        pixels = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+    except (zlib.error, cv2.error) as error:
+        raise ValueError(f"the bitmap of an object cannot be unpacked ({error})") from error
     if pixels is None:
         raise ValueError("the bitmap of an object is no image")
     channels = pixels.reshape(*pixels.shape[:2], -1)

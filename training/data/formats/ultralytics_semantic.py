@@ -9,9 +9,11 @@ from training.data.classes.lists import read_yaml_classes
 from training.data.classes.map import SourceClass
 from training.data.formats.folder import open_masks
 from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
-from training.data.reading.tree import Tree, read_yaml
+from training.data.reading.tree import Tree, read_head, read_yaml
 
 _IGNORED = 255
+_KEY = "masks_dir"
+_HEAD = 1 << 20
 
 
 class UltralyticsSemantic(Format):
@@ -31,7 +33,7 @@ class UltralyticsSemantic(Format):
             return open_masks(tree, patterns, read_yaml_classes(tree.root / "data.yaml"))
         name, content = found
         if patterns == NO_PATTERNS:
-            patterns = Patterns("images", str(content["masks_dir"]).strip("/"))
+            patterns = Patterns("images", str(content[_KEY]).strip("/"))
         classes = read_yaml_classes(tree.path(name))
         return open_masks(tree, patterns, dataclasses.replace(classes, ignored=SourceClass("", (_IGNORED,))))
 
@@ -39,7 +41,10 @@ class UltralyticsSemantic(Format):
 def _configuration(tree: Tree) -> tuple[str, dict[str, Any]] | None:
     """The YAML file and its content; None where there is none."""
     for name in tree.with_suffix(".yaml", ".yml"):
+        # Files of other programs are often no YAML that can be parsed, such as the calibrations that OpenCV writes.
+        if _KEY.encode() not in read_head(tree.path(name), _HEAD):
+            continue
         content = read_yaml(tree.path(name))
-        if isinstance(content, dict) and "masks_dir" in content and "names" in content:
+        if isinstance(content, dict) and _KEY in content and "names" in content:
             return name, content
     return None

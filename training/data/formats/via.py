@@ -11,8 +11,7 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
@@ -43,7 +42,7 @@ class Via(Format):
         if not files:
             raise DatasetError(f"{tree.root} holds no JSON with regions of VGG Image Annotator")
         labels = {label for images in files.values() for image in images for label, _ in image.regions}
-        classes = SourceClasses.of_names([BACKGROUND, *sorted(labels - {BACKGROUND})], next(iter(files)), drawn=True)
+        classes = drawn_classes(tree, labels, next(iter(files)))
         parser = _Parser({entry.name: entry.values[0] for entry in classes.classes})
         samples: dict[Split | None, list[Sample]] = {}
         for name, images in files.items():

@@ -81,12 +81,12 @@ def read_panoptic(path: Path) -> Panoptic:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, _modified: int) -> Panoptic:
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file, object_hook=_without_details)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}; get it anew") from error
     with laid_out_like("COCO's panoptic JSON", path):
+        try:
+            with path.open(encoding="utf-8") as file:
+                content = json.load(file, object_hook=_without_details)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{path} cannot be read as JSON: {error}; get it anew") from error
         return _panoptic(content, path)
 
 

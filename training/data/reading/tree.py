@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fnmatch
 import functools
+import io
 import json
 import os
 import re
@@ -34,6 +36,8 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 
 
+# Regions of one image take more than the module's own limit, 131,072 characters; a C long has 32 bits on some systems.
+_LONGEST_CELL = 2**31 - 1
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 _LABEL_SUFFIXES = (".txt", ".xml")
@@ -121,6 +125,13 @@ class Tree:
             found.setdefault(plain(PurePosixPath(name).name), []).append(name)
         return found
 
+    @functools.cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            found.setdefault(plain(name), []).append(name)
+        return found
+
     def check_complete(self) -> None:
         """Look for what an interrupted download or export leaves.
 
@@ -144,6 +155,11 @@ class Tree:
         if empty:
             raise DatasetError(f"{self.path(empty[0])} is empty ({len(empty)} in all); get it anew, or remove it")
 
+    def image_at(self, path: str) -> str | None:
+        """The image file of a path relative to the root, as file systems compare names; None where there is none."""
+        same = self._by_path.get(plain(path), [])
+        return path if path in same else same[0] if len(same) == 1 else None
+
     def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
         """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
 
@@ -159,10 +175,9 @@ class Tree:
         candidates = [name for name in candidates if PurePosixPath(name).name == parts[-1]] or candidates
         for folder in near:
             for end in (parts, parts[-1:]):
-                inside = plain("/".join([folder, *end]) if folder else "/".join(end))
-                found = [name for name in candidates if plain(name) == inside]
-                if len(found) == 1:
-                    return found[0]
+                found = self.image_at("/".join([folder, *end]) if folder else "/".join(end))
+                if found is not None:
+                    return found
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
         shared = {name: _common_end(name.split("/"), parts) for name in candidates}
@@ -257,6 +272,29 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}; export it anew") from error
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Rows of a CSV file that are not empty.
+
+    Raises:
+        DatasetError: it cannot be read, or is no CSV.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    try:
+        return [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row]
+    except csv.Error as error:
+        raise DatasetError(f"{path} cannot be read as CSV: {error}; export it anew") from error
+
+
+def read_csv_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the names in its first row; a short row lacks the last of them.
+
+    Raises:
+        DatasetError: see `read_csv`.
+    """
+    names, *rows = read_csv(path) or [[]]
+    return [dict(zip(names, row, strict=False)) for row in rows]
 
 
 def read_yaml(path: Path) -> Any:

@@ -34,7 +34,9 @@ class Region(NamedTuple):
         return int(self.mask.sum())
 
 
-def find_regions(labels: np.ndarray, count: int, least_area: int = 0, tolerance: float = 0.0) -> list[Region]:
+def find_regions(
+    labels: np.ndarray, count: int, least_area: int = 0, tolerance: float = 0.0, left_open: int | None = None
+) -> list[Region]:
     """All regions of an image, the largest first.
 
     A hole is not written as such, which most formats cannot: a region with holes is cut into polygons without.
@@ -42,16 +44,15 @@ def find_regions(labels: np.ndarray, count: int, least_area: int = 0, tolerance:
     Args:
         labels: (H, W); values from ``count`` on are of no class.
         count: number of classes.
-        least_area: smaller regions are left out, pixels; where one region encloses them, they join it.
+        least_area: smaller regions are left open, pixels; where one region encloses them, they join it.
         tolerance: how far polygons may lie from the border, pixels. With 0 they cover exactly the region.
+        left_open: the label of what is left open, whose regions may be of any size; None: it has none.
     """
-    found: list[Region] = []
     if least_area:
-        labels = _without_specks(labels, count, least_area)
+        labels = _without_specks(labels, count, least_area, count if left_open is None else left_open)
+    found: list[Region] = []
     for label in np.unique(labels[labels < count]).tolist():
         for mask, at in _components(labels == label):
-            if least_area:
-                mask = _with_small_holes_filled(mask, labels, at, count, least_area)
             polygons = [_polygon(part, place, tolerance) for part, place in _without_holes(mask, at)]
             found.append(Region(label, mask, at, polygons))
     return sorted(found, key=lambda region: -region.area)
@@ -65,29 +66,32 @@ def _components(region: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int
         yield numbers[top : top + height, left : left + width] == number, (top, left)
 
 
-def _without_specks(labels: np.ndarray, count: int, least_area: int) -> np.ndarray:
-    """Labels in which small regions have no class."""
+def _without_specks(labels: np.ndarray, count: int, least_area: int, left_open: int) -> np.ndarray:
+    """Labels in which small regions are left open, or belong to the region that encloses them."""
     cleaned: np.ndarray = labels.copy()
-    for label in np.unique(labels[labels < count]).tolist():
+    classes = [label for label in np.unique(labels[labels < count]).tolist() if label != left_open]
+    for label in classes:
         _, numbers, boxes, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=8)
         small = boxes[:, cv2.CC_STAT_AREA] < least_area
         small[0] = False
-        cleaned[small[numbers]] = count
+        cleaned[small[numbers]] = left_open
+    for label in classes:
+        for mask, (top, left) in _components(cleaned == label):
+            own = cleaned[top : top + mask.shape[0], left : left + mask.shape[1]]
+            of_a_class = (own < count) & (own != left_open)
+            own[_small_holes(mask, of_a_class, least_area)] = label
     return cleaned
 
 
-def _with_small_holes_filled(
-    mask: np.ndarray, labels: np.ndarray, at: tuple[int, int], count: int, least_area: int
-) -> np.ndarray:
-    """A region together with small holes in which nothing has a class."""
+def _small_holes(mask: np.ndarray, of_a_class: np.ndarray, least_area: int) -> np.ndarray:
+    """Small holes of a region in which nothing has a class."""
     around = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
     _, numbers, boxes, _ = cv2.connectedComponentsWithStats(around, connectivity=4)
     small = boxes[:, cv2.CC_STAT_AREA] < least_area
     small[[0, numbers[0, 0]]] = False
     numbers = numbers[1:-1, 1:-1]
-    own = labels[at[0] : at[0] + mask.shape[0], at[1] : at[1] + mask.shape[1]]
-    small[np.unique(numbers[(own < count) & ~mask])] = False
-    return np.asarray(mask | small[numbers])
+    small[np.unique(numbers[of_a_class & ~mask])] = False
+    return np.asarray(small[numbers])
 
 
 def _without_holes(mask: np.ndarray, at: tuple[int, int]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
