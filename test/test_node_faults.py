@@ -14,6 +14,8 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from diagnostics_reader import ERROR, OK, WARN
 from fuzzing import fuzz
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
@@ -77,6 +79,27 @@ def node_here(folder, **parameters):
 
 def start(node):
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+
+
+@contextlib.contextmanager
+def spun(graph, node):
+    """Let the graph's executor serve the node too."""
+    graph._executor.add_node(node)
+    try:
+        yield
+    finally:
+        graph._executor.remove_node(node)
+
+
+def request(graph, transition):
+    """Ask the node for a transition, over its service; whether it succeeded."""
+    asked = ChangeState.Request(transition=Transition(id=transition))
+    return graph.call_once(
+        ChangeState,
+        "/segmentation/change_state",
+        asked,
+        found=lambda: graph.call(GetState, "/segmentation/get_state", GetState.Request()),
+    ).success
 
 
 def values_of(node, camera=None):
@@ -372,3 +395,15 @@ def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_
         level, values = values_of(node, "front")
         assert level == WARN
         assert "made to fail" in values["last error"]
+
+
+@pytest.mark.parametrize(
+    "transition", [Transition.TRANSITION_UNCONFIGURED_SHUTDOWN, Transition.TRANSITION_INACTIVE_SHUTDOWN]
+)
+def test_a_shutdown_of_another_state_leaves_an_active_node_segmenting(bundle, tmp_path, transition):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        start(node)
+        assert not request(graph, transition)
+        assert node.state == "active"
+        camera, masks = graph.camera(), graph.listen("segmentation/mask")
+        camera.send_until_answered(camera.message(np.zeros((32, 32, 3), np.uint8)), masks)
