@@ -407,3 +407,24 @@ def test_a_shutdown_of_another_state_leaves_an_active_node_segmenting(bundle, tm
         assert node.state == "active"
         camera, masks = graph.camera(), graph.listen("segmentation/mask")
         camera.send_until_answered(camera.message(np.zeros((32, 32, 3), np.uint8)), masks)
+
+
+def test_parameters_cannot_change_once_models_are_being_loaded(bundle, tmp_path, slow_bundle, monkeypatch):
+    monkeypatch.setattr(lifecycle, "CONFIGURE_S", 60.0)
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(lambda: node._models.are_wanted, "the start")
+        result = node.set_parameters([Parameter("mask_size", value="8x8")])[0]
+        assert (node.state, result.successful) == ("unconfigured", False)
+        assert "mask_size is read when the node is configured" in result.reason
+        slow_bundle.set()
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "active"
+
+
+def test_parameters_may_change_after_a_start_that_failed(tmp_path):
+    with node_here(tmp_path, bundle="/nowhere/at/all") as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "unconfigured"
+        assert node.set_parameters([Parameter("mask_size", value="8x8")])[0].successful

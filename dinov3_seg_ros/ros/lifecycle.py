@@ -76,6 +76,7 @@ class SegmentationNode(LifecycleNode):
         self._last_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
         self._announced: Segmenter | None = None
+        self._is_configured = False
         self._starts_itself = self._is_managed = False
         self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
@@ -87,10 +88,9 @@ class SegmentationNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the models, or go on to load them, and create the publishers once the bundles are read."""
         try:
-            options = self._settings.read()
             self._refuse_while_hung()
             if not self._models.are_wanted:
-                self._models.load(options)
+                self._load()
             self._recovery.reset()
             is_over = self._models.wait(CONFIGURE_S)
             if self._models.error is not None:
@@ -99,7 +99,7 @@ class SegmentationNode(LifecycleNode):
         except BaseException:
             self._release()
             raise
-        self._settings.in_use = True
+        self._is_configured = True
         if is_over:
             self._follow_models()
         else:
@@ -230,7 +230,7 @@ class SegmentationNode(LifecycleNode):
             if not self._models.are_wanted:
                 try:
                     self._refuse_while_hung()
-                    self._models.load(self._settings.read())
+                    self._load()
                 except (ParameterError, RuntimeFailedError):
                     return  # the transition will say it
             await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
@@ -242,9 +242,14 @@ class SegmentationNode(LifecycleNode):
 
     # Models that come, fail and go
 
+    def _load(self) -> None:
+        """Start to load the models that the parameters ask for; from now on they may not ask for others."""
+        self._models.load(self._settings.read())
+        self._settings.in_use = True
+
     def _follow_models(self) -> None:
         """Do what a step of their loading, their failure, or a parameter asks for. Runs in the executor's thread."""
-        if not self._settings.in_use:
+        if not self._is_configured:
             return  # the configuration looks at them itself
         if self.state == "active":
             self._outputs.follow_threshold(self._settings.current().confidence_threshold)
@@ -390,6 +395,6 @@ class SegmentationNode(LifecycleNode):
         self._models.release(self._frame_ends())
         self._models.join(_SHORTLY_S)
         self._next_step, self._announced = Step.TRY_AGAIN, None
-        self._settings.in_use = False
+        self._settings.in_use = self._is_configured = False
         self._outputs.close()
         self._bond.close()
