@@ -25,7 +25,7 @@ from dinov3_seg_ros.ros import lifecycle
 from dinov3_seg_ros.ros import model_loader as models
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
-from dinov3_seg_ros.support.errors import RuntimeFailedError
+from dinov3_seg_ros.support.errors import BundleError, RuntimeFailedError
 
 pytestmark = pytest.mark.ros
 
@@ -428,3 +428,27 @@ def test_parameters_may_change_after_a_start_that_failed(tmp_path):
         graph.spin_until(started.done, "the end of the start")
         assert node.state == "unconfigured"
         assert node.set_parameters([Parameter("mask_size", value="8x8")])[0].successful
+
+
+def test_a_manager_gets_new_models_from_a_node_whose_models_failed(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "active"
+        node._give_up("out of memory")
+        assert request(graph, Transition.TRANSITION_CONFIGURE)
+        assert node.state == "inactive"
+        assert request(graph, Transition.TRANSITION_ACTIVATE)
+
+
+def test_a_manager_is_told_that_models_fail_again(bundle, tmp_path, monkeypatch):
+    def refuse(path):
+        raise BundleError(f"{path} is damaged")
+
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        node._give_up("out of memory")
+        monkeypatch.setattr(models, "load_bundle", refuse)
+        assert not request(graph, Transition.TRANSITION_CONFIGURE)
+        assert node.state == "unconfigured"

@@ -211,9 +211,12 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info("a lifecycle manager takes charge of the node, which had started itself")
             if self.state == "active":
                 await self._prepare("deactivate")
-                return bool(self.trigger_deactivate() == TransitionCallbackReturn.SUCCESS)
+                if self.trigger_deactivate() != TransitionCallbackReturn.SUCCESS:
+                    return False
             if self.state == "inactive":
-                return True
+                if self._models.error is None:
+                    return True
+                self.trigger_cleanup()
         await self._prepare(name)
         was_managed = self._is_managed
         self._is_managed |= name in ("configure", "activate")  # the activation looks at it
