@@ -452,3 +452,23 @@ def test_a_manager_is_told_that_models_fail_again(bundle, tmp_path, monkeypatch)
         monkeypatch.setattr(models, "load_bundle", refuse)
         assert not request(graph, Transition.TRANSITION_CONFIGURE)
         assert node.state == "unconfigured"
+
+
+def read_with_other_classes(path):
+    """Read a bundle as if a training had overwritten it."""
+    read = load_bundle(path)
+    read.manifest.classes.names.reverse()
+    return read
+
+
+@pytest.mark.parametrize(("read", "state"), [(read_with_other_classes, "inactive"), (load_bundle, "active")])
+def test_models_read_again_with_other_classes_are_not_published(bundle, tmp_path, monkeypatch, read, state):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        monkeypatch.setattr(models, "load_bundle", read)
+        for _ in range(2):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        node._follow_models()
+        end_loading(node)
+        assert node.state == state
+        assert ("the bundle was changed on disk" in node.last_error) == (state == "inactive")

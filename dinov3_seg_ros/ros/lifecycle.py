@@ -335,9 +335,16 @@ class SegmentationNode(LifecycleNode):
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
     def _create_outputs(self) -> None:
-        """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once."""
+        """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once.
+
+        Raises:
+            SegmentationError: there are publishers, and the bundles were read again and have other classes.
+        """
         manifests = self._models.manifests
-        if manifests is None or self._outputs.by_camera:
+        if manifests is None:
+            return
+        if self._outputs.by_camera:
+            self._outputs.check(manifests)
             return
         self._outputs.create(manifests, self._settings.current())
         if self.state == "active":
