@@ -485,3 +485,14 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
             node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
             graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken_at, "its end")
         assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
+
+
+def test_a_failed_configuration_leaves_segmentation_switched_off(bundle, tmp_path):
+    with node_here(tmp_path, bundle="/nowhere/at/all") as (_, node):
+        node._switches._switch_all(False)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert node.set_parameters([Parameter("bundle", value=str(bundle.path))])[0].successful
+        start(node)
+        assert not node._switches.is_on
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        assert node._switches.is_on

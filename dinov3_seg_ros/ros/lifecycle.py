@@ -148,8 +148,9 @@ class SegmentationNode(LifecycleNode):
 
     @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the models and remove the publishers."""
+        """Release the models, remove the publishers, and switch everything on again."""
         self._release()
+        self._switches.is_on = True
         return super().on_cleanup(state)
 
     @reported
