@@ -99,6 +99,7 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
         ("runtime", "tflite"),
         ("respawn", "yes"),
         ("respawn", "1"),
+        ("use_sim_time", "yes"),
         ("log_level", "loud"),
         ("log_level", "segmentation:=loud"),
     ],
@@ -143,6 +144,12 @@ def test_respawn_and_log_level_reach_the_node(respawn, log_level):
     if hasattr(node, "respawn"):
         assert node.respawn is (respawn.lower() == "true")
         assert node.ros_arguments == ["--log-level", log_level]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("true", True), ("False", False), ("", None)])
+def test_use_sim_time_is_a_parameter_only_where_it_is_given(text, expected):
+    (node,) = nodes_of_seg_launch(bundle="given", use_sim_time=text)
+    assert parameters_of(node).get("use_sim_time") is expected
 
 
 def test_demo_launch_adds_a_camera():
