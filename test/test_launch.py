@@ -176,9 +176,24 @@ def test_what_runs_beside_the_node_is_in_its_namespace(name, given, expected):
     assert namespace.perform(context) == expected
 
 
-def test_nav2_launch_ends_a_hung_node_unless_the_user_says_otherwise():
-    entities = entities_of("nav2.launch.py")
-    defaults = {e.name: e.default_value[0].text for e in entities if isinstance(e, DeclareLaunchArgument)}
-    (segmentation,) = (entity for entity in entities if isinstance(entity, IncludeLaunchDescription))
-    assert defaults["exit_after_hang"] == "30.0"
-    assert "exit_after_hang" not in dict(segmentation.launch_arguments), "it would overrule the user's"
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "30.0"),
+        ({"exit_after_hang": "5.0"}, "5.0"),
+        ({"params_file": "mine.yaml"}, ""),
+        ({"params_file": "mine.yaml", "exit_after_hang": "0.0"}, "0.0"),
+    ],
+)
+def test_nav2_launch_ends_a_hung_node_unless_argument_or_file_say_otherwise(given, expected):
+    context, kinds = LaunchContext(), []
+    for entity in entities_of("nav2.launch.py"):
+        kinds.append(type(entity))
+        if isinstance(entity, DeclareLaunchArgument):
+            context.launch_configurations[entity.name] = given.get(entity.name, entity.default_value[0].text)
+        elif isinstance(entity, OpaqueFunction):
+            entity.execute(context)
+        elif isinstance(entity, IncludeLaunchDescription):
+            assert "exit_after_hang" not in dict(entity.launch_arguments), "it would overrule the user's"
+    assert context.launch_configurations["exit_after_hang"] == expected
+    assert kinds.index(OpaqueFunction) < kinds.index(IncludeLaunchDescription)
