@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -201,6 +202,7 @@ class Segmenter:
         max_batch: as given.
         value_range: which values of 16-bit images the bundles take for black and white; see `options.ValueRange`.
         times: durations of the stages preprocess, backbone, heads and decode, and of the copies to and from a GPU.
+        warm_up_s: seconds that the longest pass of `warm_up` took; 0 before it.
 
     Raises:
         ParameterError: size or geometry do not fit the backbone or the runtime.
@@ -232,6 +234,7 @@ class Segmenter:
         if max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
         self.max_batch = max_batch
+        self.warm_up_s = 0.0
 
     @classmethod
     def from_bundle(
@@ -342,9 +345,11 @@ class Segmenter:
         counts = range(self.max_batch, 0, -1) if self.runtime.device != "cpu" and sizes_are_known else [1]
         for size in self.runtime.sizes or [self._network_size]:
             for count in counts:
+                began = time.monotonic()
                 results = self.segment([np.zeros((*size, 3), np.uint8)] * count)
                 for head in results[0].heads.values():
                     _ = head.labels, head.confidence
+                self.warm_up_s = max(self.warm_up_s, time.monotonic() - began)
         self.times.clear()
 
     def close(self) -> None:

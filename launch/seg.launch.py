@@ -23,8 +23,9 @@ OTHERS = {
     "params_file": ("", "YAML file of parameters; default: config/segmentation.yaml with the demo's bundle."),
     "log_level": ("info", "debug, info, warn, error or fatal; of one logger alone: NAME:=LEVEL."),
     "respawn": ("false", "true: start the process again when it ends, as a lifecycle manager expects."),
+    "use_sim_time": ("", "true: take the time from /clock, as of a simulator or of 'ros2 bag play --clock'."),
 }
-RESPAWN = Option("respawn", "bool", False, "")
+RESPAWN, USE_SIM_TIME = (Option(name, "bool", False, "") for name in ("respawn", "use_sim_time"))
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -60,6 +61,8 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     if log_level.rpartition(":=")[2].lower() not in LOG_LEVELS:
         raise ParameterError(f"log_level is '{log_level}'; use one of: {', '.join(LOG_LEVELS)}")
     sources = {"image": image, "camera_info": info}
+    use_sim_time = value("use_sim_time")
+    clock = {"use_sim_time": parse_option(USE_SIM_TIME, use_sim_time)} if use_sim_time else {}
     if not value("params_file") and not given.get("bundles"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
     return [
@@ -69,7 +72,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             namespace=value("namespace"),
             parameters=[
                 value("params_file") or str(resource_path("config/segmentation.yaml")),
-                {name: to_parameter(PARAMETERS[name], found) for name, found in given.items()},
+                {name: to_parameter(PARAMETERS[name], found) for name, found in given.items()} | clock,
             ],
             remappings=[
                 (_below(camera, name), _below(camera, source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 
 import cv2
 import numpy as np
@@ -341,6 +342,28 @@ def test_without_metadata_the_file_itself_is_named_and_can_be_read(segmenter, tm
     with pytest.raises(DatasetError, match=f"has no metadata.yaml; give the file itself: {file}$"):
         BagSegmenter(segmenter).process(folder, tmp_path / "out")
     assert BagSegmenter(segmenter).process(file, tmp_path / "out") == {"segmented": 1}
+
+
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_messages_in_the_log_of_a_crashed_recording_are_not_passed_over(segmenter, tmp_path, has_metadata):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(2)])
+    file, source = folder / "in.db3", folder
+    if not has_metadata:
+        (folder / "metadata.yaml").unlink()
+        source = file
+    with contextlib.closing(sqlite3.connect(file)) as recorder:
+        recorder.execute("PRAGMA journal_mode=WAL")
+        with recorder:
+            recorder.execute(
+                "INSERT INTO messages (topic_id, timestamp, data) SELECT topic_id, timestamp + 5000000, data "
+                "FROM messages LIMIT 1"
+            )
+        remedy = "PRAGMA wal_checkpoint(TRUNCATE)"
+        with pytest.raises(DatasetError) as caught:
+            BagSegmenter(segmenter).process(source, tmp_path / "out")
+        assert f"in.db3-wal; move them into it: sqlite3 {file} '{remedy}'" in str(caught.value)
+        recorder.execute(remedy)
+        assert BagSegmenter(segmenter).process(source, tmp_path / "out") == {"segmented": 3}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A silence is told after 5 s, again each minute, and at once when its reason is another."""
+"""A silence is told after 5 s, at most once a minute, and at once when its reason is another."""
 
 from __future__ import annotations
 
@@ -90,14 +90,36 @@ def test_another_reason_is_told_at_the_next_look_for_it(camera, statistics):
     assert line.endswith("2 publishers: /driver, /other"), "after a minute"
 
 
-def test_the_end_of_a_silence_is_told_and_the_next_silence_too(camera, statistics):
+def test_the_end_of_a_silence_is_told_and_the_next_one_after_a_minute(camera, statistics):
     camera.wait(6)
     statistics.received(1.0)
     assert camera.wait(1) == ["images of camera 'front' arrive on /front/image"]
-    assert camera.wait(3) == []
-    assert len(camera.wait(3)) == 1
+    assert camera.wait(6) == []
     camera.now += 1
     assert statistics.report("/front/image").message.startswith("no further image on /front/image for 8 s")
+    (line,) = camera.wait(55)
+    assert "no image of camera 'front'" in line
+    statistics.received(2.0)
+    assert camera.wait(1) == ["images of camera 'front' arrive on /front/image"]
+
+
+def test_the_next_silence_is_told_at_once_where_its_reason_is_another(camera, statistics):
+    camera.wait(6)
+    statistics.received(1.0)
+    camera.wait(1)
+    camera.silence = Silence("other type", "1 publisher: /driver")
+    (line,) = camera.wait(6)
+    assert line.endswith("1 publisher: /driver")
+
+
+def test_a_camera_slower_than_the_watch_is_told_once_a_minute(camera, statistics):
+    lines = []
+    for image in range(75):
+        statistics.received(float(image))
+        lines += camera.wait(8)
+    warnings = [line for line in lines if line.startswith("no image")]
+    assert 9 <= len(warnings) <= 11
+    assert len(lines) <= 2 * len(warnings)
 
 
 def test_images_in_time_are_not_mentioned(camera, statistics):

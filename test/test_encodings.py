@@ -82,7 +82,7 @@ def encoded(rgb, encoding):
     return forms[encoding]
 
 
-@pytest.mark.parametrize("padding", [0, 10])
+@pytest.mark.parametrize("padding", [0, 1, 10])
 @pytest.mark.parametrize("encoding", INPUT_ENCODINGS)
 def test_every_encoding_gives_the_picture_back(encoding, padding):
     rgb = smooth_rgb()

@@ -99,6 +99,7 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
         ("runtime", "tflite"),
         ("respawn", "yes"),
         ("respawn", "1"),
+        ("use_sim_time", "yes"),
         ("log_level", "loud"),
         ("log_level", "segmentation:=loud"),
     ],
@@ -145,6 +146,12 @@ def test_respawn_and_log_level_reach_the_node(respawn, log_level):
         assert node.ros_arguments == ["--log-level", log_level]
 
 
+@pytest.mark.parametrize(("text", "expected"), [("true", True), ("False", False), ("", None)])
+def test_use_sim_time_is_a_parameter_only_where_it_is_given(text, expected):
+    (node,) = nodes_of_seg_launch(bundle="given", use_sim_time=text)
+    assert parameters_of(node).get("use_sim_time") is expected
+
+
 def test_demo_launch_adds_a_camera():
     assert sum(isinstance(entity, Node) for entity in entities_of("demo.launch.py")) == 1
 
@@ -169,9 +176,24 @@ def test_what_runs_beside_the_node_is_in_its_namespace(name, given, expected):
     assert namespace.perform(context) == expected
 
 
-def test_nav2_launch_ends_a_hung_node_unless_the_user_says_otherwise():
-    entities = entities_of("nav2.launch.py")
-    defaults = {e.name: e.default_value[0].text for e in entities if isinstance(e, DeclareLaunchArgument)}
-    (segmentation,) = (entity for entity in entities if isinstance(entity, IncludeLaunchDescription))
-    assert defaults["exit_after_hang"] == "30.0"
-    assert "exit_after_hang" not in dict(segmentation.launch_arguments), "it would overrule the user's"
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "30.0"),
+        ({"exit_after_hang": "5.0"}, "5.0"),
+        ({"params_file": "mine.yaml"}, ""),
+        ({"params_file": "mine.yaml", "exit_after_hang": "0.0"}, "0.0"),
+    ],
+)
+def test_nav2_launch_ends_a_hung_node_unless_argument_or_file_say_otherwise(given, expected):
+    context, kinds = LaunchContext(), []
+    for entity in entities_of("nav2.launch.py"):
+        kinds.append(type(entity))
+        if isinstance(entity, DeclareLaunchArgument):
+            context.launch_configurations[entity.name] = given.get(entity.name, entity.default_value[0].text)
+        elif isinstance(entity, OpaqueFunction):
+            entity.execute(context)
+        elif isinstance(entity, IncludeLaunchDescription):
+            assert "exit_after_hang" not in dict(entity.launch_arguments), "it would overrule the user's"
+    assert context.launch_configurations["exit_after_hang"] == expected
+    assert kinds.index(OpaqueFunction) < kinds.index(IncludeLaunchDescription)

@@ -14,6 +14,8 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from diagnostics_reader import ERROR, OK, WARN
 from fuzzing import fuzz
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
@@ -23,7 +25,7 @@ from dinov3_seg_ros.ros import lifecycle
 from dinov3_seg_ros.ros import model_loader as models
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
-from dinov3_seg_ros.support.errors import RuntimeFailedError
+from dinov3_seg_ros.support.errors import BundleError, RuntimeFailedError
 
 pytestmark = pytest.mark.ros
 
@@ -77,6 +79,27 @@ def node_here(folder, **parameters):
 
 def start(node):
     assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+
+
+@contextlib.contextmanager
+def spun(graph, node):
+    """Let the graph's executor serve the node too."""
+    graph._executor.add_node(node)
+    try:
+        yield
+    finally:
+        graph._executor.remove_node(node)
+
+
+def request(graph, transition):
+    """Ask the node for a transition, over its service; whether it succeeded."""
+    asked = ChangeState.Request(transition=Transition(id=transition))
+    return graph.call_once(
+        ChangeState,
+        "/segmentation/change_state",
+        asked,
+        found=lambda: graph.call(GetState, "/segmentation/get_state", GetState.Request()),
+    ).success
 
 
 def values_of(node, camera=None):
@@ -372,3 +395,104 @@ def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_
         level, values = values_of(node, "front")
         assert level == WARN
         assert "made to fail" in values["last error"]
+
+
+@pytest.mark.parametrize(
+    "transition", [Transition.TRANSITION_UNCONFIGURED_SHUTDOWN, Transition.TRANSITION_INACTIVE_SHUTDOWN]
+)
+def test_a_shutdown_of_another_state_leaves_an_active_node_segmenting(bundle, tmp_path, transition):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        start(node)
+        assert not request(graph, transition)
+        assert node.state == "active"
+        camera, masks = graph.camera(), graph.listen("segmentation/mask")
+        camera.send_until_answered(camera.message(np.zeros((32, 32, 3), np.uint8)), masks)
+
+
+def test_parameters_cannot_change_once_models_are_being_loaded(bundle, tmp_path, slow_bundle, monkeypatch):
+    monkeypatch.setattr(lifecycle, "CONFIGURE_S", 60.0)
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(lambda: node._models.are_wanted, "the start")
+        result = node.set_parameters([Parameter("mask_size", value="8x8")])[0]
+        assert (node.state, result.successful) == ("unconfigured", False)
+        assert "mask_size is read when the node is configured" in result.reason
+        slow_bundle.set()
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "active"
+
+
+def test_parameters_may_change_after_a_start_that_failed(tmp_path):
+    with node_here(tmp_path, bundle="/nowhere/at/all") as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "unconfigured"
+        assert node.set_parameters([Parameter("mask_size", value="8x8")])[0].successful
+
+
+def test_a_manager_gets_new_models_from_a_node_whose_models_failed(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        assert node.state == "active"
+        node._give_up("out of memory")
+        assert request(graph, Transition.TRANSITION_CONFIGURE)
+        assert node.state == "inactive"
+        assert request(graph, Transition.TRANSITION_ACTIVATE)
+
+
+def test_a_manager_is_told_that_models_fail_again(bundle, tmp_path, monkeypatch):
+    def refuse(path):
+        raise BundleError(f"{path} is damaged")
+
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node), spun(graph, node):
+        started = graph._executor.create_task(node.start())
+        graph.spin_until(started.done, "the end of the start")
+        node._give_up("out of memory")
+        monkeypatch.setattr(models, "load_bundle", refuse)
+        assert not request(graph, Transition.TRANSITION_CONFIGURE)
+        assert node.state == "unconfigured"
+
+
+def read_with_other_classes(path):
+    """Read a bundle as if a training had overwritten it."""
+    read = load_bundle(path)
+    read.manifest.classes.names.reverse()
+    return read
+
+
+@pytest.mark.parametrize(("read", "state"), [(read_with_other_classes, "inactive"), (load_bundle, "active")])
+def test_models_read_again_with_other_classes_are_not_published(bundle, tmp_path, monkeypatch, read, state):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        monkeypatch.setattr(models, "load_bundle", read)
+        for _ in range(2):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        node._follow_models()
+        end_loading(node)
+        assert node.state == state
+        assert ("the bundle was changed on disk" in node.last_error) == (state == "inactive")
+
+
+def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        assert node.trigger_configure() == SUCCESS
+        assert node._models.segmenter.warm_up_s > 0
+        node._models.segmenter.warm_up_s = 100.0
+        assert node.trigger_activate() == SUCCESS
+        for _ in range(2):
+            assert node._loop.pace().last_s == 100.0
+            node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+            graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken_at, "its end")
+        assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
+
+
+def test_a_failed_configuration_leaves_segmentation_switched_off(bundle, tmp_path):
+    with node_here(tmp_path, bundle="/nowhere/at/all") as (_, node):
+        node._switches._switch_all(False)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert node.set_parameters([Parameter("bundle", value=str(bundle.path))])[0].successful
+        start(node)
+        assert not node._switches.is_on
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        assert node._switches.is_on

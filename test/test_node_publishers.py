@@ -16,10 +16,15 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from diagnostics_reader import STALE, WARN, DiagnosticsReader
+from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from ros_graph import ROOT, TIMEOUT_S, Graph
 from segment_five import picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
+from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 
 pytestmark = pytest.mark.ros
 
@@ -207,3 +212,52 @@ def test_lost_images_raise_the_level_and_are_told_with_the_remedy(graph, small_e
     assert status.level == WARN
     graph.spin_until(lambda: "images dropped by the transport: " in node.log, "a line in the log")
     assert "start the publisher with FAST" in node.log
+
+
+SWAPPED = {"front/image": "/left/image", "left/image": "/front/image"}
+
+
+@contextlib.contextmanager
+def remapped(graph, remap, **parameters):
+    """The endpoints of a node in this process whose topics are remapped."""
+    rules = [word for name, topic in remap.items() for word in ("-r", f"{name}:={topic}")]
+    overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+    arguments = {"cli_args": ["--ros-args", *rules], "parameter_overrides": overrides}
+    node = LifecycleNode("remapped", context=graph.context, **arguments)
+    graph._executor.add_node(node)
+    try:
+        yield Endpoints(node)
+    finally:
+        graph._executor.remove_node(node)
+        node.destroy_node()
+
+
+def test_cameras_whose_topics_are_swapped_follow_their_own_publishers(graph):
+    graph.peer.create_publisher(Image, "/front/image", qos_profile_sensor_data)
+    graph.peer.create_publisher(Image, "/left/image", 10)
+    with remapped(graph, SWAPPED) as endpoints:
+        both = [FollowingSubscription(endpoints, Image, f"{name}/image", print) for name in ("front", "left")]
+        graph.spin_until(lambda: all(camera.publishers() for camera in both), "both publishers")
+        for camera in both:
+            camera.follow()
+        assert {camera.topic: camera.reliability for camera in both} == {
+            "/left/image": "reliable (the publishers')",
+            "/front/image": "best effort (the publishers')",
+        }
+
+
+def test_a_mismatch_on_a_swapped_topic_names_its_own_publisher(graph):
+    graph.peer.create_publisher(Image, "/left/image", qos_profile_sensor_data)
+    fixed = {"qos_overrides./left/image.subscription.reliability": "reliable"}
+    with remapped(graph, SWAPPED, **fixed) as endpoints:
+        FollowingSubscription(endpoints, Image, "front/image", print)
+        (line,) = graph.spin_until(endpoints.mismatches, "a mismatch")
+        assert line.startswith("/left/image: subscriber /remapped (reliable, ")
+        assert "publisher /peer (best effort, " in line
+
+
+def test_images_on_the_name_that_is_remapped_are_found(graph):
+    graph.peer.create_publisher(Image, "/image", 10)
+    with remapped(graph, {"image": "/camera/image_raw"}) as endpoints:
+        found = graph.spin_until(endpoints.picture_topics, "an image topic")
+        assert found == {"/image": "sensor_msgs/msg/Image"}

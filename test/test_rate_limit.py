@@ -35,3 +35,13 @@ def test_a_pause_is_not_made_up_for(clock):
     admitted(clock, limit, 10.0, 30.0, 1.0)
     clock[0] += 60.0
     assert admitted(clock, limit, 10.0, 30.0, 1.0) <= 11
+
+
+def test_a_higher_rate_takes_effect_at_once(clock):
+    limit = RateLimit()
+    assert limit.admits(0.01)
+    clock[0] += 1.0
+    assert limit.admits(10.0)
+    assert not limit.admits(10.0)
+    clock[0] += 0.2
+    assert abs(admitted(clock, limit, 10.0, 30.0, 2.0) - 20) <= 1

@@ -22,7 +22,11 @@ class Gate:
         self.entered.set()
         assert self.open.wait(5)
         self.calls.append(list(items))
-        return self.finished.release
+        return self._finish
+
+    def _finish(self):
+        self.finished.release()
+        return True
 
     def wait(self, calls):
         for _ in range(calls):
@@ -258,3 +262,31 @@ def test_a_turn_that_fails_is_over_for_the_pace():
     assert failed.wait(5)
     end(worker)
     assert worker.pace().oldest_s == 0.0
+
+
+def test_turns_that_compute_nothing_do_not_lower_the_pace():
+    finishes, done = iter([lambda: True, lambda: False, lambda: 1 / 0]), threading.Semaphore(0)
+
+    def start(items):
+        finish = next(finishes, None)
+        if finish is None:
+            raise ZeroDivisionError
+        time.sleep(0.1 if items[0][1] == "slow" else 0.0)
+        return finish
+
+    class Worker(LatestFrameWorker):
+        def _leave(self, *turn):
+            super()._leave(*turn)
+            done.release()
+
+    worker = Worker(start, on_error=lambda slots, error: None, expected_s=50.0)
+    worker.start()
+    assert worker.pace().last_s == 50.0, "before the first turn"
+    paces = []
+    for item in ("slow", "skipped", "failed at the end", "failed at the start"):
+        worker.put("a", item)
+        assert done.acquire(timeout=5)
+        paces.append(worker.pace().last_s)
+    end(worker)
+    assert 0.1 <= paces[0] < 50.0
+    assert all(pace >= paces[0] for pace in paces)

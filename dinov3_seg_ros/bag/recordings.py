@@ -62,8 +62,9 @@ def _check_form(source: Path) -> None:
     """Say what to do with a recording of another form.
 
     Raises:
-        DatasetError: it is a ROS 1 bag, or a folder whose metadata.yaml is lost.
+        DatasetError: it is a ROS 1 bag, a folder whose metadata.yaml is lost, or was not written to its end.
     """
+    _check_log(source)
     if source.is_file():
         with source.open("rb") as file:
             if file.read(len(_ROS_1)) == _ROS_1:
@@ -85,6 +86,18 @@ def _check_form(source: Path) -> None:
         raise DatasetError(
             f"{source} cannot be read as a rosbag2: it has no metadata.yaml; give a folder that 'ros2 bag record' wrote"
         )
+
+
+def _check_log(source: Path) -> None:
+    """Raise DatasetError where messages are in SQLite's write-ahead log alone, which rosbags does not read."""
+    files = sorted(source.glob("*.db3")) if source.is_dir() else [source]
+    for file in files:
+        log = file.with_name(f"{file.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise DatasetError(
+                f"{file} was not closed, and its newest messages are in {log.name}; move them into it: "
+                f"sqlite3 {file} 'PRAGMA wal_checkpoint(TRUNCATE)'"
+            )
 
 
 def messages_of(

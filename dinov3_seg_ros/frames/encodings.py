@@ -160,6 +160,8 @@ def pixels_to_rgb(
     if layout.channels > 1:
         shape, strides = (*shape, layout.channels), (*strides, itemsize)
     pixels = np.ndarray(shape, dtype, data, 0, strides)
+    if step % itemsize:
+        pixels = np.ascontiguousarray(pixels)  # OpenCV refuses rows that begin within a value
     if itemsize == 2:
         pixels = scale.to_8_bits(pixels.astype(np.uint16, copy=False))  # OpenCV reads only the machine's byte order
     return layout.to_rgb(pixels)

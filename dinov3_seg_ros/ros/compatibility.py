@@ -18,15 +18,13 @@ RclError = RuntimeError
 #: Answers a request for a transition, given its name and a function that makes it and tells whether it succeeded.
 Answer = Callable[[str, Callable[[], bool]], Awaitable[bool]]
 
-_SHUTDOWN = "shutdown"
+# The shutdowns of the other states are left out: they have nothing to prepare, and an active node refuses them.
 _NAMES = {
     Transition.TRANSITION_CONFIGURE: "configure",
     Transition.TRANSITION_CLEANUP: "cleanup",
     Transition.TRANSITION_ACTIVATE: "activate",
     Transition.TRANSITION_DEACTIVATE: "deactivate",
-    Transition.TRANSITION_UNCONFIGURED_SHUTDOWN: _SHUTDOWN,
-    Transition.TRANSITION_INACTIVE_SHUTDOWN: _SHUTDOWN,
-    Transition.TRANSITION_ACTIVE_SHUTDOWN: _SHUTDOWN,
+    Transition.TRANSITION_ACTIVE_SHUTDOWN: "shutdown",
 }
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from rclpy.clock import Clock
 
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.classes import ClassesSection
 from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.cameras.ports import HeadOutput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 from dinov3_seg_ros.ros.parameters import NodeParameters
 from dinov3_seg_ros.ros.switches import Switches
+from dinov3_seg_ros.support.errors import SegmentationError
 
 
 class HeadOutputs:
@@ -40,6 +42,7 @@ class HeadOutputs:
         self._endpoints, self._switches, self._settings = endpoints, switches, settings
         self._clock, self._note_fault = clock, note_fault
         self._threshold = 0.0
+        self._classes: dict[str, ClassesSection] = {}
         self.by_camera: dict[str, dict[str, HeadOutput]] = {}
 
     def create(self, manifests: Mapping[str, Manifest], options: NodeOptions) -> None:
@@ -53,7 +56,7 @@ class HeadOutputs:
             ParameterError: the class list cannot be used, or a topic cannot be opened. What was created stays until
                 `close`.
         """
-        of_bundles = {name: manifest.classes for name, manifest in manifests.items()}
+        self._classes = of_bundles = _classes_of(manifests)
         chosen = load_class_list(options.class_list) if options.class_list else ClassList()
         check_class_list(chosen, list(of_bundles.values()))
         published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
@@ -65,6 +68,15 @@ class HeadOutputs:
                 heads[name] = HeadOutput(self._endpoints, camera, part, classes, self._note_fault)
         self._switches.add_heads(published)
         self._settings.publish_class_names(published[first].names)
+
+    def check(self, manifests: Mapping[str, Manifest]) -> None:
+        """Check that bundles which were read again have the classes that are published.
+
+        Raises:
+            SegmentationError: they have not.
+        """
+        if _classes_of(manifests) != self._classes:
+            raise SegmentationError("the bundle was changed on disk since the node was configured: its classes differ")
 
     def publish_label_info(self, threshold: float) -> None:
         """Publish the latched class names; needs vision_msgs.
@@ -91,3 +103,7 @@ class HeadOutputs:
 
     def _each(self) -> list[HeadOutput]:
         return [output for heads in self.by_camera.values() for output in heads.values()]
+
+
+def _classes_of(manifests: Mapping[str, Manifest]) -> dict[str, ClassesSection]:
+    return {name: manifest.classes for name, manifest in manifests.items()}

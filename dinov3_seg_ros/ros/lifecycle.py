@@ -76,6 +76,7 @@ class SegmentationNode(LifecycleNode):
         self._last_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
         self._announced: Segmenter | None = None
+        self._is_configured = False
         self._starts_itself = self._is_managed = False
         self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
@@ -87,10 +88,9 @@ class SegmentationNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the models, or go on to load them, and create the publishers once the bundles are read."""
         try:
-            options = self._settings.read()
             self._refuse_while_hung()
             if not self._models.are_wanted:
-                self._models.load(options)
+                self._load()
             self._recovery.reset()
             is_over = self._models.wait(CONFIGURE_S)
             if self._models.error is not None:
@@ -99,7 +99,7 @@ class SegmentationNode(LifecycleNode):
         except BaseException:
             self._release()
             raise
-        self._settings.in_use = True
+        self._is_configured = True
         if is_over:
             self._follow_models()
         else:
@@ -148,8 +148,9 @@ class SegmentationNode(LifecycleNode):
 
     @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the models and remove the publishers."""
+        """Release the models, remove the publishers, and switch everything on again."""
         self._release()
+        self._switches.is_on = True
         return super().on_cleanup(state)
 
     @reported
@@ -211,9 +212,12 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info("a lifecycle manager takes charge of the node, which had started itself")
             if self.state == "active":
                 await self._prepare("deactivate")
-                return bool(self.trigger_deactivate() == TransitionCallbackReturn.SUCCESS)
+                if self.trigger_deactivate() != TransitionCallbackReturn.SUCCESS:
+                    return False
             if self.state == "inactive":
-                return True
+                if self._models.error is None:
+                    return True
+                self.trigger_cleanup()
         await self._prepare(name)
         was_managed = self._is_managed
         self._is_managed |= name in ("configure", "activate")  # the activation looks at it
@@ -230,7 +234,7 @@ class SegmentationNode(LifecycleNode):
             if not self._models.are_wanted:
                 try:
                     self._refuse_while_hung()
-                    self._models.load(self._settings.read())
+                    self._load()
                 except (ParameterError, RuntimeFailedError):
                     return  # the transition will say it
             await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
@@ -242,9 +246,14 @@ class SegmentationNode(LifecycleNode):
 
     # Models that come, fail and go
 
+    def _load(self) -> None:
+        """Start to load the models that the parameters ask for; from now on they may not ask for others."""
+        self._models.load(self._settings.read())
+        self._settings.in_use = True
+
     def _follow_models(self) -> None:
         """Do what a step of their loading, their failure, or a parameter asks for. Runs in the executor's thread."""
-        if not self._settings.in_use:
+        if not self._is_configured:
             return  # the configuration looks at them itself
         if self.state == "active":
             self._outputs.follow_threshold(self._settings.current().confidence_threshold)
@@ -327,9 +336,16 @@ class SegmentationNode(LifecycleNode):
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
     def _create_outputs(self) -> None:
-        """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once."""
+        """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once.
+
+        Raises:
+            SegmentationError: there are publishers, and the bundles were read again and have other classes.
+        """
         manifests = self._models.manifests
-        if manifests is None or self._outputs.by_camera:
+        if manifests is None:
+            return
+        if self._outputs.by_camera:
+            self._outputs.check(manifests)
             return
         self._outputs.create(manifests, self._settings.current())
         if self.state == "active":
@@ -390,6 +406,6 @@ class SegmentationNode(LifecycleNode):
         self._models.release(self._frame_ends())
         self._models.join(_SHORTLY_S)
         self._next_step, self._announced = Step.TRY_AGAIN, None
-        self._settings.in_use = False
+        self._settings.in_use = self._is_configured = False
         self._outputs.close()
         self._bond.close()

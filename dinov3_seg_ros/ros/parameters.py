@@ -31,7 +31,8 @@ class NodeParameters:
         changing: called in the executor's thread when parameters are about to be set; must do no more than wake.
 
     Attributes:
-        in_use: set by the node while it is configured: changes of parameters that are not live are then refused.
+        in_use: set by the node from when it loads the models until it releases them: changes of parameters that are
+            not live are then refused.
     """
 
     def __init__(self, node: Node, changing: Callable[[], None] = lambda: None) -> None:

@@ -35,12 +35,11 @@ class Switches:
             self._services.append(self._serve(f"~/heads/{name}/enable", functools.partial(self._switch_head, name)))
 
     def remove_heads(self) -> None:
-        """Remove the heads' switches, and turn everything on again."""
+        """Remove the heads' switches; a head that is added later is on."""
         for service in self._services:
             self._node.destroy_service(service)
         self._services.clear()
         self._heads_off.clear()
-        self.is_on = True
 
     def head_is_on(self, name: str) -> bool:
         """Whether a head's outputs are computed."""

@@ -105,9 +105,10 @@ class RateLimit:
         if not rate_hz:
             return True
         now, period = time.monotonic(), 1.0 / rate_hz
-        if now < self._due:
+        # A due time further off than a period was set by a lower rate before.
+        if now < self._due <= now + period:
             return False
-        self._due = (self._due if now - self._due < period else now) + period
+        self._due = (self._due if 0 <= now - self._due < period else now) + period
         return True
 
 

@@ -15,7 +15,7 @@ from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions, parse_mask_size
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.cameras.watch import CameraWatch
-from dinov3_seg_ros.ros.cameras.worker import LatestFrameWorker, Pace
+from dinov3_seg_ros.ros.cameras.worker import Finish, LatestFrameWorker, Pace
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 from dinov3_seg_ros.ros.health.camera_statistics import (
     LIMITED,
@@ -63,7 +63,7 @@ class _Turn:
     def __init__(self, models: _Models) -> None:
         self.segmenter, self.smoothers = models
         self.started: list[_Started] = []
-        self.succeeded = False
+        self.has_computed = self.succeeded = False
         self.failure: RuntimeFailedError | None = None
 
 
@@ -118,7 +118,8 @@ class FrameLoop:
         """
         segmenter.times.clear()
         begin = functools.partial(self._begin, _Models(segmenter, {}))
-        worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, segmenter.runtime.device != "cpu")
+        overlap = segmenter.runtime.device != "cpu"
+        worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, overlap, segmenter.warm_up_s)
         worker.start()
         self._worker = worker
         if self._watch is None:
@@ -189,7 +190,7 @@ class FrameLoop:
         elif worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _begin(self, models: _Models, items: Sequence[tuple[str, Any]]) -> Callable[[], None]:
+    def _begin(self, models: _Models, items: Sequence[tuple[str, Any]]) -> Finish:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
@@ -222,8 +223,8 @@ class FrameLoop:
             for frame in frames:
                 self._start_segmenting(turn, [frame], heads)
 
-    def _finish(self, turn: _Turn) -> None:
-        """Wait for the network, publish, and report."""
+    def _finish(self, turn: _Turn) -> bool:
+        """Wait for the network, publish, and report; return whether the network computed anything."""
         for frames, segmentation in turn.started:
             try:
                 results = segmentation.finish()
@@ -231,6 +232,7 @@ class FrameLoop:
                 for frame in frames:
                     self._drop(frame.camera, error, turn)
                 continue
+            turn.has_computed = True
             for frame, result in zip(frames, results, strict=True):
                 if self._is_abandoned:
                     self.statistics[frame.camera].dropped(STOPPED)
@@ -240,6 +242,7 @@ class FrameLoop:
                     turn.succeeded = True
         if turn.succeeded or turn.failure is not None:
             self._report(turn.segmenter, None if turn.succeeded else turn.failure)
+        return turn.has_computed
 
     def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn) -> Segmentation:
         """A frame's results, smoothed over time where that is wanted."""

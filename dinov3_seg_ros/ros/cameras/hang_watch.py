@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dinov3_seg_ros.ros.cameras.worker import Pace
 from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
-#: A frame hangs when it takes longer than this, and this many times longer than the frame before.
+#: A frame hangs when it takes longer than this, and this many times longer than the frame before, or the warm-up.
 LIMIT_S, LIMIT_TIMES = 10.0, 5.0
 
 

@@ -26,12 +26,14 @@ class _Told:
 
     Attributes:
         examined_at, told_at: seconds of the monotonic clock.
-        kind: of the silence; empty while images arrive.
+        kind: of the last silence that was told; empty before the first.
+        lasts: whether that silence lasts.
     """
 
     examined_at: float = float("-inf")
     told_at: float = float("-inf")
     kind: str = ""
+    lasts: bool = False
 
 
 class CameraWatch:
@@ -75,8 +77,8 @@ class CameraWatch:
         now, told, statistics = time.monotonic(), self._told[camera], self._statistics[camera]
         silence_s = statistics.silence_s()
         if silence_s < _SILENCE_S:
-            if told.kind:
-                told.kind = ""
+            if told.lasts:
+                told.lasts = False
                 self._faults.inform(f"images{of_camera(camera)} arrive on {camera_input.image_topic}")
             return
         if now - told.examined_at < _SILENCE_S:
@@ -84,8 +86,9 @@ class CameraWatch:
         told.examined_at = now
         silence = camera_input.explain_silence()
         statistics.explain_silence(silence.reason)
+        # A later silence of the same kind waits too: a slow camera is silent again after each image.
         if silence.kind != told.kind or now - told.told_at >= _REPEAT_S:
-            told.kind, told.told_at = silence.kind, now
+            told.kind, told.told_at, told.lasts = silence.kind, now, True
             self._faults.warn(
                 f"no image{of_camera(camera)} on {camera_input.image_topic} for {silence_s:.0f} s: {silence.reason}"
             )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-#: Finishes a turn that was started.
-Finish = Callable[[], None]
+#: Finishes a turn that was started; returns whether it computed anything.
+Finish = Callable[[], bool]
 
 
 class Pace(NamedTuple):
@@ -18,7 +18,8 @@ class Pace(NamedTuple):
 
     Attributes:
         oldest_s: seconds that the oldest turn being processed has taken until now; 0 where there is none.
-        last_s: seconds that the turn which was finished last took; 0 before the first.
+        last_s: seconds that the last turn took which computed something. One that did not counts only where it took
+            longer.
     """
 
     oldest_s: float = 0.0
@@ -46,6 +47,7 @@ class LatestFrameWorker:
         max_items: the most items handed over at once.
         overlap: whether a second thread finishes items while the first starts the next, which pays where another
             device computes in between. At most two turns are in flight, so that items are still taken late.
+        expected_s: how long the first turn may be expected to take; what `pace` says until then.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LatestFrameWorker:
         on_error: Callable[[Sequence[str], BaseException], None],
         max_items: int = 1,
         overlap: bool = False,
+        expected_s: float = 0.0,
     ) -> None:
         self._start, self._on_error, self._max_items = start, on_error, max_items
         self._waiting: dict[str, Any] = {}
@@ -61,7 +64,7 @@ class LatestFrameWorker:
         self._condition = threading.Condition()
         self._stopping = False
         self._taken_at: list[float] = []
-        self._last_s = 0.0
+        self._last_s = expected_s
         self._room = threading.Semaphore(2 if overlap else 1)
         self._started: SimpleQueue[tuple[_Turn, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
@@ -115,7 +118,7 @@ class LatestFrameWorker:
                 finish = self._start(items)
             except BaseException as error:  # any kind: nobody else would see it, and join() would wait for ever
                 self._report(turn.slots, error)
-                self._leave(turn)
+                self._leave(turn, False)
             else:
                 self._hand_over((turn, finish))
         self._started.put(None)
@@ -126,16 +129,18 @@ class LatestFrameWorker:
 
     def _end_turn(self, started: tuple[_Turn, Finish]) -> None:
         turn, finish = started
+        has_computed = False
         try:
-            finish()
+            has_computed = finish()
         except BaseException as error:
             self._report(turn.slots, error)
-        self._leave(turn)
+        self._leave(turn, has_computed)
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, turn: _Turn, has_computed: bool) -> None:
         with self._condition:
             self._taken_at.remove(turn.taken_at)
-            self._last_s = time.monotonic() - turn.taken_at
+            took_s = time.monotonic() - turn.taken_at
+            self._last_s = took_s if has_computed else max(self._last_s, took_s)
         self._room.release()
 
     def _report(self, slots: Sequence[str], error: BaseException) -> None:

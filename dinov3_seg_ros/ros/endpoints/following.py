@@ -96,7 +96,7 @@ class FollowingSubscription:
 
     def publishers(self) -> list[Publisher]:
         """All publishers on the topic, also those of other types, and those that do not match."""
-        return self._endpoints.publishers_on(self.topic)
+        return self._endpoints.publishers_on(self._name)
 
     def follow(self) -> None:
         """Ask for what the publishers offer now. Call about twice a second, in the executor's thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -48,7 +49,7 @@ class Publisher(NamedTuple):
 
 
 def publishers_on(node: Node, topic: str) -> list[Publisher]:
-    """All publishers on a topic, given by its full name, that ``node`` has discovered."""
+    """All publishers on a topic that ``node`` has discovered; ``topic`` is its name before remapping."""
     return [
         Publisher(node_name(info), info.topic_type, info.qos_profile)
         for info in node.get_publishers_info_by_topic(topic)
@@ -57,14 +58,22 @@ def publishers_on(node: Node, topic: str) -> list[Publisher]:
 
 def picture_topics(node: Node) -> dict[str, str]:
     """The topics on which other nodes than ``node`` publish pictures: the full name, and the type of the messages."""
-    own = node.get_fully_qualified_name()
     return {
-        topic: publisher.message_type
+        topic: message_type
         for topic, types in node.get_topic_names_and_types()
         if set(types) & set(PICTURE_TYPES)
-        for publisher in publishers_on(node, topic)
-        if publisher.node != own and publisher.message_type in PICTURE_TYPES
+        for message_type in _types_of_others(node, topic, types)
+        if message_type in PICTURE_TYPES
     }
+
+
+def _types_of_others(node: Node, topic: str, types: Sequence[str]) -> list[str]:
+    """The types that other nodes publish on a topic, given by its full name."""
+    if node.resolve_topic_name(topic) != topic:
+        # rclpy remaps the names that it is asked about, so it cannot tell who publishes on this one.
+        return list(types) if node.count_publishers(topic) else []
+    own = node.get_fully_qualified_name()
+    return [publisher.message_type for publisher in publishers_on(node, topic) if publisher.node != own]
 
 
 def node_name(info: _Endpoint) -> str:

@@ -64,8 +64,8 @@ class Endpoints:
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
-        # What gives our own profile, by topic and whether we publish on it.
-        self._marked: dict[tuple[str, bool], Callable[[], QoSProfile]] = {}
+        # The name before remapping and what gives our own profile, by topic and whether we publish on it.
+        self._marked: dict[tuple[str, bool], tuple[str, Callable[[], QoSProfile]]] = {}
         self._logged: set[str] = set()
 
     def resolve(self, topic: str) -> str:
@@ -180,8 +180,8 @@ class Endpoints:
     def mismatches(self) -> list[str]:
         """One line for each peer that does not match, naming both sides and the difference; each is logged once."""
         lines = []
-        for (topic, publishes), ours in list(self._marked.items()):
-            found = self._mismatches_of(topic, publishes, ours())
+        for (topic, publishes), (name, ours) in list(self._marked.items()):
+            found = self._mismatches_of(topic, name, publishes, ours())
             if not found:
                 del self._marked[topic, publishes]  # the peer has left
             lines += found
@@ -190,10 +190,10 @@ class Endpoints:
         self._logged = set(lines)
         return lines
 
-    def _mismatches_of(self, topic: str, publishes: bool, ours: QoSProfile) -> list[str]:
+    def _mismatches_of(self, topic: str, name: str, publishes: bool, ours: QoSProfile) -> list[str]:
         look = self._node.get_subscriptions_info_by_topic if publishes else self._node.get_publishers_info_by_topic
         lines = []
-        for peer in look(topic):
+        for peer in look(name):  # it remaps the name itself
             pair = (ours, peer.qos_profile) if publishes else (peer.qos_profile, ours)
             compatibility, reason = qos_check_compatible(*pair)
             if compatibility == QoSCompatibility.ERROR:
@@ -207,10 +207,10 @@ class Endpoints:
 
     def _marker(self, topic: str, publishes: bool, ours: Callable[[], QoSProfile]) -> Callable[[Any], None]:
         """The callback of the event that a peer does not match."""
-        name = self.resolve(topic)
+        full_name = self.resolve(topic)
 
         def mark(_event: Any) -> None:
-            self._marked[name, publishes] = ours
+            self._marked[full_name, publishes] = topic, ours
 
         return mark
 
