@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import made_backbone, write_tiny_bundle
+from graphs import write_graphs
 from onnx import numpy_helper
 
 from dinov3_seg_ros.bundle.loading import load_bundle
@@ -259,6 +261,26 @@ def test_a_right_export_passes_and_the_model_itself_too(exported):
         opened, _ = open_runtime([exported], ComputeOptions(runtime=runtime, max_batch=3))
         assert "unverified" not in opened.description
         opened.close()
+
+
+def test_pytorch_is_held_to_the_model_whatever_an_export_reached(copy, monkeypatch):
+    path = folder_of(copy) / REFERENCE_FILE
+    dataclasses.replace(gate.Reference.read(path), reached=0.5).write(path)  # as with --least-labels 0.5
+    sign(copy)
+
+    def spoilt(right, *inputs):
+        labels, confidence = right(*inputs)
+        wrong = np.arange(labels.size).reshape(labels.shape) % 100 < 31
+        return np.where(wrong, (labels + 1) % 5, labels).astype(labels.dtype), confidence
+
+    decoding(spoilt)(monkeypatch)
+    with pytest.raises(DisagreementError, match="labels of tiny are equal on only 68"):
+        Segmenter.from_bundle(copy.path, "torch", device="cpu")
+
+
+def test_pytorch_is_compared_at_the_size_that_it_serves(copy):
+    write_graphs(copy, size=(32, 64))  # whose reference is another model's
+    Segmenter.from_bundle(copy.path, "torch", device="cpu").close()
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

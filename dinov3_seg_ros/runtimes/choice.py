@@ -244,12 +244,12 @@ def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bun
     """Return why it cannot be compared; empty where it agrees. Closed after any error but DisagreementError."""
     try:
         with runtime_failures(runtime.description):
-            unverified = gate.check(runtime, candidate, bundles, options.max_batch)
+            size = options.network_size or bundles[0].manifest.input.network_size
+            unverified = gate.check(runtime, candidate, bundles, size, options.max_batch)
             if not unverified or candidate.graphs is not None or (candidate.device, candidate.precision) == MODEL:
                 return unverified
             _logger.info("no export holds a reference, so the model is computed on the CPU to compare with")
             with contextlib.closing(_open_model(bundles, options)) as model:
-                size = options.network_size or bundles[0].manifest.input.network_size
                 gate.check_with_model(runtime, candidate, bundles, size, options.max_batch, model)
             return ""
     except DisagreementError:

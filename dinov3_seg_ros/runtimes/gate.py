@@ -164,13 +164,16 @@ def measure(runtime: Runtime, name: str, reference: Reference, max_batch: int = 
         yield Stage("confidence", name, max(apart))
 
 
-def check(runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], max_batch: int) -> str:
+def check(
+    runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], size: tuple[int, int], max_batch: int
+) -> str:
     """Compare a runtime with the references of the exports that it serves.
 
     Args:
         runtime: opened from the candidate.
         candidate: what was opened.
         bundles: whose heads it serves.
+        size: (height, width) of the network input, pixels, at which a runtime that takes any is best compared.
         max_batch: the most frames in one pass.
 
     Returns:
@@ -181,11 +184,13 @@ def check(runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], max
         ExportError: a reference is damaged.
         RuntimeFailedError, RuntimeUnavailableError: it fails.
     """
-    exports = references(bundles, runtime, candidate.graphs)
+    exports = references(bundles, candidate.graphs, size)
     if not exports:
         return "the export holds no reference (an older one): export the bundle again"
     for export in exports:
         reference = Reference.read(export.graph(REFERENCE_FILE))
+        if candidate.graphs is None:  # what the export's graphs lose, the model itself must not
+            reference = replace(reference, reached=1.0)
         _check_head(runtime, candidate, export.bundle_name, reference, max_batch)
     _logger.info("%s agrees with the PyTorch model", runtime.description)
     return ""
@@ -240,10 +245,10 @@ def _artificial_canvases(size: tuple[int, int]) -> np.ndarray:
     return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in coarse])
 
 
-def references(bundles: Sequence[Bundle], runtime: Runtime, graphs: Graphs | None) -> list[Export]:
+def references(bundles: Sequence[Bundle], graphs: Graphs | None, size: tuple[int, int]) -> list[Export]:
     """Return an export with a reference for each bundle and size that a runtime serves, or nothing if one is missing.
 
-    Of a runtime that runs the model itself, those of any export of each bundle.
+    Of a runtime that runs the model itself, one export of each bundle: of ``size`` where there is one, else any.
     """
     if graphs is not None:
         exports = [export for of_size in graphs.values() for export in of_size]
@@ -253,7 +258,7 @@ def references(bundles: Sequence[Bundle], runtime: Runtime, graphs: Graphs | Non
         with_one = [export for export in find_exports(bundle)[0] if export.has_reference]
         if not with_one:
             return []
-        found.append(with_one[0])
+        found.append(next((export for export in with_one if export.manifest.network_size == size), with_one[0]))
     return found
 
 
