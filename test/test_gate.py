@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from bundles import made_backbone, write_tiny_bundle
 from graphs import write_graphs
 from onnx import numpy_helper
 
+from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, REFERENCE_FILE
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -213,14 +215,30 @@ def test_the_head_of_another_bundle_is_refused(copy, another):
         Segmenter.from_bundle(copy.path, "onnx")
 
 
-def test_a_runtime_that_computes_only_the_first_of_a_batch_is_refused(copy, monkeypatch):
+def compute_only_the_first(monkeypatch):
     right = OnnxRuntime.start
 
     def start(self, canvases, heads):
         return right(self, np.repeat(canvases[:1], len(canvases), 0), heads)
 
     monkeypatch.setattr(OnnxRuntime, "start", start)
+
+
+def test_a_runtime_that_computes_only_the_first_of_a_batch_is_refused(copy, monkeypatch):
+    compute_only_the_first(monkeypatch)
     assert Segmenter.from_bundle(copy.path, "onnx", max_batch=1).runtime.name == "onnx"
+    with pytest.raises(DisagreementError, match="feature map layer_2 has cosine"):
+        Segmenter.from_bundle(copy.path, "onnx", max_batch=2)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_mixed_up_frames_are_found_where_the_exports_images_are_alike(copy, tmp_path, pictures, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for number in range(pictures):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), scenes.sample("val", 7, (120, 160))[0])
+    export([copy.path], ExportOptions(images=tmp_path / "images"))
+    Segmenter.from_bundle(copy.path, "onnx", max_batch=2).close()
+    compute_only_the_first(monkeypatch)
     with pytest.raises(DisagreementError, match="feature map layer_2 has cosine"):
         Segmenter.from_bundle(copy.path, "onnx", max_batch=2)
 

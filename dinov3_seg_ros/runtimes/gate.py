@@ -217,7 +217,7 @@ def check_with_model(
     Raises:
         DisagreementError, RuntimeFailedError: see `check`.
     """
-    canvases = _artificial_canvases(size)
+    canvases = artificial_canvases(size)
     names = [bundle.manifest.name for bundle in bundles]
     computed = model.start(canvases, names)
     for name, logits in computed.logits().items():
@@ -238,8 +238,8 @@ def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Re
             )
 
 
-def _artificial_canvases(size: tuple[int, int]) -> np.ndarray:
-    """Smooth patches of colour, (`FRAMES`, height, width, 3) uint8, always the same."""
+def artificial_canvases(size: tuple[int, int]) -> np.ndarray:
+    """Return smooth patches of colour, (`FRAMES`, height, width, 3) uint8, always the same."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (FRAMES, max(2, size[0] // 32), max(2, size[1] // 32), 3), np.uint8)
     return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in coarse])
