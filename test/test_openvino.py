@@ -284,6 +284,25 @@ def test_only_what_agrees_with_the_model_is_timed(bundle, timed, monkeypatch):
     assert refused and all(figure.ms is None and "feature map layer_1" in figure.problem for figure in refused)
 
 
+def test_a_candidate_that_fails_while_it_is_timed_costs_only_itself(bundle, monkeypatch):
+    time_pass = measured.time_pass
+    monkeypatch.setattr(measured, "_SECONDS", 0.0)
+
+    def failing(_canvases, _heads):
+        raise RuntimeError("CUDA out of memory")
+
+    def timed(opened, *rest):
+        if NAME in opened.description:
+            opened.start = failing
+        return time_pass(opened, *rest)
+
+    monkeypatch.setattr(measured, "time_pass", timed)
+    choice = choosing.choose(bundle.path, ComputeOptions())
+    assert CPU in choice.label
+    failed = [figure for figure in choice.figures if NAME in figure.label]
+    assert failed and all("failed: CUDA out of memory" in figure.problem for figure in failed)
+
+
 def test_another_machine_or_release_makes_a_choice_invalid(bundle, timed, monkeypatch, caplog):
     timed.update({NAME: 20.0, CPU: 30.0})
     choosing.choose(bundle.path, ComputeOptions())

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.files import cache_folder, write_json
@@ -155,17 +156,21 @@ def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequen
         size: (height, width) of the network input, pixels.
         batch: frames in a pass.
         heads: names of the heads.
+
+    Raises:
+        RuntimeFailedError: it fails.
     """
     canvases = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
     times: list[float] = []
     until = time.perf_counter() + _SECONDS
-    for _ in range(_WARM_UP + _MOST):
-        start = time.perf_counter()
-        computation = runtime.start(canvases, heads)
-        computation.logits(), computation.seconds()
-        times.append(time.perf_counter() - start)
-        if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
-            break
+    with runtime_failures(runtime.description):
+        for _ in range(_WARM_UP + _MOST):
+            start = time.perf_counter()
+            computation = runtime.start(canvases, heads)
+            computation.logits(), computation.seconds()
+            times.append(time.perf_counter() - start)
+            if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
+                break
     return round(1000 * statistics.median(times[_WARM_UP:]), 3)
 
 
