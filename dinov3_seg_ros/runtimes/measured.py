@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.support.command_line import write_flags
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.files import cache_folder, write_json
 
@@ -106,8 +108,8 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     except FileNotFoundError:
         _logger.info(
             "which runtime and precision are the fastest here has not been measured, so the usual order holds; to "
-            "measure it once: python -m dinov3_seg_ros.benchmark %s --choose",
-            bundles[0].path,
+            "measure it once: %s",
+            command(bundles, options),
         )
         return None
     except (OSError, ValueError) as error:
@@ -118,12 +120,20 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     if choice.machine != machine():
         _logger.warning(
             "the runtime that was measured to be the fastest (%s) was measured on another machine, or with other "
-            "releases; measure again: python -m dinov3_seg_ros.benchmark %s --choose",
+            "releases; measure again: %s",
             choice.label,
-            bundles[0].path,
+            command(bundles, options),
         )
         return None
     return choice
+
+
+def command(bundles: Sequence[Bundle], options: ComputeOptions) -> str:
+    """Return the command that measures what a start with these bundles and options asks for."""
+    own = {**ComputeOptions().model_dump(), "network_size": bundles[0].manifest.input.network_size}
+    given = {name: value for name, value in options.model_dump(exclude_none=True).items() if value != own[name]}
+    paths = [str(bundle.path) for bundle in bundles]
+    return shlex.join(["python", "-m", "dinov3_seg_ros.benchmark", *paths, "--choose", *write_flags(given)])
 
 
 def keep(bundles: Sequence[Bundle], options: ComputeOptions, label: str, figures: Sequence[Figure]) -> KeptChoice:
