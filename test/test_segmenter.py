@@ -70,6 +70,25 @@ def test_the_command_that_a_start_names_measures_what_it_asks_for(
     assert "was measured to be the best here" in reason
 
 
+@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs"])
+def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
+    information = tmp_path / "nvidia" / "gpus" / "0000:01:00.0" / "information"
+    information.parent.mkdir(parents=True)
+    (tmp_path / "nvidia" / "version").write_text("NVRM version: 580.1\n")
+    information.write_text("Model: \t\t NVIDIA RTX A4000\nIRQ:   \t\t 140\n")
+    monkeypatch.setattr(measured, "_NVIDIA", tmp_path / "nvidia")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    assert main([str(bundle.path), "--choose"]) == 0
+    assert "was measured" in Segmenter.from_bundle(bundle.path).runtime_reason
+    if change == "another GPU":
+        information.write_text(information.read_text().replace("A4000", "A2000"))
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
+    assert "was measured on another machine" in caplog.text
+
+
 def test_labels_are_those_of_the_graphs_logits(bundle):
     rgb = picture(64, 96)
     (folder,) = (bundle.path / "onnx").iterdir()

@@ -35,6 +35,8 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 5, 50, 3.0
 # What comes first without a measurement stays unless another is faster by this share, which noise may bring.
 _WORTH_IT = 0.03
+# What NVIDIA's driver says of itself and of each card; on a Jetson there is no such folder.
+_NVIDIA = Path("/proc/driver/nvidia")
 _PREFIXES = ("onnxruntime", "openvino", "tensorrt", "torch", "nvidia-cudnn")
 
 
@@ -88,13 +90,17 @@ def store_folder() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on: processor, cores, devices' drivers and releases of the libraries."""
+    """Return what a measurement depends on: processor, cores, GPUs, their driver and releases of the libraries."""
     names = {name for name in _installed() if name.startswith(_PREFIXES)}
-    driver = Path("/proc/driver/nvidia/version")
+    driver = _NVIDIA / "version"
+    cards = [card.read_text(errors="replace") for card in sorted(_NVIDIA.glob("gpus/*/information"))]
+    lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
         "processor": this_cpu().model_dump(mode="json"),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+        "gpus": [value.strip() for name, _, value in lines if name == "Model"],
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
     }
 
