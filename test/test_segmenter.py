@@ -89,6 +89,13 @@ def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change
     assert "was measured on another machine" in caplog.text
 
 
+def test_a_cache_folder_that_is_a_file_holds_no_choice_and_no_warning(bundle, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle.path / "bundle.json"))
+    with caplog.at_level("INFO", "dinov3_seg_ros"):
+        Segmenter.from_bundle(bundle.path).close()
+    assert "has not been measured" in caplog.text and "cannot be read" not in caplog.text
+
+
 def test_labels_are_those_of_the_graphs_logits(bundle):
     rgb = picture(64, 96)
     (folder,) = (bundle.path / "onnx").iterdir()

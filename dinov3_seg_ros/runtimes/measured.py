@@ -111,7 +111,7 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     path = _path(asked)
     try:
         choice = KeptChoice.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         _logger.info(
             "which runtime and precision are the fastest here has not been measured, so the usual order holds; to "
             "measure it once: %s",
