@@ -91,9 +91,8 @@ class GraphSession:
 
     def close(self) -> None:
         """Release weights and working memory, and keep what the provider compiled."""
-        self._session = None
-        if self.cache is not None:
-            self.cache.keep()
+        with self.cache.closing() if self.cache else contextlib.nullcontext():
+            self._session = None  # when some providers write what they keep
 
 
 def _open(
@@ -138,4 +137,4 @@ def _cache(export: Export, name: str, target: Target, precision: str, threads: i
         "listed": {key: value for key, value in (use.listed or {}).items() if key != "library_path"},
         "processor": this_cpu().model_dump(mode="json"),
     }
-    return GraphCache(built_for)
+    return GraphCache(built_for, target.provider.grows)
