@@ -572,6 +572,17 @@ def test_an_engine_that_computes_something_else_is_deleted(trt, cuda, bundles, s
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
 
 
+def test_a_wrong_engine_leaves_those_of_other_sizes(trt, bundles):
+    write_graphs(bundles[0], size=(96, 64))
+    trt.behaviour.spoil = lambda value: -value if value.shape[2] > value.shape[3] else value  # of upright inputs
+    with pytest.raises(ExportError, match="feature map layer_1 has cosine"):
+        segmenter(bundles[0], geometry="native")
+    assert len(stored(".refused")) == 1 and len(stored()) == 3
+    trt.behaviour.spoil = None
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) == 4
+
+
 def test_a_refused_engine_is_tried_again_with_another_release(trt, bundles, monkeypatch):
     trt.behaviour.spoil = np.negative
     with pytest.raises(ExportError, match="layer_1 has cosine"):

@@ -227,6 +227,7 @@ def check_with_model(
 
 
 def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Reference, max_batch: int) -> None:
+    _, height, width, _ = reference.canvases.shape
     for stage in measure(runtime, name, reference, max_batch):
         problem = shortfall(stage, candidate.precision, reference)
         if problem:
@@ -235,6 +236,7 @@ def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Re
                 "not used; choose another runtime, provider or precision",
                 stage.kind,
                 name,
+                (height, width),
             )
 
 
