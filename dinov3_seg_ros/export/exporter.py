@@ -285,31 +285,47 @@ class _Job:
         return record
 
     def _write_references(self, folders: Sequence[Path], found: Runtime | None) -> None:
-        canvases = self._choose_references()
-        maps, logits = self._run_model(canvases)
+        references = self._references(self._choose_references(found), found)
         for bundle, folder in zip(self._bundles, folders, strict=True):
-            name = bundle.manifest.name
-            reference = gate.Reference.of(canvases, maps, logits[name])
-            if found is not None:
-                labels = [stage.figure for stage in gate.measure(found, name, reference) if stage.kind == "labels"]
-                reference = dataclasses.replace(reference, reached=labels[0])
-            reference.write(folder / REFERENCE_FILE)
+            references[bundle.manifest.name].write(folder / REFERENCE_FILE)
 
-    def _choose_references(self) -> np.ndarray:
+    def _references(self, canvases: np.ndarray, found: Runtime | None) -> dict[str, gate.Reference]:
+        """Return the reference of each head, by its name."""
+        maps, logits = self._run_model(canvases)
+        references = {name: gate.Reference.of(canvases, maps, array) for name, array in logits.items()}
+        if found is None:
+            return references
+        for name, reference in references.items():
+            labels = [stage.figure for stage in gate.measure(found, name, reference) if stage.kind == "labels"]
+            references[name] = dataclasses.replace(reference, reached=labels[0])
+        return references
+
+    def _passes(self, found: Runtime | None, canvases: np.ndarray) -> bool:
+        """Whether the graphs pass the gate with these network inputs; True where they cannot be run."""
+        return found is None or not any(
+            gate.shortfall(stage, self._options.precision, reference)
+            for name, reference in self._references(canvases, found).items()
+            for stage in gate.measure(found, name, reference)
+        )
+
+    def _choose_references(self, found: Runtime | None) -> np.ndarray:
         """Return two network inputs (2, H, W, 3) that the model tells apart.
 
         With two alike, a runtime would pass that mixes up the frames of a batch. Where all images are like the first,
-        the second is artificial, unless an image differs more.
+        the second is the first turned, or artificial, if the graphs pass the gate with it: integer graphs are
+        calibrated on the images alone.
         """
         manifest = self._bundles[0].manifest
         images = itertools.islice(self._samples(), _LOOKED_THROUGH)
         laid_out = (parity.lay_out(image, manifest, self._size)[0] for image, _ in images)
         first = second = next(laid_out)
         expected, least = self._run_model(first), math.inf
-        for other in itertools.chain(laid_out, [gate.artificial_canvases(self._size)[:1]]):
+        made = (first[:, ::-1], first[:, :, ::-1], gate.artificial_canvases(self._size)[:1])
+        for is_made, other in itertools.chain(zip(itertools.repeat(False), laid_out), ((True, one) for one in made)):
             likeness = _likeness(expected, self._run_model(other))
-            if likeness < least:
-                second, least = other, likeness
+            if likeness >= least or (is_made and not self._passes(found, np.concatenate([first, other]))):
+                continue
+            second, least = other, likeness
             if likeness < _DIFFERENT:
                 break
         return np.concatenate([first, second])
