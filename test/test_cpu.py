@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.support.cpu import Cpu, read_cpu, this_cpu
 
 X86 = """processor\t: 0
@@ -65,3 +67,14 @@ def test_a_processor_is_as_exact_if_it_lacks_no_needed_feature(here, there, same
 
 def test_this_processor_has_a_name():
     assert this_cpu().name
+
+
+@pytest.mark.parametrize(("allowed", "threads", "expected"), [(3, 0, 3), (8, 0, 0), (3, 2, 2), (3, 5, 5)])
+def test_onnx_runtime_starts_no_threads_for_cores_it_may_not_use(
+    small_exported_bundle, allowed, threads, expected, monkeypatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(allowed)))
+    runtime = OnnxRuntime.candidates([small_exported_bundle], ComputeOptions(threads=threads))[0].open()
+    options = [session._session.get_session_options() for session in runtime._sessions]
+    assert {each.intra_op_num_threads for each in options} == {expected}

@@ -33,7 +33,8 @@ from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.agreement import Difference
-from dinov3_seg_ros.runtimes.choice import available_runtimes, choose
+from dinov3_seg_ros.runtimes.choice import available_runtimes, choose, find_candidates
+from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
@@ -348,6 +349,22 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose([bundle], ComputeOptions()).runtime == "torch"
     assert choose([bundle], ComputeOptions(precision="int8")).runtime == "onnx"
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "int8"])
+def test_pytorch_is_offered_alike_whether_or_not_it_is_imported(copy, precision, monkeypatch):
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.choice._torch_has_no_gpu", lambda: True)
+    for written in ("fp16", "int8"):
+        write_graphs(copy, written, size=SIZE)
+    options = ComputeOptions(precision=precision, device="cpu")
+    found, reasons, _ = find_candidates([copy], options)
+    assert "onnx" in found
+    try:
+        (expected,) = PyTorchRuntime.candidates([copy], options)
+    except RuntimeUnavailableError as error:
+        assert "torch" not in found and reasons["torch"] == str(error)
+    else:
+        assert [dataclasses.replace(each, open=expected.open) for each in found["torch"]] == [expected]
 
 
 def test_auto_falls_back_to_graphs_where_torch_cannot_load_the_backbone(copy, monkeypatch, caplog):

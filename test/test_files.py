@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -111,6 +113,26 @@ def test_files_in_a_replaced_folder_are_readable_by_others(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "bundle" / "weights" / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the mask without setting another")
+def test_threads_that_write_at_once_leave_the_permissions_of_new_files(tmp_path, monkeypatch):
+    set_mask = os.umask
+
+    def slow(mask):
+        before = set_mask(mask)
+        time.sleep(0.01)
+        return before
+
+    own = set_mask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", slow)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda number: write_json(tmp_path / f"{number}.json", number), range(12)))
+        assert set_mask(0o027) == 0o027
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    finally:
+        set_mask(own)
 
 
 def test_the_digest_of_a_json_file_follows_its_content(tmp_path):

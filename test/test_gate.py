@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 from bundles import made_backbone, write_tiny_bundle
+from graphs import write_graphs
 from onnx import numpy_helper
 
+from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, REFERENCE_FILE
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -211,16 +215,49 @@ def test_the_head_of_another_bundle_is_refused(copy, another):
         Segmenter.from_bundle(copy.path, "onnx")
 
 
-def test_a_runtime_that_computes_only_the_first_of_a_batch_is_refused(copy, monkeypatch):
+def compute_only_the_first(monkeypatch):
     right = OnnxRuntime.start
 
     def start(self, canvases, heads):
         return right(self, np.repeat(canvases[:1], len(canvases), 0), heads)
 
     monkeypatch.setattr(OnnxRuntime, "start", start)
+
+
+def test_a_runtime_that_computes_only_the_first_of_a_batch_is_refused(copy, monkeypatch):
+    compute_only_the_first(monkeypatch)
     assert Segmenter.from_bundle(copy.path, "onnx", max_batch=1).runtime.name == "onnx"
     with pytest.raises(DisagreementError, match="feature map layer_2 has cosine"):
         Segmenter.from_bundle(copy.path, "onnx", max_batch=2)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_mixed_up_frames_are_found_where_the_exports_images_are_alike(copy, tmp_path, pictures, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for number in range(pictures):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), scenes.sample("val", 7, (120, 160))[0])
+    export([copy.path], ExportOptions(images=tmp_path / "images"))
+    Segmenter.from_bundle(copy.path, "onnx", max_batch=2).close()
+    compute_only_the_first(monkeypatch)
+    with pytest.raises(DisagreementError, match="feature map layer_2 has cosine"):
+        Segmenter.from_bundle(copy.path, "onnx", max_batch=2)
+
+
+def test_no_picture_is_a_reference_that_the_exports_own_graphs_fail(copy, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), scenes.sample("val", 7, (120, 160))[0])
+    right, own = OnnxRuntime.start, []
+
+    def start(self, canvases, heads):
+        computed = right(self, canvases, heads)
+        own[:] = own or [canvases[0]]
+        if all(np.array_equal(canvas, own[0]) for canvas in canvases):
+            return computed
+        return dataclasses.replace(computed, results={name: -logits for name, logits in computed.results.items()})
+
+    monkeypatch.setattr(OnnxRuntime, "start", start)  # as of int8 graphs, which are calibrated on the image alone
+    export([copy.path], ExportOptions(images=tmp_path / "images"))
+    Segmenter.from_bundle(copy.path, "onnx", max_batch=2).close()
 
 
 def decoding(change):
@@ -259,6 +296,26 @@ def test_a_right_export_passes_and_the_model_itself_too(exported):
         opened, _ = open_runtime([exported], ComputeOptions(runtime=runtime, max_batch=3))
         assert "unverified" not in opened.description
         opened.close()
+
+
+def test_pytorch_is_held_to_the_model_whatever_an_export_reached(copy, monkeypatch):
+    path = folder_of(copy) / REFERENCE_FILE
+    dataclasses.replace(gate.Reference.read(path), reached=0.5).write(path)  # as with --least-labels 0.5
+    sign(copy)
+
+    def spoilt(right, *inputs):
+        labels, confidence = right(*inputs)
+        wrong = np.arange(labels.size).reshape(labels.shape) % 100 < 31
+        return np.where(wrong, (labels + 1) % 5, labels).astype(labels.dtype), confidence
+
+    decoding(spoilt)(monkeypatch)
+    with pytest.raises(DisagreementError, match="labels of tiny are equal on only 68"):
+        Segmenter.from_bundle(copy.path, "torch", device="cpu")
+
+
+def test_pytorch_is_compared_at_the_size_that_it_serves(copy):
+    write_graphs(copy, size=(32, 64))  # whose reference is another model's
+    Segmenter.from_bundle(copy.path, "torch", device="cpu").close()
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

@@ -256,7 +256,7 @@ def timed(monkeypatch):
 
 def test_the_fastest_that_was_measured_is_taken_at_later_starts(bundle, timed):
     timed.update({NAME: 20.0, CPU: 30.0})
-    choice = choosing.choose(bundle.path, ComputeOptions())
+    choice = choosing.choose([bundle.path], ComputeOptions())
     assert NAME in choice.label
     assert {figure.ms for figure in choice.figures} >= {20.0, 30.0}
     segmenter = Segmenter.from_bundle(bundle.path)
@@ -264,7 +264,7 @@ def test_the_fastest_that_was_measured_is_taken_at_later_starts(bundle, timed):
     assert "was measured to be the best here" in segmenter.runtime_reason and "20.0 ms" in segmenter.runtime_reason
     assert CPU in Segmenter.from_bundle(bundle.path, threads=2).runtime.description, "another question"
     timed[NAME] = 29.9
-    assert CPU in choosing.choose(bundle.path, ComputeOptions()).label, "a gain within the noise changes nothing"
+    assert CPU in choosing.choose([bundle.path], ComputeOptions()).label, "a gain within the noise changes nothing"
 
 
 def test_only_what_agrees_with_the_model_is_timed(bundle, timed, monkeypatch):
@@ -278,15 +278,34 @@ def test_only_what_agrees_with_the_model_is_timed(bundle, timed, monkeypatch):
         return found
 
     monkeypatch.setattr(session.GraphSession, "run", wrong)
-    choice = choosing.choose(bundle.path, ComputeOptions())
+    choice = choosing.choose([bundle.path], ComputeOptions())
     assert CPU in choice.label
     refused = [figure for figure in choice.figures if NAME in figure.label]
     assert refused and all(figure.ms is None and "feature map layer_1" in figure.problem for figure in refused)
 
 
+def test_a_candidate_that_fails_while_it_is_timed_costs_only_itself(bundle, monkeypatch):
+    time_pass = measured.time_pass
+    monkeypatch.setattr(measured, "_SECONDS", 0.0)
+
+    def failing(_canvases, _heads):
+        raise RuntimeError("CUDA out of memory")
+
+    def timed(opened, *rest):
+        if NAME in opened.description:
+            opened.start = failing
+        return time_pass(opened, *rest)
+
+    monkeypatch.setattr(measured, "time_pass", timed)
+    choice = choosing.choose([bundle.path], ComputeOptions())
+    assert CPU in choice.label
+    failed = [figure for figure in choice.figures if NAME in figure.label]
+    assert failed and all("failed: CUDA out of memory" in figure.problem for figure in failed)
+
+
 def test_another_machine_or_release_makes_a_choice_invalid(bundle, timed, monkeypatch, caplog):
     timed.update({NAME: 20.0, CPU: 30.0})
-    choosing.choose(bundle.path, ComputeOptions())
+    choosing.choose([bundle.path], ComputeOptions())
     here = measured.machine()
     monkeypatch.setattr(measured, "machine", lambda: {**here, "cores": 64})
     assert CPU in Segmenter.from_bundle(bundle.path).runtime.description
@@ -295,7 +314,7 @@ def test_another_machine_or_release_makes_a_choice_invalid(bundle, timed, monkey
 
 def test_other_weights_or_exports_make_a_choice_invalid(copy, timed):
     timed.update({NAME: 20.0, CPU: 30.0})
-    choosing.choose(copy.path, ComputeOptions())
+    choosing.choose([copy.path], ComputeOptions())
     assert NAME in Segmenter.from_bundle(copy.path).runtime.description
     write_graphs(copy, seed=8)
     assert CPU in Segmenter.from_bundle(copy.path).runtime.description
@@ -303,7 +322,7 @@ def test_other_weights_or_exports_make_a_choice_invalid(copy, timed):
 
 def test_a_damaged_choice_is_left_out(bundle, timed, caplog):
     timed.update({NAME: 20.0, CPU: 30.0})
-    choosing.choose(bundle.path, ComputeOptions())
+    choosing.choose([bundle.path], ComputeOptions())
     (path,) = measured.store_folder().glob("*.json")
     path.write_text(path.read_text()[:40])
     assert CPU in Segmenter.from_bundle(bundle.path).runtime.description
@@ -312,7 +331,7 @@ def test_a_damaged_choice_is_left_out(bundle, timed, caplog):
 
 def test_a_chosen_provider_that_fails_gives_way_to_the_next(bundle, timed, monkeypatch, caplog):
     timed.update({NAME: 20.0, CPU: 30.0})
-    choosing.choose(bundle.path, ComputeOptions())
+    choosing.choose([bundle.path], ComputeOptions())
     monkeypatch.setattr(
         session, "_assignment", lambda _, first: ({CPU: 9}, {"Conv": 9}) if not first.is_host else ({}, {})
     )

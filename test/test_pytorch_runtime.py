@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import weakref
 from functools import partial
 
 import cv2
@@ -16,6 +18,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.decode.parallel import thread_count
+from dinov3_seg_ros.model.heads import blocks
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.pytorch import compilation, cuda_graphs, patches, staging
@@ -478,6 +481,26 @@ def test_a_recorded_backbone_reads_no_cached_positions_of_transformers(monkeypat
     (kept,) = recorded._recordings.values()
     assert len(kept.positions) == 1, "kept as long as the graph"
     assert gpu.of("replays")
+
+
+def test_a_recording_keeps_the_matrices_that_it_reads(monkeypatch):
+    class Averaged(torch.nn.Module):
+        def forward(self, features):
+            return blocks.adaptive_mean(features, (3, 5))
+
+    _StandInGpu(monkeypatch)
+    blocks._averaging_matrix.cache_clear()
+    recorded, here = cuda_graphs.Recorded(Averaged(), "head"), torch.device("cpu")
+    recorded(torch.rand(1, 2, 7, 11))
+    read = [weakref.ref(blocks._averaging_matrix(*size, torch.float32, here)) for size in ((7, 3), (11, 5))]
+    assert blocks._averaging_matrix.cache_info().misses == 2, "else others were read"
+    for bins in range(1, 65):
+        blocks._averaging_matrix(100, bins, torch.float32, here)
+    gc.collect()
+    assert all(matrix() is not None for matrix in read)
+    del recorded
+    gc.collect()
+    assert all(matrix() is None for matrix in read)
 
 
 def test_a_compiled_backbone_is_not_compiled_again_for_its_recording(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import subprocess
 import sys
 
@@ -17,9 +18,11 @@ import onnxruntime
 
 import dinov3_seg_ros
 from dinov3_seg_ros import decode
+from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, parse_mask_size
+from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
-from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 
 
@@ -43,6 +46,54 @@ def test_a_start_without_a_measurement_says_how_to_measure(bundle, caplog):
     with caplog.at_level("INFO", "dinov3_seg_ros"):
         Segmenter.from_bundle(bundle.path).close()
     assert f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"threads": 2, "max_batch": 3, "network_size": (64, 96), "cuda_graphs": False},
+        {"providers": ("CPUExecutionProvider",), "geometry": "native", "precision": "fp32"},
+    ],
+)
+def test_the_command_that_a_start_names_measures_what_it_asks_for(
+    bundle, further, options, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    with caplog.at_level("INFO", "dinov3_seg_ros"):
+        Segmenter.from_bundle([bundle.path, further.path], **options).close()
+    (said,) = [message for message in caplog.messages if "python -m" in message]
+    assert main(shlex.split(said.split("dinov3_seg_ros.benchmark ")[1])) == 0
+    reason = Segmenter.from_bundle([bundle.path, further.path], **options).runtime_reason
+    limit_threads(0)
+    assert "was measured to be the best here" in reason
+
+
+@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs"])
+def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
+    information = tmp_path / "nvidia" / "gpus" / "0000:01:00.0" / "information"
+    information.parent.mkdir(parents=True)
+    (tmp_path / "nvidia" / "version").write_text("NVRM version: 580.1\n")
+    information.write_text("Model: \t\t NVIDIA RTX A4000\nIRQ:   \t\t 140\n")
+    monkeypatch.setattr(measured, "_NVIDIA", tmp_path / "nvidia")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    assert main([str(bundle.path), "--choose"]) == 0
+    assert "was measured" in Segmenter.from_bundle(bundle.path).runtime_reason
+    if change == "another GPU":
+        information.write_text(information.read_text().replace("A4000", "A2000"))
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
+    assert "was measured on another machine" in caplog.text
+
+
+def test_a_cache_folder_that_is_a_file_holds_no_choice_and_no_warning(bundle, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle.path / "bundle.json"))
+    with caplog.at_level("INFO", "dinov3_seg_ros"):
+        Segmenter.from_bundle(bundle.path).close()
+    assert "has not been measured" in caplog.text and "cannot be read" not in caplog.text
 
 
 def test_labels_are_those_of_the_graphs_logits(bundle):

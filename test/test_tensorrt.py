@@ -528,6 +528,34 @@ def test_a_build_that_lacked_memory_is_tried_again(trt, bundles, monkeypatch):
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
 
 
+@pytest.mark.parametrize(
+    "warning",
+    [
+        "Skipping tactic 0 due to insufficient memory on requested size of 9 detected for tactic 0x00000000000003e8.",
+        "[MemUsageChange] Tactic Device request: 9MB Available: 5MB. Device memory is insufficient to use tactic.",
+    ],
+)
+def test_a_build_that_left_out_tactics_for_want_of_memory_is_tried_again(trt, bundles, warning, monkeypatch):
+    build = trt.Builder.build_serialized_network
+
+    def short_of_memory(builder, network, config):
+        builder._logger.log(trt.ILogger.Severity.WARNING, warning)
+        return build(builder, network, config)
+
+    with monkeypatch.context() as full:
+        full.setattr(trt.Builder, "build_serialized_network", short_of_memory)
+        trt.behaviour.buildable = False
+        with pytest.raises(ExportError, match=r"for want of memory: .*Could not find any implementation"):
+            segmenter(bundles[0])
+        assert not stored(".refused")
+        trt.behaviour.buildable = True
+        assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    trt.behaviour.buildable = False
+    with pytest.raises(ExportError, match=r"head\.onnx: \[E\] Error Code 10"):
+        segmenter(bundles[1])
+    assert len(stored(".refused")) == 1, "memory was lacking in earlier builds only"
+
+
 @pytest.mark.parametrize("spoil", [np.negative, lambda value: np.full_like(value, np.nan), lambda value: value + 3])
 def test_an_engine_that_computes_something_else_is_deleted(trt, cuda, bundles, spoil):
     trt.behaviour.spoil = spoil
@@ -542,6 +570,17 @@ def test_an_engine_that_computes_something_else_is_deleted(trt, cuda, bundles, s
     assert len(trt.built) == built, "what fails is not built at each start"
     stored(".refused")[0].unlink()
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+
+
+def test_a_wrong_engine_leaves_those_of_other_sizes(trt, bundles):
+    write_graphs(bundles[0], size=(96, 64))
+    trt.behaviour.spoil = lambda value: -value if value.shape[2] > value.shape[3] else value  # of upright inputs
+    with pytest.raises(ExportError, match="feature map layer_1 has cosine"):
+        segmenter(bundles[0], geometry="native")
+    assert len(stored(".refused")) == 1 and len(stored()) == 3
+    trt.behaviour.spoil = None
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) == 4
 
 
 def test_a_refused_engine_is_tried_again_with_another_release(trt, bundles, monkeypatch):

@@ -73,12 +73,13 @@ def test_a_node_that_holds_no_rate_is_an_error():
         "--throughput --ros --frames 3",
         "--choose --frames 3",
         "--seconds 3",
+        "demo",
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(line, capsys):
     assert main([str(resource_path("weights/demo")), *line.split()]) == 2
     said = capsys.readouterr().err
-    assert "--throughput" in said or "--frames" in said
+    assert "--throughput" in said or "--frames" in said or "--choose" in said
 
 
 @pytest.mark.ros

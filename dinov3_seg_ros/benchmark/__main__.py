@@ -2,7 +2,7 @@
 
 ``python -m dinov3_seg_ros.benchmark BUNDLE [--ros] [--baseline] [--json FILE] [--picture FILE]``
 ``python -m dinov3_seg_ros.benchmark BUNDLE --ros --throughput [--json FILE]`` searches the highest rate of a camera.
-``python -m dinov3_seg_ros.benchmark BUNDLE --choose`` measures which runtime is the fastest here, for ``auto``.
+``python -m dinov3_seg_ros.benchmark BUNDLE [BUNDLE ...] --choose`` measures which runtime is the fastest here.
 """
 
 from __future__ import annotations
@@ -57,19 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UsageError(
                     "--choose measures nothing else; leave --ros, --throughput, --baseline and --picture out"
                 )
-            choice = choosing.choose(options.bundle, compute)
+            choice = choosing.choose(options.bundles, compute)
             print(choosing.table(choice))
             _write(options.json, choice.model_dump(mode="json"))
             return
+        bundle, *further = options.bundles
+        if further:
+            raise UsageError("only --choose takes several bundles, those that one node loads; give one")
         if options.throughput:
             if not options.ros or options.baseline or options.picture:
                 raise UsageError("--throughput needs --ros, and measures nothing else: no --baseline, no --picture")
-            rates = throughput.measure(options.bundle, compute, frame_size, options.seconds or _SECONDS)
+            rates = throughput.measure(bundle, compute, frame_size, options.seconds or _SECONDS)
             print(throughput.table(rates))
             _write(options.json, rates)
             return
         session = Session(
-            bundle=options.bundle,
+            bundle=bundle,
             compute=compute,
             frame_size=frame_size,
             frames=options.frames or _FRAMES,
@@ -91,7 +94,11 @@ def _parser() -> CommandParser:
     parser = CommandParser("dinov3_seg_ros.benchmark", __doc__)
     size: dict[str, Any] = {"nargs": 2, "type": whole_number(1), "metavar": ("HEIGHT", "WIDTH")}
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="folder of the trained bundle, or a shipped one's name"
+        "bundles",
+        nargs="+",
+        type=Path,
+        metavar="BUNDLE",
+        help="folder of the trained bundle, or a shipped one's name; for --choose all that the node loads",
     )
     parser.add_argument(
         "--frame-size", **size, default=(480, 640), help="of the synthetic frames, pixels (default: 480 640)"

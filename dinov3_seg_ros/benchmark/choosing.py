@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
@@ -16,11 +17,11 @@ from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, 
 _logger = logging.getLogger(__name__)
 
 
-def choose(path: Path, options: ComputeOptions) -> measured.KeptChoice:
+def choose(paths: Sequence[Path], options: ComputeOptions) -> measured.KeptChoice:
     """Open each candidate in turn, compare it with the model, time it, and keep the fastest.
 
     Args:
-        path: the bundle's folder.
+        paths: the bundles' folders; those that one node loads share a backbone pass, and are timed together.
         options: as the robot will have them; candidates that they rule out are not timed.
 
     Raises:
@@ -28,7 +29,8 @@ def choose(path: Path, options: ComputeOptions) -> measured.KeptChoice:
         RuntimeUnavailableError: nothing runs here; says why.
         OutputError: the choice cannot be written.
     """
-    bundles = [load_bundle(path)]
+    bundles = [load_bundle(path) for path in paths]
+    check_shared_backbone(bundles)
     options = runtime_options(bundles, options)
     limit_threads(options.threads)
     found, reasons, _ = find_candidates(bundles, options)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinov3_seg_ros.support.cpu import onnx_runtime_threads
+
 _SIDE, _ROUNDS = 2048, 7
 _QUEUED = 10  # products in a row on a GPU, which hides the time of starting them
 _LONGEST_S = 5.0
@@ -122,7 +124,7 @@ def _multipliers(threads: int) -> Iterator[Callable[[np.ndarray], object]]:
         ir_version=8,
     )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = onnx_runtime_threads(threads)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     yield lambda matrix: session.run(None, {"matrix": matrix})
 

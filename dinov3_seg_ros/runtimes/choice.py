@@ -21,6 +21,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
+from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision
 from dinov3_seg_ros.support.errors import (
     DisagreementError,
     ParameterError,
@@ -178,11 +179,11 @@ def find_candidates(
     found: dict[str, Sequence[Candidate]] = {}
     reasons, missing = dict(failed or {}), []
     for name in [name for name in RUNTIMES if name not in reasons]:
-        if name == "torch" and found and _torch_has_no_gpu():
-            found[name] = [Candidate(name, "cpu", "fp32", "torch on cpu, fp32", lambda: _open_torch(bundles, options))]
-            continue
         try:
-            found[name] = _runtime_type(name).candidates(bundles, options)
+            if name == "torch" and found and options.device in ("auto", "cpu") and _torch_has_no_gpu():
+                found[name] = [_torch_on_cpu(bundles, options)]
+            else:
+                found[name] = _runtime_type(name).candidates(bundles, options)
         except RuntimeUnavailableError as error:
             reasons[name] = str(error)
             if isinstance(error, _NotInstalledError):
@@ -244,12 +245,12 @@ def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bun
     """Return why it cannot be compared; empty where it agrees. Closed after any error but DisagreementError."""
     try:
         with runtime_failures(runtime.description):
-            unverified = gate.check(runtime, candidate, bundles, options.max_batch)
+            size = options.network_size or bundles[0].manifest.input.network_size
+            unverified = gate.check(runtime, candidate, bundles, size, options.max_batch)
             if not unverified or candidate.graphs is not None or (candidate.device, candidate.precision) == MODEL:
                 return unverified
             _logger.info("no export holds a reference, so the model is computed on the CPU to compare with")
             with contextlib.closing(_open_model(bundles, options)) as model:
-                size = options.network_size or bundles[0].manifest.input.network_size
                 gate.check_with_model(runtime, candidate, bundles, size, options.max_batch, model)
             return ""
     except DisagreementError:
@@ -300,8 +301,14 @@ def _open_model(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRun
     return _runtime_type("torch").candidates(bundles, own)[0].open()
 
 
-def _open_torch(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRuntime:
-    return _runtime_type("torch").candidates(bundles, options)[0].open()
+def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> Candidate:
+    """The candidate of PyTorch where there is no GPU, without importing PyTorch."""
+    precision = resolve_precision(options.precision)
+
+    def open_it() -> OpenedRuntime:
+        return _runtime_type("torch").candidates(bundles, options)[0].open()
+
+    return Candidate("torch", "cpu", precision, f"torch on cpu, {precision}", open_it)
 
 
 def _torch_has_no_gpu() -> bool:

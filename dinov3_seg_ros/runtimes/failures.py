@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError
 
+#: What our own messages say then.
+NO_MEMORY = "for want of memory"
 # What libraries say when there is no memory left: ONNX Runtime, PyTorch, CUDA.
 _OUT_OF_MEMORY = (
+    NO_MEMORY,
     "out of memory",
     "failed to allocate",
     "cannot allocate",

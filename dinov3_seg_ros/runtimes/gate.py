@@ -164,13 +164,16 @@ def measure(runtime: Runtime, name: str, reference: Reference, max_batch: int = 
         yield Stage("confidence", name, max(apart))
 
 
-def check(runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], max_batch: int) -> str:
+def check(
+    runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], size: tuple[int, int], max_batch: int
+) -> str:
     """Compare a runtime with the references of the exports that it serves.
 
     Args:
         runtime: opened from the candidate.
         candidate: what was opened.
         bundles: whose heads it serves.
+        size: (height, width) of the network input, pixels, at which a runtime that takes any is best compared.
         max_batch: the most frames in one pass.
 
     Returns:
@@ -181,11 +184,13 @@ def check(runtime: Runtime, candidate: Candidate, bundles: Sequence[Bundle], max
         ExportError: a reference is damaged.
         RuntimeFailedError, RuntimeUnavailableError: it fails.
     """
-    exports = references(bundles, runtime, candidate.graphs)
+    exports = references(bundles, candidate.graphs, size)
     if not exports:
         return "the export holds no reference (an older one): export the bundle again"
     for export in exports:
         reference = Reference.read(export.graph(REFERENCE_FILE))
+        if candidate.graphs is None:  # what the export's graphs lose, the model itself must not
+            reference = replace(reference, reached=1.0)
         _check_head(runtime, candidate, export.bundle_name, reference, max_batch)
     _logger.info("%s agrees with the PyTorch model", runtime.description)
     return ""
@@ -212,7 +217,7 @@ def check_with_model(
     Raises:
         DisagreementError, RuntimeFailedError: see `check`.
     """
-    canvases = _artificial_canvases(size)
+    canvases = artificial_canvases(size)
     names = [bundle.manifest.name for bundle in bundles]
     computed = model.start(canvases, names)
     for name, logits in computed.logits().items():
@@ -222,6 +227,7 @@ def check_with_model(
 
 
 def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Reference, max_batch: int) -> None:
+    _, height, width, _ = reference.canvases.shape
     for stage in measure(runtime, name, reference, max_batch):
         problem = shortfall(stage, candidate.precision, reference)
         if problem:
@@ -230,20 +236,21 @@ def _check_head(runtime: Runtime, candidate: Candidate, name: str, reference: Re
                 "not used; choose another runtime, provider or precision",
                 stage.kind,
                 name,
+                (height, width),
             )
 
 
-def _artificial_canvases(size: tuple[int, int]) -> np.ndarray:
-    """Smooth patches of colour, (`FRAMES`, height, width, 3) uint8, always the same."""
+def artificial_canvases(size: tuple[int, int]) -> np.ndarray:
+    """Return smooth patches of colour, (`FRAMES`, height, width, 3) uint8, always the same."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (FRAMES, max(2, size[0] // 32), max(2, size[1] // 32), 3), np.uint8)
     return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in coarse])
 
 
-def references(bundles: Sequence[Bundle], runtime: Runtime, graphs: Graphs | None) -> list[Export]:
+def references(bundles: Sequence[Bundle], graphs: Graphs | None, size: tuple[int, int]) -> list[Export]:
     """Return an export with a reference for each bundle and size that a runtime serves, or nothing if one is missing.
 
-    Of a runtime that runs the model itself, those of any export of each bundle.
+    Of a runtime that runs the model itself, one export of each bundle: of ``size`` where there is one, else any.
     """
     if graphs is not None:
         exports = [export for of_size in graphs.values() for export in of_size]
@@ -253,7 +260,7 @@ def references(bundles: Sequence[Bundle], runtime: Runtime, graphs: Graphs | Non
         with_one = [export for export in find_exports(bundle)[0] if export.has_reference]
         if not with_one:
             return []
-        found.append(with_one[0])
+        found.append(next((export for export in with_one if export.manifest.network_size == size), with_one[0]))
     return found
 
 

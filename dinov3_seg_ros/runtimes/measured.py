@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from pydantic import BaseModel, ConfigDict
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.support.command_line import write_flags
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.files import cache_folder, write_json
 
@@ -32,6 +35,8 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 5, 50, 3.0
 # What comes first without a measurement stays unless another is faster by this share, which noise may bring.
 _WORTH_IT = 0.03
+# What NVIDIA's driver says of itself and of each card; on a Jetson there is no such folder.
+_NVIDIA = Path("/proc/driver/nvidia")
 _PREFIXES = ("onnxruntime", "openvino", "tensorrt", "torch", "nvidia-cudnn")
 
 
@@ -85,13 +90,17 @@ def store_folder() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on: processor, cores, devices' drivers and releases of the libraries."""
+    """Return what a measurement depends on: processor, cores, GPUs, their driver and releases of the libraries."""
     names = {name for name in _installed() if name.startswith(_PREFIXES)}
-    driver = Path("/proc/driver/nvidia/version")
+    driver = _NVIDIA / "version"
+    cards = [card.read_text(errors="replace") for card in sorted(_NVIDIA.glob("gpus/*/information"))]
+    lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
         "processor": this_cpu().model_dump(mode="json"),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+        "gpus": [value.strip() for name, _, value in lines if name == "Model"],
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
     }
 
@@ -102,11 +111,11 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     path = _path(asked)
     try:
         choice = KeptChoice.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         _logger.info(
             "which runtime and precision are the fastest here has not been measured, so the usual order holds; to "
-            "measure it once: python -m dinov3_seg_ros.benchmark %s --choose",
-            bundles[0].path,
+            "measure it once: %s",
+            command(bundles, options),
         )
         return None
     except (OSError, ValueError) as error:
@@ -117,12 +126,20 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
     if choice.machine != machine():
         _logger.warning(
             "the runtime that was measured to be the fastest (%s) was measured on another machine, or with other "
-            "releases; measure again: python -m dinov3_seg_ros.benchmark %s --choose",
+            "releases; measure again: %s",
             choice.label,
-            bundles[0].path,
+            command(bundles, options),
         )
         return None
     return choice
+
+
+def command(bundles: Sequence[Bundle], options: ComputeOptions) -> str:
+    """Return the command that measures what a start with these bundles and options asks for."""
+    own = {**ComputeOptions().model_dump(), "network_size": bundles[0].manifest.input.network_size}
+    given = {name: value for name, value in options.model_dump(exclude_none=True).items() if value != own[name]}
+    paths = [str(bundle.path) for bundle in bundles]
+    return shlex.join(["python", "-m", "dinov3_seg_ros.benchmark", *paths, "--choose", *write_flags(given)])
 
 
 def keep(bundles: Sequence[Bundle], options: ComputeOptions, label: str, figures: Sequence[Figure]) -> KeptChoice:
@@ -155,17 +172,21 @@ def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequen
         size: (height, width) of the network input, pixels.
         batch: frames in a pass.
         heads: names of the heads.
+
+    Raises:
+        RuntimeFailedError: it fails.
     """
     canvases = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
     times: list[float] = []
     until = time.perf_counter() + _SECONDS
-    for _ in range(_WARM_UP + _MOST):
-        start = time.perf_counter()
-        computation = runtime.start(canvases, heads)
-        computation.logits(), computation.seconds()
-        times.append(time.perf_counter() - start)
-        if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
-            break
+    with runtime_failures(runtime.description):
+        for _ in range(_WARM_UP + _MOST):
+            start = time.perf_counter()
+            computation = runtime.start(canvases, heads)
+            computation.logits(), computation.seconds()
+            times.append(time.perf_counter() - start)
+            if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
+                break
     return round(1000 * statistics.median(times[_WARM_UP:]), 3)
 
 

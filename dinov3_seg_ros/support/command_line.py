@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
@@ -225,6 +225,17 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
         if name in model.model_fields:
             message = f"{_flag(name)}{message.removeprefix(name)}"
         raise UsageError(message) from error
+
+
+def write_flags(values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that give these values to the flags of `add_flags`."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(_flag(name if value else f"no_{name}"))
+        else:
+            words += [_flag(name), *map(str, value if isinstance(value, tuple) else [value])]
+    return words
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

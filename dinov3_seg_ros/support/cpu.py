@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -42,6 +43,21 @@ class Cpu(BaseModel):
         if self.architecture != other.architecture or self.features is None or other.features is None:
             return False
         return {*_ADDING_IN_32_BITS} & {*other.features} <= {*self.features}
+
+
+def onnx_runtime_threads(threads: int) -> int:
+    """Return the number of threads to ask ONNX Runtime for.
+
+    For 0 it starts one for each core of the machine, and binds each to its core, also where the process may use only
+    some cores (``taskset``, ``docker --cpuset-cpus``, systemd's ``CPUAffinity``).
+
+    Args:
+        threads: as the option ``threads``; 0 for one per core.
+    """
+    if threads or not hasattr(os, "sched_getaffinity"):
+        return threads
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 @functools.cache

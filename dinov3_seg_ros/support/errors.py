@@ -67,14 +67,15 @@ class DisagreementError(ExportError):
         details: what differs, and by how much.
         stage: the first that differs: ``maps``, ``logits``, ``labels`` or ``confidence``.
         head: the name of the head that was compared.
+        size: (height, width) of the network input, pixels.
 
     Attributes:
-        stage, head: as given.
+        stage, head, size: as given.
     """
 
-    def __init__(self, details: str, stage: str, head: str) -> None:
+    def __init__(self, details: str, stage: str, head: str, size: tuple[int, int]) -> None:
         super().__init__(details)
-        self.stage, self.head = stage, head
+        self.stage, self.head, self.size = stage, head, size
 
 
 class ParameterError(SegmentationError):

@@ -85,8 +85,9 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         # Some writers make files that only the owner can read, but another user may run the robot.
+        mask = _umask()
         for entry in (temporary, *temporary.rglob("*")):
-            os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~_umask())
+            os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~mask)
             if entry.is_file():
                 with open(entry, "rb") as handle:
                     os.fsync(handle.fileno())
@@ -181,7 +182,25 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _umask() -> int:
-    """The permissions that new files lack; the system tells them only when it sets others."""
-    mask = os.umask(0)
+    """The permissions that new files lack."""
+    mask = _read_umask()
+    return _UMASK_AT_IMPORT if mask is None else mask
+
+
+def _read_umask() -> int | None:
+    """Read it from Linux; None elsewhere, and before Linux 4.7."""
+    try:
+        said = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return next((int(line.split()[1], 8) for line in said.splitlines() if line.startswith("Umask:")), None)
+
+
+def _ask_umask() -> int:
+    """Set another mask and this one again. Two threads that do so at once may leave the other one."""
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+_UMASK_AT_IMPORT = _ask_umask() if _read_umask() is None else 0o077

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+_handed_out: ContextVar[list[torch.Tensor] | None] = ContextVar("_handed_out", default=None)
 
 
 class ConvNormAct(nn.Sequential):
@@ -58,12 +62,26 @@ def adaptive_mean(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Ten
     the map; two products with constant matrices are the same sums.
     """
     # A traced matrix becomes part of its graph; the cache must not give it to another.
-    matrix = _averaging_matrix.__wrapped__ if torch.compiler.is_compiling() else _averaging_matrix
+    is_traced = torch.compiler.is_compiling()
+    matrix = _averaging_matrix.__wrapped__ if is_traced else _averaging_matrix
     rows, columns = (
         matrix(cells, bins, feature_map.dtype, feature_map.device)
         for cells, bins in zip(feature_map.shape[-2:], size, strict=True)
     )
+    if not is_traced and (handed_out := _handed_out.get()) is not None:
+        handed_out += [rows, columns]
     return rows @ (feature_map @ columns.T)
+
+
+@contextlib.contextmanager
+def averaging_matrices_collected() -> Iterator[list[torch.Tensor]]:
+    """Yield a list of the matrices that `adaptive_mean` reads within, which their cache may drop at any time."""
+    collected: list[torch.Tensor] = []
+    token = _handed_out.set(collected)
+    try:
+        yield collected
+    finally:
+        _handed_out.reset(token)
 
 
 @functools.lru_cache(maxsize=64)  # uploading a new one would make the host wait for the GPU's work before it

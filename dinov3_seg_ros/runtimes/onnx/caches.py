@@ -33,15 +33,17 @@ class GraphCache:
 
     Args:
         built_for: all that the compiled graph depends on.
+        grows: whether the provider changes files that it wrote at earlier starts.
 
     Attributes:
         folder: where the provider reads and writes; None while it may not, and where the store cannot be written.
         was_found: whether the folder had content when it was opened.
     """
 
-    def __init__(self, built_for: Mapping[str, Any]) -> None:
+    def __init__(self, built_for: Mapping[str, Any], grows: bool = False) -> None:
         key = hashlib.sha256(json.dumps(built_for, sort_keys=True).encode()).hexdigest()
         self._path, self._built_for = store_folder() / key, dict(built_for)
+        self._grows = grows
         self.folder: Path | None = None
         self.was_found = False
 
@@ -61,41 +63,63 @@ class GraphCache:
             except OSError as error:
                 _logger.warning("the graph is compiled at each start: %s cannot be written: %s", self._path, error)
             yield self.folder
-            self._record()
+            if self.folder is not None:
+                self._record(self._digests())
 
-    def keep(self) -> None:
-        """Record what the provider has written since; to be called once the session is closed."""
-        with contextlib.suppress(OSError), locked(self._path.with_suffix(".lock")):
-            self._record()
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Record what the provider writes while the session is released within, and has written since it was opened.
+
+        A file that was recorded before and differs now was damaged meanwhile, unless the provider changes its files.
+        Then nothing is recorded, and the next start compiles the graph anew.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(locked(self._path.with_suffix(".lock")))
+            yield
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another process has removed it
+                recorded, found = self._read_record()["files"], self._digests()
+                is_whole = all(found.get(name, digest) == digest for name, digest in recorded.items())
+                if self.folder is not None and (is_whole or self._grows):
+                    self._record(found)
 
     def remove(self) -> None:
         """Delete what is kept."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(locked(self._path.with_suffix(".lock")))
+            self._remove()
+
+    def _remove(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
         self.folder = None
 
-    def _record(self) -> None:
-        if self.folder is None:
-            return
-        record = {"built_for": self._built_for, "files": {name: sha256_of_file(p) for name, p in self._files().items()}}
+    def _record(self, files: Mapping[str, str]) -> None:
         try:
-            write_json(self._path / RECORD_FILE, record)
+            write_json(self._path / RECORD_FILE, {"built_for": self._built_for, "files": dict(files)})
         except OSError as error:
             _logger.warning("the compiled graph is not kept: %s cannot be written: %s", self._path, error)
-            self.remove()
+            self._remove()
+
+    def _read_record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self._path / RECORD_FILE).read_text(encoding="utf-8"))
+        return record
 
     def _is_whole(self) -> bool:
         """Whether every file is as it was recorded; true of a folder that is not there."""
         if not self._path.exists():
             return True
         try:
-            record = json.loads((self._path / RECORD_FILE).read_text(encoding="utf-8"))
-            files = {name: sha256_of_file(path) for name, path in self._files().items()}
-            if (record["built_for"], record["files"]) == (self._built_for, files):
+            record = self._read_record()
+            if (record["built_for"], record["files"]) == (self._built_for, self._digests()):
                 return True
         except (OSError, ValueError, KeyError, TypeError):
             pass
         _logger.warning("%s is damaged or was left unfinished; the graph is compiled anew", self._path)
         return False
+
+    def _digests(self) -> dict[str, str]:
+        return {name: sha256_of_file(path) for name, path in self._files().items()}
 
     def _files(self) -> dict[str, Path]:
         if not self._path.is_dir():

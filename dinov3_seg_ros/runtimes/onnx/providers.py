@@ -53,12 +53,14 @@ class Provider:
         kinds: the devices that it can use where its package does not list them, best first.
         is_preferred: whether ``auto`` takes it, unmeasured, wherever it runs.
         compiles: whether it keeps compiled graphs in a folder.
+        grows: whether it adds, at later starts, to files that it keeps there.
         one_frame: on which kinds of devices it takes a single frame in one pass.
     """
 
     kinds: tuple[str, ...] = ("gpu",)
     is_preferred = False
     compiles = False
+    grows = False
     one_frame: frozenset[str] = frozenset()
 
     def __init__(self, name: str) -> None:
@@ -198,6 +200,7 @@ class Rtx(Provider):
     kinds = ("gpu",)
     is_preferred = True
     compiles = True
+    grows = True
 
     def automatic(self, use: Use) -> Sequence[str]:
         """As on CUDA."""

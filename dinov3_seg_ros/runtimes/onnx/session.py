@@ -13,7 +13,7 @@ from dinov3_seg_ros.bundle.onnx_folder import BATCH, LOGITS, Export
 from dinov3_seg_ros.runtimes.onnx.caches import GraphCache
 from dinov3_seg_ros.runtimes.onnx.providers import HOST
 from dinov3_seg_ros.runtimes.onnx.targets import Target
-from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import onnx_runtime_threads, this_cpu
 from dinov3_seg_ros.support.errors import ExportError
 
 Values = dict[str, ort.OrtValue]
@@ -52,7 +52,7 @@ class GraphSession:
     ) -> None:
         path, first = export.graph(name), targets[0]
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = onnx_runtime_threads(threads)
         # Spinning threads would take whole cores from the robot's other processes between two frames.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not first.is_host:
@@ -91,9 +91,8 @@ class GraphSession:
 
     def close(self) -> None:
         """Release weights and working memory, and keep what the provider compiled."""
-        self._session = None
-        if self.cache is not None:
-            self.cache.keep()
+        with self.cache.closing() if self.cache else contextlib.nullcontext():
+            self._session = None  # when some providers write what they keep
 
 
 def _open(
@@ -138,4 +137,4 @@ def _cache(export: Export, name: str, target: Target, precision: str, threads: i
         "listed": {key: value for key, value in (use.listed or {}).items() if key != "library_path"},
         "processor": this_cpu().model_dump(mode="json"),
     }
-    return GraphCache(built_for)
+    return GraphCache(built_for, target.provider.grows)

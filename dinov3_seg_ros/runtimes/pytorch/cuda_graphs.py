@@ -10,6 +10,8 @@ from typing import Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
+from dinov3_seg_ros.model.heads.blocks import averaging_matrices_collected
+
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 #: A tensor, or a list of them.
@@ -33,6 +35,7 @@ class _Recording(NamedTuple):
     inputs: list[torch.Tensor]
     output: object
     positions: list[_ComputedOnce]
+    matrices: list[torch.Tensor]
 
 
 class Recorded(Generic[Output]):
@@ -71,7 +74,7 @@ class Recorded(Generic[Output]):
             device = inputs[0].device
             places, stream, graph = [tensor.clone() for tensor in inputs], new_stream(device), torch.cuda.CUDAGraph()
             current = torch.cuda.current_stream(device)
-            with _positions_computed_once(self._function) as positions:
+            with _positions_computed_once(self._function) as positions, averaging_matrices_collected() as matrices:
                 # Libraries choose their kernels and allocate work space in the first runs, which cannot be recorded.
                 stream.wait_stream(current)
                 with torch.cuda.stream(stream):
@@ -85,7 +88,7 @@ class Recorded(Generic[Output]):
             shape = "x".join(map(str, inputs[0].shape))
             _logger.warning("the %s runs without a CUDA graph for %s, somewhat slower: %s", self._what, shape, error)
             return None
-        return _Recording(graph, places, output, positions)
+        return _Recording(graph, places, output, positions, matrices)
 
 
 class _ComputedOnce(nn.Module):

@@ -19,12 +19,13 @@ from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
 from dinov3_seg_ros.runtimes.pytorch.compilation import compile_for
 from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
+from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
 
-_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # PyTorch's number of threads belongs to the whole process, so the one that an earlier runtime set would stay.
 _DEFAULT_THREADS = torch.get_num_threads()
 
@@ -45,7 +46,7 @@ class PyTorchRuntime:
     sizes: tuple[tuple[int, int], ...] | None = None
 
     def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
-        self._device, self._dtype = _resolve_device(options.device), _resolve_precision(options.precision)
+        self._device, self._dtype = _resolve_device(options.device), _DTYPES[resolve_precision(options.precision)]
         torch.set_num_threads(options.threads or _DEFAULT_THREADS)
         # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -80,8 +81,8 @@ class PyTorchRuntime:
     @classmethod
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
         """Return on what the modules would run; see `protocol.RuntimeType.candidates`."""
-        _resolve_precision(options.precision)
-        device, precision = str(_resolve_device(options.device)), options.precision.replace("auto", "fp32")
+        precision = resolve_precision(options.precision)
+        device = str(_resolve_device(options.device))
         label = f"torch on {device}, {precision}"
         return [Candidate(cls.name, device, precision, label, partial(cls, bundles, options))]
 
@@ -270,12 +271,3 @@ def _resolve_device(device: str) -> torch.device:
             f"device '{device}' was asked for, but PyTorch finds {torch.cuda.device_count()} CUDA GPUs, numbered from 0"
         )
     return found
-
-
-def _resolve_precision(precision: str) -> torch.dtype:
-    if precision not in _DTYPES:
-        raise RuntimeUnavailableError(
-            f"the torch runtime has no precision '{precision}', only {', '.join(_DTYPES)}; export the bundle "
-            f"(python -m dinov3_seg_ros.export, --precision {precision}) and use another runtime"
-        )
-    return _DTYPES[precision]

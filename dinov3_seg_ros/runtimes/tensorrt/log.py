@@ -7,10 +7,16 @@ import logging
 
 import tensorrt as trt
 
+from dinov3_seg_ros.runtimes.failures import NO_MEMORY
+
 logger = logging.getLogger("dinov3_seg_ros.runtimes.tensorrt")
 
 if int(trt.__version__.split(".")[0]) < 10:
     raise ImportError(f"TensorRT {trt.__version__} is too old; 10 or newer is needed")
+
+
+# A builder that lacks memory leaves out tactics, with a warning. Where none is left, its error names only the node.
+_LACKED_MEMORY = ("insufficient memory", "memory is insufficient")
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
@@ -19,6 +25,7 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self._errors: collections.deque[str] = collections.deque(maxlen=3)
+        self._lacked_memory = False
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Take a message; TensorRT calls this from any thread."""
@@ -29,13 +36,16 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
             level = logging.INFO
         elif severity == trt.ILogger.Severity.WARNING:
             level = logging.INFO
+            self._lacked_memory |= any(words in msg.lower() for words in _LACKED_MEMORY)
         logger.log(level, "TensorRT: %s", msg)
 
     def take_errors(self) -> str:
-        """Return the last errors as one line, and forget them."""
-        errors = "; ".join(self._errors)
+        """Return the last errors as one line, and forget them, and whether memory was lacking."""
+        errors = "; ".join(self._errors) or "it gave no reason"
+        lack = f"{NO_MEMORY}: " if self._lacked_memory else ""
         self._errors.clear()
-        return errors or "it gave no reason"
+        self._lacked_memory = False
+        return lack + errors
 
 
 #: One for the process: TensorRT keeps the first logger that it is given.

@@ -155,8 +155,8 @@ class TensorRTRuntime:
         self.device = gpu.device
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(graphs)
         self.engines: list[StoredEngine] = []
-        # With what each computes: the maps, or the logits of a head.
-        self._engine_names: list[tuple[StoredEngine, str]] = []
+        # With what each computes, the maps or the logits of a head, and the size of its network input.
+        self._engine_names: list[tuple[StoredEngine, str, tuple[int, int]]] = []
         self._executions: list[Execution] = []
         self._gpu, self._max_batch = gpu, options.max_batch
         self._newest: _Computation | None = None
@@ -235,7 +235,7 @@ class TensorRTRuntime:
     def refuse(self, error: DisagreementError) -> bool:
         """Delete the engines that are at fault; one that was just built is not built again. See `OpenedRuntime`."""
         part = {"maps": "maps", "logits": error.head}.get(error.stage)
-        at_fault = [engine for engine, computes in self._engine_names if computes == part]
+        at_fault = [engine for engine, *computes in self._engine_names if computes == [part, error.size]]
         self.close()
         for engine in at_fault:
             if engine.was_read:
@@ -276,7 +276,8 @@ class TensorRTRuntime:
         stored = obtain(export, graph, self._gpu, self._max_batch)
         self.engines.append(stored)
         name = f"{export.bundle_name}/{graph}"
-        self._engine_names.append((stored, "maps" if graph == BACKBONE_GRAPH else export.bundle_name))
+        computes = "maps" if graph == BACKBONE_GRAPH else export.bundle_name
+        self._engine_names.append((stored, computes, export.manifest.network_size))
         execution = Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
         self._executions.append(execution)
         return execution
