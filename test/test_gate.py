@@ -298,6 +298,18 @@ def test_a_right_export_passes_and_the_model_itself_too(exported):
         opened.close()
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_labels_that_are_wrong_here_and_there_are_refused(copy, runtime, monkeypatch):
+    def spoilt(right, *inputs):
+        labels, confidence = right(*inputs)
+        wrong = np.arange(labels.size).reshape(labels.shape) % 500 == 0
+        return np.where(wrong, (labels + 1) % 5, labels).astype(labels.dtype), confidence
+
+    decoding(spoilt)(monkeypatch)
+    with pytest.raises(DisagreementError, match=r"equal on only 99\.7.* fp32 must reach 99\.95"):
+        Segmenter.from_bundle(copy.path, runtime, device="cpu")
+
+
 def test_pytorch_is_held_to_the_model_whatever_an_export_reached(copy, monkeypatch):
     path = folder_of(copy) / REFERENCE_FILE
     dataclasses.replace(gate.Reference.read(path), reached=0.5).write(path)  # as with --least-labels 0.5
