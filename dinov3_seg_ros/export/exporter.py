@@ -38,6 +38,7 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     export_folder,
 )
 from dinov3_seg_ros.export import parity, quantisation
+from dinov3_seg_ros.export.graph_files import open_on_cpu
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
@@ -418,7 +419,7 @@ def _cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _fused(export: Export) -> parity.Logits:
-    session = onnxruntime.InferenceSession(export.graph(FUSED_GRAPH), providers=["CPUExecutionProvider"])
+    session = open_on_cpu(export.graph(FUSED_GRAPH))
 
     def run(canvases: np.ndarray) -> np.ndarray:
         logits: np.ndarray = session.run([LOGITS], {CANVASES: canvases})[0]

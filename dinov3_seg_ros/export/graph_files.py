@@ -1,10 +1,13 @@
-"""Graphs on disk: in one file, or, from 2 GB on, with their weights in a file beside it."""
+"""Graphs on disk: in one file, or, from 2 GB on, with their weights in a file beside it; and how they are run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import onnx
+import onnxruntime
+
+from dinov3_seg_ros.support.cpu import onnx_runtime_threads
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -30,6 +33,13 @@ def has_weights_beside(path: Path) -> bool:
     """Whether weights of a graph lie in another file."""
     graph = onnx.load(path, load_external_data=False).graph
     return any(onnx.external_data_helper.uses_external_data(tensor) for tensor in graph.initializer)
+
+
+def open_on_cpu(path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph on ONNX Runtime's CPU provider, on all cores that the process may use."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = onnx_runtime_threads(0)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _size(model: onnx.ModelProto) -> int:

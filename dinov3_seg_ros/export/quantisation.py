@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -133,7 +132,7 @@ def _products(graph: Path) -> list[str]:
 
 
 def _run(graph: Path, canvases: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = graph_files.open_on_cpu(graph)
     return [session.run(None, {CANVASES: canvas}) for canvas in canvases]
 
 

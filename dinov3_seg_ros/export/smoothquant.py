@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from dinov3_seg_ros.bundle.onnx_folder import CANVASES
-from dinov3_seg_ros.export.graph_files import save
+from dinov3_seg_ros.export.graph_files import open_on_cpu, save
 
 _EXPONENT = 0.5
 _FIRST_AXIS = "smoothquant.first_axis"
@@ -102,7 +101,7 @@ def _largest(
         )
         graph.output.append(onnx.helper.make_empty_tensor_value_info(largest))
     save(measured, target)
-    session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(target)
     found = [session.run(None, {CANVASES: canvas}) for canvas in canvases]
     return [np.max(of_place, axis=0) for of_place in zip(*found, strict=True)]
 
