@@ -64,6 +64,7 @@ def test_a_provider_without_its_gpu_is_no_warning(monkeypatch):
 
     reasons = {"Nvidia": "this machine has no driver of NVIDIA (libcuda.so)", "Other": "broken", "Usable": ""}
     monkeypatch.setattr(plugins, "register", lambda: reasons)
+    monkeypatch.setattr(plugins, "devices", list)
     found = [finding for finding in computing.providers([]) if finding.subject == "execution provider"]
     assert [finding.level for finding in found] == [OK, WARNING]
 
