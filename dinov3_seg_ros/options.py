@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import Live, Options, number_pair
+from dinov3_seg_ros.support.option_model import Live, Options
+from dinov3_seg_ros.support.option_values import number_pair
 
 RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
 #: Number format of weights and activations.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -58,6 +61,28 @@ def remappings_of(node):
         "".join(part.text for part in name): "".join(part.text for part in target)
         for name, target in node._Node__remappings
     }
+
+
+@pytest.mark.parametrize("name", ["seg.launch.py", "demo.launch.py", "nav2.launch.py"])
+def test_a_launch_file_needs_no_library_of_the_nodes_environment(name):
+    """`ros2` runs under the system's Python, which has pydantic 1 on Ubuntu 24.04, and none of what pip brings."""
+    script = (
+        f"import sys, runpy; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}\n"
+        "import launch_stand_ins as stand_ins; stand_ins.use()\n"
+        f"described = runpy.run_path({str(resource_path(f'launch/{name}'))!r})['generate_launch_description']()\n"
+        "context = stand_ins.LaunchContext()\n"
+        "for one in described.entities:\n"
+        "    if isinstance(one, stand_ins.DeclareLaunchArgument):\n"
+        "        context.launch_configurations[one.name] = one.default_value[0].text\n"
+        "    elif isinstance(one, stand_ins.OpaqueFunction):\n"
+        "        one.execute(context)\n"
+    )
+    # -S leaves out all installed packages.
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        capture_output=True, text=True, timeout=60, env={"AMENT_PREFIX_PATH": sys.prefix},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 def test_seg_launch_starts_one_lifecycle_node():
