@@ -13,6 +13,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_checks import check_options
 from dinov3_seg_ros.support.option_values import Option, parse_option, read_options, to_parameter
 from dinov3_seg_ros.support.resources import console_script, resource_path
 
@@ -48,7 +49,9 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    # A value that cannot be used is refused here, before any process is started.
     given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
+    check_options(given)
     cameras = given.get("cameras", ())
     image = value("image_topic")
     info = value("camera_info_topic") or "/".join((*image.split("/")[:-1], "camera_info"))

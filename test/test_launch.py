@@ -122,6 +122,8 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
         ("network_size", "64x96"),
         ("overlay_names", "yes"),
         ("runtime", "tflite"),
+        ("device", "tpu"),
+        ("mask_size", "half"),
         ("respawn", "yes"),
         ("respawn", "1"),
         ("use_sim_time", "yes"),
@@ -131,6 +133,19 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
     with pytest.raises(ParameterError, match=f"{name} is '{text}'"):
+        nodes_of_seg_launch(bundle="given", **{name: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("cameras", "front,2nd", "cameras holds '2nd'"),
+        ("providers", "CUDA", "providers holds 'CUDA'"),
+        ("value_range", "4095", "value_range is 4095"),
+    ],
+)
+def test_an_argument_of_several_values_is_refused_too(name, text, said):
+    with pytest.raises(ParameterError, match=said):
         nodes_of_seg_launch(bundle="given", **{name: text})
 
 

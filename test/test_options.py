@@ -7,15 +7,9 @@ import sys
 
 import pytest
 
-from dinov3_seg_ros.options import (
-    MAX_PIXELS,
-    ComputeOptions,
-    NodeOptions,
-    PublishOptions,
-    SourceOptions,
-    parse_mask_size,
-)
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions, SourceOptions
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS, parse_mask_size
 from dinov3_seg_ros.support.option_model import describe_options, select
 from dinov3_seg_ros.support.option_values import parse_option
 

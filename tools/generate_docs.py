@@ -1,4 +1,4 @@
-"""Write from the code the lists of options in docs/, config/segmentation.yaml and launch/parameters.json; or check them.
+"""Write the options in docs/, config/segmentation.yaml and launch/parameters.json from the code; or check them.
 
     python tools/generate_docs.py            write them
     python tools/generate_docs.py --check    exit with 1 and name the files that differ

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from dinov3_seg_ros.support.errors import ParameterError, nearest
@@ -34,6 +34,24 @@ class Options(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ParameterError(_complaint(error, type(self), values)) from error
+
+
+def as_value_error(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function with the error that pydantic expects of a validator, in place of ParameterError."""
+
+    def call(value: Any) -> Any:
+        try:
+            return function(value)
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+
+    return call
+
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """Marks an option whose value must pass a check, which raises ParameterError. The value stays as it is."""
+    checking = as_value_error(check)
+    return AfterValidator(lambda value: (checking(value), value)[1])
 
 
 def describe_options(model: type[Options]) -> dict[str, Option]:

@@ -121,10 +121,10 @@ def _is_allowed(option: Option, value: Any) -> bool:
         case "text":
             return not option.choices or value in option.choices
         case "size":
-            return len(value) == 2 and min(value) >= 1
+            return len(value) == 2 and bool(min(value) >= 1)
         case "int" | "float":
             low, high = option.range or (-math.inf, math.inf)
-            return low <= value <= high
+            return bool(low <= value <= high)
     return True
 
 
