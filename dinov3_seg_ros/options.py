@@ -7,14 +7,20 @@ it takes effect. Importing this module imports no other library than pydantic.
 
 from __future__ import annotations
 
-import re
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import Live, Options, number_pair
+from dinov3_seg_ros.support.option_checks import (
+    MAX_PIXELS,
+    check_cameras,
+    check_device,
+    check_providers,
+    parse_mask_size,
+    parse_value_range,
+)
+from dinov3_seg_ros.support.option_model import Live, Options, as_value_error, checked
 
 RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
 #: Number format of weights and activations.
@@ -32,15 +38,13 @@ ImageTransport = Literal["raw", "compressed"]
 #: ``auto``: 0 and the largest of the sensor's, whose bits are learned from the stream.
 #: ``full``: 0 and 65535.
 #: ``(low, high)``: these.
-ValueRange = Annotated[Literal["auto", "full"] | tuple[int, int], BeforeValidator(lambda value: _known_range(value))]
+ValueRange = Annotated[Literal["auto", "full"] | tuple[int, int], BeforeValidator(as_value_error(parse_value_range))]
 
 RUNTIME_NAMES: tuple[str, ...] = typing.get_args(RuntimeName)
 PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
 GEOMETRIES: tuple[str, ...] = typing.get_args(Geometry)
 #: Geometries whose network input follows the frame instead of having the network size.
 FRAME_SIZED = ("pad", "native")
-#: The most pixels of a frame, unless the user says otherwise: those of 8K UHD.
-MAX_PIXELS = 1 << 25
 
 
 class ComputeOptions(Options):
@@ -51,6 +55,7 @@ class ComputeOptions(Options):
     ] = "auto"
     device: Annotated[
         str,
+        checked(check_device),
         Field(
             description="Where to compute: auto, cpu, cuda (or cuda:N for one of several), gpu or npu (or gpu:N, "
             "npu:N, as ONNX Runtime lists them)."
@@ -66,6 +71,7 @@ class ComputeOptions(Options):
     ] = 0
     providers: Annotated[
         tuple[str, ...],
+        checked(check_providers),
         Field(
             description="Execution providers of ONNX Runtime, best first, such as OpenVINOExecutionProvider; empty: by "
             "'device'."
@@ -97,30 +103,13 @@ class ComputeOptions(Options):
         ),
     ] = False
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, name: str) -> str:
-        if not re.fullmatch(r"auto|cpu|(cuda|gpu|npu)(:\d{1,3})?", name, re.ASCII):
-            raise ValueError(f"device is {name!r}; use auto, cpu, cuda, gpu, npu, or cuda:N for the GPU with number N")
-        return name
-
-    @field_validator("providers")
-    @classmethod
-    def _full_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if not name.isidentifier() or not name.endswith("ExecutionProvider") or names.count(name) > 1:
-                raise ValueError(
-                    f"providers holds '{name}'; give each of ONNX Runtime's execution providers once and by its full "
-                    "name, such as CUDAExecutionProvider, CPUExecutionProvider"
-                )
-        return names
-
 
 class PublishOptions(Options):
     """What is published of a segmentation."""
 
     mask_size: Annotated[
         str,
+        checked(parse_mask_size),
         Field(
             description="Size of mask and confidence: source (the frame's), network (the frame at the network's "
             "resolution) or WIDTHxHEIGHT in pixels."
@@ -165,15 +154,6 @@ class PublishOptions(Options):
         Live(),
     ] = "auto"
 
-    @field_validator("mask_size")
-    @classmethod
-    def _known_size(cls, text: str) -> str:
-        try:
-            parse_mask_size(text)
-        except ParameterError as error:
-            raise ValueError(str(error)) from error
-        return text
-
 
 class SourceOptions(Options):
     """Which bundles and cameras the node serves."""
@@ -191,6 +171,7 @@ class SourceOptions(Options):
     ] = ()
     cameras: Annotated[
         tuple[str, ...],
+        checked(check_cameras),
         Field(
             description="Prefixes of the cameras' topics: 'front' reads front/image and publishes "
             "front/segmentation/mask. Empty: one camera without a prefix."
@@ -199,17 +180,6 @@ class SourceOptions(Options):
     image_transport: Annotated[
         ImageTransport, Field(description="Which topic to read: image (raw) or image/compressed (compressed).")
     ] = "raw"
-
-    @field_validator("cameras")
-    @classmethod
-    def _part_of_a_topic(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII) or names.count(name) > 1:
-                raise ValueError(
-                    f"cameras holds '{name}'; each name must occur once, start with a letter, and consist of letters, "
-                    "digits and underscores"
-                )
-        return names
 
 
 class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
@@ -240,46 +210,3 @@ class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
         Live(),
     ] = 0.0
     autostart: Annotated[bool, Field(description="Configure and activate when the process starts.")] = True
-
-
-def parse_mask_size(text: str) -> str | tuple[int, int]:
-    """A mask size in words, for `Segmenter.segment`: ``source``, ``network``, or ``WIDTHxHEIGHT`` as (height, width).
-
-    Raises:
-        ParameterError: none of these, or more pixels than `MAX_PIXELS`.
-    """
-    if text in ("source", "network"):
-        return text
-    if match := re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII):
-        width, height = map(int, match.groups())
-        if 0 < width * height <= MAX_PIXELS:
-            return height, width
-    raise ParameterError(
-        f"mask_size is '{text}'; use source, network or WIDTHxHEIGHT (at most {MAX_PIXELS} pixels), for example 640x480"
-    )
-
-
-def parse_value_range(value: Any) -> ValueRange:
-    """A value range from what parameters, flags and launch arguments hold: a word, ``LOW,HIGH``, or two numbers.
-
-    Raises:
-        ParameterError: none of these, or not 0 <= low < high <= 65535.
-    """
-    if value in ("auto", "full"):
-        found: ValueRange = value
-        return found
-    pair = number_pair(value)
-    if pair is not None and 0 <= pair[0] < pair[1] <= 65535:
-        return pair
-    shown = value if isinstance(value, str | int | float) else list(value or ())
-    raise ParameterError(
-        f"value_range is {shown}; use auto, full, or two whole numbers from 0 to 65535, the lower one first, such as "
-        "0,4095"
-    )
-
-
-def _known_range(value: Any) -> ValueRange:
-    try:
-        return parse_value_range(value)
-    except ParameterError as error:
-        raise ValueError(str(error)) from error

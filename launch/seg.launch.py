@@ -2,6 +2,9 @@
 
 ros2 launch dinov3_seg_ros seg.launch.py image_topic:=/camera/image_raw
 ros2 launch dinov3_seg_ros seg.launch.py cameras:=front,left image_topic:=image_raw namespace:=robot
+
+This file runs under the Python of `ros2`, the system's, which has none of the libraries in the node's environment. So
+it reads the parameters from a file, and what is imported here may import the standard library alone.
 """
 
 from launch import LaunchContext, LaunchDescription
@@ -9,13 +12,13 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
-from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import Option, describe_options, parse_option, to_parameter
+from dinov3_seg_ros.support.option_checks import check_options
+from dinov3_seg_ros.support.option_values import Option, parse_option, read_options, to_parameter
 from dinov3_seg_ros.support.resources import console_script, resource_path
 
 # Every parameter of the node is an argument too; an empty one leaves it to the parameter file.
-PARAMETERS = describe_options(NodeOptions)
+PARAMETERS = read_options(resource_path("launch/parameters.json"))
 OTHERS = {
     "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix, and thus relative."),
     "camera_info_topic": ("", "Topic of the camera's calibration; default: camera_info beside the images."),
@@ -46,8 +49,9 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    # A value that cannot be used is refused here, before any process is started.
     given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
-    NodeOptions(**given)  # a value that cannot be used is refused here, before any process is started
+    check_options(given)
     cameras = given.get("cameras", ())
     image = value("image_topic")
     info = value("camera_info_topic") or "/".join((*image.split("/")[:-1], "camera_info"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,6 +63,28 @@ def remappings_of(node):
     }
 
 
+@pytest.mark.parametrize("name", ["seg.launch.py", "demo.launch.py", "nav2.launch.py"])
+def test_a_launch_file_needs_no_library_of_the_nodes_environment(name):
+    """`ros2` runs under the system's Python, which has pydantic 1 on Ubuntu 24.04, and none of what pip brings."""
+    script = (
+        f"import sys, runpy; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}\n"
+        "import launch_stand_ins as stand_ins; stand_ins.use()\n"
+        f"described = runpy.run_path({str(resource_path(f'launch/{name}'))!r})['generate_launch_description']()\n"
+        "context = stand_ins.LaunchContext()\n"
+        "for one in described.entities:\n"
+        "    if isinstance(one, stand_ins.DeclareLaunchArgument):\n"
+        "        context.launch_configurations[one.name] = one.default_value[0].text\n"
+        "    elif isinstance(one, stand_ins.OpaqueFunction):\n"
+        "        one.execute(context)\n"
+    )
+    # -S leaves out all installed packages.
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        capture_output=True, text=True, timeout=60, env={"AMENT_PREFIX_PATH": sys.prefix},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
 def test_seg_launch_starts_one_lifecycle_node():
     (node,) = nodes_of_seg_launch(bundle="given", image_topic="given", namespace="given", params_file="given")
     assert isinstance(node, LifecycleNode)
@@ -97,6 +122,8 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
         ("network_size", "64x96"),
         ("overlay_names", "yes"),
         ("runtime", "tflite"),
+        ("device", "tpu"),
+        ("mask_size", "half"),
         ("respawn", "yes"),
         ("respawn", "1"),
         ("use_sim_time", "yes"),
@@ -106,6 +133,19 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
     with pytest.raises(ParameterError, match=f"{name} is '{text}'"):
+        nodes_of_seg_launch(bundle="given", **{name: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("cameras", "front,2nd", "cameras holds '2nd'"),
+        ("providers", "CUDA", "providers holds 'CUDA'"),
+        ("value_range", "4095", "value_range is 4095"),
+    ],
+)
+def test_an_argument_of_several_values_is_refused_too(name, text, said):
+    with pytest.raises(ParameterError, match=said):
         nodes_of_seg_launch(bundle="given", **{name: text})
 
 

@@ -14,8 +14,9 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 from ros_graph import TIMEOUT_S, Graph
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions
-from dinov3_seg_ros.ros.parameters import NodeParameters, from_parameter, to_parameter
+from dinov3_seg_ros.ros.parameters import NodeParameters
 from dinov3_seg_ros.support.option_model import describe_options
+from dinov3_seg_ros.support.option_values import from_parameter, to_parameter
 from dinov3_seg_ros.support.resources import resource_path
 
 pytestmark = pytest.mark.ros

@@ -7,16 +7,11 @@ import sys
 
 import pytest
 
-from dinov3_seg_ros.options import (
-    MAX_PIXELS,
-    ComputeOptions,
-    NodeOptions,
-    PublishOptions,
-    SourceOptions,
-    parse_mask_size,
-)
+from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions, SourceOptions
 from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_model import describe_options, parse_option, select
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS, parse_mask_size
+from dinov3_seg_ros.support.option_model import describe_options, select
+from dinov3_seg_ros.support.option_values import parse_option
 
 
 @pytest.mark.parametrize(
@@ -115,13 +110,18 @@ def test_a_value_written_as_text_is_read_by_its_kind(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
-        ("threads", "many", "give a whole number"),
-        ("overlay_alpha", "much", "give a number"),
-        ("overlay_names", "yes", "give true or false"),
-        ("network_size", "64xa", "give height,width in pixels"),
+        ("threads", "many", "use a whole number from 0 to 1024"),
+        ("threads", "-1", "use a whole number from 0 to 1024"),
+        ("overlay_alpha", "much", "use a number from 0 to 1"),
+        ("overlay_alpha", "nan", "use a number from 0 to 1"),
+        ("overlay_names", "yes", "use true or false"),
+        ("network_size", "64xa", "use height,width in pixels"),
+        ("network_size", "64", "use height,width in pixels"),
+        ("network_size", "0,64", "use height,width in pixels"),
+        ("runtime", "tflite", "use one of: auto, torch, onnx, tensorrt"),
     ],
 )
-def test_a_text_of_another_kind_is_refused(name, text, wanted):
+def test_a_text_that_cannot_be_used_is_refused(name, text, wanted):
     with pytest.raises(ParameterError, match=f"^{name} is '{text}'; {wanted}"):
         parse_option(describe_options(NodeOptions)[name], text)
 

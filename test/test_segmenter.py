@@ -19,11 +19,12 @@ import onnxruntime
 import dinov3_seg_ros
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, parse_mask_size
+from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.option_checks import parse_mask_size
 
 
 @pytest.fixture(scope="module")

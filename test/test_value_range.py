@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import PublishOptions, parse_value_range
+from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.support.errors import MessageError, ParameterError
+from dinov3_seg_ros.support.option_checks import parse_value_range
 
 
 def grey(height=24, width=32, brightest=250):

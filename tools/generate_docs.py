@@ -1,4 +1,4 @@
-"""Write the lists of options in docs/, and config/segmentation.yaml, from the code; or check that they are current.
+"""Write the options in docs/, config/segmentation.yaml and launch/parameters.json from the code; or check them.
 
     python tools/generate_docs.py            write them
     python tools/generate_docs.py --check    exit with 1 and name the files that differ
@@ -24,9 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions  # noqa: E402
-from dinov3_seg_ros.support.option_model import Option, Options, describe_options, to_parameter  # noqa: E402
+from dinov3_seg_ros.support.option_model import Options, describe_options  # noqa: E402
+from dinov3_seg_ros.support.option_values import Option, options_as_json, to_parameter  # noqa: E402
 
 PARAMETER_FILE = ROOT / "config" / "segmentation.yaml"
+LAUNCH_PARAMETERS = ROOT / "launch" / "parameters.json"
 PARAMETER_FILE_HEAD = """\
 # Parameters of the segmentation node, with their defaults: all but `class_names`, which is read-only. Copy, change, and
 # give to `ros2 launch dinov3_seg_ros seg.launch.py params_file:=...`. `/**` matches the node in any namespace.
@@ -66,7 +68,10 @@ def generate() -> dict[Path, str]:
         "compute": flag_list(ComputeOptions),
         "publish": flag_list(PublishOptions, leave_out=("jpeg_quality",)),  # of the node alone
     }
-    found = {PARAMETER_FILE: parameter_file()}
+    found = {
+        PARAMETER_FILE: parameter_file(),
+        LAUNCH_PARAMETERS: options_as_json(describe_options(NodeOptions).values()),
+    }
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         found[page] = _BLOCK.sub(lambda match: f"{match[1]}{lists[match[2]]}{match[3]}", text)

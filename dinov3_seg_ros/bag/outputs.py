@@ -36,10 +36,11 @@ from dinov3_seg_ros.frames.output_classes import (
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import chosen_range
-from dinov3_seg_ros.options import PublishOptions, parse_mask_size
+from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.option_checks import parse_mask_size
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection

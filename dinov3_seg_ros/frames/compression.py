@@ -9,8 +9,8 @@ import numpy as np
 
 from dinov3_seg_ros.frames.encodings import ImageData, bayer_to_rgb, check_size, quoted, refuse_depth
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
 _AS_IT_IS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import MAX_PIXELS
 from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
 if TYPE_CHECKING:
     from array import array

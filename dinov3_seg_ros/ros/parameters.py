@@ -12,7 +12,8 @@ from rclpy.parameter import Parameter
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.compatibility import given_parameters
 from dinov3_seg_ros.support.errors import ParameterError, nearest
-from dinov3_seg_ros.support.option_model import Option, Options, describe_options, from_parameter, to_parameter
+from dinov3_seg_ros.support.option_model import Options, describe_options
+from dinov3_seg_ros.support.option_values import Option, from_parameter, to_parameter
 
 _CLASS_NAMES = "class_names"
 _CLASS_NAMES_DESCRIPTION = "Names of the published classes of the first head, by id. Read-only."

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
 
 if TYPE_CHECKING:  # the doctor must start without pydantic, which the options need
-    from dinov3_seg_ros.support.option_model import Option, Options
+    from dinov3_seg_ros.support.option_model import Options
+    from dinov3_seg_ros.support.option_values import Option
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -1,32 +1,22 @@
-"""Models of options: described once, read from keyword arguments, flags, ROS parameters and launch arguments.
+"""Models of options: described once, read from keyword arguments and flags.
 
-`dinov3_seg_ros.options` holds the options themselves. Importing this module imports no other library than pydantic.
+`dinov3_seg_ros.options` holds the options themselves, `option_values` how text and ROS parameters hold one. Importing
+this module imports no other library than pydantic.
 """
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from dinov3_seg_ros.support.errors import ParameterError, nearest
-
-Kind = Literal["text", "texts", "size", "range", "int", "float", "bool"]
-
-_WANTED: dict[Kind, str] = {
-    "text": "a text",
-    "texts": "a list of texts, such as [front, left]",
-    "range": "a word or two whole numbers",
-    "size": "two positive whole numbers, height and width in pixels",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-}
+from dinov3_seg_ros.support.option_values import Kind, Option
 
 
 @dataclass(frozen=True)
@@ -46,37 +36,22 @@ class Options(BaseModel):
             raise ParameterError(_complaint(error, type(self), values)) from error
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option, as parameters, flags and tables show it.
+def as_value_error(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function with the error that pydantic expects of a validator, in place of ParameterError."""
 
-    Attributes:
-        name: of the field.
-        kind: the type of its value; "texts" are a tuple of str, "size" is (height, width), "range" is one of
-            ``choices`` or (low, high).
-        default: of the field.
-        description: one or two sentences.
-        choices: the values that can be used; empty where others bound them.
-        range: the least and the greatest value; None where there is none.
-        live: whether a change takes effect at the next frame.
-    """
+    def call(value: Any) -> Any:
+        try:
+            return function(value)
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
 
-    name: str
-    kind: Kind
-    default: Any
-    description: str
-    choices: tuple[str, ...] = ()
-    range: tuple[float, float] | None = None
-    live: bool = False
+    return call
 
-    def explain(self, quote: str = "") -> str:
-        """The description with the values that can be used, each between ``quote``."""
-        parts = [self.description]
-        if self.choices and self.kind != "range":
-            parts.append(f"One of {', '.join(f'{quote}{choice}{quote}' for choice in self.choices)}.")
-        if self.range:
-            parts.append(f"{self.range[0]} to {self.range[1]}.")
-        return " ".join(parts)
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """Marks an option whose value must pass a check, which raises ParameterError. The value stays as it is."""
+    checking = as_value_error(check)
+    return AfterValidator(lambda value: (checking(value), value)[1])
 
 
 def describe_options(model: type[Options]) -> dict[str, Option]:
@@ -90,71 +65,6 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 def select(model: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
     """A model of those of ``values`` that are its own."""
     return model(**{name: value for name, value in values.items() if name in model.model_fields})
-
-
-def parse_option(option: Option, text: str) -> Any:
-    """The value of an option written as text, as in a launch argument: lists are separated by commas.
-
-    Raises:
-        ParameterError: the text is no value of the option's type.
-    """
-    parts = [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]
-    try:
-        match option.kind:
-            case "texts":
-                return tuple(parts)
-            case "size":
-                return tuple(map(int, parts))
-            case "range":
-                return _choice_or_pair(option, text)
-            case "int":
-                return int(text)
-            case "float":
-                return float(text)
-            case "bool":
-                return {"true": True, "false": False}[text.strip().lower()]
-        return text
-    except (ValueError, KeyError):
-        wanted = "height,width in pixels" if option.kind == "size" else _WANTED[option.kind]
-        raise ParameterError(f"{option.name} is '{text}'; give {wanted}") from None
-
-
-def to_parameter(option: Option, value: Any) -> Any:
-    """The value of an option as a ROS parameter, which knows neither None nor tuples."""
-    if option.kind == "size":
-        return list(value or (0, 0))
-    if option.kind == "texts":
-        return list(value) or [""]
-    if option.kind == "range":
-        return value if isinstance(value, str) else list(value)
-    return "" if value is None else value
-
-
-def from_parameter(option: Option, value: Any) -> Any:
-    """The value of an option from a ROS parameter, in which an empty text, list or [0, 0] stands for the default."""
-    if option.kind == "size":
-        return tuple(value) if value is not None and any(value) else None
-    if option.kind == "texts":
-        # A file's empty list has no type, and arrives as None.
-        return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
-    if option.kind == "range" and value not in (None, ""):
-        return _choice_or_pair(option, value)
-    return option.default if value == "" else value
-
-
-def number_pair(value: Any) -> tuple[int, int] | None:
-    """Two whole numbers from a pair of them or from text such as ``0,4095``; None where it is neither."""
-    given = value.strip("[]() ").split(",") if isinstance(value, str) else value
-    try:
-        first, second = map(_whole, given)
-    except (TypeError, ValueError, OverflowError):  # the last for infinity
-        return None
-    return first, second
-
-
-def _choice_or_pair(option: Option, value: Any) -> Any:
-    """One of the choices, or two numbers; what is neither stays as it is, for the model to refuse."""
-    return value if value in option.choices else number_pair(value) or value
 
 
 def _describe(name: str, field: FieldInfo) -> Option:
@@ -211,19 +121,4 @@ def _complaint(error: ValidationError, model: type[Options], values: Mapping[str
         return said if said.startswith(name) else f"{name}: {said}"
     if option is None:
         return f"{name}: {problem['msg']}"
-    if option.choices:
-        return f"{name} is {value!r}; use one of: {', '.join(option.choices)}"
-    within = f" from {_number(option.range[0])} to {_number(option.range[1])}" if option.range else ""
-    return f"{name} is {value!r}; use {_WANTED[option.kind]}{within}"
-
-
-def _whole(value: Any) -> int:
-    """A whole number from a number or text; ValueError for one with a fraction."""
-    whole = int(value)
-    if whole != float(value):
-        raise ValueError(value)
-    return whole
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{name} is {value!r}; use {option.wanted()}"

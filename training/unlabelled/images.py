@@ -17,10 +17,11 @@ from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import MAX_PIXELS, ValueRange
+from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 from training.data.reading.tree import images_below
 from training.support.writing import writing
 from training.unlabelled.labelled import mask_files

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rclpy.clock import Clock
 
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
-from dinov3_seg_ros.options import NodeOptions, parse_mask_size
+from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.cameras.watch import CameraWatch
 from dinov3_seg_ros.ros.cameras.worker import Finish, LatestFrameWorker, Pace
@@ -31,6 +31,7 @@ from dinov3_seg_ros.ros.health.fault_log import FaultLog, describe_error
 from dinov3_seg_ros.ros.switches import Switches
 from dinov3_seg_ros.segmenter import Segmentation, Segmenter, StartedSegmentation
 from dinov3_seg_ros.support.errors import MessageError, RuntimeFailedError
+from dinov3_seg_ros.support.option_checks import parse_mask_size
 from dinov3_seg_ros.support.timing import RateLimit
 
 #: Publishers by camera and head.

@@ -15,7 +15,7 @@ import numpy as np
 from dinov3_seg_ros.frames.compression import compressed_to_rgb
 from dinov3_seg_ros.frames.encodings import mask_encoding, pixels_to_rgb
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.options import MAX_PIXELS
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
 
 def read_image(message: Any, max_pixels: int = MAX_PIXELS, scale: ValueScale | None = None) -> np.ndarray:
