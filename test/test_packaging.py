@@ -216,6 +216,14 @@ def test_dockerfiles_install_extras_that_exist_and_say_they_are_unrun(build, pat
     assert "neither built nor run" in text.partition("\nFROM ")[0]
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_user_of_a_container_owns_the_folder_that_caches_are_kept_in(path):
+    (user,) = re.findall(r"useradd --create-home --uid 1001 .*?(\w+) \\\n", path.read_text())
+    folder = f"/home/{user}/.cache"
+    assert f"install --directory --owner {user} --group {user} {folder}\n" in path.read_text()
+    assert f"`{folder}`" in (ROOT / "docs" / "deploy.md").read_text()
+
+
 def test_there_is_a_dockerfile_for_each_kind_of_computer():
     assert [path.suffix for path in DOCKERFILES] == [".cpu", ".cuda", ".jetson"]
 
