@@ -256,6 +256,14 @@ def test_a_mask_that_does_not_fit_is_named_and_nothing_is_written(tmp_path, kind
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "masks"]
 
 
+def test_a_mask_that_cannot_be_read_is_named_not_the_output(tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    masks = write_masks(tmp_path / "masks", {})
+    (masks / FIRST).mkdir()
+    with pytest.raises(DatasetError, match=f"{FIRST} cannot be read: Is a directory"):
+        insert(source, masks, tmp_path / "out")
+
+
 def test_a_mask_of_one_bit_is_refused_since_opencv_scales_it(tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
     masks = write_masks(tmp_path / "masks", {})

@@ -190,9 +190,12 @@ def _read_mask(path: Path, size: tuple[int, int], classes: Sequence[str] | None)
     """A mask (H, W), uint8 or uint16, of its image's size (height, width).
 
     Raises:
-        DatasetError: it is no mask of class ids, or does not fit.
+        DatasetError: it cannot be read, is no mask of class ids, or does not fit.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     depth, colour_type = content[24:25], content[25:26]  # of the first chunk, which lies at a fixed place
     if not content.startswith(b"\x89PNG") or depth not in (b"\x08", b"\x10") or colour_type != b"\0":
         raise DatasetError(
