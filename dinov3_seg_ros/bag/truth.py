@@ -25,6 +25,7 @@ from dinov3_seg_ros.bag.recordings import (
     Track,
     add_topic,
     copy_connections,
+    copy_custom_data,
     messages_of,
     new_recording,
     open_recording,
@@ -98,6 +99,7 @@ def insert(source: Path, labels: Path, target: Path, storage: str | None = None,
     types, waiting = known_types(), dict(masks)
     with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
         copies = copy_connections(writer, reader.connections, types)
+        copy_custom_data(writer, reader)
         existing = {connection.topic for connection in reader.connections}
         topics = [topic for topic in image_topics(reader.connections) if topic in named]
         truths = {topic: _TruthTopic(writer, types, topic, classes, existing) for topic in topics}
