@@ -100,6 +100,8 @@ _ENCODINGS: dict[str, _Encoding] = {
 
 #: The encodings of sensor_msgs/Image that `pixels_to_rgb` reads.
 INPUT_ENCODINGS = tuple(_ENCODINGS)
+#: Those whose values are scaled to 8 bits.
+ENCODINGS_OF_16_BITS = tuple(name for name, layout in _ENCODINGS.items() if layout.dtype is np.uint16)
 
 
 def pixels_to_rgb(
