@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+import yaml
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from dinov3_seg_ros.bag.message_types import known_types
 
@@ -44,16 +46,50 @@ def compressed(number):
     return TYPES.types[COMPRESSED](header=header(number), format="png", data=data)
 
 
-def write_bag(path, messages, storage="sqlite3", types=TYPES):
+def dark_and_bright(kind, number, most):
+    """An image of 16 bits, black on the left and of one value on the right."""
+    values = np.zeros(SIZE, np.uint16)
+    values[:, SIZE[1] // 2 :] = most
+    if kind == COMPRESSED:
+        data = cv2.imencode(".png", values)[1]
+        return TYPES.types[COMPRESSED](header=header(number), format="mono16; png compressed ", data=data)
+    return TYPES.types[IMAGE](
+        header=header(number), height=SIZE[0], width=SIZE[1], encoding="mono16", is_bigendian=0, step=2 * SIZE[1],
+        data=values.view(np.uint8).reshape(-1),
+    )  # fmt: skip
+
+
+#: The quality of service of camera drivers.
+SENSOR_DATA = Qos(
+    QosHistory.KEEP_LAST, 5, QosReliability.BEST_EFFORT, QosDurability.VOLATILE, QosTime(0, 0), QosTime(0, 0),
+    QosLiveliness.AUTOMATIC, QosTime(0, 0), False,
+)  # fmt: skip
+
+
+def write_bag(path, messages, storage="sqlite3", types=TYPES, compression=CompressionMode.NONE):
     """A recording of (topic, type, message), one every millisecond; bytes stand for themselves."""
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
+    writer = Writer(path, version=9, storage_plugin=plugin)
+    writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
         kinds = dict.fromkeys((topic, kind) for topic, kind, _ in messages)
-        connections = {topic: writer.add_connection(topic, kind, typestore=types) for topic, kind in kinds}
+        connections = {
+            topic: writer.add_connection(topic, kind, typestore=types, offered_qos_profiles=[SENSOR_DATA])
+            for topic, kind in kinds
+        }
         for number, (topic, kind, message) in enumerate(messages):
             raw = message if isinstance(message, bytes) else TYPES.serialize_cdr(message, kind)
             writer.write(connections[topic], 10**6 * (1 + number), raw)
     return path
+
+
+def metadata_of(path):
+    """What the metadata.yaml of a recording says."""
+    return yaml.safe_load((path / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+
+
+def write_metadata(path, metadata):
+    (path / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": metadata}))
 
 
 def raw_contents(path):

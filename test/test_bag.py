@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import struct
 
 import cv2
 import numpy as np
@@ -24,13 +25,15 @@ from recordings import (
     contents,
     header,
     image,
+    metadata_of,
     picture,
     pixels,
     raw_contents,
     write_bag,
+    write_metadata,
 )
 from rosbags import rosbag1
-from rosbags.rosbag2 import Reader, Writer
+from rosbags.rosbag2 import CompressionMode, Reader, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from dinov3_seg_ros.bag import __main__ as command
@@ -79,6 +82,27 @@ def test_outputs_keep_header_and_time_of_their_image(segmenter, tmp_path, storag
         assert np.array_equal(pixels(colours)[..., ::-1], np.array(palette, np.uint8)[expected.labels])
         assert after["/front/segmentation/overlay"][number][1].encoding == "bgr8"
         assert pixels(after["/front/segmentation/overlay"][number][1]).shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_the_copy_has_metadata_that_humble_reads(segmenter, tmp_path, storage):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))], storage)
+    BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+    metadata = metadata_of(tmp_path / "out")
+    assert metadata["version"] == 8
+    topics = [topic["topic_metadata"] for topic in metadata["topics_with_message_count"]]
+    qos = {topic["name"]: topic["offered_qos_profiles"] for topic in topics}
+    assert "reliability: 2" in qos["/image"], "a text with the numbers of the enumerations"
+    assert qos["/segmentation/mask"] == ""
+    with Reader(source) as before, Reader(tmp_path / "out") as after:
+        assert after.connections[0].ext == before.connections[0].ext
+
+
+def test_the_copy_keeps_the_custom_data(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    write_metadata(source, metadata_of(source) | {"custom_data": {"robot": "rover", "run": 7}})
+    BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+    assert metadata_of(tmp_path / "out")["custom_data"] == {"robot": "rover", "run": "7"}
 
 
 def test_compressed_images_are_segmented_and_classes_are_chosen(segmenter, tmp_path):
@@ -298,6 +322,31 @@ def test_a_damaged_recording_is_named_and_leaves_nothing_behind(segmenter, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_messages_that_the_metadata_hide_are_missed(segmenter, tmp_path, storage):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(2)], storage)
+    metadata = metadata_of(source)
+    metadata["topics_with_message_count"][0]["topic_metadata"]["offered_qos_profiles"] = []
+    write_metadata(source, metadata)
+    (file,) = (path for path in source.iterdir() if path.name != "metadata.yaml")
+    remedy = f"give the file itself: {file}, or write that anew with: ros2 bag reindex {source}$"
+    with pytest.raises(DatasetError, match=f"states 2 messages on /image, but 0 could be read: .*; {remedy}"):
+        BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert BagSegmenter(segmenter, outputs=["mask"]).process(file, tmp_path / "out") == {"segmented": 2}
+
+
+def test_messages_that_an_index_lacks_are_missed(segmenter, tmp_path):
+    file = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))], "mcap") / "in.mcap"
+    content = bytearray(file.read_bytes())
+    # The index of the chunk names the first channel; the statistics, which come last, do so too.
+    named = struct.pack("<IH", 10, 1)
+    content[content.rindex(named, 0, content.rindex(named)) + 4] = 99
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"1 messages on /image, but 0 .*its index does not fit.*mcap recover "):
+        BagSegmenter(segmenter, outputs=["mask"]).process(file, tmp_path / "out")
+
+
 def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monkeypatch):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(5)])
     monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: 1 / 0)
@@ -334,14 +383,32 @@ def test_a_ros_1_bag_is_told_the_command_that_converts_it(segmenter, tmp_path):
         BagSegmenter(segmenter).process(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("compression", [CompressionMode.NONE, CompressionMode.MESSAGE])
 @pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
-def test_without_metadata_the_file_itself_is_named_and_can_be_read(segmenter, tmp_path, storage):
-    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(1))], storage)
+def test_without_metadata_the_file_itself_is_named_and_can_be_read(segmenter, tmp_path, storage, compression):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(1))], storage, compression=compression)
+    expected = raw_contents(folder)
     (folder / "metadata.yaml").unlink()
     (file,) = folder.iterdir()
     with pytest.raises(DatasetError, match=f"has no metadata.yaml; give the file itself: {file}$"):
         BagSegmenter(segmenter).process(folder, tmp_path / "out")
     assert BagSegmenter(segmenter).process(file, tmp_path / "out") == {"segmented": 1}
+    assert raw_contents(tmp_path / "out")[:1] == expected
+
+
+@pytest.mark.parametrize("sign", "#?%")
+def test_paths_that_sqlite_takes_for_addresses_are_refused(segmenter, tmp_path, sign):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    target, adder = tmp_path / f"run{sign}41" / "out", BagSegmenter(segmenter, outputs=["mask"])
+    with pytest.raises(OutputError, match=f"has '[{sign}]' in its path, .* or add --storage mcap"):
+        adder.process(source, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert adder.process(source, target, storage="mcap") == {"segmented": 1}
+    moved = source.rename(target.parent / "in")
+    with pytest.raises(DatasetError, match=f"in.db3 has '[{sign}]' in its path, .* symbolic link, or convert it"):
+        adder.process(moved, tmp_path / "again")
+    (tmp_path / "link").symlink_to(moved)
+    assert adder.process(tmp_path / "link", tmp_path / "again") == {"segmented": 1}
 
 
 @pytest.mark.parametrize("has_metadata", [True, False])

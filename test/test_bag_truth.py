@@ -21,12 +21,15 @@ from recordings import (
     TYPES,
     compressed,
     contents,
+    dark_and_bright,
     header,
     image,
     image_of,
+    metadata_of,
     picture,
     raw_contents,
     write_bag,
+    write_metadata,
 )
 from rosbags.interfaces import QosDurability
 from rosbags.rosbag2 import Reader
@@ -194,6 +197,25 @@ def test_16_bit_images_are_scaled_as_on_the_robot(tmp_path):
     assert np.array_equal(read_files(tmp_path / "frames")[FIRST][..., 0], np.minimum(kelvins - 28000, 255))
 
 
+@pytest.mark.parametrize("kind", [IMAGE, COMPRESSED])
+def test_images_that_are_passed_over_tell_the_bits_of_the_sensor(tmp_path, kind):
+    messages = [("/image", kind, dark_and_bright(kind, number, most)) for number, most in enumerate((200, 4095, 200))]
+    done = extract(write_bag(tmp_path / "in", messages), tmp_path / "frames", every=2 * 10**9)
+    assert (done.written, done.passed_over) == ({"/image": 2}, 1)
+    first, last = sorted(read_files(tmp_path / "frames").items())
+    assert (first[1].max(), last[1].max()) == (200, round(200 * 255 / 4095))
+
+
+def test_the_last_image_before_a_fault_of_the_recording_is_written(tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(2)])
+    metadata = metadata_of(source)
+    metadata["topics_with_message_count"][0]["message_count"] = 3
+    write_metadata(source, metadata)
+    with pytest.raises(DatasetError, match="states 3 messages on /image, but 2 could be read"):
+        extract(source, tmp_path / "frames")
+    assert len(read_files(tmp_path / "frames")) == 2
+
+
 def test_where_the_driver_sets_no_stamp_the_recording_time_counts(tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, at(number, 0)) for number in range(3)])
     extract(source, tmp_path / "frames")
@@ -254,6 +276,14 @@ def test_a_mask_that_does_not_fit_is_named_and_nothing_is_written(tmp_path, kind
     with pytest.raises(DatasetError, match=said):
         insert(source, masks, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "masks"]
+
+
+def test_a_mask_that_cannot_be_read_is_named_not_the_output(tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    masks = write_masks(tmp_path / "masks", {})
+    (masks / FIRST).mkdir()
+    with pytest.raises(DatasetError, match=f"{FIRST} cannot be read: Is a directory"):
+        insert(source, masks, tmp_path / "out")
 
 
 def test_a_mask_of_one_bit_is_refused_since_opencv_scales_it(tmp_path):
@@ -352,6 +382,18 @@ def test_with_smoothing_the_images_between_count_too(segmenter, tmp_path):
         done = score(segmenter, source, options=PublishOptions(temporal_smoothing=weight))
         assert (done.frames, done.skipped.counts) == (1, {})
         assert (np.trace(done.matrix.counts) == smoothed.size) == is_equal
+
+
+def test_images_without_truth_tell_the_bits_of_the_sensor_too(segmenter, tmp_path):
+    bright, dark = dark_and_bright(IMAGE, 0, 4095), dark_and_bright(IMAGE, 1, 200)
+    labels = []
+    for high in (4095, 255):
+        grey = np.rint(dark.data.view(np.uint16).reshape(SIZE) * (255 / high)).astype(np.uint8)
+        labels.append(segmenter.segment([np.dstack(3 * [grey])])[0].labels)
+    assert not np.array_equal(*labels)
+    truth = truth_message(1, labels[0])
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, bright), ("/image", IMAGE, dark), (TRUTH, IMAGE, truth)])
+    assert np.trace(score(segmenter, source).matrix.counts) == labels[0].size
 
 
 def test_a_recording_without_fitting_truth_is_named(segmenter, tmp_path):

@@ -41,6 +41,22 @@ def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
     assert [int(mask[0, 0]) for _, mask in frames] == [3, 7]
 
 
+def write_kelvins(folder):
+    """A folder with an image of a thermal camera; returns the picture that 28000 to 30040 make of it."""
+    grey = np.repeat(np.arange(0, 256, 2, dtype=np.uint8)[None], 96, axis=0)
+    folder.mkdir()
+    cv2.imwrite(str(folder / "room.png"), 28000 + 8 * grey.astype(np.uint16))
+    return grey
+
+
+def test_16_bit_images_of_a_folder_are_scaled_by_the_given_range(tmp_path):
+    grey = write_kelvins(tmp_path / "images")
+    with pytest.raises(DatasetError, match="set value_range"):
+        next(open_source(str(tmp_path / "images")))
+    ((rgb, _),) = open_source(str(tmp_path / "images"), value_range=(28000, 30040))
+    assert np.array_equal(rgb, np.dstack(3 * [grey]))
+
+
 def test_a_video_is_played_to_its_end(tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "video.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
     for _ in range(5):
@@ -116,6 +132,47 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 2 * 128, 3)
     video = cv2.VideoCapture(str(output / "overlay.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
+
+
+# A node that takes longer to load its models than the first mask may take then.
+SLOW_NODE = """
+import sys
+from dinov3_seg_ros.demo import __main__ as demo
+command = demo._node_command
+demo._START_TIMEOUT_S = 6.0
+demo._node_command = lambda *given: ["sh", "-c", 'sleep 7; exec "$@"', "sh", *command(*given)]
+sys.exit(demo.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.ros
+def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96), value_range=(28000, 30040))
+    grey, output = write_kelvins(tmp_path / "images"), tmp_path / "output"
+    output.mkdir()
+    for name in ("overlay_0940.png", "overlay_room.png"):
+        (output / name).touch()
+    command = [sys.executable, "-c", SLOW_NODE, "--bundle", str(bundle.path), "--output", str(output)]
+    command += ["--source", str(tmp_path / "images"), "--loop", "--seconds", "4", "--rate", "10"]
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert run.returncode == 0, run.stdout + run.stderr
+    pictures = {path.name: cv2.imread(str(path)) for path in output.glob("overlay_*.png")}
+    assert sorted(pictures) == ["overlay_0020.png", "overlay_room.png"], "pictures of an earlier demo are removed"
+    assert np.array_equal(pictures["overlay_0020.png"][:, : grey.shape[1]], np.dstack(3 * [grey]))
+
+
+@pytest.mark.ros
+def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--patience", "1"]
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert run.returncode == 1
+    assert "0 of 1 subscribers to /image appeared within 1 s" in run.stderr
 
 
 @pytest.mark.ros

@@ -136,6 +136,13 @@ def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, 
     assert [found.subject for found in installation.conflicts() if found.level == FAULT] == named
 
 
+@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless"])
+def test_opencv_5_is_replaced_by_the_same_build(monkeypatch, build):
+    monkeypatch.setattr(installation, "release", lambda *names: "5.0.1" if build in names else None)
+    (found,) = installation.conflicts()
+    assert (found.level, found.subject, found.remedy) == (WARNING, build, f"pip install '{build}<5'")
+
+
 def test_a_processor_that_multiplies_bf16_is_told_of_openvino_unless_it_runs_here(exported, monkeypatch):
     # As it is on AMD, where the package is installed and lists no device.
     monkeypatch.setattr("dinov3_seg_ros.runtimes.onnx.targets.runs_here", lambda name: False)

@@ -21,15 +21,22 @@ def smooth_rgb():
     return np.dstack((rows * 6 + 20, columns * 4 + 20, 200 - rows * 3 - columns)).astype(np.uint8)
 
 
+def padded(rows, padding):
+    """The bytes of rows, each followed by noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (rows.shape[0], padding), np.uint8)
+    return np.hstack((rows, noise)).tobytes()
+
+
 def buffer_of(pixels, encoding, padding=0, is_bigendian=False):
     """The arguments of `pixels_to_rgb` for an image of HEIGHT x WIDTH; its rows are padded with noise."""
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(">u2" if is_bigendian else "<u2")
     rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(pixels.shape[0], -1)
-    noise = np.random.default_rng(0).integers(0, 256, (rows.shape[0], padding), np.uint8)
-    rows = np.hstack((rows, noise))
+    data = padded(rows, padding)
+    if encoding == "nv24":  # a row of the second plane is twice as long, and so is its padding
+        data = padded(rows[:HEIGHT], padding) + padded(rows[HEIGHT:].reshape(HEIGHT, -1), 2 * padding)
     return {
-        "data": array("B", rows.tobytes()), "encoding": encoding, "size": (HEIGHT, WIDTH), "step": rows.shape[1],
+        "data": array("B", data), "encoding": encoding, "size": (HEIGHT, WIDTH), "step": rows.shape[1] + padding,
         "is_bigendian": is_bigendian,
     }  # fmt: skip
 

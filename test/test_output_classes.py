@@ -226,6 +226,15 @@ def test_a_colour_mask_has_one_colour_for_unlabelled(palette, chosen, expected, 
     assert [tuple(colour) for colour in coloured[0]] == [*palette, expected, expected]
 
 
+def test_classes_of_other_heads_have_no_colour_here():
+    chosen = ClassList(classes=["floor", "person"])
+    assert OutputClasses.of(ROOM, chosen).unlabelled_colour == (0, 0, 0)
+    black = chosen.model_copy(update={"unlabelled_colour": (0, 0, 0)})
+    assert OutputClasses.of(ROOM, black).palette == ((1, 1, 1), (0, 0, 0))
+    with pytest.raises(ParameterError, match=r"\[0, 0, 0\], which class 'person' has"):
+        OutputClasses.of(ROOM, black.model_copy(update={"palette": {"person": (0, 0, 0)}}))
+
+
 def test_a_colour_of_unlabelled_that_a_class_has_is_refused():
     with pytest.raises(ParameterError, match=r"\[3, 3, 3\], which class 'chair' has; choose another unlabelled_colour"):
         OutputClasses.of(ROOM, ClassList(unlabelled_colour=(3, 3, 3)))

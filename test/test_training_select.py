@@ -310,6 +310,15 @@ def test_frames_of_a_recording_are_named_by_topic_and_stamp(bundle, tmp_path):
     assert selection(tmp_path / "other")["target_images"] == 5
 
 
+def test_images_between_those_of_every_tell_the_bits_of_the_sensor(tmp_path):
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from recordings import IMAGE, dark_and_bright, write_bag
+
+    messages = [("/image", IMAGE, dark_and_bright(IMAGE, number, most)) for number, most in enumerate((200, 4095, 200))]
+    images = open_images(write_bag(tmp_path / "bag", messages), every=2 * 10**9)
+    assert [image.pixels.max() for image in images.take()] == [200, round(200 * 255 / 4095)]
+
+
 def test_topics_and_times_are_of_whichever_is_a_recording(bundle, tmp_path, capsys):
     pytest.importorskip("rosbags", reason="rosbags is not installed")
     import recordings

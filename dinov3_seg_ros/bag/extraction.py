@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import Track, messages_of, open_recording, untracked
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.options import PublishOptions
-from dinov3_seg_ros.support.errors import MessageError, OutputError
+from dinov3_seg_ros.support.errors import DatasetError, MessageError, OutputError
 from dinov3_seg_ros.support.files import replacing_file
 
 
@@ -52,8 +52,15 @@ class _Windows:
         self._start: int | None = None
         self._window = 0
 
-    def offer(self, name: FrameName, decode: Callable[[], np.ndarray]) -> _Picture | None:
+    def offer(
+        self, name: FrameName, decode: Callable[[], np.ndarray], pass_over: Callable[[], None]
+    ) -> _Picture | None:
         """Take the next image into account; give the choice of the window before, where the image begins another.
+
+        Args:
+            name: of the image.
+            decode: gives its pixels, (H, W, 3) uint8 RGB.
+            pass_over: called where they are not looked at.
 
         Raises:
             MessageError: the image cannot be decoded; the next one stands in for it.
@@ -62,6 +69,7 @@ class _Windows:
         window = self._window + 1 if self._every is None else (name.stamp - self._start) // self._every
         is_first = self.best is None or window != self._window
         if not is_first and not self._sharpest:
+            pass_over()
             self.passed_over += 1
             return None
         rgb = decode()
@@ -109,17 +117,20 @@ def extract(
         windows = {topic: _Windows(every, sharpest) for topic in chosen}
         connections = [connection for connection in reader.connections if connection.topic in chosen]
         count = sum(connection.msgcount for connection in connections)
-        for connection, recorded, raw in track(messages_of(reader, source, connections), count):
-            try:
-                message = images.message(connection, raw)
-                name = name_of_frame(connection.topic, message.header, recorded)
-                decode = functools.partial(images.rgb, connection, message)
-                _write(windows[connection.topic].offer(name, decode), folder, done)
-            except MessageError as error:
-                done.skipped.add(error.fault, f"{connection.topic} at {recorded} ns: {error}")
-        for own in windows.values():
-            _write(own.best, folder, done)
-            done.passed_over += own.passed_over
+        try:
+            for connection, recorded, raw in track(messages_of(reader, source, connections), count):
+                try:
+                    message = images.message(connection, raw)
+                    name = name_of_frame(connection.topic, message.header, recorded)
+                    decode = functools.partial(images.rgb, connection, message)
+                    pass_over = functools.partial(images.pass_over, connection, message)
+                    _write(windows[connection.topic].offer(name, decode, pass_over), folder, done)
+                except MessageError as error:
+                    done.skipped.add(error.fault, f"{connection.topic} at {recorded} ns: {error}")
+        except DatasetError:  # damaged from here on
+            _finish(windows, folder, done)
+            raise
+        _finish(windows, folder, done)
     return done
 
 
@@ -133,6 +144,13 @@ def sharpness(rgb: np.ndarray) -> float:
     """
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_32F).var())
+
+
+def _finish(windows: Mapping[str, _Windows], folder: Path, done: Extraction) -> None:
+    """Write the choice of each topic's last window."""
+    for own in windows.values():
+        _write(own.best, folder, done)
+        done.passed_over += own.passed_over
 
 
 def _write(picture: _Picture | None, folder: Path, done: Extraction) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections import Counter
@@ -11,6 +12,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from dinov3_seg_ros.frames.compression import has_16_bits
+from dinov3_seg_ros.frames.encodings import ENCODINGS_OF_16_BITS
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.ros.cameras.messages import read_compressed_image, read_image
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 _READERS: dict[str, Callable[[Any, int, ValueScale], np.ndarray]] = {
     IMAGE: read_image,
     COMPRESSED_IMAGE: read_compressed_image,
+}
+_HAVE_16_BITS: dict[str, Callable[[Any], bool]] = {
+    IMAGE: lambda message: message.encoding in ENCODINGS_OF_16_BITS,
+    COMPRESSED_IMAGE: lambda message: has_16_bits(memoryview(message.data)),
 }
 # What may be in the name of a file, apart from "/", which becomes "-". ROS 2 allows no other signs in topics.
 _OTHER_SIGNS = re.compile(r"[^A-Za-z0-9_/]")
@@ -72,7 +79,7 @@ class ImageReader:
         topics: of the images. The 16-bit values of each are scaled by a range of their own.
         max_pixels: larger images are refused.
         value_range: which 16-bit values are black and white.
-        is_whole: whether it reads all images of the topics; see `ValueScale`.
+        is_whole: whether it reads or passes over all images of the topics; see `ValueScale`.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class ImageReader:
         is_whole: bool = True,
     ) -> None:
         self._types, self._max_pixels = types, max_pixels
+        self._learns = value_range == "auto" and is_whole
         self._scales = {topic: ValueScale(value_range, topic, is_whole) for topic in topics}
 
     def message(self, connection: Connection, raw: bytes) -> Any:
@@ -101,6 +109,12 @@ class ImageReader:
             MessageError: the message cannot be read.
         """
         return _READERS[connection.msgtype](message, self._max_pixels, self._scales[connection.topic])
+
+    def pass_over(self, connection: Connection, message: Any) -> None:
+        """Learn the range of 16-bit values from an image that is not wanted, as from all others of its topic."""
+        if self._learns and _HAVE_16_BITS[connection.msgtype](message):
+            with contextlib.suppress(MessageError):
+                self.rgb(connection, message)
 
 
 class Skipped:

@@ -18,6 +18,7 @@ from dinov3_seg_ros.bag.recordings import (
     Track,
     add_topic,
     copy_connections,
+    copy_custom_data,
     messages_of,
     new_recording,
     open_recording,
@@ -131,6 +132,7 @@ class BagSegmenter:
         with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
             images = choose_topics(reader.connections, topics)
             copies = copy_connections(writer, reader.connections, self._types)
+            copy_custom_data(writer, reader)
             added = self._added_connections(writer, images, {c.topic for c in reader.connections})
             counts: Counter[str] = Counter()
             messages = track(messages_of(reader, source), reader.message_count)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from dinov3_seg_ros.bag.message_types import type_hash
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
@@ -22,6 +25,12 @@ STORAGES = ("sqlite3", "mcap")
 _SUFFIXES = (".db3", ".mcap")
 # How a ROS 1 bag begins.
 _ROS_1 = b"#ROSBAG V"
+# How a message compressed with zstd begins; CDR begins with 0.
+_ZSTD = b"\x28\xb5\x2f\xfd"
+# rosbags opens sqlite3 files by a URI, in which these signs have a meaning.
+_SIGNS_OF_URIS = re.compile("[#?%]")
+# The last metadata that Humble reads: from 9 on the quality of service is no longer a text. Newer ROS reads both.
+_VERSION: Final = 8
 
 #: Connection, recording time in nanoseconds, and serialised message.
 RecordedMessage: TypeAlias = "tuple[Connection, int, bytes]"
@@ -64,7 +73,7 @@ def _check_form(source: Path) -> None:
     Raises:
         DatasetError: it is a ROS 1 bag, a folder whose metadata.yaml is lost, or was not written to its end.
     """
-    _check_log(source)
+    _check_sqlite(source)
     if source.is_file():
         with source.open("rb") as file:
             if file.read(len(_ROS_1)) == _ROS_1:
@@ -74,7 +83,7 @@ def _check_form(source: Path) -> None:
                     f"give {target}"
                 )
     elif source.is_dir() and not (source / "metadata.yaml").exists():
-        files = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES)
+        files = _storage_files(source)
         if files:
             also = f", or write it anew with: ros2 bag reindex {source}" if len(files) > 1 else ""
             raise DatasetError(
@@ -88,10 +97,24 @@ def _check_form(source: Path) -> None:
         )
 
 
-def _check_log(source: Path) -> None:
-    """Raise DatasetError where messages are in SQLite's write-ahead log alone, which rosbags does not read."""
+def _storage_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+
+
+def _check_sqlite(source: Path) -> None:
+    """Check what rosbags cannot read of sqlite3.
+
+    Raises:
+        DatasetError: a path has signs of a URI, or messages are in SQLite's write-ahead log alone.
+    """
     files = sorted(source.glob("*.db3")) if source.is_dir() else [source]
     for file in files:
+        sign = _SIGNS_OF_URIS.search(str(file))
+        if sign and file.suffix == ".db3" and file.exists():
+            raise DatasetError(
+                f"{file} has '{sign[0]}' in its path, with which rosbags cannot read sqlite3; give a path without it, "
+                "such as a symbolic link, or convert it to MCAP with 'ros2 bag convert'"
+            )
         log = file.with_name(f"{file.name}-wal")
         if log.exists() and log.stat().st_size:
             raise DatasetError(
@@ -116,12 +139,46 @@ def messages_of(
         start, stop: the first recording time, and the first one after the last, nanoseconds; None: no limit.
 
     Raises:
-        DatasetError: the recording is damaged.
+        DatasetError: the recording is damaged; or, without limits, holds fewer messages than it says.
     """
+    arrived: Counter[str] = Counter()
     try:
-        yield from reader.messages(connections, start, stop)
+        for connection, recorded, raw in reader.messages(connections, start, stop):
+            arrived[connection.topic] += 1
+            yield connection, recorded, _decompressed(raw) if raw.startswith(_ZSTD) else raw
     except Exception as error:
         raise DatasetError(f"{source} is damaged, or cannot be read to its end: {error}") from error
+    if start is None and stop is None:
+        _check_counts(source, connections or reader.connections, arrived)
+
+
+def _decompressed(raw: bytes) -> bytes:
+    """A message that was compressed by itself, of a file without the metadata.yaml that tells rosbags so."""
+    # By the library that rosbags takes, which differs among its releases.
+    reader = importlib.import_module("rosbags.rosbag2.reader")
+    return cast("bytes", reader.zstd.decompress(raw))
+
+
+def _check_counts(source: Path, connections: Collection[Connection], arrived: Mapping[str, int]) -> None:
+    """Check the number of messages: what metadata or index do not fit, rosbags leaves out without a word.
+
+    Raises:
+        DatasetError: fewer messages of a topic arrived than the recording says.
+    """
+    stated: Counter[str] = Counter()
+    for connection in connections:
+        stated[connection.topic] += connection.msgcount
+    what, remedy = "index", f"write it anew with: mcap recover {source} --output NEW.mcap"
+    if source.is_dir():
+        what, remedy = "metadata.yaml", f"write that anew with: ros2 bag reindex {source}"
+        if files := _storage_files(source):
+            remedy = f"give the file itself: {', '.join(map(str, files))}, or {remedy}"
+    for topic, count in stated.items():
+        if arrived[topic] < count:
+            raise DatasetError(
+                f"{source} states {count} messages on {topic}, but {arrived[topic]} could be read: its {what} does not "
+                f"fit what is stored; {remedy}"
+            )
 
 
 @contextlib.contextmanager
@@ -139,12 +196,18 @@ def new_recording(target: Path, storage: str) -> Iterator[Writer]:
 
     if target.exists():
         raise OutputError(f"{target} exists; name a folder that does not")
+    sign = _SIGNS_OF_URIS.search(str(target.absolute()))
+    if sign and storage == "sqlite3":
+        raise OutputError(
+            f"{target.absolute()} has '{sign[0]}' in its path, with which rosbags cannot write sqlite3; name another "
+            "folder, or add --storage mcap"
+        )
     plugin = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}[storage]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Inside a temporary folder, since the files of a bag are named after the bag's own folder.
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            with Writer(Path(folder) / target.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
+            with Writer(Path(folder) / target.name, version=_VERSION, storage_plugin=plugin) as writer:
                 yield writer
             (Path(folder) / target.name).rename(target)
     except (OSError, sqlite3.Error, WriterError) as error:
@@ -170,6 +233,12 @@ def copy_connections(writer: Writer, connections: Sequence[Connection], types: T
         alike = next(c for c in connections if _kind(c) == _kind(connection))
         copies[connection.id] = copies.get(alike.id) or _copied(writer, connection, types)
     return copies
+
+
+def copy_custom_data(writer: Writer, reader: Reader) -> None:
+    """Add what the user noted in a recording's metadata to a writer."""
+    for key, value in (reader.storage.metadata.custom or {}).items():
+        writer.set_custom_data(key, str(value))
 
 
 def add_topic(

@@ -97,6 +97,8 @@ def score(
                 name = name_of_frame(connection.topic, message.header, recorded)
                 if comparison.wants(name):
                     comparison.add(name, images.rgb(connection, message))
+                else:
+                    images.pass_over(connection, message)
             except MessageError as error:
                 done.skipped.add(error.fault, f"{connection.topic} at {recorded} ns: {error}")
         comparison.finish()

@@ -25,6 +25,7 @@ from dinov3_seg_ros.bag.recordings import (
     Track,
     add_topic,
     copy_connections,
+    copy_custom_data,
     messages_of,
     new_recording,
     open_recording,
@@ -98,6 +99,7 @@ def insert(source: Path, labels: Path, target: Path, storage: str | None = None,
     types, waiting = known_types(), dict(masks)
     with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
         copies = copy_connections(writer, reader.connections, types)
+        copy_custom_data(writer, reader)
         existing = {connection.topic for connection in reader.connections}
         topics = [topic for topic in image_topics(reader.connections) if topic in named]
         truths = {topic: _TruthTopic(writer, types, topic, classes, existing) for topic in topics}
@@ -190,9 +192,12 @@ def _read_mask(path: Path, size: tuple[int, int], classes: Sequence[str] | None)
     """A mask (H, W), uint8 or uint16, of its image's size (height, width).
 
     Raises:
-        DatasetError: it is no mask of class ids, or does not fit.
+        DatasetError: it cannot be read, is no mask of class ids, or does not fit.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     depth, colour_type = content[24:25], content[25:26]  # of the first chunk, which lies at a fixed place
     if not content.startswith(b"\x89PNG") or depth not in (b"\x08", b"\x10") or colour_type != b"\0":
         raise DatasetError(

@@ -21,7 +21,8 @@ from dinov3_seg_ros import decode, scenes
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
-from dinov3_seg_ros.demo.recorder import Recorder
+from dinov3_seg_ros.demo.recorder import Recorder, remove_pictures
+from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
@@ -31,7 +32,10 @@ from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _NAMESPACE = "demo"
+# How long the first mask may take once the node subscribes, which it does when its models are loaded.
 _START_TIMEOUT_S = 90.0
+# How long the camera waits for that: an engine may have to be built. The demo sees when the node ends or is at fault.
+_LOADING_TIMEOUT_S = 3600.0
 # How long to wait for masks after the last frame was sent.
 _DRAIN_S = 2.0
 _COLOUR_TRAINING_SCENES = 300
@@ -72,10 +76,9 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     bundle = load_bundle(options.bundle or resource_path("weights/demo"))
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        remove_pictures(options.output)
     except OSError as error:
-        raise OutputError(
-            f"{options.output} cannot be made a folder ({error}); choose another with --output"
-        ) from error
+        raise OutputError(f"{options.output} cannot be written ({error}); choose another with --output") from error
     prepare()
     decode.backend(wait=True)  # compiled here once, so that the figures are not those of a node whose decode compiles
     colours = _fit_colour_classifier() if options.source == SCENES else None
@@ -87,18 +90,22 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     try:
         with (
             running(_node_command(bundle, parameters), node_log) as node,
-            running(_player_command(options), camera_log) as player,
+            running(_player_command(options, bundle), camera_log) as player,
         ):
-            started = time.monotonic()
+            subscribed: float | None = None
             while player.poll() is None:
                 recorder_executor.spin_once(timeout_sec=0.1)
                 if recorder.fault:
                     raise TransportError(f"the node says: {recorder.fault}; see {node_log}")
                 if node.poll() is not None:
                     raise TransportError(f"the segmentation node ended: {last_words(node_log)}; see {node_log}")
-                if not recorder.received and time.monotonic() - started > _START_TIMEOUT_S:
+                if subscribed is None and recorder.node_subscribes:
+                    subscribed = time.monotonic()
+                is_late = subscribed is not None and time.monotonic() - subscribed > _START_TIMEOUT_S
+                if is_late and not recorder.received:
                     raise TransportError(
-                        f"no mask arrived within {_START_TIMEOUT_S:.0f} s; see the logs in {options.output}"
+                        f"no mask arrived within {_START_TIMEOUT_S:.0f} s after the node had loaded its models; see "
+                        f"the logs in {options.output}"
                     )
             if player.returncode:
                 raise TransportError(f"the camera ended: {last_words(camera_log)}; see {camera_log}")
@@ -130,8 +137,11 @@ def _node_command(bundle: Bundle, parameters: dict[str, Any]) -> list[str]:
     return node_command(_NAMESPACE, {"bundle": bundle.path.resolve(), **parameters})
 
 
-def _player_command(options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--subscribers", "2"]
+def _player_command(options: argparse.Namespace, bundle: Bundle) -> list[str]:
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player"]
+    command += ["--subscribers", "2", "--patience", str(_LOADING_TIMEOUT_S)]
+    value_range = chosen_range(read_flags(PublishOptions, options).value_range, bundle.manifest.input.value_range)
+    command += ["--value-range", value_range if isinstance(value_range, str) else ",".join(map(str, value_range))]
     command += ["--source", options.source, "--rate", str(options.rate), "--seconds", str(options.seconds)]
     command += ["--size", *map(str, options.size)]
     command += ["--masks", str(options.masks)] if options.masks else []

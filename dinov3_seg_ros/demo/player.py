@@ -17,15 +17,22 @@ from rclpy.utilities import remove_ros_args
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.frames.sources import Frame, open_source
+from dinov3_seg_ros.options import PublishOptions, ValueRange
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
 from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
-from dinov3_seg_ros.support.command_line import CommandParser, UsageError, run_command, whole_number
+from dinov3_seg_ros.support.command_line import (
+    CommandParser,
+    UsageError,
+    add_flags,
+    read_flags,
+    run_command,
+    whole_number,
+)
 
 #: The source that shows the synthetic rooms of `scenes`.
 SCENES = "scenes"
-_SUBSCRIBERS_TIMEOUT_S = 60.0
 
 
 def add_source_arguments(parser: CommandParser) -> None:
@@ -64,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="wait for N subscribers before the first frame (default: %(default)s)",
     )
+    parser.add_argument(
+        "--patience", type=_positive, default=60.0, metavar="S", help="how long to wait for them (default: %(default)s)"
+    )
+    add_flags(parser, PublishOptions, leave_out=PublishOptions.model_fields.keys() - {"value_range"})
 
     def work(words: list[str]) -> None:
         try:
@@ -71,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RclError as error:
             raise UsageError(str(error)) from error
         options = parser.parse_command(own_words)
+        value_range = read_flags(PublishOptions, options).value_range
         configure_transport()
         warn_of_unfinished_segments()
         keep_freed_memory()
@@ -79,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         player = CameraPlayer(options.rate)
         try:
             with interruptible():
-                frames = _begun(_frames(options))
-                player.wait_for_subscribers(options.subscribers, timeout_s=_SUBSCRIBERS_TIMEOUT_S)
+                frames = _begun(_frames(options, value_range))
+                player.wait_for_subscribers(options.subscribers, timeout_s=options.patience)
                 print(f"sent {player.play(frames, options.seconds)} frames", flush=True)
         except (KeyboardInterrupt, ExternalShutdownException):
             pass  # the usual end of a camera
@@ -92,12 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser, work, arguments)
 
 
-def _frames(options: argparse.Namespace) -> Iterable[Frame]:
+def _frames(options: argparse.Namespace, value_range: ValueRange) -> Iterable[Frame]:
     def once() -> Iterable[Frame]:
         if options.source == SCENES:
             height, width = options.size
             return scenes.walk("val", 0, (height, width), options.rate)
-        return open_source(options.source, options.masks)
+        return open_source(options.source, options.masks, value_range)
 
     return itertools.chain.from_iterable(once() for _ in itertools.count()) if options.loop else once()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -25,6 +26,8 @@ from dinov3_seg_ros.support.timing import summarise_ms
 _OUTPUTS = ("masks", "confidences", "overlays")
 _FRAMES_REMEMBERED = 64
 _PICTURE_EVERY = 40
+# The files that `Recorder` writes: `overlay_0020.png`.
+_PICTURE = re.compile(r"overlay_\d{4,}\.png")
 # The colour classifier is slow and not the subject of the demo: every eighth frame is enough for its score.
 _COLOUR_EVERY = 8
 
@@ -76,6 +79,11 @@ class Recorder(Node):
         self.fault = ""
         self._observed = f"{namespace}/segmentation"
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    @property
+    def node_subscribes(self) -> bool:
+        """Whether the node has subscribed to the camera, as this recorder has."""
+        return self.count_subscribers("image") > 1
 
     @property
     def received(self) -> bool:
@@ -167,6 +175,13 @@ class Recorder(Node):
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._video = cv2.VideoWriter(str(self._video_file), codec, self._rate_hz, (width, height))
         self._video.write(picture)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Remove the pictures that a recorder kept in a folder before, which would stand among the new ones."""
+    for path in folder.iterdir():
+        if _PICTURE.fullmatch(path.name):
+            path.unlink()
 
 
 def _stamp(message: Image) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from dinov3_seg_ros.support.installation import how_to_install
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
+_BUILDS_OF_OPENCV = ("opencv-python", "opencv-python-headless")
 _BUILDS_OF_ONE_MODULE = (
-    ("opencv-python", "opencv-python-headless"),
+    _BUILDS_OF_OPENCV,
     ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu"),
 )
 
@@ -21,7 +22,7 @@ def packages() -> Iterator[Finding]:
     """Check the packages that everything needs."""
     for module, distributions, remedy in (
         ("numpy", ("numpy",), "pip install numpy"),
-        ("cv2", ("opencv-python", "opencv-python-headless"), how_to_install("cv-headless")),
+        ("cv2", _BUILDS_OF_OPENCV, how_to_install("cv-headless")),
         ("pydantic", ("pydantic",), f"pip install 'pydantic>={LEAST['pydantic']}'"),
     ):
         version = release(*distributions)
@@ -50,11 +51,12 @@ def conflicts() -> Iterator[Finding]:
         if len(installed) > 1:
             found = "are installed together and overwrite each other's module"
             yield Finding(FAULT, ", ".join(installed), found, remedy)
-    opencv = release("opencv-python", "opencv-python-headless") or "0"
-    if int(opencv.split(".")[0]) >= 5:
-        yield Finding(
-            WARNING, "opencv", f"{opencv}: cv_bridge does not work with OpenCV 5", "pip install 'opencv-python<5'"
-        )
+    for build in _BUILDS_OF_OPENCV:
+        version = release(build)
+        if version and _numbers(version) >= [5]:
+            # Of another build, pip would install a second one.
+            found = f"{version}: cv_bridge does not work with OpenCV 5"
+            yield Finding(WARNING, build, found, f"pip install '{build}<5'")
 
 
 def ros() -> Iterator[Finding]:

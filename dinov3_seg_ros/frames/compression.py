@@ -12,6 +12,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _AS_IT_IS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -56,6 +57,11 @@ def compressed_to_rgb(
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if mosaic is None else mosaic
 
 
+def has_16_bits(data: memoryview) -> bool:
+    """Whether a file is a PNG of 16 bits; its first chunk, which lies at a fixed place, says so."""
+    return bytes(data[:8]) == _PNG and bytes(data[24:25]) == b"\x10"
+
+
 def compressed_size(data: memoryview, described: str) -> tuple[int, int]:
     """Read (height, width) from the header of a JPEG or PNG file.
 
@@ -63,7 +69,7 @@ def compressed_size(data: memoryview, described: str) -> tuple[int, int]:
     after other segments that each state their length, and ends with a marker of its own.
     """
     try:
-        if bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and bytes(data[12:16]) == b"IHDR":
+        if bytes(data[:8]) == _PNG and bytes(data[12:16]) == b"IHDR":
             width, height = struct.unpack(">II", data[16:24])
             return height, width
         if bytes(data[:3]) != b"\xff\xd8\xff":

@@ -32,7 +32,8 @@ class _Encoding:
         dtype: of one channel of one pixel.
         channels: values for each pixel in a row of the buffer.
         to_rgb: pixels (rows, W) or (rows, W, channels), scaled to uint8 -> (H, W, 3) uint8 RGB.
-        buffer_rows: rows of the buffer for each row of the picture: 1.5 in planar YUV 4:2:0, 3 in 4:4:4.
+        buffer_rows: rows of the buffer for each row of the picture: 1.5 in planar YUV 4:2:0; in 4:4:4 it is 3, since
+            a row of CbCr is as long as two of Y.
     """
 
     dtype: type[np.generic]
@@ -57,7 +58,9 @@ _YUV_TO_RGB = np.array(
 
 def _nv24_to_rgb(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[0] // 3, pixels.shape[1]
-    chroma = pixels[height:].reshape(height, width, 2)
+    # Padded rows have twice as many bytes of padding in the plane of CbCr (Linux, "Semi-Planar YUV Formats").
+    strides = (2 * pixels.strides[0], 2, 1)
+    chroma = np.lib.stride_tricks.as_strided(pixels[height:], (height, width, 2), strides, writeable=False)
     return cv2.transform(np.dstack((pixels[:height], chroma)), _YUV_TO_RGB)
 
 
@@ -97,6 +100,8 @@ _ENCODINGS: dict[str, _Encoding] = {
 
 #: The encodings of sensor_msgs/Image that `pixels_to_rgb` reads.
 INPUT_ENCODINGS = tuple(_ENCODINGS)
+#: Those whose values are scaled to 8 bits.
+ENCODINGS_OF_16_BITS = tuple(name for name, layout in _ENCODINGS.items() if layout.dtype is np.uint16)
 
 
 def pixels_to_rgb(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -78,7 +78,7 @@ class OutputClasses:
 
     Attributes:
         names: class names, by published id.
-        palette: RGB colours, 0..255, by published id.
+        palette: RGB colours, 0..255, by published id; black for names that only other heads publish.
         unlabelled: the mask value that stands for no class: 255, or 65535 for more than 255 published classes.
         groups: the bundle's ids that are decoded as one class, which the class list merges; those that are not named
             are groups of their own. None where nothing is merged.
@@ -112,18 +112,18 @@ class OutputClasses:
         groups: tuple[tuple[int, ...], ...] | None = None
         if chosen.classes is None:
             names, lookup = tuple(classes.names), None
-            palette = list(classes.palette)
+            colours = dict(zip(names, classes.palette, strict=True))
             unlabelled = classes.unlabelled
         else:
             names = tuple(chosen.classes)
             unlabelled = unlabelled_value(len(names))
-            palette = [(0, 0, 0)] * len(names)
+            colours = {}
             published_as: dict[tuple[int, ...], int] = {}
-            for published, sources in enumerate(chosen.classes.values()):
+            for published, (name, sources) in enumerate(chosen.classes.items()):
                 known = [ids[source] for source in sources if source in ids]
                 if known:
                     published_as[tuple(sorted(known))] = published
-                    palette[published] = classes.palette[known[0]]
+                    colours[name] = classes.palette[known[0]]
             named = set(itertools.chain(*published_as))
             groups = tuple(sorted([*published_as, *((index,) for index in ids.values() if index not in named)]))
             decoded_unlabelled = unlabelled_value(len(groups))
@@ -134,15 +134,16 @@ class OutputClasses:
                 groups = None  # the positions are the ids
             if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
                 lookup = None
-        palette = [chosen.palette.get(name, colour) for name, colour in zip(names, palette, strict=True)]
-        if chosen.unlabelled_colour in palette:
-            same = names[palette.index(chosen.unlabelled_colour)]
+        colours |= {name: chosen.palette[name] for name in names if name in chosen.palette}
+        same = next((name for name, colour in colours.items() if colour == chosen.unlabelled_colour), None)
+        if same is not None:
             raise ParameterError(
                 f"the class list gives unlabelled pixels the colour {list(chosen.unlabelled_colour or ())}, which "
                 f"class '{same}' has; choose another unlabelled_colour"
             )
-        unlabelled_colour = chosen.unlabelled_colour or _unused_colour(palette)
-        return cls(names, tuple(palette), unlabelled, groups, lookup, unlabelled_colour)
+        unlabelled_colour = chosen.unlabelled_colour or _unused_colour(colours.values())
+        palette = tuple(colours.get(name, (0, 0, 0)) for name in names)
+        return cls(names, palette, unlabelled, groups, lookup, unlabelled_colour)
 
     def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
         """Published labels, (H, W) uint8 or uint16.
@@ -247,7 +248,7 @@ def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None
             )
 
 
-def _unused_colour(palette: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+def _unused_colour(palette: Collection[tuple[int, int, int]]) -> tuple[int, int, int]:
     """Black, or white, or the lightest colour that no class has."""
     candidates = itertools.chain([(0, 0, 0)], itertools.product(range(255, -1, -1), repeat=3))
     return next((red, green, blue) for red, green, blue in candidates if (red, green, blue) not in palette)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
 #: Suffixes of image files, for every command that reads a folder of images.
@@ -19,13 +20,14 @@ _MOST_FRAMES_PER_SECOND = 1000.0
 Frame = tuple[np.ndarray, np.ndarray | None]
 
 
-def open_source(source: str, masks: Path | None = None) -> Iterator[Frame]:
+def open_source(source: str, masks: Path | None = None, value_range: ValueRange = "auto") -> Iterator[Frame]:
     """Open a folder of images, a video file or a webcam.
 
     Args:
         source: path of a folder or a video file, or the number of a webcam.
         masks: folder of true masks for a folder of images: PNG files of class ids, named like the images. Other
             sources have none.
+        value_range: which values of a folder's 16-bit images are black and white; videos have 8 bits.
 
     Returns:
         An iterator over frames: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 or None.
@@ -35,7 +37,7 @@ def open_source(source: str, masks: Path | None = None) -> Iterator[Frame]:
     """
     path = Path(source)
     if path.is_dir():
-        return _folder(path, masks)
+        return _folder(path, masks, value_range)
     if source.isdecimal():
         return _capture(cv2.VideoCapture(int(source)), f"webcam {source}")
     if path.is_file():
@@ -106,8 +108,8 @@ def decode_rgb(content: bytes, name: object, scale: ValueScale) -> np.ndarray:
     return picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
 
 
-def _folder(folder: Path, masks: Path | None) -> Iterator[Frame]:
-    scale = ValueScale(source=str(folder))
+def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterator[Frame]:
+    scale = ValueScale(value_range, str(folder))
     for path in find_images(folder):
         picture = decode_rgb(path.read_bytes(), path, scale)
         yield picture, None if masks is None else _read_mask(masks / f"{path.stem}.png", picture.shape[:2])

@@ -230,6 +230,7 @@ class RecordedImages:
                     if self._every is not None:
                         window = (frame.stamp - begun.setdefault(topic, frame.stamp)) // self._every
                         if windows.get(topic) == window:
+                            images.pass_over(connection, message)
                             continue
                     # Each is decoded, since the range of 16-bit values is learned from all.
                     pixels = images.rgb(connection, message)
