@@ -29,6 +29,8 @@ WEIGHTS_HELP = (
     "DINOv3's weights are gated: accept the licence at https://huggingface.co/{id} and run `hf auth login`, or "
     "download Meta's .pth file and give its path instead. See weights/README.md."
 )
+#: What Meta's DINOv3 is subject to.
+DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +60,10 @@ _TIMM_PREFIX = re.compile(r"hf[-_]hub:")
 # timm's names of DINOv2, DINOv3 and EUPE; the tag behind the dot may be absent.
 _TIMM_NAME = re.compile(r"(vit_\w+_dinov([23])\w*|convnext_\w+\.(dinov3|eupe))(\.?\w*)")
 _TIMM_TAGS = {"2": ".lvd142m", "3": ".lvd1689m"}
+# Meta's names of DINOv3, of files and of repositories; a file's goes on with a hash.
+_META_NAME = re.compile(r"dinov3[_-](vit[a-z0-9]+|convnext[_-][a-z]+)[_-]pretrain[_-](lvd1689m|sat493m)(?![a-z0-9])")
+# Meta's own repositories, and timm's with the same weights; timm's EUPE has DINOv3's architecture.
+_DINOV3 = re.compile(r"(facebook/dinov3-|timm/(vit|convnext)_\w+[._]dinov3(?!\w*\.eupe)).*")
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,13 @@ def repository_of(source: str) -> str | None:
 
     Args:
         source: an id, as `find_by_id` takes it; or the path of a file with Meta's name, or of a folder with the name of
-            Meta's repository. Nothing is read.
+            Meta's repository, or of the weights in one. Nothing is read.
     """
-    name = Path(source).name
+    path = Path(source)
+    name = path.parent.name if path.name in (WEIGHTS_FILE, INDEX_FILE) else path.name
+    of_meta = _META_NAME.match(name)
+    if of_meta:
+        return f"facebook/dinov3-{of_meta[1].replace('_', '-')}-pretrain-{of_meta[2]}"
     for hub_name, (repository, stem) in TORCH_HUB.items():
         if source == hub_name or name == repository.partition("/")[2] or name.startswith(f"{stem}-"):
             return repository
@@ -113,6 +123,11 @@ def repository_of(source: str) -> str | None:
         validate_repo_id(repository)
         return repository if "/" in repository else None
     return None
+
+
+def is_dinov3(repository: str) -> bool:
+    """Whether a repository on Hugging Face holds Meta's DINOv3, which is gated and subject to `DINOV3_LICENCE`."""
+    return _DINOV3.fullmatch(repository) is not None
 
 
 def _parted(source: str) -> tuple[str, str | None]:
