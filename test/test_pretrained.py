@@ -293,6 +293,19 @@ class TestIds:
         torch.save(backbone.checkpoint_tensors(), hub.files / "model.pt")
         assert_same_features("lab/vision/model.pt", backbone)
 
+    @pytest.mark.parametrize("source", ["meta/dinov3/vits16.pth", "meta/dinov3/vits16.safetensors", "a/b/c/vits16.bin"])
+    def test_an_absent_file_is_said_before_that_no_repository_has_it(self, source, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BackboneError, match=rf"^There is no file {source} in {tmp_path}\. Nor .* Hugging Face: "):
+            load_backbone(source)
+
+    @pytest.mark.parametrize("source", ["vits.pth", "meta/vits.safetensors", "./meta/dinov3/vits.pt", "a/vits.bin"])
+    def test_what_can_only_be_a_file_is_looked_for_here_alone(self, source, hub, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BackboneError, match=rf"^There is no file {Path(source)} in {tmp_path}\. Download "):
+            load_backbone(source)
+        assert hub.requests == []
+
     def test_what_is_downloaded_and_from_where_is_said_first(self, hub, caplog):
         save_backbone(build("dinov3_convnext"), hub.files)
         load_backbone("lab/vision")

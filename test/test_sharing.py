@@ -321,6 +321,8 @@ def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, 
         ("owner/repository/model.pt", "owner/repository"),
         ("trained from scratch by recipe mine", None),
         ("/weights/mine", None),
+        ("weights/mine.pth", None),
+        ("/weights/dinov3_head", None),
     ],
 )
 def test_a_published_backbone_is_known_by_its_source(source, repository):

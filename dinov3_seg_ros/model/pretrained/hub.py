@@ -19,6 +19,7 @@ from dinov3_seg_ros.model.pretrained.files import (
     PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     WEIGHTS_FILE,
+    WEIGHTS_SUFFIXES,
     parts_of,
 )
 from dinov3_seg_ros.model.pretrained.normalisation import PREPROCESSOR_FILE
@@ -101,6 +102,12 @@ def find_by_id(source: str) -> Download:
     return _from_repository(repository) if file is None else Download(repository, _fetched(repository, file))
 
 
+def is_path(source: str) -> bool:
+    """Whether a source can only be the path of a file of weights. Three names may be a repository's, and a file's."""
+    path = Path(source).expanduser()
+    return path.suffix in WEIGHTS_SUFFIXES and (path.is_absolute() or source.startswith(".") or len(path.parts) < 3)
+
+
 def repository_of(source: str) -> str | None:
     """The repository on Hugging Face that holds a published backbone; None where the source does not tell.
 
@@ -116,7 +123,7 @@ def repository_of(source: str) -> str | None:
     for hub_name, (repository, stem) in TORCH_HUB.items():
         if source == hub_name or name == repository.partition("/")[2] or name.startswith(f"{stem}-"):
             return repository
-    if Path(source).expanduser().exists():
+    if is_path(source) or path.expanduser().exists():
         return None
     repository, _ = _parted(source)
     with contextlib.suppress(hub_errors.HFValidationError):

@@ -14,15 +14,15 @@ from dinov3_seg_ros.model.pretrained.dinov2 import convert_dinov2, is_dinov2
 from dinov3_seg_ros.model.pretrained.files import (
     CONFIG_FILE,
     INDEX_FILE,
-    PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     WEIGHTS_FILE,
+    WEIGHTS_SUFFIXES,
     read_json,
     read_parts,
     read_safetensors,
     read_state_dict,
 )
-from dinov3_seg_ros.model.pretrained.hub import find_by_id
+from dinov3_seg_ros.model.pretrained.hub import find_by_id, is_path
 from dinov3_seg_ros.model.pretrained.hugging_face import config_of, is_hugging_face
 from dinov3_seg_ros.model.pretrained.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
 from dinov3_seg_ros.model.pretrained.normalisation import (
@@ -68,10 +68,21 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path)
-    looks_like_file = path.suffix in PICKLE_SUFFIXES and (path.is_absolute() or len(path.parts) < 3)
-    if path.is_file() or looks_like_file:
+    if path.is_file():
         return _read(path, _if_file(path.with_name(CONFIG_FILE)), _if_file(path.with_name(PREPROCESSOR_FILE)))
-    found = find_by_id(str(source))
+    absent = f"There is no file {path}" if path.is_absolute() else f"There is no file {path} in {Path.cwd()}"
+    if is_path(str(source)):
+        raise BackboneError(
+            f"{absent}. Download the backbone's .pth from Meta "
+            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
+            "where it lies. See weights/README.md."
+        )
+    try:
+        found = find_by_id(str(source))
+    except BackboneError as error:
+        if path.suffix not in WEIGHTS_SUFFIXES:
+            raise
+        raise BackboneError(f"{absent}. Nor can it be fetched from Hugging Face: {error}") from error
     return _read(found.weights, found.config, found.preprocessor, found.repository)
 
 
