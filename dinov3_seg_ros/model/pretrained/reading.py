@@ -30,6 +30,7 @@ from dinov3_seg_ros.model.pretrained.normalisation import (
     Normalisation,
     known_normalisation,
     normalisation_of,
+    probable_normalisation,
     read_preprocessor,
 )
 from dinov3_seg_ros.model.pretrained.timm import is_timm_dinov3, timm_to_meta
@@ -47,12 +48,14 @@ class Checkpoint:
         tensors: by Hugging Face's names.
         where: where they came from, for people.
         normalisation: of the images that it was trained on; None where nothing tells.
+        normalisation_is_certain: whether files or names tell it; the tensors alone only suggest one.
     """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     where: str
     normalisation: Normalisation | None = None
+    normalisation_is_certain: bool = True
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
@@ -122,20 +125,20 @@ def _read(weights: Path, config: Path | None, preprocessor: Path | None, where: 
     # The configuration comes first: it is small, and a damaged one is found before the weights are read.
     written = {} if config is None else read_json(config)
     tensors = _read_tensors(weights)
-    normalisation = None if preprocessor is None else read_preprocessor(preprocessor)
+    # What lies beside a file with a name of its own may be of another file.
+    has_own_name = weights.name not in (WEIGHTS_FILE, INDEX_FILE)
+    normalisation = known_normalisation(weights.name) if has_own_name else None
+    if normalisation is None and preprocessor is not None:
+        normalisation = read_preprocessor(preprocessor)
     if normalisation is None and isinstance(written.get("pretrained_cfg"), dict):
         normalisation = normalisation_of(written["pretrained_cfg"], ("mean", "std"), str(config))
-    if normalisation is None:
-        normalisation = known_normalisation(where, tensors)
-    # A config.json beside a file may be of another file; timm's says nothing of the architecture.
-    if (
-        written
-        and "pretrained_cfg" not in written
-        and (weights.name in (WEIGHTS_FILE, INDEX_FILE) or is_hugging_face(tensors))
-    ):
-        return Checkpoint(written, tensors, where, normalisation)
+    normalisation = normalisation or known_normalisation(where)
+    of_images = normalisation or probable_normalisation(tensors), normalisation is not None
+    # timm's config.json says nothing of the architecture.
+    if written and "pretrained_cfg" not in written and (not has_own_name or is_hugging_face(tensors)):
+        return Checkpoint(written, tensors, where, *of_images)
     try:
-        return Checkpoint(*convert(tensors), where, normalisation)
+        return Checkpoint(*convert(tensors), where, *of_images)
     except BackboneError as error:
         raise BackboneError(f"{where}: {error}") from error
 
