@@ -37,8 +37,7 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     ExportManifest,
     export_folder,
 )
-from dinov3_seg_ros.export import parity, quantisation
-from dinov3_seg_ros.export.graph_files import open_on_cpu
+from dinov3_seg_ros.export import graph_files, parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
@@ -164,8 +163,10 @@ class _Job:
         folders = [work / bundle.manifest.name for bundle in self._bundles]
         for folder in folders:
             folder.mkdir()
-        float_nodes = self._write_backbone(folders, work)
+        float_nodes = self._write_backbone(folders[0] / BACKBONE_GRAPH, work)
         self._write_heads(folders)
+        for folder in folders[1:]:
+            graph_files.link(folders[0] / BACKBONE_GRAPH, folder)
         record = {"machine": this_cpu().name, **self._compare(folders)}
         if float_nodes:
             record["float_nodes"] = float_nodes
@@ -204,8 +205,8 @@ class _Job:
                 engine.keep_comparison(record, report)
         return {store_folder(): report}
 
-    def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
-        """Write one graph into every folder; return the nodes that an integer precision leaves in float."""
+    def _write_backbone(self, path: Path, work: Path) -> list[str]:
+        """Write the graph that all bundles share; return the nodes that an integer precision leaves in float."""
         backbone = self._bundles[0].load_backbone(layers=self._layers)
         # Only ONNX Runtime runs int8 graphs, so they may hold its own operators.
         fused_attention = self._options.precision == "int8"
@@ -214,18 +215,12 @@ class _Job:
         properties = self._properties_of_backbone
         with torch.no_grad():
             self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
-        path = folders[0] / BACKBONE_GRAPH
-        float_nodes: list[str] = []
         if self._options.precision.startswith("int8"):
             export_backbone(graph, self._size, work / BACKBONE_GRAPH, properties)
-            float_nodes = self._quantise(work / BACKBONE_GRAPH, path)
-        else:
-            export_backbone(graph, self._size, path, properties)
-            store_compactly(path)
-        for folder in folders[1:]:
-            for file in path.parent.iterdir():
-                os.link(file, folder / file.name)
-        return float_nodes
+            return self._quantise(work / BACKBONE_GRAPH, path)
+        export_backbone(graph, self._size, path, properties)
+        store_compactly(path)
+        return []
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
         """Leave more and more of the most sensitive nodes in float, until the features are close enough."""
@@ -266,7 +261,7 @@ class _Job:
             export_head(graph, maps, layers, self._size, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
                 of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
-                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
+                fuse(folders[0] / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         """Compare the graphs with the model, and write the references that robots compare them with."""
@@ -419,7 +414,7 @@ def _cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _fused(export: Export) -> parity.Logits:
-    session = open_on_cpu(export.graph(FUSED_GRAPH))
+    session = graph_files.open_on_cpu(export.graph(FUSED_GRAPH))
 
     def run(canvases: np.ndarray) -> np.ndarray:
         logits: np.ndarray = session.run([LOGITS], {CANVASES: canvases})[0]
