@@ -436,10 +436,13 @@ def test_8_bits_are_calibrated_on_network_inputs_as_on_the_robot(tmp_path, geome
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((50, 50, 3), 255, np.uint8))
     bundle = tiny_bundle(tmp_path / "tiny", geometry=geometry)
-    seen, right = [], exporter.quantisation.cosine
-    monkeypatch.setattr(
-        exporter.quantisation, "cosine", lambda *arguments: seen.extend(arguments[2]) or right(*arguments)
-    )
+    seen, right = [], exporter.quantisation.cosines
+
+    def noting(source, quantised, canvases):
+        seen.extend(canvases)
+        return right(source, quantised, seen)
+
+    monkeypatch.setattr(exporter.quantisation, "cosines", noting)
     export([bundle.path], ExportOptions(precision="int8", images=tmp_path / "images", least_labels=0.0))
     margin = {"stretch": 0, "letterbox": 16}[geometry]
     assert (seen[0][0, :, margin : SIZE[1] - margin] == 255).all()

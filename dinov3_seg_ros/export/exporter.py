@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,6 +69,8 @@ _WORK = ".work."
 _ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
+# Enough for the order of the layers, for which ranges are measured anew for each of them.
+_RANKING_IMAGES = 8
 # Images among which a second one is looked for that differs from the first, and the largest cosine of maps or logits
 # that is different enough: int8 must reach 0.98 (`THRESHOLDS`).
 _LOOKED_THROUGH = 16
@@ -224,24 +226,30 @@ class _Job:
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
         """Leave more and more of the most sensitive nodes in float, until the features are close enough."""
-        canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
+        few = list(self._canvases(_RANKING_IMAGES))
         method: quantisation.Quantise = quantisation.dynamic
-        exact = source
+        exact, ranking = source, method
         if self._options.precision == "int8_qdq":
-            seen = canvases[:_CALIBRATION_IMAGES]
-            source, method = exact.with_name(f"smooth_{exact.name}"), quantisation.static_for(seen)
+            seen = list(self._canvases(_CALIBRATION_IMAGES))
+            source = exact.with_name(f"smooth_{exact.name}")
+            method, ranking = quantisation.static_for(seen), quantisation.static_for(few)
             smooth(exact, source, seen)
         least = THRESHOLDS[self._options.precision].cosine
         ranked: list[str] = []
         kept: list[str] = []
         for share in _SHARES_IN_FLOAT:
             if share and not ranked:  # ranking runs a graph for each node, and often none is left in float
-                ranked = quantisation.rank_by_sensitivity(source, method, canvases[:1], target.parent)
+                ranked = quantisation.rank_by_sensitivity(source, ranking, few[:1], target.parent)
             kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
-            if quantisation.cosine(exact, target, canvases) >= least:
+            if all(cosine >= least for cosine in quantisation.cosines(exact, target, self._canvases())):
                 break
         return kept
+
+    def _canvases(self, number: int | None = None) -> Iterator[np.ndarray]:
+        """Lay the images on the network input, (1, H, W, 3) uint8 each; of all images at most ``number``, if given."""
+        samples = self._samples if number is None else self._samples.spread(number)
+        return (parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in samples)
 
     def _write_heads(self, folders: Sequence[Path]) -> None:
         for bundle, folder in zip(self._bundles, folders, strict=True):
@@ -311,9 +319,7 @@ class _Job:
         the second is the first turned, or artificial, if the graphs pass the gate with it: integer graphs are
         calibrated on the images alone.
         """
-        manifest = self._bundles[0].manifest
-        images = itertools.islice(self._samples(), _LOOKED_THROUGH)
-        laid_out = (parity.lay_out(image, manifest, self._size)[0] for image, _ in images)
+        laid_out = self._canvases(_LOOKED_THROUGH)
         first = second = next(laid_out)
         expected, least = self._run_model(first), math.inf
         made = (first[:, ::-1], first[:, :, ::-1], gate.artificial_canvases(self._size)[:1])
@@ -332,7 +338,7 @@ class _Job:
         return computed.maps(), computed.logits()
 
     def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
-        return parity.compare(self._bundles, self._model, found, self._size, self._samples(), fused)
+        return parity.compare(self._bundles, self._model, found, self._size, self._samples, fused)
 
     @functools.cached_property
     def _model(self) -> PyTorchRuntime:
