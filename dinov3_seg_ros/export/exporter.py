@@ -42,6 +42,7 @@ from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbo
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE, is_dinov3, repository_of
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
@@ -75,10 +76,9 @@ _RANKING_IMAGES = 8
 # that is different enough: int8 must reach 0.98 (`THRESHOLDS`).
 _LOOKED_THROUGH = 16
 _DIFFERENT = 0.95
-_DINOV3_NOTICE = (
-    "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are subject to the "
-    "DINOv3 License, https://ai.meta.com/resources/models-and-libraries/dinov3-license/, whose text must go along "
-    "when the graph is passed on. The head graph contains none of them."
+_DINOV3_TERMS = (
+    f"subject to the DINOv3 License, {DINOV3_LICENCE}, whose text must go along when the graph is passed on. The head "
+    "graph contains none of them."
 )
 
 
@@ -430,9 +430,23 @@ def _fused(export: Export) -> parity.Logits:
 
 
 def _licences(bundle: Bundle) -> str:
-    """Return the licences that the graphs of a bundle are subject to, one sentence a line."""
+    """Return the licences that the graphs of a bundle are subject to, one a line."""
     lines = list(bundle.manifest.licences)
     backbone = bundle.manifest.backbone
-    if backbone.model_type.startswith("dinov3") and backbone.storage != "embedded":
-        lines.append(_DINOV3_NOTICE)
+    repository = repository_of(backbone.source)
+    if repository is not None and is_dinov3(repository):
+        lines.append(
+            "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are "
+            f"{_DINOV3_TERMS}"
+        )
+    elif repository is not None:
+        lines.append(
+            f"The backbone graph contains weights of {repository}, or weights derived from them. Their own licence "
+            "applies. The head graph contains none of them."
+        )
+    elif backbone.storage != "embedded" and backbone.model_type.startswith("dinov3"):
+        lines.append(
+            "The backbone graph has the architecture of DINOv3, and the bundle does not tell whose weights it "
+            f"contains. If they are Meta's, or derived from them, they are {_DINOV3_TERMS}"
+        )
     return "\n".join(lines)
