@@ -51,7 +51,7 @@ def main() -> None:
         how = {"precision": precision, "providers": [provider], "threads": options.threads}
         try:
             with contextlib.closing(Segmenter.from_bundle(options.bundle, "onnx", **how)) as segmenter:
-                record = parity.compare([bundle], model, segmenter.runtime, size, samples())
+                record = parity.compare([bundle], model, segmenter.runtime, size, samples)
                 row |= {"runtime": segmenter.runtime.description, "images": record["images"]}
         except SegmentationError as error:
             row["not_run"] = " ".join(str(error).split())

@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -237,8 +238,12 @@ def licensed(bundle, licence):
     return load_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_heads_of_other_layers_are_fused_with_the_shared_backbone(tmp_path, precision):
+@pytest.mark.parametrize(
+    ("precision", "is_too_large"), [("fp32", False), ("int8", False), ("fp32", True)], ids=["fp32", "int8", "large"]
+)
+def test_heads_of_other_layers_are_fused_with_the_shared_backbone(tmp_path, precision, is_too_large, monkeypatch):
+    if is_too_large:  # for one file, and for onnx's check of a model in memory
+        monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 0)
     bundles = []
     for name, layers, detail in (("one", [1, 2, 3], False), ("two", [2, 3], True)):
         backbone = made_backbone("dinov3_convnext", layers)
@@ -257,6 +262,7 @@ def test_heads_of_other_layers_are_fused_with_the_shared_backbone(tmp_path, prec
         np.testing.assert_allclose(logits, runtime.start(canvases, [name]).logits()[name], atol=1e-3)
         assert found.manifest.parity["fused"][name]["labels_equal"] >= 0.8
         assert f"| {name}, fused | " in (found.folder / "report.md").read_text()
+        assert ("fused.onnx.data" in found.manifest.files) == is_too_large
 
 
 def test_a_fused_graph_that_computes_something_else_fails_the_export(copy, monkeypatch, capsys):
@@ -431,14 +437,70 @@ def test_8_bits_are_calibrated_on_network_inputs_as_on_the_robot(tmp_path, geome
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((50, 50, 3), 255, np.uint8))
     bundle = tiny_bundle(tmp_path / "tiny", geometry=geometry)
-    seen, right = [], exporter.quantisation.cosine
-    monkeypatch.setattr(
-        exporter.quantisation, "cosine", lambda *arguments: seen.extend(arguments[2]) or right(*arguments)
-    )
+    seen, right = [], exporter.quantisation.cosines
+
+    def noting(source, quantised, canvases):
+        seen.extend(canvases)
+        return right(source, quantised, seen)
+
+    monkeypatch.setattr(exporter.quantisation, "cosines", noting)
     export([bundle.path], ExportOptions(precision="int8", images=tmp_path / "images", least_labels=0.0))
     margin = {"stretch": 0, "letterbox": 16}[geometry]
     assert (seen[0][0, :, margin : SIZE[1] - margin] == 255).all()
     assert (seen[0][0, :, :margin] < 255).all()
+
+
+def test_8_bits_are_calibrated_on_images_spread_over_all(tmp_path, monkeypatch):
+    import cv2
+
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        image = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8)
+        image[0, 0] = number
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
+    seen, right = [], exporter.quantisation.static_for
+
+    def noting(canvases):
+        seen.append([int(canvas[0, 0, 0, 0]) for canvas in canvases])
+        return right(canvases)
+
+    monkeypatch.setattr(exporter.quantisation, "static_for", noting)
+    monkeypatch.setattr(exporter, "_CALIBRATION_IMAGES", 3)
+    bundle = tiny_bundle(tmp_path / "tiny")
+    export([bundle.path], ExportOptions(precision="int8_qdq", images=tmp_path / "images", least_labels=0.0))
+    assert [0, 2, 4] in seen
+
+
+META = "facebook/dinov3-vits16-pretrain-lvd1689m"
+
+
+@pytest.mark.parametrize(
+    ("storage", "source", "said"),
+    [
+        ("reference", META, "contains weights of DINOv3 by Meta.*subject to the DINOv3 License, https"),
+        ("embedded", META, "contains weights of DINOv3 by Meta.*subject to the DINOv3 License, https"),
+        ("embedded", "/a/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "contains weights of DINOv3 by Meta"),
+        ("delta", "timm/vit_small_patch16_dinov3.lvd1689m", "contains weights of DINOv3 by Meta"),
+        ("reference", "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", r"weights of timm/vit_\S+\.eupe_\w+, or"),
+        ("embedded", "robbyant/lingbot-vision-vit-small/model.pt", "weights of robbyant/lingbot-vision-vit-small, or"),
+        ("reference", "/home/me/mine", "does not tell whose .* If they are Meta's"),
+        ("embedded", "/home/me/mine", None),
+        ("embedded", "weights/demo/backbone", None),
+        ("embedded", "trained from scratch by recipe mine", None),
+    ],
+)
+def test_the_licences_beside_graphs_name_whose_weights_they_hold(exported, storage, source, said):
+    section = exported.manifest.backbone.model_copy(update={"storage": storage, "source": source})
+    manifest = exported.manifest.model_copy(update={"backbone": section, "licences": ["CC0 images"]})
+    written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
+    assert re.fullmatch(f"CC0 images\n.*{said}.*" if said else "CC0 images", written), written
+    assert "/home" not in written
+    assert ("of DINOv3 by Meta" in written) == ("of DINOv3 by Meta" in (said or ""))
+
+
+def test_a_batch_size_without_engines_is_refused(exported, capsys):
+    assert main([str(exported.path), "--max-batch", "4"]) == 2
+    assert "add --engine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made_on", ["a processor with other kernels", "nobody knows what"])

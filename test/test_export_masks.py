@@ -78,7 +78,7 @@ def test_masks_are_read_as_in_training(tmp_path, kind):
     save(tmp_path / "data", mask)
     data = AutoData(root=str(tmp_path / "data"), val_fraction=0.5, **settings).open("train")
     bundle = bundle_of(tmp_path / "bundle", data)
-    samples = list(open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle])())
+    samples = list(open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle]))
     assert len(samples) == 2
     for image, truths in samples:
         assert image.shape == (HEIGHT, WIDTH, 3)
@@ -92,7 +92,7 @@ def test_each_bundle_reads_masks_by_its_own_classes(tmp_path):
         data = AutoData(root=str(tmp_path / "data"), val_fraction=0.5, classes=classes).open("train")
         bundle = bundle_of(tmp_path / name, data)
         bundles.append(Bundle(bundle.path, bundle.manifest.model_copy(update={"name": name})))
-    _, truths = next(open_samples(tmp_path / "data/images", tmp_path / "data/masks", bundles)())
+    _, truths = next(iter(open_samples(tmp_path / "data/images", tmp_path / "data/masks", bundles)))
     assert np.array_equal(truths["first"], 1 - truths["second"])
 
 
@@ -111,7 +111,7 @@ def test_a_mask_that_the_bundle_cannot_read_is_named(tmp_path, masks, said):
     save(tmp_path / "data", Image.fromarray(masks))
     bundle = write_exported_bundle(tmp_path / "bundle", network_size=(32, 32))
     with pytest.raises(DatasetError, match=said):
-        list(open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle])())
+        list(open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle]))
 
 
 def test_an_image_without_mask_is_named_before_anything_is_computed(tmp_path):
@@ -131,7 +131,7 @@ def test_images_and_masks_may_share_a_folder(tmp_path, image, mask):
     Image.open(tmp_path / "data/images/one.jpg").save(tmp_path / "both" / image)
     (tmp_path / "data/masks/one.png").rename(tmp_path / "both" / mask)
     bundle = write_exported_bundle(tmp_path / "bundle", network_size=(32, 32))
-    (sample,) = open_samples(tmp_path / "both", tmp_path / "both", [bundle])()
+    (sample,) = open_samples(tmp_path / "both", tmp_path / "both", [bundle])
     assert np.array_equal(sample[1]["tiny"], IDS) and not np.array_equal(sample[0][..., 0], IDS)
 
 
@@ -140,7 +140,7 @@ def test_a_trained_bundle_keeps_how_its_masks_were_read(tmp_path):
     data = {"name": "auto", "root": str(tmp_path / "data"), "classes": {"a": 0, "b": 255}, "val_fraction": 0.5}
     train(tiny_recipe(tmp_path, data=data, iterations=1, epochs=None))
     bundle = load_bundle(tmp_path / "run" / "best")
-    for _, truths in open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle])():
+    for _, truths in open_samples(tmp_path / "data/images", tmp_path / "data/masks", [bundle]):
         assert np.array_equal(truths["tiny"], IDS > 0)
 
 
@@ -150,3 +150,18 @@ def test_only_masks_whose_values_stand_for_classes_are_kept(tmp_path):
     assert AutoData(root=str(tmp_path / "shapes")).open("train").mask_values is None
     kept = AutoData(root=str(tmp_path / "masks")).open("train").mask_values
     assert kept is not None and kept.numbers[0] == (0, 0, 0)
+
+
+def test_fewer_images_are_spread_evenly_and_keep_their_masks(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(10):
+        pixels = np.full((8, 8), number, np.uint8)
+        Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(tmp_path / f"images/{number}.png")
+        Image.fromarray(pixels % 5).save(tmp_path / f"masks/{number}.png")
+    bundle = write_exported_bundle(tmp_path / "bundle", network_size=(32, 32))
+    samples = open_samples(tmp_path / "images", tmp_path / "masks", [bundle])
+    for wanted, numbers in ((1, [0]), (4, [0, 3, 6, 9]), (10, list(range(10))), (32, list(range(10)))):
+        found = list(samples.spread(wanted))
+        assert [image[0, 0, 0] for image, _ in found] == numbers
+        assert [truths["tiny"][0, 0] for _, truths in found] == [number % 5 for number in numbers]

@@ -22,6 +22,7 @@ from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET, SATELLITE
 from dinov3_seg_ros.model.weights import build_backbone, load_backbone
 from dinov3_seg_ros.support.errors import BackboneError, RecipeError
 from training.loop.trainer import Trainer
+from training.recipes.resolve import resolve
 
 VIT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16}
 CONFIGS = {
@@ -293,6 +294,19 @@ class TestIds:
         torch.save(backbone.checkpoint_tensors(), hub.files / "model.pt")
         assert_same_features("lab/vision/model.pt", backbone)
 
+    @pytest.mark.parametrize("source", ["meta/dinov3/vits16.pth", "meta/dinov3/vits16.safetensors", "a/b/c/vits16.bin"])
+    def test_an_absent_file_is_said_before_that_no_repository_has_it(self, source, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BackboneError, match=rf"^There is no file {source} in {tmp_path}\. Nor .* Hugging Face: "):
+            load_backbone(source)
+
+    @pytest.mark.parametrize("source", ["vits.pth", "meta/vits.safetensors", "./meta/dinov3/vits.pt", "a/vits.bin"])
+    def test_what_can_only_be_a_file_is_looked_for_here_alone(self, source, hub, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BackboneError, match=rf"^There is no file {Path(source)} in {tmp_path}\. Download "):
+            load_backbone(source)
+        assert hub.requests == []
+
     def test_what_is_downloaded_and_from_where_is_said_first(self, hub, caplog):
         save_backbone(build("dinov3_convnext"), hub.files)
         load_backbone("lab/vision")
@@ -355,6 +369,30 @@ class TestNormalisation:
     def test_the_names_of_published_weights_tell(self, name, expected, tmp_path):
         torch.save(build("dinov3_convnext").checkpoint_tensors(), tmp_path / f"{name}.pth")
         assert load_backbone(tmp_path / f"{name}.pth").normalisation == expected
+
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", IMAGENET), ("my_own.pth", SATELLITE)]
+    )
+    def test_a_published_name_counts_before_what_lies_beside_the_file(self, name, expected, tmp_path):
+        torch.save(build("dinov3_vit").checkpoint_tensors(), tmp_path / name)
+        write_preprocessor(tmp_path, *SATELLITE)
+        assert load_backbone(tmp_path / name).normalisation == expected
+
+    def test_a_vit_l_with_a_second_norm_takes_the_satellites_by_default_alone(self, recipe, tmp_path):
+        torch.manual_seed(0)
+        vit_l = {**CONFIGS["dinov3_vit"], "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 1}
+        tensors = dinov3_as_timm(build_backbone(vit_l).checkpoint_tensors())
+        norm = {f"local_cls_norm.{kind}": torch.ones(1024) for kind in ("weight", "bias")}
+        for name in ("renamed.pth", "dinov3_vitl16-eadcf0ff.pth", "dinov3_vitl16_pretrain_lvd1689m.pth"):
+            torch.save({**tensors, **norm}, tmp_path / name)
+        renamed = load_backbone(tmp_path / "renamed.pth")
+        own = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+        assert resolve(recipe(), renamed).input.normalisation == SATELLITE
+        assert resolve(recipe(**own), renamed).input.normalisation == tuple(own.values())
+        satellite = load_backbone(tmp_path / "dinov3_vitl16-eadcf0ff.pth")
+        with pytest.raises(RecipeError, match=r"input\.mean is"):
+            resolve(recipe(**own), satellite)
+        assert load_backbone(tmp_path / "dinov3_vitl16_pretrain_lvd1689m.pth").normalisation == IMAGENET
 
     def test_a_saved_backbone_keeps_it(self, tmp_path):
         backbone = build("dinov3_convnext")

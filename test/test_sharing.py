@@ -263,7 +263,9 @@ def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, cap
 
 def test_weights_that_may_not_be_shared_stay_here(hub, tmp_path, capsys):
     bundle = write_tiny_bundle(tmp_path / "tiny")
-    for source, words in ((META, "which is gated: they may not be passed on"), ("my own", "names no licence")):
+    satellite = "/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
+    gated = "which is gated: they may not be passed on"
+    for source, words in ((META, gated), (satellite, gated), ("my own", "names no licence")):
         manifest = json.loads((bundle.path / "bundle.json").read_text())
         manifest["backbone"]["source"] = source
         (bundle.path / "bundle.json").write_text(json.dumps(manifest))
@@ -309,12 +311,19 @@ def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, 
         ("dinov3_convnext_tiny", META),
         ("/weights/dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth", META),
         ("/weights/dinov3-convnext-tiny-pretrain-lvd1689m", META),
+        ("/weights/dinov3-convnext-tiny-pretrain-lvd1689m/model.safetensors", META),
+        ("dinov3_convnext_tiny_pretrain_lvd1689m.pth", META),
+        ("/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "facebook/dinov3-vitl16-pretrain-sat493m"),
+        ("~/dinov3-vitl16-pretrain-sat493m", "facebook/dinov3-vitl16-pretrain-sat493m"),
+        ("/weights/dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth", "facebook/dinov3-vit7b16-pretrain-lvd1689m"),
+        ("dinov3-vit7b16-pretrain-sat493m", "facebook/dinov3-vit7b16-pretrain-sat493m"),
         ("hf_hub:timm/vit_small_patch16_dinov3.lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
         ("owner/repository/model.pt", "owner/repository"),
         ("trained from scratch by recipe mine", None),
         ("/weights/mine", None),
+        ("weights/mine.pth", None),
+        ("/weights/dinov3_head", None),
     ],
 )
 def test_a_published_backbone_is_known_by_its_source(source, repository):
-    found = repository_of(source)
-    assert found == repository or (found or "").endswith(source.rpartition(":")[2])
+    assert repository_of(source) == repository

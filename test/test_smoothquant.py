@@ -18,7 +18,7 @@ CHANNELS, HIDDEN = 12, 32
 @pytest.fixture
 def canvases():
     generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, (1, 8, CHANNELS, 3), np.uint8) for _ in range(3)]
+    return [generator.integers(0, 256, (1, 8, CHANNELS, 3), np.uint8) for _ in range(32)]
 
 
 def write_graph(path, *, norm_is_read_elsewhere=False, weights_are_shared=False):
@@ -83,7 +83,7 @@ def test_a_smoothed_graph_loses_less_in_8_bits(tmp_path, canvases):
     lost = {}
     for name, graph in {"as it is": source, "smoothed": smoothed}.items():
         quantise(graph, tmp_path / "int8.onnx", [])
-        lost[name] = 1 - quantisation.cosine(source, tmp_path / "int8.onnx", canvases)
+        lost[name] = 1 - min(quantisation.cosines(source, tmp_path / "int8.onnx", canvases))
     assert lost["smoothed"] < 0.2 * lost["as it is"]
 
 
@@ -113,3 +113,36 @@ def test_what_serves_something_else_is_not_scaled(tmp_path, canvases, case, smoo
     assert smooth(source, target, canvases) == smoothed
     for found, expected in zip(run(target, canvases[0]), run(source, canvases[0]), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_graphs_are_compared_one_network_input_after_the_other(tmp_path, canvases):
+    source, int8, taken = write_graph(tmp_path / "source.onnx"), tmp_path / "int8.onnx", []
+    quantisation.dynamic(source, int8, [])
+    found = quantisation.cosines(source, int8, (taken.append(canvas) or canvas for canvas in canvases))
+    for number in range(1, len(canvases) + 1):
+        assert next(found) < 1
+        assert len(taken) == number
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize("is_smoothed", [False, True])
+def test_few_calibration_images_rank_layers_like_many(tmp_path, canvases, is_smoothed):
+    source = write_graph(tmp_path / "source.onnx")
+    if is_smoothed:
+        smooth(source, source, canvases)
+    for seen in (canvases, canvases[::4]):
+        quantise = quantisation.static_for(seen)
+        ranked = quantisation.rank_by_sensitivity(source, quantise, canvases[:1], tmp_path)
+        assert ranked == ["down", "up", "gate"]
+
+
+def test_a_graph_is_looked_through_once_for_all_its_products(tmp_path, canvases, monkeypatch):
+    source, looked, real = write_graph(tmp_path / "source.onnx"), [], onnx.load
+
+    def load(path, *arguments, **options):
+        looked.extend([path] if options.get("load_external_data") is False else [])
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(onnx, "load", load)
+    quantisation.static_for(canvases[:1])(source, tmp_path / "int8.onnx", [])
+    assert looked.count(source) <= 2, "for the products, and for weights beside the graph"

@@ -41,6 +41,14 @@ from training.recipes.schema import Recipe
 from training.samples.loader import BatchLoader
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+DINOV3 = {
+    "model_type": "dinov3_vit",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 16,
+}
 DINOV2 = {
     "model_type": "dinov2",
     "hidden_size": 16,
@@ -265,6 +273,15 @@ def test_half_precision_storage_is_what_the_bundle_identifies(recipe, run, tmp_p
     folder = run(recipe(backbone=backbone)).output
     assert load_file(folder / "last" / WEIGHTS).popitem()[1].dtype == torch.float16
     load_bundle(folder / "last").load_backbone()
+
+
+def test_a_head_trains_on_the_features_that_a_half_precision_bundle_gives(recipe, run, tmp_path):
+    source = saved_backbone(tmp_path / "source", DINOV3)
+    backbone = {"source": source, "storage": "embedded", "storage_dtype": "float16"}
+    trainer = run(recipe(backbone=backbone, epochs=1))
+    stored = load_bundle(trainer.output / "last").load_backbone()
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(trainer.model.backbone.cpu().eval()(image), stored(image), atol=0, rtol=0)
 
 
 def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):

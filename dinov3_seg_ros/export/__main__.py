@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinov3_seg_ros.options import PRECISIONS
-from dinov3_seg_ros.support.command_line import CommandParser, run_command, share, whole_number
+from dinov3_seg_ros.support.command_line import CommandParser, UsageError, run_command, share, whole_number
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError
 from dinov3_seg_ros.support.installation import how_to_install
 
@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)
+        if options.max_batch is not None and not options.engine:
+            raise UsageError("--max-batch is for engines, and graphs take any batch; add --engine, or leave it out")
         if options.engine:
             logging.basicConfig(format="%(message)s")
             logging.getLogger("dinov3_seg_ros.runtimes.tensorrt").setLevel(logging.INFO)
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             masks=options.masks,
             least_labels=options.least_labels,
             engine=options.engine,
-            max_batch=options.max_batch,
+            max_batch=options.max_batch or 1,
         )
         try:
             reports = export(options.bundles, settings)
@@ -87,9 +89,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--max-batch",
         type=whole_number(1),
-        default=1,
         metavar="NUMBER",
-        help="the most frames in one pass that the engines are built for (default: %(default)s)",
+        help="with --engine: the most frames in one pass that the engines are built for (default: 1)",
     )
     return parser
 

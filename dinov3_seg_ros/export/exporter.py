@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,12 +37,12 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     ExportManifest,
     export_folder,
 )
-from dinov3_seg_ros.export import parity, quantisation
-from dinov3_seg_ros.export.graph_files import open_on_cpu
+from dinov3_seg_ros.export import graph_files, parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
+from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE, is_dinov3, repository_of
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
@@ -70,14 +70,15 @@ _WORK = ".work."
 _ENGINES_REMOVED = "The engines were removed, the verified graphs kept"
 _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
+# Enough for the order of the layers, for which ranges are measured anew for each of them.
+_RANKING_IMAGES = 8
 # Images among which a second one is looked for that differs from the first, and the largest cosine of maps or logits
 # that is different enough: int8 must reach 0.98 (`THRESHOLDS`).
 _LOOKED_THROUGH = 16
 _DIFFERENT = 0.95
-_DINOV3_NOTICE = (
-    "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are subject to the "
-    "DINOv3 License, https://ai.meta.com/resources/models-and-libraries/dinov3-license/, whose text must go along "
-    "when the graph is passed on. The head graph contains none of them."
+_DINOV3_TERMS = (
+    f"subject to the DINOv3 License, {DINOV3_LICENCE}, whose text must go along when the graph is passed on. The head "
+    "graph contains none of them."
 )
 
 
@@ -164,8 +165,10 @@ class _Job:
         folders = [work / bundle.manifest.name for bundle in self._bundles]
         for folder in folders:
             folder.mkdir()
-        float_nodes = self._write_backbone(folders, work)
+        float_nodes = self._write_backbone(folders[0] / BACKBONE_GRAPH, work)
         self._write_heads(folders)
+        for folder in folders[1:]:
+            graph_files.link(folders[0] / BACKBONE_GRAPH, folder)
         record = {"machine": this_cpu().name, **self._compare(folders)}
         if float_nodes:
             record["float_nodes"] = float_nodes
@@ -204,8 +207,8 @@ class _Job:
                 engine.keep_comparison(record, report)
         return {store_folder(): report}
 
-    def _write_backbone(self, folders: Sequence[Path], work: Path) -> list[str]:
-        """Write one graph into every folder; return the nodes that an integer precision leaves in float."""
+    def _write_backbone(self, path: Path, work: Path) -> list[str]:
+        """Write the graph that all bundles share; return the nodes that an integer precision leaves in float."""
         backbone = self._bundles[0].load_backbone(layers=self._layers)
         # Only ONNX Runtime runs int8 graphs, so they may hold its own operators.
         fused_attention = self._options.precision == "int8"
@@ -214,39 +217,39 @@ class _Job:
         properties = self._properties_of_backbone
         with torch.no_grad():
             self._example_maps = list(graph(torch.zeros(2, *self._size, 3, dtype=torch.uint8)))
-        path = folders[0] / BACKBONE_GRAPH
-        float_nodes: list[str] = []
         if self._options.precision.startswith("int8"):
             export_backbone(graph, self._size, work / BACKBONE_GRAPH, properties)
-            float_nodes = self._quantise(work / BACKBONE_GRAPH, path)
-        else:
-            export_backbone(graph, self._size, path, properties)
-            store_compactly(path)
-        for folder in folders[1:]:
-            for file in path.parent.iterdir():
-                os.link(file, folder / file.name)
-        return float_nodes
+            return self._quantise(work / BACKBONE_GRAPH, path)
+        export_backbone(graph, self._size, path, properties)
+        store_compactly(path)
+        return []
 
     def _quantise(self, source: Path, target: Path) -> list[str]:
         """Leave more and more of the most sensitive nodes in float, until the features are close enough."""
-        canvases = [parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in self._samples()]
+        few = list(self._canvases(_RANKING_IMAGES))
         method: quantisation.Quantise = quantisation.dynamic
-        exact = source
+        exact, ranking = source, method
         if self._options.precision == "int8_qdq":
-            seen = canvases[:_CALIBRATION_IMAGES]
-            source, method = exact.with_name(f"smooth_{exact.name}"), quantisation.static_for(seen)
+            seen = list(self._canvases(_CALIBRATION_IMAGES))
+            source = exact.with_name(f"smooth_{exact.name}")
+            method, ranking = quantisation.static_for(seen), quantisation.static_for(few)
             smooth(exact, source, seen)
         least = THRESHOLDS[self._options.precision].cosine
         ranked: list[str] = []
         kept: list[str] = []
         for share in _SHARES_IN_FLOAT:
             if share and not ranked:  # ranking runs a graph for each node, and often none is left in float
-                ranked = quantisation.rank_by_sensitivity(source, method, canvases[:1], target.parent)
+                ranked = quantisation.rank_by_sensitivity(source, ranking, few[:1], target.parent)
             kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
-            if quantisation.cosine(exact, target, canvases) >= least:
+            if all(cosine >= least for cosine in quantisation.cosines(exact, target, self._canvases())):
                 break
         return kept
+
+    def _canvases(self, number: int | None = None) -> Iterator[np.ndarray]:
+        """Lay the images on the network input, (1, H, W, 3) uint8 each; of all images at most ``number``, if given."""
+        samples = self._samples if number is None else self._samples.spread(number)
+        return (parity.lay_out(image, self._bundles[0].manifest, self._size)[0] for image, _ in samples)
 
     def _write_heads(self, folders: Sequence[Path]) -> None:
         for bundle, folder in zip(self._bundles, folders, strict=True):
@@ -266,7 +269,7 @@ class _Job:
             export_head(graph, maps, layers, self._size, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
                 of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
-                fuse(folder / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
+                fuse(folders[0] / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
         """Compare the graphs with the model, and write the references that robots compare them with."""
@@ -316,9 +319,7 @@ class _Job:
         the second is the first turned, or artificial, if the graphs pass the gate with it: integer graphs are
         calibrated on the images alone.
         """
-        manifest = self._bundles[0].manifest
-        images = itertools.islice(self._samples(), _LOOKED_THROUGH)
-        laid_out = (parity.lay_out(image, manifest, self._size)[0] for image, _ in images)
+        laid_out = self._canvases(_LOOKED_THROUGH)
         first = second = next(laid_out)
         expected, least = self._run_model(first), math.inf
         made = (first[:, ::-1], first[:, :, ::-1], gate.artificial_canvases(self._size)[:1])
@@ -337,7 +338,7 @@ class _Job:
         return computed.maps(), computed.logits()
 
     def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
-        return parity.compare(self._bundles, self._model, found, self._size, self._samples(), fused)
+        return parity.compare(self._bundles, self._model, found, self._size, self._samples, fused)
 
     @functools.cached_property
     def _model(self) -> PyTorchRuntime:
@@ -419,7 +420,7 @@ def _cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _fused(export: Export) -> parity.Logits:
-    session = open_on_cpu(export.graph(FUSED_GRAPH))
+    session = graph_files.open_on_cpu(export.graph(FUSED_GRAPH))
 
     def run(canvases: np.ndarray) -> np.ndarray:
         logits: np.ndarray = session.run([LOGITS], {CANVASES: canvases})[0]
@@ -429,9 +430,23 @@ def _fused(export: Export) -> parity.Logits:
 
 
 def _licences(bundle: Bundle) -> str:
-    """Return the licences that the graphs of a bundle are subject to, one sentence a line."""
+    """Return the licences that the graphs of a bundle are subject to, one a line."""
     lines = list(bundle.manifest.licences)
     backbone = bundle.manifest.backbone
-    if backbone.model_type.startswith("dinov3") and backbone.storage != "embedded":
-        lines.append(_DINOV3_NOTICE)
+    repository = repository_of(backbone.source)
+    if repository is not None and is_dinov3(repository):
+        lines.append(
+            "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are "
+            f"{_DINOV3_TERMS}"
+        )
+    elif repository is not None:
+        lines.append(
+            f"The backbone graph contains weights of {repository}, or weights derived from them. Their own licence "
+            "applies. The head graph contains none of them."
+        )
+    elif backbone.storage != "embedded" and backbone.model_type.startswith("dinov3"):
+        lines.append(
+            "The backbone graph has the architecture of DINOv3, and the bundle does not tell whose weights it "
+            f"contains. If they are Meta's, or derived from them, they are {_DINOV3_TERMS}"
+        )
     return "\n".join(lines)

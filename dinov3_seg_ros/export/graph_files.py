@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
@@ -27,6 +28,16 @@ def remove(path: Path) -> None:
     """Remove a graph and the weights beside it, where there are any."""
     path.unlink(missing_ok=True)
     _weights(path).unlink(missing_ok=True)
+
+
+def link(path: Path, folder: Path) -> None:
+    """Link a graph, and the weights beside it where there are any, into another folder of the disk.
+
+    onnx then refuses to read the weights of either graph; ONNX Runtime reads them.
+    """
+    for file in (path, _weights(path)):
+        if file.exists():
+            os.link(file, folder / file.name)
 
 
 def has_weights_beside(path: Path) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx.compose import merge_models
+from onnx.compose import merge_graphs
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AttentionInterface
@@ -180,22 +180,32 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
         path: the file to write.
         properties: metadata in place of that of the two; see `export_backbone`.
     """
-    first, second = onnx.load(backbone), onnx.load(head)
+    # Weights beside the backbone's graph stay there while the two are merged. `onnx.compose.merge_models` would check
+    # the whole result in memory, which fails from 2 GB on.
+    first, second = onnx.load(backbone, load_external_data=False), onnx.load(head)
     names = [map_name(layer) for layer in layers]
-    for model in (first, second):  # the merge refuses metadata that differs
-        del model.metadata_props[:]
     # The two were exported apart, so their inner names may collide.
     onnx.compose.add_prefix(first, "backbone/", rename_inputs=False, rename_outputs=False, inplace=True)
     _rename_input(second, CANVASES, _CANVASES_OF_HEAD)
-    fused = merge_models(
-        first,
-        second,
-        io_map=[(name, name) for name in names],
-        outputs=[LOGITS],
+    fused = onnx.helper.make_model(
+        merge_graphs(first.graph, second.graph, io_map=[(name, name) for name in names], outputs=[LOGITS]),
+        opset_imports=_opsets(first, second),
+        ir_version=max(first.ir_version, second.ir_version),
+        functions=[*first.functions, *second.functions],
     )
+    onnx.external_data_helper.load_external_data_for_model(fused, str(backbone.parent))
     _rename_input(fused, _CANVASES_OF_HEAD, CANVASES)
     _describe(fused, properties)
     save(fused, path)
+    onnx.checker.check_model(path)
+
+
+def _opsets(*models: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
+    """Return the operator sets that models use together; of each domain the newest."""
+    versions: dict[str, int] = {}
+    for entry in (entry for model in models for entry in model.opset_import):
+        versions[entry.domain] = max(entry.version, versions.get(entry.domain, 0))
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 
 def _rename_input(model: onnx.ModelProto, name: str, new_name: str) -> None:

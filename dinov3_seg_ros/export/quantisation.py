@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
     """
 
     def quantise(source: Path, target: Path, float_nodes: Sequence[str]) -> None:
-        excluded = {*float_nodes, *(node for node in _products(source) if node not in weighted_nodes(source))}
+        _, others = _products(source)
         with _quiet(), _large_graphs(source, target) as large:
             quantize_static(
                 source,
@@ -71,22 +71,11 @@ def static_for(canvases: Sequence[np.ndarray]) -> Quantise:
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(excluded),
+                nodes_to_exclude=sorted({*float_nodes, *others}),
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
             )
 
     return quantise
-
-
-def weighted_nodes(graph: Path) -> list[str]:
-    """Return the names of the nodes that multiply by constant weights, in order."""
-    model = onnx.load(graph, load_external_data=False)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv") and node.input[1] in constants
-    ]
 
 
 def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.ndarray], folder: Path) -> list[str]:
@@ -98,7 +87,7 @@ def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.
         canvases: network inputs to measure on, (1, H, W, 3) uint8 each.
         folder: for a temporary file.
     """
-    nodes, reference = weighted_nodes(source), _run(source, canvases)
+    (nodes, _), reference = _products(source), _run(source, canvases)
     errors: dict[str, float] = {}
     candidate = folder / "candidate.onnx"
     for node in nodes:
@@ -108,13 +97,18 @@ def rank_by_sensitivity(source: Path, quantise: Quantise, canvases: Sequence[np.
     return sorted(nodes, key=lambda node: -errors[node])
 
 
-def cosine(source: Path, quantised: Path, canvases: Sequence[np.ndarray]) -> float:
-    """Return the smallest cosine, over maps and canvases, between the feature maps of two graphs."""
-    least = 1.0
-    for maps in zip(_run(source, canvases), _run(quantised, canvases), strict=True):
+def cosines(source: Path, quantised: Path, canvases: Iterable[np.ndarray]) -> Iterator[float]:
+    """Yield the cosine between the feature maps of two graphs: of each map of one canvas, then of the next.
+
+    Args:
+        source, quantised: the two graphs.
+        canvases: network inputs, (1, H, W, 3) uint8 each. They are taken one by one, and none is kept.
+    """
+    sessions = [graph_files.open_on_cpu(graph) for graph in (source, quantised)]
+    for canvas in canvases:
+        maps = [session.run(None, {CANVASES: canvas}) for session in sessions]
         for a, b in zip(*maps, strict=True):
-            least = min(least, float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-30)))
-    return least
+            yield float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-30))
 
 
 class _Canvases(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
@@ -126,9 +120,13 @@ class _Canvases(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime shi
         return None if canvas is None else {CANVASES: canvas}
 
 
-def _products(graph: Path) -> list[str]:
+def _products(graph: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the nodes that multiply by constant weights, and of the other products, each in order."""
     model = onnx.load(graph, load_external_data=False)
-    return [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    weighted = [node.name for node in products if node.input[1] in constants]
+    return weighted, [node.name for node in products if node.input[1] not in constants]
 
 
 def _run(graph: Path, canvases: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,8 +23,28 @@ _ROOMS = 4
 Sample: TypeAlias = tuple[np.ndarray, Mapping[str, np.ndarray]]
 
 
-def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bundle]) -> Callable[[], Iterator[Sample]]:
-    """Return what reads the images to compare on, anew at each call: there may be more than memory holds.
+class Samples:
+    """Images to compare on, read anew each time that they are gone through: there may be more than memory holds.
+
+    Args:
+        entries: one for each image, in order.
+        read: reads the samples of such entries, one after the other.
+    """
+
+    def __init__(self, entries: Sequence[Any], read: Callable[[Iterable[Any]], Iterator[Sample]]) -> None:
+        self._entries, self._read = entries, read
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._read(self._entries)
+
+    def spread(self, number: int) -> Samples:
+        """Return at most this many of them, spread evenly over all: neighbours may be frames of one drive."""
+        places = np.linspace(0, len(self._entries) - 1, min(number, len(self._entries))).round()
+        return Samples([self._entries[int(place)] for place in places], self._read)
+
+
+def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bundle]) -> Samples:
+    """Find the images to compare on, the user's sorted by path.
 
     Args:
         images: folder of images; None: synthetic ones.
@@ -40,7 +60,7 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
     if images is None:
         if masks is not None:
             raise ParameterError("masks were given without images; name their images with --images")
-        return lambda: ((image, {}) for image in _synthetic_images())
+        return Samples(_synthetic_images(), lambda chosen: ((image, {}) for image in chosen))
     for folder in (images, masks):
         if folder is not None and not folder.is_dir():
             raise ParameterError(f"{folder}: there is no such folder; give the folder of the images or of their masks")
@@ -49,14 +69,14 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
         mask_of = _masks_of(list(mask_of), masks)
     reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
 
-    def read() -> Iterator[Sample]:
+    def read(chosen: Iterable[tuple[Path, Path | None]]) -> Iterator[Sample]:
         scale = ValueScale(bundles[0].manifest.input.value_range, str(images))
-        for file, mask in mask_of.items():
+        for file, mask in chosen:
             image = read_image(file, scale)
             size = image.shape[0], image.shape[1]
             yield image, {} if mask is None else {name: own(mask, file, size) for name, own in reading.items()}
 
-    return read
+    return Samples(list(mask_of.items()), read)
 
 
 class _MaskReading:

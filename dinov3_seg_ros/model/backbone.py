@@ -61,9 +61,11 @@ class Backbone(nn.Module):
         trainable_blocks: what `freeze` was last told.
         model: the transformers model underneath.
         normalisation: mean and standard deviation that the weights were trained with; None where nothing tells.
+        normalisation_is_certain: whether a recipe must agree with them; else they are what the weights suggest.
     """
 
     normalisation: Normalisation | None = None
+    normalisation_is_certain: bool = True
 
     def __init__(
         self,

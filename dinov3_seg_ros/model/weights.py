@@ -54,6 +54,7 @@ def load_backbone(
     model = _model_with_weights(checkpoint.config, tensors, checkpoint.where)
     backbone = Backbone(model, layers, feature_norm, class_token, output_stride).eval()
     backbone.normalisation = checkpoint.normalisation
+    backbone.normalisation_is_certain = checkpoint.normalisation_is_certain
     return backbone
 
 

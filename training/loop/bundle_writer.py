@@ -150,6 +150,7 @@ def _trains(backbone: Backbone) -> bool:
 
 @torch.no_grad()
 def _round_weights(backbone: Backbone, dtype: torch.dtype) -> None:
-    for tensor in [*backbone.parameters(), *backbone.buffers()]:
+    # Of buffers only those that are stored: a reader makes the others, such as rotary frequencies, anew.
+    for tensor in backbone.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(dtype))

@@ -94,13 +94,16 @@ def _with_detail(choice: HeadChoice, backbone: Backbone) -> HeadChoice:
 def _normalised(network: NetworkInput, backbone: Backbone, source: str | None) -> NetworkInput:
     """The network input with mean and standard deviation of the backbone's weights, else of ImageNet.
 
+    What the weights only suggest, the recipe may overrule.
+
     Raises:
-        RecipeError: the recipe has others than the weights were trained with.
+        RecipeError: the recipe has others than the weights were certainly trained with.
     """
     own = dict(zip(("mean", "std"), backbone.normalisation or IMAGENET, strict=True))
+    is_certain = backbone.normalisation is not None and backbone.normalisation_is_certain
     for key, value in own.items():
         written = getattr(network, key)
-        if written != "auto" and backbone.normalisation is None:
+        if written != "auto" and not is_certain:
             own[key] = written
         elif written != "auto" and not np.allclose(written, value, atol=_SAME_NORMALISATION):
             raise RecipeError(

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from dinov3_seg_ros.bundle.hub import HubId
+from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE
 from training.reports.model_card import card, describe
-from training.sharing.shareable import DINOV3_LICENCE, PICTURES_FOLDER, Shareable
+from training.sharing.shareable import PICTURES_FOLDER, Shareable
 
 #: The file of the licence notes in a repository.
 LICENCES_FILE = "LICENCES.txt"

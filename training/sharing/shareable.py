@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from huggingface_hub import errors as hub_errors
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
 from dinov3_seg_ros.model.identity import backbone_identity
-from dinov3_seg_ros.model.pretrained.hub import repository_of
+from dinov3_seg_ros.model.pretrained.hub import is_dinov3, repository_of
 from dinov3_seg_ros.model.weights import load_backbone
 from dinov3_seg_ros.support.errors import SharingError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
@@ -22,10 +21,6 @@ from training.loop.run_folder import BEST, CURVES_FILE, PREDICTIONS_FILE, RECIPE
 
 #: Folder of the pictures in a repository.
 PICTURES_FOLDER = "pictures"
-DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
-
-# Meta's own repositories, and timm's with the same weights.
-_DINOV3 = re.compile(r"(facebook/dinov3-|timm/(vit|convnext)_\w+[._]dinov3).*")
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Shareable:
     @property
     def is_of_meta(self) -> bool:
         """Whether the backbone is subject to the DINOv3 License."""
-        return self.backbone is not None and _DINOV3.fullmatch(self.backbone) is not None
+        return self.backbone is not None and is_dinov3(self.backbone)
 
 
 def prepare(
@@ -137,7 +132,7 @@ def _require_same(bundle: Bundle, repository: str) -> None:
 
 def _is_gated(repository: str, is_needed: bool) -> bool:
     """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked."""
-    if _DINOV3.fullmatch(repository):
+    if is_dinov3(repository):
         return True
     try:
         return bool(HfApi().model_info(repository, timeout=HUB_TIMEOUT_S).gated)

@@ -20,6 +20,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".pth", ".pt")
 SAFETENSORS_SUFFIX = ".safetensors"
+#: A source that ends in one of these is meant as a file.
+WEIGHTS_SUFFIXES = (*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, ".bin")
 
 # Trainings store the backbone below one of these keys, and under these beginnings of names.
 _WRAPPERS = ("teacher", "model_ema", "model", "state_dict", "backbone", "module")
@@ -98,14 +100,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Only tensors are unpickled; a file that holds anything else is refused without running it.
 
     Raises:
-        BackboneError: the file is absent, damaged, or not a dictionary of tensors.
+        BackboneError: the file is damaged, or not a dictionary of tensors.
     """
-    if not path.is_file():
-        raise BackboneError(
-            f"There is no file {path}. Download the backbone's .pth from Meta "
-            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
-            "where it lies. See weights/README.md."
-        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A damaged file can raise anything.

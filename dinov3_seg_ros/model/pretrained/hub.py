@@ -19,6 +19,7 @@ from dinov3_seg_ros.model.pretrained.files import (
     PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     WEIGHTS_FILE,
+    WEIGHTS_SUFFIXES,
     parts_of,
 )
 from dinov3_seg_ros.model.pretrained.normalisation import PREPROCESSOR_FILE
@@ -29,6 +30,8 @@ WEIGHTS_HELP = (
     "DINOv3's weights are gated: accept the licence at https://huggingface.co/{id} and run `hf auth login`, or "
     "download Meta's .pth file and give its path instead. See weights/README.md."
 )
+#: What Meta's DINOv3 is subject to.
+DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +61,10 @@ _TIMM_PREFIX = re.compile(r"hf[-_]hub:")
 # timm's names of DINOv2, DINOv3 and EUPE; the tag behind the dot may be absent.
 _TIMM_NAME = re.compile(r"(vit_\w+_dinov([23])\w*|convnext_\w+\.(dinov3|eupe))(\.?\w*)")
 _TIMM_TAGS = {"2": ".lvd142m", "3": ".lvd1689m"}
+# Meta's names of DINOv3, of files and of repositories; a file's goes on with a hash.
+_META_NAME = re.compile(r"dinov3[_-](vit[a-z0-9]+|convnext[_-][a-z]+)[_-]pretrain[_-](lvd1689m|sat493m)(?![a-z0-9])")
+# Meta's own repositories, and timm's with the same weights; timm's EUPE has DINOv3's architecture.
+_DINOV3 = re.compile(r"(facebook/dinov3-|timm/(vit|convnext)_\w+[._]dinov3(?!\w*\.eupe)).*")
 
 
 @dataclass(frozen=True)
@@ -95,24 +102,39 @@ def find_by_id(source: str) -> Download:
     return _from_repository(repository) if file is None else Download(repository, _fetched(repository, file))
 
 
+def is_path(source: str) -> bool:
+    """Whether a source can only be the path of a file of weights. Three names may be a repository's, and a file's."""
+    path = Path(source).expanduser()
+    return path.suffix in WEIGHTS_SUFFIXES and (path.is_absolute() or source.startswith(".") or len(path.parts) < 3)
+
+
 def repository_of(source: str) -> str | None:
     """The repository on Hugging Face that holds a published backbone; None where the source does not tell.
 
     Args:
         source: an id, as `find_by_id` takes it; or the path of a file with Meta's name, or of a folder with the name of
-            Meta's repository. Nothing is read.
+            Meta's repository, or of the weights in one. Nothing is read.
     """
-    name = Path(source).name
+    path = Path(source)
+    name = path.parent.name if path.name in (WEIGHTS_FILE, INDEX_FILE) else path.name
+    of_meta = _META_NAME.match(name)
+    if of_meta:
+        return f"facebook/dinov3-{of_meta[1].replace('_', '-')}-pretrain-{of_meta[2]}"
     for hub_name, (repository, stem) in TORCH_HUB.items():
         if source == hub_name or name == repository.partition("/")[2] or name.startswith(f"{stem}-"):
             return repository
-    if Path(source).expanduser().exists():
+    if is_path(source) or path.expanduser().exists():
         return None
     repository, _ = _parted(source)
     with contextlib.suppress(hub_errors.HFValidationError):
         validate_repo_id(repository)
         return repository if "/" in repository else None
     return None
+
+
+def is_dinov3(repository: str) -> bool:
+    """Whether a repository on Hugging Face holds Meta's DINOv3, which is gated and subject to `DINOV3_LICENCE`."""
+    return _DINOV3.fullmatch(repository) is not None
 
 
 def _parted(source: str) -> tuple[str, str | None]:

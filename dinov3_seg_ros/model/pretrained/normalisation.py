@@ -22,8 +22,8 @@ IMAGENET: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Of the DINOv3 backbones that Meta trained on satellite images (SAT-493M).
 SATELLITE: Normalisation = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
 
-# Parts of the names of published checkpoints; each names the images that it was trained on.
-_BY_NAME = {"sat493m": SATELLITE, "lvd1689m": IMAGENET, "lvd142m": IMAGENET}
+# Parts of the names of published checkpoints: the images that each was trained on, and the hash of the satellite file.
+_BY_NAME = {"sat493m": SATELLITE, "eadcf0ff": SATELLITE, "lvd1689m": IMAGENET, "lvd142m": IMAGENET}
 _VIT_L_CHANNELS = 1024
 
 
@@ -57,15 +57,22 @@ def normalisation_of(content: Mapping[str, Any], keys: tuple[str, str], where: s
     return mean, std
 
 
-def known_normalisation(name: str, tensors: Mapping[str, Tensor]) -> Normalisation | None:
-    """The normalisation of a published checkpoint, known by its name or its tensors; None for others.
+def known_normalisation(name: str) -> Normalisation | None:
+    """The normalisation of a published checkpoint, known by its name; None for others.
 
     Args:
         name: of the file, folder or repository.
+    """
+    return next((value for part, value in _BY_NAME.items() if part in name.lower()), None)
+
+
+def probable_normalisation(tensors: Mapping[str, Tensor]) -> Normalisation | None:
+    """The normalisation that tensors suggest where no name tells; None where they suggest none.
+
+    Args:
         tensors: as published, in any layout.
     """
-    # Of Meta's ViT-L files only the satellite one has this norm; of the web images, only the 7B has it.
+    # Of Meta's ViT-L files only the satellite one has this norm; of the web images, only the 7B has it. Another
+    # training with Meta's code may have it too.
     norm = tensors.get("local_cls_norm.weight")
-    if norm is not None and tuple(norm.shape) == (_VIT_L_CHANNELS,):
-        return SATELLITE
-    return next((value for part, value in _BY_NAME.items() if part in name.lower()), None)
+    return SATELLITE if norm is not None and tuple(norm.shape) == (_VIT_L_CHANNELS,) else None

@@ -14,15 +14,15 @@ from dinov3_seg_ros.model.pretrained.dinov2 import convert_dinov2, is_dinov2
 from dinov3_seg_ros.model.pretrained.files import (
     CONFIG_FILE,
     INDEX_FILE,
-    PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     WEIGHTS_FILE,
+    WEIGHTS_SUFFIXES,
     read_json,
     read_parts,
     read_safetensors,
     read_state_dict,
 )
-from dinov3_seg_ros.model.pretrained.hub import find_by_id
+from dinov3_seg_ros.model.pretrained.hub import find_by_id, is_path
 from dinov3_seg_ros.model.pretrained.hugging_face import config_of, is_hugging_face
 from dinov3_seg_ros.model.pretrained.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
 from dinov3_seg_ros.model.pretrained.normalisation import (
@@ -30,6 +30,7 @@ from dinov3_seg_ros.model.pretrained.normalisation import (
     Normalisation,
     known_normalisation,
     normalisation_of,
+    probable_normalisation,
     read_preprocessor,
 )
 from dinov3_seg_ros.model.pretrained.timm import is_timm_dinov3, timm_to_meta
@@ -47,12 +48,14 @@ class Checkpoint:
         tensors: by Hugging Face's names.
         where: where they came from, for people.
         normalisation: of the images that it was trained on; None where nothing tells.
+        normalisation_is_certain: whether files or names tell it; the tensors alone only suggest one.
     """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     where: str
     normalisation: Normalisation | None = None
+    normalisation_is_certain: bool = True
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
@@ -68,10 +71,21 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path)
-    looks_like_file = path.suffix in PICKLE_SUFFIXES and (path.is_absolute() or len(path.parts) < 3)
-    if path.is_file() or looks_like_file:
+    if path.is_file():
         return _read(path, _if_file(path.with_name(CONFIG_FILE)), _if_file(path.with_name(PREPROCESSOR_FILE)))
-    found = find_by_id(str(source))
+    absent = f"There is no file {path}" if path.is_absolute() else f"There is no file {path} in {Path.cwd()}"
+    if is_path(str(source)):
+        raise BackboneError(
+            f"{absent}. Download the backbone's .pth from Meta "
+            "(https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/) to that path, or give the path "
+            "where it lies. See weights/README.md."
+        )
+    try:
+        found = find_by_id(str(source))
+    except BackboneError as error:
+        if path.suffix not in WEIGHTS_SUFFIXES:
+            raise
+        raise BackboneError(f"{absent}. Nor can it be fetched from Hugging Face: {error}") from error
     return _read(found.weights, found.config, found.preprocessor, found.repository)
 
 
@@ -111,20 +125,20 @@ def _read(weights: Path, config: Path | None, preprocessor: Path | None, where: 
     # The configuration comes first: it is small, and a damaged one is found before the weights are read.
     written = {} if config is None else read_json(config)
     tensors = _read_tensors(weights)
-    normalisation = None if preprocessor is None else read_preprocessor(preprocessor)
+    # What lies beside a file with a name of its own may be of another file.
+    has_own_name = weights.name not in (WEIGHTS_FILE, INDEX_FILE)
+    normalisation = known_normalisation(weights.name) if has_own_name else None
+    if normalisation is None and preprocessor is not None:
+        normalisation = read_preprocessor(preprocessor)
     if normalisation is None and isinstance(written.get("pretrained_cfg"), dict):
         normalisation = normalisation_of(written["pretrained_cfg"], ("mean", "std"), str(config))
-    if normalisation is None:
-        normalisation = known_normalisation(where, tensors)
-    # A config.json beside a file may be of another file; timm's says nothing of the architecture.
-    if (
-        written
-        and "pretrained_cfg" not in written
-        and (weights.name in (WEIGHTS_FILE, INDEX_FILE) or is_hugging_face(tensors))
-    ):
-        return Checkpoint(written, tensors, where, normalisation)
+    normalisation = normalisation or known_normalisation(where)
+    of_images = normalisation or probable_normalisation(tensors), normalisation is not None
+    # timm's config.json says nothing of the architecture.
+    if written and "pretrained_cfg" not in written and (not has_own_name or is_hugging_face(tensors)):
+        return Checkpoint(written, tensors, where, *of_images)
     try:
-        return Checkpoint(*convert(tensors), where, normalisation)
+        return Checkpoint(*convert(tensors), where, *of_images)
     except BackboneError as error:
         raise BackboneError(f"{where}: {error}") from error
 
