@@ -17,6 +17,7 @@ from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from training.evaluate import evaluate_bundle
 from training.loop.stages import StageRun
+from training.recipes import resolve
 from training.recipes.schema import Recipe
 from training.support.processes import make_accelerator
 
@@ -140,3 +141,11 @@ def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
     torch.distributed.destroy_process_group()
     forget_accelerator()
     assert waits == [timedelta(days=1)]
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])
+def test_processes_on_one_machine_share_the_cores_that_load_data(cores, processes, workers, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert resolve._best_workers() == workers

@@ -5,7 +5,6 @@ Every image and every mask is read once, as training reads them.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole_number
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.checks.findings import Findings, check_split
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for what was found")
     parser.add_argument("--allow-empty", action="store_true", help="accept classes that training never sees")
     parser.add_argument(
-        "--threads", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help="items read at once"
+        "--threads", type=whole_number(1), default=usable_cores(), metavar="N", help="items read at once"
     )
 
     def work(words: list[str]) -> int:

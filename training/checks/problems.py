@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -10,6 +9,7 @@ from pathlib import PurePath
 from rich.console import Console
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from training.checks.findings import Findings, check_split
 from training.checks.likeness import near_duplicates
@@ -81,9 +81,9 @@ def check_before_training(section: DataSection, console: Console, mirrored: bool
     Raises:
         DatasetError: a training on this data would fail, or its scores would mean nothing.
     """
-    threads = os.cpu_count() or 1
+    threads, most = usable_cores(), MOST_BEFORE_TRAINING
     with console.status("reading the data set, to check it"):
-        train = check_split(section, "train", threads, console, MOST_BEFORE_TRAINING)
+        train = check_split(section, "train", threads, console, most)
         val = check_split(section, "val", threads, console)
     problems = find_problems(train, val) | (_sides(train.class_names) if mirrored else {})
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}

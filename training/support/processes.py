@@ -24,6 +24,11 @@ def process_state() -> PartialState:
     return PartialState(cpu=_on_cpu(), timeout=_PATIENCE)
 
 
+def local_process_count() -> int:
+    """Number of this training's processes on this machine, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def make_accelerator(precision: str, tracker: str = "none", folder: str | None = None) -> Accelerator:
     """An accelerator for this process's device.
 
