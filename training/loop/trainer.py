@@ -130,7 +130,7 @@ class Trainer:
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
-                for note in [*folder.notes, *folder.keep_origins(self._origins)]:
+                for note in folder.start(self._origins):
                     self._console.print(note, style="yellow", markup=False, soft_wrap=True)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
