@@ -249,6 +249,18 @@ def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(tmp_path):
     assert (output / "recipe.yaml").read_bytes() == written
 
 
+@pytest.mark.parametrize("evaluate_every", [1, 9], ids=["validated before", "never validated"])
+def test_shortened_to_the_steps_that_are_done_it_is_validated(tmp_path, evaluate_every):
+    def recipe(steps: int, output: str) -> Recipe:
+        changes = {"epochs": None, "schedule": {"name": "constant"}, "checkpoint_minutes": 0}
+        changes |= {"evaluate_every": evaluate_every, "output": str(tmp_path / output)}
+        return tiny_recipe(tmp_path, iterations=steps, **changes)
+
+    train_until(3, recipe(4, "shortened"))
+    shortened = train(recipe(3, "shortened"), resume=True).output
+    assert_same(shortened, train(recipe(3, "at_once")).output)
+
+
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("precious.txt", ".recipe.k1ll3d__.yaml"):

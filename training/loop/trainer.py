@@ -197,6 +197,8 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
+            if self._step == self.stages[-1].end and (not self._records or self._records[-1]["step"] < self._step):
+                self._validate_shortened(folder, checkpoint)
         if self._is_at_its_end():
             return
         if self.recipe.cache.views:
@@ -217,6 +219,13 @@ class Trainer:
                     if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
                         record = self._validate_and_save(folder, run, epoch + 1)
                         progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
+
+    def _validate_shortened(self, folder: RunFolder | None, checkpoint: Checkpoint) -> None:
+        """Validate and save at the end of a training that was shortened to the steps that it has taken."""
+        run = self.start(self.stages[-1])
+        run.optimizer.load_state_dict(checkpoint.optimizer)
+        last_epoch, _ = run.stage.position(self._step - 1)
+        self._validate_and_save(folder, run, last_epoch + 1)
 
     def _is_at_its_end(self) -> bool:
         """Whether all steps are taken, or patience is lost."""
