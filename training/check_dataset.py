@@ -17,9 +17,10 @@ from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole
 from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
-from training.checks.findings import Findings, check_split
+from training.checks.findings import Findings, check_pseudo_labels, check_split
 from training.checks.problems import find_problems
 from training.data import DataSection, Found
+from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
@@ -78,11 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
-        console, section = Console(markup=False), load_recipe(options.recipe, overrides).data
-        found = _found(section)
+        console, recipe = Console(markup=False), load_recipe(options.recipe, overrides)
+        found = _found(recipe.data)
         _print_found(found, console)
-        train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))
-        problems = find_problems(train, val, options.allow_empty)
+        train, val = (check_split(recipe.data, split, options.threads, console) for split in ("train", "val"))
+        taught = _check_pseudo_labels(recipe, options.threads, console)
+        problems = find_problems(train, val, taught, options.allow_empty)
         if train.class_names or val.class_names:
             console.print(findings_table(train, val))
         _print_findings(train, val, console)
@@ -101,6 +103,20 @@ def _found(section: DataSection) -> Found:
         return section.found()
     except DatasetError:
         return Found("unknown", "not at all", "see the problems")
+
+
+def _check_pseudo_labels(recipe: Recipe, threads: int, console: Console) -> Findings | None:
+    """Read the images that a teacher labelled; None where the recipe has none, or `check_split` reports why.
+
+    Raises:
+        DatasetError: see `PseudoLabels.join`.
+    """
+    try:
+        labelled = recipe.data.open("train")
+    except DatasetError:
+        return None
+    data = recipe.pseudo_labels.join(labelled, recipe.data.robot_value_range())
+    return check_pseudo_labels(data.taught, threads, console) if isinstance(data, JoinedImages) else None
 
 
 def _print_found(found: Found, console: Console) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.support.errors import RecipeError
 from training.checks.problems import check_before_training
+from training.data.pseudo_labels import JoinedImages
 from training.loop.bundle_writer import BundleWriter
 from training.loop.caching import StageCaches
 from training.loop.checkpoint import Checkpoint
@@ -126,7 +127,7 @@ class Trainer:
             if self._accelerator.is_main_process:
                 if not resume:
                     check_free(self.output, "--output")  # before minutes are spent on the data
-                check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
+                self._check_data()
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
@@ -151,7 +152,7 @@ class Trainer:
     def dry_run(self) -> dict[str, Any]:
         """Take two steps, validate on a few images, and write no run folder; return the record."""
         if self._accelerator.is_main_process:
-            check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
+            self._check_data()
         with lack_of_memory_explained():
             run = self.start(self.stages[0])
             for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
@@ -191,6 +192,11 @@ class Trainer:
     def data_digest(self) -> str:
         """The digest of the training data, which reads all of them."""
         return self._origins.data["train"].digest()
+
+    def _check_data(self) -> None:
+        """For the main process; see `check_before_training`."""
+        taught = self._train_data.taught if isinstance(self._train_data, JoinedImages) else None
+        check_before_training(self.recipe.data, self._console, self.recipe.mirrors, taught)
 
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
         """Take the steps after the checkpoint's; only the main process has a folder."""
