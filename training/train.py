@@ -109,10 +109,10 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
-    """Print the value that stands for each "auto" of the recipe."""
+    """Print the value that stands for each "auto" of the recipe, and for each that is one by being left out."""
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
-        if before == "auto":
+        if before in (None, "auto"):
             table.add_row(key, str(after))
     console.print(table)
 
