@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dinov3_seg_ros.support.files import locked, replacing_file, replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import (
+    locked,
+    remove_temporaries,
+    replacing_file,
+    replacing_folder,
+    sha256_of_file,
+    write_json,
+)
 
 
 def test_an_error_while_writing_leaves_only_the_old_file(tmp_path):
@@ -33,6 +40,18 @@ def test_an_error_while_writing_leaves_only_the_old_folder(tmp_path):
         raise OSError("disk full")
     assert (folder / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_only_what_a_killed_writer_left_is_removed(tmp_path):
+    kept = {"a.txt", ".a.txt.swp", ".a.backup.txt", "bundle", ".bundle.backup", ".bundle.link____"}
+    for name in ("a.txt", ".a.txt.swp", ".a.backup.txt", ".a.k1ll3d__.txt"):
+        (tmp_path / name).touch()
+    for name in ("bundle", ".bundle.backup", ".bundle.k1ll3d__", ".bundle.old.k1ll3d__"):
+        (tmp_path / name / "weights").mkdir(parents=True)
+    (tmp_path / ".bundle.link____").symlink_to(tmp_path / "bundle")
+    for name in ("a.txt", "bundle"):
+        remove_temporaries(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
-from trainings import records, tiny_recipe, train
+from rich.console import Console
+from trainings import forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
+from training import check_dataset
 from training import distill as command
 from training.data.pseudo_labels import JoinedImages, PseudoLabels
 from training.loop.parts import make_repeats, open_training_data
+from training.loop.trainer import Trainer
 from training.samples.loader import EpochBatches, share_out
 
 CLASSES = len(scenes.CLASS_NAMES)
@@ -121,6 +124,23 @@ def test_a_training_goes_on_after_the_teachers_folder_was_moved(taught, tmp_path
     Image.fromarray(np.zeros_like(np.array(Image.open(mask)))).save(mask)
     with pytest.raises(OutputError, match=r"pseudo-labels/.*changed|changed: .*pseudo-labels"):
         train(tiny_recipe(tmp_path, pseudo_labels=moved, epochs=3), resume=True)
+
+
+def test_validation_images_that_the_teacher_labelled_are_told(teacher, tmp_path, capsys):
+    seen, _ = tiny_recipe(tmp_path).data.open("val").item(0)
+    for name, pixels in (("kitchen", seen), ("hall", picture(0))):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.png")
+    assert run(tmp_path / "photos", teacher, tmp_path / "pseudo") == 0
+    recipe = tiny_recipe(tmp_path, pseudo_labels={"root": str(tmp_path / "pseudo")})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    told = "pseudo-labels/kitchen.png and val scene 0"
+    capsys.readouterr()
+    forget_accelerator()
+    Trainer(recipe, Console(width=300)).dry_run()
+    assert f"warning: the same image in train and val: 1: {told}\n" in capsys.readouterr().out
+    assert check_dataset.main([str(tmp_path / "recipe.json")]) == 1
+    assert f"the same image in train and val: 1\n  {told}\n" in capsys.readouterr().out
 
 
 def test_without_a_folder_nothing_changes(tmp_path):

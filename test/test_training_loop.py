@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -510,3 +511,10 @@ def test_a_dry_run_leaves_no_run_folder_and_says_so(tmp_path, capsys):
     assert train.main(["demo", "--dry-run", *options]) == 0
     assert "no run folder was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_the_detail_that_the_head_takes_by_itself(recipe, tmp_path, capsys):
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe(backbone={"config": CONVNEXT, "layers": [3]}).model_dump_json())
+    assert train.main([str(path), "--dry-run"]) == 0
+    assert re.search(r"head\.options\.detail +. True", capsys.readouterr().out)

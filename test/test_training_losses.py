@@ -21,6 +21,11 @@ from training.losses import (
 
 IGNORE = 255
 WEIGHTS = [0.5, 1.0, 2.0]
+WITHOUT_CLASS_0 = [
+    CrossEntropySection(class_weights=[0.0, 1.0, 2.0]),
+    CrossEntropySection(class_weights=[0.0, 1.0, 2.0], label_smoothing=0.1),
+    FocalSection(class_weights=[0.0, 1.0, 2.0]),
+]
 SECTIONS = [
     CrossEntropySection(),
     CrossEntropySection(label_smoothing=0.1),
@@ -35,6 +40,7 @@ SECTIONS = [
         for classes in ("present", "all")
         for per_image in (False, True)
     ),
+    *WITHOUT_CLASS_0,
 ]
 PER_IMAGE_OR_PIXEL = [section for section in SECTIONS if getattr(section, "per_image", True)]
 
@@ -109,6 +115,16 @@ def test_a_batch_without_labelled_pixels_has_loss_and_gradient_zero(section):
     value, gradient = value_and_gradient(build(section), logits, torch.full_like(target, IGNORE))
     assert value == 0
     assert gradient.eq(0).all()
+
+
+@of_sections(WITHOUT_CLASS_0)
+def test_pixels_of_a_class_with_weight_zero_count_as_ignored(section):
+    logits, target = sample()
+    for own in (target, torch.zeros_like(target)):
+        value, gradient = value_and_gradient(build(section), logits, own)
+        expected, of_ignored = value_and_gradient(build(section), logits, own.masked_fill(own == 0, IGNORE))
+        assert value == expected
+        assert torch.equal(gradient, of_ignored)
 
 
 @of_sections(SECTIONS)

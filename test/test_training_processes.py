@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from trainings import CONVNEXT, end, records, start_processes, tiny_recipe, train
+from trainings import CONVNEXT, end, forget_accelerator, records, start_processes, tiny_recipe, train
 
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from training.evaluate import evaluate_bundle
 from training.loop.stages import StageRun
+from training.recipes import resolve
 from training.recipes.schema import Recipe
+from training.support.processes import make_accelerator
 
 #: At random sizes, the processes' images have different numbers of labelled pixels.
 ALIKE = {
@@ -33,24 +36,23 @@ ALIKE = {
 
 def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> None:
     """Train in several processes, as a launcher starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = start_processes(_join, *((rank, processes, port, recipe, resume) for rank in range(processes)))
+    together = start_processes(_join, *((variables, recipe, resume) for variables in launched(processes)))
     assert [end(process) for process in together] == [0] * processes
 
 
-def _join(rank: int, processes: int, port: int, recipe: Recipe, resume: bool) -> None:
+def launched(processes: int) -> list[dict[str, str]]:
+    """What a launcher tells each process in its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    same = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+    same |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **same} for rank in range(processes)]
+
+
+def _join(variables: dict[str, str], recipe: Recipe, resume: bool) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    os.environ |= variables
     train(recipe, resume)
     torch.distributed.destroy_process_group()
 
@@ -122,3 +124,28 @@ def test_all_processes_validate_with_the_saved_batch_statistics(tmp_path):
     folder = Path(recipe.output)
     scores = evaluate_bundle(folder / "last", Console(quiet=True))
     assert scores["miou"] == pytest.approx(records(folder)[-1]["miou"], abs=1e-6)
+
+
+def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
+    connect, waits = torch.distributed.init_process_group, []
+
+    def connected(**options: object) -> None:
+        waits.append(options.get("timeout"))
+        connect(**options)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", connected)
+    for name, value in launched(1)[0].items():
+        monkeypatch.setenv(name, value)
+    forget_accelerator()
+    make_accelerator("fp32")
+    torch.distributed.destroy_process_group()
+    forget_accelerator()
+    assert waits == [timedelta(days=1)]
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])
+def test_processes_on_one_machine_share_the_cores_that_load_data(cores, processes, workers, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert resolve._best_workers() == workers

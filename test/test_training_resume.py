@@ -73,6 +73,25 @@ def drawn_steps(folder: Path) -> list[int]:
     return [event.step for event in events.Scalars("miou")]
 
 
+def train_until(stop: int, recipe: Recipe) -> None:
+    """Start a training that ends before a step."""
+    original = StageRun.step
+
+    def stopped(self, step, batches):
+        if step == stop:
+            raise MemoryError
+        return original(self, step, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRun, "step", stopped)
+        with pytest.raises(MemoryError):
+            train(recipe)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same(folder: Path, expected: Path) -> None:
     assert not changed(weights(folder), weights(expected))
     assert history(folder) == history(expected)
@@ -121,18 +140,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, unbrok
 
 
 @pytest.mark.parametrize("stop", [1, 4, 10])
-def test_stopped_before_a_step_it_ends_with_the_same_weights(tmp_path, unbroken, monkeypatch, stop):
-    recipe, original = tiny_recipe(tmp_path, **FULL), StageRun.step
-
-    def stopped(self, step, batches):
-        if step == stop:
-            raise MemoryError
-        return original(self, step, batches)
-
-    monkeypatch.setattr(StageRun, "step", stopped)
-    with pytest.raises(MemoryError):
-        train(recipe)
-    monkeypatch.undo()
+def test_stopped_before_a_step_it_ends_with_the_same_weights(tmp_path, unbroken, stop):
+    recipe = tiny_recipe(tmp_path, **FULL)
+    train_until(stop, recipe)
     output = train(recipe, resume=True).output
     assert read_checkpoint(output / "checkpoint.pt").step == 11
     assert_same(output, unbroken[0])
@@ -175,15 +185,19 @@ def test_a_changed_recipe_is_refused_by_the_key_that_differs(tmp_path):
     train(tiny_recipe(tmp_path, epochs=1, checkpoint_minutes=9), resume=True)
 
 
-def test_a_training_whose_data_changed_is_refused(tmp_path):
+def test_a_training_whose_data_changed_is_refused_and_untouched(tmp_path):
     def recipe(count: int) -> Recipe:
         data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["a", "b"]}
         write_images(tmp_path / "data", count)
-        return tiny_recipe(tmp_path, data=data, epochs=1)
+        return tiny_recipe(tmp_path, data=data, epochs=1, description=f"of {count} images")
 
-    train(recipe(4))
+    output = train(recipe(4)).output
+    with open(output / "metrics.jsonl", "a") as history_after_the_checkpoint:
+        history_after_the_checkpoint.write("{}\n")
+    before = contents(output)
     with pytest.raises(OutputError, match=r"removed: .*--output"):
         train(recipe(3), resume=True)
+    assert contents(output) == before
 
 
 def test_after_a_validation_file_is_mended_it_goes_on_and_says_so(tmp_path, capsys):
@@ -235,12 +249,45 @@ def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(tmp_path):
     assert (output / "recipe.yaml").read_bytes() == written
 
 
+@pytest.mark.parametrize("evaluate_every", [1, 9], ids=["validated before", "never validated"])
+def test_shortened_to_the_steps_that_are_done_it_is_validated(tmp_path, evaluate_every):
+    def recipe(steps: int, output: str) -> Recipe:
+        changes = {"epochs": None, "schedule": {"name": "constant"}, "checkpoint_minutes": 0}
+        changes |= {"evaluate_every": evaluate_every, "output": str(tmp_path / output)}
+        return tiny_recipe(tmp_path, iterations=steps, **changes)
+
+    train_until(3, recipe(4, "shortened"))
+    shortened = train(recipe(3, "shortened"), resume=True).output
+    assert_same(shortened, train(recipe(3, "at_once")).output)
+
+
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "precious.txt").write_text("keep")
+    for name in ("precious.txt", ".recipe.k1ll3d__.yaml"):
+        (tmp_path / "run" / name).write_text("keep")
+    before = contents(tmp_path / "run")
     with pytest.raises(OutputError, match="--output"):
         train(tiny_recipe(tmp_path), resume=True)
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious.txt"]
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_training_that_was_killed_before_its_first_file_starts_anew(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.k1ll3d__.yaml").write_text("half")
+    output = train(tiny_recipe(tmp_path, epochs=1), resume=True).output
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_resuming_removes_what_a_killed_one_left_and_no_other_file(tmp_path):
+    recipe = tiny_recipe(tmp_path, epochs=1)
+    output = train(recipe).output
+    for name in (".best.k1ll3d__", ".best.backup"):
+        shutil.copytree(output / "best", output / name)
+    for name in (".recipe.k1ll3d__.yaml", ".recipe.yaml.swp"):
+        shutil.copy(output / "recipe.yaml", output / name)
+    train(recipe, resume=True)
+    hidden = {path.name for path in output.iterdir() if path.name.startswith(".")}
+    assert hidden == {".best.backup", ".recipe.yaml.swp"}
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

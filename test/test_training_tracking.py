@@ -19,6 +19,8 @@ from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from training.loop import trainer as trainer_module
 from training.loop.folds import summarise, train_folds
 from training.loop.run_folder import validations_without_gain
+from training.loop.trainer import Trainer
+from training.recipes.schema import Recipe
 from training.train import main
 
 
@@ -132,29 +134,46 @@ def write_folder(root: Path, count: int) -> None:
             cv2.imwrite(str(root / folder / f"photo_{chr(97 + index)}.png"), picture)
 
 
+def cross_validate(recipe: Recipe, folds: int, resume: bool = False) -> dict:
+    forget_accelerator()
+    console = Console(quiet=True)
+    return train_folds(recipe, folds, lambda part: Trainer(part, console).run(resume), console)
+
+
 def test_folds_are_trained_in_folders_of_their_own_and_summed_up(tmp_path, capsys):
     write_folder(tmp_path / "data", 8)
     data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}
     recipe = tiny_recipe(tmp_path, data=data, epochs=1)
-    forget_accelerator()
-    summary = train_folds(recipe, 2, resume=False, console=Console(quiet=True))
+    summary = cross_validate(recipe, 2)
     assert json.loads((tmp_path / "run" / "folds.json").read_text()) == summary
     assert summary["miou"]["folds"] == [records(tmp_path / "run" / f"fold_{fold}")[0]["miou"] for fold in (0, 1)]
     assert set(summary["per_class_iou"]) == {"dark", "bright"}
-    forget_accelerator()
-    assert train_folds(recipe, 2, resume=True, console=Console(quiet=True)) == summary
+    assert cross_validate(recipe, 2, resume=True) == summary
     recipe_file = tmp_path / "run" / "fold_0" / "recipe.yaml"
     assert main([str(recipe_file), "--folds", "2", "--dry-run"]) == 2
     with pytest.raises(RecipeError, match="folds need a folder"):
-        train_folds(tiny_recipe(tmp_path), 2, resume=False, console=Console(quiet=True))
+        cross_validate(tiny_recipe(tmp_path), 2)
+
+
+def test_folds_are_scored_by_the_recipes_inference(tmp_path):
+    write_folder(tmp_path / "data", 8)
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}
+    recipe = tiny_recipe(tmp_path, data=data, epochs=1, inference={"flip": True, "scales": [0.5, 1.0]})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    forget_accelerator()
+    assert main([str(tmp_path / "recipe.json"), "--folds", "2"]) == 0
+    of_folds = [json.loads((tmp_path / f"run/fold_{fold}/evaluation.json").read_text()) for fold in (0, 1)]
+    summary = json.loads((tmp_path / "run/folds.json").read_text())
+    for name in ("miou", "macc", "aacc"):
+        assert summary[name]["folds"] == [scores[name] for scores in of_folds]
+    assert of_folds[0]["inference"]["flip"] and of_folds[0]["images"] == 4
 
 
 def test_no_fold_is_trained_where_a_later_one_has_no_images(tmp_path):
     write_folder(tmp_path / "data", 4)
     data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"], "group": "none"}
-    forget_accelerator()
     with pytest.raises(DatasetError, match="leaves fold 4 without val images, of 4"):
-        train_folds(tiny_recipe(tmp_path, data=data), 5, resume=False, console=Console(quiet=True))
+        cross_validate(tiny_recipe(tmp_path, data=data), 5)
     assert not (tmp_path / "run").exists()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainings import forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
 from training import check_dataset
+from training.checks.problems import check_before_training
 from training.loop.trainer import Trainer
 
 HEIGHT, WIDTH = 64, 96
@@ -368,3 +370,20 @@ def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp
     assert files(tmp_path / "run") == before
     mask.write_bytes(whole)
     assert longer.run(resume=True)["step"] in (1, 2)
+
+
+def test_data_are_read_on_the_cores_that_the_process_may_use(root, monkeypatch):
+    threads = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int) -> None:
+            threads.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr("training.checks.findings.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7})
+    recipe = tiny_recipe(root.parent, data={"name": "folder", "root": str(root), "classes": CLASSES})
+    (root.parent / "tiny.json").write_text(recipe.model_dump_json())
+    check_before_training(recipe.data, Console(quiet=True))
+    assert check_dataset.main([str(root.parent / "tiny.json")]) == 0
+    assert threads == [3] * 4

@@ -5,7 +5,6 @@ Every image and every mask is read once, as training reads them.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dinov3_seg_ros.support.command_line import DONE, FAILED, run_command, whole_number
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
-from training.checks.findings import Findings, check_split
+from training.checks.findings import Findings, check_pseudo_labels, check_split
 from training.checks.problems import find_problems
 from training.data import DataSection, Found
+from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
@@ -73,16 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for what was found")
     parser.add_argument("--allow-empty", action="store_true", help="accept classes that training never sees")
     parser.add_argument(
-        "--threads", type=whole_number(1), default=os.cpu_count() or 1, metavar="N", help="items read at once"
+        "--threads", type=whole_number(1), default=usable_cores(), metavar="N", help="items read at once"
     )
 
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
-        console, section = Console(markup=False), load_recipe(options.recipe, overrides).data
-        found = _found(section)
+        console, recipe = Console(markup=False), load_recipe(options.recipe, overrides)
+        found = _found(recipe.data)
         _print_found(found, console)
-        train, val = (check_split(section, split, options.threads, console) for split in ("train", "val"))
-        problems = find_problems(train, val, options.allow_empty)
+        train, val = (check_split(recipe.data, split, options.threads, console) for split in ("train", "val"))
+        taught = _check_pseudo_labels(recipe, options.threads, console)
+        problems = find_problems(train, val, taught, options.allow_empty)
         if train.class_names or val.class_names:
             console.print(findings_table(train, val))
         _print_findings(train, val, console)
@@ -101,6 +103,20 @@ def _found(section: DataSection) -> Found:
         return section.found()
     except DatasetError:
         return Found("unknown", "not at all", "see the problems")
+
+
+def _check_pseudo_labels(recipe: Recipe, threads: int, console: Console) -> Findings | None:
+    """Read the images that a teacher labelled; None where the recipe has none, or `check_split` reports why.
+
+    Raises:
+        DatasetError: see `PseudoLabels.join`.
+    """
+    try:
+        labelled = recipe.data.open("train")
+    except DatasetError:
+        return None
+    data = recipe.pseudo_labels.join(labelled, recipe.data.robot_value_range())
+    return check_pseudo_labels(data.taught, threads, console) if isinstance(data, JoinedImages) else None
 
 
 def _print_found(found: Found, console: Console) -> None:

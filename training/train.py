@@ -7,7 +7,7 @@ processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -79,20 +79,27 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
         record = trainer.dry_run()
         console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
         return
+    _run(trainer, resume, console)
+
+
+def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
+    """Train; return the scores of the best bundle by the recipe's inference, which the main process evaluates."""
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
     inference = trainer.recipe.inference
-    if not inference.looks_once and process_state().is_main_process:
-        # A resumed training may have another inference than the one in its best bundle.
-        scores = evaluate_bundle(trainer.output / BEST, console, inference=inference)
-        with writing(trainer.output):
-            write_json(trainer.output / EVALUATION_FILE, scores)
-        console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+    if inference.looks_once or not process_state().is_main_process:
+        return best
+    # A resumed training may have another inference than the one in its best bundle.
+    scores = evaluate_bundle(trainer.output / BEST, console, inference=inference)
+    with writing(trainer.output):
+        write_json(trainer.output / EVALUATION_FILE, scores)
+    console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+    return scores
 
 
 def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) -> None:
-    summary = train_folds(recipe, folds, resume, console)
+    summary = train_folds(recipe, folds, lambda part: _run(Trainer(part, console), resume, console), console)
     table = Table("", "mean", "95 % interval", *(f"fold {number}" for number in range(folds)), title_justify="left")
     for name, score in [(name, summary[name]) for name in SCORES] + list(summary["per_class_iou"].items()):
         interval = " to ".join(map(percent, score["interval"])) if score["interval"] else "undefined"
@@ -102,10 +109,10 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
-    """Print the value that stands for each "auto" of the recipe."""
+    """Print the value that stands for each "auto" of the recipe, and for each that is one by being left out."""
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
-        if before == "auto":
+        if before in (None, "auto"):
             table.add_row(key, str(after))
     console.print(table)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 
+from dinov3_seg_ros.support.cpu import usable_cores
+
 _MOST_THREADS = 8
 _limit = 0
 
@@ -45,7 +47,7 @@ def is_limited() -> bool:
 @lru_cache(maxsize=1)
 def thread_count() -> int:
     """Threads that can run at once in this process."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = usable_cores()
     return min(allowed, _limit or allowed, _MOST_THREADS)
 
 

@@ -27,7 +27,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.command_line import write_flags
-from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.files import cache_folder, write_json
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
@@ -97,7 +97,7 @@ def machine() -> dict[str, Any]:
     lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
         "processor": this_cpu().model_dump(mode="json"),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
         "gpus": [value.strip() for name, _, value in lines if name == "Model"],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),

@@ -45,6 +45,11 @@ class Cpu(BaseModel):
         return {*_ADDING_IN_32_BITS} & {*other.features} <= {*self.features}
 
 
+def usable_cores() -> int:
+    """Number of cores that the process may use, of which ``taskset`` and containers may leave it some alone."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def onnx_runtime_threads(threads: int) -> int:
     """Return the number of threads to ask ONNX Runtime for.
 
@@ -54,9 +59,9 @@ def onnx_runtime_threads(threads: int) -> int:
     Args:
         threads: as the option ``threads``; 0 for one per core.
     """
-    if threads or not hasattr(os, "sched_getaffinity"):
+    if threads:
         return threads
-    allowed = len(os.sched_getaffinity(0))
+    allowed = usable_cores()
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 

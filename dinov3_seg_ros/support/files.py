@@ -58,12 +58,22 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
         raise
 
 
+def find_temporaries(path: str | os.PathLike[str]) -> list[Path]:
+    """What `replacing_file` and `replacing_folder` left of ``path`` where a process was killed, or still write."""
+    path, random = Path(path), "[a-z0-9_]" * 8  # as `tempfile` ends names; another hidden name may be the user's
+    stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
+    files = [left for left in path.parent.glob(f".{stem}.{random}{suffix}") if left.is_file()]
+    folders = [left for end in ("", "old.") for left in path.parent.glob(f".{name}.{end}{random}") if left.is_dir()]
+    return [left for left in (*files, *folders) if not left.is_symlink()]
+
+
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
-    """Remove what `replacing_file` left of ``path`` where a process was killed. Nobody may be writing it."""
-    path = Path(path)
-    # As `tempfile` names files; another hidden file may be the user's.
-    for left in path.parent.glob(f".{glob.escape(path.stem)}.{'[a-z0-9_]' * 8}{glob.escape(path.suffix)}"):
-        left.unlink(missing_ok=True)
+    """Remove `find_temporaries` of ``path``. Nobody may be writing it."""
+    for left in find_temporaries(path):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -151,17 +151,32 @@ def check_split(
         return findings
     if isinstance(data, LabelledImages):
         findings.spare_masks, findings.raw = data.spare_masks, _raw_masks(data)
-    findings.class_names, findings.empty_classes = data.class_names, section.empty_classes()
+    findings.empty_classes = section.empty_classes()
+    _read_items(findings, data, split, threads, console, most)
+    return findings
+
+
+def check_pseudo_labels(data: SegmentationDataset, threads: int, console: Console, most: int | None = None) -> Findings:
+    """Read the items that a teacher labelled; see `check_split`."""
+    findings = Findings()
+    _read_items(findings, data, "pseudo-labels", threads, console, most)
+    return findings
+
+
+def _read_items(
+    findings: Findings, data: SegmentationDataset, name: str, threads: int, console: Console, most: int | None
+) -> None:
+    """Read the items of a data set with a name for people."""
+    findings.class_names = data.class_names
     findings.pixels, findings.images = np.zeros((2, len(data.class_names)), np.int64)
     findings.count = len(data)
     indices = _spread(len(data), most)
     findings.looked_at = len(indices)
     with ThreadPoolExecutor(threads) as pool:
         items = pool.map(lambda index: _read(data, index), indices)
-        shown = track(items, f"reading {split}", len(indices), console=console, disable=not console.is_terminal)
+        shown = track(items, f"reading {name}", len(indices), console=console, disable=not console.is_terminal)
         for index, item in zip(indices, shown, strict=True):
             _add(findings, item, data.describe(index))
-    return findings
 
 
 def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from rich.console import Console
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
-from training.checks.findings import Findings, check_split
+from training.checks.findings import Findings, check_pseudo_labels, check_split
 from training.checks.likeness import near_duplicates
-from training.data import DataSection
+from training.data import DataSection, SegmentationDataset
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
+from training.data.pseudo_labels import PSEUDO_PREFIX
 from training.reports.pictures import percent
 
 #: From the kind of a problem, in one split or between the two, to what was found of it.
@@ -42,14 +44,19 @@ _NAMED = 3
 MOST_BEFORE_TRAINING = 500
 
 
-def find_problems(train: Findings, val: Findings, allow_empty: bool = False) -> Problems:
+def find_problems(
+    train: Findings, val: Findings, taught: Findings | None = None, allow_empty: bool = False
+) -> Problems:
     """Collect everything that is wrong with a data set: kind -> one description for each.
 
     Args:
         train, val: from `findings.check_split`.
+        taught: from `findings.check_pseudo_labels`, of images that training sees beside those of ``train``.
         allow_empty: a class that training never sees is no problem.
     """
-    problems = {f"{split}: {kind}": told for split, own in _named(train, val) for kind, told in own.problems.items()}
+    taught = taught or Findings()
+    parts = (*_named(train, val), ("pseudo-labels", taught))
+    problems = {f"{part}: {kind}": told for part, own in parts for kind, told in own.problems.items()}
     # Two splits may share a folder of masks; its masks without an image belong to neither.
     spare_masks = sorted({*train.spare_masks, *val.spare_masks})
     if spare_masks:
@@ -62,7 +69,7 @@ def find_problems(train: Findings, val: Findings, allow_empty: bool = False) -> 
         problems["classes of nearly the same name"] = alike
     if train.never_occurring() and train.looked_at == train.count and not allow_empty:
         problems["train: class never occurs"] = train.never_occurring()
-    return problems | _leaks(train, val)
+    return problems | _leaks(_with_pseudo_labels(train, taught), val)
 
 
 def is_fatal(kind: str) -> bool:
@@ -70,22 +77,26 @@ def is_fatal(kind: str) -> bool:
     return kind in _FATAL or kind.partition(": ")[2] in _FATAL
 
 
-def check_before_training(section: DataSection, console: Console, mirrored: bool = False) -> None:
+def check_before_training(
+    section: DataSection, console: Console, mirrored: bool = False, taught: SegmentationDataset | None = None
+) -> None:
     """Read the validation images and up to `MOST_BEFORE_TRAINING` training images; print what is suspicious.
 
     Args:
         section: the recipe's ``data``.
         console: for people.
         mirrored: whether images will be mirrored.
+        taught: images that a teacher labelled, to train on beside the others; as many of them are read.
 
     Raises:
         DatasetError: a training on this data would fail, or its scores would mean nothing.
     """
-    threads = os.cpu_count() or 1
+    threads, most = usable_cores(), MOST_BEFORE_TRAINING
     with console.status("reading the data set, to check it"):
-        train = check_split(section, "train", threads, console, MOST_BEFORE_TRAINING)
+        train = check_split(section, "train", threads, console, most)
         val = check_split(section, "val", threads, console)
-    problems = find_problems(train, val) | (_sides(train.class_names) if mirrored else {})
+        pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most)
+    problems = find_problems(train, val, pseudo_labels) | (_sides(train.class_names) if mirrored else {})
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
         # A remedy for the whole data set comes first: the single files that follow are its consequence.
@@ -179,6 +190,16 @@ def _sides(names: Sequence[str]) -> Problems:
         if twin != name and twin.casefold() in by_plain_name
     ]
     return {"classes trade places in mirrored images": pairs} if pairs else {}
+
+
+def _with_pseudo_labels(train: Findings, taught: Findings) -> Findings:
+    """All images that a training sees; only what `_leaks` compares is of both."""
+    return replace(
+        train,
+        names=[*train.names, *(f"{PSEUDO_PREFIX}{name}" for name in taught.names)],
+        contents=train.contents + taught.contents,
+        thumbnails=train.thumbnails + taught.thumbnails,
+    )
 
 
 def _leaks(train: Findings, val: Findings) -> Problems:

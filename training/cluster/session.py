@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import ClusterError, RuntimeUnavailableError, SegmentationError
 from dinov3_seg_ros.support.files import locked
 
@@ -94,7 +95,7 @@ class Cluster:
         gpus = [int(node.get("GPU", 0)) for node in nodes] if may_use_gpus else [0 for _ in nodes]
         if self._is_own and processes is not None and not any(gpus):
             # Here Ray counts cores for nobody else: more processes than cores are the user's choice.
-            return Pool(processes, threads or max(_cores_here() // processes, 1), 0)
+            return Pool(processes, threads or max(usable_cores() // processes, 1), 0)
         if any(gpus):
             share = min(own // count for own, count in zip(cores, gpus, strict=True) if count)
             threads = threads or max(share, 1)
@@ -195,7 +196,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails raises an exception
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cores = max(_cores_here(), (processes or 1) * (threads or 1))
+        cores = max(usable_cores(), (processes or 1) * (threads or 1))
         where = _of_this_machine(stack, cores) if is_own else _at(address)
         own_handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -238,10 +239,6 @@ def _end_on_sigterm(stack: contextlib.ExitStack, own_handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         stack.callback(signal.signal, signal.SIGTERM, own_handler or signal.SIG_DFL)
-
-
-def _cores_here() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _at(address: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from training.support.section import Section
 #: Written last, so that a folder without it is not complete.
 PSEUDO_FILE = "pseudo_labels.json"
 IMAGES, MASKS = "images", "masks"
+#: Before the names of such images where they stand beside others.
+PSEUDO_PREFIX = "pseudo-labels/"
 
 
 class PseudoLabels(Section):
@@ -64,6 +66,7 @@ class JoinedImages:
         labelled_share: of the samples that training draws, 0..1.
 
     Attributes:
+        taught: as given.
         repeats: how often each image is drawn, (images,), at least 1.
     """
 
@@ -72,7 +75,7 @@ class JoinedImages:
         self.palette: list[Colour] = labelled.palette
         self.ignore_value: int = labelled.ignore_value
         self.mask_values: MaskValues | None = labelled.mask_values
-        self._parts = labelled, taught
+        self.taught, self._parts = taught, (labelled, taught)
         weights = (labelled_share / len(labelled), (1 - labelled_share) / len(taught))
         both = np.repeat([weight / min(weights) for weight in weights], [len(labelled), len(taught)])
         self.repeats: NDArray[np.float64] = both
@@ -98,7 +101,7 @@ class JoinedImages:
     def contents(self) -> Contents:
         """See `SegmentationDataset.contents`."""
         labelled, taught = (part.contents() for part in self._parts)
-        files = {**labelled.files, **{f"pseudo-labels/{name}": digest for name, digest in taught.files.items()}}
+        files = {**labelled.files, **{f"{PSEUDO_PREFIX}{name}": digest for name, digest in taught.files.items()}}
         return Contents({**labelled.settings, "pseudo_labels": dict(taught.settings)}, files)
 
     def _place(self, index: int) -> tuple[SegmentationDataset, int]:

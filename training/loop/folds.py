@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from dinov3_seg_ros.support.errors import RecipeError
 from dinov3_seg_ros.support.files import write_json
-from training.loop.trainer import Trainer
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
 from training.support.processes import process_state
@@ -29,28 +28,30 @@ _STUDENT = (
 )
 
 
-def train_folds(recipe: Recipe, folds: int, resume: bool, console: Console) -> dict[str, Any]:
+def train_folds(
+    recipe: Recipe, folds: int, train: Callable[[Recipe], Mapping[str, Any]], console: Console
+) -> dict[str, Any]:
     """Train a recipe once for each fold, into folders of their own below its output folder; return the summary.
 
     Args:
         recipe: as written.
         folds: their number.
-        resume: go on with what an earlier start has left; folds that are done stay as they are.
+        train: trains by the recipe of a fold, and returns the scores that `summarise` takes.
         console: for people.
 
     Raises:
         RecipeError: the data set has a split of its own that cannot be divided anew.
         DatasetError: a fold would have no images; nothing was trained.
-        SegmentationError: see `Trainer`.
+        SegmentationError: see ``train``.
     """
     recipes = [fold_recipe(recipe, folds, fold) for fold in range(folds)]
     for part in recipes:  # before hours are spent on the first: has every fold its images?
         part.data.open("train"), part.data.open("val")
-    records = []
+    scores = []
     for number, part in enumerate(recipes):
         console.print(f"fold {number} of {folds}, into {part.output}", style="bold", soft_wrap=True)
-        records.append(Trainer(part, console).run(resume))
-    summary = summarise(records)
+        scores.append(train(part))
+    summary = summarise(scores)
     if process_state().is_main_process:
         folder = output_folder(recipe)
         with writing(folder):
@@ -74,12 +75,12 @@ def fold_recipe(recipe: Recipe, folds: int, fold: int) -> Recipe:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over folds of the scores of their best validations, with 95 % intervals.
+    """Mean over folds of the scores of their best bundles, with 95 % intervals.
 
     The interval is Student's, of the mean. The folds share training images, so it is a little too narrow.
 
     Args:
-        records: one of each fold.
+        records: scores of each fold's best bundle.
 
     Returns:
         ``folds``, their number; of each score and each class's IoU ``mean``, ``interval`` (two ends; None with fewer

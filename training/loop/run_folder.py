@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +14,11 @@ import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import OutputError
-from dinov3_seg_ros.support.files import locked, replacing_file
+from dinov3_seg_ros.support.files import find_temporaries, locked, remove_temporaries, replacing_file
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.loop.origins import Origins, read_origins, write_origins
-from training.loop.tracking import Tracker
+from training.loop.tracking import RUN_FILE, Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
@@ -43,6 +42,7 @@ RANKINGS: dict[str, Callable[[Record], float]] = {
 
 _REPLACED = (
     *(BEST, BEST_LOSS, LAST, RECIPE_FILE, ORIGINS_FILE, METRICS_FILE, CURVES_FILE, PREDICTIONS_FILE, CHECKPOINT_FILE),
+    RUN_FILE,
 )
 # Keys that may change between starts, since they do not change the weights.
 _HARMLESS_KEYS: tuple[str, ...] = (
@@ -58,6 +58,8 @@ _KEYS_OF_FILES = ("data", "backbone.source", "head.start_from", "pseudo_labels.r
 class RunFolder:
     """A folder that belongs to one training. Within this context no other training can write it.
 
+    Files of a training that is resumed stay as they are before `start`.
+
     Args:
         path: must not exist, or be empty, unless the training is resumed.
         recipe: resolved; written into the folder.
@@ -68,39 +70,30 @@ class RunFolder:
     Attributes:
         path: the folder.
         checkpoint: state from which the training goes on, or None.
-        notes: what is another than when the training stopped, for people.
 
     Raises:
         OutputError: the folder holds something else, is in use, or cannot be written; or its training had another
             recipe, or took more steps.
-        RecipeError: the tracker cannot be started.
     """
 
     def __init__(self, path: Path, recipe: Recipe, steps: int, tracker: Tracker, resume: bool = False) -> None:
-        self.path, self._tracker = path, tracker
+        self.path, self._tracker, self._recipe = path, tracker, recipe.model_dump(mode="json")
         self.checkpoint: Checkpoint | None = None
-        self.notes: list[str] = []
-        content = recipe.model_dump(mode="json")
-        taken_over = resume and (path / RECIPE_FILE).exists()
-        if taken_over:
-            self.notes = _check_recipe(path / RECIPE_FILE, content)
-        else:
-            if resume:
-                _remove_leftovers(path, RECIPE_FILE)
+        self._notes: list[str] = []
+        if not path.is_dir():
             check_free(path, "--output")
-            _write_recipe(path / RECIPE_FILE, content)
         with writing(path), contextlib.ExitStack() as resources:
+            path.mkdir(parents=True, exist_ok=True)
             self._lock(resources)
-            if taken_over:
+            self._is_resumed = resume and (path / RECIPE_FILE).exists()
+            if self._is_resumed:
+                self._notes = _check_recipe(path / RECIPE_FILE, self._recipe)
                 self.checkpoint = read_checkpoint(path / CHECKPOINT_FILE)
                 _check_steps(path, self.checkpoint, steps)
-                _write_recipe(path / RECIPE_FILE, content)
-                _remove_leftovers(path, *_REPLACED)
-            points, records = (self.checkpoint.points, self.checkpoint.records) if self.checkpoint else ([], [])
-            tracker.start(path, content, points, records)
-            resources.callback(tracker.close)
-            if taken_over:
-                self._rewrite_history(records)
+            else:
+                if resume:
+                    _remove_false_start(path)
+                check_free(path, "--output")
             self._resources = resources.pop_all()
 
     def __enter__(self) -> RunFolder:
@@ -111,30 +104,30 @@ class RunFolder:
     ) -> None:
         self._resources.close()
 
-    def keep_origins(self, origins: Origins) -> list[str]:
-        """Write the origins of a training that starts; compare them with its first ones where it is resumed.
+    def start(self, origins: Origins) -> list[str]:
+        """Write recipe and origins, and start the tracker; of a training that is resumed, if its origins are the same.
 
         Returns:
-            What is another than before and changes no weights, for people.
+            What is another than when the training stopped and may be, for people.
 
         Raises:
-            OutputError: what changes the weights is another than before, or the file cannot be read or written.
+            OutputError: what changes the weights is another than before, and nothing was changed; or a file cannot be
+                read or written.
+            RecipeError: the tracker cannot be started.
         """
-        path, notes = self.path / ORIGINS_FILE, []
+        path, notes = self.path, list(self._notes)
         if self.checkpoint is not None:
-            before = read_origins(path)
-            changes = origins.changes_since(before)
-            if changes:
-                raise OutputError(
-                    f"{self.path} cannot be resumed, since it would not be the same training: {'; '.join(changes)}. "
-                    "Undo the change, or train into another folder with --output"
-                )
-            changed = origins.validation_changes_since(before)
-            if changed:
-                compared = ", so scores before and after it are of different files" if self.checkpoint.records else ""
-                notes.append(f"the val split of the data set changed ({changed}){compared}")
-        with writing(self.path):
-            write_origins(path, origins)
+            notes += self._compare(origins, self.checkpoint)
+        points, records = (self.checkpoint.points, self.checkpoint.records) if self.checkpoint else ([], [])
+        with writing(path):
+            _write_recipe(path / RECIPE_FILE, self._recipe)
+            for name in _REPLACED:
+                remove_temporaries(path / name)
+            self._tracker.start(path, self._recipe, points, records)
+            self._resources.callback(self._tracker.close)
+            if self._is_resumed:
+                self._rewrite_history(records)
+            write_origins(path / ORIGINS_FILE, origins)
         return notes
 
     def add_point(self, point: Record) -> None:
@@ -182,6 +175,21 @@ class RunFolder:
         except BlockingIOError as error:
             raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
+    def _compare(self, origins: Origins, checkpoint: Checkpoint) -> list[str]:
+        """What of the origins is another than before and changes no weights; OutputError where it changes them."""
+        before = read_origins(self.path / ORIGINS_FILE)
+        changes = origins.changes_since(before)
+        if changes:
+            raise OutputError(
+                f"{self.path} cannot be resumed, since it would not be the same training: {'; '.join(changes)}. "
+                "Undo the change, or train into another folder with --output"
+            )
+        changed = origins.validation_changes_since(before)
+        if not changed:
+            return []
+        compared = ", so scores before and after it are of different files" if checkpoint.records else ""
+        return [f"the val split of the data set changed ({changed}){compared}"]
+
     def _rewrite_history(self, records: Sequence[Record]) -> None:
         """Remove the history after the checkpoint: its steps will be done again."""
         with replacing_file(self.path / METRICS_FILE) as temporary:
@@ -205,15 +213,15 @@ def bundles_led(record: Record, earlier: Sequence[Record]) -> list[str]:
     ]
 
 
-def _remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove temporary files and folders that a killed training left; see `dinov3_seg_ros.support.files`."""
-    for name in names:
-        for leftover in folder.glob(f".{Path(name).stem}.*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+def _remove_false_start(folder: Path) -> None:
+    """Empty a folder in which a training was killed before its first file was whole; leave any other as it is."""
+    left = find_temporaries(folder / RECIPE_FILE)
+    if {*folder.iterdir()} <= {*left}:
+        remove_temporaries(folder / RECIPE_FILE)
 
 
 def _write_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    with writing(path.parent), replacing_file(path) as temporary:
+    with replacing_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

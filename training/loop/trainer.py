@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.support.errors import RecipeError
 from training.checks.problems import check_before_training
+from training.data.pseudo_labels import JoinedImages
 from training.loop.bundle_writer import BundleWriter
 from training.loop.caching import StageCaches
 from training.loop.checkpoint import Checkpoint
@@ -126,11 +127,11 @@ class Trainer:
             if self._accelerator.is_main_process:
                 if not resume:
                     check_free(self.output, "--output")  # before minutes are spent on the data
-                check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
+                self._check_data()
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
-                for note in [*folder.notes, *folder.keep_origins(self._origins)]:
+                for note in folder.start(self._origins):
                     self._console.print(note, style="yellow", markup=False, soft_wrap=True)
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
@@ -151,7 +152,7 @@ class Trainer:
     def dry_run(self) -> dict[str, Any]:
         """Take two steps, validate on a few images, and write no run folder; return the record."""
         if self._accelerator.is_main_process:
-            check_before_training(self.recipe.data, self._console, self.recipe.mirrors)
+            self._check_data()
         with lack_of_memory_explained():
             run = self.start(self.stages[0])
             for _, batches in zip(range(_DRY_RUN_STEPS), run.batches(0), strict=False):
@@ -192,11 +193,18 @@ class Trainer:
         """The digest of the training data, which reads all of them."""
         return self._origins.data["train"].digest()
 
+    def _check_data(self) -> None:
+        """For the main process; see `check_before_training`."""
+        taught = self._train_data.taught if isinstance(self._train_data, JoinedImages) else None
+        check_before_training(self.recipe.data, self._console, self.recipe.mirrors, taught)
+
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
         """Take the steps after the checkpoint's; only the main process has a folder."""
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
+            if self._step == self.stages[-1].end and (not self._records or self._records[-1]["step"] < self._step):
+                self._validate_shortened(folder, checkpoint)
         if self._is_at_its_end():
             return
         if self.recipe.cache.views:
@@ -217,6 +225,13 @@ class Trainer:
                     if (epoch + 1) % self.recipe.evaluate_every == 0 or self._step == run.stage.end:
                         record = self._validate_and_save(folder, run, epoch + 1)
                         progress.update(task, loss=f"{record['loss']:.3f}", miou=percent(record["miou"]))
+
+    def _validate_shortened(self, folder: RunFolder | None, checkpoint: Checkpoint) -> None:
+        """Validate and save at the end of a training that was shortened to the steps that it has taken."""
+        run = self.start(self.stages[-1])
+        run.optimizer.load_state_dict(checkpoint.optimizer)
+        last_epoch, _ = run.stage.position(self._step - 1)
+        self._validate_and_save(folder, run, last_epoch + 1)
 
     def _is_at_its_end(self) -> bool:
         """Whether all steps are taken, or patience is lost."""

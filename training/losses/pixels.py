@@ -92,6 +92,10 @@ class CrossEntropy(_PixelLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor, ignore_value: int) -> Tensor:
+        if self.class_weights is not None:
+            # `count` leaves these pixels out, but smoothing would give them a loss.
+            weights = self.class_weights[target.masked_fill(target == ignore_value, 0)]
+            target = target.masked_fill(weights == 0, ignore_value)
         return F.cross_entropy(
             logits,
             target,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
-from training.support.processes import process_state
+from training.support.processes import local_process_count, process_state
 
 # The option that makes a head image-guided, and the head that takes it without being told.
 _DETAIL, _GUIDED_BY_DEFAULT = "detail", "aspp"
@@ -136,5 +136,5 @@ def _best_precision() -> str:
 
 
 def _best_workers() -> int:
-    """Number of loading processes: one keeps up with a CPU; a GPU gets one for each core, up to 8."""
-    return min(os.cpu_count() or 1, 8) if torch.cuda.is_available() else 1
+    """Number of loading processes: one keeps up with a CPU; a GPU gets its share of the cores, 1 to 8."""
+    return min(max(usable_cores() // local_process_count(), 1), 8) if torch.cuda.is_available() else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,11 +14,19 @@ from accelerate.utils import parse_flag_from_env
 from dinov3_seg_ros.support.errors import RecipeError
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# So long processes wait for the main one, which alone checks the data set and evaluates. A process that fails ends all:
+# whoever launched them sees to that.
+_PATIENCE = timedelta(days=1)
 
 
 def process_state() -> PartialState:
     """Index, number and device of this training's processes."""
-    return PartialState(cpu=_on_cpu())
+    return PartialState(cpu=_on_cpu(), timeout=_PATIENCE)
+
+
+def local_process_count() -> int:
+    """Number of this training's processes on this machine, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def make_accelerator(precision: str, tracker: str = "none", folder: str | None = None) -> Accelerator:
@@ -31,6 +40,7 @@ def make_accelerator(precision: str, tracker: str = "none", folder: str | None =
     Raises:
         RecipeError: this machine does not support the precision.
     """
+    process_state()  # accelerate would connect the processes with less patience
     try:
         return Accelerator(
             mixed_precision=_PRECISIONS[precision],
