@@ -52,7 +52,8 @@ def source_of(name: str) -> str:
     """The name of the image that an image is a version of, by Roboflow's naming; else the name itself."""
     folder, stem = _parted(name)
     version = _ROBOFLOW.fullmatch(stem)
-    return f"{folder}/{version['source']}" if version else name
+    # A version at the folder's root must get the very name of its original.
+    return (PurePath(folder) / version["source"]).as_posix() if version else name
 
 
 def _by_name(name: str) -> Origin:
