@@ -302,6 +302,18 @@ def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, 
     assert main([push[0], "no_owner"]) == 2
 
 
+def test_a_push_that_breaks_off_is_one_message(hub, tmp_path, monkeypatch, capsys):
+    push = [str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "_store", lambda self, _: self._send(400))
+        assert main(push) == 1
+    assert "lab/tiny was not written: the upload failed (Error while uploading" in (said := capsys.readouterr().err)
+    assert "Bad request" in said
+    point_the_hub_at("http://127.0.0.1:9", monkeypatch)
+    assert main(push) == 1
+    assert "lab/tiny was not written: Hugging Face cannot be reached (Connect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "repository"),
     [
