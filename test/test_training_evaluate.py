@@ -22,7 +22,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ParameterError, RuntimeFailedError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.resources import resource_path
 from training import calibrate, evaluate, train
@@ -165,6 +165,19 @@ def test_flipping_makes_labels_symmetric(tmp_path, geometry, mode):
     labels, mirrored = (s.labels for s in segmenter.segment([image, np.ascontiguousarray(image[:, ::-1])]))
     assert labels.shape == (75, 91)
     assert (labels == mirrored[:, ::-1]).mean() > 0.99
+
+
+def test_a_runtime_that_fails_is_told_with_averaged_views_too(bundle, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter = averaging(bundle, flip=True)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeFailedError, match="averaging the views failed: CUDA"):
+        patch.setattr(torch.Tensor, "softmax", fails)
+        segmenter.segment([picture(50, 70)])
+    monkeypatch.setattr(segmenter.runtime, "start", fails)
+    with pytest.raises(RuntimeFailedError, match=r"^PyTorch .* failed: CUDA out of memory; end what else"):
+        segmenter.segment([picture(50, 70)])
 
 
 def test_a_stride_that_leaves_gaps_is_refused(bundle):
