@@ -301,6 +301,24 @@ def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, tmp_path):
     assert smoothed["miou"] > single["miou"]
 
 
+def test_the_order_of_a_sequence_is_that_of_the_numbers_in_its_names(bundle, tmp_path):
+    segmenter, wide = Segmenter.from_bundle(bundle.path), picture(64, 120, seed=3)
+    found = []
+    for name in ("{:04d}.png", "{}.png"):
+        root = tmp_path / name
+        for folder in ("images", "masks"):
+            (root / "val" / folder).mkdir(parents=True)
+        for number in range(8, 12):
+            image = np.ascontiguousarray(wide[:, 4 * number - 32 : 4 * number + 64])
+            Image.fromarray(image).save(root / "val" / "images" / name.format(number))
+            labels = segmenter.segment([image])[0].labels
+            Image.fromarray(labels).save(root / "val" / "masks" / name.format(number))
+        words = ("--sequence", "True", "--temporal_smoothing", "0.8", "--bootstrap", "0")
+        found.append(run(bundle, root, tmp_path, *words))
+    assert 0 < found[0]["flicker"] == found[1]["flicker"]
+    assert found[0]["miou"] == found[1]["miou"] < 1
+
+
 def test_smoothing_images_that_are_no_sequence_is_refused(bundle, data, tmp_path, capfd):
     arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(tmp_path / "scores.json")]
     assert evaluate.main([str(bundle.path), *arguments, "--temporal_smoothing", "0.5"]) == 1

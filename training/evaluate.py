@@ -28,6 +28,8 @@ from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_comma
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
+from training.data.grouping import order_key
+from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
@@ -60,7 +62,8 @@ class EvaluationSettings(Section):
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Draws of the images from which the intervals of the scores are computed; 0: no intervals."""
     sequence: bool = False
-    """Whether the images follow one another in time, as those of a video do; then flicker is a score. Cuts are seen."""
+    """Whether the images follow one another in time, as those of a video do; then flicker is a score. Their order is
+    that of their paths, in which numbers are compared as numbers. Cuts are seen."""
     temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
     """For a sequence: the weight of previous frames, as the node's parameter of this name."""
 
@@ -77,20 +80,20 @@ def segment_all(
     Args:
         segmenter: of a bundle with the classes of ``data``, in the same order.
         data: the data set.
-        indices: of the items.
+        indices: of the items, in the order of their time where they are smoothed.
         on_prediction: called with index, image, true mask and result of each, which has the size of the mask.
         smoother: smooths the results over time, as of a camera with `FRAMES_PER_SECOND`.
 
     Raises:
         DatasetError: an item cannot be read.
     """
-    rest = iter(indices)
+    rest, numbers = iter(indices), itertools.count()
     while batch := list(itertools.islice(rest, segmenter.max_batch)):
         items = [data.item(index) for index in batch]
         found = segmenter.segment([image for image, _ in items])
         for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
             if smoother is not None:
-                segmentation = segmentation.smoothed(smoother, image, index / FRAMES_PER_SECOND)
+                segmentation = segmentation.smoothed(smoother, image, next(numbers) / FRAMES_PER_SECOND)
             on_prediction(index, image, truth, next(iter(segmentation.heads.values())))
 
 
@@ -275,9 +278,18 @@ def _evaluate_one(
         if examples is not None:
             examples.add(index, image, truth, found.labels)
 
-    indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
+    order = _in_time(data) if settings.sequence else list(range(len(data)))
+    indices = track(order, "evaluating", console=console, disable=not console.is_terminal)
     segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare, smoother)
     return scores, flicker.share() if flicker is not None else None
+
+
+def _in_time(data: SegmentationDataset) -> list[int]:
+    """Indices of the items of a sequence, in the order of `EvaluationSettings.sequence`."""
+    indices = range(len(data))
+    if not isinstance(data, LabelledImages):  # has no paths
+        return list(indices)
+    return sorted(indices, key=lambda index: order_key(data.samples[index].image.as_posix()))
 
 
 def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
