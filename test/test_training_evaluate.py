@@ -354,6 +354,14 @@ def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, t
     assert twice.temperature == pytest.approx(once.temperature, rel=0.05), "of both together"
 
 
+@pytest.mark.parametrize("option", [("--sequence", "True"), ("--boundary_width", "0.1"), ("--inference.flip", "True")])
+def test_what_a_calibration_would_ignore_is_refused(bundle, tmp_path, capfd, option):
+    assert calibrate.main([str(bundle.path), "--output", str(tmp_path / "calibrated"), *option]) == 2
+    assert f"unknown option {option[0]}" in capfd.readouterr().err
+    assert calibrate.main(["--help"]) == 0
+    assert "--split" in (shown := capfd.readouterr().out) and option[0] not in shown
+
+
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):
     options = "--inference.mode slide --inference.stride 32 64 --inference.scales 1.0 1.5 --inference.flip True"
     scores = run(bundle, data, tmp_path, *options.split())

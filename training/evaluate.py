@@ -247,7 +247,7 @@ def find_settings(
     manifest, overrides = load_bundle(path).manifest, separated(overrides)
     if inference is None:
         inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
-    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
+    settings = EvaluationSettings(data=find_data(dataset, manifest, overrides), inference=inference)
     return apply_overrides(settings, overrides)
 
 
@@ -292,8 +292,17 @@ def _in_time(data: SegmentationDataset) -> list[int]:
     return sorted(indices, key=lambda index: order_key(data.samples[index].image.as_posix()))
 
 
-def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """The section of the data set, before overrides."""
+def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
+    """Find the section of the data set of a bundle, before overrides.
+
+    Args:
+        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
+        manifest: of the bundle.
+        overrides: as `separated` gives them; they may name the folder of a data set that only its name selects.
+
+    Raises:
+        DatasetError: there is no such data set, the bundle names none, or its folder is not given.
+    """
     own = manifest.training.recipe.get("data", {})
     if dataset is None or dataset == own.get("name"):
         if own.get("name") not in DATASETS:
