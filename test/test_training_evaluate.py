@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -335,6 +336,17 @@ def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     low, high = against["difference"]["miou_interval"]
     assert low <= against["difference"]["miou"] <= high
     assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
+
+
+@pytest.mark.parametrize(("classes", "said"), [(None, "there is no such folder"), (3, "classes are not those of")])
+def test_a_bundle_that_cannot_be_compared_is_told_at_once(bundle, data, tmp_path, capfd, classes, said):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data/val/images/0.png").write_bytes((data / "val/images/0.png").read_bytes()[:500])
+    if classes is not None:
+        write_tiny_bundle(tmp_path / "other", num_classes=classes)
+    words = ["--dataset", "folder", "--data.root", str(tmp_path / "data"), "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main([str(bundle.path), *words, "--against", str(tmp_path / "other")]) == 1
+    assert re.search(rf"--against .*({said})", capfd.readouterr().err)
 
 
 def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, tmp_path):

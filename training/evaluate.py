@@ -25,7 +25,7 @@ from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
-from dinov3_seg_ros.support.errors import DatasetError, RecipeError
+from dinov3_seg_ros.support.errors import BundleError, DatasetError, RecipeError, SegmentationError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
 from training.data.grouping import order_key
@@ -217,7 +217,13 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    found, flicker = _evaluate_one(path, settings, data, compute, console, examples)
+    segmenter, other_segmenter = _open(path, settings, data, compute), None
+    if against is not None:  # before the first image, since an evaluation takes long
+        try:
+            other_segmenter = _open(against, settings, data, compute)
+        except SegmentationError as error:
+            raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
+    found, flicker = _evaluate_one(segmenter, settings, data, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
         "flicker": flicker,
@@ -226,8 +232,8 @@ def evaluate_bundle(
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
-    if against is not None:
-        other, other_flicker = _evaluate_one(against, settings, data, compute, console)
+    if other_segmenter is not None:
+        other, other_flicker = _evaluate_one(other_segmenter, settings, data, console)
         difference = found.differences(other, settings.bootstrap)
         summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
@@ -251,21 +257,27 @@ def find_settings(
     return apply_overrides(settings, overrides)
 
 
-def _evaluate_one(
-    path: Path,
-    settings: EvaluationSettings,
-    data: SegmentationDataset,
-    compute: ComputeOptions,
-    console: Console,
-    examples: Examples | None = None,
-) -> tuple[Scores, float | None]:
-    """The scores of a bundle, and its flicker where the data set is a sequence."""
+def _open(
+    path: Path, settings: EvaluationSettings, data: SegmentationDataset, compute: ComputeOptions
+) -> Segmenter | AveragingSegmenter:
+    """Load a bundle that has the classes of the data set."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
             f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
             "evaluate on a data set with the same classes in the same order"
         )
+    return open_segmenter(path, settings.inference, compute)
+
+
+def _evaluate_one(
+    segmenter: Segmenter | AveragingSegmenter,
+    settings: EvaluationSettings,
+    data: SegmentationDataset,
+    console: Console,
+    examples: Examples | None = None,
+) -> tuple[Scores, float | None]:
+    """The scores of a bundle, and its flicker where the data set is a sequence."""
     scores = Scores(data.class_names, settings.boundary_width, settings.thin_width)
     flicker = Flicker() if settings.sequence else None
     smoother = TemporalSmoother(settings.temporal_smoothing) if settings.temporal_smoothing else None
@@ -280,7 +292,7 @@ def _evaluate_one(
 
     order = _in_time(data) if settings.sequence else list(range(len(data)))
     indices = track(order, "evaluating", console=console, disable=not console.is_terminal)
-    segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare, smoother)
+    segment_all(segmenter, data, indices, compare, smoother)
     return scores, flicker.share() if flicker is not None else None
 
 
