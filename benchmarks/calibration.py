@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.files import write_json
-from training.evaluate import find_settings, segment_all
+from training.calibrate import find_settings
+from training.evaluate import segment_all
 from training.evaluation.inference import Window
 from training.evaluation.temperature import PixelSample, fit_temperature
 

@@ -1,19 +1,19 @@
 """Segment images in batches: python examples/segment_batch.py [IMAGE ...] [--bundle BUNDLE] [--batch N]"""
 
 import argparse
-
-import cv2
+from pathlib import Path
 
 from dinov3_seg_ros import Segmenter
+from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.scenes import sample
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("images", nargs="*", help="default: eight rendered rooms")
+parser.add_argument("images", nargs="*", type=Path, help="default: eight rendered rooms")
 parser.add_argument("--bundle", default="weights/demo", help="default: %(default)s")
 parser.add_argument("--batch", type=int, default=4, help="images in one backbone pass (default: %(default)s)")
 options = parser.parse_args()
 
-frames = [cv2.imread(path)[..., ::-1] for path in options.images]
+frames = [read_image(path) for path in options.images]
 frames = frames or [sample("val", 4 * index, (480, 640))[0] for index in range(8)]
 segmenter = Segmenter.from_bundle(options.bundle, max_batch=options.batch)
 

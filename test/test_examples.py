@@ -48,6 +48,17 @@ def test_an_image_of_ones_own_gives_a_mask_of_its_size(tmp_path):
     assert np.array_equal(mask, Segmenter.from_bundle(ROOT / "weights/demo").segment([room])[0].labels)
 
 
+@pytest.mark.parametrize("name", ["segment_image.py", "segment_batch.py"])
+def test_an_image_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(AssertionError, match=r"missing\.png cannot be read as an image"):
+        run(name, tmp_path / "missing.png")
+
+
+def test_a_mask_that_cannot_be_written_is_a_failure(tmp_path):
+    with pytest.raises(AssertionError, match=r"No such file or directory: '.*/absent/mask\.png'"):
+        run("segment_image.py", "--mask", tmp_path / "absent/mask.png")
+
+
 def test_without_arguments_a_rendered_room_is_segmented():
     shares = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in run("segment_image.py").splitlines()}
     assert min(shares["floor"], shares["wall"]) > 5

@@ -304,6 +304,47 @@ def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, 
     assert main([push[0], "no_owner"]) == 2
 
 
+def test_a_push_that_breaks_off_is_one_message(hub, tmp_path, monkeypatch, capsys):
+    push = [str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "_store", lambda self, _: self._send(400))
+        assert main(push) == 1
+    assert "lab/tiny was not written: the upload failed (Error while uploading" in (said := capsys.readouterr().err)
+    assert "Bad request" in said
+    point_the_hub_at("http://127.0.0.1:9", monkeypatch)
+    assert main(push) == 1
+    assert "lab/tiny was not written: Hugging Face cannot be reached (Connect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "shared"),
+    [
+        ("runs/customer_x/best/backbone", "backbone"),
+        ("lab/open", "lab/open"),
+        ("lab/open/model.pt", "lab/open/model.pt"),
+        ("hf_hub:lab/open", "hf_hub:lab/open"),
+    ],
+)
+def test_folders_of_this_machine_are_not_shared(hub, tmp_path, monkeypatch, source, shared):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/customer_x/best/backbone").mkdir(parents=True)
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({})
+    data = {"name": "scenes", "cache": "runs/customer_x/scenes"}
+    training = TrainingSection(recipe={"data": data, "backbone": {"source": source}})
+    bundle = write_tiny_bundle(Path("tiny"))
+    manifest = bundle.manifest.model_copy(update={"training": training})
+    section = manifest.backbone.model_copy(update={"source": source})
+    (bundle.path / "bundle.json").write_text(manifest.model_copy(update={"backbone": section}).model_dump_json())
+
+    assert main(["tiny", "lab/tiny", "--licence", "mit"]) == 0
+
+    files = hub.repositories["lab/tiny"].files()
+    assert "customer_x" not in str(files)
+    manifest = json.loads(files["bundle.json"])
+    assert manifest["backbone"]["source"] == manifest["training"]["recipe"]["backbone"]["source"] == shared
+
+
 @pytest.mark.parametrize(
     ("source", "repository"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ParameterError, RuntimeFailedError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.resources import resource_path
 from training import calibrate, evaluate, train
@@ -167,6 +168,19 @@ def test_flipping_makes_labels_symmetric(tmp_path, geometry, mode):
     assert (labels == mirrored[:, ::-1]).mean() > 0.99
 
 
+def test_a_runtime_that_fails_is_told_with_averaged_views_too(bundle, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter = averaging(bundle, flip=True)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeFailedError, match="averaging the views failed: CUDA"):
+        patch.setattr(torch.Tensor, "softmax", fails)
+        segmenter.segment([picture(50, 70)])
+    monkeypatch.setattr(segmenter.runtime, "start", fails)
+    with pytest.raises(RuntimeFailedError, match=r"^PyTorch .* failed: CUDA out of memory; end what else"):
+        segmenter.segment([picture(50, 70)])
+
+
 def test_a_stride_that_leaves_gaps_is_refused(bundle):
     with pytest.raises(ParameterError, match="gaps"):
         averaging(bundle, mode="slide", stride=(64, 129))
@@ -288,6 +302,24 @@ def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, tmp_path):
     assert smoothed["miou"] > single["miou"]
 
 
+def test_the_order_of_a_sequence_is_that_of_the_numbers_in_its_names(bundle, tmp_path):
+    segmenter, wide = Segmenter.from_bundle(bundle.path), picture(64, 120, seed=3)
+    found = []
+    for name in ("{:04d}.png", "{}.png"):
+        root = tmp_path / name
+        for folder in ("images", "masks"):
+            (root / "val" / folder).mkdir(parents=True)
+        for number in range(8, 12):
+            image = np.ascontiguousarray(wide[:, 4 * number - 32 : 4 * number + 64])
+            Image.fromarray(image).save(root / "val" / "images" / name.format(number))
+            labels = segmenter.segment([image])[0].labels
+            Image.fromarray(labels).save(root / "val" / "masks" / name.format(number))
+        words = ("--sequence", "True", "--temporal_smoothing", "0.8", "--bootstrap", "0")
+        found.append(run(bundle, root, tmp_path, *words))
+    assert 0 < found[0]["flicker"] == found[1]["flicker"]
+    assert found[0]["miou"] == found[1]["miou"] < 1
+
+
 def test_smoothing_images_that_are_no_sequence_is_refused(bundle, data, tmp_path, capfd):
     arguments = ["--dataset", "folder", "--data.root", str(data), "--json", str(tmp_path / "scores.json")]
     assert evaluate.main([str(bundle.path), *arguments, "--temporal_smoothing", "0.5"]) == 1
@@ -306,6 +338,17 @@ def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
 
 
+@pytest.mark.parametrize(("classes", "said"), [(None, "there is no such folder"), (3, "classes are not those of")])
+def test_a_bundle_that_cannot_be_compared_is_told_at_once(bundle, data, tmp_path, capfd, classes, said):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data/val/images/0.png").write_bytes((data / "val/images/0.png").read_bytes()[:500])
+    if classes is not None:
+        write_tiny_bundle(tmp_path / "other", num_classes=classes)
+    words = ["--dataset", "folder", "--data.root", str(tmp_path / "data"), "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main([str(bundle.path), *words, "--against", str(tmp_path / "other")]) == 1
+    assert re.search(rf"--against .*({said})", capfd.readouterr().err)
+
+
 def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, tmp_path):
     before = run(bundle, data, tmp_path)
     words = ["--dataset", "folder", "--data.root", str(data), "--output", str(tmp_path / "calibrated")]
@@ -321,6 +364,14 @@ def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, t
     assert calibrate.main([str(copy.path), *words]) == 0
     once, twice = (load_bundle(tmp_path / name).manifest.calibration for name in ("calibrated", "again"))
     assert twice.temperature == pytest.approx(once.temperature, rel=0.05), "of both together"
+
+
+@pytest.mark.parametrize("option", [("--sequence", "True"), ("--boundary_width", "0.1"), ("--inference.flip", "True")])
+def test_what_a_calibration_would_ignore_is_refused(bundle, tmp_path, capfd, option):
+    assert calibrate.main([str(bundle.path), "--output", str(tmp_path / "calibrated"), *option]) == 2
+    assert f"unknown option {option[0]}" in capfd.readouterr().err
+    assert calibrate.main(["--help"]) == 0
+    assert "--split" in (shown := capfd.readouterr().out) and option[0] not in shown
 
 
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):

@@ -66,6 +66,17 @@ def test_images_of_one_name_are_named_and_nothing_is_written(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_an_original_beside_its_version_by_roboflow_is_refused(tmp_path, capsys):
+    labelled_folders.BUILDERS["labelme"](tmp_path / "data")
+    original, version = "train_0000", f"train_0000_jpg.rf.{0:032x}"
+    folder = tmp_path / "data/train"
+    shutil.copy(folder / f"{original}.jpg", folder / f"{version}.jpg")
+    (folder / f"{version}.json").write_text((folder / f"{original}.json").read_text().replace(original, version))
+    assert main([str(tmp_path / "data"), "--output", str(tmp_path / "masks")]) == 1
+    assert "would have the same mask train_0000.png" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [("demo", "is for the data set 'scenes', which comes with masks"), ("no_such_recipe", "there is no recipe")],

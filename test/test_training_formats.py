@@ -331,6 +331,33 @@ def test_colours_of_the_folders_own_classes_change_no_class(tmp_path, build):
         AutoData(root=str(tmp_path), classes={"sky": [0, 0, 9], **dict(list(turned.items())[1:])}).open("train").item(0)
 
 
+@pytest.mark.parametrize("kind", ["labelme", "label_studio", "via"])
+def test_shapes_may_lack_classes_that_have_colours(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    colours = {name: [0, 0, index] for index, name in enumerate(["sky", *labelled_folders.NAMES])}
+    data = AutoData(root=str(tmp_path), classes=colours).open("train")
+    assert data.class_names == list(colours)
+    assert np.array_equal(data.item(0)[1], labelled_folders.truth(0) + 1)
+    with pytest.raises(DatasetError, match=r"1 classes .*: tree; .*Of these classes there is no label: sky"):
+        AutoData(root=str(tmp_path), classes={name: colours[name] for name in list(colours)[:4]}).open("train")
+
+
+def test_shapes_without_a_class_of_their_own_belong_to_the_rest(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    data = AutoData(root=str(tmp_path), classes={"road": [0, 0, 1], "other": "rest"}).open("train")
+    assert np.array_equal(data.item(0)[1] == 0, labelled_folders.truth(0) == 2)
+    data = AutoData(root=str(tmp_path), classes={"all": "rest"}).open("train")
+    assert not data.item(0)[1].any()
+
+
+@pytest.mark.parametrize("ignore", ["auto", "rest"])
+def test_shapes_of_wholly_other_classes_are_refused(tmp_path, ignore):
+    labelled_folders.build_labelme(tmp_path)
+    section = AutoData(root=str(tmp_path), classes={"sky": [0, 0, 1], "sea": [0, 0, 2]}, ignore=ignore)
+    with pytest.raises(DatasetError, match=r"none of the classes sky, sea, but background, door.*classes\.yaml"):
+        section.open("train")
+
+
 def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
     labelled_folders.build_coco(tmp_path)
     data = AutoData(root=str(tmp_path), classes=["road"], ignore="rest").open("train")

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from bundles import write_tiny_bundle
 from PIL import Image
 
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support.errors import RuntimeFailedError
 from training import pre_label as command
 from training.data import DATASETS
 from training.data.labelled_folder import AutoData
@@ -181,6 +183,15 @@ def test_several_bundles_are_averaged(bundle, tmp_path):
     assert 0 < agreed.mean() < 1
     assert (found.labels == single[0].labels)[agreed].mean() > 0.9
     assert found.confidence.mean() < np.mean([one.confidence.mean() for one in single])
+
+
+def test_an_average_that_fails_is_told_as_a_runtime_that_fails(bundle, monkeypatch):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "stack", fails)
+    with pytest.raises(RuntimeFailedError, match="averaging the bundles failed: CUDA out of memory; end what else"):
+        Teacher([bundle.path, bundle.path]).label(picture(0))
 
 
 def test_what_cannot_be_labelled_is_one_message(bundle, tmp_path, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
+from recordings import IMAGE, image, write_bag
 
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.overlay import blend_overlay
@@ -151,6 +152,21 @@ def test_a_video_flickers_less_when_it_is_smoothed(bundle, tmp_path):
         assert predict(bundle, tmp_path / "still.mp4", output, *options) == 0
         found[weight] = summary(output)["flicker"]
     assert 0 < found[0.8] < found[0]
+
+
+@pytest.mark.parametrize("options", [("--temporal_smoothing", 0.5), ("--flicker", True)])
+@pytest.mark.parametrize("cluster", [(), ("--cluster", "auto")])
+def test_images_that_are_no_stream_are_not_smoothed(bundle, tmp_path, capsys, options, cluster):
+    Image.fromarray(picture(50, 70)).save(tmp_path / "room.png")
+    assert predict(bundle, tmp_path / "room.png", tmp_path / "out", *options, *cluster) == 1
+    assert "are for a video or a webcam" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_is_not_smoothed_in_silence(bundle, tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", [("/image", IMAGE, image(number)) for number in range(2)])
+    assert predict(bundle, bag, tmp_path / "out", "--temporal_smoothing", 0.5) == 1
+    assert "`python -m dinov3_seg_ros.bag` steadies the masks of a recording" in capsys.readouterr().err
 
 
 def test_batches_of_a_video_give_the_masks_of_single_frames(bundle, tmp_path, video):

@@ -50,6 +50,14 @@ class TestRegions:
         assert found[:, 10:14].all()
         assert found.sum() == 4 * 40
 
+    def test_what_the_border_of_the_image_cuts_off_is_not_thin(self):
+        truth = np.zeros((40, 40), np.uint8)
+        truth[:, :2], truth[-3:] = 1, 2
+        assert not thin(truth, 3, 3).any()
+        truth[:, 20] = 1  # a pole that the border ends
+        assert np.array_equal(np.argwhere(thin(truth, 3, 3).any(axis=0)), [[20]])
+        assert thin(truth, 3, 3)[:, 20].all()
+
     def test_ignored_pixels_beside_an_object_do_not_make_it_thin(self):
         truth = np.zeros((40, 40), np.uint8)
         truth[:, 3:37] = IGNORED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.grouping import origins_of, source_of
+from training.data.grouping import order_key, origins_of, source_of
 from training.data.reading.protocol import Sample
 from training.data.splits import Fold, samples_of, split_samples
 
@@ -27,11 +27,12 @@ def split(names: list[str], fraction: float = 0.2, group: str = "auto") -> tuple
 @pytest.mark.parametrize(
     ("name", "group", "source", "frame"),
     [
-        (ROBOFLOW, "./frame_", "./frame_0014", 14),
+        (ROBOFLOW, "./frame_", "frame_0014", 14),
         ("run_1/0007", "run_1/", "run_1/0007", 7),
         ("0006R0_f00930", "./0006R0_f", "0006R0_f00930", 930),
         ("iid_frame_0003/rgb", "iid_frame_0003/rgb", "iid_frame_0003/rgb", None),
         ("kitchen", "kitchen", "kitchen", None),
+        (f"kitchen_jpg.rf.{0:032x}", "kitchen", "kitchen", None),
     ],
 )
 def test_names_tell_group_source_and_frame(name, group, source, frame):
@@ -43,6 +44,18 @@ def test_the_source_of_a_roboflow_version_is_recognised(suffix):
     version = f"valid/my-photo_{suffix}.rf.0123456789abcdef0123456789abcdef"
     assert source_of(version) == "valid/my-photo"
     assert source_of("plain_name") == "plain_name"
+
+
+def test_numbers_in_names_are_ordered_as_numbers():
+    names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
+    assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
+
+
+def test_an_original_and_its_versions_are_never_in_both_parts():
+    originals = [f"photo-{letter}" for letter in "abcdefghij"]
+    train, val = split([*originals, *(f"{name}_jpg.rf.{v:032x}" for name in originals for v in range(2))])
+    assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
+    assert len(val) == 6
 
 
 def test_versions_of_one_image_are_never_in_both_parts():

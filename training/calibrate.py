@@ -24,15 +24,24 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data import SegmentationDataset
-from training.evaluate import EvaluationSettings, find_settings, segment_all
+from training.data import DataSection, SegmentationDataset, Split
+from training.evaluate import find_data, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
-from training.recipes.overrides import SettingsParser
+from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.pictures import percent
+from training.support.section import Section
 from training.support.writing import check_free, writing
 
 
-def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: Console) -> Bundle:
+class CalibrationSettings(Section):
+    """The settings that the command line can change."""
+
+    data: DataSection
+    split: Split = "val"
+    """Which part of the data set."""
+
+
+def calibrate(path: Path, settings: CalibrationSettings, output: Path, console: Console) -> Bundle:
     """Write a calibrated copy of a bundle, without its exports, which belong to the old head.
 
     Args:
@@ -75,6 +84,21 @@ def calibrate(path: Path, settings: EvaluationSettings, output: Path, console: C
         return save_bundle(output, manifest, head.state_dict(), copy_backbone)
 
 
+def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[str] = ()) -> CalibrationSettings:
+    """Find the images that a bundle is calibrated on.
+
+    Args:
+        path: the bundle's folder.
+        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
+        overrides: of `CalibrationSettings`, as on the command line.
+
+    Raises:
+        SegmentationError: the bundle, the data set or the overrides do not fit.
+    """
+    manifest, overrides = load_bundle(path).manifest, separated(overrides)
+    return apply_overrides(CalibrationSettings(data=find_data(dataset, manifest, overrides)), overrides)
+
+
 def _sample(path: Path, data: SegmentationDataset, console: Console) -> PixelSample:
     """Logits of some pixels of every item, by the model itself, as training fits its temperature."""
     pixels = PixelSample(len(data))
@@ -94,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "training.calibrate",
         __doc__,
         "BUNDLE --output FOLDER [--dataset NAME] [--key value ...]",
-        EvaluationSettings,
+        CalibrationSettings,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the copy; must be new or empty")

@@ -25,9 +25,11 @@ from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
-from dinov3_seg_ros.support.errors import DatasetError, RecipeError
+from dinov3_seg_ros.support.errors import BundleError, DatasetError, RecipeError, SegmentationError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
+from training.data.grouping import order_key
+from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
@@ -60,7 +62,8 @@ class EvaluationSettings(Section):
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Draws of the images from which the intervals of the scores are computed; 0: no intervals."""
     sequence: bool = False
-    """Whether the images follow one another in time, as those of a video do; then flicker is a score. Cuts are seen."""
+    """Whether the images follow one another in time, as those of a video do; then flicker is a score. Their order is
+    that of their paths, in which numbers are compared as numbers. Cuts are seen."""
     temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
     """For a sequence: the weight of previous frames, as the node's parameter of this name."""
 
@@ -77,20 +80,20 @@ def segment_all(
     Args:
         segmenter: of a bundle with the classes of ``data``, in the same order.
         data: the data set.
-        indices: of the items.
+        indices: of the items, in the order of their time where they are smoothed.
         on_prediction: called with index, image, true mask and result of each, which has the size of the mask.
         smoother: smooths the results over time, as of a camera with `FRAMES_PER_SECOND`.
 
     Raises:
         DatasetError: an item cannot be read.
     """
-    rest = iter(indices)
+    rest, numbers = iter(indices), itertools.count()
     while batch := list(itertools.islice(rest, segmenter.max_batch)):
         items = [data.item(index) for index in batch]
         found = segmenter.segment([image for image, _ in items])
         for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
             if smoother is not None:
-                segmentation = segmentation.smoothed(smoother, image, index / FRAMES_PER_SECOND)
+                segmentation = segmentation.smoothed(smoother, image, next(numbers) / FRAMES_PER_SECOND)
             on_prediction(index, image, truth, next(iter(segmentation.heads.values())))
 
 
@@ -214,7 +217,13 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    found, flicker = _evaluate_one(path, settings, data, compute, console, examples)
+    segmenter, other_segmenter = _open(path, settings, data, compute), None
+    if against is not None:  # before the first image, since an evaluation takes long
+        try:
+            other_segmenter = _open(against, settings, data, compute)
+        except SegmentationError as error:
+            raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
+    found, flicker = _evaluate_one(segmenter, settings, data, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
         "flicker": flicker,
@@ -223,8 +232,8 @@ def evaluate_bundle(
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
-    if against is not None:
-        other, other_flicker = _evaluate_one(against, settings, data, compute, console)
+    if other_segmenter is not None:
+        other, other_flicker = _evaluate_one(other_segmenter, settings, data, console)
         difference = found.differences(other, settings.bootstrap)
         summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
@@ -244,25 +253,31 @@ def find_settings(
     manifest, overrides = load_bundle(path).manifest, separated(overrides)
     if inference is None:
         inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
-    settings = EvaluationSettings(data=_data_section(dataset, manifest, overrides), inference=inference)
+    settings = EvaluationSettings(data=find_data(dataset, manifest, overrides), inference=inference)
     return apply_overrides(settings, overrides)
 
 
-def _evaluate_one(
-    path: Path,
-    settings: EvaluationSettings,
-    data: SegmentationDataset,
-    compute: ComputeOptions,
-    console: Console,
-    examples: Examples | None = None,
-) -> tuple[Scores, float | None]:
-    """The scores of a bundle, and its flicker where the data set is a sequence."""
+def _open(
+    path: Path, settings: EvaluationSettings, data: SegmentationDataset, compute: ComputeOptions
+) -> Segmenter | AveragingSegmenter:
+    """Load a bundle that has the classes of the data set."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
             f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
             "evaluate on a data set with the same classes in the same order"
         )
+    return open_segmenter(path, settings.inference, compute)
+
+
+def _evaluate_one(
+    segmenter: Segmenter | AveragingSegmenter,
+    settings: EvaluationSettings,
+    data: SegmentationDataset,
+    console: Console,
+    examples: Examples | None = None,
+) -> tuple[Scores, float | None]:
+    """The scores of a bundle, and its flicker where the data set is a sequence."""
     scores = Scores(data.class_names, settings.boundary_width, settings.thin_width)
     flicker = Flicker() if settings.sequence else None
     smoother = TemporalSmoother(settings.temporal_smoothing) if settings.temporal_smoothing else None
@@ -275,13 +290,31 @@ def _evaluate_one(
         if examples is not None:
             examples.add(index, image, truth, found.labels)
 
-    indices = track(range(len(data)), "evaluating", console=console, disable=not console.is_terminal)
-    segment_all(open_segmenter(path, settings.inference, compute), data, indices, compare, smoother)
+    order = _in_time(data) if settings.sequence else list(range(len(data)))
+    indices = track(order, "evaluating", console=console, disable=not console.is_terminal)
+    segment_all(segmenter, data, indices, compare, smoother)
     return scores, flicker.share() if flicker is not None else None
 
 
-def _data_section(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """The section of the data set, before overrides."""
+def _in_time(data: SegmentationDataset) -> list[int]:
+    """Indices of the items of a sequence, in the order of `EvaluationSettings.sequence`."""
+    indices = range(len(data))
+    if not isinstance(data, LabelledImages):  # has no paths
+        return list(indices)
+    return sorted(indices, key=lambda index: order_key(data.samples[index].image.as_posix()))
+
+
+def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
+    """Find the section of the data set of a bundle, before overrides.
+
+    Args:
+        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
+        manifest: of the bundle.
+        overrides: as `separated` gives them; they may name the folder of a data set that only its name selects.
+
+    Raises:
+        DatasetError: there is no such data set, the bundle names none, or its folder is not given.
+    """
     own = manifest.training.recipe.get("data", {})
     if dataset is None or dataset == own.get("name"):
         if own.get("name") not in DATASETS:

@@ -134,7 +134,9 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
     check_free(options.output, "--output")
     manifest = load_bundle(options.bundle).manifest
     value_range = chosen_range(settings.value_range, manifest.input.value_range)
-    source = open_input(options.input, value_range, options.topics).source()
+    opened = open_input(options.input, value_range, options.topics)
+    settings.check_rate(opened.rate)
+    source = opened.source()
     segmenter = open_segmenter(options.bundle, settings.inference, compute)
     done = predict(segmenter, manifest, source, options.output, settings, Console(markup=False))
     return _conclude(options, settings, compute, done, segmenter.runtime.description)

@@ -137,14 +137,15 @@ def predict_on_cluster(
 
     Raises:
         ClusterError, RuntimeUnavailableError: the cluster cannot be used, or a worker cannot go on.
-        DatasetError: there is nothing to segment, or it cannot be divided.
+        DatasetError: there is nothing to segment, it cannot be divided, or it is no stream and should be smoothed.
         OutputError: the output folder holds something else, or cannot be written.
         KeyboardInterrupt: what is done is kept.
     """
     settings, manifest = job.settings, _checked_manifest(job)
     source = open_input(job.source, job.value_range, job.topics)
+    settings.check_rate(source.rate)
     parts = source.parts(cluster.partition)
-    if source.rate is not None and (settings.temporal_smoothing or settings.flicker):
+    if settings.temporal_smoothing or settings.flicker:
         parts = [Part()]  # each frame depends on those before
     run = {**job.run(cluster.partition), "files": source.digest(), "partitions": len(parts)}
     if partitions.begin(run, cluster.resume):

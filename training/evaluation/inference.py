@@ -20,6 +20,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.frames.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
+from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ParameterError
@@ -107,6 +108,7 @@ class AveragingSegmenter:
         Raises:
             ImageError: an image is not (H, W, 3) uint8.
             ParameterError: a view has a size for which the runtime has no graph.
+            RuntimeFailedError: the runtime failed, such as for want of memory.
         """
         return [self._segment(image) for image in images]
 
@@ -118,10 +120,11 @@ class AveragingSegmenter:
         check_image(image)
         mirrors = (False, True) if self._inference.flip else (False,)
         views = [(scale, mirrored) for scale in self._inference.scales for mirrored in mirrors]
-        if len(views) == 1:
-            logits, window = self._compute_view(image, views[0][0])
-        else:
-            logits, window = self._average(image, views)
+        with runtime_failures("averaging the views"):
+            if len(views) == 1:
+                logits, window = self._compute_view(image, views[0][0])
+            else:
+                logits, window = self._average(image, views)
         head = HeadSegmentation(logits, image.shape[:2], window, StageTimes())
         return Segmentation({self._name: head})
 
@@ -189,7 +192,8 @@ class AveragingSegmenter:
                 f"a view by these settings of inference has {size[0]}x{size[1]} pixels, and runtime "
                 f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
             )
-        return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()
+        with runtime_failures(self.runtime.description):
+            return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()
 
 
 def open_segmenter(

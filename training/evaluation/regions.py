@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.frames.classes import unlabelled_value
+
 
 def near_boundary(truth: np.ndarray, num_classes: int, pixels: int) -> np.ndarray:
     """Find the labelled pixels within some pixels of a true class boundary: that many on either side of it.
@@ -30,14 +32,16 @@ def thin(truth: np.ndarray, num_classes: int, radius: int) -> np.ndarray:
     Args:
         truth: see `near_boundary`.
         num_classes: number of classes.
-        radius: the square has 2 * radius + 1 rows and columns; objects narrower than that are thin.
+        radius: the square has 2 * radius + 1 rows and columns; objects narrower than that are thin. At least 1.
 
     Returns:
         (H, W) bool.
     """
-    smallest, largest = _range_of_labels(truth, num_classes, radius)
+    # A square may reach over the image's border, where its centre lies outside.
+    framed = np.pad(truth, radius, constant_values=unlabelled_value(num_classes))
+    smallest, largest = _range_of_labels(framed, num_classes, radius)
     centres = (smallest >= largest).astype(np.uint8)
-    covered = cv2.dilate(centres, _square(radius))
+    covered = cv2.dilate(centres, _square(radius))[radius:-radius, radius:-radius]
     found: np.ndarray = (covered == 0) & (truth < num_classes)
     return found
 

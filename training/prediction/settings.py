@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dinov3_seg_ros.options import ValueRange
+from dinov3_seg_ros.support.errors import DatasetError
 from training.evaluation.inference import Inference
 from training.support.section import Section
 
@@ -37,6 +38,21 @@ class PredictionSettings(Section):
     value_range: ValueRange = "auto"
     """Which values of 16-bit images are black and white: auto (the bundle's; else 0 and the largest of the sensor's,
     learned as they come), full (0 and 65535) or two numbers."""
+
+    def check_rate(self, rate: float | None) -> None:
+        """Refuse what only a stream can have.
+
+        Args:
+            rate: frames per second of the input; None where it is no stream.
+
+        Raises:
+            DatasetError: `temporal_smoothing` or `flicker` is set, and the input is no stream.
+        """
+        if rate is None and (self.temporal_smoothing or self.flicker):
+            raise DatasetError(
+                "temporal_smoothing and flicker are for a video or a webcam, whose frames follow one another in time; "
+                "leave them out. `python -m dinov3_seg_ros.bag` steadies the masks of a recording"
+            )
 
     def video_rate(self, rate: float) -> float:
         """Frames per second of the video that is written of a stream with ``rate`` frames per second."""

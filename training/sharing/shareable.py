@@ -93,7 +93,7 @@ def prepare(
     if pictures:
         files |= _pictures(bundle)
     # An embedded backbone is described by where it came from; others read the source of one that is not in the bundle.
-    source = repository if section.storage != "embedded" and repository else _without_path(section.source)
+    source = repository if section.storage != "embedded" and repository else _without_folder(section.source)
     manifest = bundle.manifest.model_copy(
         update={
             "backbone": section.model_copy(update={"source": source}),
@@ -157,7 +157,7 @@ def _pictures(bundle: Bundle) -> dict[str, Path]:
 
 
 #: Keys of a recipe whose values are paths, also those that look like ids on Hugging Face.
-_PATHS = {"root", "output", "folder", "start_from"}
+_PATHS = {"root", "output", "folder", "cache", "start_from"}
 
 
 def _without_paths(value: Any, key: str = "") -> Any:
@@ -168,8 +168,13 @@ def _without_paths(value: Any, key: str = "") -> Any:
         return [_without_paths(part, key) for part in value]
     if not isinstance(value, str):
         return value
-    return Path(value).name if key in _PATHS else _without_path(value)
+    if key == "source":
+        return _without_folder(value)
+    return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
 
 
-def _without_path(text: str) -> str:
-    return Path(text).name if text.startswith(("/", "~", ".")) else text
+def _without_folder(source: str) -> str:
+    """A backbone's source as others read it: an id as it is, and of a path the name alone."""
+    repository = repository_of(source)
+    is_id = repository is not None and source.rpartition(":")[2].startswith(repository)  # behind timm's "hf_hub:"
+    return source if is_id else Path(source).name

@@ -12,7 +12,7 @@ from huggingface_hub import errors as hub_errors
 from dinov3_seg_ros.bundle.hub import HubId
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, DELTA_FILE, HEAD_FILE, MANIFEST_FILE
 from dinov3_seg_ros.bundle.onnx_folder import EXPORTS_FOLDER
-from dinov3_seg_ros.support.errors import SharingError
+from dinov3_seg_ros.support.errors import SegmentationError, SharingError
 from dinov3_seg_ros.support.hub import one_line
 from training.sharing.hub_card import LICENCES_FILE, hub_card, licence_notes
 from training.sharing.shareable import PICTURES_FOLDER, Shareable
@@ -86,7 +86,9 @@ def _explaining(hub_id: HubId) -> Iterator[None]:
     """Turn what huggingface_hub raises into a SharingError."""
     try:
         yield
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, ValueError) as error:
+    except SegmentationError:
+        raise
+    except Exception as error:  # those of the network have no common base but Exception
         raise SharingError(f"{hub_id} was not written: {_why(error, hub_id)}") from error
 
 
@@ -99,4 +101,7 @@ def _why(error: Exception, hub_id: HubId) -> str:
         return f"your token may not write to {owner}; run `hf auth login` with one that may, or name another owner"
     if status is not None or isinstance(error, ValueError):
         return f"Hugging Face refuses it ({one_line(error)})"
+    if isinstance(error, RuntimeError):  # names the file whose upload failed; its cause says why
+        reasons = [one_line(reason) for reason in (error, error.__cause__) if isinstance(reason, Exception)]
+        return f"the upload failed ({' '.join(reasons)}); try again"
     return f"Hugging Face cannot be reached ({type(error).__name__}: {one_line(error)}); try again with a connection"

@@ -13,6 +13,7 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import ComputeOptions, ValueRange
+from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.timing import StageTimes
@@ -64,6 +65,7 @@ class Teacher:
 
         Raises:
             ImageError: it is not.
+            RuntimeFailedError: a runtime failed, such as for want of memory.
         """
         heads = [next(iter(one.segment([image])[0].heads.values())) for one in self._segmenters]
         if len(heads) == 1:
@@ -71,7 +73,7 @@ class Teacher:
         # Fine enough for every network, and no finer than the image.
         scale = min(1.0, max(self._sides) / max(image.shape[:2]))
         height, width = (max(round(side * scale), 1) for side in image.shape[:2])
-        with torch.inference_mode():
+        with torch.inference_mode(), runtime_failures("averaging the bundles"):
             total = torch.stack([_probabilities(head, (height, width)) for head in heads]).mean(0)
             logits = total.clamp(min=torch.finfo(total.dtype).tiny).log()
         window = (0.0, 0.0, float(height), float(width))

@@ -125,7 +125,7 @@ class _Joined:
         values = self._owners({name: own.values for name, own in items.items()}, as_number)
         colours, twice = self._colour_owners(items)
         if not values:
-            values = self._values_without_any(names)
+            values = self._values_without_any(items)
         _check_ignored(ignored.values, values, as_number, self._counted_from_one(names, values))
         _check_ignored(ignored.colours, colours, as_colour, "")
         if self.ignore is None:
@@ -134,7 +134,8 @@ class _Joined:
         ignored.colours += [colour for colour in self.source.ignored.colours if colour not in colours]
         rest = self._rest(items, ignored)
         if rest is None:
-            self._check_all_used({*values, *ignored.values}, {*colours, *ignored.colours})
+            absent = [name for name in names if self.source.drawn and name not in values.values()]
+            self._check_all_used({*values, *ignored.values}, {*colours, *ignored.colours}, absent)
         ids, unlabelled = {name: index for index, name in enumerate(names)}, unlabelled_value(count)
         numbers = {value: ids[name] for value, name in values.items()} | dict.fromkeys(ignored.values, unlabelled)
         hues = {colour: ids[name] for colour, name in colours.items()} | dict.fromkeys(ignored.colours, unlabelled)
@@ -156,14 +157,25 @@ class _Joined:
             return self._listed(list(self.written))
         return {name: self._resolved(own or Items(), f"the class '{name}'") for name, own in self.written.items()}
 
-    def _values_without_any(self, names: list[str]) -> dict[int, str]:
+    def _values_without_any(self, items: Mapping[str, Items]) -> dict[int, str]:
         """The class of each value where the classes are given by colours alone; masks may hold numbers all the same.
 
         They are the folder's own where it has classes of these names. Where it has none of them, masks hold class ids.
+        Shapes may lack some of the classes: the labels of many tools name only those that occur.
+
+        Raises:
+            DatasetError: shapes have none of the classes, and none takes the rest.
         """
+        names = list(items)
         known = [name for name in names if name in self.by_name]
-        if len(known) == len(names):
-            return self._owners({name: self.by_name[name].values for name in names}, as_number)
+        if len(known) == len(names) or (known and self.source.drawn):
+            return self._owners({name: self.by_name[name].values for name in known}, as_number)
+        if self.source.drawn and self.by_name and not any(own.rest for own in items.values()):
+            raise DatasetError(
+                f"{self.source.origin} has none of the classes {_listing(names)}, but {_listing(self.by_name)}; say in "
+                "data.classes of which of these each consists. If the labels show none of the classes, list them in "
+                "classes.yaml beside the labels"
+            )
         return {} if known or self.source.drawn else dict(enumerate(names))
 
     def _listed(self, names: list[str]) -> dict[str, Items]:
@@ -233,8 +245,8 @@ class _Joined:
             return unlabelled_value(len(items))
         return list(items).index(owners[0]) if owners else None
 
-    def _check_all_used(self, values: set[int], colours: set[int]) -> None:
-        """Raise DatasetError where a class of the folder is of no class."""
+    def _check_all_used(self, values: set[int], colours: set[int], absent: Sequence[str]) -> None:
+        """Raise DatasetError where a class of the folder is of no class; it names those of which there is no shape."""
         lost = [
             entry.name
             for entry in self.source.classes
@@ -244,6 +256,7 @@ class _Joined:
             raise DatasetError(
                 f"data.classes says nothing of {len(lost)} classes in {self.source.origin}: {_listing(lost)}; add them "
                 "to a class or to data.ignore, or write ignore: rest"
+                + (f". Of these classes there is no label: {_listing(absent)}" if absent else "")
             )
 
     def _palette(self, items: Mapping[str, Items]) -> list[Colour]:
