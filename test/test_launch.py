@@ -22,6 +22,7 @@ from launch_ros.actions import LifecycleNode, Node
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.option_model import describe_options
+from dinov3_seg_ros.support.option_values import read_options
 from dinov3_seg_ros.support.resources import resource_path
 
 
@@ -88,6 +89,10 @@ def test_a_launch_file_needs_no_library_of_the_nodes_environment(name):
 def test_seg_launch_starts_one_lifecycle_node():
     (node,) = nodes_of_seg_launch(bundle="given", image_topic="given", namespace="given", params_file="given")
     assert isinstance(node, LifecycleNode)
+
+
+def test_a_launch_file_knows_the_parameters_as_the_node_describes_them():
+    assert read_options(resource_path("launch/parameters.json")) == describe_options(NodeOptions)
 
 
 def test_every_parameter_of_the_node_is_an_argument():

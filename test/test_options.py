@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import AfterValidator, BeforeValidator
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions, SourceOptions
 from dinov3_seg_ros.support.errors import ParameterError
-from dinov3_seg_ros.support.option_checks import MAX_PIXELS, parse_mask_size
+from dinov3_seg_ros.support.option_checks import CHECKS, MAX_PIXELS, parse_mask_size
 from dinov3_seg_ros.support.option_model import describe_options, select
 from dinov3_seg_ros.support.option_values import parse_option
 
@@ -137,6 +138,16 @@ def test_a_mask_size_in_words_is_height_and_width(text, size):
 def test_a_mask_size_that_is_none_is_refused(text):
     with pytest.raises(ParameterError, match="use source, network or WIDTHxHEIGHT"):
         parse_mask_size(text)
+
+
+def test_what_the_models_check_is_checked_at_launch_too():
+    validators = (AfterValidator, BeforeValidator)
+    checked = {
+        name
+        for name, field in NodeOptions.model_fields.items()
+        if any(isinstance(mark, validators) for mark in field.metadata)
+    }
+    assert checked == set(CHECKS)
 
 
 def test_the_options_load_no_other_library_than_pydantic():

@@ -371,7 +371,12 @@ class TestNormalisation:
         assert load_backbone(tmp_path / f"{name}.pth").normalisation == expected
 
     @pytest.mark.parametrize(
-        ("name", "expected"), [("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", IMAGENET), ("my_own.pth", SATELLITE)]
+        ("name", "expected"),
+        [
+            ("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", IMAGENET),
+            ("vits16_lvd1689m_finetuned_thermal.pth", SATELLITE),
+            ("my_own.pth", SATELLITE),
+        ],
     )
     def test_a_published_name_counts_before_what_lies_beside_the_file(self, name, expected, tmp_path):
         torch.save(build("dinov3_vit").checkpoint_tensors(), tmp_path / name)

@@ -28,7 +28,7 @@ _ROS_1 = b"#ROSBAG V"
 # How a message compressed with zstd begins; CDR begins with 0.
 _ZSTD = b"\x28\xb5\x2f\xfd"
 # rosbags opens sqlite3 files by a URI, in which these signs have a meaning.
-_SIGNS_OF_URIS = re.compile("[#?%]")
+_SIGNS_OF_URIS = re.compile("[#?]|%[0-9A-Fa-f]{2}")
 # The last metadata that Humble reads: from 9 on the quality of service is no longer a text. Newer ROS reads both.
 _VERSION: Final = 8
 

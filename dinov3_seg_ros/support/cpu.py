@@ -46,7 +46,7 @@ class Cpu(BaseModel):
 
 
 def usable_cores() -> int:
-    """Number of cores that the process may use, of which ``taskset`` and containers may leave it some alone."""
+    """Number of cores that the process may use; ``taskset`` and cpusets may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -59,7 +59,7 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
 
 
 def find_temporaries(path: str | os.PathLike[str]) -> list[Path]:
-    """What `replacing_file` and `replacing_folder` left of ``path`` where a process was killed, or still write."""
+    """Temporary names of ``path``: what a killed process left there, or another one is writing now."""
     path, random = Path(path), "[a-z0-9_]" * 8  # as `tempfile` ends names; another hidden name may be the user's
     stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
     files = [left for left in path.parent.glob(f".{stem}.{random}{suffix}") if left.is_file()]

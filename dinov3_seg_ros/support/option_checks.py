@@ -23,7 +23,7 @@ def check_options(values: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: one of them cannot be used.
     """
-    for name, check in _CHECKS.items():
+    for name, check in CHECKS.items():
         if name in values:
             check(values[name])
 
@@ -89,7 +89,8 @@ def parse_value_range(value: Any) -> Any:
     )
 
 
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+#: By the name of the option. A check that `dinov3_seg_ros.options` gives to an option stands here too.
+CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "device": check_device,
     "providers": check_providers,
     "cameras": check_cameras,

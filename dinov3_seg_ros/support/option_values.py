@@ -72,7 +72,12 @@ class Option:
 
 def read_options(path: Path) -> dict[str, Option]:
     """The options by name, from the file that `options_as_json` made."""
-    options = [Option(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    described = json.loads(path.read_text(encoding="utf-8"))
+    # JSON has lists for all tuples.
+    options = [
+        Option(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        for fields in described
+    ]
     return {option.name: option for option in options}
 
 

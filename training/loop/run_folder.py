@@ -108,7 +108,7 @@ class RunFolder:
         """Write recipe and origins, and start the tracker; of a training that is resumed, if its origins are the same.
 
         Returns:
-            What is another than when the training stopped and may be, for people.
+            Harmless differences since the training stopped, as text.
 
         Raises:
             OutputError: what changes the weights is another than before, and nothing was changed; or a file cannot be
@@ -176,7 +176,7 @@ class RunFolder:
             raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
     def _compare(self, origins: Origins, checkpoint: Checkpoint) -> list[str]:
-        """What of the origins is another than before and changes no weights; OutputError where it changes them."""
+        """Harmless differences of the origins, as text; OutputError where a difference changes the weights."""
         before = read_origins(self.path / ORIGINS_FILE)
         changes = origins.changes_since(before)
         if changes:

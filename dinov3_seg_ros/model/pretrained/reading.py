@@ -22,7 +22,7 @@ from dinov3_seg_ros.model.pretrained.files import (
     read_safetensors,
     read_state_dict,
 )
-from dinov3_seg_ros.model.pretrained.hub import find_by_id, is_path
+from dinov3_seg_ros.model.pretrained.hub import find_by_id, is_path, repository_of
 from dinov3_seg_ros.model.pretrained.hugging_face import config_of, is_hugging_face
 from dinov3_seg_ros.model.pretrained.meta_dinov3 import convert_meta_dinov3, is_meta_dinov3
 from dinov3_seg_ros.model.pretrained.normalisation import (
@@ -125,9 +125,10 @@ def _read(weights: Path, config: Path | None, preprocessor: Path | None, where: 
     # The configuration comes first: it is small, and a damaged one is found before the weights are read.
     written = {} if config is None else read_json(config)
     tensors = _read_tensors(weights)
-    # What lies beside a file with a name of its own may be of another file.
+    # What lies beside a file with a name of its own may be of another file, so a published name goes before it.
     has_own_name = weights.name not in (WEIGHTS_FILE, INDEX_FILE)
-    normalisation = known_normalisation(weights.name) if has_own_name else None
+    is_published = has_own_name and repository_of(weights.name) is not None
+    normalisation = known_normalisation(weights.name) if is_published else None
     if normalisation is None and preprocessor is not None:
         normalisation = read_preprocessor(preprocessor)
     if normalisation is None and isinstance(written.get("pretrained_cfg"), dict):
