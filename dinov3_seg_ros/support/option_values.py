@@ -72,13 +72,12 @@ class Option:
 
 def read_options(path: Path) -> dict[str, Option]:
     """The options by name, from the file that `options_as_json` made."""
-    described = json.loads(path.read_text(encoding="utf-8"))
-    # JSON has lists for all tuples.
-    options = [
-        Option(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-        for fields in described
-    ]
+    options = [Option(**fields) for fields in json.loads(path.read_text(encoding="utf-8"), object_hook=_with_tuples)]
     return {option.name: option for option in options}
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def options_as_json(options: Iterable[Option]) -> str:
