@@ -288,6 +288,7 @@ def test_a_failed_transition_is_an_error_until_one_succeeds(bundles, tmp_path):
         assert "there is no such folder" in status.values["last error"]
         assert node.set_parameter("bundle", str(bundles[0].path)).successful
         assert node.change_state("configure")
+        graph.spin_until(lambda: "; runtime: " in node.log, "the models")  # a slow machine activates without them
         assert not node.change_state("activate")
         assert "check its qos_overrides" in node.log
         assert node.state() == "inactive"
