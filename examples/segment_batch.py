@@ -9,7 +9,7 @@ from dinov3_seg_ros.scenes import sample
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("images", nargs="*", help="default: eight rendered rooms")
-parser.add_argument("--bundle", default="weights/demo", help="default: %(default)s")
+parser.add_argument("--bundle", default="demo", help="default: %(default)s")
 parser.add_argument("--batch", type=int, default=4, help="images in one backbone pass (default: %(default)s)")
 options = parser.parse_args()
 

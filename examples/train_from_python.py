@@ -15,9 +15,10 @@ from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
 
 SHORT = ["demo", "--name", "from_python", "--data.count", "32", "--data.val_count", "8", "--epochs", "1"]
-recipe, *overrides = sys.argv[1:] or SHORT
-trainer = Trainer(load_recipe(recipe, overrides), Console())
-best = trainer.run()
 
-bundle = load_bundle(trainer.output / "best")
-print(f"{bundle.path}: {bundle.manifest.head.name} head, mIoU {best['miou']:.3f}")
+if __name__ == "__main__":  # the processes that load data import this file, too
+    recipe, *overrides = sys.argv[1:] or SHORT
+    trainer = Trainer(load_recipe(recipe, overrides), Console())
+    best = trainer.run()
+    bundle = load_bundle(trainer.output / "best")
+    print(f"{bundle.path}: {bundle.manifest.head.name} head, mIoU {best['miou']:.3f}")

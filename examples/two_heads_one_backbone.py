@@ -7,7 +7,7 @@ import torch
 from dinov3_seg_ros import build_head, load_bundle, upsample_argmax
 from dinov3_seg_ros.scenes import sample
 
-bundle = load_bundle(sys.argv[1] if len(sys.argv) > 1 else "weights/demo")
+bundle = load_bundle(sys.argv[1] if len(sys.argv) > 1 else "demo")
 manifest = bundle.manifest
 backbone = bundle.load_backbone()
 trained = bundle.load_head()

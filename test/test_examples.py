@@ -76,7 +76,7 @@ def test_two_heads_read_the_same_maps():
 
 def test_a_head_is_trained_from_python(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    options = ["--name", "small", "--output", tmp_path / "run", "--data.cache", tmp_path / "scenes", "--workers", "0"]
+    options = ["--name", "small", "--output", tmp_path / "run", "--data.cache", tmp_path / "scenes", "--workers", "1"]
     sizes = ["--data.count", "8", "--data.val_count", "2", "--data.size", "96", "128", "--epochs", "1"]
     said = run("train_from_python.py", "demo", *options, *sizes)
     assert f"{tmp_path / 'run' / 'best'}: aspp head, mIoU 0." in said.replace("\n", " ")
@@ -91,7 +91,7 @@ def test_a_recording_is_labelled_trained_on_and_scored(tmp_path):
     rooms = [sample("val", number, (96, 128))[0] for number in range(len(stamps))]
     messages = [("/image", IMAGE, image_of(room, stamp)) for room, stamp in zip(rooms, stamps, strict=True)]
     write_bag(tmp_path / "in", messages, "mcap")
-    sizes = ["--epochs", "1", "--input.network_size", "96", "128", "--workers", "0", "--calibrate", "False"]
+    sizes = ["--epochs", "1", "--input.network_size", "96", "128", "--workers", "1", "--calibrate", "False"]
     said = run("label_a_recording.py", tmp_path / "in", tmp_path / "out", *sizes)
     assert f"IoU of 4 frames of {tmp_path / 'out/truth'}" in said
     truths = contents(tmp_path / "out/truth")["/segmentation/truth"]

@@ -222,9 +222,10 @@ class BatchLoader:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise RecipeError(
-                f"a process that loads data was ended: it lacked memory, or shared memory in /dev/shm, of which a "
-                f"container has little unless it is started with --shm-size ({str(error).partition('. ')[0]}); lower "
-                "workers, 0 needs none"
+                f"a process that loads data has ended ({str(error).partition('. ')[0]}). If an error of its own stands "
+                "above: a program that starts a training needs `if __name__ == '__main__':` before that. Else it "
+                "lacked memory, or shared memory in /dev/shm, of which a container has little unless it is started "
+                "with --shm-size; lower workers, 0 needs none"
             ) from error
 
 
