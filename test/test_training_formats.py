@@ -35,6 +35,7 @@ from training.data import DATASETS, IncompleteError
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
 from training.data.reading import tables
+from training.data.reading.tree import Tree
 
 
 @pytest.fixture(autouse=True)
@@ -922,6 +923,26 @@ def test_masks_are_paired_by_what_names_have_in_common(tmp_path, image, mask, se
         number = int(labels[0, 0])
         if image.endswith("png"):
             assert np.array_equal(picture, tiny_datasets.image_of(number))
+
+
+def test_a_folder_behind_two_links_is_in_both_places(tmp_path):
+    for number in range(4):
+        split = ("train", "val")[number % 2]
+        tiny_datasets.save_image(tmp_path / "all" / f"{number}.jpg", number)
+        labelled_folders.put(tmp_path / "data" / split / "masks" / f"{number}.png", labelled_folders.truth(number))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "photos").symlink_to(tmp_path / "all")
+    (tmp_path / "all/up").symlink_to(tmp_path / "all")
+    tree = Tree(tmp_path / "data")
+    images = [f"{split}/photos/{number}.jpg" for split in ("train", "val") for number in range(4)]
+    assert [name for name in tree.files if name.endswith("jpg")] == images
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"])
+def test_folders_of_file_systems_are_left_out(tmp_path, folder):
+    for name in ("a.jpg", f"{folder}/a.jpg", f"images/{folder}/b.jpg"):
+        tiny_datasets.save_image(tmp_path / name, 0)
+    assert Tree(tmp_path).files == ["a.jpg"]
 
 
 def test_of_several_masks_of_an_image_the_numbers_are_taken(tmp_path):

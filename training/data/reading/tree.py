@@ -41,6 +41,8 @@ _LONGEST_CELL = 2**31 - 1
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 _LABEL_SUFFIXES = (".txt", ".xml")
+# Hidden folders, and those of macOS, of Windows, of Linux and of network storage.
+_FOREIGN_FOLDERS = (".", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle")
 # Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
 _ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
 _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
@@ -49,7 +51,8 @@ _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:2
 class Tree:
     """All files below a folder, as paths relative to it with ``/``, in the order of their names.
 
-    Hidden files and folders, and what macOS adds to archives, are left out. Links to folders are followed.
+    Hidden files and folders, and what operating systems add to folders and archives, are left out. Links to folders are
+    followed, except to a folder that holds them.
 
     Attributes:
         root: the folder.
@@ -68,14 +71,14 @@ class Tree:
         self.files = sorted(self._walk())
 
     def _walk(self) -> Iterator[str]:
-        seen = set()
+        within: dict[str, frozenset[str]] = {}  # each folder, and those above it, by their real paths
         for folder, folders, names in os.walk(self.root, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:  # a link to a folder above it
+            real, above = os.path.realpath(folder), within.get(os.path.dirname(folder), frozenset())
+            if real in above:
                 folders.clear()
                 continue
-            seen.add(real)
-            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            within[folder] = above | {real}
+            folders[:] = [name for name in folders if not name.startswith(_FOREIGN_FOLDERS)]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
             yield from (_in_utf8(f"{prefix}{name}") for name in names if not name.startswith("."))
