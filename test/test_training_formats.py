@@ -328,7 +328,7 @@ def test_colours_of_the_folders_own_classes_change_no_class(tmp_path, build):
     turned = {name: [0, 0, index] for index, name in enumerate(reversed(own.class_names))}
     data = AutoData(root=str(tmp_path), classes=turned).open("train")
     assert np.array_equal(data.item(0)[1], len(turned) - 1 - own.item(0)[1])
-    with pytest.raises(DatasetError, match=r"says nothing of|allowed are no values"):
+    with pytest.raises(DatasetError, match=r"says nothing of|colours without a value"):
         AutoData(root=str(tmp_path), classes={"sky": [0, 0, 9], **dict(list(turned.items())[1:])}).open("train").item(0)
 
 
@@ -999,6 +999,24 @@ def first_labels(root: Path, count: int, **settings: object) -> list[int]:
 def test_values_become_classes_as_the_map_says(tmp_path, values, kind, settings, expected):
     write_masks(tmp_path, tiled(*values, kind=kind))
     assert first_labels(tmp_path, len(expected), **settings) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"classes": {"vehicle": [7, 12, 13], "other": "rest"}},
+        {"classes": {"vehicle": [7, 12, 13], "road": [0, 1, 2]}, "ignore": "rest"},
+        {"classes": {"vehicle": [7, 12, 13], "person": 255, "other": "rest"}},
+        {"classes": {"vehicle": [7, 12, 13], "person": 255}, "ignore": [0, 1, 2]},
+    ],
+)
+def test_three_values_that_count_as_a_colour_are_explained(tmp_path, settings):
+    write_masks(tmp_path, tiled(7, 12, 13, 255, 0, 1, 2))
+    with pytest.raises(ItemError, match=r"png holds numbers, .*colours without a value.* write .*\[7, 12, 13-13\]"):
+        first_labels(tmp_path, 1, **settings)
+    items = settings["classes"].items()
+    values = {name: [*own[:2], f"{own[2]}-{own[2]}"] if isinstance(own, list) else own for name, own in items}
+    assert first_labels(tmp_path, 3, **(settings | {"classes": values})) == [0, 0, 0]
 
 
 def test_grey_masks_of_three_channels_hold_numbers(tmp_path):
