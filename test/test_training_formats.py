@@ -13,7 +13,7 @@ import struct
 import unicodedata
 import urllib.parse
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -936,6 +936,42 @@ def test_a_folder_behind_two_links_is_in_both_places(tmp_path):
     tree = Tree(tmp_path / "data")
     images = [f"{split}/photos/{number}.jpg" for split in ("train", "val") for number in range(4)]
     assert [name for name in tree.files if name.endswith("jpg")] == images
+
+
+def write_named(root: Path, images: Iterable[str], mask: str) -> None:
+    """Images, and the mask of each; its pixels hold the image's number."""
+    for number, image in enumerate(images):
+        tiny_datasets.save_image(root / image, number)
+        name = mask.format(Path(image).stem)
+        labelled_folders.put(root / Path(image).parent / name, np.full((40, 48), number, np.uint8))
+
+
+@pytest.mark.parametrize("name", ["roboflow_masks", "folder"])
+@pytest.mark.parametrize(
+    "other", ["IMG_1.jpg", "image_5.jpg", "label_1.jpg", "target_1.jpg", "gt_1.jpg", "my_mask.jpg"]
+)
+def test_no_word_in_the_name_of_an_image_hides_it_or_the_others(tmp_path, name, other):
+    images = [f"scene{number}.jpg" for number in range(4)]
+    write_named(tmp_path / "train", [*images, other], "{}_mask.png")
+    if name == "roboflow_masks":
+        labelled_folders.put(tmp_path / "train/_classes.csv", "Pixel Value, Class\n0, a\n1, b\n2, c\n3, d\n4, e")
+    section = AutoData(root=str(tmp_path), classes=list("abcde"))
+    assert section.found().kind == name
+    data = section.open_all()
+    assert {sample.image.name for sample in data.samples} == {*images, other}
+    assert all(data.item(index)[1].max() == [*images, other].index(data.describe(index)) for index in range(5))
+    tiny_datasets.save_image(tmp_path / "train/scene9.jpg", 9)
+    with pytest.raises(IncompleteError, match=r"1 of 6 images have no mask.*scene9_mask\.png"):
+        section.open_all()
+
+
+def test_pictures_beside_images_that_are_called_so_are_left_out(tmp_path):
+    write_named(tmp_path, [f"run_{number}/rgb.png" for number in range(4)], "label.png")
+    for number in range(4):
+        tiny_datasets.save_image(tmp_path / f"run_{number}/infrared.png", number)
+        tiny_datasets.save_image(tmp_path / f"run_{number}/label_color.png", number)
+    data = AutoData(root=str(tmp_path), classes=list("abcd")).open_all()
+    assert [sample.image.name for sample in data.samples] == ["rgb.png"] * 4 and not data.spare_masks
 
 
 @pytest.mark.parametrize("folder", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"])

@@ -167,6 +167,11 @@ def empty(root: Path, split: str, folder: str) -> None:
     first(root, split, folder).write_bytes(b"")
 
 
+def spare_masks(root: Path, count: int) -> None:
+    for number in range(count):
+        save(root / f"train/masks/other_{number}.png", labels(number))
+
+
 def link_to_nowhere(root: Path) -> None:
     path = first(root, "val", "images")
     path.unlink()
@@ -234,6 +239,7 @@ REFUSED = {
     "an empty list of classes": (lambda r: save_text(r / "classes.csv", ""), "classes.csv is empty"),
     "a link to nowhere": (link_to_nowhere, "val: unreadable file: 1"),
     "a name that is not in UTF-8": (latin_1_name, "caf\\udce9.png is not in UTF-8"),
+    "more masks without image": (lambda r: spare_masks(r, 7), "most masks have no image: 1: 7 files of labels"),
     "a single image": (only_one_image, "leaves no image of 1 to train on"),
 }
 #: A training says these and goes on.

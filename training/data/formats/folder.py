@@ -29,12 +29,12 @@ class Folder(Format):
         return open_masks(tree, patterns, find_classes(tree))
 
 
-def open_masks(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
-    """Pair images and masks by their names.
+def open_masks(tree: Tree, patterns: Patterns, classes: SourceClasses, ending: str | None = None) -> LabelledFolder:
+    """Pair images and masks by their names; see `require_pairing`.
 
     Raises:
         DatasetError: see `require_pairing`.
     """
-    pairing = require_pairing(tree, patterns)
+    pairing = require_pairing(tree, patterns, ending)
     spare = [tree.path(name) for name in pairing.spare]
     return LabelledFolder(classes, pairing.samples(tree), read_mask_file, spare, masks=True)
