@@ -938,6 +938,75 @@ def test_a_folder_behind_two_links_is_in_both_places(tmp_path):
     assert [name for name in tree.files if name.endswith("jpg")] == images
 
 
+LISTED = {"train": ["a", "c"], "val": ["b"], "test": ["d", "e"]}
+
+
+class TestListsOfSplits:
+    """Text and CSV files that name the images of each split of a folder of masks."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        for number, name in enumerate("abcdef"):
+            tiny_datasets.save_image(tmp_path / f"images/{name}.jpg", number)
+            labelled_folders.put(tmp_path / f"masks/{name}.png", labelled_folders.truth(number))
+        return tmp_path
+
+    @staticmethod
+    def opened(root, split):
+        data = AutoData(root=str(root), classes=labelled_folders.NAMES).open(split)
+        return [sample.image.stem for sample in data.samples]
+
+    @pytest.mark.parametrize("place", ["{}.txt", "splits/{}.txt", "images/{}.lst", "{}_images.csv"])
+    @pytest.mark.parametrize(
+        "line", ["{}", "{}.jpg", "images/{}.jpg", "/home/somebody/images/{}.jpg", "./images/{}.jpg"]
+    )
+    def test_a_line_is_the_name_or_the_path_of_an_image(self, root, place, line):
+        for split, names in LISTED.items():
+            lines = [line.format(name) for name in names]
+            if place.endswith("csv"):
+                lines = ["image,scene", *(f"{own},1" for own in lines)]
+            labelled_folders.put(root / place.format(split), "\n".join([*lines, line.format("lost")]))
+        assert {split: self.opened(root, split) for split in LISTED} == LISTED
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert {"1 images lie in no split and are left out", "3 images that lists name are not in the folder"} <= {
+            *notes
+        }
+
+    @pytest.mark.parametrize("head", ["image,mask\n", "", "images/lost.jpg,masks/lost.png\n"])
+    def test_a_table_of_pairs_may_have_a_head_or_name_absent_files(self, root, head):
+        for split, names in LISTED.items():
+            rows = "\n".join(f"images/{name}.jpg,masks/{name}.png" for name in names)
+            labelled_folders.put(root / f"{split}.csv", head + rows)
+        section = AutoData(root=str(root), classes=labelled_folders.NAMES)
+        assert section.found().kind == "pair_lists"
+        if "lost" in head:
+            with pytest.raises(IncompleteError, match=r"1 of 3 images .*lost\.jpg"):
+                section.open("train")
+        else:
+            assert {split: self.opened(root, split) for split in LISTED} == LISTED
+
+    def test_a_list_decides_against_a_folder(self, root):
+        for name, split in (("d", "val"), ("e", "test"), ("f", "val")):
+            for folder, suffix in (("images", "jpg"), ("masks", "png")):
+                (root / folder / split).mkdir(exist_ok=True)
+                (root / f"{folder}/{name}.{suffix}").rename(root / f"{folder}/{split}/{name}.{suffix}")
+        labelled_folders.put(root / "val.txt", "a\nd")
+        expected = {"train": ["b", "c"], "val": ["a", "d"], "test": ["e"]}
+        assert {split: self.opened(root, split) for split in expected} == expected
+
+    def test_an_image_for_testing_is_never_trained_on(self, root):
+        labelled_folders.put(root / "train.txt", "a\nb\nc\nd\ne")
+        labelled_folders.put(root / "test.txt", "e")
+        assert not {"e", "f"} & {*self.opened(root, "train"), *self.opened(root, "val")}
+
+    def test_a_list_that_names_no_image_is_refused(self, root):
+        labelled_folders.put(root / "test.txt", "elsewhere/0001.jpg")
+        assert len(self.opened(root, "train")) == 5
+        labelled_folders.put(root / "train.txt", "0001\n0002")
+        with pytest.raises(DatasetError, match=r"train\.txt is named as the list of the train images, .*images/a\.jpg"):
+            self.opened(root, "train")
+
+
 def write_named(root: Path, images: Iterable[str], mask: str) -> None:
     """Images, and the mask of each; its pixels hold the image's number."""
     for number, image in enumerate(images):
