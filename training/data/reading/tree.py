@@ -24,6 +24,9 @@ from training.support.yaml_text import parse_yaml
 #: What reading a file raises whose content has another form than expected.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
+#: What `training.select` writes beside the images that it chose.
+SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
+
 #: Names of folders and lists that stand for a split.
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -191,13 +194,17 @@ class Tree:
 def images_below(folder: Path) -> list[Path]:
     """The images in a folder and in its subfolders, sorted by path; hidden ones are left out, as in `Tree`.
 
+    The contact sheet of a selection is none of them.
+
     Raises:
         DatasetError: there are none; or see `Tree`.
     """
     tree = Tree(folder)
-    if not tree.images:
+    sheets = {f"{name.removesuffix(SELECTION_FILE)}{SHEET_FILE}" for name in tree.named(SELECTION_FILE)}
+    images = [name for name in tree.images if name not in sheets]
+    if not images:
         raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(map(tree.path, tree.images))
+    return sorted(map(tree.path, images))
 
 
 def _in_utf8(name: str) -> str:
