@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import csv
 import io
@@ -817,6 +818,31 @@ def test_label_studios_image_may_follow_other_texts(tmp_path):
     next(tmp_path.rglob("*train_0000.jpg")).unlink()
     with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*train_0000\.jpg"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("kind", ["bitmasklabels", "labels"])
+@pytest.mark.parametrize("all_regions", [False, True])
+def test_regions_of_label_studio_that_cannot_be_read_are_refused(tmp_path, kind, all_regions):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def rename(tasks):
+        for task in tasks if all_regions else tasks[:1]:
+            for region in [own for done in task["annotations"] for own in done["result"]]:
+                of_its_kind = next(key for key in region["value"] if key.endswith("labels"))
+                region["value"][kind] = region["value"].pop(of_its_kind)
+
+    edit(tmp_path / "project.json", rename)
+    with pytest.raises(
+        DatasetError, match=rf"project\.json holds \d+ regions of the kind {kind}, such as 'road' of .*jpg"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    path = tmp_path / "project.json"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
