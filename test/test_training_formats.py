@@ -1041,17 +1041,16 @@ def write_named(root: Path, images: Iterable[str], mask: str) -> None:
         labelled_folders.put(root / Path(image).parent / name, np.full((40, 48), number, np.uint8))
 
 
-@pytest.mark.parametrize("name", ["roboflow_masks", "folder"])
+@pytest.mark.parametrize("settings", [{"format": "roboflow_masks"}, {}, {"masks": "*_mask.png"}])
 @pytest.mark.parametrize(
     "other", ["IMG_1.jpg", "image_5.jpg", "label_1.jpg", "target_1.jpg", "gt_1.jpg", "my_mask.jpg"]
 )
-def test_no_word_in_the_name_of_an_image_hides_it_or_the_others(tmp_path, name, other):
+def test_no_word_in_the_name_of_an_image_hides_it_or_the_others(tmp_path, settings, other):
     images = [f"scene{number}.jpg" for number in range(4)]
     write_named(tmp_path / "train", [*images, other], "{}_mask.png")
-    if name == "roboflow_masks":
+    if "format" in settings:
         labelled_folders.put(tmp_path / "train/_classes.csv", "Pixel Value, Class\n0, a\n1, b\n2, c\n3, d\n4, e")
-    section = AutoData(root=str(tmp_path), classes=list("abcde"))
-    assert section.found().kind == name
+    section = AutoData(root=str(tmp_path), classes=list("abcde"), **settings)
     data = section.open_all()
     assert {sample.image.name for sample in data.samples} == {*images, other}
     assert all(data.item(index)[1].max() == [*images, other].index(data.describe(index)) for index in range(5))

@@ -227,16 +227,20 @@ def _by_patterns(tree: Tree, patterns: Patterns) -> _Files:
     known = set(tree.images)
     images = [] if patterns.images is None else [name for name in tree.matching(patterns.images) if name in known]
     masks = [] if patterns.masks is None else [name for name in tree.matching(patterns.masks) if name in known]
+    others: list[str] = []
     if patterns.images is None:
-        rest = known.difference(masks)
-        images = sorted(name for name in rest if "mask" not in (_role_of_folders(name), _role_of_name(name)))
-        said = [name for name in images if "image" in (_role_of_folders(name), _role_of_name(name))]
-        images = said or images
+        with_mask = {_stem_key(name, patterns.masks) for name in masks}
+        for name in sorted(known.difference(masks)):
+            by_folders, by_name = _role_of_folders(name), _role_of_name(name)
+            if by_name == "mask" and _stem_key(name, None) in with_mask:  # what has a mask is none itself
+                by_name = None
+            if "mask" not in (by_folders, by_name):
+                (images if "image" in (by_folders, by_name) else others).append(name)
     if patterns.masks is None:
         rest = known.difference(images)
         masks = sorted(name for name in rest if "mask" in (_role_of_folders(name), _role_of_name(name)))
     chosen = set(masks)
-    return _Files([name for name in images if name not in chosen], masks, [])
+    return _Files([name for name in images if name not in chosen], masks, others)
 
 
 _RULES: dict[str, Callable[[Tree, Patterns], _Files]] = {
