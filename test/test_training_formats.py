@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import csv
 import io
@@ -13,7 +14,7 @@ import struct
 import unicodedata
 import urllib.parse
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,7 @@ from training.data import DATASETS, IncompleteError
 from training.data.formats import all_formats
 from training.data.labelled_folder import AutoData
 from training.data.reading import tables
+from training.data.reading.tree import Tree
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +329,7 @@ def test_colours_of_the_folders_own_classes_change_no_class(tmp_path, build):
     turned = {name: [0, 0, index] for index, name in enumerate(reversed(own.class_names))}
     data = AutoData(root=str(tmp_path), classes=turned).open("train")
     assert np.array_equal(data.item(0)[1], len(turned) - 1 - own.item(0)[1])
-    with pytest.raises(DatasetError, match=r"says nothing of|allowed are no values"):
+    with pytest.raises(DatasetError, match=r"says nothing of|colours without a value"):
         AutoData(root=str(tmp_path), classes={"sky": [0, 0, 9], **dict(list(turned.items())[1:])}).open("train").item(0)
 
 
@@ -818,6 +820,31 @@ def test_label_studios_image_may_follow_other_texts(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+@pytest.mark.parametrize("kind", ["bitmasklabels", "labels"])
+@pytest.mark.parametrize("all_regions", [False, True])
+def test_regions_of_label_studio_that_cannot_be_read_are_refused(tmp_path, kind, all_regions):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def rename(tasks):
+        for task in tasks if all_regions else tasks[:1]:
+            for region in [own for done in task["annotations"] for own in done["result"]]:
+                of_its_kind = next(key for key in region["value"] if key.endswith("labels"))
+                region["value"][kind] = region["value"].pop(of_its_kind)
+
+    edit(tmp_path / "project.json", rename)
+    with pytest.raises(
+        DatasetError, match=rf"project\.json holds \d+ regions of the kind {kind}, such as 'road' of .*jpg"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    path = tmp_path / "project.json"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
     labelled_folders.build_label_studio_png(tmp_path)
     header, *rows = (tmp_path / "project.csv").read_text().splitlines()
@@ -924,6 +951,130 @@ def test_masks_are_paired_by_what_names_have_in_common(tmp_path, image, mask, se
             assert np.array_equal(picture, tiny_datasets.image_of(number))
 
 
+def test_a_folder_behind_two_links_is_in_both_places(tmp_path):
+    for number in range(4):
+        split = ("train", "val")[number % 2]
+        tiny_datasets.save_image(tmp_path / "all" / f"{number}.jpg", number)
+        labelled_folders.put(tmp_path / "data" / split / "masks" / f"{number}.png", labelled_folders.truth(number))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "photos").symlink_to(tmp_path / "all")
+    (tmp_path / "all/up").symlink_to(tmp_path / "all")
+    tree = Tree(tmp_path / "data")
+    images = [f"{split}/photos/{number}.jpg" for split in ("train", "val") for number in range(4)]
+    assert [name for name in tree.files if name.endswith("jpg")] == images
+
+
+LISTED = {"train": ["a", "c"], "val": ["b"], "test": ["d", "e"]}
+
+
+class TestListsOfSplits:
+    """Text and CSV files that name the images of each split of a folder of masks."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        for number, name in enumerate("abcdef"):
+            tiny_datasets.save_image(tmp_path / f"images/{name}.jpg", number)
+            labelled_folders.put(tmp_path / f"masks/{name}.png", labelled_folders.truth(number))
+        return tmp_path
+
+    @staticmethod
+    def opened(root, split):
+        data = AutoData(root=str(root), classes=labelled_folders.NAMES).open(split)
+        return [sample.image.stem for sample in data.samples]
+
+    @pytest.mark.parametrize("place", ["{}.txt", "splits/{}.txt", "images/{}.lst", "{}_images.csv"])
+    @pytest.mark.parametrize(
+        "line", ["{}", "{}.jpg", "images/{}.jpg", "/home/somebody/images/{}.jpg", "./images/{}.jpg"]
+    )
+    def test_a_line_is_the_name_or_the_path_of_an_image(self, root, place, line):
+        for split, names in LISTED.items():
+            lines = [line.format(name) for name in names]
+            if place.endswith("csv"):
+                lines = ["image,scene", *(f"{own},1" for own in lines)]
+            labelled_folders.put(root / place.format(split), "\n".join([*lines, line.format("lost")]))
+        assert {split: self.opened(root, split) for split in LISTED} == LISTED
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert {"1 images lie in no split and are left out", "3 images that lists name are not in the folder"} <= {
+            *notes
+        }
+
+    @pytest.mark.parametrize("head", ["image,mask\n", "", "images/lost.jpg,masks/lost.png\n"])
+    def test_a_table_of_pairs_may_have_a_head_or_name_absent_files(self, root, head):
+        for split, names in LISTED.items():
+            rows = "\n".join(f"images/{name}.jpg,masks/{name}.png" for name in names)
+            labelled_folders.put(root / f"{split}.csv", head + rows)
+        section = AutoData(root=str(root), classes=labelled_folders.NAMES)
+        assert section.found().kind == "pair_lists"
+        if "lost" in head:
+            with pytest.raises(IncompleteError, match=r"1 of 3 images .*lost\.jpg"):
+                section.open("train")
+        else:
+            assert {split: self.opened(root, split) for split in LISTED} == LISTED
+
+    def test_a_list_decides_against_a_folder(self, root):
+        for name, split in (("d", "val"), ("e", "test"), ("f", "val")):
+            for folder, suffix in (("images", "jpg"), ("masks", "png")):
+                (root / folder / split).mkdir(exist_ok=True)
+                (root / f"{folder}/{name}.{suffix}").rename(root / f"{folder}/{split}/{name}.{suffix}")
+        labelled_folders.put(root / "val.txt", "a\nd")
+        expected = {"train": ["b", "c"], "val": ["a", "d"], "test": ["e"]}
+        assert {split: self.opened(root, split) for split in expected} == expected
+
+    def test_an_image_for_testing_is_never_trained_on(self, root):
+        labelled_folders.put(root / "train.txt", "a\nb\nc\nd\ne")
+        labelled_folders.put(root / "test.txt", "e")
+        assert not {"e", "f"} & {*self.opened(root, "train"), *self.opened(root, "val")}
+
+    def test_a_list_that_names_no_image_is_refused(self, root):
+        labelled_folders.put(root / "test.txt", "elsewhere/0001.jpg")
+        assert len(self.opened(root, "train")) == 5
+        labelled_folders.put(root / "train.txt", "0001\n0002")
+        with pytest.raises(DatasetError, match=r"train\.txt is named as the list of the train images, .*images/a\.jpg"):
+            self.opened(root, "train")
+
+
+def write_named(root: Path, images: Iterable[str], mask: str) -> None:
+    """Images, and the mask of each; its pixels hold the image's number."""
+    for number, image in enumerate(images):
+        tiny_datasets.save_image(root / image, number)
+        name = mask.format(Path(image).stem)
+        labelled_folders.put(root / Path(image).parent / name, np.full((40, 48), number, np.uint8))
+
+
+@pytest.mark.parametrize("settings", [{"format": "roboflow_masks"}, {}, {"masks": "*_mask.png"}])
+@pytest.mark.parametrize(
+    "other", ["IMG_1.jpg", "image_5.jpg", "label_1.jpg", "target_1.jpg", "gt_1.jpg", "my_mask.jpg"]
+)
+def test_no_word_in_the_name_of_an_image_hides_it_or_the_others(tmp_path, settings, other):
+    images = [f"scene{number}.jpg" for number in range(4)]
+    write_named(tmp_path / "train", [*images, other], "{}_mask.png")
+    if "format" in settings:
+        labelled_folders.put(tmp_path / "train/_classes.csv", "Pixel Value, Class\n0, a\n1, b\n2, c\n3, d\n4, e")
+    section = AutoData(root=str(tmp_path), classes=list("abcde"), **settings)
+    data = section.open_all()
+    assert {sample.image.name for sample in data.samples} == {*images, other}
+    assert all(data.item(index)[1].max() == [*images, other].index(data.describe(index)) for index in range(5))
+    tiny_datasets.save_image(tmp_path / "train/scene9.jpg", 9)
+    with pytest.raises(IncompleteError, match=r"1 of 6 images have no mask.*scene9_mask\.png"):
+        section.open_all()
+
+
+def test_pictures_beside_images_that_are_called_so_are_left_out(tmp_path):
+    write_named(tmp_path, [f"run_{number}/rgb.png" for number in range(4)], "label.png")
+    for number in range(4):
+        tiny_datasets.save_image(tmp_path / f"run_{number}/infrared.png", number)
+        tiny_datasets.save_image(tmp_path / f"run_{number}/label_color.png", number)
+    data = AutoData(root=str(tmp_path), classes=list("abcd")).open_all()
+    assert [sample.image.name for sample in data.samples] == ["rgb.png"] * 4 and not data.spare_masks
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information"])
+def test_folders_of_file_systems_are_left_out(tmp_path, folder):
+    for name in ("a.jpg", f"{folder}/a.jpg", f"images/{folder}/b.jpg"):
+        tiny_datasets.save_image(tmp_path / name, 0)
+    assert Tree(tmp_path).files == ["a.jpg"]
+
+
 def test_of_several_masks_of_an_image_the_numbers_are_taken(tmp_path):
     for number in range(3):
         tiny_datasets.save_image(tmp_path / "camera" / f"{number}.jpg", number)
@@ -978,6 +1129,24 @@ def first_labels(root: Path, count: int, **settings: object) -> list[int]:
 def test_values_become_classes_as_the_map_says(tmp_path, values, kind, settings, expected):
     write_masks(tmp_path, tiled(*values, kind=kind))
     assert first_labels(tmp_path, len(expected), **settings) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"classes": {"vehicle": [7, 12, 13], "other": "rest"}},
+        {"classes": {"vehicle": [7, 12, 13], "road": [0, 1, 2]}, "ignore": "rest"},
+        {"classes": {"vehicle": [7, 12, 13], "person": 255, "other": "rest"}},
+        {"classes": {"vehicle": [7, 12, 13], "person": 255}, "ignore": [0, 1, 2]},
+    ],
+)
+def test_three_values_that_count_as_a_colour_are_explained(tmp_path, settings):
+    write_masks(tmp_path, tiled(7, 12, 13, 255, 0, 1, 2))
+    with pytest.raises(ItemError, match=r"png holds numbers, .*colours without a value.* write .*\[7, 12, 13-13\]"):
+        first_labels(tmp_path, 1, **settings)
+    items = settings["classes"].items()
+    values = {name: [*own[:2], f"{own[2]}-{own[2]}"] if isinstance(own, list) else own for name, own in items}
+    assert first_labels(tmp_path, 3, **(settings | {"classes": values})) == [0, 0, 0]
 
 
 def test_grey_masks_of_three_channels_hold_numbers(tmp_path):

@@ -227,6 +227,14 @@ def test_labelled_images_count_and_are_not_chosen_again(bundle, tmp_path, capsys
     assert "no image is left to choose: 4 are labelled already" in capsys.readouterr().err
 
 
+def test_the_sheet_of_a_selection_is_no_labelled_image(bundle, tmp_path):
+    write_photos(tmp_path / "photos", 4)
+    words = [tmp_path / "photos", "--bundle", bundle.path, "--count", 1]
+    assert run(*words, "--output", tmp_path / "first") == 0
+    assert run(*words, "--labelled", tmp_path / "first", "--output", tmp_path / "next") == 0
+    assert selection(tmp_path / "next")["labelled"] == 1
+
+
 def test_a_labelled_16_bit_image_is_known_however_it_is_scaled(tmp_path):
     for folder, names in {"labelled": ["dark"], "photos": ["bright", "dark"]}.items():
         (tmp_path / folder).mkdir()

@@ -167,6 +167,11 @@ def empty(root: Path, split: str, folder: str) -> None:
     first(root, split, folder).write_bytes(b"")
 
 
+def spare_masks(root: Path, count: int) -> None:
+    for number in range(count):
+        save(root / f"train/masks/other_{number}.png", labels(number))
+
+
 def link_to_nowhere(root: Path) -> None:
     path = first(root, "val", "images")
     path.unlink()
@@ -234,6 +239,7 @@ REFUSED = {
     "an empty list of classes": (lambda r: save_text(r / "classes.csv", ""), "classes.csv is empty"),
     "a link to nowhere": (link_to_nowhere, "val: unreadable file: 1"),
     "a name that is not in UTF-8": (latin_1_name, "caf\\udce9.png is not in UTF-8"),
+    "more masks without image": (lambda r: spare_masks(r, 7), "most masks have no image: 1: 7 files of labels"),
     "a single image": (only_one_image, "leaves no image of 1 to train on"),
 }
 #: A training says these and goes on.
@@ -338,11 +344,15 @@ def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
     assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
 
 
-def test_an_image_that_exif_turns_by_half_is_noted(root, tmp_path, capsys):
-    turned_by_exif(root, orientation=3)
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_that_exif_turns_without_another_size_is_noted(orientation, root, tmp_path, capsys):
+    if orientation == 6:  # by a quarter: only a square keeps its size
+        for path in root.rglob("*.png"):
+            save(path, np.array(Image.open(path))[:, 16 : 16 + HEIGHT])
+    turned_by_exif(root, orientation)
     status, said, found = check(root, capsys)
     assert (status, found["problems"]) == (0, [])
-    note = "note: train: EXIF tags turn 1 images by half, or mirror them, such as 00x.png"
+    note = "note: train: EXIF tags turn or mirror 1 images and leave their size, such as 00x.png"
     assert note in said and note in train(tmp_path, root, "dry run")
 
 

@@ -32,6 +32,7 @@ from dinov3_seg_ros.support.command_line import (
 )
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
+from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.writing import add_output, check_free, writing
 from training.unlabelled.arguments import add_image_arguments, open_with_target
@@ -41,7 +42,7 @@ from training.unlabelled.labelled import Labelled, find_labelled
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import AUTO, STRATEGIES, Choice, choose, resolved
 
-IMAGES, SELECTION_FILE, SHEET_FILE = "images", "selection.json", "contact_sheet.png"
+IMAGES = "images"
 _NETWORK_SIZE = (448, 448)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.classes import MaskValues
+from dinov3_seg_ros.frames.classes import MaskValues, unlabelled_value
 from dinov3_seg_ros.frames.image_files import ImageSource, MaskPixels, colour_value, is_turned, value_colour
 from dinov3_seg_ros.support.errors import ItemError
 
@@ -82,6 +82,8 @@ class MaskLabels:
         colours: labels of colours; None where the classes have none.
         grey_numbers: see `MaskValues`.
         no_colours: why there are no labels of colours; ends a message.
+        no_numbers: why masks of numbers cannot be read although masks of colours can; ends a message, empty where they
+            can be read.
     """
 
     NO_COLOURS: ClassVar[str] = (
@@ -93,14 +95,18 @@ class MaskLabels:
     colours: LabelTable | None = None
     grey_numbers: bool = False
     no_colours: str = NO_COLOURS
+    no_numbers: str = ""
 
     @classmethod
     def of_values(cls, values: MaskValues, class_count: int) -> MaskLabels:
         """The labels that a bundle of ``class_count`` classes describes."""
         numbers = {value: label for first, last, label in values.numbers for value in range(first, last + 1)}
         advice = f"the bundle was trained on masks with the values {ranges(numbers) or 'none'}; give masks like these"
-        colours = None
+        colours, no_numbers = None, ""
         if values.colours is not None:
+            numbered = {unlabelled_value(class_count), *numbers.values()}
+            if not numbered.issuperset(label for *_, label in values.colours):
+                no_numbers = "but the bundle was trained on masks of colours; give masks like these"
             colours = LabelTable(
                 {colour_value((red, green, blue)): label for red, green, blue, label in values.colours},
                 class_count,
@@ -113,6 +119,7 @@ class MaskLabels:
             colours,
             values.grey_numbers,
             "the bundle was trained on masks of numbers; give masks like these",
+            no_numbers,
         )
 
     def values(self, resize: bool = False) -> MaskValues:
@@ -139,16 +146,21 @@ class MaskLabels:
         if mask.palette is not None and self.colours is not None:
             return _palette_labels(mask.values, mask.palette, source, self.colours)
         if not mask.coloured:
-            return self.numbers.labels(mask.values, source)
+            return self._number_labels(mask.values, source)
         if self.colours is not None and not (self.grey_numbers and is_grey(mask.values)):
             return self.colours.labels(mask.values, source)
         if is_grey(mask.values):
-            return self.numbers.labels(mask.values % 256, source)
+            return self._number_labels(mask.values % 256, source)
         if len(np.unique(mask.values)) > _MOST_COLOURS:
             raise ItemError(
                 f"{source} looks like a photo, not like a mask; are images and masks swapped?", "value of no class"
             )
         raise ItemError(f"{source} is a colour image; {self.no_colours}", "value of no class")
+
+    def _number_labels(self, values: np.ndarray, source: object) -> np.ndarray:
+        if self.no_numbers:
+            raise ItemError(f"{source} holds numbers, {self.no_numbers}", "value of no class")
+        return self.numbers.labels(values, source)
 
 
 def fit_to_image(

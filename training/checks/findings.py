@@ -24,9 +24,11 @@ from training.data.labelled_images import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24
-# EXIF's tag of the orientation, and its values that mirror an image, turn it by half, or both.
+# EXIF's tag of the orientation; its values that mirror an image, turn it by half, or both; and those that turn it by a
+# quarter, which leaves the size of a square alone.
 _ORIENTATION = 0x0112
-_TURNED_UNSEEN = (2, 3, 4)
+_HALF_TURNS = (2, 3, 4)
+_QUARTER_TURNS = (5, 6, 7, 8)
 # A larger share of images without a shape is told.
 _FEW_EMPTY = 0.1
 
@@ -64,7 +66,7 @@ class Findings:
         thumbnails: of the readable items, see `likeness.thumbnail`.
         raw: what masks hold before they are read as classes.
         spare_masks: masks without an image.
-        turned: images with mask files that EXIF turns by half or mirrors, which no size tells.
+        turned: images with mask files that EXIF turns or mirrors, which no size tells.
         without_shapes: number of images whose labels are shapes, and that have none: all of them is background.
         problems: kind -> one description for each.
     """
@@ -97,8 +99,8 @@ class Findings:
         notes = []
         if self.turned:
             notes.append(
-                f"EXIF tags turn {len(self.turned)} images by half, or mirror them, such as {self.turned[0]}; training "
-                "and robot see them turned, so look whether their masks are turned too"
+                f"EXIF tags turn or mirror {len(self.turned)} images and leave their size, such as {self.turned[0]}; "
+                "training and robot see them turned, so look whether their masks are turned too"
             )
         if self.without_shapes > _FEW_EMPTY * self.readable:
             notes.append(
@@ -227,7 +229,8 @@ def _is_turned_unseen(data: SegmentationDataset, index: int) -> bool:
         return False
     source = data.samples[index].source()
     with Image.open(io.BytesIO(source.content) if isinstance(source, StoredImage) else source) as picture:
-        return picture.getexif().get(_ORIENTATION) in _TURNED_UNSEEN
+        unseen = _HALF_TURNS if picture.width != picture.height else (*_HALF_TURNS, *_QUARTER_TURNS)
+        return picture.getexif().get(_ORIENTATION) in unseen
 
 
 def _hash(array: np.ndarray) -> bytes:

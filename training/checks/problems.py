@@ -28,10 +28,11 @@ _PALETTES = "palettes differ"
 _UNLABELLED = "no labelled pixel"
 _OTHER_VALUES = "the masks hold other values"
 _ONE_CLASS = "only one class"
+_MOST_SPARE = "most masks have no image"
 # With these a training would fail, or learn nothing that its scores would tell.
 _FATAL = (
     *("missing file", "cannot be opened", "unreadable file", "sizes differ", "value of no class", "other"),
-    *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}"),
+    *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}", _MOST_SPARE),
 )
 _OF_ALL_MASKS = (_BINARY, _PALETTES, _OTHER_VALUES)
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
@@ -61,6 +62,11 @@ def find_problems(
     spare_masks = sorted({*train.spare_masks, *val.spare_masks})
     if spare_masks:
         problems["mask without image"] = list(map(str, spare_masks))
+    if len(spare_masks) > train.count + val.count:
+        problems[_MOST_SPARE] = [
+            f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "
+            f"{train.count + val.count} have one; correct the names, or remove the files without an image"
+        ]
     for split, own in _named(train, val):
         problems |= {f"{split}: {kind}": [told] for kind, told in (_of_values(own) | _of_labels(own)).items()}
         problems |= {f"{split}: the same image twice": told for told in [_twice(own)] if told}

@@ -196,7 +196,7 @@ class FolderData(LabelledFolderData):
     """A folder of images and masks.
 
     Every pixel of a mask holds a class id, another value that `classes` names, or the colour of a class. The split is
-    told by folders named train, val and test, anywhere in the paths.
+    told by lists named train, val and test, or by folders of these names, anywhere in the paths.
     """
 
     name: Literal["folder"] = "folder"

@@ -9,7 +9,8 @@ A class consists of *items*. An item is
 - ``rest``: all values that no other item covers.
 
 A class may have one item or a list of them. A list of three numbers of 0 to 255 is a colour if all lists of numbers
-of the classes are such; otherwise its numbers are values.
+of the classes are such; otherwise its numbers are values, as they are if one of them is written as a range:
+``[7, 12, 13-13]``.
 """
 
 from __future__ import annotations

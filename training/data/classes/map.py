@@ -140,10 +140,13 @@ class _Joined:
         numbers = {value: ids[name] for value, name in values.items()} | dict.fromkeys(ignored.values, unlabelled)
         hues = {colour: ids[name] for colour, name in colours.items()} | dict.fromkeys(ignored.colours, unlabelled)
         number_advice = self._number_advice(names, values, ignored.values)
+        without = [own.colours[0] for name, own in items.items() if own.colours and name not in values.values()]
+        no_numbers = f"but data.classes has colours without a value: {_as_values(without)}" if without else ""
         masks = MaskLabels(
             LabelTable(numbers, count, as_number, number_advice, rest),
             LabelTable(hues, count, as_colour, _COLOUR_ADVICE, rest) if colours and not twice else None,
             no_colours=f"{twice}; give every class a colour, no two the same" if twice else MaskLabels.NO_COLOURS,
+            no_numbers="" if self.source.drawn else no_numbers,
         )
         return ClassMap(names, self._palette(items), masks)
 
@@ -160,23 +163,25 @@ class _Joined:
     def _values_without_any(self, items: Mapping[str, Items]) -> dict[int, str]:
         """The class of each value where the classes are given by colours alone; masks may hold numbers all the same.
 
-        They are the folder's own where it has classes of these names. Where it has none of them, masks hold class ids.
-        Shapes may lack some of the classes: the labels of many tools name only those that occur.
+        They are the folder's own where it has classes of these names. Where it has none of them, masks hold class ids,
+        unless something takes the rest: then no id would be too many, and three values in place of a colour would not
+        be noticed. Shapes may lack some of the classes: the labels of many tools name only those that occur.
 
         Raises:
             DatasetError: shapes have none of the classes, and none takes the rest.
         """
-        names = list(items)
+        names = [name for name, own in items.items() if not own.rest]
         known = [name for name in names if name in self.by_name]
+        rest = len(names) < len(items) or (self.ignore is not None and self.ignore.rest)
         if len(known) == len(names) or (known and self.source.drawn):
             return self._owners({name: self.by_name[name].values for name in known}, as_number)
-        if self.source.drawn and self.by_name and not any(own.rest for own in items.values()):
+        if self.source.drawn and self.by_name and len(names) == len(items):
             raise DatasetError(
                 f"{self.source.origin} has none of the classes {_listing(names)}, but {_listing(self.by_name)}; say in "
                 "data.classes of which of these each consists. If the labels show none of the classes, list them in "
                 "classes.yaml beside the labels"
             )
-        return {} if known or self.source.drawn else dict(enumerate(names))
+        return {} if known or self.source.drawn or rest else dict(enumerate(names))
 
     def _listed(self, names: list[str]) -> dict[str, Items]:
         """The items of a mere list of names: the folder's classes of these names; of others, the positions."""
@@ -288,6 +293,15 @@ def _check_ignored(ignored: Iterable[int], owner: Mapping[int, str], describe: C
                 f"data.ignore holds {describe(value)}, which is that of the class '{owner[value]}': remove it from "
                 f"data.ignore, or mark pixels without a class by another in the masks{more}"
             )
+
+
+def _as_values(colours: Sequence[int]) -> str:
+    """A colour that may have been meant as three values, and how these are written."""
+    red, green, blue = value_colour(colours[0])
+    return (
+        f"[{red}, {green}, {blue}]. If three values are meant, write one of them as a range: "
+        f"[{red}, {green}, {blue}-{blue}]; else add the values of these classes"
+    )
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from dinov3_seg_ros.support.errors import DatasetError
+from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.classes.map import SourceClasses
 from training.data.reading.pairing import find_pairing, require_pairing
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure, read_mask_file
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
+from training.data.reading.split_lists import read_split_lists, split_lists
 from training.data.reading.tree import Tree
 
 
 class Folder(Format):
     """Masks beside their images: in folders of their own, with endings of their own, or as ``x.png`` to ``x.jpg``.
 
-    Folders named train, val or test anywhere in a path tell the split.
+    Lists named train, val or test tell the split, or else folders of these names anywhere in a path.
     """
 
     name = "folder"
@@ -26,15 +31,44 @@ class Folder(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        return open_masks(tree, patterns, find_classes(tree))
+        return _divided(tree, open_masks(tree, patterns, find_classes(tree)))
 
 
-def open_masks(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
-    """Pair images and masks by their names.
+def open_masks(tree: Tree, patterns: Patterns, classes: SourceClasses, ending: str | None = None) -> LabelledFolder:
+    """Pair images and masks by their names; see `require_pairing`.
 
     Raises:
         DatasetError: see `require_pairing`.
     """
-    pairing = require_pairing(tree, patterns)
+    pairing = require_pairing(tree, patterns, ending)
     spare = [tree.path(name) for name in pairing.spare]
     return LabelledFolder(classes, pairing.samples(tree), read_mask_file, spare, masks=True)
+
+
+def _divided(tree: Tree, folder: LabelledFolder) -> LabelledFolder:
+    """Divide the samples as lists of the folder say.
+
+    Images of no list stay in the split of their folders, if no list is of that split. Without a list of images for
+    training, the others are for training.
+
+    Raises:
+        DatasetError: a list of images for training or validation names none of them, and nothing else tells that split.
+    """
+    path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
+    listed = read_split_lists(tree, split_lists(tree), path_of.values())
+    covered = set(listed.split_of.values())
+    for name, split in listed.unread.items():
+        if split not in {"test", *covered, *folder.samples}:
+            raise DatasetError(
+                f"{tree.path(name)} is named as the list of the {split} images, but none of its lines names an image "
+                f"of the folder, such as {next(iter(path_of.values()))}; correct its lines, or rename the file if it "
+                "is no list of images"
+            )
+    others: dict[Split | None, Split | None] = {own: None if own in covered else own for own in folder.samples}
+    if covered and "train" not in {*covered, *folder.samples}:
+        others[None] = "train"
+    samples: dict[Split | None, list[Sample]] = {}
+    for told, own_samples in folder.samples.items():
+        for sample in own_samples:
+            samples.setdefault(listed.split_of.get(path_of[sample], others[told]), []).append(sample)
+    return dataclasses.replace(folder, samples=samples, absent=listed.absent)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, r
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
+# Regions that cover pixels, and would be background if they were left out.
+_UNREAD_KINDS = ("bitmasklabels", "labels")
 _HALF_OPAQUE = 128
 _HEAD = 16
 
@@ -37,9 +40,16 @@ class LabelStudio(Format):
         found = _exports(tree)
         return Match(Sure.CERTAINLY, f"{next(iter(found))} holds tasks with regions") if found else None
 
+    def nearly(self, tree: Tree) -> str | None:
+        """See `Format.nearly`."""
+        return next(filter(None, (_unread(name, tasks) for name, tasks in _all_tasks(tree))), None)
+
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         exports = _exports(tree)
+        unread = next(filter(None, (_unread(name, tasks) for name, tasks in exports.items())), None)
+        if unread is not None:
+            raise DatasetError(unread)
         labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
         classes = drawn_classes(tree, labels, next(iter(exports), ""))
         values = {entry.name: entry.values[0] for entry in classes.classes}
@@ -159,16 +169,33 @@ class _Bits:
 
 
 def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
-    """The tasks of each JSON of Label Studio."""
-    found = {}
+    """The tasks of each JSON of Label Studio that has regions which can be read."""
+    return {
+        name: tasks
+        for name, tasks in _all_tasks(tree)
+        if any(region.kind in _KINDS for task in tasks for region in task.regions)
+    }
+
+
+def _all_tasks(tree: Tree) -> Iterator[tuple[str, tuple[_Task, ...]]]:
+    """The tasks of each JSON that holds a list."""
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
-        if not read_head(path, _HEAD).lstrip().startswith(b"["):
-            continue
-        tasks = _read(path, path.stat().st_mtime_ns)
-        if any(task.regions for task in tasks):
-            found[name] = tasks
-    return found
+        if read_head(path, _HEAD).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            yield name, _read(path, path.stat().st_mtime_ns)
+
+
+def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
+    """What to do about regions that cannot be read; None where there are none."""
+    found = [(region, task) for task in tasks for region in task.regions if region.kind in _UNREAD_KINDS]
+    if not found:
+        return None
+    region, task = found[0]
+    return (
+        f"{name} holds {len(found)} regions of the kind {region.kind}, such as '{region.label}' of "
+        f"{next(filter(_is_image, task.data), task.data[0])}, which cannot be read: label with BrushLabels, "
+        "PolygonLabels, RectangleLabels or EllipseLabels, or remove these regions"
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -199,7 +226,7 @@ def _regions(written: Any) -> Iterator[_Region]:
         if not isinstance(region, dict) or "original_width" not in region:
             continue
         value = region.get("value", region)
-        kind = next((kind for kind in _KINDS if value.get(kind)), None)
+        kind = next((kind for kind in (*_KINDS, *_UNREAD_KINDS) if value.get(kind)), None)
         if kind is not None:
             size = int(region["original_height"]), int(region["original_width"])
             if "rle" in value:  # a list of numbers takes thirty times as much memory

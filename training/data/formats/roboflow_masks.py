@@ -8,6 +8,7 @@ from training.data.reading.protocol import Format, LabelledFolder, Match, Patter
 from training.data.reading.tree import Tree
 
 _NAMES = "_classes.csv"
+_ENDING = "_mask.png"
 
 
 class RoboflowMasks(Format):
@@ -18,10 +19,10 @@ class RoboflowMasks(Format):
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
         found = tree.named(_NAMES)
-        if not found or not any(name.endswith("_mask.png") for name in tree.images):
+        if not found or not any(name.endswith(_ENDING) for name in tree.images):
             return None
-        return Match(Sure.CERTAINLY, f"{found[0]} names the values of masks *_mask.png")
+        return Match(Sure.CERTAINLY, f"{found[0]} names the values of masks *{_ENDING}")
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        return open_masks(tree, patterns, read_pixel_values(tree.path(tree.named(_NAMES)[0])))
+        return open_masks(tree, patterns, read_pixel_values(tree.path(tree.named(_NAMES)[0])), _ENDING)

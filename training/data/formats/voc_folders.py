@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator
 
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.classes.map import SourceClasses
 from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.tree import Tree, parent, read_text, split_named, stem
+from training.data.reading.split_lists import read_split_lists, split_lists
+from training.data.reading.tree import Tree, parent
 
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
-# Lists of one class say behind each name whether the image shows it.
-_SECOND_COLUMN = re.compile(r"\s+(-1|0|1)$")
-_WITH_SUFFIX = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))[\"']?(?:\s|$)", re.IGNORECASE)
 
 
 class VocFolders(Format):
@@ -58,7 +53,8 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
         patterns = Patterns(_IMAGES, _MASKS)
     folder = open_masks(tree, patterns, classes)
     path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
-    split_of = _lists(tree, path_of.values())
+    lists = [(name, split) for name, split in split_lists(tree) if f"{_LISTS}/" in name]
+    split_of = read_split_lists(tree, lists, path_of.values()).split_of
     samples: dict[Split | None, list[Sample]] = {}
     left_out = 0
     for own in folder.samples.values():
@@ -74,43 +70,3 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
 def _is_voc2012(tree: Tree) -> bool:
     folders = {folder for name in tree.files for folder in parent(name).split("/")}
     return {"Annotations", "SegmentationObject"} <= folders
-
-
-def _lists(tree: Tree, images: Iterable[str]) -> dict[str, Split]:
-    """The split of each listed image; a list whose name is no split's, such as CVAT's default.txt, tells none."""
-    image_of = {stem(image): image for image in images}
-    ending: dict[str, list[str]] = {}
-    for path, image in image_of.items():
-        for end in _ends(path):
-            ending.setdefault(end, []).append(image)
-
-    def find(entry: str, folder: str) -> str | None:
-        """The image in the folders of its list, or else the only one whose path ends as the longest end of it."""
-        image = image_of.get(f"{folder}{_IMAGES}/{entry}")
-        found = next((ending[end] for end in _ends(entry) if end in ending), [])
-        return image or (found[0] if len(found) == 1 else None)
-
-    split_of: dict[str, Split] = {}
-    for name in tree.with_suffix(".txt"):
-        split, (folder, lists, _) = split_named(stem(name).rpartition("/")[2]), name.rpartition(f"{_LISTS}/")
-        if split is None or not lists:
-            continue
-        for line in read_text(tree.path(name)).splitlines():
-            listed = next(filter(None, (find(entry, folder) for entry in _entries(line))), None)
-            if listed is not None:
-                split_of.setdefault(listed, split)
-    return split_of
-
-
-def _ends(path: str) -> Iterator[str]:
-    """A path, then without its first folder, and so on to the name alone."""
-    parts = path.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
-
-
-def _entries(line: str) -> list[str]:
-    """What a line may name, the likeliest first: the image of a pair of paths, all of it, or its first column."""
-    text = line.strip().replace("\\", "/")
-    file = _WITH_SUFFIX.match(text)
-    written = [stem(file[1])] if file else [text, _SECOND_COLUMN.sub("", text)]
-    return [path.strip("\"'").strip("/") for path in written]

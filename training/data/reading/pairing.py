@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
@@ -28,6 +28,7 @@ _OTHER_WORDS = {"instance", "instances", "instanceids", "depth", "disparity", "o
 _WORD = re.compile(
     rf"(?:{'|'.join(SPLIT_NAMES)})(?=annot|mask|label|image)|[a-z]+(?=annot(?![a-z]))|[a-z]+|\d+|[^a-z\d]+"
 )
+_MASK_ENDING = re.compile(rf"[^a-z\d]+(?:{'|'.join(sorted(_MASK_WORDS))})$")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 Key: TypeAlias = tuple[str, ...]
@@ -42,7 +43,7 @@ class Pairing:
         rule: how the masks were told from the images, for people.
         pairs: names of image and mask, relative to the root, in the order of the images.
         missing: images without a mask.
-        spare: masks without an image.
+        spare: masks without an image; further pictures of an image that has a mask, such as one of colours, are none.
         twice: two images, or two masks of one image, of the same name.
     """
 
@@ -85,12 +86,13 @@ def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None
     if patterns != NO_PATTERNS:
         rules, keys = {"data.images, data.masks": _by_patterns}, [*keys, _stem_key]
     for title, divide in rules.items():
-        images, masks = divide(tree, patterns)
+        files = divide(tree, patterns)
         for key_of in keys:
             found = _paired(
                 title,
-                [(key_of(name, patterns.images), name) for name in images],
-                [(key_of(name, patterns.masks), name) for name in masks],
+                [(key_of(name, patterns.images), name) for name in files.images],
+                [(key_of(name, patterns.masks), name) for name in files.masks],
+                [(key_of(name, patterns.images), name) for name in files.others],
             )
             if found.pairs and (best is None or len(found.pairs) > len(best.pairs)):
                 best = found
@@ -99,23 +101,38 @@ def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None
 
 def _by_stems(tree: Tree) -> Pairing | None:
     """Pair files of folders that have nothing else in common, such as ``image_2`` and ``semantic``; each stem once."""
-    images, masks = _by_folders(tree, NO_PATTERNS)
+    files = _by_folders(tree, NO_PATTERNS)
     found = _paired(
         "by the names of files in folders of images and of masks",
-        [(_stem_key(name, None), name) for name in images],
-        [(_stem_key(name, None), name) for name in masks],
+        [(_stem_key(name, None), name) for name in files.images or files.others],
+        [(_stem_key(name, None), name) for name in files.masks],
     )
     return found if found.pairs and not found.twice else None
 
 
-def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing:
-    """As `find_pairing`.
+def _by_ending(tree: Tree, ending: str) -> Pairing | None:
+    """Pair each mask with the image whose name it has but for its ending, whatever the words in that name."""
+    masks = [name for name in tree.images if name.endswith(ending)]
+    images = sorted(set(tree.images).difference(masks))
+    found = _paired(
+        f"masks end in {ending}",
+        [((plain(_without_suffix(name)),), name) for name in images],
+        [((plain(name.removesuffix(ending)),), name) for name in masks],
+    )
+    return found if found.pairs else None
+
+
+def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS, ending: str | None = None) -> Pairing:
+    """As `find_pairing`; without patterns, an ending alone may tell masks from images.
 
     Raises:
         DatasetError: no image has a mask, two images have the same name, or the masks are of a format that changes
             values.
     """
-    pairing = find_pairing(tree, patterns)
+    if ending is not None and patterns == NO_PATTERNS:
+        pairing = _by_ending(tree, ending)
+    else:
+        pairing = find_pairing(tree, patterns)
     if pairing is None:
         raise DatasetError(_nothing(tree, patterns))
     if pairing.twice:
@@ -134,11 +151,31 @@ def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing:
     return pairing
 
 
-def _paired(rule: str, images: Sequence[tuple[Key, str]], masks: Sequence[tuple[Key, str]]) -> Pairing:
-    """Pair files of the same key."""
+class _Files(NamedTuple):
+    """Files that are said to be images, those that are said to be masks, and those of which nothing is said."""
+
+    images: list[str]
+    masks: list[str]
+    others: list[str]
+
+
+def _paired(
+    rule: str,
+    images: Sequence[tuple[Key, str]],
+    masks: Sequence[tuple[Key, str]],
+    others: Sequence[tuple[Key, str]] = (),
+) -> Pairing:
+    """Pair files of the same key.
+
+    Of files of which nothing is said, those with a mask are images too; and all of them, where images are rarely called
+    so. Nothing else tells an image without a mask from a picture of something else.
+    """
+    named, with_mask = {key for key, _ in images}, {key for key, _ in masks}
+    others = [other for other in others if other[0] not in named]
+    labelled = [other for other in others if other[0] in with_mask]
     image_of: dict[Key, str] = {}
     twice = None
-    for key, name in images:
+    for key, name in [*images, *(labelled if len(labelled) < len(named & with_mask) else others)]:
         if image_of.setdefault(key, name) != name:
             twice = twice or (image_of[key], name)
     mask_of: dict[Key, str] = {}
@@ -148,52 +185,65 @@ def _paired(rule: str, images: Sequence[tuple[Key, str]], masks: Sequence[tuple[
             twice = twice or (first, name)
     pairs = [(name, mask_of[key]) for key, name in image_of.items() if key in mask_of]
     missing = [name for key, name in image_of.items() if key not in mask_of]
-    spare = sorted(name for key, name in mask_of.items() if key not in image_of)
+    shown = {_picture_key(mask) for _, mask in pairs}
+    without = [name for key, name in mask_of.items() if key not in image_of]
+    spare = sorted(name for name in without if _picture_key(name) not in shown)
     return Pairing(rule, pairs, missing, spare, twice)
 
 
-def _by_folders(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
+def _by_roles(roles: Mapping[str, Role | None]) -> _Files:
+    def of(wanted: Role | None) -> list[str]:
+        return [name for name, role in roles.items() if role == wanted]
+
+    return _Files(of("image"), of("mask"), of(None))
+
+
+def _by_folders(tree: Tree, _patterns: Patterns) -> _Files:
     """Masks lie in folders whose names say so: ``masks``, ``train_labels``, ``camera_annotations``."""
-    roles = {name: _role_of_folders(name) for name in tree.images}
-    masks = [name for name, role in roles.items() if role == "mask"]
-    images = [name for name, role in roles.items() if role == "image"]
-    return images or [name for name, role in roles.items() if role is None], masks
+    return _by_roles({name: _role_of_folders(name) for name in tree.images})
 
 
-def _by_names(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
-    """The first or the last word of a file's name says what it is: ``a_mask.png``, ``labels.png``."""
+def _by_names(tree: Tree, _patterns: Patterns) -> _Files:
+    """The first or the last word of a file's name says what it is: ``a_mask.png``, ``labels.png``.
+
+    What has a mask is none itself: ``label_1.jpg`` beside ``label_1_mask.png``.
+    """
     roles = {name: _role_of_name(name) for name in tree.images}
-    masks = [name for name, role in roles.items() if role == "mask"]
-    images = [name for name, role in roles.items() if role == "image"]
-    return images or [name for name, role in roles.items() if role is None], masks
+    stems = {name: plain(_without_suffix(name)) for name, role in roles.items() if role == "mask"}
+    of_masks = {_MASK_ENDING.sub("", stem) for stem in stems.values() if _MASK_ENDING.search(stem)}
+    return _by_roles(roles | {name: None for name, stem in stems.items() if stem in of_masks})
 
 
-def _by_suffixes(tree: Tree, _patterns: Patterns) -> tuple[list[str], list[str]]:
+def _by_suffixes(tree: Tree, _patterns: Patterns) -> _Files:
     """Photos and masks lie side by side: ``a.jpg`` and ``a.png``."""
     photos = [name for name in tree.images if _has_suffix(name, LOSSY_SUFFIXES)]
     stems = set(map(_without_suffix, photos))
     masks = [name for name in tree.images if _has_suffix(name, MASK_SUFFIXES) and _without_suffix(name) in stems]
-    return photos if masks else [], masks
+    return _Files(photos if masks else [], masks, [])
 
 
-def _by_patterns(tree: Tree, patterns: Patterns) -> tuple[list[str], list[str]]:
+def _by_patterns(tree: Tree, patterns: Patterns) -> _Files:
     """The recipe says what is what; or half of it, and the other half follows."""
     known = set(tree.images)
     images = [] if patterns.images is None else [name for name in tree.matching(patterns.images) if name in known]
     masks = [] if patterns.masks is None else [name for name in tree.matching(patterns.masks) if name in known]
+    others: list[str] = []
     if patterns.images is None:
-        rest = known.difference(masks)
-        images = sorted(name for name in rest if "mask" not in (_role_of_folders(name), _role_of_name(name)))
-        said = [name for name in images if "image" in (_role_of_folders(name), _role_of_name(name))]
-        images = said or images
+        with_mask = {_stem_key(name, patterns.masks) for name in masks}
+        for name in sorted(known.difference(masks)):
+            by_folders, by_name = _role_of_folders(name), _role_of_name(name)
+            if by_name == "mask" and _stem_key(name, None) in with_mask:  # what has a mask is none itself
+                by_name = None
+            if "mask" not in (by_folders, by_name):
+                (images if "image" in (by_folders, by_name) else others).append(name)
     if patterns.masks is None:
         rest = known.difference(images)
         masks = sorted(name for name in rest if "mask" in (_role_of_folders(name), _role_of_name(name)))
     chosen = set(masks)
-    return [name for name in images if name not in chosen], masks
+    return _Files([name for name in images if name not in chosen], masks, others)
 
 
-_RULES: dict[str, Callable[[Tree, Patterns], tuple[list[str], list[str]]]] = {
+_RULES: dict[str, Callable[[Tree, Patterns], _Files]] = {
     "by the names of folders": _by_folders,
     "by the names of files": _by_names,
     "JPEG and PNG of the same name": _by_suffixes,
@@ -251,6 +301,14 @@ def _bare_key(name: str, pattern: str | None) -> Key:
 def _stem_key(name: str, pattern: str | None) -> Key:
     """The stem alone: for folders that have nothing in common."""
     return (_without_pattern(name, pattern)[1],)
+
+
+def _picture_key(name: str) -> Key:
+    """The folders and the stem without words for images, masks, and further pictures of an image."""
+    taken = _IMAGE_WORDS | _MASK_WORDS | _NUMBER_WORDS | _COLOUR_WORDS | _OTHER_WORDS
+    parts = (tuple(word for word in _words(part) if word.isalnum() and word not in taken)
+             for part in _without_suffix(name).split("/"))  # fmt: skip
+    return tuple("_".join(words) for words in parts if words)
 
 
 def _bare(part: str) -> str:

@@ -24,6 +24,9 @@ from training.support.yaml_text import parse_yaml
 #: What reading a file raises whose content has another form than expected.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
+#: What `training.select` writes beside the images that it chose.
+SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
+
 #: Names of folders and lists that stand for a split.
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -41,6 +44,8 @@ _LONGEST_CELL = 2**31 - 1
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 _LABEL_SUFFIXES = (".txt", ".xml")
+# Hidden folders, and those of macOS, of Windows, of Linux and of network storage.
+_FOREIGN_FOLDERS = (".", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle")
 # Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
 _ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
 _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
@@ -49,7 +54,8 @@ _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:2
 class Tree:
     """All files below a folder, as paths relative to it with ``/``, in the order of their names.
 
-    Hidden files and folders, and what macOS adds to archives, are left out. Links to folders are followed.
+    Hidden files and folders, and what operating systems add to folders and archives, are left out. Links to folders are
+    followed, except to a folder that holds them.
 
     Attributes:
         root: the folder.
@@ -68,14 +74,14 @@ class Tree:
         self.files = sorted(self._walk())
 
     def _walk(self) -> Iterator[str]:
-        seen = set()
+        within: dict[str, frozenset[str]] = {}  # each folder, and those above it, by their real paths
         for folder, folders, names in os.walk(self.root, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:  # a link to a folder above it
+            real, above = os.path.realpath(folder), within.get(os.path.dirname(folder), frozenset())
+            if real in above:
                 folders.clear()
                 continue
-            seen.add(real)
-            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            within[folder] = above | {real}
+            folders[:] = [name for name in folders if not name.startswith(_FOREIGN_FOLDERS)]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
             yield from (_in_utf8(f"{prefix}{name}") for name in names if not name.startswith("."))
@@ -188,13 +194,17 @@ class Tree:
 def images_below(folder: Path) -> list[Path]:
     """The images in a folder and in its subfolders, sorted by path; hidden ones are left out, as in `Tree`.
 
+    The contact sheet of a selection is none of them.
+
     Raises:
         DatasetError: there are none; or see `Tree`.
     """
     tree = Tree(folder)
-    if not tree.images:
+    sheets = {f"{name.removesuffix(SELECTION_FILE)}{SHEET_FILE}" for name in tree.named(SELECTION_FILE)}
+    images = [name for name in tree.images if name not in sheets]
+    if not images:
         raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(map(tree.path, tree.images))
+    return sorted(map(tree.path, images))
 
 
 def _in_utf8(name: str) -> str:

@@ -1,0 +1,105 @@
+"""Lists that tell the splits: text and CSV files named train, val or test, with an image in every line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from training.data.base import Split
+from training.data.reading.tree import Tree, parent, read_csv, read_text, split_named, stem
+
+_SUFFIXES = (".txt", ".lst", ".csv")
+# Lists of one class say behind each name whether the image shows it.
+_SECOND_COLUMN = re.compile(r"\s+(-1|0|1)$")
+_WITH_SUFFIX = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))[\"']?(?:[\s,;]|$)", re.IGNORECASE)
+
+
+@dataclass
+class ListedSplits:
+    """What lists say of the splits.
+
+    Attributes:
+        split_of: the split of each listed image, relative to the root.
+        unread: lists of which no line names an image, each with its split.
+        absent: number of lines that name no image.
+    """
+
+    split_of: dict[str, Split] = field(default_factory=dict)
+    unread: dict[str, Split] = field(default_factory=dict)
+    absent: int = 0
+
+
+def split_lists(tree: Tree) -> list[tuple[str, Split]]:
+    """The files that are named as lists of a split, with it; test before train and val."""
+    named = ((name, split_named(stem(name).rpartition("/")[2])) for name in tree.with_suffix(*_SUFFIXES))
+    return sorted(((name, split) for name, split in named if split is not None), key=lambda found: found[::-1])
+
+
+def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Iterable[str]) -> ListedSplits:
+    """Find the images that lists name by their paths, by an end of them, or by their names, with or without suffix.
+
+    An image of several lists is in the split of the first. A name that several images have tells nothing, unless it is
+    of one that is nearer to the list, or that lies in fewer folders.
+
+    Args:
+        tree: the folder.
+        lists: as `split_lists` gives them.
+        images: relative paths.
+
+    Raises:
+        DatasetError: a list cannot be read.
+    """
+    ending: dict[str, list[str]] = {}
+    for image in images:
+        for end in _ends(stem(image)):
+            ending.setdefault(end, []).append(image)
+    listed = ListedSplits()
+    for name, split in lists:
+        lines = [
+            next(filter(None, (_nearest(ending, entry, parent(name)) for entry in entries)), [])
+            for entries in _lines(tree, name)
+        ]
+        listed.absent += sum(not found for found in lines)
+        if not any(lines):
+            listed.unread[name] = split
+        for found in lines:
+            if len(found) == 1:
+                listed.split_of.setdefault(found[0], split)
+    return listed
+
+
+def _nearest(ending: dict[str, list[str]], entry: str, folder: str) -> Sequence[str]:
+    """The images whose path ends as the longest end of an entry: those in the nearest folder, and in the fewest."""
+    found = next((ending[end] for end in _ends(entry) if end in ending), [])
+    while folder and not any(image.startswith(f"{folder}/") for image in found):
+        folder = parent(folder)
+    inside = [image for image in found if not folder or image.startswith(f"{folder}/")]
+    least = min((image.count("/") for image in inside), default=0)
+    return [image for image in inside if image.count("/") == least]
+
+
+def _ends(path: str) -> Iterator[str]:
+    """A path, then without its first folder, and so on to the name alone."""
+    parts = path.split("/")
+    return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def _lines(tree: Tree, name: str) -> Iterator[list[str]]:
+    """What each line of a list may name, the likeliest first; the first line of a table may be its head."""
+    if not name.lower().endswith(".csv"):
+        yield from (_entries(line) for line in read_text(tree.path(name)).splitlines() if line.strip())
+        return
+    for index, row in enumerate(read_csv(tree.path(name))):
+        files = [cell for cell in row if cell.strip().lower().endswith(IMAGE_SUFFIXES)]
+        if index or files:
+            yield [entry for cell in files or row[:1] for entry in _entries(cell)]
+
+
+def _entries(line: str) -> list[str]:
+    """What a line may name, the likeliest first: the image of a pair of paths, all of it, or its first column."""
+    text = line.strip().replace("\\", "/")
+    file = _WITH_SUFFIX.match(text)
+    written = [stem(file[1])] if file else [text, _SECOND_COLUMN.sub("", text)]
+    return [path.strip("\"'").strip("/") for path in written]
