@@ -27,8 +27,9 @@ _MEMORY_S = 10.0
 _LEAST_LOST, _LEAST_LOST_SHARE = 3, 0.05
 #: A camera is stale after so long a silence.
 _STALE_AFTER_S = 3.0
-#: A larger difference between stamp and clock means that another clock made the stamp.
-_LONGEST_DELAY_S = 60.0
+#: A larger difference between stamp and clock means that another clock made the stamp. A simulator sends its time at a
+#: lower rate than images: their stamps may be ahead of the node's clock by one of its steps.
+_LONGEST_DELAY_S, _LONGEST_LEAD_S = 60.0, 1.0
 
 
 class Level(Enum):
@@ -137,8 +138,9 @@ class CameraStatistics:
             self._latency.add("in the node", self._last_segmented - received)
             if delay is None:
                 return None
-            if 0.0 <= delay < _LONGEST_DELAY_S:
-                self._latency.add("end to end", delay)
+            if -_LONGEST_LEAD_S <= delay < _LONGEST_DELAY_S:
+                if delay >= 0.0:
+                    self._latency.add("end to end", delay)
                 return None
             # Usual where a recording is played.
             return self._noted_only(
