@@ -21,6 +21,8 @@ from dinov3_seg_ros.ros.transport import (
 
 # The profile takes 32 MB for each process: a camera, the node and a viewer make three.
 _LEAST_SHARED_MEMORY_MB = 128
+# With --network=host too, Fast DDS takes container and host for one machine, and sends through shared memory.
+_CONTAINER = "--ipc=host (with --network=host), or --shm-size=512m where all its peers run in the same container"
 _CLEAN = "python -m dinov3_seg_ros.doctor --clean"
 
 
@@ -66,7 +68,7 @@ def shared_memory() -> Iterator[Finding]:
             WARNING,
             str(SHARED_MEMORY),
             "absent or not writable: images travel over UDP, which is slower",
-            "in a container, start it with --ipc=host or --shm-size=512m",
+            f"in a container, start it with {_CONTAINER}",
         )
         return
     for path in unfinished_segments():
@@ -85,7 +87,7 @@ def shared_memory() -> Iterator[Finding]:
             WARNING,
             str(SHARED_MEMORY),
             f"only {free_mb} MB free, and each process takes 32 MB",
-            f"{_CLEAN}; in a container, start it with --shm-size=512m",
+            f"{_CLEAN}; in a container, start it with {_CONTAINER}",
         )
     else:
         yield Finding(OK, str(SHARED_MEMORY), f"{free_mb} MB free")
