@@ -8,7 +8,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE, decoded_topic
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
 from dinov3_seg_ros.ros.endpoints.silence import explain_silence
 
@@ -64,7 +64,8 @@ def test_packets_are_told_with_the_command_that_decodes_them(kind, transport):
     assert silence.kind == "other type"
     assert f"1 publisher: /driver ({kind}, best effort), but the node reads {IMAGE} there" in silence.reason
     assert f"republish {transport} raw --ros-args -p in_transport:={transport}" in silence.reason
-    assert f"-r in/{transport}:={topic} -r out:=/c/image/decoded', then remap image:=/c/image/decoded" in silence.reason
+    assert f"-r in/{transport}:={topic} -r out:=/c/image_decoded', then remap image:=/c/image_decoded" in silence.reason
+    assert decoded_topic(f"/{transport}", kind) == f"/{transport}_decoded", "where there is no base topic"
 
 
 def test_publishers_of_another_type_are_counted_and_named():

@@ -42,8 +42,11 @@ def how_to_read(topic: str, found: str, wanted: str, name: str) -> str:
 
 
 def decoded_topic(topic: str, message_type: str) -> str:
-    """The topic on which we propose to publish what a topic of packets is decoded to."""
-    return f"{topic.removesuffix(f'/{_transport_of(topic, message_type)}')}/decoded"
+    """The topic on which we propose to publish what a topic of packets is decoded to.
+
+    It is beside the packets' base topic: the calibration is looked for beside the images.
+    """
+    return f"{topic.removesuffix(f'/{_transport_of(topic, message_type)}') or topic}_decoded"
 
 
 def republish_command(topic: str, transport: str, decoded: str) -> str:
