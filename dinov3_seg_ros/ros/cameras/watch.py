@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rclpy.utilities import get_rmw_implementation_identifier
+
 from dinov3_seg_ros.ros.cameras.ports import CameraInput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
 from dinov3_seg_ros.ros.health.camera_statistics import LOST, CameraStatistics, Fault, describe_loss
@@ -95,5 +97,5 @@ class CameraWatch:
 
     def _tell_loss(self, camera: str) -> None:
         if loss := self._statistics[camera].loss():
-            details = f"{describe_loss(*loss)}; {remedy_for_lost_images()}"
+            details = f"{describe_loss(*loss)}; {remedy_for_lost_images(get_rmw_implementation_identifier())}"
             self._faults.note(camera, Fault(LOST, details, time.monotonic()))

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rclpy.utilities import get_rmw_implementation_identifier
+
 from dinov3_seg_ros.ros.endpoints.image_types import how_to_read
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
@@ -57,7 +59,7 @@ def explain_silence(
     return Silence(
         "sends nothing",
         f"{named}; it sends nothing, or its images are lost on the way: compare with 'ros2 topic hz {topic}'; "
-        f"if they are lost, {remedy_for_lost_images()}",
+        f"if they are lost, {remedy_for_lost_images(get_rmw_implementation_identifier())}",
     )
 
 
