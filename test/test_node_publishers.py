@@ -184,11 +184,11 @@ def test_each_silence_is_told_once_with_its_reason_and_its_end(graph, small_expo
         graph.peer.destroy_publisher(publisher)
 
 
-def test_the_transport_is_appended_to_the_remapped_base_topic(graph, small_exported_bundle):
-    node = graph.start_node(
-        bundle=small_exported_bundle.path, image_transport="compressed", remap={"image": "/camera/image_raw"}
-    )
-    camera, masks = graph.camera("/camera/image_raw/compressed", CompressedImage), graph.listen("segmentation/mask")
+def test_the_transport_is_appended_to_the_remapped_base_topics(graph, small_exported_bundle):
+    remap = {"image": "/camera/image_raw", "segmentation/mask": "/front/labels"}
+    node = graph.start_node(bundle=small_exported_bundle.path, image_transport="compressed", remap=remap)
+    camera = graph.camera("/camera/image_raw/compressed", CompressedImage)
+    masks = graph.listen("/front/labels/compressed", message_type=CompressedImage)
     png = cv2.imencode(".png", np.ascontiguousarray(picture()[:, :, ::-1]))[1].tobytes()
     message = CompressedImage(format="png", data=png)
     camera.wait_for_subscriber()
@@ -230,6 +230,12 @@ def remapped(graph, remap, **parameters):
     finally:
         graph._executor.remove_node(node)
         node.destroy_node()
+
+
+def test_a_transport_follows_a_remap_of_its_base_topic_or_its_own(graph):
+    with remapped(graph, {"front/image": "/cam", "mask": "/labels", "mask/compressed": "/png"}) as endpoints:
+        names = [endpoints.below(base, "compressed") for base in ("front/image", "mask", "left/image")]
+        assert [endpoints.resolve(name) for name in names] == ["/cam/compressed", "/png", "/left/image/compressed"]
 
 
 def test_cameras_whose_topics_are_swapped_follow_their_own_publishers(graph):

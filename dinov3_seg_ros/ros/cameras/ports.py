@@ -122,10 +122,9 @@ class CameraInput:
         def take_calibration(info: CameraInfo, _: Mapping[str, Any]) -> None:
             self._take_calibration(info)
 
-        # As image_transport names topics: the base topic is remapped, then the transport appended.
         self._name = name = topic(camera, "image")
         if transport != "raw":
-            name = f"{endpoints.resolve(name)}/{transport}"
+            name = endpoints.below(name, transport)
         self._scale = ValueScale(source=endpoints.resolve(name))
         self._image = FollowingSubscription(endpoints, self._message_type, name, take)
         try:
@@ -216,7 +215,10 @@ class HeadOutput:
         self._publishers: dict[str, Any] = {}
 
         def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
-            full_name = topic(camera, "segmentation", head, name)
+            base, _, transport = name.partition("/")
+            full_name = topic(camera, "segmentation", head, base)
+            if transport:
+                full_name = endpoints.below(full_name, transport)
             self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
 
         try:

@@ -73,6 +73,15 @@ class Endpoints:
         name: str = self._node.resolve_topic_name(topic)
         return name
 
+    def below(self, topic: str, transport: str) -> str:
+        """The name under which to open one of image_transport's transports: it follows a remap of its base topic.
+
+        A remap of the full name goes before that.
+        """
+        name = f"{topic}/{transport}"
+        is_remapped = self.resolve(name) != self._node.resolve_topic_name(name, only_expand=True)
+        return name if is_remapped else f"{self.resolve(topic)}/{transport}"
+
     def publishers_on(self, topic: str) -> list[Publisher]:
         """See `publishers.publishers_on`."""
         return publishers_on(self._node, topic)
