@@ -196,6 +196,24 @@ def test_the_transport_is_appended_to_the_remapped_base_topics(graph, small_expo
     assert "nobody publishes there" not in node.log and "but the node reads" not in node.log
 
 
+def test_a_subscriber_of_the_calibration_learns_why_none_comes(graph, small_exported_bundle):
+    node = graph.start_node(bundle=small_exported_bundle.path)
+    camera, reader = graph.camera(), DiagnosticsReader(graph)
+    graph.peer.create_publisher(CameraInfo, "/camera/camera_info", 1)
+    graph.listen("segmentation/camera_info", message_type=CameraInfo)
+    camera.wait_for_subscriber()
+    line = "no camera_info on /camera_info, so none is published with the masks: nobody publishes there"
+
+    def play():
+        camera.send(camera.message(picture()))
+        graph.spin_for(0.2)
+        return line in node.log
+
+    graph.spin_until(play, "the log's line")
+    assert "there is camera_info on /camera/camera_info: remap camera_info to the camera's" in node.log
+    assert reader.newest("segmentation: camera").values["camera_info topic"] == "/camera_info"
+
+
 def test_lost_images_raise_the_level_and_are_told_with_the_remedy(graph, small_exported_bundle):
     node = graph.start_node(bundle=small_exported_bundle.path)
     camera, reader = graph.camera(), DiagnosticsReader(graph)

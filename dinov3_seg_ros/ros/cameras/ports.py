@@ -20,7 +20,7 @@ from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
 from dinov3_seg_ros.ros.endpoints.publishers import type_name
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.endpoints.sequence import SequenceGaps
-from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_silence
+from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_missing_calibration, explain_silence
 from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.timing import StageTimes
 
@@ -101,6 +101,7 @@ class CameraInput:
 
     Attributes:
         calibration: the newest usable sensor_msgs/CameraInfo; None before the first.
+        has_calibration: whether any has arrived, usable or not.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class CameraInput:
         self._message_type, self._to_rgb = TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
+        self.has_calibration = False
         gaps = SequenceGaps()
 
         def take(image: Any, info: Mapping[str, Any]) -> None:
@@ -141,6 +143,11 @@ class CameraInput:
         return self._image.topic
 
     @property
+    def info_topic(self) -> str:
+        """The full name of the calibration's topic."""
+        return self._info.topic
+
+    @property
     def reliability(self) -> str:
         """The reliability that is asked for of the images' publishers, in words, and by whose choice."""
         return self._image.reliability
@@ -161,6 +168,12 @@ class CameraInput:
             image.publishers(),
             self._endpoints.picture_topics(),
         )
+
+    def explain_missing_calibration(self) -> str:
+        """Why no calibration arrives."""
+        name = topic(self._camera, "camera_info")
+        others = self._endpoints.calibration_topics()
+        return explain_missing_calibration(self.info_topic, name, self._info.publishers(), others)
 
     def read(self, image: Any, received: float, options: PublishOptions, trained: ValueRange = "auto") -> Frame:
         """Read the frame of a message.
@@ -184,6 +197,7 @@ class CameraInput:
         self._info.close()
 
     def _take_calibration(self, info: CameraInfo) -> None:
+        self.has_calibration = True
         try:
             check_camera_info(info)
         except MessageError as error:
@@ -230,6 +244,11 @@ class HeadOutput:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether the scaled calibration has a subscriber."""
+        return self._wants("camera_info")
 
     @property
     def wanted(self) -> bool:

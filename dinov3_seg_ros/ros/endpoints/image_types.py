@@ -4,6 +4,7 @@ from __future__ import annotations
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 #: The transport of image_transport that decodes a type of video packets.
 VIDEO_TRANSPORTS = {
     "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": "ffmpeg",

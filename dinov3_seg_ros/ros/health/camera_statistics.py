@@ -170,6 +170,11 @@ class CameraStatistics:
         with self._lock:
             return self._silence_s()
 
+    def receives(self, within_s: float) -> bool:
+        """Whether an image has arrived in the last seconds."""
+        with self._lock:
+            return self._last_received is not None and self._silence_s() < within_s
+
     def explain_silence(self, reason: str) -> None:
         """Record why no image arrives; the next one makes it void."""
         with self._lock:
@@ -191,17 +196,19 @@ class CameraStatistics:
             }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
 
-    def report(self, topic: str, reliability: str = "") -> CameraReport:
+    def report(self, topic: str, reliability: str = "", info_topic: str = "") -> CameraReport:
         """What to tell of a camera.
 
         Args:
             topic: full name of its images' topic.
             reliability: what is asked for there, in words.
+            info_topic: full name of its calibration's topic.
         """
         with self._lock:
             level, message = self._judge(topic)
             values = {
                 "topic": topic,
+                "camera_info topic": info_topic,
                 "reliability": reliability,
                 "input rate [Hz]": f"{self._input.per_second():.1f}",
                 "output rate [Hz]": f"{self._output.per_second():.1f}",
