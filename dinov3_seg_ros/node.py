@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stuck = f"the node could not be closed: {describe_error(error)}"
         if stuck:
             print(f"segmentation: the process ends all the same: {stuck}", file=sys.stderr)
-        executor.shutdown()
+        executor.shutdown(timeout_sec=0.0)  # Humble's would wait for a request that nobody answers any more
         node.destroy_node()
         rclpy.try_shutdown()
         ignore_until_exit()

@@ -11,6 +11,7 @@ import rclpy.event_handler
 import rclpy.executors
 import rclpy.lifecycle
 import rclpy.qos_overriding_options
+from rclpy.executors import Executor
 from rclpy.subscription import Subscription
 
 
@@ -32,6 +33,14 @@ def take_away() -> None:
 
     Subscription.callback = property(lambda subscription: subscription._callback, set_callback)
     del Subscription.CallbackType, Subscription.get_publisher_count
+
+    shutdown = Executor.shutdown
+
+    def shutdown_after_work(executor, timeout_sec=None):
+        """Wait for the callbacks that have begun; those of later versions do not."""
+        return executor._work_tracker.wait(timeout_sec) and shutdown(executor)
+
+    Executor.shutdown = shutdown_after_work
 
 
 if __name__ == "__main__":

@@ -449,9 +449,9 @@ def test_messages_in_the_log_of_a_crashed_recording_are_not_passed_over(segmente
 def test_video_topics_are_named_with_the_command_that_decodes_them(segmenter, tmp_path, kind, transport):
     types = get_typestore(Stores.ROS2_JAZZY)
     types.register(get_types_from_msg("uint8[] data", kind))
-    topic = f"/camera/{transport}"
+    topic = f"/camera/image_raw/{transport}"
     recording = write_bag(tmp_path / "in", [(topic, kind, b"packet")], types=types)
-    command = f"republish {transport} raw .*-r in/{transport}:={topic} -r out:=/camera/decoded"
+    command = f"republish {transport} raw .*-r in/{transport}:={topic} -r out:=/camera/image_raw_decoded"
     with pytest.raises(DatasetError, match=f"images on: none; video on {topic} .{kind}. must be decoded.*{command}"):
         BagSegmenter(segmenter).process(recording, tmp_path / "out")
     with pytest.raises(DatasetError, match=f"has video .{kind}. on {topic};"):

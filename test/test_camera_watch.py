@@ -1,4 +1,4 @@
-"""A silence is told after 5 s, at most once a minute, and at once when its reason is another."""
+"""A silence is told after 5 s, at most once a minute, and at once when its reason is another; so is what is missing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class Cameras:
     """One silent camera, what is logged of it, and the time; stands in for what `CameraWatch` uses of a node."""
 
     image_topic = "/front/image"
+    info_topic = "/front/camera_info"
 
     def __init__(self):
         self.now = 1000.0
         self.silence = Silence("nobody publishes", "nobody publishes there")
+        self.has_calibration, self.wants_calibration = False, False
         self.lines, self.follows, self.look = [], 0, None
 
     def monotonic(self):
@@ -40,6 +42,12 @@ class Cameras:
 
     def explain_silence(self):
         return self.silence
+
+    def wants(self, _camera):
+        return self.wants_calibration
+
+    def explain_missing_calibration(self):
+        return "nobody publishes there"
 
     def wait(self, seconds):
         """Let time pass, with a look each half second; the lines logged meanwhile."""
@@ -61,7 +69,7 @@ def camera(monkeypatch):
 @pytest.fixture
 def statistics(camera):
     statistics = CameraStatistics()
-    CameraWatch(camera, {"front": camera}, {"front": statistics}, FaultLog(camera)).start()
+    CameraWatch(camera, {"front": camera}, {"front": statistics}, FaultLog(camera), camera.wants).start()
     return statistics
 
 
@@ -126,3 +134,31 @@ def test_images_in_time_are_not_mentioned(camera, statistics):
     for second in range(20):
         statistics.received(float(second))
         assert camera.wait(1) == []
+
+
+def play(camera, statistics, seconds):
+    """Let images arrive, one a second; the lines logged meanwhile."""
+    lines = []
+    for second in range(seconds):
+        statistics.received(1.0 + second)
+        lines += camera.wait(1)
+    return lines
+
+
+def test_a_calibration_that_is_wanted_and_missing_is_told_once(camera, statistics):
+    assert play(camera, statistics, 20) == [], "nobody wants it"
+    camera.wants_calibration = True
+    assert play(camera, statistics, 5) == []
+    (line,) = play(camera, statistics, 200)
+    assert line == (
+        "no camera_info of camera 'front' on /front/camera_info, so none is published with the masks: "
+        "nobody publishes there"
+    )
+
+
+def test_a_calibration_that_comes_late_or_without_images_is_not_missed(camera, statistics):
+    camera.wants_calibration = True
+    assert not any("camera_info" in line for line in camera.wait(60)), "there are no images"
+    assert not any("camera_info" in line for line in play(camera, statistics, 4))
+    camera.has_calibration = True
+    assert play(camera, statistics, 60) == []

@@ -157,6 +157,15 @@ def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):
     assert "latency end to end [ms]" not in values
 
 
+def test_a_stamp_just_ahead_of_the_clock_is_neither_fault_nor_latency(clock):
+    """As in simulation, where images come between two messages on /clock."""
+    statistics = CameraStatistics()
+    assert statistics.segmented(clock.now, delay=-0.1) is None
+    assert "latency end to end [ms]" not in status_of(statistics)[2]
+    assert statistics.segmented(clock.now, delay=0.2) is None
+    assert status_of(statistics)[2]["latency end to end [ms]"].startswith("median 200.00")
+
+
 def test_a_driver_that_leaves_stamps_empty_is_named_as_such(clock):
     statistics = CameraStatistics()
     for _ in range(3):

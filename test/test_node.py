@@ -295,6 +295,26 @@ def test_a_signal_while_models_load_ends_the_process_with_code_zero(graph, tmp_p
     assert "Traceback" not in node.log
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_humble_answers_a_request_ends_the_process(graph, tmp_path, signal_number):
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    os.mkfifo(slow / "bundle.json")
+    program = (str(Path(__file__).with_name("humble_node.py")),)
+    node = graph.start_node(program=program, bundle=slow, autostart=False)
+    node.wait_for_state("unconfigured")
+    client = graph.peer.create_client(ChangeState, "/segmentation/change_state")
+    graph.spin_until(client.service_is_ready, "the service")
+    request = ChangeState.Request()
+    request.transition.id = 1  # configure
+    client.call_async(request)
+    writer = graph.spin_until(lambda: _opened_by_its_reader(slow / "bundle.json"), "loading")
+    graph.spin_for(0.5)
+    assert node.end(signal_number) == 0, node.log
+    os.close(writer)
+    assert "Traceback" not in node.log
+
+
 def test_a_failing_callback_is_logged_with_its_cause_and_ends_nothing(graph, bundle):
     broken = (
         "import dinov3_seg_ros.node as node; from dinov3_seg_ros.ros.cameras.frame_loop import FrameLoop; "

@@ -86,6 +86,32 @@ def test_a_misspelt_parameter_is_named_with_the_nearest_one(start_with_file):
     assert "qos_overrides" not in node.log
 
 
+def test_an_override_that_fits_no_topic_is_named_with_the_nearest(tmp_path, small_exported_bundle):
+    """Once, and no override of a topic that the node opens: of several cameras, nor one that it opens anew."""
+    wrong = {
+        "/segmentation/mask.publisher.reliability": "/robot/left/segmentation/mask.publisher.reliability",
+        "/robot/left/image.subscription.reliabilty": "/robot/left/image.subscription.reliability",
+    }
+    right = {
+        "/robot/front/image.subscription.reliability": "best_effort",
+        "/robot/left/camera_info.subscription.durability": "volatile",
+        "/robot/left/image.subscription.depth": 3,
+        "/robot/left/segmentation/overlay/compressed.publisher.depth": 1,
+    }
+    with contextlib.closing(Graph(tmp_path)) as graph:
+        given = {f"qos_overrides.{name}": value for name, value in (dict.fromkeys(wrong, "reliable") | right).items()}
+        bundle = small_exported_bundle.path
+        node = graph.start_node("robot", bundle=bundle, cameras="[front, left]", autostart=False, **given)
+        assert node.change_state("configure"), node.log
+        assert "fits none" not in node.log, "there are no subscriptions yet"
+        for transition in ("activate", "deactivate", "activate"):
+            assert node.change_state(transition), node.log
+        for name, near in wrong.items():
+            line = f"parameter 'qos_overrides.{name}' fits none of the node's topics and is ignored"
+            assert node.log.count(f"{line} (did you mean 'qos_overrides.{near}'?)") == 1, node.log
+        assert node.log.count("fits none") == len(wrong), node.log
+
+
 def test_an_empty_list_in_a_file_means_none(start_with_file, small_exported_bundle):
     node = start_with_file(bundle=str(small_exported_bundle.path), bundles=[], cameras=[], providers=[])
     assert node.change_state("configure"), node.log

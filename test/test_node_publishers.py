@@ -184,16 +184,34 @@ def test_each_silence_is_told_once_with_its_reason_and_its_end(graph, small_expo
         graph.peer.destroy_publisher(publisher)
 
 
-def test_the_transport_is_appended_to_the_remapped_base_topic(graph, small_exported_bundle):
-    node = graph.start_node(
-        bundle=small_exported_bundle.path, image_transport="compressed", remap={"image": "/camera/image_raw"}
-    )
-    camera, masks = graph.camera("/camera/image_raw/compressed", CompressedImage), graph.listen("segmentation/mask")
+def test_the_transport_is_appended_to_the_remapped_base_topics(graph, small_exported_bundle):
+    remap = {"image": "/camera/image_raw", "segmentation/mask": "/front/labels"}
+    node = graph.start_node(bundle=small_exported_bundle.path, image_transport="compressed", remap=remap)
+    camera = graph.camera("/camera/image_raw/compressed", CompressedImage)
+    masks = graph.listen("/front/labels/compressed", message_type=CompressedImage)
     png = cv2.imencode(".png", np.ascontiguousarray(picture()[:, :, ::-1]))[1].tobytes()
     message = CompressedImage(format="png", data=png)
     camera.wait_for_subscriber()
     camera.send_until_answered(message, masks)
     assert "nobody publishes there" not in node.log and "but the node reads" not in node.log
+
+
+def test_a_subscriber_of_the_calibration_learns_why_none_comes(graph, small_exported_bundle):
+    node = graph.start_node(bundle=small_exported_bundle.path)
+    camera, reader = graph.camera(), DiagnosticsReader(graph)
+    graph.peer.create_publisher(CameraInfo, "/camera/camera_info", 1)
+    graph.listen("segmentation/camera_info", message_type=CameraInfo)
+    camera.wait_for_subscriber()
+    line = "no camera_info on /camera_info, so none is published with the masks: nobody publishes there"
+
+    def play():
+        camera.send(camera.message(picture()))
+        graph.spin_for(0.2)
+        return line in node.log
+
+    graph.spin_until(play, "the log's line")
+    assert "there is camera_info on /camera/camera_info: remap camera_info to the camera's" in node.log
+    assert reader.newest("segmentation: camera").values["camera_info topic"] == "/camera_info"
 
 
 def test_lost_images_raise_the_level_and_are_told_with_the_remedy(graph, small_exported_bundle):
@@ -230,6 +248,12 @@ def remapped(graph, remap, **parameters):
     finally:
         graph._executor.remove_node(node)
         node.destroy_node()
+
+
+def test_a_transport_follows_a_remap_of_its_base_topic_or_its_own(graph):
+    with remapped(graph, {"front/image": "/cam", "mask": "/labels", "mask/compressed": "/png"}) as endpoints:
+        names = [endpoints.below(base, "compressed") for base in ("front/image", "mask", "left/image")]
+        assert [endpoints.resolve(name) for name in names] == ["/cam/compressed", "/png", "/left/image/compressed"]
 
 
 def test_cameras_whose_topics_are_swapped_follow_their_own_publishers(graph):

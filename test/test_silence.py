@@ -8,9 +8,9 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.endpoints.image_types import COMPRESSED_IMAGE, IMAGE
+from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, decoded_topic
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
-from dinov3_seg_ros.ros.endpoints.silence import explain_silence
+from dinov3_seg_ros.ros.endpoints.silence import explain_missing_calibration, explain_silence
 
 pytestmark = pytest.mark.ros
 
@@ -64,7 +64,8 @@ def test_packets_are_told_with_the_command_that_decodes_them(kind, transport):
     assert silence.kind == "other type"
     assert f"1 publisher: /driver ({kind}, best effort), but the node reads {IMAGE} there" in silence.reason
     assert f"republish {transport} raw --ros-args -p in_transport:={transport}" in silence.reason
-    assert f"-r in/{transport}:={topic} -r out:=/c/image/decoded', then remap image:=/c/image/decoded" in silence.reason
+    assert f"-r in/{transport}:={topic} -r out:=/c/image_decoded', then remap image:=/c/image_decoded" in silence.reason
+    assert decoded_topic(f"/{transport}", kind) == f"/{transport}_decoded", "where there is no base topic"
 
 
 def test_publishers_of_another_type_are_counted_and_named():
@@ -87,3 +88,15 @@ def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():
     assert silence.kind == "sends nothing"
     assert "2 publishers: /driver (sensor_msgs/msg/Image, best effort)" in silence.reason
     assert "'ros2 topic hz /image'; if they are lost, " in silence.reason
+
+
+def test_a_missing_calibration_is_explained_by_who_publishes_one():
+    def explained(publishers=(), others=()):
+        return explain_missing_calibration("/c/image/camera_info", "camera_info", publishers, others)
+
+    assert explained().startswith("nobody publishes there; start what publishes the camera's calibration")
+    others = ["/arm/camera_info", "/c/camera_info"]
+    listed = "there is camera_info on /c/camera_info, /arm/camera_info: remap camera_info to the camera's"
+    assert explained(others=others).endswith(listed)
+    silent = explained([publisher(CAMERA_INFO)], others)
+    assert silent == f"/driver ({CAMERA_INFO}, best effort) sends none there"

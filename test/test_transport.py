@@ -17,7 +17,9 @@ from exported_bundles import write_exported_bundle
 from dinov3_seg_ros.doctor import communication
 from dinov3_seg_ros.doctor.__main__ import examine, main
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
+from dinov3_seg_ros.ros.local_graph import prepare
 from dinov3_seg_ros.ros.transport import (
+    LOCAL_PROFILE,
     PROFILE,
     PROFILE_VARIABLES,
     TRANSPORT_VARIABLES,
@@ -28,6 +30,8 @@ from dinov3_seg_ros.ros.transport import (
     remove_dead_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
+
+FAST_DDS = "rmw_fastrtps_cpp"
 
 
 @pytest.fixture
@@ -72,21 +76,71 @@ def test_a_profile_in_the_working_directory_is_left_alone(in_empty_folder):
     assert profile_variable() in skipping
 
 
+def test_on_humble_a_node_that_shall_stay_on_its_machine_gets_no_profile(in_empty_folder, monkeypatch):
+    """Humble would keep the profile's transport to other machines."""
+    environment = {"ROS_LOCALHOST_ONLY": "1"}
+    assert configure_transport(dict(environment)) == our_setting(), "later distributions restrict the profile's"
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.3.15")
+    assert configure_transport(environment) == "ROS_LOCALHOST_ONLY=1"
+    assert environment == {"ROS_LOCALHOST_ONLY": "1"}
+    remedy = remedy_for_lost_images(FAST_DDS, environment)
+    assert remedy.endswith(f"unset ROS_LOCALHOST_ONLY everywhere and set {our_setting(LOCAL_PROFILE)} instead")
+    assert configure_transport(elsewhere := {"ROS_LOCALHOST_ONLY": "0"}) == our_setting()
+    assert elsewhere[profile_variable()] == str(resource_path(PROFILE))
+
+
+@pytest.mark.parametrize(
+    ("given", "release", "expected"),
+    [
+        ({}, "9.1.0", {"FASTDDS_DEFAULT_PROFILES_FILE": PROFILE}),
+        ({}, "3.3.15", {"FASTRTPS_DEFAULT_PROFILES_FILE": LOCAL_PROFILE}),
+        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, "3.3.15", {"ROS_LOCALHOST_ONLY": "1"}),
+    ],
+)
+def test_a_graph_of_our_own_stays_on_this_machine(in_empty_folder, monkeypatch, given, release, expected):
+    names = ("ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "RMW_IMPLEMENTATION", *TRANSPORT_VARIABLES)
+    with monkeypatch.context() as environment:
+        environment.setattr("importlib.metadata.version", lambda name: release)
+        for name in names:
+            environment.setenv(name, "")  # so that it is put back
+            del os.environ[name]
+        os.environ.update(given)
+        prepare()
+        found = {name: os.environ[name] for name in names if name in os.environ}
+    paths = {name: str(resource_path(value)) if "/" in value else value for name, value in expected.items()}
+    assert found == {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **given, **paths}
+
+
+def test_the_profile_of_a_local_graph_sends_to_no_other_machine():
+    profile, local = (ElementTree.parse(resource_path(name)).getroot() for name in (PROFILE, LOCAL_PROFILE))
+    assert [address.text for address in local.iterfind(".//{*}interfaceWhiteList/{*}address")] == ["127.0.0.1"]
+    for name in ("segment_size", "count", "nanosec", "useBuiltinTransports"):
+        assert local.findtext(f".//{{*}}{name}") == profile.findtext(f".//{{*}}{name}")
+    used = [name.text for name in local.iterfind(".//{*}userTransports/{*}transport_id")]
+    assert used == [name.text for name in local.iterfind(".//{*}transport_descriptor/{*}transport_id")]
+
+
 @pytest.mark.parametrize("release", ["7.1.0", "9.1.0"])  # Jazzy, Kilted
 def test_the_remedy_for_lost_images_fits_what_was_chosen(in_empty_folder, monkeypatch, release):
     monkeypatch.setattr("importlib.metadata.version", lambda name: release)
     assert profile_variable() == PROFILE_VARIABLES[release < "8"]
     ours = f"start the publisher with {our_setting()}"
-    assert remedy_for_lost_images({}).startswith(ours)
-    assert remedy_for_lost_images({profile_variable(): str(resource_path(PROFILE))}).startswith(ours)
+    assert remedy_for_lost_images(FAST_DDS, {}).startswith(ours)
+    assert remedy_for_lost_images(FAST_DDS, {profile_variable(): str(resource_path(PROFILE))}).startswith(ours)
     both = dict.fromkeys(PROFILE_VARIABLES, str(resource_path(PROFILE)))
-    assert remedy_for_lost_images(both).startswith(ours), "as docs/node.md exports them"
+    assert remedy_for_lost_images(FAST_DDS, both).startswith(ours), "as docs/node.md exports them"
     read, other = profile_variable(), next(name for name in PROFILE_VARIABLES if name != profile_variable())
-    assert f"with {read}=/own/profile.xml: this" in remedy_for_lost_images({other: "/own/profile.xml"})
-    assert "/own/profile.xml decides" in remedy_for_lost_images({read: "/own/profile.xml", other: "/other.xml"})
-    assert "unset FASTDDS_BUILTIN_TRANSPORTS" in remedy_for_lost_images({"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"})
-    assert "give rmw_zenoh_cpp larger buffers" in remedy_for_lost_images({"RMW_IMPLEMENTATION": "rmw_zenoh_cpp"})
-    assert "/own/profile.xml decides" in remedy_for_lost_images({profile_variable(): "/own/profile.xml"})
+    assert f"with {read}=/own/profile.xml: this" in remedy_for_lost_images(FAST_DDS, {other: "/own/profile.xml"})
+    assert "/own/profile.xml decides" in remedy_for_lost_images(
+        FAST_DDS, {read: "/own/profile.xml", other: "/other.xml"}
+    )
+    assert "unset FASTDDS_BUILTIN_TRANSPORTS" in remedy_for_lost_images(
+        FAST_DDS, {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
+    )
+    assert "give rmw_zenoh_cpp larger buffers" in remedy_for_lost_images("rmw_zenoh_cpp", {}), (
+        "which may be the only one"
+    )
+    assert "/own/profile.xml decides" in remedy_for_lost_images(FAST_DDS, {profile_variable(): "/own/profile.xml"})
 
 
 @pytest.mark.parametrize(
@@ -116,6 +170,17 @@ def test_the_doctor_names_the_transport(monkeypatch, in_empty_folder, environmen
     assert finding.level == level
     assert detail.format(**names) in finding.detail
     assert finding.remedy.startswith(remedy.format(**names)) and bool(finding.remedy) == bool(remedy)
+
+
+@pytest.mark.ros
+def test_the_doctor_knows_a_middleware_that_is_the_only_one_installed(monkeypatch, in_empty_folder):
+    utilities = pytest.importorskip("rclpy.utilities", reason="no ROS 2 here")
+    monkeypatch.setattr(utilities, "get_rmw_implementation_identifier", lambda: "rmw_cyclonedds_cpp")
+    for variable in (*TRANSPORT_VARIABLES, "RMW_IMPLEMENTATION"):
+        monkeypatch.delenv(variable, raising=False)
+    (finding,) = communication.transport()
+    assert (finding.level, finding.subject) == (OK, "DDS")
+    assert "rmw_cyclonedds_cpp" in finding.detail
 
 
 def test_the_profile_gives_32_mb_of_shared_memory_and_keeps_udp():

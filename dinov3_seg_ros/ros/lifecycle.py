@@ -131,7 +131,7 @@ class SegmentationNode(LifecycleNode):
                 self._note_turn,
             )
             if self._models.segmenter is not None:
-                self._loop.use(self._models.segmenter)
+                self._use(self._loop, self._models.segmenter)
             self._bond.start(self._settings.current().bond_heartbeat_period, self._is_managed)
         except BaseException:
             self._stop()
@@ -289,7 +289,12 @@ class SegmentationNode(LifecycleNode):
             f"({segmenter.runtime_reason})"
         )
         if self._loop is not None:
-            self._loop.use(segmenter)
+            self._use(self._loop, segmenter)
+
+    def _use(self, loop: FrameLoop, segmenter: Segmenter) -> None:
+        """Segment with these models; all topics are open then."""
+        loop.use(segmenter)
+        self._settings.warn_of_unused_overrides()
 
     def _note_turn(self, segmenter: Segmenter, failure: RuntimeFailedError | None) -> None:
         """Judge the models by whether they made a mask. Runs in a thread of the worker."""

@@ -11,13 +11,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+from dinov3_seg_ros.ros.transport import (
+    LOCAL_PROFILE,
+    LOCALHOST_ONLY,
+    PROFILE,
+    configure_transport,
+    is_humble,
+    keep_freed_memory,
+    warn_of_unfinished_segments,
+)
 
 
 def prepare() -> None:
     """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    configure_transport()
+    chosen = configure_transport(profile=LOCAL_PROFILE if is_humble() else PROFILE)
+    # Humble does not read that variable. With this one, Fast DDS would have no room for images there.
+    if is_humble() and chosen.startswith("RMW_IMPLEMENTATION="):
+        os.environ.setdefault(LOCALHOST_ONLY, "1")
     warn_of_unfinished_segments()
     keep_freed_memory()
 

@@ -19,7 +19,7 @@ _CLASS_NAMES = "class_names"
 _CLASS_NAMES_DESCRIPTION = "Names of the published classes of the first head, by id. Read-only."
 # Parameters that rclpy declares itself.
 _OF_RCLPY = ("use_sim_time", "start_type_description_service")
-_OF_RCLPY_PREFIX = "qos_overrides."
+_OVERRIDES = "qos_overrides"
 
 
 class NodeParameters:
@@ -41,6 +41,7 @@ class NodeParameters:
         self.in_use = False
         self._publishing_class_names = False
         self._last_read = NodeOptions()
+        self._told_unused: set[str] = set()
         self._options = describe_options(NodeOptions)
         for option in self._options.values():
             node.declare_parameter(option.name, to_parameter(option, option.default), _descriptor(option))
@@ -71,6 +72,18 @@ class NodeParameters:
         finally:
             self._publishing_class_names = False
 
+    def warn_of_unused_overrides(self) -> None:
+        """Name each given ``qos_overrides`` that no topic has taken, once. Call when all topics are open."""
+        taken = [f"{_OVERRIDES}.{name}" for name in self._node.get_parameters_by_prefix(_OVERRIDES)]
+        given = [name for name in given_parameters(self._node) if name.startswith(f"{_OVERRIDES}.")]
+        for name in given:
+            if name not in taken and name not in self._told_unused:
+                self._told_unused.add(name)
+                self._node.get_logger().warning(
+                    f"parameter '{name}' fits none of the node's topics and is ignored{nearest(name, taken)}; "
+                    "topics are named in full, with their namespace and as they are remapped"
+                )
+
     def _value(self, option: Option) -> Any:
         return from_parameter(option, self._node.get_parameter(option.name).value)
 
@@ -78,7 +91,7 @@ class NodeParameters:
         """A misspelt parameter in a file or on the command line would otherwise be ignored without a word."""
         known = [*self._options, _CLASS_NAMES, *_OF_RCLPY]
         for name in given_parameters(self._node):
-            if name not in known and not name.startswith(_OF_RCLPY_PREFIX):
+            if name not in known and not name.startswith(f"{_OVERRIDES}."):
                 self._node.get_logger().warning(
                     f"parameter '{name}' is unknown and ignored{nearest(name, known)}; ros2 param list "
                     f"{self._node.get_fully_qualified_name()} shows all"

@@ -20,6 +20,8 @@ from pathlib import Path
 from dinov3_seg_ros.support.resources import resource_path
 
 PROFILE = "config/fastdds.xml"
+#: The same for processes that talk to others on this machine alone; for Humble, which has no other way to that.
+LOCAL_PROFILE = "config/fastdds_localhost.xml"
 #: Kilted and later read the first and warn about the second; earlier distributions read only the second.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 #: Variables by which a user chooses how Fast DDS sends. A profile would overrule those that name no profile.
@@ -29,25 +31,35 @@ TRANSPORT_VARIABLES = (
     "FASTDDS_BUILTIN_TRANSPORTS",
     "ROS2_EASY_MODE",
 )
+#: Keeps a node on this machine. Humble adds a transport for it, but keeps those of a profile, which leave the machine.
+LOCALHOST_ONLY = "ROS_LOCALHOST_ONLY"
+#: Choices that leave no room for an image in shared memory, and the profile of ours that does the same with room.
+SMALL_TRANSPORTS = {"FASTDDS_BUILTIN_TRANSPORTS": PROFILE, LOCALHOST_ONLY: LOCAL_PROFILE}
 # Fast DDS reads them in the working directory.
-_LOCAL_PROFILES = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.xml")
+_PROFILES_HERE = ("DEFAULT_FASTDDS_PROFILES.xml", "DEFAULT_FASTRTPS_PROFILES.xml")
 
 SHARED_MEMORY = Path("/dev/shm")
+# Major releases of rclpy, by distribution; later ones differ in nothing that matters here.
+_RELEASES = {"humble": 3, "iron": 4, "jazzy": 7}
 # A healthy process sizes a segment microseconds after it has created the file.
 _UNFINISHED_AFTER_S = 10.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def configure_transport(environment: MutableMapping[str, str] = os.environ) -> str:
+def configure_transport(environment: MutableMapping[str, str] = os.environ, profile: str = PROFILE) -> str:
     """Give this process, and those it starts, enough shared memory for images, unless the user has chosen a transport.
+
+    Args:
+        environment: of the process.
+        profile: `PROFILE` or `LOCAL_PROFILE`.
 
     Returns:
         What decides: a setting of the user's, as from `chosen_transport`, or ``VARIABLE=PATH`` of our profile.
     """
     if chosen := chosen_transport(environment):
         return chosen
-    environment[profile_variable()] = str(resource_path(PROFILE))
-    return our_setting()
+    environment[profile_variable()] = str(resource_path(profile))
+    return our_setting(profile)
 
 
 def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
@@ -62,15 +74,17 @@ def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
         if environment.get(name):
             return f"{name}={environment[name]}"
     if environment.get("SKIP_DEFAULT_XML_FILE") != "1":
-        for local in map(Path, _LOCAL_PROFILES):
+        for local in map(Path, _PROFILES_HERE):
             if local.is_file():
                 return str(local.absolute())
+    if is_humble() and environment.get(LOCALHOST_ONLY) == "1":
+        return f"{LOCALHOST_ONLY}=1"
     return ""
 
 
-def our_setting() -> str:
-    """``VARIABLE=PATH``: what makes Fast DDS use the profile in ``config/``."""
-    return f"{profile_variable()}={resource_path(PROFILE)}"
+def our_setting(profile: str = PROFILE) -> str:
+    """``VARIABLE=PATH``: what makes Fast DDS use a profile in ``config/``."""
+    return f"{profile_variable()}={resource_path(profile)}"
 
 
 def is_fast_dds(middleware: str) -> bool:
@@ -78,28 +92,43 @@ def is_fast_dds(middleware: str) -> bool:
     return not middleware or "fastrtps" in middleware
 
 
-def remedy_for_lost_images(environment: Mapping[str, str] = os.environ) -> str:
-    """What to do where images are lost on their way from the publisher, in a sentence without a full stop."""
-    chosen = chosen_transport(environment)
+def remedy_for_lost_images(middleware: str, environment: Mapping[str, str] = os.environ) -> str:
+    """What to do where images are lost on their way from the publisher, in a sentence without a full stop.
+
+    Args:
+        middleware: the one that runs, as rclpy names it: without ``RMW_IMPLEMENTATION``, it is the one installed.
+        environment: of the process.
+    """
+    chosen = chosen_transport({**environment, "RMW_IMPLEMENTATION": middleware})
     name, _, value = chosen.partition("=")
     if name in PROFILE_VARIABLES and name != profile_variable():
         return f"start publisher and node with {profile_variable()}={value}: this distribution does not read {name}"
-    if not chosen or Path(value).resolve() == resource_path(PROFILE).resolve():
-        return f"start the publisher with {our_setting()}, or let it publish reliably"
+    if not chosen or Path(value).resolve() in [resource_path(ours).resolve() for ours in (PROFILE, LOCAL_PROFILE)]:
+        return f"start the publisher with {chosen or our_setting()}, or let it publish reliably"
     if name == "RMW_IMPLEMENTATION":
         return f"give {value} larger buffers, here and for the publisher, as its documentation says"
-    if name == "FASTDDS_BUILTIN_TRANSPORTS":
-        return f"let the publisher be reliable, or unset {name} everywhere and set {our_setting()} instead"
+    if name in SMALL_TRANSPORTS:
+        ours = our_setting(SMALL_TRANSPORTS[name])
+        return f"let the publisher be reliable, or unset {name} everywhere and set {ours} instead"
     return f"let the publisher be reliable, or give the transport room for several images: {chosen} decides"
 
 
 def profile_variable() -> str:
     """The environment variable that the installed distribution reads the profile's path from."""
+    return PROFILE_VARIABLES[_release() <= _RELEASES["jazzy"]]
+
+
+def is_humble() -> bool:
+    """Whether the installed distribution is Humble."""
+    return _release() <= _RELEASES["humble"]
+
+
+def _release() -> int:
+    """Major release of rclpy."""
     try:
-        is_old = int(importlib.metadata.version("rclpy").split(".")[0]) <= 7  # Jazzy's
+        return int(importlib.metadata.version("rclpy").split(".")[0])
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        is_old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
-    return PROFILE_VARIABLES[is_old]
+        return _RELEASES.get(os.environ.get("ROS_DISTRO", ""), sys.maxsize)
 
 
 def unfinished_segments(folder: Path = SHARED_MEMORY) -> list[Path]:

@@ -164,7 +164,9 @@ class FrameLoop:
     def reports(self) -> dict[str, CameraReport]:
         """What to tell of each camera that is subscribed to."""
         return {
-            camera: self.statistics[camera].report(camera_input.image_topic, camera_input.reliability)
+            camera: self.statistics[camera].report(
+                camera_input.image_topic, camera_input.reliability, camera_input.info_topic
+            )
             for camera, camera_input in self._inputs.items()
         }
 
@@ -172,7 +174,7 @@ class FrameLoop:
         # Before the subscriptions, which may deliver at once.
         self.statistics |= {camera: CameraStatistics() for camera in self._outputs}
         self._limits |= {camera: RateLimit() for camera in self._outputs}
-        self._watch = CameraWatch(self._endpoints, self._inputs, self.statistics, self._faults)
+        self._watch = CameraWatch(self._endpoints, self._inputs, self.statistics, self._faults, self._wants_calibration)
         transport = self._options().image_transport
         for camera in self._outputs:
             self._inputs[camera] = CameraInput(self._endpoints, camera, transport, self._receive, self.note_fault)
@@ -267,6 +269,9 @@ class FrameLoop:
 
     def _wanted_heads(self, camera: str) -> list[str]:
         return [n for n, output in self._outputs[camera].items() if self._switches.head_is_on(n) and output.wanted]
+
+    def _wants_calibration(self, camera: str) -> bool:
+        return any(output.wants_calibration for output in self._outputs[camera].values())
 
     @contextlib.contextmanager
     def _drop_frame_on_error(self, camera: str, turn: _Turn | None = None) -> Iterator[None]:

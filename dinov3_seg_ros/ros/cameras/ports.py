@@ -20,7 +20,7 @@ from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
 from dinov3_seg_ros.ros.endpoints.publishers import type_name
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.endpoints.sequence import SequenceGaps
-from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_silence
+from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_missing_calibration, explain_silence
 from dinov3_seg_ros.support.errors import MessageError
 from dinov3_seg_ros.support.timing import StageTimes
 
@@ -101,6 +101,7 @@ class CameraInput:
 
     Attributes:
         calibration: the newest usable sensor_msgs/CameraInfo; None before the first.
+        has_calibration: whether any has arrived, usable or not.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class CameraInput:
         self._message_type, self._to_rgb = TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
         self.calibration: CameraInfo | None = None
+        self.has_calibration = False
         gaps = SequenceGaps()
 
         def take(image: Any, info: Mapping[str, Any]) -> None:
@@ -122,10 +124,9 @@ class CameraInput:
         def take_calibration(info: CameraInfo, _: Mapping[str, Any]) -> None:
             self._take_calibration(info)
 
-        # As image_transport names topics: the base topic is remapped, then the transport appended.
         self._name = name = topic(camera, "image")
         if transport != "raw":
-            name = f"{endpoints.resolve(name)}/{transport}"
+            name = endpoints.below(name, transport)
         self._scale = ValueScale(source=endpoints.resolve(name))
         self._image = FollowingSubscription(endpoints, self._message_type, name, take)
         try:
@@ -140,6 +141,11 @@ class CameraInput:
     def image_topic(self) -> str:
         """The full name of the image topic."""
         return self._image.topic
+
+    @property
+    def info_topic(self) -> str:
+        """The full name of the calibration's topic."""
+        return self._info.topic
 
     @property
     def reliability(self) -> str:
@@ -163,6 +169,12 @@ class CameraInput:
             self._endpoints.picture_topics(),
         )
 
+    def explain_missing_calibration(self) -> str:
+        """Why no calibration arrives."""
+        name = topic(self._camera, "camera_info")
+        others = self._endpoints.calibration_topics()
+        return explain_missing_calibration(self.info_topic, name, self._info.publishers(), others)
+
     def read(self, image: Any, received: float, options: PublishOptions, trained: ValueRange = "auto") -> Frame:
         """Read the frame of a message.
 
@@ -185,6 +197,7 @@ class CameraInput:
         self._info.close()
 
     def _take_calibration(self, info: CameraInfo) -> None:
+        self.has_calibration = True
         try:
             check_camera_info(info)
         except MessageError as error:
@@ -216,7 +229,10 @@ class HeadOutput:
         self._publishers: dict[str, Any] = {}
 
         def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
-            full_name = topic(camera, "segmentation", head, name)
+            base, _, transport = name.partition("/")
+            full_name = topic(camera, "segmentation", head, base)
+            if transport:
+                full_name = endpoints.below(full_name, transport)
             self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
 
         try:
@@ -228,6 +244,11 @@ class HeadOutput:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether the scaled calibration has a subscriber."""
+        return self._wants("camera_info")
 
     @property
     def wanted(self) -> bool:

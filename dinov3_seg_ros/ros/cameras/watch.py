@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rclpy.utilities import get_rmw_implementation_identifier
 
 from dinov3_seg_ros.ros.cameras.ports import CameraInput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
@@ -28,12 +30,17 @@ class _Told:
         examined_at, told_at: seconds of the monotonic clock.
         kind: of the last silence that was told; empty before the first.
         lasts: whether that silence lasts.
+        uncalibrated_since: when images began to arrive without the calibration that is wanted; None where it is not
+            so. Seconds of the monotonic clock.
+        is_uncalibrated: whether that was told.
     """
 
     examined_at: float = float("-inf")
     told_at: float = float("-inf")
     kind: str = ""
     lasts: bool = False
+    uncalibrated_since: float | None = None
+    is_uncalibrated: bool = False
 
 
 class CameraWatch:
@@ -44,6 +51,7 @@ class CameraWatch:
         inputs: by camera.
         statistics: by camera.
         faults: where is told what is wrong.
+        wants_calibration: whether anybody subscribes to a camera's scaled calibration.
     """
 
     def __init__(
@@ -52,8 +60,10 @@ class CameraWatch:
         inputs: Mapping[str, CameraInput],
         statistics: Mapping[str, CameraStatistics],
         faults: FaultLog,
+        wants_calibration: Callable[[str], bool],
     ) -> None:
         self._endpoints, self._inputs, self._statistics, self._faults = endpoints, inputs, statistics, faults
+        self._wants_calibration = wants_calibration
         self._told = {camera: _Told() for camera in statistics}
         self._timer: Any = None
 
@@ -71,6 +81,7 @@ class CameraWatch:
         for camera, camera_input in list(self._inputs.items()):
             camera_input.follow()
             self._tell_silence(camera, camera_input)
+            self._tell_missing_calibration(camera, camera_input)
             self._tell_loss(camera)
 
     def _tell_silence(self, camera: str, camera_input: CameraInput) -> None:
@@ -93,7 +104,25 @@ class CameraWatch:
                 f"no image{of_camera(camera)} on {camera_input.image_topic} for {silence_s:.0f} s: {silence.reason}"
             )
 
+    def _tell_missing_calibration(self, camera: str, camera_input: CameraInput) -> None:
+        now, told = time.monotonic(), self._told[camera]
+        if (
+            camera_input.has_calibration
+            or not self._statistics[camera].receives(within_s=_SILENCE_S)
+            or not self._wants_calibration(camera)
+        ):
+            told.uncalibrated_since = None
+            return
+        if told.uncalibrated_since is None:
+            told.uncalibrated_since = now
+        if now - told.uncalibrated_since >= _SILENCE_S and not told.is_uncalibrated:
+            told.is_uncalibrated = True
+            self._faults.warn(
+                f"no camera_info{of_camera(camera)} on {camera_input.info_topic}, so none is published with the masks: "
+                f"{camera_input.explain_missing_calibration()}"
+            )
+
     def _tell_loss(self, camera: str) -> None:
         if loss := self._statistics[camera].loss():
-            details = f"{describe_loss(*loss)}; {remedy_for_lost_images()}"
+            details = f"{describe_loss(*loss)}; {remedy_for_lost_images(get_rmw_implementation_identifier())}"
             self._faults.note(camera, Fault(LOST, details, time.monotonic()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 #: The transport of image_transport that decodes a type of video packets.
 VIDEO_TRANSPORTS = {
     "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": "ffmpeg",
@@ -42,8 +43,11 @@ def how_to_read(topic: str, found: str, wanted: str, name: str) -> str:
 
 
 def decoded_topic(topic: str, message_type: str) -> str:
-    """The topic on which we propose to publish what a topic of packets is decoded to."""
-    return f"{topic.removesuffix(f'/{_transport_of(topic, message_type)}')}/decoded"
+    """The topic on which we propose to publish what a topic of packets is decoded to.
+
+    It is beside the packets' base topic: the calibration is looked for beside the images.
+    """
+    return f"{topic.removesuffix(f'/{_transport_of(topic, message_type)}') or topic}_decoded"
 
 
 def republish_command(topic: str, transport: str, decoded: str) -> str:

@@ -9,8 +9,6 @@ from typing import NamedTuple, Protocol
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from dinov3_seg_ros.ros.endpoints.image_types import PICTURE_TYPES
-
 
 class _Endpoint(Protocol):
     """What is read of rclpy's TopicEndpointInfo, which ROS distributions have in different modules."""
@@ -56,14 +54,14 @@ def publishers_on(node: Node, topic: str) -> list[Publisher]:
     ]
 
 
-def picture_topics(node: Node) -> dict[str, str]:
-    """The topics on which other nodes than ``node`` publish pictures: the full name, and the type of the messages."""
+def topics_of_others(node: Node, wanted: Sequence[str]) -> dict[str, str]:
+    """The topics on which other nodes than ``node`` publish one of some types: the full name, and the type."""
     return {
         topic: message_type
         for topic, types in node.get_topic_names_and_types()
-        if set(types) & set(PICTURE_TYPES)
+        if set(types) & set(wanted)
         for message_type in _types_of_others(node, topic, types)
-        if message_type in PICTURE_TYPES
+        if message_type in wanted
     }
 
 

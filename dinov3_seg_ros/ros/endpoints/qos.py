@@ -30,7 +30,8 @@ from dinov3_seg_ros.ros.endpoints.distributions import (
     publisher_count,
     with_message_info,
 )
-from dinov3_seg_ros.ros.endpoints.publishers import Publisher, node_name, picture_topics, policy_name, publishers_on
+from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, PICTURE_TYPES
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher, node_name, policy_name, publishers_on, topics_of_others
 from dinov3_seg_ros.support.errors import ParameterError
 
 #: Reliable, so that both kinds of subscriber match.
@@ -73,13 +74,26 @@ class Endpoints:
         name: str = self._node.resolve_topic_name(topic)
         return name
 
+    def below(self, topic: str, transport: str) -> str:
+        """The name under which to open one of image_transport's transports: it follows a remap of its base topic.
+
+        A remap of the full name goes before that.
+        """
+        name = f"{topic}/{transport}"
+        is_remapped = self.resolve(name) != self._node.resolve_topic_name(name, only_expand=True)
+        return name if is_remapped else f"{self.resolve(topic)}/{transport}"
+
     def publishers_on(self, topic: str) -> list[Publisher]:
         """See `publishers.publishers_on`."""
         return publishers_on(self._node, topic)
 
     def picture_topics(self) -> dict[str, str]:
-        """See `publishers.picture_topics`."""
-        return picture_topics(self._node)
+        """The topics on which other nodes publish pictures: the full name, and the type of the messages."""
+        return topics_of_others(self._node, PICTURE_TYPES)
+
+    def calibration_topics(self) -> list[str]:
+        """The full names of the topics on which other nodes publish calibrations."""
+        return list(topics_of_others(self._node, (CAMERA_INFO,)))
 
     def override(self, topic: str, kind: QoSPolicyKind, default: str) -> Any:
         """The policy of a subscription that a parameter fixes; None where its value is `FOLLOW`.

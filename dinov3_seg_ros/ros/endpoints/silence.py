@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rclpy.utilities import get_rmw_implementation_identifier
+
 from dinov3_seg_ros.ros.endpoints.image_types import how_to_read
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
@@ -41,7 +43,7 @@ def explain_silence(
         message_type: what the node reads there.
         fixed_reliability: what a parameter makes the node ask for, in words; empty where it follows the publishers.
         publishers: all that publish on the topic.
-        pictures: from `publishers.picture_topics`.
+        pictures: from `Endpoints.picture_topics`.
     """
     if not publishers:
         return Silence("nobody publishes", _nobody_publishes(topic, name, message_type, pictures))
@@ -57,8 +59,25 @@ def explain_silence(
     return Silence(
         "sends nothing",
         f"{named}; it sends nothing, or its images are lost on the way: compare with 'ros2 topic hz {topic}'; "
-        f"if they are lost, {remedy_for_lost_images()}",
+        f"if they are lost, {remedy_for_lost_images(get_rmw_implementation_identifier())}",
     )
+
+
+def explain_missing_calibration(topic: str, name: str, publishers: Sequence[Publisher], others: Sequence[str]) -> str:
+    """Explain why no calibration arrives, though images do, in a sentence without a full stop.
+
+    Args:
+        topic: full name of the calibration's topic.
+        name: the same before remapping, such as ``front/camera_info``.
+        publishers: all that publish on the topic.
+        others: from `Endpoints.calibration_topics`.
+    """
+    if publishers:
+        return f"{_listed([str(publisher) for publisher in publishers])} sends none there"
+    if not others:
+        return f"nobody publishes there; start what publishes the camera's calibration, or remap {name} to its topic"
+    nearest = sorted(others, key=lambda other: _similarity(topic, other), reverse=True)
+    return f"nobody publishes there; there is camera_info on {_listed(nearest)}: remap {name} to the camera's"
 
 
 def _nobody_publishes(topic: str, name: str, message_type: str, pictures: Mapping[str, str]) -> str:

@@ -27,8 +27,9 @@ _MEMORY_S = 10.0
 _LEAST_LOST, _LEAST_LOST_SHARE = 3, 0.05
 #: A camera is stale after so long a silence.
 _STALE_AFTER_S = 3.0
-#: A larger difference between stamp and clock means that another clock made the stamp.
-_LONGEST_DELAY_S = 60.0
+#: A larger difference between stamp and clock means that another clock made the stamp. A simulator sends its time at a
+#: lower rate than images: their stamps may be ahead of the node's clock by one of its steps.
+_LONGEST_DELAY_S, _LONGEST_LEAD_S = 60.0, 1.0
 
 
 class Level(Enum):
@@ -137,8 +138,9 @@ class CameraStatistics:
             self._latency.add("in the node", self._last_segmented - received)
             if delay is None:
                 return None
-            if 0.0 <= delay < _LONGEST_DELAY_S:
-                self._latency.add("end to end", delay)
+            if -_LONGEST_LEAD_S <= delay < _LONGEST_DELAY_S:
+                if delay >= 0.0:
+                    self._latency.add("end to end", delay)
                 return None
             # Usual where a recording is played.
             return self._noted_only(
@@ -168,6 +170,11 @@ class CameraStatistics:
         with self._lock:
             return self._silence_s()
 
+    def receives(self, within_s: float) -> bool:
+        """Whether an image has arrived in the last seconds."""
+        with self._lock:
+            return self._last_received is not None and self._silence_s() < within_s
+
     def explain_silence(self, reason: str) -> None:
         """Record why no image arrives; the next one makes it void."""
         with self._lock:
@@ -189,17 +196,19 @@ class CameraStatistics:
             }
         return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
 
-    def report(self, topic: str, reliability: str = "") -> CameraReport:
+    def report(self, topic: str, reliability: str = "", info_topic: str = "") -> CameraReport:
         """What to tell of a camera.
 
         Args:
             topic: full name of its images' topic.
             reliability: what is asked for there, in words.
+            info_topic: full name of its calibration's topic.
         """
         with self._lock:
             level, message = self._judge(topic)
             values = {
                 "topic": topic,
+                "camera_info topic": info_topic,
                 "reliability": reliability,
                 "input rate [Hz]": f"{self._input.per_second():.1f}",
                 "output rate [Hz]": f"{self._output.per_second():.1f}",
