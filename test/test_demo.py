@@ -15,6 +15,7 @@ from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.frames.order import order_key
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.support.errors import DatasetError
 
@@ -30,15 +31,20 @@ def test_a_colour_classifier_learns_colours_and_ignores_void():
     assert colours.predict(np.full((1, 1, 3), 120, np.uint8))[0, 0] == 0, "an unseen colour gives the commonest class"
 
 
+def test_numbers_in_names_are_ordered_as_numbers():
+    names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
+    assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
+
+
 def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    for value in (7, 3):
+    for value in (10, 9):
         cv2.imwrite(str(tmp_path / "images" / f"{value}.png"), np.full((6, 8, 3), (value, 0, 0), np.uint8))
         cv2.imwrite(str(tmp_path / "masks" / f"{value}.png"), np.full((6, 8), value, np.uint8))
     frames = list(open_source(str(tmp_path / "images"), tmp_path / "masks"))
-    assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [3, 7]
-    assert [int(mask[0, 0]) for _, mask in frames] == [3, 7]
+    assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [9, 10]
+    assert [int(mask[0, 0]) for _, mask in frames] == [9, 10]
 
 
 def write_kelvins(folder):
