@@ -29,7 +29,7 @@ from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators
 from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
@@ -279,6 +279,17 @@ def test_a_fused_graph_that_computes_something_else_fails_the_export(copy, monke
     assert main([str(copy.path)]) == 0
     assert main([str(copy.path), "--fuse"]) == 1
     assert "logits of the fused graph of tiny has cosine -" in capsys.readouterr().err
+
+
+def test_graphs_of_different_operator_sets_are_not_fused(tmp_path):
+    folder = write_graphs(tiny_bundle(tmp_path / "tiny"))
+    backbone, head = folder / "backbone.onnx", folder / "head.onnx"
+    model = onnx.load(head)
+    model.opset_import[0].version -= 1
+    onnx.save(model, head)
+    with pytest.raises(ExportError, match=r"use versions 18 and 17 of the operator set 'ai\.onnx'"):
+        fuse(backbone, head, [1, 2, 3], tmp_path / "fused.onnx", {})
+    assert not (tmp_path / "fused.onnx").exists()
 
 
 def test_weights_that_float16_holds_exactly_are_stored_as_float16(tmp_path):
