@@ -493,7 +493,9 @@ META = "facebook/dinov3-vits16-pretrain-lvd1689m"
         ("embedded", "/a/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "contains weights of DINOv3 by Meta"),
         ("delta", "timm/vit_small_patch16_dinov3.lvd1689m", "contains weights of DINOv3 by Meta"),
         ("reference", "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", r"weights of timm/vit_\S+\.eupe_\w+, or"),
-        ("embedded", "robbyant/lingbot-vision-vit-small/model.pt", "weights of robbyant/lingbot-vision-vit-small, or"),
+        ("embedded", "robbyant/lingbot/model.pt", "come from 'lingbot'. If that is a published backbone, its own"),
+        ("delta", "robbyant/lingbot/model.pt", "contains weights of robbyant/lingbot, or"),
+        ("embedded", "customer/mine", "come from 'mine'. If that is a published backbone, its own licence applies"),
         ("reference", "/home/me/mine", "does not tell whose .* If they are Meta's"),
         ("embedded", "/home/me/mine", None),
         ("embedded", "weights/demo/backbone", None),
@@ -505,8 +507,18 @@ def test_the_licences_beside_graphs_name_whose_weights_they_hold(exported, stora
     manifest = exported.manifest.model_copy(update={"backbone": section, "licences": ["CC0 images"]})
     written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
     assert re.fullmatch(f"CC0 images\n.*{said}.*" if said else "CC0 images", written), written
-    assert "/home" not in written
+    assert "/home" not in written and "customer" not in written
     assert ("of DINOv3 by Meta" in written) == ("of DINOv3 by Meta" in (said or ""))
+
+
+@pytest.mark.parametrize(
+    ("source", "is_told"), [("/home/me/mine", True), ("me/mine", True), ("trained from scratch by recipe mine", False)]
+)
+def test_an_embedded_backbone_of_unknown_weights_and_licence_may_be_metas(exported, source, is_told):
+    section = exported.manifest.backbone.model_copy(update={"source": source})
+    manifest = exported.manifest.model_copy(update={"backbone": section, "licences": []})
+    written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
+    assert ("does not tell whose weights it contains. If they are Meta's" in written) == is_told
 
 
 def test_a_batch_size_without_engines_is_refused(exported, capsys):
