@@ -92,6 +92,13 @@ def write_metadata(path, metadata):
     (path / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": metadata}))
 
 
+def hide_first_topic(path):
+    """Describe the first topic in the metadata.yaml of a recording in another way than its storage does."""
+    metadata = metadata_of(path)
+    metadata["topics_with_message_count"][0]["topic_metadata"]["offered_qos_profiles"] = []
+    write_metadata(path, metadata)
+
+
 def raw_contents(path):
     """[(topic, recording time, bytes)], in order."""
     with Reader(path) as reader:

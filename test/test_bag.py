@@ -25,6 +25,7 @@ from recordings import (
     compressed,
     contents,
     header,
+    hide_first_topic,
     image,
     metadata_of,
     picture,
@@ -40,6 +41,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from dinov3_seg_ros.bag import __main__ as command
 from dinov3_seg_ros.bag import outputs as bag
 from dinov3_seg_ros.bag.outputs import BagSegmenter
+from dinov3_seg_ros.bag.recordings import messages_of, open_recording
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
@@ -326,15 +328,24 @@ def test_a_damaged_recording_is_named_and_leaves_nothing_behind(segmenter, tmp_p
 @pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
 def test_messages_that_the_metadata_hide_are_missed(segmenter, tmp_path, storage):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(2)], storage)
-    metadata = metadata_of(source)
-    metadata["topics_with_message_count"][0]["topic_metadata"]["offered_qos_profiles"] = []
-    write_metadata(source, metadata)
+    hide_first_topic(source)
     (file,) = (path for path in source.iterdir() if path.name != "metadata.yaml")
     remedy = f"give the file itself: {file}, or write that anew with: ros2 bag reindex {source}$"
     with pytest.raises(DatasetError, match=f"states 2 messages on /image, but 0 could be read: .*; {remedy}"):
         BagSegmenter(segmenter, outputs=["mask"]).process(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert BagSegmenter(segmenter, outputs=["mask"]).process(file, tmp_path / "out") == {"segmented": 2}
+
+
+def test_a_hidden_topic_that_is_not_read_is_no_fault(tmp_path):
+    messages = [("/words", TEXT, TYPES.types[TEXT](data="hello")), ("/image", IMAGE, image(0))]
+    source = write_bag(tmp_path / "in", messages)
+    hide_first_topic(source)
+    with open_recording(source) as reader:
+        images = [connection for connection in reader.connections if connection.topic == "/image"]
+        assert len(list(messages_of(reader, source, images))) == 1
+        with pytest.raises(DatasetError, match="states 1 messages on /words, but 0 could be read"):
+            next(messages_of(reader, source))
 
 
 def test_messages_that_an_index_lacks_are_missed(segmenter, tmp_path):

@@ -15,6 +15,7 @@ from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.frames.order import order_key
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.support.errors import DatasetError
 
@@ -30,15 +31,20 @@ def test_a_colour_classifier_learns_colours_and_ignores_void():
     assert colours.predict(np.full((1, 1, 3), 120, np.uint8))[0, 0] == 0, "an unseen colour gives the commonest class"
 
 
+def test_numbers_in_names_are_ordered_as_numbers():
+    names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
+    assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
+
+
 def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    for value in (7, 3):
+    for value in (10, 9):
         cv2.imwrite(str(tmp_path / "images" / f"{value}.png"), np.full((6, 8, 3), (value, 0, 0), np.uint8))
         cv2.imwrite(str(tmp_path / "masks" / f"{value}.png"), np.full((6, 8), value, np.uint8))
     frames = list(open_source(str(tmp_path / "images"), tmp_path / "masks"))
-    assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [3, 7]
-    assert [int(mask[0, 0]) for _, mask in frames] == [3, 7]
+    assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [9, 10]
+    assert [int(mask[0, 0]) for _, mask in frames] == [9, 10]
 
 
 def write_kelvins(folder):
@@ -134,14 +140,25 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
 
 
-# A node that takes longer to load its models than the first mask may take then.
+# A node that takes longer to load its models than its first sign of life, and then its first mask, may take.
 SLOW_NODE = """
 import sys
+import time
+from dinov3_seg_ros import node
+from dinov3_seg_ros.ros.model_loader import Segmenter
+warm_up = Segmenter.warm_up
+Segmenter.warm_up = lambda segmenter: (time.sleep(21), warm_up(segmenter))
+node.main()
+"""
+# The demo, with a node that a script stands for.
+DEMO = """
+import sys
 from dinov3_seg_ros.demo import __main__ as demo
+timeout_s, script = sys.argv[1:3]
 command = demo._node_command
-demo._START_TIMEOUT_S = 6.0
-demo._node_command = lambda *given: ["sh", "-c", 'sleep 7; exec "$@"', "sh", *command(*given)]
-sys.exit(demo.main(sys.argv[1:]))
+demo._START_TIMEOUT_S = float(timeout_s)
+demo._node_command = lambda *given: [sys.executable, "-c", script, *command(*given)[3:]]
+sys.exit(demo.main(sys.argv[3:]))
 """
 
 
@@ -153,15 +170,31 @@ def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
     output.mkdir()
     for name in ("overlay_0940.png", "overlay_room.png"):
         (output / name).touch()
-    command = [sys.executable, "-c", SLOW_NODE, "--bundle", str(bundle.path), "--output", str(output)]
-    command += ["--source", str(tmp_path / "images"), "--loop", "--seconds", "4", "--rate", "10"]
+    command = [sys.executable, "-c", DEMO, "20", SLOW_NODE, "--bundle", str(bundle.path), "--output", str(output)]
+    command += ["--source", str(tmp_path / "images"), "--loop", "--seconds", "10", "--rate", "10"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("waiting for the models\n") == 1
     pictures = {path.name: cv2.imread(str(path)) for path in output.glob("overlay_*.png")}
-    assert sorted(pictures) == ["overlay_0020.png", "overlay_room.png"], "pictures of an earlier demo are removed"
+    assert {"overlay_0020.png", "overlay_room.png"} <= pictures.keys()
+    assert "overlay_0940.png" not in pictures, "pictures of an earlier demo are removed"
     assert np.array_equal(pictures["overlay_0020.png"][:, : grey.shape[1]], np.dstack(3 * [grey]))
+
+
+@pytest.mark.ros
+def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    command = [sys.executable, "-c", DEMO, "2", "import time; time.sleep(600)"]
+    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert run.returncode == 1
+    assert "nothing was heard of the segmentation node within 2 s" in run.stderr
+    assert "waiting" not in run.stdout
 
 
 @pytest.mark.ros

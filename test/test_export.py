@@ -29,7 +29,7 @@ from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, export_head, operators
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators
 from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
@@ -281,6 +281,17 @@ def test_a_fused_graph_that_computes_something_else_fails_the_export(copy, monke
     assert "logits of the fused graph of tiny has cosine -" in capsys.readouterr().err
 
 
+def test_graphs_of_different_operator_sets_are_not_fused(tmp_path):
+    folder = write_graphs(tiny_bundle(tmp_path / "tiny"))
+    backbone, head = folder / "backbone.onnx", folder / "head.onnx"
+    model = onnx.load(head)
+    model.opset_import[0].version -= 1
+    onnx.save(model, head)
+    with pytest.raises(ExportError, match=r"use versions 18 and 17 of the operator set 'ai\.onnx'"):
+        fuse(backbone, head, [1, 2, 3], tmp_path / "fused.onnx", {})
+    assert not (tmp_path / "fused.onnx").exists()
+
+
 def test_weights_that_float16_holds_exactly_are_stored_as_float16(tmp_path):
     halved = made_backbone("dinov3_convnext", [1, 2, 3]).half().float()
     bundle = write_tiny_bundle(tmp_path / "halved", backbone=halved, network_size=SIZE, geometry="stretch")
@@ -482,7 +493,9 @@ META = "facebook/dinov3-vits16-pretrain-lvd1689m"
         ("embedded", "/a/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "contains weights of DINOv3 by Meta"),
         ("delta", "timm/vit_small_patch16_dinov3.lvd1689m", "contains weights of DINOv3 by Meta"),
         ("reference", "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", r"weights of timm/vit_\S+\.eupe_\w+, or"),
-        ("embedded", "robbyant/lingbot-vision-vit-small/model.pt", "weights of robbyant/lingbot-vision-vit-small, or"),
+        ("embedded", "robbyant/lingbot/model.pt", "come from 'lingbot'. If that is a published backbone, its own"),
+        ("delta", "robbyant/lingbot/model.pt", "contains weights of robbyant/lingbot, or"),
+        ("embedded", "customer/mine", "come from 'mine'. If that is a published backbone, its own licence applies"),
         ("reference", "/home/me/mine", "does not tell whose .* If they are Meta's"),
         ("embedded", "/home/me/mine", None),
         ("embedded", "weights/demo/backbone", None),
@@ -494,8 +507,18 @@ def test_the_licences_beside_graphs_name_whose_weights_they_hold(exported, stora
     manifest = exported.manifest.model_copy(update={"backbone": section, "licences": ["CC0 images"]})
     written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
     assert re.fullmatch(f"CC0 images\n.*{said}.*" if said else "CC0 images", written), written
-    assert "/home" not in written
+    assert "/home" not in written and "customer" not in written
     assert ("of DINOv3 by Meta" in written) == ("of DINOv3 by Meta" in (said or ""))
+
+
+@pytest.mark.parametrize(
+    ("source", "is_told"), [("/home/me/mine", True), ("me/mine", True), ("trained from scratch by recipe mine", False)]
+)
+def test_an_embedded_backbone_of_unknown_weights_and_licence_may_be_metas(exported, source, is_told):
+    section = exported.manifest.backbone.model_copy(update={"source": source})
+    manifest = exported.manifest.model_copy(update={"backbone": section, "licences": []})
+    written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
+    assert ("does not tell whose weights it contains. If they are Meta's" in written) == is_told
 
 
 def test_a_batch_size_without_engines_is_refused(exported, capsys):

@@ -320,6 +320,7 @@ def test_a_push_that_breaks_off_is_one_message(hub, tmp_path, monkeypatch, capsy
     ("source", "shared"),
     [
         ("runs/customer_x/best/backbone", "backbone"),
+        ("customer_x/backbone", "backbone"),
         ("lab/open", "lab/open"),
         ("lab/open/model.pt", "lab/open/model.pt"),
         ("hf_hub:lab/open", "hf_hub:lab/open"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
-from recordings import IMAGE, image, write_bag
+from recordings import IMAGE, hide_first_topic, image, write_bag
 
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.overlay import blend_overlay
@@ -167,6 +167,15 @@ def test_a_recording_is_not_smoothed_in_silence(bundle, tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", [("/image", IMAGE, image(number)) for number in range(2)])
     assert predict(bundle, bag, tmp_path / "out", "--temporal_smoothing", 0.5) == 1
     assert "`python -m dinov3_seg_ros.bag` steadies the masks of a recording" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cluster", [(), ("--cluster", "auto", "--partition", 2)])
+def test_a_recording_that_hides_messages_is_refused_at_once(bundle, tmp_path, capsys, cluster):
+    bag = write_bag(tmp_path / "bag", [("/image", IMAGE, image(number)) for number in range(4)])
+    hide_first_topic(bag)
+    assert predict(bundle, bag, tmp_path / "out", *cluster) == 1
+    assert "states 4 messages on /image, but 0 could be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_of_a_video_give_the_masks_of_single_frames(bundle, tmp_path, video):

@@ -140,7 +140,7 @@ def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
     make_accelerator("fp32")
     torch.distributed.destroy_process_group()
     forget_accelerator()
-    assert waits == [timedelta(days=1)]
+    assert waits == [timedelta(hours=3)]
 
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])

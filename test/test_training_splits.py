@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.grouping import order_key, origins_of, source_of
+from training.data.grouping import origins_of, source_of
 from training.data.reading.protocol import Sample
 from training.data.splits import Fold, samples_of, split_samples
 
@@ -44,11 +44,6 @@ def test_the_source_of_a_roboflow_version_is_recognised(suffix):
     version = f"valid/my-photo_{suffix}.rf.0123456789abcdef0123456789abcdef"
     assert source_of(version) == "valid/my-photo"
     assert source_of("plain_name") == "plain_name"
-
-
-def test_numbers_in_names_are_ordered_as_numbers():
-    names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
-    assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
 
 
 def test_an_original_and_its_versions_are_never_in_both_parts():

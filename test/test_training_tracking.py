@@ -155,7 +155,7 @@ def test_folds_are_trained_in_folders_of_their_own_and_summed_up(tmp_path, capsy
         cross_validate(tiny_recipe(tmp_path), 2)
 
 
-def test_folds_are_scored_by_the_recipes_inference(tmp_path):
+def test_folds_are_scored_once_by_the_recipes_inference(tmp_path, monkeypatch):
     write_folder(tmp_path / "data", 8)
     data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}
     recipe = tiny_recipe(tmp_path, data=data, epochs=1, inference={"flip": True, "scales": [0.5, 1.0]})
@@ -167,6 +167,11 @@ def test_folds_are_scored_by_the_recipes_inference(tmp_path):
     for name in ("miou", "macc", "aacc"):
         assert summary[name]["folds"] == [scores[name] for scores in of_folds]
     assert of_folds[0]["inference"]["flip"] and of_folds[0]["images"] == 4
+
+    monkeypatch.setattr("training.train.evaluate_bundle", lambda *_, **__: pytest.fail("a finished fold"))
+    forget_accelerator()
+    assert main([str(tmp_path / "recipe.json"), "--folds", "2", "--resume"]) == 0
+    assert json.loads((tmp_path / "run/folds.json").read_text()) == summary
 
 
 def test_no_fold_is_trained_where_a_later_one_has_no_images(tmp_path):

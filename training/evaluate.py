@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.order import order_key
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
@@ -28,7 +29,6 @@ from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_comma
 from dinov3_seg_ros.support.errors import BundleError, DatasetError, RecipeError, SegmentationError
 from dinov3_seg_ros.support.files import write_json
 from training.data import DATASETS, DataSection, SegmentationDataset, Split
-from training.data.grouping import order_key
 from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker

@@ -6,19 +6,24 @@ processes on CPUs: ``torchrun --nproc-per-node 2 -m training.train RECIPE ...``.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE
 from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
-from training.evaluate import evaluate_bundle
+from training.evaluate import evaluate_bundle, find_settings
+from training.evaluation.inference import Inference
 from training.loop.folds import SCORES, SUMMARY_FILE, train_folds
-from training.loop.run_folder import BEST, BEST_LOSS, LAST, differences
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, differences
 from training.loop.trainer import Trainer
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
@@ -90,11 +95,26 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     inference = trainer.recipe.inference
     if inference.looks_once or not process_state().is_main_process:
         return best
-    # A resumed training may have another inference than the one in its best bundle.
-    scores = evaluate_bundle(trainer.output / BEST, console, inference=inference)
-    with writing(trainer.output):
-        write_json(trainer.output / EVALUATION_FILE, scores)
+    scores = _evaluate(trainer.output, inference, console)
     console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+    return scores
+
+
+def _evaluate(run: Path, inference: Inference, console: Console) -> dict[str, Any]:
+    """Evaluate the best bundle of a run; a resumed one's scores stay where nothing that they come from has changed."""
+    best, file = run / BEST, run / EVALUATION_FILE
+    # A resumed training may have another inference than the one in its best bundle.
+    source = {
+        **find_settings(best, inference=inference).model_dump(mode="json"),
+        "computed_from": {path.name: sha256_of_file(path) for path in (best / MANIFEST_FILE, run / ORIGINS_FILE)},
+    }
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept == {**kept, **source}:
+            return kept
+    scores = {**evaluate_bundle(best, console, inference=inference), **source}
+    with writing(run):
+        write_json(file, scores)
     return scores
 
 

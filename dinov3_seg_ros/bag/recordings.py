@@ -139,8 +139,10 @@ def messages_of(
         start, stop: the first recording time, and the first one after the last, nanoseconds; None: no limit.
 
     Raises:
-        DatasetError: the recording is damaged; or, without limits, holds fewer messages than it says.
+        DatasetError: see `check_metadata`; or the recording is damaged; or, without limits, holds fewer messages than
+            it says.
     """
+    check_metadata(reader, source, connections)
     arrived: Counter[str] = Counter()
     try:
         for connection, recorded, raw in reader.messages(connections, start, stop):
@@ -159,11 +161,42 @@ def _decompressed(raw: bytes) -> bytes:
     return cast("bytes", reader.zstd.decompress(raw))
 
 
-def _check_counts(source: Path, connections: Collection[Connection], arrived: Mapping[str, int]) -> None:
+def check_metadata(reader: Reader, source: Path, connections: Collection[Connection] = ()) -> None:
+    """Check, before any message is read, that metadata.yaml lets all be read that it states.
+
+    Args:
+        reader: from `open_recording`.
+        source: its path, for the error.
+        connections: those whose messages are wanted; none: all.
+
+    Raises:
+        DatasetError: the storage holds fewer messages on a topic, or describes the topic in another way.
+    """
+    storages = getattr(reader.storage, "storages", ())  # those of a folder; a single file has no metadata.yaml
+    # MCAP need not count the messages of each channel.
+    if not storages or any(
+        sum(kept.msgcount for kept in storage.connections) < storage.metadata.message_count for storage in storages
+    ):
+        return
+    wanted = connections or reader.connections
+    readable: Counter[str] = Counter()
+    for kept in (kept for storage in storages for kept in storage.connections):
+        if any(_is_read(kept, connection) for connection in wanted):
+            readable[kept.topic] += kept.msgcount
+    _check_counts(source, wanted, readable)
+
+
+def _is_read(kept: Connection, listed: Connection) -> bool:
+    """Whether rosbags reads the messages of a storage's connection for one that metadata.yaml lists."""
+    digests = {kept.digest, listed.digest} - {""}
+    return _kind(kept) == _kind(listed) and len(digests) < 2
+
+
+def _check_counts(source: Path, connections: Collection[Connection], readable: Mapping[str, int]) -> None:
     """Check the number of messages: what metadata or index do not fit, rosbags leaves out without a word.
 
     Raises:
-        DatasetError: fewer messages of a topic arrived than the recording says.
+        DatasetError: fewer messages of a topic could be read than the recording says.
     """
     stated: Counter[str] = Counter()
     for connection in connections:
@@ -174,10 +207,10 @@ def _check_counts(source: Path, connections: Collection[Connection], arrived: Ma
         if files := _storage_files(source):
             remedy = f"give the file itself: {', '.join(map(str, files))}, or {remedy}"
     for topic, count in stated.items():
-        if arrived[topic] < count:
+        if readable[topic] < count:
             raise DatasetError(
-                f"{source} states {count} messages on {topic}, but {arrived[topic]} could be read: its {what} does not "
-                f"fit what is stored; {remedy}"
+                f"{source} states {count} messages on {topic}, but {readable[topic]} could be read: its {what} does "
+                f"not fit what is stored; {remedy}"
             )
 
 

@@ -23,6 +23,8 @@ from dinov3_seg_ros.options import ValueRange
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_FILE = "bundle.json"
+#: How the source of a backbone begins that had no weights before its training.
+FROM_SCRATCH = "trained from scratch by recipe "
 HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
 DELTA_FILE = "backbone_delta.safetensors"

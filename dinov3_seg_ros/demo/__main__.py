@@ -32,9 +32,10 @@ from dinov3_seg_ros.support.files import write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _NAMESPACE = "demo"
-# How long the first mask may take once the node subscribes, which it does when its models are loaded.
+# How long the node may take to be heard of, and the first mask once the node subscribes, which it does when its models
+# are loaded.
 _START_TIMEOUT_S = 90.0
-# How long the camera waits for that: an engine may have to be built. The demo sees when the node ends or is at fault.
+# How long the camera waits in between: an engine may have to be built. The demo sees when the node ends or is at fault.
 _LOADING_TIMEOUT_S = 3600.0
 # How long to wait for masks after the last frame was sent.
 _DRAIN_S = 2.0
@@ -92,21 +93,14 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
             running(_node_command(bundle, parameters), node_log) as node,
             running(_player_command(options, bundle), camera_log) as player,
         ):
-            subscribed: float | None = None
+            patience = _Patience(recorder, options.output)
             while player.poll() is None:
                 recorder_executor.spin_once(timeout_sec=0.1)
                 if recorder.fault:
                     raise TransportError(f"the node says: {recorder.fault}; see {node_log}")
                 if node.poll() is not None:
                     raise TransportError(f"the segmentation node ended: {last_words(node_log)}; see {node_log}")
-                if subscribed is None and recorder.node_subscribes:
-                    subscribed = time.monotonic()
-                is_late = subscribed is not None and time.monotonic() - subscribed > _START_TIMEOUT_S
-                if is_late and not recorder.received:
-                    raise TransportError(
-                        f"no mask arrived within {_START_TIMEOUT_S:.0f} s after the node had loaded its models; see "
-                        f"the logs in {options.output}"
-                    )
+                patience.check()
             if player.returncode:
                 raise TransportError(f"the camera ended: {last_words(camera_log)}; see {camera_log}")
             _spin_for(recorder_executor, _DRAIN_S)
@@ -124,6 +118,40 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         rclpy.try_shutdown()
     write_json(options.output / "summary.json", summary)
     return summary
+
+
+class _Patience:
+    """Waits for a sign of life of the node, then for its models, then for its first mask.
+
+    Args:
+        recorder: hears the node.
+        output: folder of the logs.
+    """
+
+    def __init__(self, recorder: Recorder, output: Path) -> None:
+        self._recorder, self._output = recorder, output
+        self._since = time.monotonic()
+        self._is_loading = self._subscribes = False
+
+    def check(self) -> None:
+        """Look how far the node is.
+
+        Raises:
+            TransportError: it is not heard of, or sends no mask, for too long.
+        """
+        recorder, now = self._recorder, time.monotonic()
+        if not self._subscribes and recorder.node_subscribes:
+            self._subscribes, self._since = True, now
+        elif not self._subscribes and not self._is_loading and recorder.heard_node:
+            self._is_loading = True
+            print("waiting for the models", flush=True)
+        if recorder.received or now - self._since <= _START_TIMEOUT_S or (self._is_loading and not self._subscribes):
+            return
+        within = f"within {_START_TIMEOUT_S:.0f} s"
+        fault = f"nothing was heard of the segmentation node {within}"
+        if self._subscribes:
+            fault = f"no mask arrived {within} after the node had loaded its models"
+        raise TransportError(f"{fault}; see the logs in {self._output}")
 
 
 def _fit_colour_classifier() -> ColourClassifier:

@@ -43,6 +43,7 @@ class Recorder(Node):
         rate_hz: the camera's rate, that of the video.
 
     Attributes:
+        heard_node: whether the node has said anything about itself.
         fault: what the node says keeps it from its work; empty for nothing.
     """
 
@@ -76,7 +77,7 @@ class Recorder(Node):
         self.create_subscription(Image, "segmentation/mask", self._on_mask, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/confidence", self._on_confidence, OUTPUT_QOS)
         self.create_subscription(Image, "segmentation/overlay", self._on_overlay, OUTPUT_QOS)
-        self.fault = ""
+        self.heard_node, self.fault = False, ""
         self._observed = f"{namespace}/segmentation"
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
@@ -147,8 +148,10 @@ class Recorder(Node):
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name == self._observed and status.level == DiagnosticStatus.ERROR:
-                self.fault = status.message
+            if status.name == self._observed:
+                self.heard_node = True
+                if status.level == DiagnosticStatus.ERROR:
+                    self.fault = status.message
 
     def _check_header(self, header: Any) -> None:
         """Compare an output's header with its frame's, when both are here, in whichever order they came."""

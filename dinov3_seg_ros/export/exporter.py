@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.bundle.manifest import FROM_SCRATCH, HEAD_FILE
 from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -42,7 +42,7 @@ from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbo
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
-from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE, is_dinov3, repository_of
+from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE, is_dinov3, is_known_by_form, repository_of
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
@@ -433,20 +433,33 @@ def _licences(bundle: Bundle) -> str:
     """Return the licences that the graphs of a bundle are subject to, one a line."""
     lines = list(bundle.manifest.licences)
     backbone = bundle.manifest.backbone
+    is_embedded = backbone.storage == "embedded"
     repository = repository_of(backbone.source)
+    # An embedded backbone may have come from a folder of two parts, which is not here.
+    is_certain = repository is not None and (not is_embedded or is_known_by_form(repository))
     if repository is not None and is_dinov3(repository):
         lines.append(
             "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are "
             f"{_DINOV3_TERMS}"
         )
-    elif repository is not None:
+    elif is_certain:
         lines.append(
             f"The backbone graph contains weights of {repository}, or weights derived from them. Their own licence "
             "applies. The head graph contains none of them."
         )
-    elif backbone.storage != "embedded" and backbone.model_type.startswith("dinov3"):
+    elif (
+        backbone.model_type.startswith("dinov3")
+        and not backbone.source.startswith(FROM_SCRATCH)
+        and not (is_embedded and bundle.manifest.licences)
+    ):
         lines.append(
             "The backbone graph has the architecture of DINOv3, and the bundle does not tell whose weights it "
             f"contains. If they are Meta's, or derived from them, they are {_DINOV3_TERMS}"
+        )
+    if repository is not None and not is_certain:
+        name = repository.partition("/")[2]
+        lines.append(
+            f"The weights of the backbone graph come from '{name}'. If that is a published backbone, its own licence "
+            "applies to them. The head graph contains none of them."
         )
     return "\n".join(lines)

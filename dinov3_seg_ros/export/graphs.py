@@ -31,6 +31,7 @@ from dinov3_seg_ros.export.graph_files import save
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
+from dinov3_seg_ros.support.errors import ExportError
 
 #: The newest opset that TensorRT 10 and 11 and the ONNX Runtimes of the last years read.
 OPSET = 18
@@ -179,6 +180,9 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
         layers: whose maps the head reads.
         path: the file to write.
         properties: metadata in place of that of the two; see `export_backbone`.
+
+    Raises:
+        ExportError: the two use different versions of an operator set.
     """
     # Weights beside the backbone's graph stay there while the two are merged. `onnx.compose.merge_models` would check
     # the whole result in memory, which fails from 2 GB on.
@@ -201,10 +205,18 @@ def fuse(backbone: Path, head: Path, layers: Sequence[int], path: Path, properti
 
 
 def _opsets(*models: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
-    """Return the operator sets that models use together; of each domain the newest."""
+    """Return the operator sets that models use together.
+
+    Raises:
+        ExportError: they use different versions of one, in which an operator may mean something else.
+    """
     versions: dict[str, int] = {}
     for entry in (entry for model in models for entry in model.opset_import):
-        versions[entry.domain] = max(entry.version, versions.get(entry.domain, 0))
+        if versions.setdefault(entry.domain, entry.version) != entry.version:
+            raise ExportError(
+                f"the graphs cannot be fused: they use versions {versions[entry.domain]} and {entry.version} of the "
+                f"operator set '{entry.domain or 'ai.onnx'}'; export backbone and head with the same version of PyTorch"
+            )
     return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 

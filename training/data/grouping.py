@@ -12,7 +12,6 @@ from dinov3_seg_ros.support.errors import DatasetError
 # Roboflow names each version <name>_<suffix>.rf.<hash>.<suffix>.
 _ROBOFLOW = re.compile(r"(?P<source>.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-zA-Z]{16,}", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<video>.*?)(?P<frame>\d+)\D{0,12}")
-_NUMBERS = re.compile(r"(\d+)")
 
 
 class Origin(NamedTuple):
@@ -55,11 +54,6 @@ def source_of(name: str) -> str:
     version = _ROBOFLOW.fullmatch(stem)
     # A version at the folder's root must get the very name of its original.
     return (PurePath(folder) / version["source"]).as_posix() if version else name
-
-
-def order_key(name: str) -> list[str | int]:
-    """Sorting key of an image's name or path, in which numbers are compared as numbers: 9 goes before 10."""
-    return [int(part) if place % 2 else part for place, part in enumerate(_NUMBERS.split(name))]
 
 
 def _by_name(name: str) -> Origin:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dinov3_seg_ros.bundle.manifest import (
     BACKBONE_FOLDER,
     DELTA_FILE,
+    FROM_SCRATCH,
     CalibrationSection,
     InputSection,
     Manifest,
@@ -97,7 +98,7 @@ class BundleWriter:
             backbone=describe_backbone(
                 backbone,
                 storage=self._storage,
-                source=recipe.backbone.source or f"trained from scratch by recipe {recipe.name}",
+                source=recipe.backbone.source or f"{FROM_SCRATCH}{recipe.name}",
                 identity=backbone_identity(backbone) if _trains(self._model.backbone) else self.first_identity,
                 base_identity=self.first_identity if self._storage == "delta" else None,
             ),

@@ -13,7 +13,7 @@ from huggingface_hub import errors as hub_errors
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
 from dinov3_seg_ros.model.identity import backbone_identity
-from dinov3_seg_ros.model.pretrained.hub import is_dinov3, repository_of
+from dinov3_seg_ros.model.pretrained.hub import is_dinov3, is_known_by_form, repository_of
 from dinov3_seg_ros.model.weights import load_backbone
 from dinov3_seg_ros.support.errors import SharingError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
@@ -71,6 +71,8 @@ def prepare(
     if backbone is not None:
         _require_same(bundle, backbone)
     gated = repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
+    if gated is None:
+        repository, gated = None, False  # the name is that of something else, such as a folder that is no longer there
     if section.storage == "embedded":
         _check_embedded(bundle, repository if gated else None, licence)
     elif repository is None:
@@ -93,12 +95,12 @@ def prepare(
     if pictures:
         files |= _pictures(bundle)
     # An embedded backbone is described by where it came from; others read the source of one that is not in the bundle.
-    source = repository if section.storage != "embedded" and repository else _without_folder(section.source)
+    source = repository if section.storage != "embedded" and repository else _without_folder(section.source, repository)
     manifest = bundle.manifest.model_copy(
         update={
             "backbone": section.model_copy(update={"source": source}),
             "training": bundle.manifest.training.model_copy(
-                update={"recipe": _without_paths(bundle.manifest.training.recipe)}
+                update={"recipe": _without_paths(bundle.manifest.training.recipe, repository)}
             ),
             "licences": [*bundle.manifest.licences, *([licence] if licence else [])],
         }
@@ -130,8 +132,11 @@ def _require_same(bundle: Bundle, repository: str) -> None:
         )
 
 
-def _is_gated(repository: str, is_needed: bool) -> bool:
-    """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked."""
+def _is_gated(repository: str, is_needed: bool) -> bool | None:
+    """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked.
+
+    None where there is no such repository, and none is needed.
+    """
     if is_dinov3(repository):
         return True
     try:
@@ -140,7 +145,7 @@ def _is_gated(repository: str, is_needed: bool) -> bool:
         return True
     except Exception as error:
         if not is_needed and isinstance(error, hub_errors.RepositoryNotFoundError):
-            return False  # the name is that of something else, such as a folder that is no longer there
+            return None
         raise SharingError(
             f"whether others can load the backbone {repository} cannot be told: it "
             f"{why_not_fetched(error, 'description')}; name its id on Hugging Face with --backbone"
@@ -160,21 +165,30 @@ def _pictures(bundle: Bundle) -> dict[str, Path]:
 _PATHS = {"root", "output", "folder", "cache", "start_from"}
 
 
-def _without_paths(value: Any, key: str = "") -> Any:
+def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
     """A recipe without the folders of this machine, which tell others nothing but the names of its user and project."""
     if isinstance(value, dict):
-        return {name: _without_paths(part, name) for name, part in value.items()}
+        return {name: _without_paths(part, backbone, name) for name, part in value.items()}
     if isinstance(value, list):
-        return [_without_paths(part, key) for part in value]
+        return [_without_paths(part, backbone, key) for part in value]
     if not isinstance(value, str):
         return value
     if key == "source":
-        return _without_folder(value)
+        return _without_folder(value, backbone)
     return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
 
 
-def _without_folder(source: str) -> str:
-    """A backbone's source as others read it: an id as it is, and of a path the name alone."""
+def _without_folder(source: str, backbone: str | None) -> str:
+    """A backbone's source as others read it: an id as it is, and of a path the name alone.
+
+    Args:
+        source: may be an id, or a path that looks like one.
+        backbone: the bundle's, which is a repository.
+    """
     repository = repository_of(source)
-    is_id = repository is not None and source.rpartition(":")[2].startswith(repository)  # behind timm's "hf_hub:"
+    is_id = (
+        repository is not None
+        and source.rpartition(":")[2].startswith(repository)  # behind timm's "hf_hub:"
+        and (repository == backbone or is_known_by_form(repository))
+    )
     return source if is_id else Path(source).name

@@ -14,13 +14,16 @@ from accelerate.utils import parse_flag_from_env
 from dinov3_seg_ros.support.errors import RecipeError
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# So long processes wait for the main one, which alone checks the data set and evaluates. A process that fails ends all:
-# whoever launched them sees to that.
-_PATIENCE = timedelta(days=1)
+# So long processes wait for each other: for the main one above all, which alone checks the data set and evaluates. One
+# that fails ends all, whoever launched them sees to that; one that hangs keeps the others' GPUs for so long.
+_PATIENCE = timedelta(hours=3)
 
 
 def process_state() -> PartialState:
-    """Index, number and device of this training's processes."""
+    """Index, number and device of this training's processes.
+
+    Processes wait three hours for each other, also while the main one works alone, then all end.
+    """
     return PartialState(cpu=_on_cpu(), timeout=_PATIENCE)
 
 

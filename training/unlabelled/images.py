@@ -12,7 +12,7 @@ import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName, ImageReader, choose_topics, name_of_frame
 from dinov3_seg_ros.bag.message_types import known_types
-from dinov3_seg_ros.bag.recordings import messages_of, open_recording
+from dinov3_seg_ros.bag.recordings import check_metadata, messages_of, open_recording
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
@@ -188,6 +188,7 @@ class RecordedImages:
             with open_recording(source) as reader:
                 self._topics = choose_topics(reader.connections, topics if span is None else [span.topic])
                 chosen = [one for one in reader.connections if one.topic in self._topics]
+                check_metadata(reader, source, chosen)  # not after hours, and for spans too
                 self._counts = {
                     topic: sum(one.msgcount for one in chosen if one.topic == topic) for topic in self._topics
                 }

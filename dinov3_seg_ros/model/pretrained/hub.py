@@ -132,6 +132,11 @@ def repository_of(source: str) -> str | None:
     return None
 
 
+def is_known_by_form(repository: str) -> bool:
+    """Whether what `repository_of` found is a repository for sure; others may be a folder that is not here."""
+    return repository.startswith(("facebook/", "timm/"))
+
+
 def is_dinov3(repository: str) -> bool:
     """Whether a repository on Hugging Face holds Meta's DINOv3, which is gated and subject to `DINOV3_LICENCE`."""
     return _DINOV3.fullmatch(repository) is not None
