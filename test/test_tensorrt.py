@@ -383,6 +383,8 @@ DAMAGE = {
     "another release of TensorRT": lambda trt, *_: setattr(trt, "__version__", "11.0.0.1"),
     "another GPU": lambda _, cuda, __: setattr(cuda.gpu, "name", b"Other GPU"),
     "another compute capability": lambda _, cuda, __: setattr(cuda.gpu, "minor", 9),
+    "another number of multiprocessors": lambda _, cuda, __: setattr(cuda.gpu, "multiprocessors", 8),
+    "another size of memory": lambda _, cuda, __: setattr(cuda.gpu, "memory", 2 << 30),
     "another graph": lambda _, __, bundle: write_graphs(bundle, seed=5),
 }
 
