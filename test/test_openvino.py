@@ -339,6 +339,17 @@ def test_a_chosen_provider_that_fails_gives_way_to_the_next(bundle, timed, monke
     assert "takes no operator of the backbone" in caplog.text
 
 
+def test_a_chosen_device_that_is_not_found_any_more_is_said_once(bundle, timed, monkeypatch, caplog):
+    timed.update({NAME: 20.0, CPU: 30.0})
+    label = choosing.choose([bundle.path], ComputeOptions()).label
+    monkeypatch.setenv(plugins.SWITCH, "off")
+    monkeypatch.setattr(targets, "_of_build", lambda: [CPU])
+    assert CPU in Segmenter.from_bundle(bundle.path).runtime.description
+    (said,) = [message for message in caplog.messages if "was measured" in message]
+    assert said.startswith(f"{label} was measured to be the fastest here, but its device")
+    assert said.endswith(f"benchmark {bundle.path} --choose")
+
+
 def test_the_command_prints_and_keeps_the_figures(bundle, tmp_path, capsys):
     assert main([str(bundle.path), "--choose", "--json", str(tmp_path / "choice.json")]) == 0
     said = capsys.readouterr().out

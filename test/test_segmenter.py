@@ -71,23 +71,41 @@ def test_the_command_that_a_start_names_measures_what_it_asks_for(
     assert "was measured to be the best here" in reason
 
 
-@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs"])
+@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs", "another module", "another Jetson Linux"])
 def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
     information = tmp_path / "nvidia" / "gpus" / "0000:01:00.0" / "information"
     information.parent.mkdir(parents=True)
     (tmp_path / "nvidia" / "version").write_text("NVRM version: 580.1\n")
     information.write_text("Model: \t\t NVIDIA RTX A4000\nIRQ:   \t\t 140\n")
     monkeypatch.setattr(measured, "_NVIDIA", tmp_path / "nvidia")
+    jetson = {"_MODEL": "NVIDIA Jetson AGX Orin\0", "_TEGRA_RELEASE": "# R36 (release), REVISION: 4.3\n"}
+    for name, text in jetson.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(measured, name, tmp_path / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
     assert main([str(bundle.path), "--choose"]) == 0
     assert "was measured" in Segmenter.from_bundle(bundle.path).runtime_reason
-    if change == "another GPU":
-        information.write_text(information.read_text().replace("A4000", "A2000"))
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    match change:
+        case "another GPU":
+            information.write_text(information.read_text().replace("A4000", "A2000"))
+        case "other visible GPUs":
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        case "another module":  # of which CUDA says no more than "Orin"
+            (tmp_path / "_MODEL").write_text("NVIDIA Jetson Orin NX\0")
+        case _:
+            (tmp_path / "_TEGRA_RELEASE").write_text("# R36 (release), REVISION: 5.0\n")
     assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
     assert "was measured on another machine" in caplog.text
+
+
+def test_a_choice_for_several_bundles_holds_in_any_order(bundle, further, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    assert main([str(bundle.path), str(further.path), "--choose"]) == 0
+    for paths in ([bundle.path, further.path], [further.path, bundle.path]):
+        assert "was measured to be the best here" in Segmenter.from_bundle(paths).runtime_reason
+    assert "was measured" not in Segmenter.from_bundle(further.path).runtime_reason, "another question"
 
 
 def test_a_cache_folder_that_is_a_file_holds_no_choice_and_no_warning(bundle, monkeypatch, caplog):

@@ -154,7 +154,7 @@ def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[s
         RuntimeUnavailableError: no runtime can serve these bundles; gives the reason for each.
     """
     found, reasons, missing = find_candidates(bundles, options, failed)
-    by_measurement = _measured(found, bundles, options)
+    by_measurement = _measured(found, bundles, options, failed)
     if by_measurement:
         return by_measurement
     taken = {name: taken for name, all_of_it in found.items() if (taken := _taken(all_of_it))}
@@ -261,15 +261,27 @@ def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bun
 
 
 def _measured(
-    found: Mapping[str, Sequence[Candidate]], bundles: Sequence[Bundle], options: ComputeOptions
+    found: Mapping[str, Sequence[Candidate]],
+    bundles: Sequence[Bundle],
+    options: ComputeOptions,
+    failed: Mapping[str, str] | None = None,
 ) -> Choice | None:
     """What a measurement on this machine chose of what was found; behind it, what its runtime takes without one."""
     choice = measured.kept(bundles, options)
+    if choice is None:
+        return None
     for candidates in found.values():
         for candidate in candidates:
-            if choice is not None and candidate.label == choice.label:
+            if candidate.label == choice.label:
                 others = [other for other in _taken(candidates) if other.label != candidate.label]
                 return Choice([candidate, *others], choice.reason)
+    if not failed:  # else the log has said what became of it
+        _logger.warning(
+            "%s was measured to be the fastest here, but its device, or the driver of that, is not found now; the "
+            "usual order holds. If it is gone for good, measure again: %s",
+            choice.label,
+            measured.command(bundles, options),
+        )
     return None
 
 

@@ -37,6 +37,8 @@ _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 5, 50, 3.0
 _WORTH_IT = 0.03
 # What NVIDIA's driver says of itself and of each card; on a Jetson there is no such folder.
 _NVIDIA = Path("/proc/driver/nvidia")
+# What tells Jetson modules and their releases apart. Docker hides the first from a container; the cores differ too.
+_MODEL, _TEGRA_RELEASE = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
 _PREFIXES = ("onnxruntime", "openvino", "tensorrt", "torch", "nvidia-cudnn")
 
 
@@ -90,15 +92,16 @@ def store_folder() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on: processor, cores, GPUs, their driver and releases of the libraries."""
+    """Return what a measurement depends on: board, processor, cores, GPUs, their driver, releases of the libraries."""
     names = {name for name in _installed() if name.startswith(_PREFIXES)}
-    driver = _NVIDIA / "version"
     cards = [card.read_text(errors="replace") for card in sorted(_NVIDIA.glob("gpus/*/information"))]
     lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
+        "board": _said_by(_MODEL),
+        "tegra_release": _said_by(_TEGRA_RELEASE),
         "processor": this_cpu().model_dump(mode="json"),
         "cores": usable_cores(),
-        "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+        "driver": _said_by(_NVIDIA / "version").partition("\n")[0],
         "gpus": [value.strip() for name, _, value in lines if name == "Model"],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
@@ -192,11 +195,25 @@ def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequen
 
 def _asked(bundles: Sequence[Bundle], options: ComputeOptions) -> dict[str, Any]:
     """What decides which candidates there are, and what they compute."""
-    weights = [[bundle.manifest.backbone.identity, bundle.manifest.files] for bundle in bundles]
-    exports = [[export.manifest.files for export in find_exports(bundle)[0]] for bundle in bundles]
+    together = [
+        {
+            "weights": [bundle.manifest.backbone.identity, bundle.manifest.files],
+            "exports": [export.manifest.files for export in find_exports(bundle)[0]],
+        }
+        for bundle in bundles
+    ]
+    in_any_order = sorted(together, key=lambda one: json.dumps(one, sort_keys=True))
     restricting = options.model_dump(mode="json", exclude={"geometry"})
-    asked: dict[str, Any] = json.loads(json.dumps({"weights": weights, "exports": exports, "options": restricting}))
+    asked: dict[str, Any] = json.loads(json.dumps({"bundles": in_any_order, "options": restricting}))
     return asked
+
+
+def _said_by(path: Path) -> str:
+    """The text of a file of the system; empty where there is none."""
+    try:
+        return path.read_text(errors="replace").strip("\0\n")
+    except OSError:
+        return ""
 
 
 def _path(asked: dict[str, Any]) -> Path:
