@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dinov3_seg_ros.bundle.loading import Bundle
@@ -21,7 +22,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
-from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision
+from dinov3_seg_ros.runtimes.pytorch.precisions import offered_precisions
 from dinov3_seg_ros.support.errors import (
     DisagreementError,
     ParameterError,
@@ -181,7 +182,7 @@ def find_candidates(
     for name in [name for name in RUNTIMES if name not in reasons]:
         try:
             if name == "torch" and found and options.device in ("auto", "cpu") and _torch_has_no_gpu():
-                found[name] = [_torch_on_cpu(bundles, options)]
+                found[name] = _torch_on_cpu(bundles, options)
             else:
                 found[name] = _runtime_type(name).candidates(bundles, options)
         except RuntimeUnavailableError as error:
@@ -313,14 +314,25 @@ def _open_model(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRun
     return _runtime_type("torch").candidates(bundles, own)[0].open()
 
 
-def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> Candidate:
-    """The candidate of PyTorch where there is no GPU, without importing PyTorch."""
-    precision = resolve_precision(options.precision)
+def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
+    """The candidates of PyTorch where there is no GPU, without importing PyTorch."""
+    first, *others = offered_precisions(options.precision, "cpu")
 
-    def open_it() -> OpenedRuntime:
-        return _runtime_type("torch").candidates(bundles, options)[0].open()
+    def open_it(precision: str) -> OpenedRuntime:
+        own = options.model_copy(update={"precision": precision})
+        return _runtime_type("torch").candidates(bundles, own)[0].open()
 
-    return Candidate("torch", "cpu", precision, f"torch on cpu, {precision}", open_it)
+    return [
+        Candidate(
+            runtime="torch",
+            device="cpu",
+            precision=precision,
+            label=f"torch on cpu, {precision}",
+            is_measured_only=precision in others,
+            open=partial(open_it, precision),
+        )
+        for precision in (first, *others)
+    ]
 
 
 def _torch_has_no_gpu() -> bool:
