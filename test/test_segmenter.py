@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
+from graphs import write_graphs
 from robot_part import has_torch
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -18,8 +21,9 @@ import onnxruntime
 
 import dinov3_seg_ros
 from dinov3_seg_ros import decode
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES
+from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
@@ -97,6 +101,69 @@ def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change
             (tmp_path / "_TEGRA_RELEASE").write_text("# R36 (release), REVISION: 5.0\n")
     assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
     assert "was measured on another machine" in caplog.text
+
+
+OWN = (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "timed_at", "refused"),
+    [
+        ([(32, 32), OWN], [OWN], OWN, []),
+        ([(32, 32), (64, 64), (96, 96)], [(32, 32), (64, 64)], (64, 64), []),
+        ([OWN], [(32, 32)], OWN, ["int8"]),
+    ],
+)
+def test_all_candidates_are_timed_at_one_size(fp32, int8, timed_at, refused, tmp_path, monkeypatch):
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    shutil.rmtree(bundle.path / "onnx")
+    for precision, sizes in {"fp32": fp32, "int8": int8}.items():
+        for size in sizes:
+            write_graphs(bundle, precision, size=size)
+    timed = set()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda _, size, *__: timed.add(size) or 1.0)
+    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu", geometry="native"))
+    assert timed == {timed_at}
+    problems = {figure.label.split(", ")[-1]: figure.problem for figure in choice.figures if figure.problem}
+    assert list(problems) == refused
+    assert all("no export for 64x96" in problem and "only for 32x32" in problem for problem in problems.values())
+
+
+def test_those_that_are_nearly_equal_are_timed_again_in_turn(tmp_path, monkeypatch):
+    """As on a processor that clocks lower and lower: what is timed first is favoured, but not the second time."""
+    calls, ms = [], {"int8": 10.0, "fp32": 9.5, "fp16": 13.5}
+
+    def time_pass(runtime, *_):
+        calls.append(runtime.description.split(", ")[-1])
+        return ms[calls[-1]] * (1 + 0.05 * len(calls))
+
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    for precision in ("int8", "fp16"):
+        write_graphs(bundle, precision, size=OWN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", time_pass)
+    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu"))
+    assert calls == ["int8", "fp32", "fp16", "int8", "fp32", "fp32", "int8"]
+    assert choice.label.endswith("fp32")
+
+
+def test_a_pass_is_timed_with_its_decode_once_the_clock_has_settled(bundle, monkeypatch):
+    runtime, passes, decoded = Segmenter.from_bundle(bundle.path).runtime, [], []
+    start, upsample_argmax = runtime.start, decode.upsample_argmax
+
+    def slow(logits, size):
+        decoded.append((len(logits), size))
+        time.sleep(0.02)
+        return upsample_argmax(logits, size)
+
+    monkeypatch.setattr(runtime, "start", lambda *arguments: passes.append(time.perf_counter()) or start(*arguments))
+    monkeypatch.setattr(decode, "upsample_argmax", slow)
+    for name, seconds in {"_WARM_UP_S": 0.3, "_TIMED_S": 0.5}.items():
+        monkeypatch.setattr(measured, name, seconds)
+    assert measured.time_pass(runtime, OWN, 2, ["tiny"]) >= 40
+    assert set(decoded) == {(1, OWN)} and len(decoded) == 2 * len(passes), "frame by frame, as in the node"
+    assert passes[-1] - passes[0] > 0.6
 
 
 def test_a_choice_for_several_bundles_holds_in_any_order(bundle, further, tmp_path, monkeypatch):
