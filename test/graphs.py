@@ -20,11 +20,12 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     export_folder,
     map_name,
 )
+from dinov3_seg_ros.options import PRECISIONS
 from dinov3_seg_ros.runtimes.gate import FRAMES, Reference
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
-# An int8 graph may leave any node in float.
-_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
+# A graph may leave any node in float. ONNX Runtime cannot compute bfloat16 on a CPU.
+_TYPES = dict.fromkeys(PRECISIONS, TensorProto.FLOAT) | {"fp16": TensorProto.FLOAT16}
 _CHANNELS = 4
 
 

@@ -368,20 +368,26 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
     assert choose([bundle], ComputeOptions(precision="int8")).runtime == "onnx"
 
 
+@pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "int8"])
-def test_pytorch_is_offered_alike_whether_or_not_it_is_imported(copy, precision, monkeypatch):
+def test_pytorch_is_offered_alike_whether_or_not_it_is_imported(copy, precision, features, monkeypatch):
     monkeypatch.setattr("dinov3_seg_ros.runtimes.choice._torch_has_no_gpu", lambda: True)
+    processor = Cpu(name="a processor", architecture="x86_64", features=features)
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.pytorch.precisions.this_cpu", lambda: processor)
     for written in ("fp16", "int8"):
         write_graphs(copy, written, size=SIZE)
     options = ComputeOptions(precision=precision, device="cpu")
     found, reasons, _ = find_candidates([copy], options)
     assert "onnx" in found
     try:
-        (expected,) = PyTorchRuntime.candidates([copy], options)
+        expected = PyTorchRuntime.candidates([copy], options)
     except RuntimeUnavailableError as error:
         assert "torch" not in found and reasons["torch"] == str(error)
     else:
-        assert [dataclasses.replace(each, open=expected.open) for each in found["torch"]] == [expected]
+        assert len(expected) == (2 if features and precision == "auto" else 1)
+        for each, alike in zip(found["torch"], expected, strict=True):
+            assert dataclasses.replace(each, open=alike.open) == alike
+            assert each.open().description == alike.open().description
 
 
 def test_auto_falls_back_to_graphs_where_torch_cannot_load_the_backbone(copy, monkeypatch, caplog):

@@ -254,6 +254,13 @@ def timed(monkeypatch):
     return given
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Few passes in place of seconds of them."""
+    for name in ("_WARM_UP_S", "_TIMED_S"):
+        monkeypatch.setattr(measured, name, 0.0)
+
+
 def test_the_fastest_that_was_measured_is_taken_at_later_starts(bundle, timed):
     timed.update({NAME: 20.0, CPU: 30.0})
     choice = choosing.choose([bundle.path], ComputeOptions())
@@ -284,9 +291,8 @@ def test_only_what_agrees_with_the_model_is_timed(bundle, timed, monkeypatch):
     assert refused and all(figure.ms is None and "feature map layer_1" in figure.problem for figure in refused)
 
 
-def test_a_candidate_that_fails_while_it_is_timed_costs_only_itself(bundle, monkeypatch):
+def test_a_candidate_that_fails_while_it_is_timed_costs_only_itself(bundle, quick, monkeypatch):
     time_pass = measured.time_pass
-    monkeypatch.setattr(measured, "_SECONDS", 0.0)
 
     def failing(_canvases, _heads):
         raise RuntimeError("CUDA out of memory")
@@ -339,7 +345,18 @@ def test_a_chosen_provider_that_fails_gives_way_to_the_next(bundle, timed, monke
     assert "takes no operator of the backbone" in caplog.text
 
 
-def test_the_command_prints_and_keeps_the_figures(bundle, tmp_path, capsys):
+def test_a_chosen_device_that_is_not_found_any_more_is_said_once(bundle, timed, monkeypatch, caplog):
+    timed.update({NAME: 20.0, CPU: 30.0})
+    label = choosing.choose([bundle.path], ComputeOptions()).label
+    monkeypatch.setenv(plugins.SWITCH, "off")
+    monkeypatch.setattr(targets, "_of_build", lambda: [CPU])
+    assert CPU in Segmenter.from_bundle(bundle.path).runtime.description
+    (said,) = [message for message in caplog.messages if "was measured" in message]
+    assert said.startswith(f"{label} was measured to be the fastest here, but its device")
+    assert said.endswith(f"benchmark {bundle.path} --choose")
+
+
+def test_the_command_prints_and_keeps_the_figures(bundle, quick, tmp_path, capsys):
     assert main([str(bundle.path), "--choose", "--json", str(tmp_path / "choice.json")]) == 0
     said = capsys.readouterr().out
     assert NAME in said and CPU in said and "chosen, and kept for later starts: onnx, " in said

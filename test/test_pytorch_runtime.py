@@ -21,9 +21,10 @@ from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.model.heads import blocks
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.pytorch import compilation, cuda_graphs, patches, staging
+from dinov3_seg_ros.runtimes.pytorch import compilation, cuda_graphs, patches, precisions, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
+from dinov3_seg_ros.support.cpu import Cpu
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError, RuntimeUnavailableError
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -340,6 +341,25 @@ def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, a
     assert {str(runtime._streams.uploading.device), str(runtime._streams.computing.device)} == {used}
     runtime.close()
     assert two_gpus.of("empties the cache")
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "measured_only"),
+    [("auto", (), ["fp16", "bf16"]), ("cpu", (), []), ("cpu", ("amx_bf16",), ["bf16"])],
+)
+def test_with_auto_a_measurement_may_choose_faster_precisions(
+    bundle, two_gpus, monkeypatch, device, features, measured_only
+):
+    processor = Cpu(name="a processor", architecture="x86_64", features=features)
+    monkeypatch.setattr(precisions, "this_cpu", lambda: processor)
+    first, *others = pytorch.PyTorchRuntime.candidates([bundle], ComputeOptions(device=device))
+    assert (first.precision, first.is_measured_only) == ("fp32", False)
+    assert [other.precision for other in others if other.is_measured_only] == measured_only
+    for other in others:
+        with contextlib.closing(other.open()) as opened:
+            assert opened.description.endswith({"fp16": "float16", "bf16": "bfloat16"}[other.precision])
+    (named,) = pytorch.PyTorchRuntime.candidates([bundle], ComputeOptions(device=device, precision="bf16"))
+    assert (named.precision, named.is_measured_only) == ("bf16", False)
 
 
 def test_a_gpu_number_that_does_not_exist_is_refused(bundle, two_gpus):

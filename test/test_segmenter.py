@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
+from graphs import write_graphs
 from robot_part import has_torch
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -18,8 +21,9 @@ import onnxruntime
 
 import dinov3_seg_ros
 from dinov3_seg_ros import decode
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES
+from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
@@ -71,23 +75,104 @@ def test_the_command_that_a_start_names_measures_what_it_asks_for(
     assert "was measured to be the best here" in reason
 
 
-@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs"])
+@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs", "another module", "another Jetson Linux"])
 def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
     information = tmp_path / "nvidia" / "gpus" / "0000:01:00.0" / "information"
     information.parent.mkdir(parents=True)
     (tmp_path / "nvidia" / "version").write_text("NVRM version: 580.1\n")
     information.write_text("Model: \t\t NVIDIA RTX A4000\nIRQ:   \t\t 140\n")
     monkeypatch.setattr(measured, "_NVIDIA", tmp_path / "nvidia")
+    jetson = {"_MODEL": "NVIDIA Jetson AGX Orin\0", "_TEGRA_RELEASE": "# R36 (release), REVISION: 4.3\n"}
+    for name, text in jetson.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(measured, name, tmp_path / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
     assert main([str(bundle.path), "--choose"]) == 0
     assert "was measured" in Segmenter.from_bundle(bundle.path).runtime_reason
-    if change == "another GPU":
-        information.write_text(information.read_text().replace("A4000", "A2000"))
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    match change:
+        case "another GPU":
+            information.write_text(information.read_text().replace("A4000", "A2000"))
+        case "other visible GPUs":
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        case "another module":  # of which CUDA says no more than "Orin"
+            (tmp_path / "_MODEL").write_text("NVIDIA Jetson Orin NX\0")
+        case _:
+            (tmp_path / "_TEGRA_RELEASE").write_text("# R36 (release), REVISION: 5.0\n")
     assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
     assert "was measured on another machine" in caplog.text
+
+
+OWN = (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("fp32", "int8", "timed_at", "refused"),
+    [
+        ([(32, 32), OWN], [OWN], OWN, []),
+        ([(32, 32), (64, 64), (96, 96)], [(32, 32), (64, 64)], (64, 64), []),
+        ([OWN], [(32, 32)], OWN, ["int8"]),
+    ],
+)
+def test_all_candidates_are_timed_at_one_size(fp32, int8, timed_at, refused, tmp_path, monkeypatch):
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    shutil.rmtree(bundle.path / "onnx")
+    for precision, sizes in {"fp32": fp32, "int8": int8}.items():
+        for size in sizes:
+            write_graphs(bundle, precision, size=size)
+    timed = set()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda _, size, *__: timed.add(size) or 1.0)
+    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu", geometry="native"))
+    assert timed == {timed_at}
+    problems = {figure.label.split(", ")[-1]: figure.problem for figure in choice.figures if figure.problem}
+    assert list(problems) == refused
+    assert all("no export for 64x96" in problem and "only for 32x32" in problem for problem in problems.values())
+
+
+def test_those_that_are_nearly_equal_are_timed_again_in_turn(tmp_path, monkeypatch):
+    """As on a processor that clocks lower and lower: what is timed first is favoured, but not the second time."""
+    calls, ms = [], {"int8": 10.0, "fp32": 9.5, "fp16": 13.5}
+
+    def time_pass(runtime, *_):
+        calls.append(runtime.description.split(", ")[-1])
+        return ms[calls[-1]] * (1 + 0.05 * len(calls))
+
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    for precision in ("int8", "fp16"):
+        write_graphs(bundle, precision, size=OWN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", time_pass)
+    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu"))
+    assert calls == ["int8", "fp32", "fp16", "int8", "fp32", "fp32", "int8"]
+    assert choice.label.endswith("fp32")
+
+
+def test_a_pass_is_timed_with_its_decode_once_the_clock_has_settled(bundle, monkeypatch):
+    runtime, passes, decoded = Segmenter.from_bundle(bundle.path).runtime, [], []
+    start, upsample_argmax = runtime.start, decode.upsample_argmax
+
+    def slow(logits, size):
+        decoded.append((len(logits), size))
+        time.sleep(0.02)
+        return upsample_argmax(logits, size)
+
+    monkeypatch.setattr(runtime, "start", lambda *arguments: passes.append(time.perf_counter()) or start(*arguments))
+    monkeypatch.setattr(decode, "upsample_argmax", slow)
+    for name, seconds in {"_WARM_UP_S": 0.3, "_TIMED_S": 0.5}.items():
+        monkeypatch.setattr(measured, name, seconds)
+    assert measured.time_pass(runtime, OWN, 2, ["tiny"]) >= 40
+    assert set(decoded) == {(1, OWN)} and len(decoded) == 2 * len(passes), "frame by frame, as in the node"
+    assert passes[-1] - passes[0] > 0.6
+
+
+def test_a_choice_for_several_bundles_holds_in_any_order(bundle, further, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    assert main([str(bundle.path), str(further.path), "--choose"]) == 0
+    for paths in ([bundle.path, further.path], [further.path, bundle.path]):
+        assert "was measured to be the best here" in Segmenter.from_bundle(paths).runtime_reason
+    assert "was measured" not in Segmenter.from_bundle(further.path).runtime_reason, "another question"
 
 
 def test_a_cache_folder_that_is_a_file_holds_no_choice_and_no_warning(bundle, monkeypatch, caplog):

@@ -317,6 +317,23 @@ def test_a_push_that_breaks_off_is_one_message(hub, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("oid"), "the upload failed (KeyError: 'oid')"),
+        (PermissionError(13, "Permission denied", "head.safetensors"), "the upload failed (PermissionError: "),
+        (TimeoutError("timed out"), "Hugging Face cannot be reached (TimeoutError: timed out)"),
+    ],
+)
+def test_only_an_error_of_the_network_blames_the_connection(hub, tmp_path, monkeypatch, capsys, error, said):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", failing)
+    assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 1
+    assert f"lab/tiny was not written: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("source", "shared"),
     [
         ("runs/customer_x/best/backbone", "backbone"),

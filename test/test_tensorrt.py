@@ -24,9 +24,12 @@ import pytest
 from bundles import made_backbone, write_tiny_bundle
 from graphs import write_graphs
 
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.doctor.__main__ import examine
 from dinov3_seg_ros.export.exporter import ExportOptions, export
+from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import (
     ExportError,
@@ -127,6 +130,17 @@ def test_an_image_guided_head_reads_the_network_input_without_a_copy(trt, tmp_pa
     assert (found == expected(bundle)).mean() >= 0.9995
     network = guided.runtime._networks[SIZE]
     assert network.heads[bundle.manifest.name].tensors["canvases"] is network.backbone.tensors["canvases"]
+
+
+def test_a_measurement_may_choose_what_auto_does_not_take(trt, bundles, monkeypatch):
+    for precision in ("bf16", "int8_qdq"):
+        write_graphs(bundles[0], precision)
+    options = ComputeOptions(runtime="tensorrt")
+    monkeypatch.setattr(measured, "time_pass", lambda runtime, *_: 1.0 if "bf16" in runtime.description else 9.0)
+    assert segmenter(bundles[0], precision="auto").runtime.description.endswith("fp16")
+    choice = choosing.choose([bundles[0].path], options)
+    assert [figure.label.split(", ")[-1] for figure in choice.figures] == ["fp16", "fp32", "bf16", "int8_qdq"]
+    assert segmenter(bundles[0], precision="auto").runtime.description.endswith("bf16")
 
 
 def test_the_description_names_release_gpu_and_precision(trt, bundles):
@@ -383,6 +397,8 @@ DAMAGE = {
     "another release of TensorRT": lambda trt, *_: setattr(trt, "__version__", "11.0.0.1"),
     "another GPU": lambda _, cuda, __: setattr(cuda.gpu, "name", b"Other GPU"),
     "another compute capability": lambda _, cuda, __: setattr(cuda.gpu, "minor", 9),
+    "another number of multiprocessors": lambda _, cuda, __: setattr(cuda.gpu, "multiprocessors", 8),
+    "another size of memory": lambda _, cuda, __: setattr(cuda.gpu, "memory", 2 << 30),
     "another graph": lambda _, __, bundle: write_graphs(bundle, seed=5),
 }
 

@@ -338,6 +338,26 @@ def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
 
 
+@pytest.mark.parametrize("words", [(), ("--inference.flip", "True")])
+def test_of_two_bundles_one_at_a_time_is_in_memory(bundle, data, tmp_path, monkeypatch, words):
+    other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
+    opened, in_memory, most = [], set(), []
+
+    def opening(path, *rest):
+        opened.append(path)
+        segmenter = open_segmenter(path, *rest)
+        runtime, close = segmenter.runtime, segmenter.runtime.close
+        in_memory.add(runtime)
+        most.append(len(in_memory))
+        runtime.close = lambda: (in_memory.discard(runtime), close())
+        return segmenter
+
+    monkeypatch.setattr(evaluate, "open_segmenter", opening)
+    run(bundle, data, tmp_path, "--against", str(other.path), *words)
+    assert opened == [other.path, bundle.path, other.path], "the other one first: what does not run is told at once"
+    assert set(most) == {1} and not in_memory
+
+
 @pytest.mark.parametrize(("classes", "said"), [(None, "there is no such folder"), (3, "classes are not those of")])
 def test_a_bundle_that_cannot_be_compared_is_told_at_once(bundle, data, tmp_path, capfd, classes, said):
     shutil.copytree(data, tmp_path / "data")

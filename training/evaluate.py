@@ -7,6 +7,7 @@ are compared at the size of the true mask.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -217,13 +218,14 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    segmenter, other_segmenter = _open(path, settings, data, compute), None
+    _check_classes(path, data)
     if against is not None:  # before the first image, since an evaluation takes long
         try:
-            other_segmenter = _open(against, settings, data, compute)
+            _check_classes(against, data)
+            open_segmenter(against, settings.inference, compute).close()
         except SegmentationError as error:
             raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
-    found, flicker = _evaluate_one(segmenter, settings, data, console, examples)
+    found, flicker = _evaluate_one(path, settings, data, compute, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
         "flicker": flicker,
@@ -232,8 +234,8 @@ def evaluate_bundle(
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
-    if other_segmenter is not None:
-        other, other_flicker = _evaluate_one(other_segmenter, settings, data, console)
+    if against is not None:
+        other, other_flicker = _evaluate_one(against, settings, data, compute, console)
         difference = found.differences(other, settings.bootstrap)
         summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
@@ -257,23 +259,21 @@ def find_settings(
     return apply_overrides(settings, overrides)
 
 
-def _open(
-    path: Path, settings: EvaluationSettings, data: SegmentationDataset, compute: ComputeOptions
-) -> Segmenter | AveragingSegmenter:
-    """Load a bundle that has the classes of the data set."""
+def _check_classes(path: Path, data: SegmentationDataset) -> None:
+    """Raise DatasetError unless a bundle has the classes of the data set."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
             f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
             "evaluate on a data set with the same classes in the same order"
         )
-    return open_segmenter(path, settings.inference, compute)
 
 
 def _evaluate_one(
-    segmenter: Segmenter | AveragingSegmenter,
+    path: Path,
     settings: EvaluationSettings,
     data: SegmentationDataset,
+    compute: ComputeOptions,
     console: Console,
     examples: Examples | None = None,
 ) -> tuple[Scores, float | None]:
@@ -292,7 +292,8 @@ def _evaluate_one(
 
     order = _in_time(data) if settings.sequence else list(range(len(data)))
     indices = track(order, "evaluating", console=console, disable=not console.is_terminal)
-    segment_all(segmenter, data, indices, compare, smoother)
+    with contextlib.closing(open_segmenter(path, settings.inference, compute)) as segmenter:
+        segment_all(segmenter, data, indices, compare, smoother)
     return scores, flicker.share() if flicker is not None else None
 
 

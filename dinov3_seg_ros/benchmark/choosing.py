@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
+from dinov3_seg_ros.runtimes.protocol import Candidate
 from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError
 
@@ -19,6 +21,9 @@ _logger = logging.getLogger(__name__)
 
 def choose(paths: Sequence[Path], options: ComputeOptions) -> measured.KeptChoice:
     """Open each candidate in turn, compare it with the model, time it, and keep the fastest.
+
+    All are timed at one size of network input. Those that are about as fast as the fastest are timed again, there and
+    back, and then only these turns count.
 
     Args:
         paths: the bundles' folders; those that one node loads share a backbone pass, and are timed together.
@@ -33,32 +38,66 @@ def choose(paths: Sequence[Path], options: ComputeOptions) -> measured.KeptChoic
     check_shared_backbone(bundles)
     options = runtime_options(bundles, options)
     limit_threads(options.threads)
-    found, reasons, _ = find_candidates(bundles, options)
+    by_runtime, reasons, _ = find_candidates(bundles, options)
     if options.runtime != "auto":
-        found = {name: candidates for name, candidates in found.items() if name == options.runtime}
+        by_runtime = {name: candidates for name, candidates in by_runtime.items() if name == options.runtime}
     # What would be taken without a measurement comes first.
-    every = [candidate for candidates in found.values() for candidate in candidates]
+    every = [candidate for candidates in by_runtime.values() for candidate in candidates]
     candidates = sorted(every, key=lambda candidate: (candidate.is_measured_only, candidate.device == "cpu"))
     if not candidates:
         raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
-    figures = []
-    heads = [bundle.manifest.name for bundle in bundles]
-    for candidate in candidates:
-        try:
-            with contextlib.closing(open_checked(candidate, bundles, options)) as runtime:
-                size = options.network_size or (runtime.sizes or [bundles[0].manifest.input.network_size])[0]
-                ms = measured.time_pass(runtime, size, options.max_batch, heads)
-            figures.append(measured.Figure(label=candidate.label, ms=ms))
-        except SegmentationError as error:
-            figures.append(measured.Figure(label=candidate.label, problem=" ".join(str(error).split())))
-        _logger.info("%s: %s", figures[-1].label, figures[-1].problem or f"{figures[-1].ms} ms")
-    label = measured.fastest(figures)
-    if label is None:
+    size = _shared_size(candidates, options.network_size or bundles[0].manifest.input.network_size)
+    by_label = {candidate.label: candidate for candidate in candidates}
+    found = {label: _time(candidate, bundles, options, size) for label, candidate in by_label.items()}
+    close = measured.close_ones(list(found.values()))
+    again = [_time(by_label[label], bundles, options, size) for label in (*close, *reversed(close))]
+    found |= {label: _mean([figure for figure in again if figure.label == label]) for label in close}
+    figures = list(found.values())
+    best = measured.fastest([found[label] for label in close]) or measured.fastest(figures)
+    if best is None:
         raise RuntimeUnavailableError("nothing runs here: " + "; ".join(f"{f.label}: {f.problem}" for f in figures))
     try:
-        return measured.keep(bundles, options, label, figures)
+        return measured.keep(bundles, options, best, figures)
     except OSError as error:
         raise OutputError(f"the choice cannot be kept: {error}; set XDG_CACHE_HOME to a folder that can") from error
+
+
+def _time(
+    candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions, size: tuple[int, int]
+) -> measured.Figure:
+    heads = [bundle.manifest.name for bundle in bundles]
+    if candidate.graphs is not None and size not in candidate.graphs:
+        sizes = ", ".join(f"{height}x{width}" for height, width in candidate.graphs)
+        problem = f"it has no export for {size[0]}x{size[1]}, at which the others are timed, only for {sizes}"
+        figure = measured.Figure(label=candidate.label, problem=problem)
+    else:
+        try:
+            with contextlib.closing(open_checked(candidate, bundles, options)) as runtime:
+                ms = measured.time_pass(runtime, size, options.max_batch, heads)
+            figure = measured.Figure(label=candidate.label, ms=ms)
+        except SegmentationError as error:
+            figure = measured.Figure(label=candidate.label, problem=" ".join(str(error).split()))
+    _logger.info("%s: %s", figure.label, figure.problem or f"{figure.ms} ms")
+    return figure
+
+
+def _mean(figures: Sequence[measured.Figure]) -> measured.Figure:
+    """Of one candidate; what failed once is not used."""
+    times = [figure.ms for figure in figures if figure.ms is not None]
+    if len(times) < len(figures):
+        return next(figure for figure in figures if figure.ms is None)
+    return figures[0].model_copy(update={"ms": round(statistics.fmean(times), 3)})
+
+
+def _shared_size(candidates: Sequence[Candidate], own: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that most candidates take; of several, the nearest to the bundle's own."""
+    sizes = {own, *(size for candidate in candidates for size in candidate.graphs or ())}
+
+    def rank(size: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
+        taking = sum(candidate.graphs is None or size in candidate.graphs for candidate in candidates)
+        return -taking, abs(size[0] - own[0]) + abs(size[1] - own[1]), size
+
+    return min(sizes, key=rank)
 
 
 def table(choice: measured.KeptChoice) -> str:

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dinov3_seg_ros.bundle.loading import Bundle
@@ -21,7 +22,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
-from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision
+from dinov3_seg_ros.runtimes.pytorch.precisions import offered_precisions
 from dinov3_seg_ros.support.errors import (
     DisagreementError,
     ParameterError,
@@ -154,7 +155,7 @@ def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[s
         RuntimeUnavailableError: no runtime can serve these bundles; gives the reason for each.
     """
     found, reasons, missing = find_candidates(bundles, options, failed)
-    by_measurement = _measured(found, bundles, options)
+    by_measurement = _measured(found, bundles, options, failed)
     if by_measurement:
         return by_measurement
     taken = {name: taken for name, all_of_it in found.items() if (taken := _taken(all_of_it))}
@@ -181,7 +182,7 @@ def find_candidates(
     for name in [name for name in RUNTIMES if name not in reasons]:
         try:
             if name == "torch" and found and options.device in ("auto", "cpu") and _torch_has_no_gpu():
-                found[name] = [_torch_on_cpu(bundles, options)]
+                found[name] = _torch_on_cpu(bundles, options)
             else:
                 found[name] = _runtime_type(name).candidates(bundles, options)
         except RuntimeUnavailableError as error:
@@ -261,15 +262,27 @@ def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bun
 
 
 def _measured(
-    found: Mapping[str, Sequence[Candidate]], bundles: Sequence[Bundle], options: ComputeOptions
+    found: Mapping[str, Sequence[Candidate]],
+    bundles: Sequence[Bundle],
+    options: ComputeOptions,
+    failed: Mapping[str, str] | None = None,
 ) -> Choice | None:
     """What a measurement on this machine chose of what was found; behind it, what its runtime takes without one."""
     choice = measured.kept(bundles, options)
+    if choice is None:
+        return None
     for candidates in found.values():
         for candidate in candidates:
-            if choice is not None and candidate.label == choice.label:
+            if candidate.label == choice.label:
                 others = [other for other in _taken(candidates) if other.label != candidate.label]
                 return Choice([candidate, *others], choice.reason)
+    if not failed:  # else the log has said what became of it
+        _logger.warning(
+            "%s was measured to be the fastest here, but its device, or the driver of that, is not found now; the "
+            "usual order holds. If it is gone for good, measure again: %s",
+            choice.label,
+            measured.command(bundles, options),
+        )
     return None
 
 
@@ -301,14 +314,25 @@ def _open_model(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRun
     return _runtime_type("torch").candidates(bundles, own)[0].open()
 
 
-def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> Candidate:
-    """The candidate of PyTorch where there is no GPU, without importing PyTorch."""
-    precision = resolve_precision(options.precision)
+def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
+    """The candidates of PyTorch where there is no GPU, without importing PyTorch."""
+    first, *others = offered_precisions(options.precision, "cpu")
 
-    def open_it() -> OpenedRuntime:
-        return _runtime_type("torch").candidates(bundles, options)[0].open()
+    def open_it(precision: str) -> OpenedRuntime:
+        own = options.model_copy(update={"precision": precision})
+        return _runtime_type("torch").candidates(bundles, own)[0].open()
 
-    return Candidate("torch", "cpu", precision, f"torch on cpu, {precision}", open_it)
+    return [
+        Candidate(
+            runtime="torch",
+            device="cpu",
+            precision=precision,
+            label=f"torch on cpu, {precision}",
+            is_measured_only=precision in others,
+            open=partial(open_it, precision),
+        )
+        for precision in (first, *others)
+    ]
 
 
 def _torch_has_no_gpu() -> bool:

@@ -14,16 +14,18 @@ import os
 import shlex
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from dinov3_seg_ros import decode
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.command_line import write_flags
@@ -32,11 +34,18 @@ from dinov3_seg_ros.support.files import cache_folder, write_json
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
-_WARM_UP, _LEAST, _MOST, _SECONDS = 3, 5, 50, 3.0
+# At least so many passes, and for at least so many seconds: a processor's or GPU's clock takes a second to settle.
+_WARM_UP, _WARM_UP_S = 3, 1.0
+_TIMED, _TIMED_S = 5, 2.0
 # What comes first without a measurement stays unless another is faster by this share, which noise may bring.
 _WORTH_IT = 0.03
+# Those that take less than so many times as long as the fastest are timed again: the first turns are taken one after
+# the other, while a machine gets warm and clocks lower.
+_CLOSE = 1.3
 # What NVIDIA's driver says of itself and of each card; on a Jetson there is no such folder.
 _NVIDIA = Path("/proc/driver/nvidia")
+# What tells Jetson modules and their releases apart. Docker hides the first from a container; the cores differ too.
+_MODEL, _TEGRA_RELEASE = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
 _PREFIXES = ("onnxruntime", "openvino", "tensorrt", "torch", "nvidia-cudnn")
 
 
@@ -45,7 +54,7 @@ class Figure(BaseModel):
 
     Attributes:
         label: `Candidate.label`.
-        ms: the median time of a pass through backbone and heads, milliseconds; None where it was not used.
+        ms: the median time of a pass through backbone, heads and decode, milliseconds; None where it was not used.
         problem: why it was not used; empty where it was timed.
     """
 
@@ -90,15 +99,16 @@ def store_folder() -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a measurement depends on: processor, cores, GPUs, their driver and releases of the libraries."""
+    """Return what a measurement depends on: board, processor, cores, GPUs, their driver, releases of the libraries."""
     names = {name for name in _installed() if name.startswith(_PREFIXES)}
-    driver = _NVIDIA / "version"
     cards = [card.read_text(errors="replace") for card in sorted(_NVIDIA.glob("gpus/*/information"))]
     lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
+        "board": _said_by(_MODEL),
+        "tegra_release": _said_by(_TEGRA_RELEASE),
         "processor": this_cpu().model_dump(mode="json"),
         "cores": usable_cores(),
-        "driver": driver.read_text(errors="replace").splitlines()[0] if driver.exists() else "",
+        "driver": _said_by(_NVIDIA / "version").partition("\n")[0],
         "gpus": [value.strip() for name, _, value in lines if name == "Model"],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
@@ -155,6 +165,13 @@ def keep(bundles: Sequence[Bundle], options: ComputeOptions, label: str, figures
     return choice
 
 
+def close_ones(figures: Sequence[Figure]) -> list[str]:
+    """Return the labels of those that are about as fast as the fastest; empty where there is none beside it."""
+    timed = {figure.label: figure.ms for figure in figures if figure.ms is not None}
+    near = [label for label, ms in timed.items() if ms < _CLOSE * min(timed.values())]
+    return near if len(near) > 1 else []
+
+
 def fastest(figures: Sequence[Figure]) -> str | None:
     """Return the label of the fastest; of the first that runs, where none is clearly faster; None if none runs."""
     timed = {figure.label: figure.ms for figure in figures if figure.ms is not None}
@@ -165,7 +182,10 @@ def fastest(figures: Sequence[Figure]) -> str | None:
 
 
 def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequence[str]) -> float:
-    """Return the median time of a pass through backbone and heads in milliseconds, after warming up.
+    """Return the median time of a pass through backbone, heads and decode in milliseconds, after warming up.
+
+    The decode of the labels is a part of it, since each runtime leaves the logits where it computes. Frames are decoded
+    one by one, as the node does.
 
     Args:
         runtime: what to time.
@@ -176,27 +196,55 @@ def time_pass(runtime: Runtime, size: tuple[int, int], batch: int, heads: Sequen
     Raises:
         RuntimeFailedError: it fails.
     """
-    canvases = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
-    times: list[float] = []
-    until = time.perf_counter() + _SECONDS
+    canvases = np.resize(gate.artificial_canvases(size), (batch, *size, 3))
+
+    def run() -> float:
+        start = time.perf_counter()
+        computation = runtime.start(canvases, heads)
+        computation.seconds()  # which the node reads too
+        for logits in computation.logits().values():
+            for index in range(batch):
+                labels = decode.upsample_argmax(logits[index : index + 1], size)
+                if not isinstance(labels, np.ndarray):
+                    labels.cpu()
+        return time.perf_counter() - start
+
     with runtime_failures(runtime.description):
-        for _ in range(_WARM_UP + _MOST):
-            start = time.perf_counter()
-            computation = runtime.start(canvases, heads)
-            computation.logits(), computation.seconds()
-            times.append(time.perf_counter() - start)
-            if len(times) >= _WARM_UP + _LEAST and time.perf_counter() > until:
-                break
-    return round(1000 * statistics.median(times[_WARM_UP:]), 3)
+        decode.backend(runtime.logits_device, wait=True)
+        _repeated(run, _WARM_UP, _WARM_UP_S)
+        return round(1000 * statistics.median(_repeated(run, _TIMED, _TIMED_S)), 3)
+
+
+def _repeated(run: Callable[[], float], least: int, seconds: float) -> list[float]:
+    """What ``run`` returned, each time that it was called."""
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(found) < least or time.perf_counter() < until:
+        found.append(run())
+    return found
 
 
 def _asked(bundles: Sequence[Bundle], options: ComputeOptions) -> dict[str, Any]:
     """What decides which candidates there are, and what they compute."""
-    weights = [[bundle.manifest.backbone.identity, bundle.manifest.files] for bundle in bundles]
-    exports = [[export.manifest.files for export in find_exports(bundle)[0]] for bundle in bundles]
+    together = [
+        {
+            "weights": [bundle.manifest.backbone.identity, bundle.manifest.files],
+            "exports": [export.manifest.files for export in find_exports(bundle)[0]],
+        }
+        for bundle in bundles
+    ]
+    in_any_order = sorted(together, key=lambda one: json.dumps(one, sort_keys=True))
     restricting = options.model_dump(mode="json", exclude={"geometry"})
-    asked: dict[str, Any] = json.loads(json.dumps({"weights": weights, "exports": exports, "options": restricting}))
+    asked: dict[str, Any] = json.loads(json.dumps({"bundles": in_any_order, "options": restricting}))
     return asked
+
+
+def _said_by(path: Path) -> str:
+    """The text of a file of the system; empty where there is none."""
+    try:
+        return path.read_text(errors="replace").strip("\0\n")
+    except OSError:
+        return ""
 
 
 def _path(asked: dict[str, Any]) -> Path:

@@ -116,6 +116,10 @@ class AveragingSegmenter:
         """Segment one frame, so that the first real one is as fast as the others; see `Segmenter.warm_up`."""
         _ = self.segment([np.zeros((*self._window, 3), np.uint8)])[0].labels
 
+    def close(self) -> None:
+        """Release the model."""
+        self.runtime.close()
+
     def _segment(self, image: np.ndarray) -> Segmentation:
         check_image(image)
         mirrors = (False, True) if self._inference.flip else (False,)

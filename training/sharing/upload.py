@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library, which releases change
 
 from dinov3_seg_ros.bundle.hub import HubId
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, DELTA_FILE, HEAD_FILE, MANIFEST_FILE
@@ -38,7 +39,7 @@ def push(shared: Shareable, hub_id: HubId, private: bool = False) -> str:
 
     Raises:
         SharingError: this machine may not write the repository, the repository holds something else or is public though
-            it should be private, or the Hub cannot be reached. The repository is as it was.
+            it should be private, the Hub cannot be reached, or the upload fails. The repository is as it was.
     """
     api = HfApi()
     with _explaining(hub_id):
@@ -88,7 +89,7 @@ def _explaining(hub_id: HubId) -> Iterator[None]:
         yield
     except SegmentationError:
         raise
-    except Exception as error:  # those of the network have no common base but Exception
+    except Exception as error:  # they have no common base but Exception
         raise SharingError(f"{hub_id} was not written: {_why(error, hub_id)}") from error
 
 
@@ -104,4 +105,8 @@ def _why(error: Exception, hub_id: HubId) -> str:
     if isinstance(error, RuntimeError):  # names the file whose upload failed; its cause says why
         reasons = [one_line(reason) for reason in (error, error.__cause__) if isinstance(reason, Exception)]
         return f"the upload failed ({' '.join(reasons)}); try again"
-    return f"Hugging Face cannot be reached ({type(error).__name__}: {one_line(error)}); try again with a connection"
+    what = f"{type(error).__name__}: {one_line(error)}"
+    # An OSError of the network names no file.
+    if isinstance(error, HTTPError) or (isinstance(error, OSError) and error.filename is None):
+        return f"Hugging Face cannot be reached ({what}); try again with a connection"
+    return f"the upload failed ({what})"

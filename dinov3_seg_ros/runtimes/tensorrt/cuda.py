@@ -18,17 +18,21 @@ from dinov3_seg_ros.support.errors import RuntimeUnavailableError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of this machine. Engines depend on its name and capability, not on its number.
+    """One GPU of this machine. Engines depend on all of it but its number.
 
     Attributes:
         index: CUDA's number of it.
         name: such as ``Orin``.
         capability: its compute capability, such as ``8.7``.
+        multiprocessors: how many it has. All of NVIDIA's Orin modules have one name and capability.
+        memory: its memory in GiB, rounded, since drivers keep some of it for themselves.
     """
 
     index: int
     name: str
     capability: str
+    multiprocessors: int
+    memory: int
 
     @property
     def device(self) -> str:
@@ -64,7 +68,13 @@ def find_gpu(device: str = "auto") -> Gpu:
     if index >= count:
         raise RuntimeUnavailableError(f"device '{device}' was asked for, but CUDA finds {count} GPUs, numbered from 0")
     properties = _call(cudart.cudaGetDeviceProperties, index)
-    return Gpu(index, properties.name.split(b"\0")[0].decode(), f"{properties.major}.{properties.minor}")
+    return Gpu(
+        index=index,
+        name=properties.name.split(b"\0")[0].decode(),
+        capability=f"{properties.major}.{properties.minor}",
+        multiprocessors=properties.multiProcessorCount,
+        memory=round(properties.totalGlobalMem / (1 << 30)),
+    )
 
 
 class Workspace:

@@ -6,6 +6,7 @@ downloaded on streams of their own, so the copies of one frame overlap with the 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,8 @@ from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.errors import DisagreementError, ImageError, ParameterError, RuntimeUnavailableError
 
 # What "auto" takes, best first. Types are in the graph, so each precision needs its own graphs. 8 bits and bfloat16
-# lose accuracy, so the user must ask for them.
-_FASTEST = ("fp16", "fp32")
+# lose accuracy, so only the user chooses them, or a measurement.
+_FASTEST, _MEASURED_ONLY = ("fp16", "fp32"), ("bf16", "int8_qdq")
 # The number of computations in flight: one is copied while another is computed.
 _SLOTS = 2
 
@@ -178,6 +179,9 @@ class TensorRTRuntime:
         precisions, gpu = usable(options)
         asked = options.precision != "auto"
         by_precision, _ = find_graphs(bundles, precisions, options.network_size, asked=asked)
+        if not asked:
+            with contextlib.suppress(RuntimeUnavailableError):  # there are no such exports
+                by_precision |= find_graphs(bundles, _MEASURED_ONLY, options.network_size, asked=asked)[0]
         return [
             Candidate(
                 runtime=cls.name,
@@ -185,6 +189,7 @@ class TensorRTRuntime:
                 precision=precision,
                 label=f"tensorrt on {gpu.device} ({gpu.name}), {precision}",
                 graphs=graphs,
+                is_measured_only=precision not in precisions,
                 open=partial(cls, bundles, options.model_copy(update={"precision": precision}), graphs),
             )
             for precision, graphs in by_precision.items()

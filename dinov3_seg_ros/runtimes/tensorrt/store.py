@@ -168,6 +168,8 @@ def _built_for(export: Export, graph: str, gpu: Gpu, max_batch: int) -> dict[str
         "tensorrt": trt.__version__,
         "gpu": gpu.name,
         "capability": gpu.capability,
+        "multiprocessors": gpu.multiprocessors,
+        "memory": gpu.memory,
         "batches": [1, max_batch, max_batch],
         "settings": builder.SETTINGS,
     }

@@ -78,6 +78,7 @@ gpu = SimpleNamespace(
     name=os.environ.get("STAND_IN_GPU", "Stand-in GPU").encode(),
     major=8,
     minor=7,
+    multiprocessors=16,
     memory=1 << 30,
     late=None,  # number, in the order of creation, of the only stream that works as late as it may; None: all do
 )
@@ -113,7 +114,8 @@ def cudaSetDevice(device):
 def cudaGetDeviceProperties(device):
     if not 0 <= device < gpu.count:
         return cudaError_t.cudaErrorInvalidDevice, None
-    return (*_OK, SimpleNamespace(name=gpu.name, major=gpu.major, minor=gpu.minor))
+    properties = {"name": gpu.name, "major": gpu.major, "minor": gpu.minor}
+    return (*_OK, SimpleNamespace(**properties, multiProcessorCount=gpu.multiprocessors, totalGlobalMem=gpu.memory))
 
 
 def cudaGetErrorName(error):
