@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO
 from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import DisagreementError
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
@@ -82,9 +81,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of all pipelines"
-    )
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of all pipelines")
     parser.add_argument("--work", type=Path, help="folder for the bundle and its exports, kept for the next time")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -102,6 +102,13 @@ def test_bf16_is_a_hint_with_the_float32_export(has_bf16):
     assert ("computed in fp32" in rules.remark(use)) != has_bf16
 
 
+@pytest.mark.parametrize(("quota", "threads"), [(2, "2"), (None, None)])
+def test_openvino_gets_no_more_threads_than_a_cpu_quota_allows(quota, threads, cores):
+    cores(6, quota)
+    config = json.loads(providers.provider(NAME).options(providers.Use("cpu"))["load_config"])
+    assert config["CPU"].get("INFERENCE_NUM_THREADS") == threads
+
+
 @pytest.mark.parametrize(("features", "first"), [(("amx_bf16",), "bf16"), (("avx512_bf16",), "bf16"), ((), "fp32")])
 def test_auto_takes_bf16_where_the_processor_multiplies_it(bundle, monkeypatch, features, first):
     with_features(monkeypatch, *features)

@@ -133,8 +133,8 @@ def test_threads_0_restores_pytorchs_own_number_of_threads(bundle):
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (0, None)])
-def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, cores):
+    cores(6)
     before = cv2.getNumThreads()
     try:
         Segmenter.from_bundle(bundle.path, "torch", threads=3).close()
@@ -144,6 +144,19 @@ def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, th
         assert found == ((expected,) * 3 if expected else (pytorch._DEFAULT_THREADS, 6, before))
     finally:
         limit_threads(0)
+        torch.set_num_threads(pytorch._DEFAULT_THREADS)
+
+
+def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cores):
+    before = cv2.getNumThreads()
+    cores(6, quota=1)
+    thread_count.cache_clear()
+    try:
+        Segmenter.from_bundle(bundle.path, "torch").close()
+        assert (torch.get_num_threads(), thread_count(), cv2.getNumThreads()) == (1, 1, 1)
+    finally:
+        thread_count.cache_clear()
+        cv2.setNumThreads(before)
         torch.set_num_threads(pytorch._DEFAULT_THREADS)
 
 
