@@ -159,7 +159,9 @@ def main() -> None:
 
 def matrix_rates(threads: int) -> Iterator[tuple[str, float]]:
     """Measure what the processor multiplies in each number type: GFLOP/s, for int8 10^9 operations a second."""
-    yield "float32", round(gemm_gflops(threads=threads), 1)
+    rate = gemm_gflops(threads=threads)
+    if rate is not None:
+        yield "float32", round(rate, 1)
     cpu = this_cpu()
     if cpu.multiplies_bf16:
         yield "bfloat16", round(torch_gemm_gflops("cpu", "bfloat16", 2048), 1)

@@ -176,6 +176,19 @@ def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, cap
     assert "--max-batch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
+def test_a_gemm_rate_that_cannot_be_measured_is_said_and_none(end, monkeypatch, tmp_path, caplog):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho Traceback >&2\necho MemoryError >&2\n{end}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert gemm_gflops() is None
+    assert caplog.messages == ["the speed of cpu could not be measured, and is left out: MemoryError"]
+    python.unlink()
+    assert gemm_gflops() is None
+    assert "No such file" in caplog.text
+
+
 def test_the_gemm_rate_of_a_missing_gpu_is_none():
     if not torch.cuda.is_available():
         assert gemm_gflops("cuda") is None
