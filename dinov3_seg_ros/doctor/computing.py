@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, demo_bundle, size_of
 from dinov3_seg_ros.support.errors import SegmentationError
-from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.installation import has_nvidias_driver, how_to_install
 
 if TYPE_CHECKING:
     from dinov3_seg_ros.bundle.loading import Bundle
@@ -33,13 +33,14 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.options import ComputeOptions
     from dinov3_seg_ros.runtimes import measured
     from dinov3_seg_ros.runtimes.choice import available_runtimes, runtime_options
-    from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
+    from dinov3_seg_ros.runtimes.onnx.providers import CUDA, INSTALLATION, LIBRARIES, OPENVINO
     from dinov3_seg_ros.support.cpu import this_cpu
 
+    bundles = _loaded(paths)
     openvino = False
     if available_runtimes()["onnx"] is None:
         from dinov3_seg_ros.runtimes.onnx import plugins
-        from dinov3_seg_ros.runtimes.onnx.targets import runs_here
+        from dinov3_seg_ros.runtimes.onnx.targets import runs_here, unusable_providers
 
         openvino = runs_here(OPENVINO)
         for name, reason in plugins.register().items():
@@ -47,6 +48,9 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
                 yield Finding(OK, "execution provider", f"{name} is not used: {reason}")
             elif reason:
                 yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
+        if has_nvidias_driver() and CUDA in unusable_providers(bundles):
+            found = f"{CUDA} cannot be loaded, so ONNX Runtime does not use this machine's GPU"
+            yield Finding(WARNING, "execution provider", found, LIBRARIES[CUDA])
     processor = this_cpu()
     if not processor.multiplies_bf16:
         yield Finding(OK, "processor", processor.name)
@@ -55,7 +59,7 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     else:
         found = f"{processor.name}: multiplies bf16, which needs OpenVINO"
         yield Finding(OK, "processor", found, INSTALLATION[OPENVINO])
-    for bundle in _loaded(paths):
+    for bundle in bundles:
         choice = measured.kept([bundle], runtime_options([bundle], ComputeOptions()))
         if choice is None:
             command = f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose"

@@ -228,6 +228,12 @@ INSTALLATION = {
     f"onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}",
     RTX: how_to_install("rtx"),
 }
+_CUDA_AND_CUDNN = (
+    "install the CUDA and cuDNN that this release of it needs (pip install 'onnxruntime-gpu[cuda,cudnn]'; on a Jetson "
+    "JetPack brings them), and a driver that supports them"
+)
+#: What a provider needs that is part of the build and cannot be loaded.
+LIBRARIES = {CUDA: _CUDA_AND_CUDNN, "TensorrtExecutionProvider": f"{_CUDA_AND_CUDNN}; and TensorRT"}
 
 
 def provider(name: str) -> Provider:
