@@ -405,6 +405,13 @@ def test_backbone_and_heads_are_compiled_with_the_option_compile(bundle, compile
     assert os.environ.pop(CACHE).endswith("dinov3_seg_ros/compiled"), "which outlives a restart of the machine"
 
 
+def test_pytorchs_compiler_keeps_its_own_folder_where_ours_cannot_be_written(bundle, compiler, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True)
+    assert CACHE not in os.environ
+
+
 def test_a_batch_between_one_and_the_largest_is_filled_up_so_that_no_camera_waits_for_the_compiler(bundle, compiler):
     frames = [picture(seed=seed) for seed in range(3)]
     expected = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,20 +68,19 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def stores() -> Iterator[Finding]:
-    """Check the folders in which compiled graphs and choices are kept, and whether they can be written."""
-    from dinov3_seg_ros.support.files import cache_folder
+    """Check the folders in which compiled graphs, networks and choices are kept, and whether they can be written."""
+    from dinov3_seg_ros.support.files import cache_folder, is_writable
 
-    for name in ("graphs", "choices"):
+    for name in ("graphs", "compiled", "choices"):
         folder = cache_folder(name)
         size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
-        yield Finding(OK, f"kept {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
+        yield Finding(OK, f"kept in {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
     folder = cache_folder("graphs").parent
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not is_writable(folder):
         yield Finding(
             WARNING,
             "caches",
-            f"{nearest} cannot be written: what is compiled or built for this machine is made anew at every start",
+            f"{folder} cannot be written: what is compiled or built for this machine is made anew at every start",
             "set XDG_CACHE_HOME to a folder that can",
         )
 

@@ -174,6 +174,12 @@ def cache_folder(name: str) -> Path:
     return Path(caches) / "dinov3_seg_ros" / name
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, or where it does not exist, whether it can be made."""
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
 def _must_stay(path: Path) -> bool:
     """Whether a path leads to a device, a pipe, or what a process has open, such as ``/dev/stdout``."""
     if path.exists() and not path.is_file() and not path.is_dir():
