@@ -141,7 +141,10 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
         (("onnxruntime", "onnxruntime-openvino"), ["onnxruntime, onnxruntime-openvino"]),
         (("onnxruntime-openvino", "onnxruntime-gpu"), ["onnxruntime-openvino, onnxruntime-gpu"]),
         (("opencv-python", "opencv-python-headless", "onnxruntime"), ["opencv-python, opencv-python-headless"]),
+        (("opencv-python-headless", "opencv-contrib-python"), ["opencv-python-headless, opencv-contrib-python"]),
+        (("onnxruntime", "onnxruntime-migraphx"), ["onnxruntime, onnxruntime-migraphx"]),
         (("onnxruntime",), []),
+        (("opencv-contrib-python", "onnxruntime-training"), []),
     ],
 )
 def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, named):
@@ -149,7 +152,7 @@ def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, 
     assert [found.subject for found in installation.conflicts() if found.level == FAULT] == named
 
 
-@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless"])
+@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless", "opencv-contrib-python"])
 def test_opencv_5_is_replaced_by_the_same_build(monkeypatch, build):
     monkeypatch.setattr(installation, "release", lambda *names: "5.0.1" if build in names else None)
     (found,) = installation.conflicts()
