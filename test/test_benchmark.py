@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -22,7 +24,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark import session
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.benchmark.measurement import run_in_turn
+from dinov3_seg_ros.benchmark.measurement import overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
@@ -287,6 +289,28 @@ def test_pipelines_take_turns_and_are_compared_with_the_first():
     assert second.classes_in_view == 2
     assert second.outside_backbone == pytest.approx(0.2)
     assert second.stages_ms["decode"] is None
+
+
+def test_overlapped_turns_are_finished_while_the_next_one_starts():
+    count, both = 3, threading.Barrier(2, timeout=30)
+
+    class Meeting:
+        """A pipeline whose turns end only while the next one starts."""
+
+        def start(self, frame):
+            number = next(numbers)
+            if number:
+                both.wait()
+            return number
+
+        def finish(self, started):
+            finished.append(started)
+            if started < count:
+                both.wait()
+
+    numbers, finished = itertools.count(), []
+    assert overlapped_rate(Meeting(), [None], count) > 0
+    assert finished == [0, 1, 2, 3]
 
 
 def test_a_stage_in_parts_is_one_duration():
