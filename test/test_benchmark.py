@@ -28,6 +28,7 @@ from dinov3_seg_ros.benchmark.measurement import overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
+from dinov3_seg_ros.benchmark.report import table
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
@@ -59,6 +60,9 @@ def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
     assert result["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
     assert result["baselines"]["dinov3_ros"]["equal_labels"] is None, "its head has weights of its own"
     assert result["classes_in_view"] == result["baselines"]["naive PyTorch"]["classes_in_view"] > 1
+    said = f"peak memory {result['peak_memory_mb']} MB"
+    assert f"{said} with the baselines in the same process" in table(result)
+    assert f"{said};" in table({name: value for name, value in result.items() if name != "baselines"})
     reached = result["backbone"]["gflop"] / result["stages_ms"]["backbone"]["median"] * 1000.0
     assert result["backbone"]["gflops"] == pytest.approx(reached, rel=0.05)
     assert result["backbone"]["share_of_gemm"] == pytest.approx(reached / result["gemm_gflops"], rel=0.05, abs=1e-6)
