@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from dinov3_seg_ros.model.heads import Head, build_head  # noqa: E402
 from dinov3_seg_ros.model.weights import load_backbone  # noqa: E402
+from dinov3_seg_ros.support.cpu import usable_cores  # noqa: E402
 
 ALL, STRIDE_16, DEEPEST = (1, 2, 3), (2,), (3,)
 CLASSES = 11
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--lr", type=float, default=1e-3, help="largest learning rate")
     parser.add_argument("--crop", type=int, nargs=2, default=[224, 320], help="height and width of the training crops")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time, one thread each")
     parser.add_argument("--views", type=int, default=8, help="cached views of each image; 0: compute features anew")
     parser.add_argument("--output", type=Path, default=Path("runs/camvid_heads"))
     parser.add_argument("--latency", action="store_true", help="measure latencies too, on a quiet machine")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import torch
 from random_models import MODELS, random_bundle
 
 from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
-from dinov3_seg_ros.benchmark.measurement import Measured, overlapped_rate, run_in_turn, synthetic_frames
+from dinov3_seg_ros.benchmark.measurement import Measured, run_in_turn, synthetic_frames
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, torch_gemm_gflops
@@ -40,7 +39,7 @@ from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO
 from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import DisagreementError
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
@@ -82,9 +81,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of all pipelines"
-    )
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of all pipelines")
     parser.add_argument("--work", type=Path, help="folder for the bundle and its exports, kept for the next time")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -130,11 +127,8 @@ def main() -> None:
         # The naive pipeline's labels come first: the others are compared with them.
         baselines = [NaivePipeline(bundle, NETWORK_SIZE), Dinov3RosPipeline(bundle, NETWORK_SIZE)]
         naive, dinov3_ros, *measured = run_in_turn([*baselines, *ours], frames, options.frames)
-        overlapped = [1000 / overlapped_rate(pipeline, frames, options.frames) for pipeline in ours]
         gflop, rates = backbone_gflop(bundle, NETWORK_SIZE), dict(matrix_rates(options.threads))
     rows = [describe(one, dinov3_ros, naive, measured[0]) for one in (*measured, naive, dinov3_ros)]
-    for row, milliseconds in zip(rows, overlapped, strict=False):
-        row["overlapped_ms"] = round(milliseconds, 1)
     for row, variant in zip(rows, variants, strict=False):
         if variant.size == NETWORK_SIZE:
             row["backbone_gflops"] = round(gflop / row["stages_ms"]["backbone"]["median"] * 1000.0, 1)
@@ -162,7 +156,9 @@ def main() -> None:
 
 def matrix_rates(threads: int) -> Iterator[tuple[str, float]]:
     """Measure what the processor multiplies in each number type: GFLOP/s, for int8 10^9 operations a second."""
-    yield "float32", round(gemm_gflops(threads=threads), 1)
+    rate = gemm_gflops(threads=threads)
+    if rate is not None:
+        yield "float32", round(rate, 1)
     cpu = this_cpu()
     if cpu.multiplies_bf16:
         yield "bfloat16", round(torch_gemm_gflops("cpu", "bfloat16", 2048), 1)
@@ -190,7 +186,7 @@ def describe(measured: Measured, dinov3_ros: Measured, naive: Measured, fp32: Me
 def table(rows: list[dict]) -> str:
     """Format the rows as text."""
     lines = [
-        f"{'':<26}{'total ms (p95)':>20}{'overlapped':>12}{'x dinov3_ros':>14}{'x naive':>9}{'of fp32':>9}"
+        f"{'':<26}{'total ms (p95)':>20}{'x dinov3_ros':>14}{'x naive':>9}{'of fp32':>9}"
         f"{'equal labels':>14}{'head and decode':>17}{'outside backbone':>18}{'in view':>9}"
     ]
     for row in rows:
@@ -198,7 +194,7 @@ def table(rows: list[dict]) -> str:
         equal = "" if equal is None else f"{equal:.4%}"
         lines.append(
             f"{row['name']:<26}{total['median']:>11.1f} ({total['p95']:.1f})".ljust(46)
-            + f"{row.get('overlapped_ms', ''):>12}{row['times_faster_than_dinov3_ros']:>14.2f}"
+            + f"{row['times_faster_than_dinov3_ros']:>14.2f}"
             + f"{row['times_faster_than_naive']:>9.2f}{row['share_of_fp32']:>9.3f}"
             + f"{equal:>14}{row['head_and_decode']:>17.1%}{row['outside_backbone']:>18.1%}{row['classes_in_view']:>9}"
         )

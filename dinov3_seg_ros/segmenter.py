@@ -30,6 +30,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName, Val
 from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
+from dinov3_seg_ros.support.cpu import quota_threads
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 
@@ -384,10 +385,13 @@ def limit_threads(threads: int) -> None:
     """Limit the threads of decode and OpenCV in the whole process; the runtime limits its own.
 
     Args:
-        threads: 0 lifts a limit that was set here, and else leaves OpenCV's number as the program has set it.
+        threads: 0 lifts a limit that was set here, and else leaves OpenCV's number as the program has set it, unless a
+            CPU quota allows fewer.
     """
     if threads or is_limited():
         cv2.setNumThreads(threads or -1)
+    if not threads and quota_threads():
+        cv2.setNumThreads(min(cv2.getNumThreads(), quota_threads()))
     set_thread_limit(threads)
 
 

@@ -126,6 +126,17 @@ def _compile_kernels():
         scenes.sample("val", 0, (16, 16))
 
 
+@pytest.fixture
+def cores(monkeypatch):
+    """``cores(count, quota)``: as if the process could run on so many cores, for the time of ``quota`` of them."""
+
+    def set_cores(count, quota=None):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(count)), raising=False)
+        monkeypatch.setattr("dinov3_seg_ros.support.cpu.cpu_quota", lambda: quota)
+
+    return set_cores
+
+
 @pytest.fixture(scope="session")
 def operators_listed_once():
     """PyTorch's exporter lists the operators that it knows once, and not in each export, which takes half a second."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -22,10 +24,11 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark import session
 from dinov3_seg_ros.benchmark.__main__ import main
-from dinov3_seg_ros.benchmark.measurement import run_in_turn
+from dinov3_seg_ros.benchmark.measurement import overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
+from dinov3_seg_ros.benchmark.report import table
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
@@ -57,6 +60,9 @@ def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
     assert result["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
     assert result["baselines"]["dinov3_ros"]["equal_labels"] is None, "its head has weights of its own"
     assert result["classes_in_view"] == result["baselines"]["naive PyTorch"]["classes_in_view"] > 1
+    said = f"peak memory {result['peak_memory_mb']} MB"
+    assert f"{said} with the baselines in the same process" in table(result)
+    assert f"{said};" in table({name: value for name, value in result.items() if name != "baselines"})
     reached = result["backbone"]["gflop"] / result["stages_ms"]["backbone"]["median"] * 1000.0
     assert result["backbone"]["gflops"] == pytest.approx(reached, rel=0.05)
     assert result["backbone"]["share_of_gemm"] == pytest.approx(reached / result["gemm_gflops"], rel=0.05, abs=1e-6)
@@ -176,6 +182,19 @@ def test_a_batch_beside_what_takes_single_frames_is_refused(bundle, options, cap
     assert "--max-batch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
+def test_a_gemm_rate_that_cannot_be_measured_is_said_and_none(end, monkeypatch, tmp_path, caplog):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho Traceback >&2\necho MemoryError >&2\n{end}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert gemm_gflops() is None
+    assert caplog.messages == ["the speed of cpu could not be measured, and is left out: MemoryError"]
+    python.unlink()
+    assert gemm_gflops() is None
+    assert "No such file" in caplog.text
+
+
 def test_the_gemm_rate_of_a_missing_gpu_is_none():
     if not torch.cuda.is_available():
         assert gemm_gflops("cuda") is None
@@ -274,6 +293,28 @@ def test_pipelines_take_turns_and_are_compared_with_the_first():
     assert second.classes_in_view == 2
     assert second.outside_backbone == pytest.approx(0.2)
     assert second.stages_ms["decode"] is None
+
+
+def test_overlapped_turns_are_finished_while_the_next_one_starts():
+    count, both = 3, threading.Barrier(2, timeout=30)
+
+    class Meeting:
+        """A pipeline whose turns end only while the next one starts."""
+
+        def start(self, frame):
+            number = next(numbers)
+            if number:
+                both.wait()
+            return number
+
+        def finish(self, started):
+            finished.append(started)
+            if started < count:
+                both.wait()
+
+    numbers, finished = itertools.count(), []
+    assert overlapped_rate(Meeting(), [None], count) > 0
+    assert finished == [0, 1, 2, 3]
 
 
 def test_a_stage_in_parts_is_one_duration():

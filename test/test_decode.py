@@ -398,8 +398,8 @@ def thread_limit():
     parallel.set_thread_limit(0)
 
 
-def test_a_thread_limit_bounds_the_parts_and_zero_lifts_it(thread_limit, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+def test_a_thread_limit_bounds_the_parts_and_zero_lifts_it(thread_limit, cores):
+    cores(6)
     many_values = plan_grid((1, 60, 20, 20), (400, 600), None)
 
     def parts():

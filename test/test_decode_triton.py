@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +219,23 @@ def test_other_float_types_and_layouts_decode_alike(decode, dtype):
     for same in (logits, logits.to(memory_format=torch.channels_last), logits.repeat(1, 2, 1, 1)[:, 5:]):
         for result, wanted in zip(decode(same, (4, 50)), expected, strict=True):
             assert result.equal(wanted)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_kernels_are_kept_elsewhere_where_the_home_cannot_be_written(kept, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch_form._find_room_for_kernels()
+    assert "TRITON_CACHE_DIR" not in os.environ, "triton's own folder will do"
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("caches" if kept else "file")))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    torch_form._find_room_for_kernels()
+    folder = Path(os.environ.pop("TRITON_CACHE_DIR"))
+    folder.mkdir(parents=True, exist_ok=True)  # as triton does
+    assert (folder == tmp_path / "caches" / "dinov3_seg_ros" / "compiled" / "triton") == kept
 
 
 def test_it_compiles_for_gpus_and_stores_only_its_results(monkeypatch, tmp_path):

@@ -40,6 +40,19 @@ def test_stale_graphs_are_a_warning_with_the_export_command(exported, tmp_path):
     assert found.remedy == f"python -m dinov3_seg_ros.export {other.path}"
 
 
+def test_a_bundle_that_no_runtime_can_compute_is_a_fault(exported, tmp_path, monkeypatch):
+    assert findings(exported.path)["runtime of tiny"].detail.startswith("onnx, ")
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as on a robot without PyTorch
+    shutil.copytree(exported.path, tmp_path / "bare", ignore=shutil.ignore_patterns("onnx"))
+    stale = write_exported_bundle(tmp_path / "stale", geometry="stretch", seed=5)
+    shutil.copytree(exported.path / "onnx", stale.path / "onnx", dirs_exist_ok=True)
+    for path, reason in ((tmp_path / "bare", "no exported graphs"), (stale.path, "another head")):
+        found = findings(path)["runtime of tiny"]
+        assert found.level == FAULT
+        assert "no runtime can be used" in found.detail and reason in found.detail
+        assert found.remedy.endswith(f"python -m dinov3_seg_ros.export {path}")
+
+
 @pytest.mark.parametrize(
     ("form", "level", "detail", "remedy"),
     [
@@ -128,7 +141,10 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
         (("onnxruntime", "onnxruntime-openvino"), ["onnxruntime, onnxruntime-openvino"]),
         (("onnxruntime-openvino", "onnxruntime-gpu"), ["onnxruntime-openvino, onnxruntime-gpu"]),
         (("opencv-python", "opencv-python-headless", "onnxruntime"), ["opencv-python, opencv-python-headless"]),
+        (("opencv-python-headless", "opencv-contrib-python"), ["opencv-python-headless, opencv-contrib-python"]),
+        (("onnxruntime", "onnxruntime-migraphx"), ["onnxruntime, onnxruntime-migraphx"]),
         (("onnxruntime",), []),
+        (("opencv-contrib-python", "onnxruntime-training"), []),
     ],
 )
 def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, named):
@@ -136,7 +152,7 @@ def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, 
     assert [found.subject for found in installation.conflicts() if found.level == FAULT] == named
 
 
-@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless"])
+@pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless", "opencv-contrib-python"])
 def test_opencv_5_is_replaced_by_the_same_build(monkeypatch, build):
     monkeypatch.setattr(installation, "release", lambda *names: "5.0.1" if build in names else None)
     (found,) = installation.conflicts()

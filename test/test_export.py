@@ -26,6 +26,8 @@ from graphs import write_graphs
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
+from dinov3_seg_ros.doctor import computing
+from dinov3_seg_ros.doctor.findings import WARNING
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -698,11 +700,22 @@ def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu(exported, p
     tried = [kw for kw in sessions if kw["providers"][0][0] == "CUDAExecutionProvider"]
     assert len(tried) == 1, "the answer is kept"
     assert caplog.text.count("CUDAExecutionProvider, which cannot be loaded here") == 1
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in caplog.text
     for options in ({"device": "cuda"}, {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}):
-        with pytest.raises(RuntimeUnavailableError, match=r"CUDAExecutionProvider .* could not be loaded"):
+        with pytest.raises(
+            RuntimeUnavailableError, match=r"CUDAExecutionProvider .* could not be loaded .*pip install"
+        ):
             Segmenter.from_bundle(exported.path, "onnx", **options)
     assert providers.usable_providers([exported]) == ["CPUExecutionProvider"]
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_the_doctor_warns_of_a_gpu_that_onnx_runtime_cannot_use(exported, providers, has_driver, monkeypatch):
+    monkeypatch.setattr(computing, "has_nvidias_driver", lambda: has_driver)
+    found = [finding for finding in computing.providers([exported.path]) if "CUDA" in finding.detail]
+    assert [finding.level for finding in found] == [WARNING] * has_driver
+    assert all("pip install 'onnxruntime-gpu[cuda,cudnn]'" in finding.remedy for finding in found)
 
 
 def test_without_a_graph_to_try_every_provider_of_the_build_is_reported(providers):

@@ -102,6 +102,13 @@ def test_bf16_is_a_hint_with_the_float32_export(has_bf16):
     assert ("computed in fp32" in rules.remark(use)) != has_bf16
 
 
+@pytest.mark.parametrize(("quota", "threads"), [(2, "2"), (None, None)])
+def test_openvino_gets_no_more_threads_than_a_cpu_quota_allows(quota, threads, cores):
+    cores(6, quota)
+    config = json.loads(providers.provider(NAME).options(providers.Use("cpu"))["load_config"])
+    assert config["CPU"].get("INFERENCE_NUM_THREADS") == threads
+
+
 @pytest.mark.parametrize(("features", "first"), [(("amx_bf16",), "bf16"), (("avx512_bf16",), "bf16"), ((), "fp32")])
 def test_auto_takes_bf16_where_the_processor_multiplies_it(bundle, monkeypatch, features, first):
     with_features(monkeypatch, *features)
@@ -210,16 +217,17 @@ def test_unknown_packages_compute_graphs_as_they_are(bundle, monkeypatch):
     assert CPU in labels_for(bundle)[0], "auto leaves it to a measurement"
 
 
-def test_operators_that_others_compute_are_said(copy, monkeypatch, caplog):
-    monkeypatch.setattr(session, "_assignment", lambda *_: ({NAME: 9, CPU: 2}, {"Conv": 2}))
+@pytest.mark.parametrize("left", [2, 20])
+def test_operators_that_others_compute_are_said(copy, left, monkeypatch, caplog):
+    monkeypatch.setattr(session, "_assignment", lambda *_: ({NAME: 9, CPU: left}, {"Conv": left}))
     description = opened(copy).runtime.description
-    assert description.endswith(f"fp32 (of 22 operators 4 on {CPU}: Conv)")
+    assert description.endswith(f"fp32 (of {2 * (9 + left)} operators {2 * left} on {CPU}: Conv)")
     assert description in caplog.text
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(copy, monkeypatch):
-    monkeypatch.setattr(session, "_assignment", lambda *_: ({CPU: 9}, {"Conv": 9}))
-    with pytest.raises(RuntimeUnavailableError, match=f"{NAME} on cpu .* takes no operator .* run on {CPU}"):
+    monkeypatch.setattr(session, "_assignment", lambda *_: ({CPU: 9, "Odd": 1}, {"Conv": 10}))
+    with pytest.raises(RuntimeUnavailableError, match=f"{NAME} on cpu .* takes no operator .* run on {CPU}, Odd"):
         opened(copy)
 
 

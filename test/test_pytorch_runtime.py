@@ -134,8 +134,8 @@ def test_threads_0_restores_pytorchs_own_number_of_threads(bundle):
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (0, None)])
-def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, cores):
+    cores(6)
     before = cv2.getNumThreads()
     try:
         Segmenter.from_bundle(bundle.path, "torch", threads=3).close()
@@ -145,6 +145,19 @@ def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, th
         assert found == ((expected,) * 3 if expected else (pytorch._DEFAULT_THREADS, 6, before))
     finally:
         limit_threads(0)
+        torch.set_num_threads(pytorch._DEFAULT_THREADS)
+
+
+def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cores):
+    before = cv2.getNumThreads()
+    cores(6, quota=1)
+    thread_count.cache_clear()
+    try:
+        Segmenter.from_bundle(bundle.path, "torch").close()
+        assert (torch.get_num_threads(), thread_count(), cv2.getNumThreads()) == (1, 1, 1)
+    finally:
+        thread_count.cache_clear()
+        cv2.setNumThreads(before)
         torch.set_num_threads(pytorch._DEFAULT_THREADS)
 
 
@@ -410,6 +423,13 @@ def test_backbone_and_heads_are_compiled_with_the_option_compile(bundle, compile
     assert np.array_equal(segmenter.segment([frame])[0].labels, expected)
     assert len({note[1] for note in compiler.of("runs compiled")}) == 2, "canvases, and maps"
     assert os.environ.pop(CACHE).endswith("dinov3_seg_ros/compiled"), "which outlives a restart of the machine"
+
+
+def test_pytorchs_compiler_keeps_its_own_folder_where_ours_cannot_be_written(bundle, compiler, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Segmenter.from_bundle(bundle.path, "torch", device="cuda", compile=True)
+    assert CACHE not in os.environ
 
 
 def test_a_batch_between_one_and_the_largest_is_filled_up_so_that_no_camera_waits_for_the_compiler(bundle, compiler):

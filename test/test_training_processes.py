@@ -143,9 +143,9 @@ def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
     assert waits == [timedelta(hours=3)]
 
 
-@pytest.mark.parametrize(("cores", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])
-def test_processes_on_one_machine_share_the_cores_that_load_data(cores, processes, workers, monkeypatch):
+@pytest.mark.parametrize(("count", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])
+def test_processes_on_one_machine_share_the_cores_that_load_data(count, processes, workers, cores, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    cores(count)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert resolve._best_workers() == workers

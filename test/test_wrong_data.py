@@ -382,7 +382,7 @@ def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp
     assert longer.run(resume=True)["step"] in (1, 2)
 
 
-def test_data_are_read_on_the_cores_that_the_process_may_use(root, monkeypatch):
+def test_data_are_read_on_the_cores_that_the_process_may_use(root, cores, monkeypatch):
     threads = []
 
     class Pool(ThreadPoolExecutor):
@@ -391,7 +391,7 @@ def test_data_are_read_on_the_cores_that_the_process_may_use(root, monkeypatch):
             super().__init__(count)
 
     monkeypatch.setattr("training.checks.findings.ThreadPoolExecutor", Pool)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5, 7})
+    cores(3)
     recipe = tiny_recipe(root.parent, data={"name": "folder", "root": str(root), "classes": CLASSES})
     (root.parent / "tiny.json").write_text(recipe.model_dump_json())
     check_before_training(recipe.data, Console(quiet=True))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dinov3_seg_ros.support.cpu import onnx_runtime_threads
+
+_logger = logging.getLogger(__name__)
 
 _SIDE, _ROUNDS = 2048, 7
 _QUEUED = 10  # products in a row on a GPU, which hides the time of starting them
@@ -40,12 +43,22 @@ def gemm_gflops(device: str = "cpu", threads: int = 0) -> float | None:
         threads: CPU threads to compute with, as the network does; 0: one per core.
 
     Returns:
-        None for a GPU or NPU that PyTorch cannot use, or where there is no PyTorch.
+        None for a GPU or NPU that PyTorch cannot use, where there is no PyTorch, and, with a warning, where the
+        process that measures it fails: what was measured before is worth more.
     """
     environment = {**os.environ, **({name: str(threads) for name in _THREADS} if threads else {})}
     command = [sys.executable, "-m", "dinov3_seg_ros.benchmark.processor", device, str(threads)]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    return None if said == "None" else float(said)
+    try:
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().rpartition("\n")[2] or str(error)
+    except OSError as error:
+        reason = str(error)
+    else:
+        said = run.stdout.strip()
+        return None if said == "None" else float(said)
+    _logger.warning("the speed of %s could not be measured, and is left out: %s", device, reason)
+    return None
 
 
 def torch_gemm_gflops(device: str, number_type: str = gemm_type("cuda"), side: int = 8192) -> float | None:

@@ -21,8 +21,9 @@ def table(result: dict[str, Any]) -> str:
         if any(times):
             cells = [f"{t['median']:.2f} ({t['p95']:.2f})" if t else "" for t in times]
             lines.append(f"{stage:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
+    shared = " with the baselines in the same process" if "baselines" in result and "ros" not in result else ""
     lines += [
-        f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB; "
+        f"{result['frames_per_second']} frames per second, peak memory {result['peak_memory_mb']} MB{shared}; "
         f"{result['classes_in_view']} classes in view; outside the backbone {result['outside_backbone']:.1%} of its "
         "time",
         _rates(result["backbone"], result["gemm_gflops"], result["gemm_type"]),

@@ -56,9 +56,10 @@ class Session:
               that backbone and heads include the copies. With PyTorch, decode includes the download, which is of
               labels.
             - ``total_ms``: likewise. ``outside_backbone``: the time outside the backbone over the backbone's.
-            - ``frames_per_second``, and ``overlapped_frames_per_second``: the rate where the next frame starts while
-              the one before is computed; None on a CPU.
-            - ``peak_memory_mb``; ``gemm_gflops`` and ``gemm_type``, see `processor.gemm_gflops`.
+            - ``frames_per_second``, and ``overlapped_frames_per_second``: the rate where the next frame starts while a
+              second thread finishes the one before, as in the node; None on a CPU, where the node does not.
+            - ``peak_memory_mb``: of the node, or else of this process, in which the baselines run too, if any.
+            - ``gemm_gflops`` and ``gemm_type``, see `processor.gemm_gflops`.
             - ``backbone``: ``{gflop, gflops, share_of_gemm}``; None where PyTorch, which counts the operations, or the
               weights are missing.
             - ``ros``, with `ros`: see `_node_costs`. Then all of the above is the node's, and ``total_ms`` is from a

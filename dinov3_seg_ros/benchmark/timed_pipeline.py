@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from typing import Protocol
 
@@ -71,14 +72,17 @@ class _TurnTimes(StageTimes):
     def __init__(self) -> None:
         super().__init__()
         self._turn: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def add(self, name: str, seconds: float) -> None:
-        self._turn[name] = self._turn.get(name, 0.0) + seconds
+        with self._lock:
+            self._turn[name] = self._turn.get(name, 0.0) + seconds
 
     def end_turn(self) -> None:
-        for name, seconds in self._turn.items():
+        with self._lock:
+            turn, self._turn = self._turn, {}
+        for name, seconds in turn.items():
             super().add(name, seconds)
-        self._turn.clear()
 
 
 class OurPipeline(TimedPipeline):

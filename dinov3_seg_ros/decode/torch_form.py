@@ -6,15 +6,21 @@ installed or cannot compile, and on other devices, torch does it in bands of row
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from dinov3_seg_ros.decode.grid import Axis, Grid, plan_grid
+from dinov3_seg_ros.support.files import cache_folder, is_writable
 
 Tables: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # the first of `Axis.arrays`
 
@@ -71,10 +77,24 @@ def _choose_fill(device: torch.device) -> _Fill:
 def _try_kernel(device: torch.device) -> _Fill:
     from dinov3_seg_ros.decode import triton_kernel
 
+    _find_room_for_kernels()
     cell = torch.zeros((1, 1, 1, 1), device=device)
     labels = torch.empty((1, 1, 1), dtype=torch.uint8, device=device)
     triton_kernel.fill(cell, *_upload(plan_grid((1, 1, 1, 1), (1, 1), None), device), labels, None)
     return triton_kernel.fill
+
+
+def _find_room_for_kernels() -> None:
+    """Let triton keep what it compiles elsewhere if the user's home cannot be written: it fails without a folder."""
+    own = Path(os.path.expanduser("~/.triton"))
+    chosen = {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys()
+    if chosen or (own.is_absolute() and is_writable(own)):
+        return
+    folder = cache_folder("compiled") / "triton"
+    if not is_writable(folder):
+        folder = Path(tempfile.mkdtemp(prefix="triton_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
 @lru_cache(maxsize=16)

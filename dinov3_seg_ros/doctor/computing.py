@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, demo_bundle, size_of
 from dinov3_seg_ros.support.errors import SegmentationError
-from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.installation import has_nvidias_driver, how_to_install
 
 if TYPE_CHECKING:
     from dinov3_seg_ros.bundle.loading import Bundle
@@ -33,13 +32,14 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     from dinov3_seg_ros.options import ComputeOptions
     from dinov3_seg_ros.runtimes import measured
     from dinov3_seg_ros.runtimes.choice import available_runtimes, runtime_options
-    from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
+    from dinov3_seg_ros.runtimes.onnx.providers import CUDA, INSTALLATION, LIBRARIES, OPENVINO
     from dinov3_seg_ros.support.cpu import this_cpu
 
+    bundles = _loaded(paths)
     openvino = False
     if available_runtimes()["onnx"] is None:
         from dinov3_seg_ros.runtimes.onnx import plugins
-        from dinov3_seg_ros.runtimes.onnx.targets import runs_here
+        from dinov3_seg_ros.runtimes.onnx.targets import runs_here, unusable_providers
 
         openvino = runs_here(OPENVINO)
         for name, reason in plugins.register().items():
@@ -47,6 +47,9 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
                 yield Finding(OK, "execution provider", f"{name} is not used: {reason}")
             elif reason:
                 yield Finding(WARNING, "execution provider", f"{name}: {reason}", "see docs/accelerators.md")
+        if has_nvidias_driver() and CUDA in unusable_providers(bundles):
+            found = f"{CUDA} cannot be loaded, so ONNX Runtime does not use this machine's GPU"
+            yield Finding(WARNING, "execution provider", found, LIBRARIES[CUDA])
     processor = this_cpu()
     if not processor.multiplies_bf16:
         yield Finding(OK, "processor", processor.name)
@@ -55,7 +58,7 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
     else:
         found = f"{processor.name}: multiplies bf16, which needs OpenVINO"
         yield Finding(OK, "processor", found, INSTALLATION[OPENVINO])
-    for bundle in _loaded(paths):
+    for bundle in bundles:
         choice = measured.kept([bundle], runtime_options([bundle], ComputeOptions()))
         if choice is None:
             command = f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose"
@@ -65,20 +68,19 @@ def providers(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def stores() -> Iterator[Finding]:
-    """Check the folders in which compiled graphs and choices are kept, and whether they can be written."""
-    from dinov3_seg_ros.support.files import cache_folder
+    """Check the folders in which compiled graphs, networks and choices are kept, and whether they can be written."""
+    from dinov3_seg_ros.support.files import cache_folder, is_writable
 
-    for name in ("graphs", "choices"):
+    for name in ("graphs", "compiled", "choices"):
         folder = cache_folder(name)
         size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
-        yield Finding(OK, f"kept {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
+        yield Finding(OK, f"kept in {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
     folder = cache_folder("graphs").parent
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not is_writable(folder):
         yield Finding(
             WARNING,
             "caches",
-            f"{nearest} cannot be written: what is compiled or built for this machine is made anew at every start",
+            f"{folder} cannot be written: what is compiled or built for this machine is made anew at every start",
             "set XDG_CACHE_HOME to a folder that can",
         )
 

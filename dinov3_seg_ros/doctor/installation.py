@@ -11,10 +11,33 @@ from dinov3_seg_ros.support.installation import how_to_install
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
-_BUILDS_OF_OPENCV = ("opencv-python", "opencv-python-headless")
-_BUILDS_OF_ONE_MODULE = (
-    _BUILDS_OF_OPENCV,
-    ("onnxruntime", "onnxruntime-openvino", "onnxruntime-gpu"),
+# Packages that hold the same module; pip lets them overwrite each other.
+_BUILDS_OF_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+    "opencv-python-rolling",
+    "opencv-python-headless-rolling",
+    "opencv-contrib-python-rolling",
+    "opencv-contrib-python-headless-rolling",
+)
+_BUILDS_OF_ONNX_RUNTIME = (
+    "onnxruntime",
+    "onnxruntime-openvino",
+    "onnxruntime-gpu",
+    "onnxruntime-azure",
+    "onnxruntime-cann",
+    "onnxruntime-coreml",
+    "onnxruntime-directml",
+    "onnxruntime-gpu-extended",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+    "onnxruntime-silicon",
+    "onnxruntime-training",
+    "onnxruntime-training-cpu",
+    "onnxruntime-trt-rtx",
+    "onnxruntime-webgpu",
 )
 
 
@@ -46,7 +69,7 @@ def _numbers(version: str) -> list[int]:
 def conflicts() -> Iterator[Finding]:
     """Check for packages that overwrite each other."""
     remedy = "pip uninstall them all, then install the one you want"
-    for builds in _BUILDS_OF_ONE_MODULE:
+    for builds in (_BUILDS_OF_OPENCV, _BUILDS_OF_ONNX_RUNTIME):
         installed = [name for name in builds if release(name)]
         if len(installed) > 1:
             found = "are installed together and overwrite each other's module"

@@ -1,4 +1,4 @@
-"""Checks of bundles, their exports and their backbones."""
+"""Checks of bundles, their exports, their backbones, and what would compute them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def bundles_and_exports(paths: Sequence[Path]) -> Iterator[Finding]:
-    """Check bundles, by default the demo, their exports and their backbones."""
+    """Check bundles, by default the demo, their exports, their backbones, and what the node would take for each."""
     from dinov3_seg_ros.bundle.loading import load_bundle
 
     for path in paths or [demo_bundle()]:
@@ -33,6 +33,7 @@ def bundles_and_exports(paths: Sequence[Path]) -> Iterator[Finding]:
         if manifest.backbone.storage != "embedded":
             yield _external_backbone(bundle)
         yield from _exports(bundle)
+        yield _choice(bundle)
 
 
 def _exports(bundle: Bundle) -> Iterator[Finding]:
@@ -66,3 +67,17 @@ def _external_backbone(bundle: Bundle) -> Finding:
     except SegmentationError as error:
         return Finding(FAULT, subject, str(error), "weights/README.md says how to get it")
     return Finding(OK, subject, f"{bundle.manifest.backbone.source} is the one the head was trained on")
+
+
+def _choice(bundle: Bundle) -> Finding:
+    """What ``auto`` takes for a bundle alone; nothing is loaded."""
+    from dinov3_seg_ros.options import ComputeOptions
+    from dinov3_seg_ros.runtimes.choice import choose, runtime_options
+
+    subject = f"runtime of {bundle.manifest.name}"
+    try:
+        best = choose([bundle], runtime_options([bundle], ComputeOptions())).candidates[0]
+    except SegmentationError as error:
+        remedy = f"where PyTorch is installed: python -m dinov3_seg_ros.export {bundle.path}"
+        return Finding(FAULT, subject, str(error), remedy)
+    return Finding(OK, subject, best.label)

@@ -52,7 +52,7 @@ from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
-from dinov3_seg_ros.support.files import locked, replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import RANDOM_END, locked, replacing_folder, sha256_of_file, write_json
 
 #: By the name of a map, or of a head.
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -391,8 +391,7 @@ class _Job:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed exports left in a bundle's folder of exports, whose lock the caller holds."""
-    random = "[a-z0-9_]" * 8  # as `tempfile` ends names; another hidden folder may be the user's
-    for path in [*folder.glob(f"{_WORK}{random}"), *folder.glob(f".[0-9]*x[0-9]*-*.{random}")]:
+    for path in [*folder.glob(f"{_WORK}{RANDOM_END}"), *folder.glob(f".[0-9]*x[0-9]*-*.{RANDOM_END}")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -8,7 +8,6 @@ a robot that uses one runtime does not need the libraries of the others.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import logging
 import os
@@ -29,7 +28,7 @@ from dinov3_seg_ros.support.errors import (
     RuntimeUnavailableError,
     SegmentationError,
 )
-from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.installation import has_nvidias_driver, how_to_install
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -339,11 +338,7 @@ def _torch_has_no_gpu() -> bool:
     """Whether PyTorch, which takes seconds to import, is there and can have no GPU: neither driver is installed."""
     if "torch" in sys.modules or importlib.util.find_spec("torch") is None or os.path.exists("/dev/kfd"):
         return False
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return True
-    return False
+    return not has_nvidias_driver()
 
 
 def available_runtimes() -> dict[str, str | None]:

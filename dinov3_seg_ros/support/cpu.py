@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -46,15 +48,73 @@ class Cpu(BaseModel):
 
 
 def usable_cores() -> int:
-    """Number of cores that the process may use; ``taskset`` and cpusets may allow fewer than the machine has."""
+    """Number of cores that the process may use at once; see `allowed_cores` and `cpu_quota`."""
+    quota = cpu_quota()
+    return allowed_cores() if quota is None else min(allowed_cores(), quota)
+
+
+def allowed_cores() -> int:
+    """Number of cores that the process may run on; ``taskset`` and cpusets may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota_threads() -> int:
+    """Return how many threads to ask of a library that heeds cpusets but no quota: 0 for as many as it likes."""
+    usable = usable_cores()
+    return usable if usable < allowed_cores() else 0
+
+
+def cpu_quota(
+    groups: str | os.PathLike[str] = "/proc/self/cgroup", mounted: str | os.PathLike[str] = "/sys/fs/cgroup"
+) -> int | None:
+    """The time that control groups grant the process (``docker --cpus``, systemd's ``CPUQuota``).
+
+    More threads than that are stopped together, in each period, when they have used up the time.
+
+    Args:
+        groups: the file that names the process's groups.
+        mounted: where they are mounted, of version 1, 2 or both.
+
+    Returns:
+        In whole cores, rounded up, the least of the process's groups and those above; None where none sets a limit.
+    """
+    try:
+        lines = Path(groups).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return None
+    found = [quota for line in lines for folder in _group_folders(line, Path(mounted)) if (quota := _quota(folder))]
+    return min(found, default=None)
+
+
+def _group_folders(line: str, mounted: Path) -> Iterator[Path]:
+    """A group that may limit the time, as a line of ``/proc/self/cgroup`` names it, and all groups above it.
+
+    In a container the line may name a folder of the host. Then the topmost folder here is the container's group.
+    """
+    _, controllers, path = line.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    top = mounted / "cpu" if controllers else mounted
+    parts = [part for part in path.split("/") if part]
+    for count in range(len(parts) + 1):
+        yield top.joinpath(*parts[:count])
+
+
+def _quota(folder: Path) -> int | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # version 2, version 1
+        try:
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            return max(math.ceil(int(quota) / int(period)), 0) or None  # -1 sets no limit
+        except (OSError, ValueError, ZeroDivisionError):  # neither do a missing file and "max"
+            continue
+    return None
 
 
 def onnx_runtime_threads(threads: int) -> int:
     """Return the number of threads to ask ONNX Runtime for.
 
     For 0 it starts one for each core of the machine, and binds each to its core, also where the process may use only
-    some cores (``taskset``, ``docker --cpuset-cpus``, systemd's ``CPUAffinity``).
+    some cores (``taskset``, ``docker --cpuset-cpus``, systemd's ``CPUAffinity``) or some of their time.
 
     Args:
         threads: as the option ``threads``; 0 for one per core.

@@ -19,6 +19,8 @@ from typing import Any
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+#: How `tempfile` ends a name, for `glob`; another hidden name may be the user's.
+RANDOM_END = "[a-z0-9_]" * 8
 
 
 @contextlib.contextmanager
@@ -60,10 +62,10 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
 
 def find_temporaries(path: str | os.PathLike[str]) -> list[Path]:
     """Temporary names of ``path``: what a killed process left there, or another one is writing now."""
-    path, random = Path(path), "[a-z0-9_]" * 8  # as `tempfile` ends names; another hidden name may be the user's
+    path = Path(path)
     stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
-    files = [left for left in path.parent.glob(f".{stem}.{random}{suffix}") if left.is_file()]
-    folders = [left for end in ("", "old.") for left in path.parent.glob(f".{name}.{end}{random}") if left.is_dir()]
+    files = [left for left in path.parent.glob(f".{stem}.{RANDOM_END}{suffix}") if left.is_file()]
+    folders = [left for end in ("", "old.") for left in path.parent.glob(f".{name}.{end}{RANDOM_END}") if left.is_dir()]
     return [left for left in (*files, *folders) if not left.is_symlink()]
 
 
@@ -172,6 +174,12 @@ def cache_folder(name: str) -> Path:
         except RuntimeError:
             caches = os.devnull
     return Path(caches) / "dinov3_seg_ros" / name
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, or where it does not exist, whether it can be made."""
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def _must_stay(path: Path) -> bool:

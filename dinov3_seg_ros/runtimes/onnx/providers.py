@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov3_seg_ros.support.cpu import this_cpu
+from dinov3_seg_ros.support.cpu import quota_threads, this_cpu
 from dinov3_seg_ros.support.installation import how_to_install
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -168,8 +168,9 @@ class OpenVino(Provider):
         properties: dict[str, str] = {"INFERENCE_PRECISION_HINT": self._hint(use)}
         if use.kind != "npu":
             properties["NUM_STREAMS"] = "1"
-        if use.kind == "cpu" and use.threads:
-            properties["INFERENCE_NUM_THREADS"] = str(use.threads)
+        threads = use.threads or quota_threads()
+        if use.kind == "cpu" and threads:
+            properties["INFERENCE_NUM_THREADS"] = str(threads)
         if use.cache is not None:
             properties["CACHE_DIR"] = str(use.cache)
         named = {} if use.listed is not None else {"device_type": device}
@@ -227,6 +228,12 @@ INSTALLATION = {
     f"onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}",
     RTX: how_to_install("rtx"),
 }
+_CUDA_AND_CUDNN = (
+    "install the CUDA and cuDNN that this release of it needs (pip install 'onnxruntime-gpu[cuda,cudnn]'; on a Jetson "
+    "JetPack brings them), and a driver that supports them"
+)
+#: What a provider needs that is part of the build and cannot be loaded.
+LIBRARIES = {CUDA: _CUDA_AND_CUDNN, "TensorrtExecutionProvider": f"{_CUDA_AND_CUDNN}; and TensorRT"}
 
 
 def provider(name: str) -> Provider:

@@ -166,10 +166,11 @@ class OnnxRuntime:
         """Raise RuntimeUnavailableError where nothing of the backbone runs on what was chosen."""
         used = {session.used for session in self._backbones.values()}
         if first.provider.name not in used:
+            others = {name for session in self._backbones.values() for name in session.assigned or (session.used,)}
             self.close()
             raise RuntimeUnavailableError(
-                f"{first} takes no operator of the backbone: all of it would run on {', '.join(sorted(used))}. Choose "
-                "another provider, precision or device"
+                f"{first} takes no operator of the backbone: all of it would run on {', '.join(sorted(others))}. "
+                "Choose another provider, precision or device"
             )
 
 

@@ -34,7 +34,8 @@ class GraphSession:
         place: where it computes: type and number of the device, as ONNX Runtime names them.
         assigned: number of operators by execution provider; empty where ONNX Runtime does not tell (before 1.24).
         left: the types of the operators that are not computed by the first of ``targets``.
-        used: the execution provider that computes it.
+        used: the execution provider of the first of ``targets`` if that takes any operator, else the one that takes
+            the most.
         cache: what its provider compiled; None where it keeps nothing.
 
     Raises:
@@ -72,8 +73,10 @@ class GraphSession:
                     f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again"
                 ) from error
         self.assigned, self.left = _assignment(self._session, first)
-        listed: str = self._session.get_providers()[0]
-        self.used = listed if not self.assigned else max(self.assigned, key=lambda name: self.assigned[name])
+        self.used: str = self._session.get_providers()[0]
+        if self.assigned:
+            most = max(self.assigned, key=lambda name: self.assigned[name])
+            self.used = first.provider.name if first.provider.name in self.assigned else most
         self.place = first.provider.memory(uses[0]) if self.used == first.provider.name else HOST
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)

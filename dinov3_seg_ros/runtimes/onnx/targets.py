@@ -17,7 +17,16 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import HEAD_GRAPH, find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.onnx import plugins
-from dinov3_seg_ros.runtimes.onnx.providers import CPU, CUDA, INSTALLATION, OPENVINO, Provider, Use, provider
+from dinov3_seg_ros.runtimes.onnx.providers import (
+    CPU,
+    CUDA,
+    INSTALLATION,
+    LIBRARIES,
+    OPENVINO,
+    Provider,
+    Use,
+    provider,
+)
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.installation import how_to_install
 
@@ -111,6 +120,11 @@ def usable_providers(bundles: Sequence[Bundle]) -> list[str]:
     """
     of_build = [name for name in _of_build() if name == CPU or _loads(name, 0, bundles)]
     return [str(target) for target in _listed()] + of_build
+
+
+def unusable_providers(bundles: Sequence[Bundle]) -> list[str]:
+    """Return the execution providers of this build that cannot be loaded here; see `usable_providers`."""
+    return [name for name in _of_build() if not _loads(name, 0, bundles)]
 
 
 def runs_here(name: str) -> bool:
@@ -217,7 +231,11 @@ def _loads(name: str, gpu: int, bundles: Sequence[Bundle]) -> bool:
             return True  # nothing can run on it in any case; the caller says so when it looks for the exports
         _loadable[name, gpu] = _session_uses(name, gpu, graph)
         if not _loadable[name, gpu]:
-            _logger.warning("this build of ONNX Runtime has %s, which cannot be loaded here and is not used", name)
+            _logger.warning(
+                "this build of ONNX Runtime has %s, which cannot be loaded here and is not used; to use it, %s",
+                name,
+                _libraries(name),
+            )
     return _loadable[name, gpu]
 
 
@@ -248,6 +266,9 @@ def _session_uses(name: str, gpu: int, graph: Path) -> bool:
 def _not_loaded(name: str, gpu: int) -> RuntimeUnavailableError:
     return RuntimeUnavailableError(
         f"{name} was asked for on GPU {gpu}. This build of ONNX Runtime has it, but it could not be loaded (see "
-        "its message above); install the CUDA and cuDNN that its release needs, name a GPU that exists, or use device "
-        "'cpu'"
+        f"its message above); {_libraries(name)}; or name a GPU that exists, or use device 'cpu'"
     )
+
+
+def _libraries(name: str) -> str:
+    return LIBRARIES.get(name, "install the libraries that this release of it needs")

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch._dynamo.exc import TorchDynamoException  # the only base of what its compiler raises
 
-from dinov3_seg_ros.support.files import cache_folder
+from dinov3_seg_ros.support.files import cache_folder, is_writable
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -23,7 +23,7 @@ def compile_for(
 ) -> tuple[Callable[..., Output], list[Output], bool]:
     """Compile a module for inputs of these shapes; others are compiled when they come, which takes half a minute.
 
-    What is compiled is kept on disk, for the next start.
+    What is compiled is kept on disk, for the next start, if the user's caches can be written.
 
     Args:
         module: takes and returns tensors on the GPU.
@@ -35,7 +35,9 @@ def compile_for(
         itself is returned, with a warning, where the compiler cannot be used, as without a C compiler.
     """
     # PyTorch's own folder is in /tmp, which is empty after the robot is switched on.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+    folder = cache_folder("compiled")
+    if is_writable(folder):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     compiled: Callable[..., Output] = torch.compile(module, dynamic=False)
 
     # Not the module that torch.compile returns: who exchanges a part of that, as `Recorded` does, has it compiled anew.

@@ -22,6 +22,7 @@ from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
 from dinov3_seg_ros.runtimes.pytorch.precisions import offered_precisions, resolve_precision
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
+from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
 
@@ -47,7 +48,7 @@ class PyTorchRuntime:
 
     def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _DTYPES[resolve_precision(options.precision)]
-        torch.set_num_threads(options.threads or _DEFAULT_THREADS)
+        torch.set_num_threads(options.threads or min(_DEFAULT_THREADS, usable_cores()))
         # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         number_format = str(self._dtype).removeprefix("torch.")
