@@ -367,8 +367,90 @@ def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
 def test_an_image_in_two_files_of_coco_is_refused(tmp_path):
     labelled_folders.build_coco(tmp_path)
     shutil.copy(tmp_path / "train" / "_annotations.coco.json", tmp_path / "train" / "more.json")
-    with pytest.raises(DatasetError, match=r"train_0000\.jpg is in train/_annotations.* and in train/more\.json; keep"):
+    with pytest.raises(DatasetError, match=r"train_0000\.jpg is in .*_annotations.* and in .*more\.json .*; keep"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+IMAGE_LISTS = {
+    "coco": lambda names: {
+        "images": [{"id": index, "file_name": name, "width": 48, "height": 40} for index, name in enumerate(names)],
+        "annotations": [
+            {"id": index, "image_id": index, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+            for index in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "road"}],
+    },
+    "datumaro": lambda names: {
+        "categories": {"label": {"labels": [{"name": "road"}]}},
+        "items": [{"id": name, "annotations": [], "image": {"path": name, "size": [40, 48]}} for name in names],
+    },
+    "via": lambda names: {
+        name: {
+            "filename": name,
+            "regions": [{
+                "shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9},
+                "region_attributes": {"class": "road"},
+            }],
+        }
+        for name in names
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(IMAGE_LISTS))
+def test_an_image_is_never_taken_for_another_of_its_name(tmp_path, kind):
+    tiny_datasets.save_image(tmp_path / "b/0001.png", 0)
+    labelled_folders.put(tmp_path / "annotations.json", IMAGE_LISTS[kind](["a/0001.png", "b/0001.png"]))
+    with pytest.raises(DatasetError, match=r"b/0001\.png is in .*\(a/0001\.png\) and in .*\(b/0001\.png\); keep one"):
+        AutoData(root=str(tmp_path)).open_all()
+    tiny_datasets.save_image(tmp_path / "a/0002.png", 1)
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*a/0001\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+@pytest.mark.parametrize("written", ["images/{}", "export/images/{}", "/home/somebody/images/{}", "C:\\images\\{}"])
+def test_a_mask_is_never_taken_for_an_image_that_is_missing(tmp_path, written):
+    for stem in "12":
+        tiny_datasets.save_image(tmp_path / f"images/{stem}.png", 0)
+        labelled_folders.put(tmp_path / f"masks/{stem}.png", labelled_folders.truth(0))
+    names = [written.format(f"{stem}.png") for stem in "12"]
+    labelled_folders.put(tmp_path / "instances.json", IMAGE_LISTS["coco"](names))
+    assert [sample.image.parent.name for sample in AutoData(root=str(tmp_path)).open_all().samples] == ["images"] * 2
+    (tmp_path / "images/2.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*2\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+def test_a_panoptic_mask_is_never_taken_for_its_image(tmp_path):
+    labelled_folders.build_coco_panoptic(tmp_path)
+    for path in tmp_path.rglob("images/*/*.jpg"):
+        path.rename(path.with_suffix(".png"))
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(path.read_text().replace(".jpg", ".png"))
+    assert len(AutoData(root=str(tmp_path)).open("train")) == 4
+    (tmp_path / "images/train/train_0001.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 4 images .*train_0001\.png"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("kind", ["cvat_images", "label_studio"])
+def test_an_export_that_is_there_twice_is_refused(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    path = next(path for path in tmp_path.iterdir() if path.is_file())
+    shutil.copy(path, path.with_stem("again"))
+    with pytest.raises(DatasetError, match=rf"train_0000\.jpg is in .*again.* and in .*{path.name}.*; keep one"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_labelmes_image_is_of_its_own_folder_if_that_has_images(tmp_path):
+    for name in ("a/1", "a/2", "b/1"):
+        tiny_datasets.save_image(tmp_path / f"{name}.png", 0)
+        content = {"shapes": [], "imagePath": f"{name[-1]}.png", "imageData": None}
+        labelled_folders.put(tmp_path / f"{name}.json", content)
+    (tmp_path / "a/1.png").unlink()
+    data = AutoData(root=str(tmp_path)).open_all()
+    assert [sample.image.relative_to(tmp_path).as_posix() for sample in data.samples] == ["a/2.png", "b/1.png"]
+    assert data.spare_masks == [tmp_path / "a/1.json"]
 
 
 def test_a_category_that_coco_does_not_list_is_named(tmp_path):
@@ -816,6 +898,43 @@ def test_label_studios_image_may_follow_other_texts(tmp_path):
     next(tmp_path.rglob("*train_0000.jpg")).unlink()
     with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*train_0000\.jpg"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    tiny_datasets.save_image(tmp_path / "images/1/another.jpg", 0)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def write_pair_list(root: Path, prefix: str) -> None:
+    labelled_folders.put(root / "classes.txt", "\n".join(labelled_folders.NAMES))
+    lines = []
+    for sequence in "ab":
+        for stem in "12":
+            tiny_datasets.save_image(root / sequence / f"rgb/{stem}.png", 0)
+            labelled_folders.put(root / sequence / f"label/{stem}.png", labelled_folders.truth(0))
+            lines.append(f"{prefix}{sequence}/rgb/{stem}.png {prefix}{sequence}/label/{stem}.png")
+    labelled_folders.put(root / "train.lst", "\n".join(lines))
+
+
+@pytest.mark.parametrize("folder", ["", "data/rooms"])
+@pytest.mark.parametrize("prefix", ["", "/home/somebody/rooms/", "../"])
+def test_pairs_of_a_list_may_begin_above_the_folder_or_below_it(tmp_path, prefix, folder):
+    write_pair_list(tmp_path / folder, prefix)
+    (tmp_path / folder / "train.lst").rename(tmp_path / "train.lst")
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    found = [path.relative_to(tmp_path / folder).as_posix() for sample in samples for path in sample.files()]
+    expected = [f"{sequence}/{kind}/{stem}.png" for sequence in "ab" for stem in "12" for kind in ("rgb", "label")]
+    assert found == expected
+
+
+@pytest.mark.parametrize("gone", ["a/rgb/1.png", "b/rgb/2.png", "a/rgb", "a"])
+def test_what_a_list_of_pairs_names_is_never_another_file(tmp_path, gone):
+    write_pair_list(tmp_path, "rooms/")
+    path = tmp_path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(IncompleteError, match=gone):
+        AutoData(root=str(tmp_path)).open_all()
 
 
 def test_a_table_of_label_studio_may_have_long_cells(tmp_path):

@@ -70,20 +70,18 @@ class Coco(Format):
             raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
         values, classes = _classes(files)
         samples: dict[Split | None, list[Sample]] = {}
-        file_of: dict[str, str] = {}
         for name, file in files.items():
             near = folders_of_images(name)
             if not file.images:
                 raise DatasetError(f"{tree.path(name)} lists no images; export it anew, or remove it")
             for image in file.images:
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
-                if file_of.setdefault(path, name) != name:
-                    raise DatasetError(f"{path} is in {file_of[path]} and in {name}; keep one of the two files")
                 split = split_of_file(name) or split_of(path)
                 entry = image._replace(
                     regions=tuple((values[file.names[key]], region) for key, region in image.regions)
                 )
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+                sample = Sample(tree.path(path), tree.path(name), entry, written=image.name)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         return LabelledFolder(
             classes,

@@ -67,7 +67,8 @@ class CvatImages(Format):
                 near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
                 split = split_named(image.subset) or split_of(path)
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), image))
+                sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}

@@ -54,7 +54,8 @@ class Datumaro(Format):
                     regions=tuple((values[file.labels[label]], found) for label, found in item.regions)
                 )
                 split = split_of_file(name) or split_of(path)
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+                sample = Sample(tree.path(path), tree.path(name), entry, written=item.image)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled)

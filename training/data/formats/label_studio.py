@@ -20,6 +20,8 @@ from training.data.reading.tree import Tree, as_text, laid_out_like, parent, rea
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _HALF_OPAQUE = 128
+# Uploaded files lie in a folder for each project of the server, whose name is a number.
+_UPLOADS = "/data/upload/"
 _HEAD = 16
 
 
@@ -210,6 +212,8 @@ def _regions(written: Any) -> Iterator[_Region]:
 def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
+    if _UPLOADS in path:
+        path = path.rpartition("/")[2]
     found = tree.find_image(path, [parent(name)])
     return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])
 

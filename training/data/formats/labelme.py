@@ -137,7 +137,7 @@ def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
     if image is None and file.holds_image:
         inner = functools.partial(_inner_image, path)
         return Sample(path.with_name(file_name or f"{path.stem}.png"), path, content=inner)
-    image = image or tree.find_image(written)
+    image = image or tree.find_image(posixpath.join(folder, written))
     return None if image is None else Sample(tree.path(image), path)
 
 

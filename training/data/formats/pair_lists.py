@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.reading.tree import Tree, parent, read_text, split_named, stem
+from training.data.reading.tree import Tree, parent, path_parts, read_text, split_named, stem
 
 _SUFFIXES = (".lst", ".txt", ".csv")
 _SEPARATOR = re.compile(r"[\s,;]+")
@@ -18,36 +21,89 @@ _SEPARATOR = re.compile(r"[\s,;]+")
 class PairLists(Format):
     """``train.lst``, ``val.lst`` and ``test.lst`` (or .txt, .csv) with ``image mask`` in every line, as in RELLIS-3D.
 
-    The paths may begin above the folder or below it.
+    The paths may begin above the folder or below it: what all of a list begin with may differ from what is here.
     """
 
     name = "pair_lists"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        found = next(iter(_pairs(tree)), None)
-        return Match(Sure.PROBABLY, f"{found[0]} lists images with their masks") if found else None
+        found = next(iter(_lists(tree)), None)
+        return Match(Sure.PROBABLY, f"{found.name} lists images with their masks") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         samples: dict[Split | None, list[Sample]] = {}
-        for name, split, image, mask in _pairs(tree):
-            files = (tree.path(tree.find_image(path, [parent(name), ""]) or path) for path in (image, mask))
-            samples.setdefault(split, []).append(Sample(next(files), next(files)))
+        for found in _lists(tree):
+            for paths in found.pairs:
+                image, mask = (tree.path(tree.image_at(path) or path) for path in paths)
+                samples.setdefault(found.split, []).append(Sample(image, mask))
         if not samples:
             raise DatasetError(f"{tree.root} holds no list such as train.lst with an image and a mask in every line")
         return LabelledFolder(find_classes(tree), samples, read_mask_file, masks=True)
 
 
-def _pairs(tree: Tree) -> Iterator[tuple[str, Split, str, str]]:
-    """List, split, image and mask of every line; nothing of files whose first line names no two files of the folder."""
+class _List(NamedTuple):
+    """A list: its file, its split, and image and mask of every line as paths relative to the root."""
+
+    name: str
+    split: Split
+    pairs: list[tuple[str, str]]
+
+
+def _lists(tree: Tree) -> Iterator[_List]:
+    """Every list of which a line names two files of the folder."""
     for name in tree.with_suffix(*_SUFFIXES):
         split = split_named(stem(name).rpartition("/")[2])
         if split is None:
             continue
         lines = [_SEPARATOR.split(line.strip()) for line in read_text(tree.path(name)).splitlines() if line.strip()]
-        if lines and len(lines[0]) == 2 and all(tree.find_image(path, [parent(name), ""]) for path in lines[0]):
-            for line in lines:
-                if len(line) != 2:
-                    raise DatasetError(f"{tree.path(name)} has the line '{' '.join(line)}'; write: image mask")
-                yield name, split, line[0], line[1]
+        if not lines or len(lines[0]) != 2 or not all(path.lower().endswith(IMAGE_SUFFIXES) for path in lines[0]):
+            continue
+        pairs = [tuple(map(path_parts, line)) for line in lines]
+        place = _place(tree, parent(name), [pair for pair in pairs if len(pair) == 2])
+        if place is None:
+            continue
+        wrong = next((line for line in lines if len(line) != 2), None)
+        if wrong is not None:
+            raise DatasetError(f"{tree.path(name)} has the line '{' '.join(wrong)}'; write: image mask")
+        yield _List(name, split, [place.paths(pair) for pair in pairs])
+
+
+class _Place(NamedTuple):
+    """Where the paths of a list begin: below a folder, without so many of their first names."""
+
+    folder: str
+    skipped: int
+
+    def paths(self, pair: Sequence[Sequence[str]]) -> tuple[str, str]:
+        """Image and mask of a line, relative to the root."""
+        image, mask = ("/".join([*path_parts(self.folder), *parts[self.skipped :]]) for parts in pair)
+        return image, mask
+
+
+def _place(tree: Tree, folder: str, pairs: Sequence[Sequence[list[str]]]) -> _Place | None:
+    """Where the paths of a list begin: in its folder, in the root, or else in the only other folder with both files.
+
+    What all paths begin with may be above the folder. Only all paths tell that: else a file of another sequence, or
+    the mask, could be taken for an image that is missing. None where no line names two files.
+    """
+    folders = [parts[:-1] for pair in pairs for parts in pair]
+    common = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False)))
+    places = [_Place(near, skipped) for skipped in range(common + 1) for near in dict.fromkeys([folder, ""])]
+    for place in places:
+        if any(_holds(tree, place, pair) for pair in pairs):
+            return place
+    for skipped in range(common + 1):
+        for pair in pairs:
+            end = pair[0][skipped:]
+            folders_of = ("/".join(name.split("/")[: -len(end)]) for name in tree.images_ending("/".join(end)))
+            others = [_Place(other, skipped) for other in folders_of]
+            found = [place for place in others if _holds(tree, place, pair)]
+            if len(found) == 1:
+                return found[0]
+    return None
+
+
+def _holds(tree: Tree, place: _Place, pair: Sequence[Sequence[str]]) -> bool:
+    return all(tree.image_at(path) for path in place.paths(pair))

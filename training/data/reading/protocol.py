@@ -44,12 +44,14 @@ class Sample(NamedTuple):
         entry: the image's part of ``labels``, already read, where that file holds the labels of several images.
         content: reads the image where it lies inside another file; then ``image`` is only its name. It can be pickled,
             and raises ItemError.
+        written: how ``labels`` names the image, where it names several.
     """
 
     image: Path
     labels: Path
     entry: Any = None
     content: Callable[[], bytes] | None = None
+    written: str = ""
 
     def source(self) -> ImageSource:
         """Where the image is read from.
