@@ -683,6 +683,19 @@ class TestSplitsOfYolo:
         with pytest.raises(DatasetError, match=r"train\.txt is empty"):
             self.opened(root, "train")
 
+    @pytest.mark.parametrize("folder", ["masks", "runs/segment/predict", "."])
+    def test_pictures_that_are_not_labelled_are_no_background(self, root, folder):
+        tiny_datasets.save_image(root / folder / "results.jpg", 0)
+        self.write(root, {}, train="/elsewhere/train", val="/elsewhere/valid")
+        assert len(AutoData(root=str(root)).open_all()) == 6
+        assert "1 images have no labels and are left out" in AutoData(root=str(root)).found().notes
+
+    @pytest.mark.parametrize("folder", ["train/images", "empty/images"])
+    def test_images_without_a_text_are_background_where_yolo_takes_them(self, root, folder):
+        tiny_datasets.save_image(root / folder / "empty.jpg", 0)
+        self.write(root, {}, train=["train/images", "Empty/Images"], val="valid/images")
+        assert f"{folder}/empty.jpg" in self.opened(root, "train")
+
     def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
         (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
         assert len(self.opened(root, "train")) == 4
@@ -767,6 +780,36 @@ def test_names_that_differ_in_case_or_accents_alone_are_paired(tmp_path, rename)
         labelled_folders.put(tmp_path / "masks" / rename(f"{stem}.png"), labelled_folders.truth(0))
     data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES, val_fraction=0.5).open("train")
     assert np.array_equal(data.mask(0), labelled_folders.truth(0))
+
+
+@pytest.mark.parametrize("rename", [str.upper, lambda name: unicodedata.normalize("NFD", name)])
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("yolo", "*.txt"),
+        ("supervisely", "*.jpg.json"),
+        ("voc_folders", "JPEGImages/*"),
+        ("coco", "*.jpg"),
+        ("huggingface_images", "*.jpg"),
+    ],
+)
+def test_labels_name_images_by_another_case_or_accents(tmp_path, kind, pattern, rename):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    for path in sorted(tmp_path.rglob("*.*")):
+        if path.suffix in (".json", ".jsonl", ".txt"):
+            path.write_text(path.read_text().replace("train_", "küche_"))
+        path.rename(path.with_name(path.name.replace("train_", "küche_")))
+    for path in sorted(tmp_path.rglob(pattern)):
+        if "küche_" in path.name:
+            path.rename(path.with_name(path.name.replace("küche_", rename("küche_"))))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_a_text_of_yolo_is_of_the_image_of_exactly_its_name_first(tmp_path):
+    labelled_folders.build_yolo(tmp_path)
+    tiny_datasets.save_image(tmp_path / "train/images/TRAIN_0000.jpg", 0)
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert [data.mask(index).any() for index in range(len(data))] == [False, True, True, True, True]
 
 
 def test_classes_of_nearly_the_same_name_are_told(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from training.data.base import Split
@@ -13,7 +13,7 @@ from training.data.classes.map import SourceClasses
 from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.tree import Tree, parent, read_text, split_named, stem
+from training.data.reading.tree import Paths, Tree, parent, path_ends, plain, read_text, split_named, stem
 
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
@@ -79,16 +79,17 @@ def _is_voc2012(tree: Tree) -> bool:
 def _lists(tree: Tree, images: Iterable[str]) -> dict[str, Split]:
     """The split of each listed image; a list whose name is no split's, such as CVAT's default.txt, tells none."""
     image_of = {stem(image): image for image in images}
+    paths = Paths(image_of)
     ending: dict[str, list[str]] = {}
-    for path, image in image_of.items():
-        for end in _ends(path):
-            ending.setdefault(end, []).append(image)
+    for path in image_of:
+        for end in path_ends(plain(path)):
+            ending.setdefault(end, []).append(path)
 
     def find(entry: str, folder: str) -> str | None:
         """The image in the folders of its list, or else the only one whose path ends as the longest end of it."""
-        image = image_of.get(f"{folder}{_IMAGES}/{entry}")
-        found = next((ending[end] for end in _ends(entry) if end in ending), [])
-        return image or (found[0] if len(found) == 1 else None)
+        alike = next((ending[end] for end in path_ends(plain(entry)) if end in ending), [])
+        path = paths.find(f"{folder}{_IMAGES}/{entry}") or (alike[0] if len(alike) == 1 else "")
+        return image_of.get(path)
 
     split_of: dict[str, Split] = {}
     for name in tree.with_suffix(".txt"):
@@ -100,12 +101,6 @@ def _lists(tree: Tree, images: Iterable[str]) -> dict[str, Split]:
             if listed is not None:
                 split_of.setdefault(listed, split)
     return split_of
-
-
-def _ends(path: str) -> Iterator[str]:
-    """A path, then without its first folder, and so on to the name alone."""
-    parts = path.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _entries(line: str) -> list[str]:

@@ -34,9 +34,15 @@ class YamlSplits:
         """The split of an image; None where it is in none."""
         if image in self.listed:
             return self.listed[image]
-        named = next((split for folder, split in self.folders.items() if image.startswith(folder)), None)
-        split = named or split_of(image)
+        split = self._of_folder(image) or split_of(image)
         return None if split in self.by_list else split
+
+    def name(self, image: str) -> bool:
+        """Whether the file names an image, or a folder above it."""
+        return image in self.listed or self._of_folder(image) is not None
+
+    def _of_folder(self, image: str) -> Split | None:
+        return next((split for folder, split in self.folders.items() if image.startswith(folder)), None)
 
 
 def read_splits(tree: Tree, configuration: str, content: Mapping[str, object]) -> YamlSplits:
@@ -88,9 +94,10 @@ def _folders_of(tree: Tree, parts: list[str]) -> Iterator[str]:
     # One word is too little to know a folder of another path by.
     ends = [parts[start:] for start in range(len(parts)) if start == 0 or len(parts) - start >= 2]
     for end in ends:
-        folder = "/".join(end) + "/"
-        if any(image.startswith(folder) for image in tree.images):
-            yield folder
+        start = plain("/".join(end)) + "/"
+        here = {"/".join(image.split("/")[: len(end)]) for image in tree.images if plain(image).startswith(start)}
+        if here:
+            yield from (f"{folder}/" for folder in sorted(here))
             return
 
 
