@@ -1052,6 +1052,31 @@ def test_a_file_of_classes_names_those_that_no_shape_has(tmp_path, name):
     assert np.array_equal(data.item(0)[1], np.array([0, 3, 1, 4])[labelled_folders.truth(0)])
 
 
+def test_exports_side_by_side_must_agree_on_classes(tmp_path):
+    for kind, pattern, file in (
+        ("yolo", "data.yaml", "data.yaml"),
+        ("roboflow_masks", "_classes.csv", "valid/_classes.csv"),
+        ("cvat_mask", "labelmap.txt", "labelmap.txt"),
+        ("ultralytics_semantic", "rooms.yaml", "rooms.yaml"),
+        ("pair_lists", "classes.txt", "classes.txt"),
+    ):
+        root = tmp_path / kind
+        for part in "ab":
+            labelled_folders.BUILDERS[kind](root / part)
+        assert AutoData(root=str(root)).open_all().class_names == labelled_folders.NAMES
+        path = root / "b" / file
+        path.write_text(path.read_text().replace("road", "lane").replace("door", "road").replace("lane", "door"))
+        with pytest.raises(DatasetError, match=rf"a/.*{pattern} and .*b/{file} differ in the names, values or colours"):
+            AutoData(root=str(root)).open_all()
+
+
+def test_shapes_have_the_classes_of_all_lists_together(tmp_path):
+    for part, text in (("a", "person\nroad"), ("b", "tree\nroad")):
+        labelled_folders.build_labelme(tmp_path / part)
+        labelled_folders.put(tmp_path / part / "labels.txt", text)
+    assert AutoData(root=str(tmp_path)).open_all().class_names == ["background", "person", "road", "tree", "door"]
+
+
 # Names of files ------------------------------------------------------------------------------------------------------
 
 

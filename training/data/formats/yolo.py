@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND, find_classes, read_yaml_classes
+from training.data.classes.lists import BACKGROUND, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
@@ -105,10 +107,13 @@ def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
     """Names of the classes, and the splits, from the YAML file or from a list of names.
 
     Raises:
-        DatasetError: neither is there, or see `read_splits`.
+        DatasetError: neither is there, or two files of one name differ; or see `read_splits`.
     """
     damaged: list[DatasetError] = []
+    found: dict[str, Mapping[str, object]] = {}
     for name in sorted(tree.with_suffix(*_CONFIGURATIONS), key=lambda name: name.count("/")):
+        if any(PurePosixPath(name).name != PurePosixPath(other).name for other in found):
+            continue
         try:
             content = read_yaml(tree.path(name))
         except DatasetError as error:
@@ -117,8 +122,10 @@ def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
             damaged.append(error)
             continue
         if isinstance(content, dict) and "names" in content:
-            listed = read_yaml_classes(tree.path(name))
-            return _with_background(listed), read_splits(tree, name, content)
+            found[name] = content
+    if found:
+        listed = agreed([read_yaml_classes(tree.path(name)) for name in found])
+        return _with_background(listed), read_splits(tree, *next(iter(found.items())))
     listed = find_classes(tree)
     if listed.classes:
         return _with_background(listed), YamlSplits()
