@@ -537,6 +537,12 @@ DAMAGES = [
         lambda c: c["items"][0]["annotations"][0].update(label_id=9),
         "not laid out",
     ),
+    (
+        "datumaro",
+        "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][1].update(type="ellipse"),
+        "of the type ellipse, which is not known",
+    ),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
@@ -709,6 +715,23 @@ def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match="is a link to a file that is not there"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("kind", ["cvat_images", "datumaro"])
+def test_boxes_are_turned_as_cvat_turned_them(tmp_path, kind):
+    tiny_datasets.save_image(tmp_path / "a.jpg", 0)
+    labels = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
+    box = '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22" rotation="90.0"/>'
+    image = f'<image id="0" name="a.jpg" width="48" height="40">{box}</image>'
+    found = {"type": "bbox", "label_id": 0, "bbox": [10.0, 18.0, 20.0, 4.0], "attributes": {"rotation": 90.0}}
+    item = {"id": "a", "annotations": [found], "image": {"path": "a.jpg", "size": [40, 48]}}
+    if kind == "cvat_images":
+        labelled_folders.put(tmp_path / "annotations.xml", f"<annotations>{labels}{image}</annotations>")
+    else:
+        categories = {"label": {"labels": [{"name": "road"}]}}
+        labelled_folders.put(tmp_path / "default.json", {"categories": categories, "items": [item]})
+    rows, columns = np.nonzero(AutoData(root=str(tmp_path)).open_all().mask(0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 18, 22)
 
 
 def test_tracks_of_a_video_are_explained(tmp_path):

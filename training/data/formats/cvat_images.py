@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
-
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
@@ -19,7 +17,6 @@ from training.data.reading.protocol import Format, LabelledFolder, Match, Patter
 from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
-    Polygon,
     Shape,
     ShapeReader,
     ellipse,
@@ -27,6 +24,7 @@ from training.data.reading.shapes import (
     rectangle,
     ring,
     thick_line,
+    turned,
 )
 from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
 
@@ -122,20 +120,11 @@ class _Parser:
             return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
         if region.kind == "box":
             corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
-            return Shape(value, (from_corner(_turned(corners, float(written.get("rotation", 0)))),))
+            return Shape(value, (from_corner(turned(corners, float(written.get("rotation", 0)))),))
         points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
         if region.kind == "polyline":
             return Shape(value, thick_line(points, _LINE_WIDTH))
         return Shape(value, (from_corner(points),))
-
-
-def _turned(corners: Polygon, degrees: float) -> Polygon:
-    """Corners turned clockwise around their middle."""
-    if degrees == 0:
-        return corners
-    turn, middle = np.deg2rad(degrees), corners.mean(0)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
-    return np.asarray((corners - middle) @ rotation + middle, np.float32)
 
 
 def _numbers(written: Mapping[str, str], *keys: str) -> list[float]:
