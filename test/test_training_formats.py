@@ -461,6 +461,30 @@ def test_a_category_that_coco_does_not_list_is_named(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+def only_boxes(content: dict) -> None:
+    for annotation in content["annotations"]:
+        annotation.update(segmentation=[], bbox=[4, 4, 8, 6])
+
+
+def test_boxes_of_coco_are_no_regions_unless_the_recipe_says_so(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    edit(tmp_path / "train/_annotations.coco.json", only_boxes)
+    assert "12 annotations have a box alone, which is filled" in AutoData(root=str(tmp_path)).found().notes
+    edit(tmp_path / "valid/_annotations.coco.json", only_boxes)
+    with pytest.raises(
+        DatasetError, match=r"_annotations\.coco\.json holds boxes, .* With data\.format: coco each box is"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+    section = AutoData(root=str(tmp_path), format="coco")
+    assert section.open("train").mask(0).any() and "18 annotations have a box alone" in str(section.found().notes)
+
+
+def test_keypoints_of_coco_are_not_read_as_regions(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    shutil.copy(tmp_path / "train/_annotations.coco.json", tmp_path / "train/person_keypoints_default.json")
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_ids_of_images_in_coco_may_be_text(tmp_path):
     labelled_folders.build_coco(tmp_path)
     expected = AutoData(root=str(tmp_path)).open("train").item(0)[1]

@@ -162,6 +162,8 @@ class LabelledFolderData(DataSettings):
             )
         if folder.unlabelled:
             notes.append(f"{folder.unlabelled} images have no labels and are left out")
+        if folder.boxes:
+            notes.append(f"{folder.boxes} annotations have a box alone, which is filled")
         if folder.absent:
             notes.append(f"{folder.absent} images that lists name are not in the folder")
         left_out = len(folder.samples.get(None, ())) if len(folder.samples) > 1 else 0

@@ -34,7 +34,7 @@ from training.data.reading.tree import (
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
 _PANOPTIC = "panoptic_"
-_OTHER_TASKS = re.compile(rf"{_PANOPTIC}.*|(captions|person_keypoints|image_info|stuff)_[a-z-]+\d{{4}}.*")
+_OTHER_TASKS = re.compile(rf"({_PANOPTIC}|person_keypoints_).*|(captions|image_info|stuff)_[a-z-]+\d{{4}}.*")
 # Of what COCO's files begin with, one is there; so files of other tools are told from them without reading all.
 _FIRST_KEYS = (b'"info"', b'"licenses"', *(f'"{key}"'.encode() for key in _KEYS))
 _HEAD = 4096
@@ -55,13 +55,23 @@ class Coco(Format):
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
         found = _files(tree)
-        if not found:
+        if not found or _are_boxes(found):
             return None
         count = sum(len(file.images) for file in found.values())
         # COCO's own panoptic labels cover the whole image; its instances cover the things alone.
         panoptic = any(name.rpartition("/")[2].startswith(_PANOPTIC) for name in tree.with_suffix(".json"))
         sure = Sure.PROBABLY if panoptic else Sure.CERTAINLY
         return Match(sure, f"{next(iter(found))} holds COCO annotations ({count} images)")
+
+    def nearly(self, tree: Tree) -> str | None:
+        """See `Format.nearly`."""
+        found = _files(tree)
+        if not _are_boxes(found):
+            return None
+        return (
+            f"{next(iter(found))} holds boxes, as for detection, and no regions: export the labels for segmentation. "
+            "With data.format: coco each box is read as a filled rectangle"
+        )
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
@@ -88,6 +98,7 @@ class Coco(Format):
             {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()},
             ShapeReader(_parse),
             unlabelled=sum(tree.path(image) not in labelled for image in tree.images),
+            boxes=sum(file.boxes for file in files.values()),
         )
 
 
@@ -111,10 +122,12 @@ class _File(NamedTuple):
     Attributes:
         names: name of each category, by its id, in the order of the ids.
         images: in the order of their ids.
+        boxes: number of annotations that have a box and no region.
     """
 
     names: dict[int, str]
     images: list[_Image]
+    boxes: int
 
 
 def _files(tree: Tree) -> dict[str, _File]:
@@ -158,10 +171,13 @@ def _file(content: Mapping[str, Any]) -> _File:
     unlisted = [category for category in used if category not in names]
     if unlisted:
         raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
+    boxes = Counter[str]()
     regions: dict[str, list[tuple[int, Any]]] = {}
     for annotation in content["annotations"]:
         own = regions.setdefault(str(annotation["image_id"]), [])  # some tools write ids of images now and then as text
         region = _region(annotation)
+        if not region and (region := _box(annotation)):
+            boxes[str(annotation["image_id"])] += 1
         if region:
             own.append((annotation["category_id"], region))
     images = [
@@ -172,19 +188,29 @@ def _file(content: Mapping[str, Any]) -> _File:
         )
         for image in content["images"]
     ]
-    return _File(names, images)
+    return _File(names, images, sum(boxes[str(image["id"])] for image in content["images"]))
 
 
 def _region(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
-    """Polygons or run lengths of an annotation; its box where it has no more."""
+    """Polygons or run lengths of an annotation; None where it has neither."""
     written = annotation.get("segmentation")
     if isinstance(written, dict):
         return written
-    polygons = tuple(ring(points) for points in written or () if len(points) >= 6)
-    if not polygons and annotation.get("bbox"):
-        left, top, width, height = annotation["bbox"]
-        return (rectangle(np.array([[left, top], [left + width - 1, top + height - 1]], np.float32)),)
-    return polygons
+    return tuple(ring(points) for points in written or () if len(points) >= 6) or None
+
+
+def _box(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
+    """The box of an annotation as a polygon; None where it has none."""
+    if not annotation.get("bbox"):
+        return None
+    left, top, width, height = annotation["bbox"]
+    return (rectangle(np.array([[left, top], [left + width - 1, top + height - 1]], np.float32)),)
+
+
+def _are_boxes(files: Mapping[str, _File]) -> bool:
+    """Whether there are annotations, and all of them are boxes alone."""
+    boxes = sum(file.boxes for file in files.values())
+    return 0 < boxes == sum(len(image.regions) for file in files.values() for image in file.images)
 
 
 def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:

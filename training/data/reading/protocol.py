@@ -83,6 +83,7 @@ class LabelledFolder:
         absent: number of images that lists name and that are not there.
         masks: whether the labels are masks, whose values stand for classes.
         evidence: further files that decide how labels look, such as one that lists the categories.
+        boxes: number of regions that have a box alone, which is filled.
     """
 
     classes: SourceClasses
@@ -93,6 +94,7 @@ class LabelledFolder:
     absent: int = 0
     masks: bool = False
     evidence: list[Path] = field(default_factory=list)
+    boxes: int = 0
 
     def all_samples(self) -> list[Sample]:
         """The samples of all splits."""
