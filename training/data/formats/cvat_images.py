@@ -135,7 +135,7 @@ def _files(tree: Tree) -> list[str]:
     return [name for name in tree.with_suffix(".xml") if _ROOT in read_head(tree.path(name), _HEAD)]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> _File:
     """Read an XML, once in a process while it stays as it is.
 

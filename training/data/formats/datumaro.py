@@ -97,7 +97,7 @@ def _files(tree: Tree) -> dict[str, _File]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> _File | None:
     """Read a JSON, once in a process while it stays as it is; None where it is of another form."""
     content = read_json(path)

@@ -173,7 +173,7 @@ def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
     """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
     content = read_json(path)

@@ -102,7 +102,7 @@ def _files(tree: Tree) -> dict[str, tuple[_Image, ...]]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> tuple[_Image, ...]:
     """Images of a file, read once in a process while it stays as it is; none where it is of another form."""
     content = read_json(path)
