@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import functools
 import io
 import json
 import pickle
@@ -29,12 +30,16 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
+from dinov3_seg_ros.frames.image_files import HEAD_BYTES
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.problems import check_before_training
 from training.data import DATASETS, IncompleteError
 from training.data.formats import all_formats
+from training.data.image_values import image_values
 from training.data.labelled_folder import AutoData
 from training.data.reading import tables
+from training.data.reading.protocol import NO_PATTERNS
+from training.data.reading.tree import Tree
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +177,34 @@ def test_the_content_of_a_split_tells_which_rows_of_a_table_it_has(tmp_path):
     assert halves[0].contents().digest() != halves[1].contents().digest()
 
 
+@pytest.mark.parametrize("kind", ["huggingface_datasets", "labelme"])
+def test_bit_depths_are_told_by_the_first_bytes_of_images(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    if kind == "labelme":
+        put_images_inside(tmp_path)
+    samples = all_formats()[kind].open(Tree(tmp_path), NO_PATTERNS).all_samples()
+    asked: list[int] = []
+
+    def counting(content, size):
+        asked.append(size)
+        return content(size)
+
+    watched = [sample._replace(content=functools.partial(counting, sample.content)) for sample in samples]
+    assert image_values(watched).number == 0
+    assert asked == [HEAD_BYTES] * len(samples)
+    assert all(sample.content(HEAD_BYTES) == sample.content(-1)[:HEAD_BYTES] for sample in samples)
+
+
+def test_16_bit_images_in_a_table_are_found(tmp_path):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(path)
+    pixels = tiny_datasets.image_of(0).astype(np.uint16) * 257
+    rows = [row | {"image": {"bytes": png_of_16_bits(pixels), "path": None}} for row in table.to_pylist()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
+    assert "4 images have 16 bits" in str(AutoData(root=str(tmp_path)).found().notes)
+
+
 def test_columns_of_a_table_can_be_named(tmp_path):
     labelled_folders.build_save_to_disk(tmp_path)
     with pytest.raises(
@@ -244,9 +277,9 @@ def test_a_parquet_file_that_names_masks_is_a_list_of_metadata(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
-def test_labelme_images_are_taken_out_of_their_json(tmp_path):
-    labelled_folders.build_labelme(tmp_path)
-    for path in tmp_path.rglob("*.json"):
+def put_images_inside(root: Path) -> None:
+    """Move each image into its JSON."""
+    for path in root.rglob("*.json"):
         content, image = json.loads(path.read_text()), path.with_suffix(".jpg")
         content |= {
             "imageData": base64.b64encode(image.read_bytes()).decode(),
@@ -254,6 +287,11 @@ def test_labelme_images_are_taken_out_of_their_json(tmp_path):
         }
         path.write_text(json.dumps(content))
         image.unlink()
+
+
+def test_labelme_images_are_taken_out_of_their_json(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    put_images_inside(tmp_path)
     section = AutoData(root=str(tmp_path))
     check_truth(section)
     assert section.open("train").describe(0) == "train_0000.jpg"

@@ -42,15 +42,15 @@ class Sample(NamedTuple):
         image: file of the image.
         labels: file that holds the labels: a mask, or a file of shapes.
         entry: the image's part of ``labels``, already read, where that file holds the labels of several images.
-        content: reads the image where it lies inside another file; then ``image`` is only its name. It can be pickled,
-            and raises ItemError.
+        content: reads the image where it lies inside another file; then ``image`` is only its name. It is given how
+            many of the first bytes are wanted, -1 for all; it can be pickled, and raises ItemError.
         written: how ``labels`` names the image, where it names several.
     """
 
     image: Path
     labels: Path
     entry: Any = None
-    content: Callable[[], bytes] | None = None
+    content: Callable[[int], bytes] | None = None
     written: str = ""
 
     def source(self) -> ImageSource:
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
         Raises:
             ItemError: it lies inside another file, which cannot be read.
         """
-        return self.image if self.content is None else StoredImage(self.content(), str(self.image))
+        return self.image if self.content is None else StoredImage(self.content(-1), str(self.image))
 
     def files(self) -> list[Path]:
         """The files that must be there."""
