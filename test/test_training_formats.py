@@ -6,6 +6,7 @@ import base64
 import codecs
 import contextlib
 import csv
+import functools
 import io
 import json
 import pickle
@@ -30,12 +31,15 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
+from dinov3_seg_ros.frames.image_files import HEAD_BYTES
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.problems import check_before_training
 from training.data import DATASETS, IncompleteError
 from training.data.formats import all_formats
+from training.data.image_values import image_values
 from training.data.labelled_folder import AutoData
 from training.data.reading import tables
+from training.data.reading.protocol import NO_PATTERNS
 from training.data.reading.tree import Tree
 
 
@@ -174,6 +178,34 @@ def test_the_content_of_a_split_tells_which_rows_of_a_table_it_has(tmp_path):
     assert halves[0].contents().digest() != halves[1].contents().digest()
 
 
+@pytest.mark.parametrize("kind", ["huggingface_datasets", "labelme"])
+def test_bit_depths_are_told_by_the_first_bytes_of_images(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    if kind == "labelme":
+        put_images_inside(tmp_path)
+    samples = all_formats()[kind].open(Tree(tmp_path), NO_PATTERNS).all_samples()
+    asked: list[int] = []
+
+    def counting(content, size):
+        asked.append(size)
+        return content(size)
+
+    watched = [sample._replace(content=functools.partial(counting, sample.content)) for sample in samples]
+    assert image_values(watched).number == 0
+    assert asked == [HEAD_BYTES] * len(samples)
+    assert all(sample.content(HEAD_BYTES) == sample.content(-1)[:HEAD_BYTES] for sample in samples)
+
+
+def test_16_bit_images_in_a_table_are_found(tmp_path):
+    labelled_folders.build_huggingface_datasets(tmp_path)
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(path)
+    pixels = tiny_datasets.image_of(0).astype(np.uint16) * 257
+    rows = [row | {"image": {"bytes": png_of_16_bits(pixels), "path": None}} for row in table.to_pylist()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
+    assert "4 images have 16 bits" in str(AutoData(root=str(tmp_path)).found().notes)
+
+
 def test_columns_of_a_table_can_be_named(tmp_path):
     labelled_folders.build_save_to_disk(tmp_path)
     with pytest.raises(
@@ -246,9 +278,9 @@ def test_a_parquet_file_that_names_masks_is_a_list_of_metadata(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
-def test_labelme_images_are_taken_out_of_their_json(tmp_path):
-    labelled_folders.build_labelme(tmp_path)
-    for path in tmp_path.rglob("*.json"):
+def put_images_inside(root: Path) -> None:
+    """Move each image into its JSON."""
+    for path in root.rglob("*.json"):
         content, image = json.loads(path.read_text()), path.with_suffix(".jpg")
         content |= {
             "imageData": base64.b64encode(image.read_bytes()).decode(),
@@ -256,6 +288,11 @@ def test_labelme_images_are_taken_out_of_their_json(tmp_path):
         }
         path.write_text(json.dumps(content))
         image.unlink()
+
+
+def test_labelme_images_are_taken_out_of_their_json(tmp_path):
+    labelled_folders.build_labelme(tmp_path)
+    put_images_inside(tmp_path)
     section = AutoData(root=str(tmp_path))
     check_truth(section)
     assert section.open("train").describe(0) == "train_0000.jpg"
@@ -369,8 +406,90 @@ def test_classes_that_a_recipe_leaves_out_can_be_ignored_at_once(tmp_path):
 def test_an_image_in_two_files_of_coco_is_refused(tmp_path):
     labelled_folders.build_coco(tmp_path)
     shutil.copy(tmp_path / "train" / "_annotations.coco.json", tmp_path / "train" / "more.json")
-    with pytest.raises(DatasetError, match=r"train_0000\.jpg is in train/_annotations.* and in train/more\.json; keep"):
+    with pytest.raises(DatasetError, match=r"train_0000\.jpg is in .*_annotations.* and in .*more\.json .*; keep"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+IMAGE_LISTS = {
+    "coco": lambda names: {
+        "images": [{"id": index, "file_name": name, "width": 48, "height": 40} for index, name in enumerate(names)],
+        "annotations": [
+            {"id": index, "image_id": index, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+            for index in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "road"}],
+    },
+    "datumaro": lambda names: {
+        "categories": {"label": {"labels": [{"name": "road"}]}},
+        "items": [{"id": name, "annotations": [], "image": {"path": name, "size": [40, 48]}} for name in names],
+    },
+    "via": lambda names: {
+        name: {
+            "filename": name,
+            "regions": [{
+                "shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9},
+                "region_attributes": {"class": "road"},
+            }],
+        }
+        for name in names
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(IMAGE_LISTS))
+def test_an_image_is_never_taken_for_another_of_its_name(tmp_path, kind):
+    tiny_datasets.save_image(tmp_path / "b/0001.png", 0)
+    labelled_folders.put(tmp_path / "annotations.json", IMAGE_LISTS[kind](["a/0001.png", "b/0001.png"]))
+    with pytest.raises(DatasetError, match=r"b/0001\.png is in .*\(a/0001\.png\) and in .*\(b/0001\.png\); keep one"):
+        AutoData(root=str(tmp_path)).open_all()
+    tiny_datasets.save_image(tmp_path / "a/0002.png", 1)
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*a/0001\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+@pytest.mark.parametrize("written", ["images/{}", "export/images/{}", "/home/somebody/images/{}", "C:\\images\\{}"])
+def test_a_mask_is_never_taken_for_an_image_that_is_missing(tmp_path, written):
+    for stem in "12":
+        tiny_datasets.save_image(tmp_path / f"images/{stem}.png", 0)
+        labelled_folders.put(tmp_path / f"masks/{stem}.png", labelled_folders.truth(0))
+    names = [written.format(f"{stem}.png") for stem in "12"]
+    labelled_folders.put(tmp_path / "instances.json", IMAGE_LISTS["coco"](names))
+    assert [sample.image.parent.name for sample in AutoData(root=str(tmp_path)).open_all().samples] == ["images"] * 2
+    (tmp_path / "images/2.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*2\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+def test_a_panoptic_mask_is_never_taken_for_its_image(tmp_path):
+    labelled_folders.build_coco_panoptic(tmp_path)
+    for path in tmp_path.rglob("images/*/*.jpg"):
+        path.rename(path.with_suffix(".png"))
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(path.read_text().replace(".jpg", ".png"))
+    assert len(AutoData(root=str(tmp_path)).open("train")) == 4
+    (tmp_path / "images/train/train_0001.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 4 images .*train_0001\.png"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("kind", ["cvat_images", "label_studio"])
+def test_an_export_that_is_there_twice_is_refused(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    path = next(path for path in tmp_path.iterdir() if path.is_file())
+    shutil.copy(path, path.with_stem("again"))
+    with pytest.raises(DatasetError, match=rf"train_0000\.jpg is in .*again.* and in .*{path.name}.*; keep one"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_labelmes_image_is_of_its_own_folder_if_that_has_images(tmp_path):
+    for name in ("a/1", "a/2", "b/1"):
+        tiny_datasets.save_image(tmp_path / f"{name}.png", 0)
+        content = {"shapes": [], "imagePath": f"{name[-1]}.png", "imageData": None}
+        labelled_folders.put(tmp_path / f"{name}.json", content)
+    (tmp_path / "a/1.png").unlink()
+    data = AutoData(root=str(tmp_path)).open_all()
+    assert [sample.image.relative_to(tmp_path).as_posix() for sample in data.samples] == ["a/2.png", "b/1.png"]
+    assert data.spare_masks == [tmp_path / "a/1.json"]
 
 
 def test_a_category_that_coco_does_not_list_is_named(tmp_path):
@@ -379,6 +498,30 @@ def test_a_category_that_coco_does_not_list_is_named(tmp_path):
     path.write_text(path.read_text().replace('"category_id": 1', '"category_id": 9'))
     with pytest.raises(DatasetError, match=r"_annotations\.coco\.json is not laid out.*the category 9"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+def only_boxes(content: dict) -> None:
+    for annotation in content["annotations"]:
+        annotation.update(segmentation=[], bbox=[4, 4, 8, 6])
+
+
+def test_boxes_of_coco_are_no_regions_unless_the_recipe_says_so(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    edit(tmp_path / "train/_annotations.coco.json", only_boxes)
+    assert "12 annotations have a box alone, which is filled" in AutoData(root=str(tmp_path)).found().notes
+    edit(tmp_path / "valid/_annotations.coco.json", only_boxes)
+    with pytest.raises(
+        DatasetError, match=r"_annotations\.coco\.json holds boxes, .* With data\.format: coco each box is"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+    section = AutoData(root=str(tmp_path), format="coco")
+    assert section.open("train").mask(0).any() and "18 annotations have a box alone" in str(section.found().notes)
+
+
+def test_keypoints_of_coco_are_not_read_as_regions(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    shutil.copy(tmp_path / "train/_annotations.coco.json", tmp_path / "train/person_keypoints_default.json")
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_ids_of_images_in_coco_may_be_text(tmp_path):
@@ -456,6 +599,12 @@ DAMAGES = [
         "annotations/train.json",
         lambda c: c["items"][0]["annotations"][0].update(label_id=9),
         "not laid out",
+    ),
+    (
+        "datumaro",
+        "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][1].update(type="ellipse"),
+        "of the type ellipse, which is not known",
     ),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
@@ -603,6 +752,19 @@ class TestSplitsOfYolo:
         with pytest.raises(DatasetError, match=r"train\.txt is empty"):
             self.opened(root, "train")
 
+    @pytest.mark.parametrize("folder", ["masks", "runs/segment/predict", "."])
+    def test_pictures_that_are_not_labelled_are_no_background(self, root, folder):
+        tiny_datasets.save_image(root / folder / "results.jpg", 0)
+        self.write(root, {}, train="/elsewhere/train", val="/elsewhere/valid")
+        assert len(AutoData(root=str(root)).open_all()) == 6
+        assert "1 images have no labels and are left out" in AutoData(root=str(root)).found().notes
+
+    @pytest.mark.parametrize("folder", ["train/images", "empty/images"])
+    def test_images_without_a_text_are_background_where_yolo_takes_them(self, root, folder):
+        tiny_datasets.save_image(root / folder / "empty.jpg", 0)
+        self.write(root, {}, train=["train/images", "Empty/Images"], val="valid/images")
+        assert f"{folder}/empty.jpg" in self.opened(root, "train")
+
     def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
         (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
         assert len(self.opened(root, "train")) == 4
@@ -616,6 +778,23 @@ def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match="is a link to a file that is not there"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("kind", ["cvat_images", "datumaro"])
+def test_boxes_are_turned_as_cvat_turned_them(tmp_path, kind):
+    tiny_datasets.save_image(tmp_path / "a.jpg", 0)
+    labels = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
+    box = '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22" rotation="90.0"/>'
+    image = f'<image id="0" name="a.jpg" width="48" height="40">{box}</image>'
+    found = {"type": "bbox", "label_id": 0, "bbox": [10.0, 18.0, 20.0, 4.0], "attributes": {"rotation": 90.0}}
+    item = {"id": "a", "annotations": [found], "image": {"path": "a.jpg", "size": [40, 48]}}
+    if kind == "cvat_images":
+        labelled_folders.put(tmp_path / "annotations.xml", f"<annotations>{labels}{image}</annotations>")
+    else:
+        categories = {"label": {"labels": [{"name": "road"}]}}
+        labelled_folders.put(tmp_path / "default.json", {"categories": categories, "items": [item]})
+    rows, columns = np.nonzero(AutoData(root=str(tmp_path)).open_all().mask(0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 18, 22)
 
 
 def test_tracks_of_a_video_are_explained(tmp_path):
@@ -687,6 +866,36 @@ def test_names_that_differ_in_case_or_accents_alone_are_paired(tmp_path, rename)
         labelled_folders.put(tmp_path / "masks" / rename(f"{stem}.png"), labelled_folders.truth(0))
     data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES, val_fraction=0.5).open("train")
     assert np.array_equal(data.mask(0), labelled_folders.truth(0))
+
+
+@pytest.mark.parametrize("rename", [str.upper, lambda name: unicodedata.normalize("NFD", name)])
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("yolo", "*.txt"),
+        ("supervisely", "*.jpg.json"),
+        ("voc_folders", "JPEGImages/*"),
+        ("coco", "*.jpg"),
+        ("huggingface_images", "*.jpg"),
+    ],
+)
+def test_labels_name_images_by_another_case_or_accents(tmp_path, kind, pattern, rename):
+    labelled_folders.BUILDERS[kind](tmp_path)
+    for path in sorted(tmp_path.rglob("*.*")):
+        if path.suffix in (".json", ".jsonl", ".txt"):
+            path.write_text(path.read_text().replace("train_", "küche_"))
+        path.rename(path.with_name(path.name.replace("train_", "küche_")))
+    for path in sorted(tmp_path.rglob(pattern)):
+        if "küche_" in path.name:
+            path.rename(path.with_name(path.name.replace("küche_", rename("küche_"))))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_a_text_of_yolo_is_of_the_image_of_exactly_its_name_first(tmp_path):
+    labelled_folders.build_yolo(tmp_path)
+    tiny_datasets.save_image(tmp_path / "train/images/TRAIN_0000.jpg", 0)
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert [data.mask(index).any() for index in range(len(data))] == [False, True, True, True, True]
 
 
 def test_classes_of_nearly_the_same_name_are_told(tmp_path):
@@ -845,6 +1054,43 @@ def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    tiny_datasets.save_image(tmp_path / "images/1/another.jpg", 0)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def write_pair_list(root: Path, prefix: str) -> None:
+    labelled_folders.put(root / "classes.txt", "\n".join(labelled_folders.NAMES))
+    lines = []
+    for sequence in "ab":
+        for stem in "12":
+            tiny_datasets.save_image(root / sequence / f"rgb/{stem}.png", 0)
+            labelled_folders.put(root / sequence / f"label/{stem}.png", labelled_folders.truth(0))
+            lines.append(f"{prefix}{sequence}/rgb/{stem}.png {prefix}{sequence}/label/{stem}.png")
+    labelled_folders.put(root / "train.lst", "\n".join(lines))
+
+
+@pytest.mark.parametrize("folder", ["", "data/rooms"])
+@pytest.mark.parametrize("prefix", ["", "/home/somebody/rooms/", "../"])
+def test_pairs_of_a_list_may_begin_above_the_folder_or_below_it(tmp_path, prefix, folder):
+    write_pair_list(tmp_path / folder, prefix)
+    (tmp_path / folder / "train.lst").rename(tmp_path / "train.lst")
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    found = [path.relative_to(tmp_path / folder).as_posix() for sample in samples for path in sample.files()]
+    expected = [f"{sequence}/{kind}/{stem}.png" for sequence in "ab" for stem in "12" for kind in ("rgb", "label")]
+    assert found == expected
+
+
+@pytest.mark.parametrize("gone", ["a/rgb/1.png", "b/rgb/2.png", "a/rgb", "a"])
+def test_what_a_list_of_pairs_names_is_never_another_file(tmp_path, gone):
+    write_pair_list(tmp_path, "rooms/")
+    path = tmp_path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(IncompleteError, match=gone):
+        AutoData(root=str(tmp_path)).open_all()
+
+
 def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
     labelled_folders.build_label_studio_png(tmp_path)
     header, *rows = (tmp_path / "project.csv").read_text().splitlines()
@@ -915,6 +1161,31 @@ def test_a_file_of_classes_names_those_that_no_shape_has(tmp_path, name):
     assert AutoData(root=str(tmp_path)).open("train").class_names == names
     data = AutoData(root=str(tmp_path), classes=["background", "road", "person", "door", "tree"]).open("train")
     assert np.array_equal(data.item(0)[1], np.array([0, 3, 1, 4])[labelled_folders.truth(0)])
+
+
+def test_exports_side_by_side_must_agree_on_classes(tmp_path):
+    for kind, pattern, file in (
+        ("yolo", "data.yaml", "data.yaml"),
+        ("roboflow_masks", "_classes.csv", "valid/_classes.csv"),
+        ("cvat_mask", "labelmap.txt", "labelmap.txt"),
+        ("ultralytics_semantic", "rooms.yaml", "rooms.yaml"),
+        ("pair_lists", "classes.txt", "classes.txt"),
+    ):
+        root = tmp_path / kind
+        for part in "ab":
+            labelled_folders.BUILDERS[kind](root / part)
+        assert AutoData(root=str(root)).open_all().class_names == labelled_folders.NAMES
+        path = root / "b" / file
+        path.write_text(path.read_text().replace("road", "lane").replace("door", "road").replace("lane", "door"))
+        with pytest.raises(DatasetError, match=rf"a/.*{pattern} and .*b/{file} differ in the names, values or colours"):
+            AutoData(root=str(root)).open_all()
+
+
+def test_shapes_have_the_classes_of_all_lists_together(tmp_path):
+    for part, text in (("a", "person\nroad"), ("b", "tree\nroad")):
+        labelled_folders.build_labelme(tmp_path / part)
+        labelled_folders.put(tmp_path / part / "labels.txt", text)
+    assert AutoData(root=str(tmp_path)).open_all().class_names == ["background", "person", "road", "tree", "door"]
 
 
 # Names of files ------------------------------------------------------------------------------------------------------

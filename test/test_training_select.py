@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import labelled_folders
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
@@ -233,6 +237,27 @@ def test_the_sheet_of_a_selection_is_no_labelled_image(bundle, tmp_path):
     assert run(*words, "--output", tmp_path / "first") == 0
     assert run(*words, "--labelled", tmp_path / "first", "--output", tmp_path / "next") == 0
     assert selection(tmp_path / "next")["labelled"] == 1
+
+
+def test_labelled_images_of_a_table_are_not_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = []
+    for seed in range(24):
+        image = io.BytesIO()
+        pixels = np.random.default_rng(seed).integers(0, 256, (300, 300, 3), np.uint8)
+        Image.fromarray(pixels).save(image, "PNG", compress_level=0)
+        rows.append({column: {"bytes": image.getvalue(), "path": None} for column in ("image", "mask")})
+    (tmp_path / "labelled").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "labelled/train.parquet")
+    find_labelled([tmp_path / "labelled"])  # what is imported and copied once
+    tracemalloc.start()
+    try:
+        labelled = find_labelled([tmp_path / "labelled"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(labelled.images) == len(rows) and not labelled.notes
+    assert peak < len(rows) * pixels.nbytes / 2
 
 
 def test_a_labelled_16_bit_image_is_known_however_it_is_scaled(tmp_path):

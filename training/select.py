@@ -74,8 +74,8 @@ def look_at_all(
     """
     descriptions: list[Description] = []
     scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
-    for source in track(labelled.images, "labelled images", console=console, disable=hidden):
-        descriptions.append(describe(network.look(read_image(source, scale))))
+    for sample in track(labelled.images, "labelled images", console=console, disable=hidden):
+        descriptions.append(describe(network.look(read_image(sample.source(), scale))))
     names: list[str] = []
     skipped = 0
     for image in track(images.take(), "images", total=len(images), console=console, disable=hidden):

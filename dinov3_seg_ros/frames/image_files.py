@@ -36,6 +36,8 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
 _PNG, _PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`.
+HEAD_BYTES = _PNG_BIT_DEPTH + 1
 _TIFF, _TIFF_BITS_PER_SAMPLE = (b"II*\0", b"MM\0*"), 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
@@ -109,6 +111,15 @@ def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarr
         if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))
+
+
+def may_have_16_bits(head: bytes) -> bool:
+    """Whether an image may have 16 bits per channel, which of a TIFF its first bytes do not tell.
+
+    Args:
+        head: the first `HEAD_BYTES` of its file.
+    """
+    return head[_PNG_BIT_DEPTH:HEAD_BYTES] == b"\x10" if head.startswith(_PNG) else head.startswith(_TIFF)
 
 
 def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
@@ -221,11 +232,9 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
 
 def _has_16_bits(source: ImageSource) -> bool:
     """Whether an image has 16 bits per channel, from its header; Pillow's mode does not tell it of colours."""
-    start = _content(source, _PNG_BIT_DEPTH + 1)
-    if start.startswith(_PNG):
-        return start[_PNG_BIT_DEPTH:] == b"\x10"
-    if not start.startswith(_TIFF):
-        return False
+    start = _content(source, HEAD_BYTES)
+    if not may_have_16_bits(start) or start.startswith(_PNG):
+        return may_have_16_bits(start)
     with _picture(source) as picture:
         return isinstance(picture, TiffImageFile) and set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
 

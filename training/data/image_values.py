@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dinov3_seg_ros.frames.image_files import ends_of_16_bits
+from dinov3_seg_ros.frames.image_files import HEAD_BYTES, ends_of_16_bits, may_have_16_bits
 from dinov3_seg_ros.frames.value_range import FULL_RANGE, sensor_range
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
@@ -85,5 +85,6 @@ def _state(sample: Sample) -> tuple[str, int, int]:
 
 def _ends(sample: Sample) -> tuple[int, int] | None:
     with contextlib.suppress(DatasetError, OSError):
-        return ends_of_16_bits(sample.source())
+        if sample.content is None or may_have_16_bits(sample.content(HEAD_BYTES)):
+            return ends_of_16_bits(sample.source())
     return None

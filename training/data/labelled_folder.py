@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -125,7 +126,9 @@ class LabelledFolderData(DataSettings):
         tree.check_complete()
         name, match = self._format(tree)
         patterns = Patterns(*(None if pattern == "auto" else pattern for pattern in (self.images, self.masks)))
-        return name, match, find_format(name).open(tree, patterns)
+        folder = find_format(name).open(tree, patterns)
+        _check_images(folder)
+        return name, match, folder
 
     def _class_map(self, folder: LabelledFolder) -> ClassMap:
         source = folder.classes
@@ -159,6 +162,8 @@ class LabelledFolderData(DataSettings):
             )
         if folder.unlabelled:
             notes.append(f"{folder.unlabelled} images have no labels and are left out")
+        if folder.boxes:
+            notes.append(f"{folder.boxes} annotations have a box alone, which is filled")
         if folder.absent:
             notes.append(f"{folder.absent} images that lists name are not in the folder")
         left_out = len(folder.samples.get(None, ())) if len(folder.samples) > 1 else 0
@@ -203,6 +208,22 @@ class FolderData(LabelledFolderData):
 
     def _format(self, tree: Tree) -> tuple[str, Match]:
         return "folder", Match(Sure.CERTAINLY, "data.name says so")
+
+
+def _check_images(folder: LabelledFolder) -> None:
+    """Raise DatasetError where two entries of shapes have one image file: at most one of them is of that image."""
+    of_image: dict[Path, Sample] = {}
+    for sample in folder.all_samples() if not folder.masks else ():
+        first = of_image.setdefault(sample.image, sample) if sample.content is None else sample
+        if first is not sample:
+            raise DatasetError(
+                f"{sample.image} is in {_origin(first)} and in {_origin(sample)}; keep one, or add the image of the "
+                "other"
+            )
+
+
+def _origin(sample: Sample) -> str:
+    return f"{sample.labels} ({sample.written})" if sample.written else str(sample.labels)
 
 
 _SURE = {Sure.CERTAINLY: "certainly", Sure.PROBABLY: "probably", Sure.POSSIBLY: "possibly"}

@@ -16,7 +16,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.formats import detect
-from training.data.reading.protocol import NO_PATTERNS, LabelledFolder
+from training.data.reading.protocol import NO_PATTERNS, LabelledFolder, Sample
 from training.data.reading.tree import Tree, images_below
 
 # Pillow's modes of images with one value for each pixel.
@@ -28,11 +28,11 @@ class Labelled:
     """Images that have labels.
 
     Attributes:
-        images: each once: (H, W, 3) uint8 RGB is read again from here.
+        images: each once, to be read again: those that lie in tables would fill the memory.
         notes: what the user should know.
     """
 
-    images: list[ImageSource] = field(default_factory=list)
+    images: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _digests: set[bytes] = field(default_factory=set)
 
@@ -51,19 +51,20 @@ class Labelled:
             return False
         return not self._digests.isdisjoint(_digests(pixels, file))
 
-    def add(self, pixels: np.ndarray, source: ImageSource) -> None:
+    def add(self, sample: Sample, scale: ValueScale) -> None:
         """Add an image, unless it is equal to one of them.
 
         Args:
-            pixels: (H, W, 3) uint8 RGB.
-            source: where it was read from.
+            sample: where it is.
+            scale: of 16-bit values.
 
         Raises:
-            DatasetError: it can no longer be read.
+            DatasetError: it cannot be read.
         """
-        digests = _digests(pixels, source)
+        source = sample.source()
+        digests = _digests(read_image(source, scale), source)
         if self._digests.isdisjoint(digests):
-            self.images.append(source)
+            self.images.append(sample)
         self._digests |= digests
 
 
@@ -79,13 +80,13 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
     for folder in folders:
         tree = Tree(folder)
         try:
-            sources = [sample.source() for sample in detect(tree)[0].open(tree, NO_PATTERNS).all_samples()]
+            samples = detect(tree)[0].open(tree, NO_PATTERNS).all_samples()
         except DatasetError as error:
-            sources = [*images_below(folder)]
-            found.notes.append(f"{error}. All {len(sources)} images in {folder} count as labelled")
+            samples = [Sample(image, image) for image in images_below(folder)]
+            found.notes.append(f"{error}. All {len(samples)} images in {folder} count as labelled")
         scale = ValueScale(value_range)
-        for source in sources:
-            found.add(read_image(source, scale), source)
+        for sample in samples:
+            found.add(sample, scale)
     return found
 
 

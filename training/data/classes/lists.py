@@ -48,27 +48,50 @@ def published_classes(
 
 
 def find_classes(tree: Tree) -> SourceClasses:
-    """The classes that a file of the folder names, nearest to the root; none where there is no such file.
+    """The classes that a file of the folder names; none where there is no such file.
 
     Raises:
-        DatasetError: the file holds something else.
+        DatasetError: the file holds something else, or another file of its name differs.
     """
+    found = _listed(tree)
+    return agreed(found) if found else SourceClasses()
+
+
+def agreed(lists: Sequence[SourceClasses]) -> SourceClasses:
+    """The classes of several lists for labels of the same kind, such as those of two exports side by side.
+
+    Raises:
+        DatasetError: two of them differ, so that one value or colour would mean two classes.
+    """
+    first = lists[0]
+    other = next((listed for listed in lists if set(listed.classes) != set(first.classes)), None)
+    if other is not None:
+        entry = next(iter(set(first.classes) ^ set(other.classes)))
+        raise DatasetError(
+            f"{first.origin} and {other.origin} differ in the names, values or colours of classes, such as "
+            f"'{entry.name}'; make them the same, with their labels, or train on one of the two folders"
+        )
+    return first
+
+
+def _listed(tree: Tree) -> list[SourceClasses]:
+    """What the files of the surest name list, those nearest to the root first."""
     for file_name, read in _READERS.items():
         found = tree.named(file_name)
         if found:
-            return read(tree.path(found[0]))
-    return SourceClasses()
+            return [read(tree.path(name)) for name in found]
+    return []
 
 
 def drawn_classes(tree: Tree, labels: Iterable[str], origin: str) -> SourceClasses:
-    """Classes of shapes that have labels: the background, those that a file of the folder names, then the others.
+    """Classes of shapes that have labels: the background, those that files of the folder name, then the others.
 
     Args:
         tree: the folder.
         labels: of all shapes; the others follow in the order of the alphabet.
         origin: where they stand, for messages.
     """
-    listed = [entry.name for entry in find_classes(tree).classes]
+    listed = [entry.name for found in _listed(tree) for entry in found.classes]
     return SourceClasses.of_names(list(dict.fromkeys([BACKGROUND, *listed, *sorted(labels)])), origin, drawn=True)
 
 

@@ -34,7 +34,7 @@ from training.data.reading.tree import (
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
 _PANOPTIC = "panoptic_"
-_OTHER_TASKS = re.compile(rf"{_PANOPTIC}.*|(captions|person_keypoints|image_info|stuff)_[a-z-]+\d{{4}}.*")
+_OTHER_TASKS = re.compile(rf"({_PANOPTIC}|person_keypoints_).*|(captions|image_info|stuff)_[a-z-]+\d{{4}}.*")
 # Of what COCO's files begin with, one is there; so files of other tools are told from them without reading all.
 _FIRST_KEYS = (b'"info"', b'"licenses"', *(f'"{key}"'.encode() for key in _KEYS))
 _HEAD = 4096
@@ -55,13 +55,23 @@ class Coco(Format):
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
         found = _files(tree)
-        if not found:
+        if not found or _are_boxes(found):
             return None
         count = sum(len(file.images) for file in found.values())
         # COCO's own panoptic labels cover the whole image; its instances cover the things alone.
         panoptic = any(name.rpartition("/")[2].startswith(_PANOPTIC) for name in tree.with_suffix(".json"))
         sure = Sure.PROBABLY if panoptic else Sure.CERTAINLY
         return Match(sure, f"{next(iter(found))} holds COCO annotations ({count} images)")
+
+    def nearly(self, tree: Tree) -> str | None:
+        """See `Format.nearly`."""
+        found = _files(tree)
+        if not _are_boxes(found):
+            return None
+        return (
+            f"{next(iter(found))} holds boxes, as for detection, and no regions: export the labels for segmentation. "
+            "With data.format: coco each box is read as a filled rectangle"
+        )
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
@@ -70,26 +80,25 @@ class Coco(Format):
             raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
         values, classes = _classes(files)
         samples: dict[Split | None, list[Sample]] = {}
-        file_of: dict[str, str] = {}
         for name, file in files.items():
             near = folders_of_images(name)
             if not file.images:
                 raise DatasetError(f"{tree.path(name)} lists no images; export it anew, or remove it")
             for image in file.images:
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
-                if file_of.setdefault(path, name) != name:
-                    raise DatasetError(f"{path} is in {file_of[path]} and in {name}; keep one of the two files")
                 split = split_of_file(name) or split_of(path)
                 entry = image._replace(
                     regions=tuple((values[file.names[key]], region) for key, region in image.regions)
                 )
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+                sample = Sample(tree.path(path), tree.path(name), entry, written=image.name)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         return LabelledFolder(
             classes,
             {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()},
             ShapeReader(_parse),
             unlabelled=sum(tree.path(image) not in labelled for image in tree.images),
+            boxes=sum(file.boxes for file in files.values()),
         )
 
 
@@ -113,10 +122,12 @@ class _File(NamedTuple):
     Attributes:
         names: name of each category, by its id, in the order of the ids.
         images: in the order of their ids.
+        boxes: number of annotations that have a box and no region.
     """
 
     names: dict[int, str]
     images: list[_Image]
+    boxes: int
 
 
 def _files(tree: Tree) -> dict[str, _File]:
@@ -131,7 +142,7 @@ def _files(tree: Tree) -> dict[str, _File]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> _File | None:
     """Read a JSON, once in a process while it stays as it is; None where it is of another form.
 
@@ -160,10 +171,13 @@ def _file(content: Mapping[str, Any]) -> _File:
     unlisted = [category for category in used if category not in names]
     if unlisted:
         raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
+    boxes = Counter[str]()
     regions: dict[str, list[tuple[int, Any]]] = {}
     for annotation in content["annotations"]:
         own = regions.setdefault(str(annotation["image_id"]), [])  # some tools write ids of images now and then as text
         region = _region(annotation)
+        if not region and (region := _box(annotation)):
+            boxes[str(annotation["image_id"])] += 1
         if region:
             own.append((annotation["category_id"], region))
     images = [
@@ -174,19 +188,29 @@ def _file(content: Mapping[str, Any]) -> _File:
         )
         for image in content["images"]
     ]
-    return _File(names, images)
+    return _File(names, images, sum(boxes[str(image["id"])] for image in content["images"]))
 
 
 def _region(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
-    """Polygons or run lengths of an annotation; its box where it has no more."""
+    """Polygons or run lengths of an annotation; None where it has neither."""
     written = annotation.get("segmentation")
     if isinstance(written, dict):
         return written
-    polygons = tuple(ring(points) for points in written or () if len(points) >= 6)
-    if not polygons and annotation.get("bbox"):
-        left, top, width, height = annotation["bbox"]
-        return (rectangle(np.array([[left, top], [left + width - 1, top + height - 1]], np.float32)),)
-    return polygons
+    return tuple(ring(points) for points in written or () if len(points) >= 6) or None
+
+
+def _box(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
+    """The box of an annotation as a polygon; None where it has none."""
+    if not annotation.get("bbox"):
+        return None
+    left, top, width, height = annotation["bbox"]
+    return (rectangle(np.array([[left, top], [left + width - 1, top + height - 1]], np.float32)),)
+
+
+def _are_boxes(files: Mapping[str, _File]) -> bool:
+    """Whether there are annotations, and all of them are boxes alone."""
+    boxes = sum(file.boxes for file in files.values())
+    return 0 < boxes == sum(len(image.regions) for file in files.values() for image in file.images)
 
 
 def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:

@@ -49,9 +49,11 @@ class CocoPanoptic(Format):
         for position, (name, panoptic) in enumerate(zip(files, panoptics, strict=True)):
             near = folders_of_images(name)
             for index, (image, mask) in enumerate(panoptic.files):
-                path = tree.find_image(image, near) or f"{near[0]}/{image}".strip("/")
                 labels = tree.find_image(mask, [stem(name), *near]) or f"{stem(name)}/{mask}"
-                sample = Sample(tree.path(path), tree.path(labels), (position, index))
+                found = tree.find_image(image, near)
+                # Of images that are PNG files too, the mask has the name.
+                path = found if found not in (None, labels) else f"{near[0]}/{image}".strip("/")
+                sample = Sample(tree.path(path), tree.path(labels), (position, index), written=image)
                 samples.setdefault(split_of_file(name) or split_of(path), []).append(sample)
         readers = [
             PanopticMasks(panoptic, {key: value_of[name] for key, name in panoptic.categories.items()})

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
-
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND
@@ -19,7 +17,6 @@ from training.data.reading.protocol import Format, LabelledFolder, Match, Patter
 from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
-    Polygon,
     Shape,
     ShapeReader,
     ellipse,
@@ -27,6 +24,7 @@ from training.data.reading.shapes import (
     rectangle,
     ring,
     thick_line,
+    turned,
 )
 from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
 
@@ -67,7 +65,8 @@ class CvatImages(Format):
                 near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
                 split = split_named(image.subset) or split_of(path)
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), image))
+                sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}
@@ -121,20 +120,11 @@ class _Parser:
             return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
         if region.kind == "box":
             corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
-            return Shape(value, (from_corner(_turned(corners, float(written.get("rotation", 0)))),))
+            return Shape(value, (from_corner(turned(corners, float(written.get("rotation", 0)))),))
         points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
         if region.kind == "polyline":
             return Shape(value, thick_line(points, _LINE_WIDTH))
         return Shape(value, (from_corner(points),))
-
-
-def _turned(corners: Polygon, degrees: float) -> Polygon:
-    """Corners turned clockwise around their middle."""
-    if degrees == 0:
-        return corners
-    turn, middle = np.deg2rad(degrees), corners.mean(0)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
-    return np.asarray((corners - middle) @ rotation + middle, np.float32)
 
 
 def _numbers(written: Mapping[str, str], *keys: str) -> list[float]:
@@ -145,7 +135,7 @@ def _files(tree: Tree) -> list[str]:
     return [name for name in tree.with_suffix(".xml") if _ROOT in read_head(tree.path(name), _HEAD)]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> _File:
     """Read an XML, once in a process while it stays as it is.
 

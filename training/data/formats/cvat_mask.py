@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.data.classes.lists import read_labelmap
+from training.data.classes.lists import agreed, read_labelmap
 from training.data.formats.voc_folders import open_voc
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure
 from training.data.reading.tree import Tree
@@ -24,4 +24,4 @@ class CvatMask(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        return open_voc(tree, patterns, read_labelmap(tree.path(tree.named(_NAMES)[0])))
+        return open_voc(tree, patterns, agreed([read_labelmap(tree.path(name)) for name in tree.named(_NAMES)]))

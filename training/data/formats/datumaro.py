@@ -14,13 +14,22 @@ from training.data.classes.map import SourceClasses
 from training.data.formats.coco import folders_of_images, split_of_file
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.run_lengths import region_of_coco
-from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line, turned
 from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, split_of
 
 _MARKS = (b'"categories"', b'"dm_format_version"', b'"items"')
 _HEAD = 4096
-# Points, captions, labels of whole images and the like are no regions.
-_REGIONS = ("polygon", "mask", "bbox", "polyline")
+_NO_REGIONS = (
+    "label",
+    "caption",
+    "points",
+    "skeleton",
+    "cuboid_2d",
+    "cuboid_3d",
+    "hash_key",
+    "feature_vector",
+    "tabular",
+)
 _LINE_WIDTH = 1
 
 
@@ -54,7 +63,8 @@ class Datumaro(Format):
                     regions=tuple((values[file.labels[label]], found) for label, found in item.regions)
                 )
                 split = split_of_file(name) or split_of(path)
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), entry))
+                sample = Sample(tree.path(path), tree.path(name), entry, written=item.image)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled)
@@ -87,7 +97,7 @@ def _files(tree: Tree) -> dict[str, _File]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> _File | None:
     """Read a JSON, once in a process while it stays as it is; None where it is of another form."""
     content = read_json(path)
@@ -102,7 +112,7 @@ def _read(path: Path, _modified: int) -> _File | None:
 
 def _item(item: dict[str, Any], labels: Sequence[str]) -> _Item:
     media = item.get("image") or item.get("media") or {}
-    regions = [found for found in item["annotations"] if found["type"] in _REGIONS]
+    regions = [found for found in item["annotations"] if found["type"] not in _NO_REGIONS]
     unknown = [found["label_id"] for found in regions if not 0 <= int(found["label_id"]) < len(labels)]
     if unknown:
         raise ValueError(f"a region has the label {unknown[0]}, but {len(labels)} labels are listed")
@@ -125,8 +135,11 @@ def _shape(value: int, found: dict[str, Any], size: tuple[int, int] | None) -> S
         return Shape(value, bitmap=region_of_coco(found["rle"], size))
     if found["type"] == "bbox":
         left, top, width, height = found["bbox"]
-        return Shape(value, (rectangle(from_corner(ring([left, top, left + width, top + height]))),))
-    points = ring(found["points"])
+        corners = rectangle(ring([left, top, left + width, top + height]))
+        rotation = (found.get("attributes") or {}).get("rotation", 0)  # as CVAT writes it
+        return Shape(value, (from_corner(turned(corners, float(rotation))),))
     if found["type"] == "polyline":
-        return Shape(value, thick_line(points, _LINE_WIDTH))
-    return Shape(value, (from_corner(points),))
+        return Shape(value, thick_line(ring(found["points"]), _LINE_WIDTH))
+    if found["type"] == "polygon":
+        return Shape(value, (from_corner(ring(found["points"])),))
+    raise ValueError(f"an annotation is of the type {found['type']}, which is not known")

@@ -42,9 +42,8 @@ class HuggingFaceImages(Format):
             for row in _rows(tree, name) if columns is not None else ():
                 with laid_out_like("an image folder's metadata", tree.path(name)):
                     files = [f"{parent(name)}/{as_text(row[column])}".strip("/") for column in columns or ()]
-                samples.setdefault(split_of(name) or split_of(files[0]), []).append(
-                    Sample(tree.path(files[0]), tree.path(files[1]))
-                )
+                image, mask = (tree.path(tree.image_at(file) or file) for file in files)
+                samples.setdefault(split_of(name) or split_of(files[0]), []).append(Sample(image, mask))
         if not samples:
             raise DatasetError(f"{tree.root} holds no metadata.jsonl that names a mask for each image")
         return LabelledFolder(find_classes(tree), samples, read_mask_file, masks=True)
@@ -73,7 +72,7 @@ def _columns(tree: Tree, name: str) -> tuple[str, str] | None:
     if not isinstance(row, Mapping):
         return None
     files = {key for key, value in row.items() if isinstance(value, str)}
-    existing = [key for key in row if key in files and f"{parent(name)}/{row[key]}".strip("/") in tree.images]
+    existing = [key for key in row if key in files and tree.image_at(f"{parent(name)}/{row[key]}".strip("/"))]
     image = next((key for key in _IMAGE_COLUMNS if key in existing), None)
     mask = next((key for key in existing if key != image), None)
     return None if image is None or mask is None else (image, mask)

@@ -23,6 +23,8 @@ _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 # Regions that cover pixels, and would be background if they were left out.
 _UNREAD_KINDS = ("bitmasklabels", "labels")
 _HALF_OPAQUE = 128
+# Uploaded files lie in a folder for each project of the server, whose name is a number.
+_UPLOADS = "/data/upload/"
 _HEAD = 16
 
 
@@ -198,7 +200,7 @@ def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
     )
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
     """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
     content = read_json(path)
@@ -237,6 +239,8 @@ def _regions(written: Any) -> Iterator[_Region]:
 def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
+    if _UPLOADS in path:
+        path = path.rpartition("/")[2]
     found = tree.find_image(path, [parent(name)])
     return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])
 

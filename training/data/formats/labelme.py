@@ -25,6 +25,8 @@ from training.data.reading.tree import Tree, parent, read_json, split_of, stem
 # As labelme's own conversion to masks draws them, pixels.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
 _LOOKED_AT = 10
+# Characters of base64 that hold the header of an image.
+_BEGINNING = 64
 
 
 class Labelme(Format):
@@ -70,11 +72,11 @@ class Labelme(Format):
 
 
 class _File(NamedTuple):
-    """What a JSON says of its image: its path, the labels of its shapes, and whether the image is inside."""
+    """What a JSON says of its image: its path, the labels of its shapes, and how the image inside begins, in base64."""
 
     image: str = ""
     labels: tuple[str, ...] = ()
-    holds_image: bool = False
+    inside: str = ""
 
 
 class _Parser:
@@ -134,21 +136,22 @@ def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
     file_name = written.rpartition("/")[2]
     image = tree.image_at(posixpath.normpath(f"{folder}/{written}").lstrip("/"))
     image = image or tree.image_at(f"{folder}/{file_name}".lstrip("/")) or tree.image_of_stem.get(stem(name))
-    if image is None and file.holds_image:
-        inner = functools.partial(_inner_image, path)
+    if image is None and file.inside:
+        inner = functools.partial(_inner_image, path, file.inside)
         return Sample(path.with_name(file_name or f"{path.stem}.png"), path, content=inner)
-    image = image or tree.find_image(written)
+    image = image or tree.find_image(posixpath.join(folder, written))
     return None if image is None else Sample(tree.path(image), path)
 
 
-def _inner_image(path: Path) -> bytes:
-    """The image inside a JSON.
+def _inner_image(path: Path, beginning: str, size: int) -> bytes:
+    """The image inside a JSON, or its first ``size`` bytes; these few are taken from the text that it begins with.
 
     Raises:
         ItemError: it is damaged.
     """
     try:
-        return base64.b64decode(read_json(path)["imageData"], validate=True)
+        text = beginning if 0 <= size <= _BEGINNING // 4 * 3 else read_json(path)["imageData"]
+        return base64.b64decode(text, validate=True)[: size if size >= 0 else None]
     except (KeyError, TypeError, ValueError) as error:
         raise ItemError(f"{path} holds no image in imageData ({error!r}); save it anew", "unreadable file") from error
 
@@ -168,7 +171,7 @@ def _read(path: Path, _modified: int) -> _File | None:
     return _File(
         image if isinstance(image, str) else "",
         tuple(label for label in labels if isinstance(label, str) and label.strip()),
-        bool(content.get("imageData")),
+        str(content.get("imageData") or "")[:_BEGINNING],
     )
 
 

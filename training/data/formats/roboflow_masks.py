@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.data.classes.lists import read_pixel_values
+from training.data.classes.lists import agreed, read_pixel_values
 from training.data.formats.folder import open_masks
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sure
 from training.data.reading.tree import Tree
@@ -25,4 +25,5 @@ class RoboflowMasks(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        return open_masks(tree, patterns, read_pixel_values(tree.path(tree.named(_NAMES)[0])), _ENDING)
+        classes = agreed([read_pixel_values(tree.path(name)) for name in tree.named(_NAMES)])
+        return open_masks(tree, patterns, classes, _ENDING)

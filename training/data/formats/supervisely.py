@@ -40,13 +40,14 @@ class Supervisely(Format):
         names = [BACKGROUND, *_class_names(tree)]
         classes = SourceClasses.of_names(list(dict.fromkeys(names)), _PROJECT, drawn=True)
         samples: dict[Split | None, list[Sample]] = {}
-        spare, known = [], set(tree.images)
+        spare = []
         for name in _annotations(tree):
-            image = f"{parent(parent(name))}/img/{name.rpartition('/')[2].removesuffix('.json')}".strip("/")
-            if image in known:
-                samples.setdefault(split_of(name), []).append(Sample(tree.path(image), tree.path(name)))
-            else:
+            named = f"{parent(parent(name))}/img/{name.rpartition('/')[2].removesuffix('.json')}".strip("/")
+            image = tree.image_at(named)
+            if image is None:
                 spare.append(tree.path(name))
+            else:
+                samples.setdefault(split_of(name), []).append(Sample(tree.path(image), tree.path(name)))
         values = {entry.name: entry.values[0] for entry in classes.classes}
         count = sum(map(len, samples.values()))
         unlabelled = sum("/img/" in f"/{image}" for image in tree.images) - count

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from training.data.classes.lists import read_yaml_classes
+from training.data.classes.lists import agreed, read_yaml_classes
 from training.data.classes.map import SourceClass
 from training.data.formats.folder import open_masks
 from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
@@ -23,28 +22,28 @@ class UltralyticsSemantic(Format):
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        found = _configuration(tree)
-        return Match(Sure.CERTAINLY, f"{found[0]} has masks_dir and names") if found else None
+        found = _configurations(tree)
+        return Match(Sure.CERTAINLY, f"{next(iter(found))} has masks_dir and names") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        found = _configuration(tree)
-        if found is None:
+        found = _configurations(tree)
+        if not found:
             return open_masks(tree, patterns, read_yaml_classes(tree.root / "data.yaml"))
-        name, content = found
         if patterns == NO_PATTERNS:
-            patterns = Patterns("images", str(content[_KEY]).strip("/"))
-        classes = read_yaml_classes(tree.path(name))
+            patterns = Patterns("images", next(iter(found.values())).strip("/"))
+        classes = agreed([read_yaml_classes(tree.path(name)) for name in found])
         return open_masks(tree, patterns, dataclasses.replace(classes, ignored=SourceClass("", (_IGNORED,))))
 
 
-def _configuration(tree: Tree) -> tuple[str, dict[str, Any]] | None:
-    """The YAML file and its content; None where there is none."""
+def _configurations(tree: Tree) -> dict[str, str]:
+    """The folder of masks that each YAML file names."""
+    found = {}
     for name in tree.with_suffix(".yaml", ".yml"):
         # Files of other programs are often no YAML that can be parsed, such as the calibrations that OpenCV writes.
         if _KEY.encode() not in read_head(tree.path(name), _HEAD):
             continue
         content = read_yaml(tree.path(name))
         if isinstance(content, dict) and _KEY in content and "names" in content:
-            return name, content
-    return None
+            found[name] = str(content[_KEY])
+    return found

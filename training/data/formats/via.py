@@ -49,7 +49,8 @@ class Via(Format):
             for image in images:
                 path = tree.find_image(image.name, [parent(name)]) or f"{parent(name)}/{image.name}".strip("/")
                 split = split_of(name) or split_of(path)
-                samples.setdefault(split, []).append(Sample(tree.path(path), tree.path(name), image))
+                sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
+                samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
         unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         return LabelledFolder(classes, samples, ShapeReader(parser), unlabelled=unlabelled)
@@ -101,7 +102,7 @@ def _files(tree: Tree) -> dict[str, tuple[_Image, ...]]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _read(path: Path, _modified: int) -> tuple[_Image, ...]:
     """Images of a file, read once in a process while it stays as it is; none where it is of another form."""
     content = read_json(path)

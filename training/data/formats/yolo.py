@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
 import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND, find_classes, read_yaml_classes
+from training.data.classes.lists import BACKGROUND, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
-from training.data.reading.tree import Tree, read_text, read_yaml, stem
+from training.data.reading.tree import Paths, Tree, parent, plain, read_text, read_yaml, stem
 from training.data.reading.yaml_splits import YamlSplits, read_splits
 
+_IN_IMAGES = re.compile("(.*)images/(.*)", re.IGNORECASE | re.DOTALL)
 _CONFIGURATIONS = (".yaml", ".yml")
 # As tools call the file. Another YAML file that cannot be read may be anything, such as a camera's calibration.
 _OWN_NAMES = ("data", "dataset")
@@ -27,7 +32,8 @@ class Yolo(Format):
     Names stand in the YAML file beside them, and for each split folders or text files that list its images. Where a
     split has a list, only images that it names are in it, as in Ultralytics. The class 0 is the background, which
     Ultralytics' files do not name. Small polygons lie over large ones, as in Ultralytics' own conversion. An image
-    without a text file is all background.
+    without a text file is all background, if the YAML file names it or its folder, or images beside it have texts:
+    others are masks, results and the like.
     """
 
     name = "yolo"
@@ -57,40 +63,57 @@ class Yolo(Format):
         if not labels:
             raise DatasetError(f"{tree.root} holds no image with a text file of labels (images/a.jpg, labels/a.txt)")
         names, splits = _configuration(tree)
+        folders, unlabelled = set(map(_folder, labels.values())), 0
         samples: dict[Split | None, list[Sample]] = {}
         for image in tree.images:
             text = labels.get(image)
+            if text is None and not splits.name(image) and folders.isdisjoint(map(_folder, _places_of_text(image))):
+                unlabelled += 1
+                continue
             labelled = Sample(tree.path(image), tree.path(text or image), entry=text is not None)
             samples.setdefault(splits.of(image), []).append(labelled)
         known = set(labels.values())
-        texts = [name for name in tree.with_suffix(".txt") if "labels" in name.split("/")]
+        texts = [name for name in tree.with_suffix(".txt") if "labels" in plain(name).split("/")]
         spare = [tree.path(name) for name in texts if name not in known]
         count = max(value for entry in names.classes for value in entry.values)
         read = ShapeReader(_Parser(count), needs_size=True)
-        return LabelledFolder(names, samples, read, spare, absent=splits.absent)
+        return LabelledFolder(names, samples, read, spare, unlabelled, splits.absent)
 
 
 def _label_files(tree: Tree) -> dict[str, str]:
     """The text file of each image: in a folder ``labels`` in place of ``images``, or beside it."""
     known = set(tree.with_suffix(".txt"))
-    found = {}
-    for image in tree.images:
-        before, images, after = stem(image).rpartition("images/")
-        candidates = [f"{before}labels/{after}.txt"] if images else []
-        text = next((name for name in [*candidates, f"{stem(image)}.txt"] if name in known), None)
-        if text is not None:
-            found[image] = text
-    return found
+    exact = {image: next((text for text in _places_of_text(image) if text in known), None) for image in tree.images}
+    others = Paths(known.difference(filter(None, exact.values())))
+    found = {
+        image: text or next(filter(None, map(others.find, _places_of_text(image))), None)
+        for image, text in exact.items()
+    }
+    return {image: text for image, text in found.items() if text is not None}
+
+
+def _places_of_text(image: str) -> list[str]:
+    """Where the text file of an image may be, the likeliest first."""
+    beside, inside = f"{stem(image)}.txt", _IN_IMAGES.match(image)
+    return [beside] if inside is None else [f"{inside[1]}labels/{stem(inside[2])}.txt", beside]
+
+
+def _folder(name: str) -> str:
+    """Folder of a file as file systems compare names."""
+    return plain(parent(name))
 
 
 def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
     """Names of the classes, and the splits, from the YAML file or from a list of names.
 
     Raises:
-        DatasetError: neither is there, or see `read_splits`.
+        DatasetError: neither is there, or two files of one name differ; or see `read_splits`.
     """
     damaged: list[DatasetError] = []
+    found: dict[str, Mapping[str, object]] = {}
     for name in sorted(tree.with_suffix(*_CONFIGURATIONS), key=lambda name: name.count("/")):
+        if any(PurePosixPath(name).name != PurePosixPath(other).name for other in found):
+            continue
         try:
             content = read_yaml(tree.path(name))
         except DatasetError as error:
@@ -99,8 +122,10 @@ def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
             damaged.append(error)
             continue
         if isinstance(content, dict) and "names" in content:
-            listed = read_yaml_classes(tree.path(name))
-            return _with_background(listed), read_splits(tree, name, content)
+            found[name] = content
+    if found:
+        listed = agreed([read_yaml_classes(tree.path(name)) for name in found])
+        return _with_background(listed), read_splits(tree, *next(iter(found.items())))
     listed = find_classes(tree)
     if listed.classes:
         return _with_background(listed), YamlSplits()

@@ -42,14 +42,16 @@ class Sample(NamedTuple):
         image: file of the image.
         labels: file that holds the labels: a mask, or a file of shapes.
         entry: the image's part of ``labels``, already read, where that file holds the labels of several images.
-        content: reads the image where it lies inside another file; then ``image`` is only its name. It can be pickled,
-            and raises ItemError.
+        content: reads the image where it lies inside another file; then ``image`` is only its name. It is given how
+            many of the first bytes are wanted, -1 for all; it can be pickled, and raises ItemError.
+        written: how ``labels`` names the image, where it names several.
     """
 
     image: Path
     labels: Path
     entry: Any = None
-    content: Callable[[], bytes] | None = None
+    content: Callable[[int], bytes] | None = None
+    written: str = ""
 
     def source(self) -> ImageSource:
         """Where the image is read from.
@@ -57,7 +59,7 @@ class Sample(NamedTuple):
         Raises:
             ItemError: it lies inside another file, which cannot be read.
         """
-        return self.image if self.content is None else StoredImage(self.content(), str(self.image))
+        return self.image if self.content is None else StoredImage(self.content(-1), str(self.image))
 
     def files(self) -> list[Path]:
         """The files that must be there."""
@@ -81,6 +83,7 @@ class LabelledFolder:
         absent: number of images that lists name and that are not there.
         masks: whether the labels are masks, whose values stand for classes.
         evidence: further files that decide how labels look, such as one that lists the categories.
+        boxes: number of regions that have a box alone, which is filled.
     """
 
     classes: SourceClasses
@@ -91,6 +94,7 @@ class LabelledFolder:
     absent: int = 0
     masks: bool = False
     evidence: list[Path] = field(default_factory=list)
+    boxes: int = 0
 
     def all_samples(self) -> list[Sample]:
         """The samples of all splits."""

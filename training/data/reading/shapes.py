@@ -144,6 +144,15 @@ def rectangle(points: Polygon) -> Polygon:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
+def turned(corners: Polygon, degrees: float) -> Polygon:
+    """Corners turned clockwise around their middle."""
+    if degrees == 0:
+        return corners
+    turn, middle = np.deg2rad(degrees), corners.mean(0)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
+    return np.asarray((corners - middle) @ rotation + middle, np.float32)
+
+
 def ellipse(centre: Sequence[float], radii: Sequence[float], degrees: float = 0.0) -> Polygon:
     """Corners on an ellipse, one for each pixel of its border or more."""
     count = max(16, int(8 * max(radii)))

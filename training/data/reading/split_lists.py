@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from training.data.base import Split
-from training.data.reading.tree import Tree, parent, read_csv, read_text, split_named, stem
+from training.data.reading.tree import Tree, parent, path_ends, plain, read_csv, read_text, split_named, stem
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 # Lists of one class say behind each name whether the image shows it.
@@ -40,8 +40,9 @@ def split_lists(tree: Tree) -> list[tuple[str, Split]]:
 def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Iterable[str]) -> ListedSplits:
     """Find the images that lists name by their paths, by an end of them, or by their names, with or without suffix.
 
-    An image of several lists is in the split of the first. A name that several images have tells nothing, unless it is
-    of one that is nearer to the list, or that lies in fewer folders.
+    Names may differ in case or in how accents are written; those that do not go first. An image of several lists is in
+    the split of the first. A name that several images have tells nothing, unless it is of one that is nearer to the
+    list, or that lies in fewer folders.
 
     Args:
         tree: the folder.
@@ -51,14 +52,11 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     Raises:
         DatasetError: a list cannot be read.
     """
-    ending: dict[str, list[str]] = {}
-    for image in images:
-        for end in _ends(stem(image)):
-            ending.setdefault(end, []).append(image)
+    by_end = _ByEnd(images)
     listed = ListedSplits()
     for name, split in lists:
         lines = [
-            next(filter(None, (_nearest(ending, entry, parent(name)) for entry in entries)), [])
+            next(filter(None, (_nearest(by_end.find(entry), parent(name)) for entry in entries)), [])
             for entries in _lines(tree, name)
         ]
         listed.absent += sum(not found for found in lines)
@@ -70,20 +68,30 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     return listed
 
 
-def _nearest(ending: dict[str, list[str]], entry: str, folder: str) -> Sequence[str]:
-    """The images whose path ends as the longest end of an entry: those in the nearest folder, and in the fewest."""
-    found = next((ending[end] for end in _ends(entry) if end in ending), [])
+class _ByEnd:
+    """Images by each end of their paths, without suffix."""
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self._exact: dict[str, list[str]] = {}
+        self._alike: dict[str, list[str]] = {}
+        for image in images:
+            for end in path_ends(stem(image)):
+                self._exact.setdefault(end, []).append(image)
+                self._alike.setdefault(plain(end), []).append(image)
+
+    def find(self, entry: str) -> list[str]:
+        """The images whose path ends as the longest end of an entry."""
+        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in path_ends(entry))
+        return next(filter(None, found), [])
+
+
+def _nearest(found: Sequence[str], folder: str) -> Sequence[str]:
+    """Of images those in the folder nearest to one, and in the fewest folders."""
     while folder and not any(image.startswith(f"{folder}/") for image in found):
         folder = parent(folder)
     inside = [image for image in found if not folder or image.startswith(f"{folder}/")]
     least = min((image.count("/") for image in inside), default=0)
     return [image for image in inside if image.count("/") == least]
-
-
-def _ends(path: str) -> Iterator[str]:
-    """A path, then without its first folder, and so on to the name alone."""
-    parts = path.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _lines(tree: Tree, name: str) -> Iterator[list[str]]:

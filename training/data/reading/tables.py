@@ -73,20 +73,22 @@ def picture_paths(path: Path, column: str) -> list[str | None]:
     return paths
 
 
-def read_picture(path: Path, column: str, row: int) -> bytes:
-    """The image file in a row.
+def read_picture(path: Path, column: str, row: int, size: int = -1) -> bytes:
+    """The image file in a row, or its first ``size`` bytes.
 
     Raises:
         ItemError: there is none.
         DatasetError: see `read_schema`.
     """
-    cell = _table(path).column(column)[row].as_py() or {}
-    if cell.get(_CONTENT) is not None:
-        content: bytes = cell[_CONTENT]
-        return content
-    named = cell.get(_PATH)
+    cell = _table(path).column(column)[row]
+    content = cell[_CONTENT].as_buffer() if cell.is_valid else None  # of a file in memory: only what is used is read
+    if content is not None:
+        found: bytes = (content if size < 0 else content.slice(0, min(size, content.size))).to_pybytes()
+        return found
+    named = cell[_PATH].as_py() if cell.is_valid else None
     try:
-        return (path.parent / (named or "")).read_bytes()
+        with (path.parent / (named or "")).open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise ItemError(
             f"{path} holds no image in row {row}, column '{column}', but the path '{named}', where none is; save the "

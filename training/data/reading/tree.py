@@ -7,6 +7,7 @@ import csv
 import fnmatch
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -132,11 +133,14 @@ class Tree:
         return found
 
     @functools.cached_property
-    def _by_path(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name in self.images:
-            found.setdefault(plain(name), []).append(name)
-        return found
+    def _by_path(self) -> Paths:
+        return Paths(self.images)
+
+    @functools.cached_property
+    def _folder_ends(self) -> frozenset[str]:
+        """The ends of the paths of all folders that hold images."""
+        folders = {parent(plain(name)) for name in self.images}
+        return frozenset(end for folder in folders if folder for end in path_ends(folder))
 
     def check_complete(self) -> None:
         """Look for what an interrupted download or export leaves.
@@ -162,9 +166,14 @@ class Tree:
             raise DatasetError(f"{self.path(empty[0])} is empty ({len(empty)} in all); get it anew, or remove it")
 
     def image_at(self, path: str) -> str | None:
-        """The image file of a path relative to the root, as file systems compare names; None where there is none."""
-        same = self._by_path.get(plain(path), [])
-        return path if path in same else same[0] if len(same) == 1 else None
+        """The image file of a path relative to the root, see `Paths.find`; None where there is none."""
+        return self._by_path.find(path)
+
+    def images_ending(self, path: str) -> list[str]:
+        """The image files whose paths end with a path, as file systems compare names."""
+        length = len(path_parts(path))
+        named_like = self._by_basename.get(plain(PurePosixPath(path).name), [])
+        return [name for name in named_like if _common_end(name, path) == length]
 
     def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
         """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
@@ -174,21 +183,32 @@ class Tree:
             near: folders that are preferred, best first, such as that of the annotation.
 
         Returns:
-            The file that shares the longest end of the path; None where there is none, or several are as good.
+            The file that shares the longest end of the path; None where there is none, where several are as good, or
+            where the folder that the path names holds other images: then a file elsewhere is another image.
         """
-        parts = [part for part in written.replace("\\", "/").split("?")[0].split("/") if part not in ("", ".", "..")]
-        candidates = self._by_basename.get(plain(parts[-1]), []) if parts else []
-        candidates = [name for name in candidates if PurePosixPath(name).name == parts[-1]] or candidates
-        for folder in near:
-            for end in (parts, parts[-1:]):
-                found = self.image_at("/".join([folder, *end]) if folder else "/".join(end))
-                if found is not None:
-                    return found
-        if len(candidates) <= 1:
-            return candidates[0] if candidates else None
-        shared = {name: _common_end(name.split("/"), parts) for name in candidates}
-        best = [name for name, length in shared.items() if length == max(shared.values())]
+        path = "/".join(path_parts(written.split("?")[0]))
+        shared = {name: _common_end(name, path) for name in self._by_basename.get(plain(path.rpartition("/")[2]), [])}
+        longest = max(shared.values(), default=0)
+        own_folder = next((end for end in path_ends(plain(parent(path))) if end in self._folder_ends), "")
+        if longest <= len(path_parts(own_folder)):
+            return None
+        best = _nearest([name for name, length in shared.items() if length == longest], near, longest)
+        best = [name for name in best if PurePosixPath(name).name == PurePosixPath(path).name] or best
         return best[0] if len(best) == 1 else None
+
+
+class Paths:
+    """Finds paths as file systems compare names: the same, or the only one that differs in case and accents alone."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._by_plain: dict[str, list[str]] = {}
+        for path in paths:
+            self._by_plain.setdefault(plain(path), []).append(path)
+
+    def find(self, path: str) -> str | None:
+        """The path among the others; None where there is none, or several are as good."""
+        same = self._by_plain.get(plain(path), [])
+        return path if path in same else same[0] if len(same) == 1 else None
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -222,6 +242,17 @@ def _in_utf8(name: str) -> str:
 def plain(name: str) -> str:
     """A name without what file systems treat differently: upper and lower case, and how accents are composed."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def path_parts(path: str) -> list[str]:
+    """The names in a path of any system, without those that stand for a folder itself or the one above it."""
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+
+
+def path_ends(path: str) -> Iterator[str]:
+    """A path, then without its first folder, and so on to the name alone."""
+    parts = path.split("/")
+    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def parent(name: str) -> str:
@@ -361,10 +392,18 @@ def _holds(folders: list[str], wanted: list[str]) -> bool:
     return any(folders[index : index + len(wanted)] == wanted for index in range(len(folders)))
 
 
-def _common_end(path: list[str], other: list[str]) -> int:
-    length = 0
-    for mine, theirs in zip(reversed(path), reversed(other), strict=False):
-        if mine != theirs:
-            break
-        length += 1
-    return length
+def _common_end(path: str, other: str) -> int:
+    """Number of names that the ends of two paths share, as file systems compare names."""
+    pairs = zip(reversed(plain(path).split("/")), reversed(plain(other).split("/")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _nearest(names: list[str], folders: Iterable[str], most: int) -> list[str]:
+    """Those files that lie at most so many names below the first folder of which there are any, or else all."""
+    for folder in map(plain, folders):
+        start = f"{folder}/" if folder else ""
+        depth = start.count("/") + most
+        inside = [name for name in names if plain(name).startswith(start) and name.count("/") < depth]
+        if inside:
+            return inside
+    return names

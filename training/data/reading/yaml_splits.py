@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import SPLIT_NAMES, Tree, parent, plain, read_text, split_of
+from training.data.reading.tree import SPLIT_NAMES, Tree, parent, path_parts, plain, read_text, split_of
 
 _LIST = ".txt"
 #: A list of these splits that is not there is an error; a test split often comes without its images.
@@ -34,9 +34,15 @@ class YamlSplits:
         """The split of an image; None where it is in none."""
         if image in self.listed:
             return self.listed[image]
-        named = next((split for folder, split in self.folders.items() if image.startswith(folder)), None)
-        split = named or split_of(image)
+        split = self._of_folder(image) or split_of(image)
         return None if split in self.by_list else split
+
+    def name(self, image: str) -> bool:
+        """Whether the file names an image, or a folder above it."""
+        return image in self.listed or self._of_folder(image) is not None
+
+    def _of_folder(self, image: str) -> Split | None:
+        return next((split for folder, split in self.folders.items() if image.startswith(folder)), None)
 
 
 def read_splits(tree: Tree, configuration: str, content: Mapping[str, object]) -> YamlSplits:
@@ -59,7 +65,7 @@ def read_splits(tree: Tree, configuration: str, content: Mapping[str, object]) -
     absent = 0
     for path, split in _paths(content):
         if not path.lower().endswith(_LIST):
-            for folder in _folders_of(tree, _parts(path)):
+            for folder in _folders_of(tree, path_parts(path)):
                 folders.setdefault(folder, split)
             continue
         try:
@@ -88,20 +94,21 @@ def _folders_of(tree: Tree, parts: list[str]) -> Iterator[str]:
     # One word is too little to know a folder of another path by.
     ends = [parts[start:] for start in range(len(parts)) if start == 0 or len(parts) - start >= 2]
     for end in ends:
-        folder = "/".join(end) + "/"
-        if any(image.startswith(folder) for image in tree.images):
-            yield folder
+        start = plain("/".join(end)) + "/"
+        here = {"/".join(image.split("/")[: len(end)]) for image in tree.images if plain(image).startswith(start)}
+        if here:
+            yield from (f"{folder}/" for folder in sorted(here))
             return
 
 
 def _images_of_list(tree: Tree, configuration: str, path: str) -> tuple[int, list[str]]:
     """Number of lines of a list, and the images that they name."""
-    beside = "/".join(filter(None, [parent(configuration), *_parts(path)]))
+    beside = "/".join(filter(None, [parent(configuration), *path_parts(path)]))
     lists = [name for name in tree.with_suffix(_LIST) if _end_alike(name, path)]
     if not lists:
         raise DatasetError(f"{configuration} names {path}, which is not in {tree.root}; copy it there")
-    file = min(lists, key=lambda name: (plain(name) != plain(beside), -len(_parts(name)), name))
-    lines = [line.strip() for line in read_text(tree.path(file)).splitlines() if _parts(line.strip())]
+    file = min(lists, key=lambda name: (plain(name) != plain(beside), -len(path_parts(name)), name))
+    lines = [line.strip() for line in read_text(tree.path(file)).splitlines() if path_parts(line.strip())]
     if not lines:
         raise DatasetError(f"{tree.path(file)} is empty; list the images in it, one in each line")
     near = dict.fromkeys([parent(file), parent(configuration)])
@@ -111,12 +118,8 @@ def _images_of_list(tree: Tree, configuration: str, path: str) -> tuple[int, lis
     return len(lines), found
 
 
-def _parts(path: str) -> list[str]:
-    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-
-
 def _end_alike(name: str, path: str) -> bool:
     """Whether one of two paths ends with the other."""
-    first, second = _parts(plain(name)), _parts(plain(path))
+    first, second = path_parts(plain(name)), path_parts(plain(path))
     shared = min(len(first), len(second))
     return first[-shared:] == second[-shared:]
