@@ -108,6 +108,22 @@ def test_all_options_reach_the_node_as_parameters(monkeypatch, tmp_path):
 
 
 @pytest.mark.ros
+@pytest.mark.parametrize("source", ["", "overlay.mp4"])
+def test_the_demo_refuses_to_show_what_it_would_replace(source, tmp_path, capsys):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import __main__ as demo
+
+    for name in ("overlay.mp4", "overlay_0020.png"):
+        (tmp_path / name).write_bytes(b"of the last run")
+    assert demo.main(["--source", str(tmp_path / source), "--output", str(tmp_path)]) == 1
+    assert "choose another folder with --output" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "overlay.mp4": b"of the last run",
+        "overlay_0020.png": b"of the last run",
+    }
+
+
+@pytest.mark.ros
 def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))

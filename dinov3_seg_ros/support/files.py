@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.support.errors import OutputError
+
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -149,6 +151,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON; a reader sees the old file or the new one."""
     with replacing_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def lies_in(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is ``folder`` or lies below it, also by links. Neither need exist."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def check_outside(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise OutputError where ``output`` would lie in the folder ``source`` that is read; a file has nothing in it."""
+    if Path(source).is_dir() and lies_in(output, source):
+        raise OutputError(
+            f"{output} lies in {source}, so the next run would read what this one writes; choose a folder outside of it"
+        )
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
