@@ -65,9 +65,15 @@ def test_a_video_is_played_to_its_end(tmp_path):
     assert len(list(open_source(str(tmp_path / "video.mp4")))) == 5
 
 
-@pytest.mark.parametrize("source", ["nowhere", "nowhere.mp4"])
-def test_a_source_that_is_not_there_is_named(source):
-    with pytest.raises(DatasetError, match=source):
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere.mp4", "'nowhere.mp4': there is no such file or folder; give a folder of images, a video"),
+        (os.devnull, f"'{os.devnull}' is not a folder of images, a video"),
+    ],
+)
+def test_a_source_that_is_none_is_named(source, said):
+    with pytest.raises(DatasetError, match=said):
         next(open_source(source))
 
 
