@@ -45,11 +45,13 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    with _naming(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _naming(path, temporary):
+            yield temporary
         if durable:
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -93,9 +95,11 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with _naming(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
+        with _naming(path, temporary):
+            yield temporary
         # Some writers make files that only the owner can read, but another user may run the robot.
         mask = _umask()
         for entry in (temporary, *temporary.rglob("*")):
@@ -187,6 +191,21 @@ def cache_folder(name: str) -> Path:
         except RuntimeError:
             caches = os.devnull
     return Path(caches) / "dinov3_seg_ros" / name
+
+
+@contextlib.contextmanager
+def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Make errors name ``path`` in place of its temporary; None: one that could not be made."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | os.PathLike):
+            named = Path(error.filename)
+            if temporary is None:
+                error.filename = str(path)
+            elif named.is_relative_to(temporary):
+                error.filename = str(path / named.relative_to(temporary))
+        raise
 
 
 def _must_stay(path: Path) -> bool:
