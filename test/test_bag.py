@@ -374,6 +374,13 @@ def test_an_existing_target_is_not_touched(segmenter, tmp_path):
         BagSegmenter(segmenter).process(source, tmp_path / "out")
 
 
+def test_a_target_in_the_recording_itself_is_refused(segmenter, tmp_path):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    with pytest.raises(OutputError, match=r"lies in .*choose a folder outside of it"):
+        BagSegmenter(segmenter).process(source, source / "out")
+    assert not (source / "out").exists()
+
+
 def test_a_misspelt_command_is_not_taken_for_a_recording(capsys):
     assert command.main(["extrct", "in", "out"]) == 2
     assert "'extrct' is neither a command nor a recording (did you mean 'extract'?)" in capsys.readouterr().err

@@ -97,7 +97,13 @@ def test_a_manifest_that_is_no_json_is_refused(bundle):
 def test_a_path_that_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(BundleError, match="no such folder"):
         load_bundle(tmp_path / "nowhere")
-    with pytest.raises(BundleError, match=r"holds no bundle.json"):
+    with pytest.raises(BundleError, match=r"holds no bundle.json$"):
+        load_bundle(tmp_path)
+
+
+def test_the_folder_of_a_training_names_its_bundle(bundle, tmp_path):
+    bundle.path.rename(tmp_path / "best")
+    with pytest.raises(BundleError, match=rf"holds no bundle.json; did you mean {tmp_path / 'best'}\?"):
         load_bundle(tmp_path)
 
 

@@ -209,3 +209,24 @@ def test_the_help_describes_every_option_with_its_default(capsys):
     for option in describe_options(ComputeOptions).values():
         assert (option.description in words) == (option.name != "threads"), option.name
     assert "(default: auto)" in words and "(default: true)" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dinov3_seg_ros.bag", ["extract", "IN", "IN/out"]),
+        ("training.distill", ["IN", "--bundle", "demo", "--output", "IN/out"]),
+        ("training.export_masks", ["IN", "--output", "IN/out"]),
+        ("training.predict", ["demo", "IN", "--output", "IN/out"]),
+        ("training.predict", ["demo", "IN", "--output", "IN/out", "--cluster", "auto"]),
+        ("training.pre_label", ["IN", "--bundle", "demo", "--output", "IN/out"]),
+        ("training.select", ["IN", "--bundle", "demo", "--count", "1", "--output", "IN/out"]),
+    ],
+)
+def test_outputs_in_the_folder_that_is_read_are_refused(name, words, tmp_path, monkeypatch, capsys):
+    main = main_of(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "IN").mkdir()
+    assert main(words) == 1
+    assert "IN/out lies in IN, so the next run would read what this one writes" in capsys.readouterr().err
+    assert list((tmp_path / "IN").iterdir()) == []

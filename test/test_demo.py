@@ -71,9 +71,15 @@ def test_a_video_is_played_to_its_end(tmp_path):
     assert len(list(open_source(str(tmp_path / "video.mp4")))) == 5
 
 
-@pytest.mark.parametrize("source", ["nowhere", "nowhere.mp4"])
-def test_a_source_that_is_not_there_is_named(source):
-    with pytest.raises(DatasetError, match=source):
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere.mp4", "'nowhere.mp4': there is no such file or folder; give a folder of images, a video"),
+        (os.devnull, f"'{os.devnull}' is not a folder of images, a video"),
+    ],
+)
+def test_a_source_that_is_none_is_named(source, said):
+    with pytest.raises(DatasetError, match=said):
         next(open_source(source))
 
 
@@ -111,6 +117,22 @@ def test_all_options_reach_the_node_as_parameters(monkeypatch, tmp_path):
         },
         {},
     ]  # fmt: skip
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("source", ["", "overlay.mp4"])
+def test_the_demo_refuses_to_show_what_it_would_replace(source, tmp_path, capsys):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import __main__ as demo
+
+    for name in ("overlay.mp4", "overlay_0020.png"):
+        (tmp_path / name).write_bytes(b"of the last run")
+    assert demo.main(["--source", str(tmp_path / source), "--output", str(tmp_path)]) == 1
+    assert "choose another folder with --output" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "overlay.mp4": b"of the last run",
+        "overlay_0020.png": b"of the last run",
+    }
 
 
 @pytest.mark.ros

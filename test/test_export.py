@@ -234,6 +234,15 @@ def test_the_fused_graph_gives_the_same_logits_for_any_batch(exported):
     np.testing.assert_allclose(logits, runtime.start(canvases, ["tiny"]).logits()["tiny"], atol=1e-4)
 
 
+def test_an_export_without_the_fused_graph_says_that_it_removes_the_earlier(copy, caplog):
+    (graph,) = copy.path.glob("onnx/*/fused.onnx")
+    export([copy.path], ExportOptions(fuse=True))
+    assert graph.exists() and "fused.onnx" not in caplog.text
+    export([copy.path], ExportOptions())
+    assert not graph.exists()
+    assert f"the earlier {graph} was removed; add --fuse to make it anew" in caplog.text
+
+
 def licensed(bundle, licence):
     content = json.loads((bundle.path / "bundle.json").read_text())
     (bundle.path / "bundle.json").write_text(json.dumps({**content, "licences": [licence]}))

@@ -42,6 +42,15 @@ def test_an_error_while_writing_leaves_only_the_old_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize(("replacing", "inner"), [(replacing_file, ""), (replacing_folder, "a/b.txt")])
+def test_an_error_names_what_was_to_be_written(tmp_path, replacing, inner):
+    path, long = tmp_path / "results.json", tmp_path / f"{'a' * 250}.json"
+    with pytest.raises(OSError, match=rf": '{path / inner}'$"), replacing(path) as temporary:
+        os.rmdir(temporary / inner)
+    with pytest.raises(OSError, match=f"too long: '{long}'$"), replacing(long):
+        pass
+
+
 def test_only_what_a_killed_writer_left_is_removed(tmp_path):
     kept = {"a.txt", ".a.txt.swp", ".a.backup.txt", "bundle", ".bundle.backup", ".bundle.link____"}
     for name in ("a.txt", ".a.txt.swp", ".a.backup.txt", ".a.k1ll3d__.txt"):

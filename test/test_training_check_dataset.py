@@ -125,6 +125,23 @@ def test_a_mask_without_image_is_reported_once_in_any_layout(tmp_path, capsys, l
     assert printed.count(mask) == 1
 
 
+@pytest.mark.parametrize("name", ["labelme", "supervisely", "yolo"])
+def test_labels_without_an_image_are_not_called_a_mask(tmp_path, capsys, name):
+    labelled_folders.BUILDERS[name](tmp_path / "data")
+    min(path for path in (tmp_path / "data").rglob("*.jpg") if "train" in str(path)).unlink()
+    status, printed = check(tmp_path / "data", capsys, name="auto")
+    assert status == 1 and "labels without an image: 1" in printed and "mask without" not in printed, printed
+
+
+def test_only_of_a_file_that_was_there_is_it_said_that_it_is_unchanged(root, capsys):
+    path = root / f"{'a' * 250}.json"  # a temporary name beside it would be too long
+    for existed in (False, True):
+        status, printed = check(root, capsys, "--json", str(path))
+        assert status == 1 and f"{path} cannot be written" in printed
+        assert ("its earlier content is unchanged" in printed) == existed
+        path.write_text("{}")
+
+
 def test_faults_of_several_kinds_are_reported_together(root, capsys):
     unreadable_image(root)
     image_without_mask(root)

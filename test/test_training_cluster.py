@@ -287,13 +287,6 @@ def test_folders_that_were_there_stay_when_a_run_is_refused(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["partitions", "run.json"]
 
 
-def test_results_among_the_images_are_refused(bundle, tmp_path, capsys):
-    folder = write_images(tmp_path / "in", 1)
-    assert predict(bundle, folder, folder / "out", "--cluster", "auto") == 2
-    assert "lies in" in capsys.readouterr().err
-    assert not (folder / "out").exists()
-
-
 def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
     folder, output = write_images(tmp_path / "in", 6), tmp_path / "many"
     here.dies_after = 2

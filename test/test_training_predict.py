@@ -262,12 +262,13 @@ def no_video(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda path: path, [], "is no folder, video file or webcam number"),
+        (lambda path: path, [], "there is no such file or folder; give an image, a folder of images, a recording"),
+        (lambda path: path, ["--topics", "/a"], "there is no such file or folder"),
         (empty_folder, [], "holds no image"),
         (two_of_a_name, [], "would have the same mask"),
         (no_video, [], "cannot be opened"),
     ],
-    ids=["nowhere", "empty folder", "same stem", "no video"],
+    ids=["nowhere", "no recording", "empty folder", "same stem", "no video"],
 )
 def test_unusable_input_is_one_message_and_leaves_no_files(bundle, tmp_path, capsys, make, options, message):
     assert predict(bundle, make(tmp_path / "input"), tmp_path / "out", *options) == 1

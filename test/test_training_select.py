@@ -307,7 +307,7 @@ def test_the_image_that_looks_like_the_target_is_chosen_first(bundle, tmp_path, 
     assert run(*words, "--strategy", "margin", "--output", tmp_path / "none") == 1
     assert "'margin' has no use for target images" in capsys.readouterr().err
     assert run(*words[:3], "--target", tmp_path / "nowhere", *words[5:], "--output", tmp_path / "none") == 1
-    assert f"--target: '{tmp_path / 'nowhere'}' is no folder" in capsys.readouterr().err
+    assert f"--target: '{tmp_path / 'nowhere'}': there is no such file or folder" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

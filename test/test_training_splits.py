@@ -71,6 +71,13 @@ def test_a_single_video_is_split_by_runs_of_frames():
     assert len(frames["t"]) == 480 - 96 - 5 * 4
 
 
+@pytest.mark.parametrize(("count", "left_out"), [(2, 0), (4, 1), (20, 1), (45, 1), (100, 3)])
+def test_a_short_video_too_has_a_gap_where_images_remain(count, left_out):
+    train, val = split([f"frame_{n:04d}" for n in range(count)])
+    assert len(val) == max(1, round(count / 5))
+    assert len(train) == count - len(val) - left_out
+
+
 def test_a_group_far_larger_than_the_share_is_not_kept_for_validation():
     # Of all groups, the hash of the name "s" comes first.
     names = [
@@ -156,6 +163,11 @@ def test_folds_of_one_video_are_runs_of_frames_with_a_gap():
         near = set(range(own[0] - 6, own[-1] + 7))
         assert near.isdisjoint(int(name[-4:]) for name in train)
         assert len(train) == 150 - 6 * ((index > 0) + (index < 3))
+
+
+def test_folds_of_a_short_video_have_a_gap_too():
+    for index, (train, val) in enumerate(folds([f"frame_{n:04d}" for n in range(15)], 3)):
+        assert (len(train), len(val)) == (10 - 1 - (index == 1), 5)
 
 
 def test_beside_a_long_video_short_ones_stay_whole_in_a_fold():

@@ -27,7 +27,7 @@ from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import ComputeOptions, ValueRange
 from dinov3_seg_ros.support.command_line import DONE, FAILED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.files import replacing_file, write_json
+from dinov3_seg_ros.support.files import check_outside, replacing_file, write_json
 from training.data.pseudo_labels import IMAGES, MASKS, PSEUDO_FILE
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
@@ -179,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _distill(options: argparse.Namespace, settings: DistillSettings, compute: ComputeOptions) -> int:
     """Label what the command line names; return the exit code."""
     check_free(options.output, "--output")
+    check_outside(options.output, options.images)
     console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))

@@ -21,7 +21,7 @@ from rich.progress import track
 from dinov3_seg_ros.bag.truth import CLASSES_FILE
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.files import replacing_folder
+from dinov3_seg_ros.support.files import check_outside, replacing_folder
 from training.data.grouping import source_of
 from training.data.labelled_folder import AutoData, FolderData, LabelledFolderData
 from training.data.labelled_images import LabelledImages
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, overrides = parser.parse_settings(words)
         section, console = _read_settings(options.data, overrides).data, Console(markup=False)
         check_free(options.output, "--output")
+        check_outside(options.output, section.root)
         for line in section.found().lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         data = section.open_all()

@@ -25,7 +25,7 @@ from dinov3_seg_ros.options import ComputeOptions, ValueRange
 from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.command_line import DONE, FAILED, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import check_outside, write_json
 from training.data.classes.lists import BACKGROUND, plain_name
 from training.data.writing import WRITERS
 from training.data.writing.protocol import IGNORED_LABEL, IMAGES, ShapeKind
@@ -180,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pre_label(options: argparse.Namespace, settings: PreLabelSettings, compute: ComputeOptions) -> int:
     """Label what the command line names, and print how it is read back; return the exit code."""
     check_free(options.output, "--output")
+    check_outside(options.output, options.images)
     console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))

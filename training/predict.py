@@ -35,7 +35,7 @@ from dinov3_seg_ros.support.command_line import (
     run_command,
 )
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import check_outside, write_json
 from training.cluster.arguments import ClusterSettings, add_cluster_arguments, read_cluster_arguments
 from training.cluster.partitions import Partitions
 from training.cluster.prediction import PredictionJob, bundle_digest, predict_on_cluster
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions) -> int:
     """Segment what the command line names, write the summary and print it; return the exit code."""
     check_free(options.output, "--output")
+    check_outside(options.output, options.input)
     manifest = load_bundle(options.bundle).manifest
     value_range = chosen_range(settings.value_range, manifest.input.value_range)
     opened = open_input(options.input, value_range, options.topics)
@@ -148,12 +149,7 @@ def _predict_on_cluster(
     """The same on a cluster."""
     if settings.frames is not None:
         raise UsageError("--frames is for a short look, which one process takes; leave out --cluster")
-    folder = Path(options.input)
-    if folder.is_dir() and options.output.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(
-            f"{options.output} lies in {options.input}, so --resume would take the masks there for images; choose a "
-            "folder outside of it with --output"
-        )
+    check_outside(options.output, options.input)
     manifest, output, bundle = load_bundle(options.bundle).manifest, options.output.absolute(), options.bundle
     job = PredictionJob(
         # A shipped bundle's name, or one on the Hub, is found on each machine.

@@ -31,7 +31,7 @@ from dinov3_seg_ros.support.command_line import (
     whole_number,
 )
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import check_outside, write_json
 from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.writing import add_output, check_free, writing
@@ -182,6 +182,7 @@ def _select(options: argparse.Namespace) -> int:
         raise UsageError("give either --bundle or --backbone")
     strategy = resolved(options.strategy, options.bundle is not None, options.target is not None)
     check_free(options.output, "--output")
+    check_outside(options.output, options.images)
     console = Console(markup=False)
     if options.bundle is not None:
         network = Network.of_bundle(options.bundle)

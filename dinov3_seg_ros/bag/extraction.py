@@ -18,7 +18,7 @@ from dinov3_seg_ros.bag.recordings import Track, messages_of, open_recording, un
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, OutputError
-from dinov3_seg_ros.support.files import replacing_file
+from dinov3_seg_ros.support.files import check_outside, replacing_file
 
 
 @dataclass
@@ -108,8 +108,9 @@ def extract(
 
     Raises:
         DatasetError: the recording cannot be read, or it is not clear which images are meant.
-        OutputError: a file cannot be written.
+        OutputError: ``folder`` lies in ``source``, or a file cannot be written.
     """
+    check_outside(folder, source)
     options, done = options or PublishOptions(), Extraction()
     with open_recording(source) as reader:
         chosen = choose_topics(reader.connections, topics)

@@ -126,10 +126,10 @@ class BagSegmenter:
 
         Raises:
             DatasetError: the recording cannot be read, or it is not clear which images to segment.
-            OutputError: ``target`` exists or cannot be written.
+            OutputError: ``target`` exists, lies in ``source``, or cannot be written.
         """
         source, target = Path(source), Path(target)
-        with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
+        with open_recording(source) as reader, new_recording(target, source, storage or storage_of(source)) as writer:
             images = choose_topics(reader.connections, topics)
             copies = copy_connections(writer, reader.connections, self._types)
             copy_custom_data(writer, reader)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from dinov3_seg_ros.bag.message_types import type_hash
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
+from dinov3_seg_ros.support.files import check_outside
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, ConnectionExtRosbag2, Qos
@@ -215,20 +216,22 @@ def _check_counts(source: Path, connections: Collection[Connection], readable: M
 
 
 @contextlib.contextmanager
-def new_recording(target: Path, storage: str) -> Iterator[Writer]:
+def new_recording(target: Path, source: Path, storage: str) -> Iterator[Writer]:
     """A writer of a rosbag2 that appears under its name only when it is complete.
 
     Args:
         target: folder to make.
+        source: the recording that it is made from.
         storage: one of `STORAGES`.
 
     Raises:
-        OutputError: the folder exists or cannot be written.
+        OutputError: the folder exists, lies in that of ``source``, or cannot be written.
     """
     from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
     if target.exists():
         raise OutputError(f"{target} exists; name a folder that does not")
+    check_outside(target, source)
     sign = _SIGNS_OF_URIS.search(str(target.absolute()))
     if sign and storage == "sqlite3":
         raise OutputError(

@@ -85,7 +85,7 @@ def insert(source: Path, labels: Path, target: Path, storage: str | None = None,
     Raises:
         DatasetError: the recording or a mask cannot be read, a mask does not fit its image or the classes, or no mask
             belongs to an image.
-        OutputError: ``target`` exists or cannot be written.
+        OutputError: ``target`` exists, lies in ``source``, or cannot be written.
     """
     masks = {path.stem: path for path in sorted(labels.glob("*.png"))}
     if not masks:
@@ -97,7 +97,7 @@ def insert(source: Path, labels: Path, target: Path, storage: str | None = None,
     done = Insertion(classes=classes is not None)
     named = {name.topic for name in map(FrameName.parse, masks) if name is not None}
     types, waiting = known_types(), dict(masks)
-    with open_recording(source) as reader, new_recording(target, storage or storage_of(source)) as writer:
+    with open_recording(source) as reader, new_recording(target, source, storage or storage_of(source)) as writer:
         copies = copy_connections(writer, reader.connections, types)
         copy_custom_data(writer, reader)
         existing = {connection.topic for connection in reader.connections}

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 SHIPPED = ("demo", "corridor")
 #: How commands describe an argument that `load_bundle` takes.
 BUNDLE_HELP = "folder of the bundle, a shipped one's name, or OWNER/NAME[@REVISION] on Hugging Face"
+# Where the folder of a training has its bundle.
+_OF_A_RUN = "best"
 _MOST_SHOWN = 200
 
 
@@ -195,7 +197,9 @@ def _read_manifest(path: Path, again: str) -> Manifest:
     try:
         content = json.loads(manifest_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_FILE}") from None
+        meant = path / _OF_A_RUN
+        hint = f"; did you mean {meant}?" if (meant / MANIFEST_FILE).exists() else ""
+        raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_FILE}{hint}") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{manifest_path} cannot be read as JSON: {error}; {again}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

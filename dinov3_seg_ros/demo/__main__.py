@@ -28,7 +28,7 @@ from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ro
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.support.command_line import CommandParser, add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import OutputError, TransportError
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import lies_in, write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _NAMESPACE = "demo"
@@ -74,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
     """Play the camera to its end, and return what the recorder measured."""
+    for shown in (Path(options.source), options.masks):
+        if shown is not None and shown.exists() and lies_in(shown, options.output):
+            raise OutputError(
+                f"{shown} lies in {options.output}, whose pictures and video are replaced; choose another folder with "
+                "--output"
+            )
     bundle = load_bundle(options.bundle or resource_path("weights/demo"))
     try:
         options.output.mkdir(parents=True, exist_ok=True)

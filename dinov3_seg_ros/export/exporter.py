@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 import os
 import shutil
@@ -53,6 +54,8 @@ from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import RANDOM_END, locked, replacing_folder, sha256_of_file, write_json
+
+_logger = logging.getLogger(__name__)
 
 #: By the name of a map, or of a head.
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -139,10 +142,14 @@ def export(paths: Sequence[str | os.PathLike[str]], options: ExportOptions) -> d
         # On the bundle's own disk, where the graphs will stay.
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_WORK, dir=targets[0].parent)))
         exports = job.run(work)
+        were_fused = [] if options.fuse else [target / FUSED_GRAPH for target in targets]
+        were_fused = [graph for graph in were_fused if graph.exists()]
         with contextlib.ExitStack() as replaced:
             for export, target in zip(exports, targets, strict=True):
                 folder = replaced.enter_context(replacing_folder(target))
                 shutil.copytree(export.folder, folder, dirs_exist_ok=True)
+        for graph in were_fused:
+            _logger.warning("the earlier %s was removed; add --fuse to make it anew", graph)
     reports = {target: (target / REPORT_FILE).read_text(encoding="utf-8") for target in targets}
     return {**reports, **job.build_engines()} if options.engine else reports
 

@@ -98,19 +98,25 @@ def _masks_of(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     Raises:
         ParameterError: an image has none.
     """
-    found = {file: _find_mask(file, folder) for file in files}
+    named: dict[str, list[Path]] = {}
+    listed = sorted(path for path in folder.iterdir() if path.suffix.lower() in MASK_SUFFIXES and path.is_file())
+    for path in sorted(listed, key=lambda path: MASK_SUFFIXES.index(path.suffix.lower())):
+        named.setdefault(path.stem, []).append(path)
+    found = {file: _find_mask(file, named) for file in files}
     masks = set(found.values())
     missing = next((file for file, mask in found.items() if mask is None and file not in masks), None)
     if missing is not None:
         raise ParameterError(
-            f"{folder} holds no mask {missing.stem}.png for {missing}; give masks of the images' names"
+            f"{folder} holds no mask {missing.stem} or {missing.stem}_mask ({', '.join(MASK_SUFFIXES)}) for {missing}; "
+            "give masks of the images' names"
         )
     return {file: mask for file, mask in found.items() if mask is not None and file not in masks}
 
 
-def _find_mask(image: Path, folder: Path) -> Path | None:
-    paths = (folder / f"{image.stem}{ending}{suffix}" for ending in ("", "_mask") for suffix in MASK_SUFFIXES)
-    return next((path for path in paths if path != image and path.is_file()), None)
+def _find_mask(image: Path, named: Mapping[str, Sequence[Path]]) -> Path | None:
+    """The first mask of an image's name, among the files by their stems."""
+    paths = (path for ending in ("", "_mask") for path in named.get(f"{image.stem}{ending}", ()))
+    return next((path for path in paths if path != image), None)
 
 
 def _synthetic_images() -> list[np.ndarray]:

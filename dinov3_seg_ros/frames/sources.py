@@ -44,7 +44,14 @@ def open_source(source: str, masks: Path | None = None, value_range: ValueRange 
         return _capture(cv2.VideoCapture(int(source)), f"webcam {source}")
     if path.is_file():
         return _capture(cv2.VideoCapture(str(path)), source)
-    raise DatasetError(f"'{source}' is no folder, video file or webcam number; give one of these")
+    raise no_source(source, "a folder of images, a video file or the number of a webcam")
+
+
+def no_source(source: str | Path, kinds: str) -> DatasetError:
+    """The error for a source that is not there, or is none of some kinds: "a folder of images or a video file"."""
+    if Path(source).exists():
+        return DatasetError(f"'{source}' is not {kinds}; give one of these")
+    return DatasetError(f"'{source}': there is no such file or folder; give {kinds}")
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.support.errors import OutputError
+
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -45,11 +47,13 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    with _naming(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _naming(path, temporary):
+            yield temporary
         if durable:
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -93,9 +97,11 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with _naming(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
+        with _naming(path, temporary):
+            yield temporary
         # Some writers make files that only the owner can read, but another user may run the robot.
         mask = _umask()
         for entry in (temporary, *temporary.rglob("*")):
@@ -153,6 +159,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def lies_in(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is ``folder`` or lies below it, also by links. Neither need exist."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def check_outside(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise OutputError where ``output`` would lie in the folder ``source`` that is read; a file has nothing in it."""
+    if Path(source).is_dir() and lies_in(output, source):
+        raise OutputError(
+            f"{output} lies in {source}, so the next run would read what this one writes; choose a folder outside of it"
+        )
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
@@ -180,6 +199,21 @@ def is_writable(folder: Path) -> bool:
     """Whether files can be written into a folder, or where it does not exist, whether it can be made."""
     nearest = next((path for path in (folder, *folder.parents) if path.exists()), None)
     return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Make errors name ``path`` in place of its temporary; None: one that could not be made."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str | os.PathLike):
+            named = Path(error.filename)
+            if temporary is None:
+                error.filename = str(path)
+            elif named.is_relative_to(temporary):
+                error.filename = str(path / named.relative_to(temporary))
+        raise
 
 
 def _must_stay(path: Path) -> bool:

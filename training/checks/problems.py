@@ -10,6 +10,7 @@ from pathlib import PurePath
 from rich.console import Console
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from training.checks.findings import Findings, check_pseudo_labels, check_split
@@ -58,10 +59,11 @@ def find_problems(
     taught = taught or Findings()
     parts = (*_named(train, val), ("pseudo-labels", taught))
     problems = {f"{part}: {kind}": told for part, own in parts for kind, told in own.problems.items()}
-    # Two splits may share a folder of masks; its masks without an image belong to neither.
+    # Two splits may share a folder of labels; those without an image belong to neither.
     spare_masks = sorted({*train.spare_masks, *val.spare_masks})
-    if spare_masks:
-        problems["mask without image"] = list(map(str, spare_masks))
+    for path in spare_masks:
+        kind = "mask without image" if path.suffix.lower() in IMAGE_SUFFIXES else "labels without an image"
+        problems.setdefault(kind, []).append(str(path))
     if len(spare_masks) > train.count + val.count:
         problems[_MOST_SPARE] = [
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "

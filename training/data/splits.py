@@ -38,7 +38,7 @@ class Fold:
 # of both parts look alike.
 _MOST_RUNS = 3
 _LEAST_RUN = 10
-# On both sides of a run, so many of its images are left out as its length divided by this.
+# On both sides of a run, so many images are left out as its length divided by this; at least one, where others remain.
 _RUN_PER_BORDER = 8
 
 
@@ -166,7 +166,7 @@ def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple
             continue
         for fold, (chosen, beside) in enumerate(parts):
             start, end = (place * len(own) // count for place in (fold, fold + 1))
-            gap = (end - start) // _RUN_PER_BORDER
+            gap = _border(end - start, len(own) - (end - start))
             chosen.update(index for unit in own[start:end] for index in unit)
             borders = (*own[max(start - gap, 0) : start], *own[end : end + gap])
             beside.update(index for unit in borders for index in unit)
@@ -208,7 +208,7 @@ def _runs(units: Sequence[Sequence[int]], val_fraction: float) -> tuple[list[int
     """Indices in runs of successive units, spread over all, that make up a share of them; and those beside the runs."""
     wanted = round(len(units) * val_fraction)
     runs = max(1, min(_MOST_RUNS, wanted // _LEAST_RUN))
-    gap = wanted // runs // _RUN_PER_BORDER
+    gap = _border(wanted // runs, len(units) - wanted)
     chosen: set[int] = set()
     beside: set[int] = set()
     for run in range(runs):
@@ -217,6 +217,12 @@ def _runs(units: Sequence[Sequence[int]], val_fraction: float) -> tuple[list[int
         chosen.update(range(start, end))
         beside.update(range(max(start - gap, 0), min(end + gap, len(units))))
     return [i for place in chosen for i in units[place]], [i for place in beside - chosen for i in units[place]]
+
+
+def _border(run: int, others: int) -> int:
+    """How many units are left out on each side of a run, of so many others in all."""
+    is_enough = run > 0 and others > 2
+    return max(run // _RUN_PER_BORDER, 1 if is_enough else 0)
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName
 from dinov3_seg_ros.frames.image_files import read_image
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, open_source, video_rate
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source, open_source, video_rate
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
@@ -128,6 +128,10 @@ def open_input(source: str, value_range: ValueRange = "auto", topics: Sequence[s
         DatasetError: it is none of these, or the topics do not fit.
     """
     path = Path(source)
+    if not path.exists() and not source.isdecimal():
+        raise no_source(
+            source, "an image, a folder of images, a recording (rosbag2), a video or the number of a webcam"
+        )
     if is_recording(path):
         return Recording(path, value_range, topics)
     if topics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,13 @@ def check_free(folder: Path, option: str) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn failures to write ``path`` into an OutputError; the writer must replace ``path`` atomically."""
+    existed = os.path.exists(path)
     try:
         yield
     except (OSError, SafetensorError) as error:
+        unchanged = "; its earlier content is unchanged" if existed else ""
         raise OutputError(
-            f"{path} cannot be written ({error}); its earlier content is unchanged. Free some space, or choose another "
-            "folder"
+            f"{path} cannot be written ({error}){unchanged}. Free some space, or choose another folder"
         ) from error
 
 

@@ -15,7 +15,7 @@ from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import check_metadata, messages_of, open_recording
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
@@ -98,7 +98,9 @@ def open_images(
     Raises:
         DatasetError: there are no images, or it is not clear which; or topics or a duration for what is no recording.
     """
-    path = Path(source)
+    path, kinds = Path(source), "a folder of images, an image or a recording (rosbag2)"
+    if not path.exists():
+        raise no_source(source, kinds)
     if is_recording(path):
         return RecordedImages(path, value_range, topics, every)
     if topics or every is not None:
@@ -110,7 +112,7 @@ def open_images(
         return ImageFiles(found, path, value_range)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFiles([path], path.parent, value_range)
-    raise DatasetError(f"'{source}' is no folder of images, image or recording (rosbag2); give one of these")
+    raise no_source(source, kinds)
 
 
 class ImageFiles:
