@@ -267,6 +267,7 @@ def test_the_first_mask_does_not_wait_for_the_compiler(graph, bundle, tmp_path, 
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     reader = DiagnosticsReader(graph)
     camera.send_until_answered(camera.message(PICTURE), masks)
-    assert reader.wait("segmentation", lambda _: True, "the decode").values["decode"] == "numpy"
+    status = reader.wait("segmentation", lambda status: "loaded" not in status.values["decode"], "the decode")
+    assert status.values["decode"] == "numpy"
     assert node.end() == 0, "nor does the end"
     assert "Traceback" not in node.log
