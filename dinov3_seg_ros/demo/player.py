@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RclError as error:
             raise UsageError(str(error)) from error
         options = parser.parse_command(own_words)
-        value_range = read_flags(PublishOptions, options).value_range
+        # Before ROS starts, whose end may crash the process and lose what is said of a source that cannot be read.
+        frames = _begun(_frames(options, read_flags(PublishOptions, options).value_range))
         configure_transport()
         warn_of_unfinished_segments()
         keep_freed_memory()
@@ -91,7 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         player = CameraPlayer(options.rate)
         try:
             with interruptible():
-                frames = _begun(_frames(options, value_range))
                 player.wait_for_subscribers(options.subscribers, timeout_s=options.patience)
                 print(f"sent {player.play(frames, options.seconds)} frames", flush=True)
         except (KeyboardInterrupt, ExternalShutdownException):
