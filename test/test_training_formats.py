@@ -1297,6 +1297,24 @@ class TestListsOfSplits:
         labelled_folders.put(root / "test.txt", "e")
         assert not {"e", "f"} & {*self.opened(root, "train"), *self.opened(root, "val")}
 
+    @pytest.mark.parametrize(
+        ("images", "masks", "lists"),
+        [("images", "masks", ""), ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")],
+    )
+    @pytest.mark.parametrize("line", ["run_{}/{}", "{images}/run_{}/{}.jpg", "/home/somebody/{images}/run_{}/{}.jpg"])
+    def test_an_image_that_is_gone_is_never_one_of_another_sequence(self, tmp_path, images, masks, lists, line):
+        present = {"train": ["run_1/0001", "run_1/0002"], "val": ["run_2/0001", "run_2/0002", "run_2/0003"]}
+        for number, name in enumerate([*present["train"], *present["val"]]):
+            tiny_datasets.save_image(tmp_path / f"{images}/{name}.jpg", number)
+            labelled_folders.put(tmp_path / f"{masks}/{name}.png", labelled_folders.truth(number))
+        for run, split in enumerate(present, start=1):
+            lines = [line.format(run, f"{number:04d}", images=images) for number in (1, 2, 3)]
+            labelled_folders.put(tmp_path / lists / f"{split}.txt", "\n".join(lines))
+        section = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES)
+        for split, names in present.items():
+            found = [sample.image.relative_to(tmp_path / images).as_posix() for sample in section.open(split).samples]
+            assert found == [f"{name}.jpg" for name in names]
+
     def test_a_list_that_names_no_image_is_refused(self, root):
         labelled_folders.put(root / "test.txt", "elsewhere/0001.jpg")
         assert len(self.opened(root, "train")) == 5

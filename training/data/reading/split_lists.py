@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from training.data.base import Split
-from training.data.reading.tree import Tree, parent, path_ends, plain, read_csv, read_text, split_named, stem
+from training.data.reading.tree import (
+    Tree,
+    folder_ends,
+    least_end,
+    parent,
+    path_ends,
+    plain,
+    read_csv,
+    read_text,
+    split_named,
+    stem,
+)
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 # Lists of one class say behind each name whether the image shows it.
@@ -52,7 +63,7 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     Raises:
         DatasetError: a list cannot be read.
     """
-    by_end = _ByEnd(images)
+    by_end = _ByEnd(list(images))
     listed = ListedSplits()
     for name, split in lists:
         lines = [
@@ -71,7 +82,8 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
 class _ByEnd:
     """Images by each end of their paths, without suffix."""
 
-    def __init__(self, images: Iterable[str]) -> None:
+    def __init__(self, images: Sequence[str]) -> None:
+        self._folder_ends = folder_ends(images)
         self._exact: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
         for image in images:
@@ -80,8 +92,10 @@ class _ByEnd:
                 self._alike.setdefault(plain(end), []).append(image)
 
     def find(self, entry: str) -> list[str]:
-        """The images whose path ends as the longest end of an entry."""
-        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in path_ends(entry))
+        """The images whose path ends as the longest end of an entry; see `least_end`."""
+        least = least_end(entry, self._folder_ends)
+        ends = (end for end in path_ends(entry) if end.count("/") + 1 >= least)
+        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in ends)
         return next(filter(None, found), [])
 
 
