@@ -1283,6 +1283,14 @@ class TestListsOfSplits:
         else:
             assert {split: self.opened(root, split) for split in LISTED} == LISTED
 
+    @pytest.mark.parametrize("head", ["", "image\n", "image,scene\n"])
+    def test_the_first_line_of_a_table_is_an_image_or_the_head(self, root, head):
+        labelled_folders.put(root / "test.csv", f"{head}a\nb")
+        assert self.opened(root, "test") == ["a", "b"]
+        assert not {"a", "b"} & {*self.opened(root, "train"), *self.opened(root, "val")}
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert not any("not in the folder" in note for note in notes)
+
     def test_a_list_decides_against_a_folder(self, root):
         for name, split in (("d", "val"), ("e", "test"), ("f", "val")):
             for folder, suffix in (("images", "jpg"), ("masks", "png")):

@@ -66,10 +66,7 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     by_end = _ByEnd(list(images))
     listed = ListedSplits()
     for name, split in lists:
-        lines = [
-            next(filter(None, (_nearest(by_end.find(entry), parent(name)) for entry in entries)), [])
-            for entries in _lines(tree, name)
-        ]
+        lines = list(_lines(tree, name, by_end))
         listed.absent += sum(not found for found in lines)
         if not any(lines):
             listed.unread[name] = split
@@ -108,15 +105,21 @@ def _nearest(found: Sequence[str], folder: str) -> Sequence[str]:
     return [image for image in inside if image.count("/") == least]
 
 
-def _lines(tree: Tree, name: str) -> Iterator[list[str]]:
-    """What each line of a list may name, the likeliest first; the first line of a table may be its head."""
+def _lines(tree: Tree, name: str, images: _ByEnd) -> Iterator[Sequence[str]]:
+    """The images that each line of a list names, without the head that a table may have."""
+
+    def named(cells: Iterable[str]) -> Sequence[str]:
+        entries = (entry for cell in cells for entry in _entries(cell))
+        return next(filter(None, (_nearest(images.find(entry), parent(name)) for entry in entries)), [])
+
     if not name.lower().endswith(".csv"):
-        yield from (_entries(line) for line in read_text(tree.path(name)).splitlines() if line.strip())
+        yield from (named([line]) for line in read_text(tree.path(name)).splitlines() if line.strip())
         return
     for index, row in enumerate(read_csv(tree.path(name))):
         files = [cell for cell in row if cell.strip().lower().endswith(IMAGE_SUFFIXES)]
-        if index or files:
-            yield [entry for cell in files or row[:1] for entry in _entries(cell)]
+        found = named(files or row[:1])
+        if index or files or found:
+            yield found
 
 
 def _entries(line: str) -> list[str]:
