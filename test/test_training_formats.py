@@ -733,6 +733,35 @@ class TestSplitsOfYolo:
         self.write(root, {"val.txt": train[:1]}, train="train/images", val="val.txt")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train[1:], train[:1])
 
+    @pytest.mark.parametrize("lists", [False, True])
+    @pytest.mark.parametrize("exports", [("rooms",), ("a", "b"), ("", "b")])
+    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, lists):
+        folders: dict[str, list[str]] = {"train": [], "val": []}
+        for root in [tmp_path / export for export in exports]:
+            labelled_folders.build_yolo(root)
+            (root / "train").rename(root / "first")
+            (root / "valid").rename(root / "second")
+            written = {}
+            for split, folder in (("train", "first"), ("val", "second")):
+                images = self.images(root, folder)
+                folders[split] += [(root / image).relative_to(tmp_path).as_posix() for image in images]
+                written[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
+            if lists:
+                self.write(root, written, train="train.txt", val="val.txt")
+            else:
+                self.write(root, {}, train="first/images", val="second/images")
+        for split, images in folders.items():
+            assert self.opened(tmp_path, split) == sorted(images)
+
+    def test_a_list_that_one_of_two_exports_lacks_is_not_taken_from_the_other(self, tmp_path):
+        for root in (tmp_path / "a", tmp_path / "b"):
+            labelled_folders.build_yolo(root)
+            lists = {"train.txt": self.images(root, "train"), "val.txt": self.images(root, "valid")}
+            self.write(root, lists, train="train.txt", val="val.txt")
+        (tmp_path / "b/train.txt").unlink()
+        with pytest.raises(DatasetError, match=r"b/data\.yaml names train\.txt, which is not in .*b; copy it there"):
+            self.opened(tmp_path, "train")
+
     def test_a_folder_of_another_machine_is_found_by_its_end(self, root):
         (root / "valid").rename(root / "second")
         train, val = self.images(root, "train"), self.images(root, "second")
