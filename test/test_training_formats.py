@@ -967,6 +967,26 @@ def test_a_stem_of_two_images_tells_no_split(tmp_path):
     assert "2 images lie in no split and are left out" in section.found().notes
 
 
+@pytest.mark.parametrize("exports", [("",), ("a", "b")])
+@pytest.mark.parametrize("lists", [False, True])
+def test_the_yaml_file_of_ultralytics_masks_tells_the_splits(tmp_path, exports, lists):
+    expected: dict[str, list[Path]] = {"train": [], "val": []}
+    for root in [tmp_path / export for export in exports]:
+        labelled_folders.build_ultralytics_semantic(root)
+        settings = yaml.safe_load((root / "rooms.yaml").read_text())
+        for split, folder in (("train", "first"), ("val", "second")):
+            (root / "ground" / split).rename(root / "ground" / folder)
+            images = sorted((root / "images" / split).rename(root / "images" / folder).iterdir())
+            expected[split] += images[:1] if lists else images
+            lines = [f"./images/{folder}/{image.name}" for image in images[:1]]
+            labelled_folders.put(root / f"{split}.txt", "\n".join(lines))
+            settings[split] = f"{split}.txt" if lists else f"images/{folder}"
+        labelled_folders.put(root / "rooms.yaml", yaml.safe_dump(settings))
+    section = AutoData(root=str(tmp_path))
+    for split, images in expected.items():
+        assert [sample.image for sample in section.open(split).samples] == images
+
+
 @pytest.mark.parametrize(
     "content",
     [b"%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n", b"data: 1\n---\ndata: 2\n---\n", b"site: K\xfcche\n"],
