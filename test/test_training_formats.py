@@ -278,6 +278,31 @@ def test_a_parquet_file_that_names_masks_is_a_list_of_metadata(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+@pytest.mark.parametrize("folder", ["", "val"])
+def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
+    labelled_folders.build_huggingface_images(tmp_path)
+    shutil.copy(tmp_path / "id2label.json", tmp_path / "val")
+    min(tmp_path.glob("val/labels/*")).unlink()
+    section = AutoData(root=str(tmp_path / folder))
+    assert section.found().kind == "huggingface_images"
+    with pytest.raises(IncompleteError, match=r"1 of \d images .*val/labels/val_"):
+        section.open_all()
+
+
+def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    for path in tmp_path.rglob("metadata.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{"file_name": row["file_name"], "depth_file_name": row["file_name"], **row} for row in rows]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recording").mkdir()
+    (tmp_path / "recording/metadata.csv").write_text("topic,count\n/image,3\n")
+    check_truth(AutoData(root=str(tmp_path)))
+    min(tmp_path.glob("train/labels/*")).unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 4 images .*train/labels/train_"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def put_images_inside(root: Path) -> None:
     """Move each image into its JSON."""
     for path in root.rglob("*.json"):
