@@ -597,6 +597,20 @@ def far_corner(content: dict) -> None:
     content["shapes"][0]["points"][0] = [1e12, 3]
 
 
+def regions_of(tasks: list[dict]) -> list[dict]:
+    """The results of the first task's annotation that counts."""
+    return tasks[0]["annotations"][1]["result"]
+
+
+def unlabelled_rectangle(tasks: list[dict]) -> None:
+    regions_of(tasks)[1].update(type="rectangle", value={"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0})
+
+
+def unlabelled_region_of_json_min(tasks: list[dict]) -> None:
+    size = {"original_height": labelled_folders.HEIGHT, "original_width": labelled_folders.WIDTH}
+    tasks[0] = {"image": tasks[0]["data"]["image"], "label": [{"points": [[1, 1], [9, 1], [9, 9]], **size}]}
+
+
 #: Format, file, what is done to it, what is said.
 DAMAGES = [
     ("labelme", "train/train_0001.json", lambda c: c["shapes"][0].update(label=None), "a shape has the label None"),
@@ -631,6 +645,10 @@ DAMAGES = [
         lambda c: c["items"][0]["annotations"][1].update(type="ellipse"),
         "of the type ellipse, which is not known",
     ),
+    ("label_studio", "project.json", lambda c: regions_of(c)[0]["value"].update(polygonlabels=[]), "has no label"),
+    ("label_studio", "project.json", lambda c: regions_of(c)[2]["value"].pop("brushlabels"), "has no label"),
+    ("label_studio", "project.json", unlabelled_rectangle, "train_0000.jpg has no label"),
+    ("label_studio", "project.json", unlabelled_region_of_json_min, "train_0000.jpg has no label"),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
@@ -1119,6 +1137,25 @@ def test_regions_of_label_studio_that_cannot_be_read_are_refused(tmp_path, kind,
         DatasetError, match=rf"project\.json holds \d+ regions of the kind {kind}, such as 'road' of .*jpg"
     ):
         AutoData(root=str(tmp_path)).open("train")
+
+
+def test_results_of_label_studio_that_are_no_regions_need_no_label(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def add(tasks):
+        results = regions_of(tasks)
+        results[0]["id"] = "r1"
+        points, size = results[0]["value"]["points"], {k: v for k, v in results[0].items() if k.startswith("original")}
+        for kind, value in (
+            ("polygon", {"points": points}),
+            ("choices", {"points": points, "choices": ["blurred"]}),
+            ("textarea", {"points": points, "text": ["a note"]}),
+            ("keypointlabels", {"x": 1, "y": 1, "width": 1, "keypointlabels": ["door"]}),
+        ):
+            results.append({"id": "r1" if kind == "polygon" else kind, "type": kind, "value": value, **size})
+
+    edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
