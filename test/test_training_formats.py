@@ -1165,6 +1165,21 @@ def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+@pytest.mark.parametrize("folder", ["/data/upload/1", "s3://photos"])
+def test_only_what_label_studio_puts_before_a_name_is_left_out(tmp_path, folder):
+    labelled_folders.build_label_studio(tmp_path)
+    image = next(tmp_path.rglob("*train_0000.jpg"))
+    image.rename(image.with_name("0001.jpg"))
+    for name, found in (("0a1b2c3d-0001.jpg", True), ("left-0001.jpg", False)):
+        edit(tmp_path / "project.json", lambda tasks, name=name: tasks[0]["data"].update(image=f"{folder}/{name}"))
+        section = AutoData(root=str(tmp_path))
+        if found:
+            assert image.with_name("0001.jpg") in [sample.image for sample in section.open_all().samples]
+            continue
+        with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*left-0001\.jpg"):
+            section.open_all()
+
+
 def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
     labelled_folders.build_label_studio(tmp_path)
     tiny_datasets.save_image(tmp_path / "images/1/another.jpg", 0)

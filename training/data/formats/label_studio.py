@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ _SHAPES = ("polygon", "rectangle", "ellipse", "brush", "bitmask")
 _KEYS_OF_SHAPES, _KEYS_OF_ANSWERS = {"points", "rle", "radiusX"}, {"choices", "text", "taxonomy", "rating", "number"}
 # Uploaded files lie in a folder for each project of the server, whose name is a number.
 _UPLOADS = "/data/upload/"
+_UPLOADED = re.compile("[0-9a-f]{8}-(.+)")
 _HEAD = 16
 
 
@@ -264,8 +266,8 @@ def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
     if _UPLOADS in path:
         path = path.rpartition("/")[2]
-    found = tree.find_image(path, [parent(name)])
-    return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])
+    found, uploaded = tree.find_image(path, [parent(name)]), _UPLOADED.fullmatch(path.rpartition("/")[2])
+    return found or (tree.find_image(uploaded[1], [parent(name)]) if uploaded else None)
 
 
 def _image_of(texts: Sequence[str]) -> str:
