@@ -1449,6 +1449,14 @@ class TestListsOfSplits:
             found = [sample.image.relative_to(tmp_path / images).as_posix() for sample in section.open(split).samples]
             assert found == [f"{name}.jpg" for name in names]
 
+    def test_images_of_no_split_are_trained_on_where_only_a_test_folder_is_named(self, root):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            (root / folder / "test").mkdir()
+            (root / f"{folder}/f.{suffix}").rename(root / f"{folder}/test/f.{suffix}")
+        assert {*self.opened(root, "train"), *self.opened(root, "val")} == {*"abcde"}
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert not any("left out" in note for note in notes)
+
     def test_a_list_that_names_no_image_is_refused(self, root):
         labelled_folders.put(root / "test.txt", "elsewhere/0001.jpg")
         assert len(self.opened(root, "train")) == 5

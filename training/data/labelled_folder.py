@@ -166,9 +166,9 @@ class LabelledFolderData(DataSettings):
             notes.append(f"{folder.boxes} annotations have a box alone, which is filled")
         if folder.absent:
             notes.append(f"{folder.absent} images that lists name are not in the folder")
-        left_out = len(folder.samples.get(None, ())) if len(folder.samples) > 1 else 0
-        if left_out:
-            notes.append(f"{left_out} images lie in no split and are left out")
+        left_out = folder.samples.get(None, ())
+        if left_out and (folder.samples.get("train") or folder.samples.get("val")):
+            notes.append(f"{len(left_out)} images lie in no split and are left out")
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
         values = image_values(folder.all_samples())
