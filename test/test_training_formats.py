@@ -998,6 +998,18 @@ def test_lists_of_voc_folders_name_images_by_their_whole_path(tmp_path, stem, li
         assert found == sorted(tmp_path / "JPEGImages" / f"{name}.jpg" for name in own)
 
 
+def test_a_list_of_voc_folders_that_names_no_image_is_refused(tmp_path):
+    labelled_folders.build_voc_folders(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    (lists / "val.txt").write_text("\n")  # a tool that was given no image for validation
+    assert len(AutoData(root=str(tmp_path)).open_all()) == 6
+    (lists / "val.txt").write_text("elsewhere/0001\n")
+    with pytest.raises(
+        DatasetError, match=r"val\.txt is named as the list of the val images, .*JPEGImages/train_0000\.jpg"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_stem_of_two_images_tells_no_split(tmp_path):
     labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
     for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
@@ -1448,6 +1460,7 @@ class TestListsOfSplits:
         for split, names in present.items():
             found = [sample.image.relative_to(tmp_path / images).as_posix() for sample in section.open(split).samples]
             assert found == [f"{name}.jpg" for name in names]
+        assert "1 images that lists name are not in the folder" in section.found().notes
 
     def test_images_of_no_split_are_trained_on_where_only_a_test_folder_is_named(self, root):
         for folder, suffix in (("images", "jpg"), ("masks", "png")):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.reading.tree import (
     Tree,
@@ -40,6 +41,22 @@ class ListedSplits:
     split_of: dict[str, Split] = field(default_factory=dict)
     unread: dict[str, Split] = field(default_factory=dict)
     absent: int = 0
+
+    def check(self, tree: Tree, told: Container[Split | None], image: str) -> None:
+        """Raise DatasetError where a list for training or validation is unread, and nothing else tells its split.
+
+        Args:
+            tree: the folder.
+            told: the splits that something else tells.
+            image: one of the images, as an example.
+        """
+        for name, split in self.unread.items():
+            if split not in {"test", *self.split_of.values()} and split not in told:
+                raise DatasetError(
+                    f"{tree.path(name)} is named as the list of the {split} images, but none of its lines names an "
+                    f"image of the folder, such as {image}; correct its lines, or rename the file if it is no list of "
+                    "images"
+                )
 
 
 def split_lists(tree: Tree) -> list[tuple[str, Split]]:
