@@ -1291,6 +1291,18 @@ def test_labelmes_image_may_lie_in_another_folder(tmp_path, written):
     assert [sample.image for sample in samples] == [tmp_path / "photos/a.png", tmp_path / "photos/b.png"]
 
 
+@pytest.mark.parametrize("none", [{}, []])
+def test_an_image_that_via_lists_without_a_region_is_background(tmp_path, none):
+    labelled_folders.build_via(tmp_path)
+    edit(tmp_path / "train/via_region_data.json", lambda c: next(iter(c.values())).update(regions=none))
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert [data.item(index)[1].any() for index in range(len(data))] == [False, True, True, True]
+    for path in tmp_path.rglob("*.json"):
+        edit(path, lambda c: [image.update(regions=none) for image in c.values()])
+    with pytest.raises(DatasetError, match="is of no known format"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 @pytest.mark.parametrize("name", ["label_studio", "label_studio_png", "via", "labelme"])
 def test_a_file_of_classes_names_those_that_no_shape_has(tmp_path, name):
     labelled_folders.BUILDERS[name](tmp_path)
