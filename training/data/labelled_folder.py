@@ -20,7 +20,7 @@ from training.data.classes.items import WrittenClasses, WrittenIgnored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
 from training.data.image_values import image_values
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
 from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, samples_of
@@ -90,16 +90,18 @@ class LabelledFolderData(DataSettings):
         _, _, folder = self._read()
         class_map, samples = self._class_map(folder), choose(folder)
         value_range = image_values(folder.all_samples()).range(self.value_range)
-        return open_samples(
-            self.root,
-            samples,
-            class_map,
-            folder.read,
-            folder.spare,
-            self.resize_masks,
-            folder.evidence,
-            folder.masks,
-            value_range,
+        return complete(
+            LabelledImages(
+                self.root,
+                samples,
+                class_map,
+                folder.read,
+                folder.spare,
+                self.resize_masks,
+                folder.evidence,
+                folder.masks,
+                value_range,
+            )
         )
 
     def found(self) -> Found:
