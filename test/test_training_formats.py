@@ -278,6 +278,31 @@ def test_a_parquet_file_that_names_masks_is_a_list_of_metadata(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+@pytest.mark.parametrize("folder", ["", "val"])
+def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
+    labelled_folders.build_huggingface_images(tmp_path)
+    shutil.copy(tmp_path / "id2label.json", tmp_path / "val")
+    min(tmp_path.glob("val/labels/*")).unlink()
+    section = AutoData(root=str(tmp_path / folder))
+    assert section.found().kind == "huggingface_images"
+    with pytest.raises(IncompleteError, match=r"1 of \d images .*val/labels/val_"):
+        section.open_all()
+
+
+def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    for path in tmp_path.rglob("metadata.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{"file_name": row["file_name"], "depth_file_name": row["file_name"], **row} for row in rows]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recording").mkdir()
+    (tmp_path / "recording/metadata.csv").write_text("topic,count\n/image,3\n")
+    check_truth(AutoData(root=str(tmp_path)))
+    min(tmp_path.glob("train/labels/*")).unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 4 images .*train/labels/train_"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def put_images_inside(root: Path) -> None:
     """Move each image into its JSON."""
     for path in root.rglob("*.json"):
@@ -572,6 +597,20 @@ def far_corner(content: dict) -> None:
     content["shapes"][0]["points"][0] = [1e12, 3]
 
 
+def regions_of(tasks: list[dict]) -> list[dict]:
+    """The results of the first task's annotation that counts."""
+    return tasks[0]["annotations"][1]["result"]
+
+
+def unlabelled_rectangle(tasks: list[dict]) -> None:
+    regions_of(tasks)[1].update(type="rectangle", value={"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0})
+
+
+def unlabelled_region_of_json_min(tasks: list[dict]) -> None:
+    size = {"original_height": labelled_folders.HEIGHT, "original_width": labelled_folders.WIDTH}
+    tasks[0] = {"image": tasks[0]["data"]["image"], "label": [{"points": [[1, 1], [9, 1], [9, 9]], **size}]}
+
+
 #: Format, file, what is done to it, what is said.
 DAMAGES = [
     ("labelme", "train/train_0001.json", lambda c: c["shapes"][0].update(label=None), "a shape has the label None"),
@@ -606,6 +645,10 @@ DAMAGES = [
         lambda c: c["items"][0]["annotations"][1].update(type="ellipse"),
         "of the type ellipse, which is not known",
     ),
+    ("label_studio", "project.json", lambda c: regions_of(c)[0]["value"].update(polygonlabels=[]), "has no label"),
+    ("label_studio", "project.json", lambda c: regions_of(c)[2]["value"].pop("brushlabels"), "has no label"),
+    ("label_studio", "project.json", unlabelled_rectangle, "train_0000.jpg has no label"),
+    ("label_studio", "project.json", unlabelled_region_of_json_min, "train_0000.jpg has no label"),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
@@ -732,6 +775,35 @@ class TestSplitsOfYolo:
         train = self.images(root, "train")
         self.write(root, {"val.txt": train[:1]}, train="train/images", val="val.txt")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train[1:], train[:1])
+
+    @pytest.mark.parametrize("lists", [False, True])
+    @pytest.mark.parametrize("exports", [("rooms",), ("a", "b"), ("", "b")])
+    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, lists):
+        folders: dict[str, list[str]] = {"train": [], "val": []}
+        for root in [tmp_path / export for export in exports]:
+            labelled_folders.build_yolo(root)
+            (root / "train").rename(root / "first")
+            (root / "valid").rename(root / "second")
+            written = {}
+            for split, folder in (("train", "first"), ("val", "second")):
+                images = self.images(root, folder)
+                folders[split] += [(root / image).relative_to(tmp_path).as_posix() for image in images]
+                written[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
+            if lists:
+                self.write(root, written, train="train.txt", val="val.txt")
+            else:
+                self.write(root, {}, train="first/images", val="second/images")
+        for split, images in folders.items():
+            assert self.opened(tmp_path, split) == sorted(images)
+
+    def test_a_list_that_one_of_two_exports_lacks_is_not_taken_from_the_other(self, tmp_path):
+        for root in (tmp_path / "a", tmp_path / "b"):
+            labelled_folders.build_yolo(root)
+            lists = {"train.txt": self.images(root, "train"), "val.txt": self.images(root, "valid")}
+            self.write(root, lists, train="train.txt", val="val.txt")
+        (tmp_path / "b/train.txt").unlink()
+        with pytest.raises(DatasetError, match=r"b/data\.yaml names train\.txt, which is not in .*b; copy it there"):
+            self.opened(tmp_path, "train")
 
     def test_a_folder_of_another_machine_is_found_by_its_end(self, root):
         (root / "valid").rename(root / "second")
@@ -926,6 +998,18 @@ def test_lists_of_voc_folders_name_images_by_their_whole_path(tmp_path, stem, li
         assert found == sorted(tmp_path / "JPEGImages" / f"{name}.jpg" for name in own)
 
 
+def test_a_list_of_voc_folders_that_names_no_image_is_refused(tmp_path):
+    labelled_folders.build_voc_folders(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    (lists / "val.txt").write_text("\n")  # a tool that was given no image for validation
+    assert len(AutoData(root=str(tmp_path)).open_all()) == 6
+    (lists / "val.txt").write_text("elsewhere/0001\n")
+    with pytest.raises(
+        DatasetError, match=r"val\.txt is named as the list of the val images, .*JPEGImages/train_0000\.jpg"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_stem_of_two_images_tells_no_split(tmp_path):
     labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
     for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
@@ -936,6 +1020,26 @@ def test_a_stem_of_two_images_tells_no_split(tmp_path):
     section = AutoData(root=str(tmp_path))
     assert [sample.image.stem for sample in section.open("train").samples] == ["0002"]
     assert "2 images lie in no split and are left out" in section.found().notes
+
+
+@pytest.mark.parametrize("exports", [("",), ("a", "b")])
+@pytest.mark.parametrize("lists", [False, True])
+def test_the_yaml_file_of_ultralytics_masks_tells_the_splits(tmp_path, exports, lists):
+    expected: dict[str, list[Path]] = {"train": [], "val": []}
+    for root in [tmp_path / export for export in exports]:
+        labelled_folders.build_ultralytics_semantic(root)
+        settings = yaml.safe_load((root / "rooms.yaml").read_text())
+        for split, folder in (("train", "first"), ("val", "second")):
+            (root / "ground" / split).rename(root / "ground" / folder)
+            images = sorted((root / "images" / split).rename(root / "images" / folder).iterdir())
+            expected[split] += images[:1] if lists else images
+            lines = [f"./images/{folder}/{image.name}" for image in images[:1]]
+            labelled_folders.put(root / f"{split}.txt", "\n".join(lines))
+            settings[split] = f"{split}.txt" if lists else f"images/{folder}"
+        labelled_folders.put(root / "rooms.yaml", yaml.safe_dump(settings))
+    section = AutoData(root=str(tmp_path))
+    for split, images in expected.items():
+        assert [sample.image for sample in section.open(split).samples] == images
 
 
 @pytest.mark.parametrize(
@@ -1047,11 +1151,45 @@ def test_regions_of_label_studio_that_cannot_be_read_are_refused(tmp_path, kind,
         AutoData(root=str(tmp_path)).open("train")
 
 
+def test_results_of_label_studio_that_are_no_regions_need_no_label(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+
+    def add(tasks):
+        results = regions_of(tasks)
+        results[0]["id"] = "r1"
+        points, size = results[0]["value"]["points"], {k: v for k, v in results[0].items() if k.startswith("original")}
+        for kind, value in (
+            ("polygon", {"points": points}),
+            ("choices", {"points": points, "choices": ["blurred"]}),
+            ("textarea", {"points": points, "text": ["a note"]}),
+            ("keypointlabels", {"x": 1, "y": 1, "width": 1, "keypointlabels": ["door"]}),
+        ):
+            results.append({"id": "r1" if kind == "polygon" else kind, "type": kind, "value": value, **size})
+
+    edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_a_json_of_label_studio_may_begin_with_a_byte_order_mark(tmp_path):
     labelled_folders.build_label_studio(tmp_path)
     path = tmp_path / "project.json"
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     check_truth(AutoData(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("folder", ["/data/upload/1", "s3://photos"])
+def test_only_what_label_studio_puts_before_a_name_is_left_out(tmp_path, folder):
+    labelled_folders.build_label_studio(tmp_path)
+    image = next(tmp_path.rglob("*train_0000.jpg"))
+    image.rename(image.with_name("0001.jpg"))
+    for name, found in (("0a1b2c3d-0001.jpg", True), ("left-0001.jpg", False)):
+        edit(tmp_path / "project.json", lambda tasks, name=name: tasks[0]["data"].update(image=f"{folder}/{name}"))
+        section = AutoData(root=str(tmp_path))
+        if found:
+            assert image.with_name("0001.jpg") in [sample.image for sample in section.open_all().samples]
+            continue
+        with pytest.raises(DatasetError, match=r"1 images of project\.json are not in .*, such as .*left-0001\.jpg"):
+            section.open_all()
 
 
 def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
@@ -1151,6 +1289,18 @@ def test_labelmes_image_may_lie_in_another_folder(tmp_path, written):
         labelled_folders.put(tmp_path / "json" / f"{stem}.json", content)
     samples = AutoData(root=str(tmp_path)).open_all().samples
     assert [sample.image for sample in samples] == [tmp_path / "photos/a.png", tmp_path / "photos/b.png"]
+
+
+@pytest.mark.parametrize("none", [{}, []])
+def test_an_image_that_via_lists_without_a_region_is_background(tmp_path, none):
+    labelled_folders.build_via(tmp_path)
+    edit(tmp_path / "train/via_region_data.json", lambda c: next(iter(c.values())).update(regions=none))
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert [data.item(index)[1].any() for index in range(len(data))] == [False, True, True, True]
+    for path in tmp_path.rglob("*.json"):
+        edit(path, lambda c: [image.update(regions=none) for image in c.values()])
+    with pytest.raises(DatasetError, match="is of no known format"):
+        AutoData(root=str(tmp_path)).open("train")
 
 
 @pytest.mark.parametrize("name", ["label_studio", "label_studio_png", "via", "labelme"])
@@ -1283,6 +1433,14 @@ class TestListsOfSplits:
         else:
             assert {split: self.opened(root, split) for split in LISTED} == LISTED
 
+    @pytest.mark.parametrize("head", ["", "image\n", "image,scene\n"])
+    def test_the_first_line_of_a_table_is_an_image_or_the_head(self, root, head):
+        labelled_folders.put(root / "test.csv", f"{head}a\nb")
+        assert self.opened(root, "test") == ["a", "b"]
+        assert not {"a", "b"} & {*self.opened(root, "train"), *self.opened(root, "val")}
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert not any("not in the folder" in note for note in notes)
+
     def test_a_list_decides_against_a_folder(self, root):
         for name, split in (("d", "val"), ("e", "test"), ("f", "val")):
             for folder, suffix in (("images", "jpg"), ("masks", "png")):
@@ -1296,6 +1454,33 @@ class TestListsOfSplits:
         labelled_folders.put(root / "train.txt", "a\nb\nc\nd\ne")
         labelled_folders.put(root / "test.txt", "e")
         assert not {"e", "f"} & {*self.opened(root, "train"), *self.opened(root, "val")}
+
+    @pytest.mark.parametrize(
+        ("images", "masks", "lists"),
+        [("images", "masks", ""), ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")],
+    )
+    @pytest.mark.parametrize("line", ["run_{}/{}", "{images}/run_{}/{}.jpg", "/home/somebody/{images}/run_{}/{}.jpg"])
+    def test_an_image_that_is_gone_is_never_one_of_another_sequence(self, tmp_path, images, masks, lists, line):
+        present = {"train": ["run_1/0001", "run_1/0002"], "val": ["run_2/0001", "run_2/0002", "run_2/0003"]}
+        for number, name in enumerate([*present["train"], *present["val"]]):
+            tiny_datasets.save_image(tmp_path / f"{images}/{name}.jpg", number)
+            labelled_folders.put(tmp_path / f"{masks}/{name}.png", labelled_folders.truth(number))
+        for run, split in enumerate(present, start=1):
+            lines = [line.format(run, f"{number:04d}", images=images) for number in (1, 2, 3)]
+            labelled_folders.put(tmp_path / lists / f"{split}.txt", "\n".join(lines))
+        section = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES)
+        for split, names in present.items():
+            found = [sample.image.relative_to(tmp_path / images).as_posix() for sample in section.open(split).samples]
+            assert found == [f"{name}.jpg" for name in names]
+        assert "1 images that lists name are not in the folder" in section.found().notes
+
+    def test_images_of_no_split_are_trained_on_where_only_a_test_folder_is_named(self, root):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            (root / folder / "test").mkdir()
+            (root / f"{folder}/f.{suffix}").rename(root / f"{folder}/test/f.{suffix}")
+        assert {*self.opened(root, "train"), *self.opened(root, "val")} == {*"abcde"}
+        notes = AutoData(root=str(root), classes=labelled_folders.NAMES).found().notes
+        assert not any("left out" in note for note in notes)
 
     def test_a_list_that_names_no_image_is_refused(self, root):
         labelled_folders.put(root / "test.txt", "elsewhere/0001.jpg")

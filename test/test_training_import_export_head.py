@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from dinov3_seg_ros.support.errors import (
 )
 from training import export_head as export_command
 from training import import_head as import_command
+from training.dinov3_ros import read_class_names
 from training.export_head import export_head
 from training.import_head import import_head
 
@@ -255,6 +257,12 @@ def test_an_exported_head_equals_the_imported_files(bundle, files, tmp_path):
     )
     assert again.manifest.files == bundle.manifest.files
     assert again.manifest.classes == bundle.manifest.classes
+
+
+def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "class_names.txt"
+    path.write_bytes(codecs.BOM_UTF8 + b"wall\nfloor\n")
+    assert read_class_names(path) == ["wall", "floor"]
 
 
 def test_a_full_disk_leaves_no_part_of_an_exported_head(bundle, tmp_path):

@@ -43,7 +43,7 @@ def read_class_names(path: Path) -> list[str]:
         HeadError: the file cannot be read, or a name is empty or occurs twice.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise HeadError(f"the class names {path} cannot be read: {error}") from error
     for number, name in enumerate(names, start=1):

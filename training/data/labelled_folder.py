@@ -20,7 +20,7 @@ from training.data.classes.items import WrittenClasses, WrittenIgnored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
 from training.data.image_values import image_values
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
 from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, samples_of
@@ -90,16 +90,18 @@ class LabelledFolderData(DataSettings):
         _, _, folder = self._read()
         class_map, samples = self._class_map(folder), choose(folder)
         value_range = image_values(folder.all_samples()).range(self.value_range)
-        return open_samples(
-            self.root,
-            samples,
-            class_map,
-            folder.read,
-            folder.spare,
-            self.resize_masks,
-            folder.evidence,
-            folder.masks,
-            value_range,
+        return complete(
+            LabelledImages(
+                self.root,
+                samples,
+                class_map,
+                folder.read,
+                folder.spare,
+                self.resize_masks,
+                folder.evidence,
+                folder.masks,
+                value_range,
+            )
         )
 
     def found(self) -> Found:
@@ -166,9 +168,9 @@ class LabelledFolderData(DataSettings):
             notes.append(f"{folder.boxes} annotations have a box alone, which is filled")
         if folder.absent:
             notes.append(f"{folder.absent} images that lists name are not in the folder")
-        left_out = len(folder.samples.get(None, ())) if len(folder.samples) > 1 else 0
-        if left_out:
-            notes.append(f"{left_out} images lie in no split and are left out")
+        left_out = folder.samples.get(None, ())
+        if left_out and (folder.samples.get("train") or folder.samples.get("val")):
+            notes.append(f"{len(left_out)} images lie in no split and are left out")
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
         values = image_values(folder.all_samples())

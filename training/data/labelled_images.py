@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -52,13 +53,23 @@ class LabelledImages:
         masks: bool = True,
         value_range: tuple[int, int] = FULL_RANGE,
     ) -> None:
-        self.samples, self.spare_masks = list(samples), list(spare_masks)
+        self.spare_masks = list(spare_masks)
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
         self.mask_values = class_map.masks.values(resize_masks) if masks else None
         self._evidence, self._value_range = list(evidence), value_range
+        self._take(samples)
+
+    def _take(self, samples: Sequence[Sample]) -> None:
+        self.samples = list(samples)
         self._names_differ = len({sample.image.name for sample in self.samples}) == len(self.samples)
+
+    def with_samples(self, samples: Sequence[Sample]) -> LabelledImages:
+        """The data set with these samples in place of its own."""
+        other = copy.copy(self)
+        other._take(samples)
+        return other
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -126,36 +137,26 @@ class LabelledImages:
         return self._class_map.masks.labels(self._read(sample), sample.labels)
 
 
-def open_samples(
-    root: str | Path,
-    samples: Sequence[Sample],
-    class_map: ClassMap,
-    read: ReadLabels = read_mask_file,
-    spare_masks: Sequence[Path] = (),
-    resize_masks: bool = False,
-    evidence: Sequence[Path] = (),
-    masks: bool = True,
-    value_range: tuple[int, int] = FULL_RANGE,
-) -> LabelledImages:
-    """Open a data set of files, once all of them exist; see `LabelledImages`.
+def complete(data: LabelledImages) -> LabelledImages:
+    """The data set, once all its files exist.
 
     Raises:
         IncompleteError: some files are absent; the message names the first of them.
     """
+    samples = data.samples
     names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample.files()}}
     missing = [[path for path in sample.files() if path.name not in names_in[path.parent]] for sample in samples]
     whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
-    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence, masks, value_range)
-    if len(whole) < len(samples):
-        files = [str(path) for paths in missing for path in paths]
-        named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
-        raise IncompleteError(
-            f"{len(samples) - len(whole)} of {len(samples)} images have no mask, or are absent themselves; there is no "
-            f"{named}",
-            files,
-            dataset,
-        )
-    return dataset
+    if len(whole) == len(samples):
+        return data
+    files = [str(path) for paths in missing for path in paths]
+    named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
+    raise IncompleteError(
+        f"{len(samples) - len(whole)} of {len(samples)} images have no mask, or are absent themselves; there is no "
+        f"{named}",
+        files,
+        data.with_samples(whole),
+    )
 
 
 def _names_in(folder: Path) -> set[str]:

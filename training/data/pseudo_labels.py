@@ -18,7 +18,7 @@ from training.data.base import Root, SegmentationDataset
 from training.data.classes.map import ClassMap, SourceClass, SourceClasses, number_map
 from training.data.contents import Contents
 from training.data.image_values import image_values
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import Sample
 from training.data.reading.tree import laid_out_like, read_json
 from training.support.section import Section
@@ -135,9 +135,8 @@ def open_pseudo_labels(root: Path, labelled: SegmentationDataset, value_range: V
             f"the teacher of {root} has other classes than the data set: {names} and {labelled.class_names}; label the "
             "images again by a bundle with these classes in this order"
         )
-    return open_samples(
-        root, samples, _class_ids(names, labelled.palette), value_range=image_values(samples).range(value_range)
-    )
+    values = image_values(samples).range(value_range)
+    return complete(LabelledImages(root, samples, _class_ids(names, labelled.palette), value_range=values))
 
 
 def _class_ids(names: Sequence[str], palette: Sequence[Colour]) -> ClassMap:

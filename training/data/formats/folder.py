@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.classes.map import SourceClasses
@@ -56,14 +55,8 @@ def _divided(tree: Tree, folder: LabelledFolder) -> LabelledFolder:
     """
     path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
     listed = read_split_lists(tree, split_lists(tree), path_of.values())
+    listed.check(tree, folder.samples, next(iter(path_of.values())))
     covered = set(listed.split_of.values())
-    for name, split in listed.unread.items():
-        if split not in {"test", *covered, *folder.samples}:
-            raise DatasetError(
-                f"{tree.path(name)} is named as the list of the {split} images, but none of its lines names an image "
-                f"of the folder, such as {next(iter(path_of.values()))}; correct its lines, or rename the file if it "
-                "is no list of images"
-            )
     others: dict[Split | None, Split | None] = {own: None if own in covered else own for own in folder.samples}
     if covered and "train" not in {*covered, *folder.samples}:
         others[None] = "train"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import functools
+import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,11 @@ _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 # Regions that cover pixels, and would be background if they were left out.
 _UNREAD_KINDS = ("bitmasklabels", "labels")
 _HALF_OPAQUE = 128
+_SHAPES = ("polygon", "rectangle", "ellipse", "brush", "bitmask")
+_KEYS_OF_SHAPES, _KEYS_OF_ANSWERS = {"points", "rle", "radiusX"}, {"choices", "text", "taxonomy", "rating", "number"}
 # Uploaded files lie in a folder for each project of the server, whose name is a number.
 _UPLOADS = "/data/upload/"
+_UPLOADED = re.compile("[0-9a-f]{8}-(.+)")
 _HEAD = 16
 
 
@@ -62,7 +66,7 @@ class LabelStudio(Format):
                 images = (find_uploaded_image(tree, name, written) for written in task.data)
                 image = next(filter(None, images), None)
                 if image is None:
-                    absent.append(next(filter(_is_image, task.data), task.data[0]))
+                    absent.append(_image_of(task.data))
                     continue
                 sample = Sample(tree.path(image), tree.path(name), task)
                 samples.setdefault(split_of(image) or split_of(name), []).append(sample)
@@ -195,8 +199,8 @@ def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
     region, task = found[0]
     return (
         f"{name} holds {len(found)} regions of the kind {region.kind}, such as '{region.label}' of "
-        f"{next(filter(_is_image, task.data), task.data[0])}, which cannot be read: label with BrushLabels, "
-        "PolygonLabels, RectangleLabels or EllipseLabels, or remove these regions"
+        f"{_image_of(task.data)}, which cannot be read: label with BrushLabels, PolygonLabels, RectangleLabels or "
+        "EllipseLabels, or remove these regions"
     )
 
 
@@ -215,25 +219,46 @@ def _task(task: dict[str, Any]) -> _Task | None:
         done = [found for found in task["annotations"] if isinstance(found, dict) and not found.get("was_cancelled")]
         data = task.get("data", {})
         texts = tuple(value for value in data.values() if isinstance(value, str)) if isinstance(data, dict) else ()
-        return _Task(texts, tuple(_regions(done[0].get("result")))) if done and texts else None
+        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts)))) if done and texts else None
     image = task.get("image")
     if not isinstance(image, str):
         return None
-    regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value)]
+    regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value, image)]
     return _Task((image,), tuple(regions))
 
 
-def _regions(written: Any) -> Iterator[_Region]:
-    for region in written if isinstance(written, list) else ():
-        if not isinstance(region, dict) or "original_width" not in region:
+def _regions(written: Any, image: str) -> Iterator[_Region]:
+    """The regions of an annotation of an image.
+
+    Raises:
+        ValueError: one has no label.
+    """
+    results = [result for result in written if isinstance(result, dict)] if isinstance(written, list) else []
+    results = [result for result in results if "original_width" in result]
+    labelled = {result.get("id") for result in results if _kind(result)} - {None}
+    for result in results:
+        value, kind = result.get("value", result), _kind(result)
+        if kind is None:
+            if _is_shape(result) and result.get("id") not in labelled:
+                raise ValueError(f"a region of {image} has no label")
             continue
-        value = region.get("value", region)
-        kind = next((kind for kind in (*_KINDS, *_UNREAD_KINDS) if value.get(kind)), None)
-        if kind is not None:
-            size = int(region["original_height"]), int(region["original_width"])
-            if "rle" in value:  # a list of numbers takes thirty times as much memory
-                value = {**value, "rle": bytes(value["rle"])}
-            yield _Region(as_text(value[kind][0]), kind, value, size)
+        size = int(result["original_height"]), int(result["original_width"])
+        if "rle" in value:  # a list of numbers takes thirty times as much memory
+            value = {**value, "rle": bytes(value["rle"])}
+        yield _Region(as_text(value[kind][0]), kind, value, size)
+
+
+def _kind(result: dict[str, Any]) -> str | None:
+    """Under which key a result has its label; None where it has none."""
+    value = result.get("value", result)
+    return next((kind for kind in (*_KINDS, *_UNREAD_KINDS) if value.get(kind)), None)
+
+
+def _is_shape(region: dict[str, Any]) -> bool:
+    """Whether a result is a shape, and no point of interest or answer to a question; "JSON-MIN" has no types."""
+    if "type" in region:
+        return str(region["type"]).removesuffix("labels") in _SHAPES
+    return not _KEYS_OF_SHAPES.isdisjoint(region) and _KEYS_OF_ANSWERS.isdisjoint(region)
 
 
 def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
@@ -241,9 +266,10 @@ def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
     if _UPLOADS in path:
         path = path.rpartition("/")[2]
-    found = tree.find_image(path, [parent(name)])
-    return found or tree.find_image(path.rpartition("/")[2].partition("-")[2], [parent(name)])
+    found, uploaded = tree.find_image(path, [parent(name)]), _UPLOADED.fullmatch(path.rpartition("/")[2])
+    return found or (tree.find_image(uploaded[1], [parent(name)]) if uploaded else None)
 
 
-def _is_image(written: str) -> bool:
-    return written.lower().endswith(IMAGE_SUFFIXES)
+def _image_of(texts: Sequence[str]) -> str:
+    """Which of a task's texts names its image."""
+    return next((text for text in texts if text.lower().endswith(IMAGE_SUFFIXES)), texts[0])

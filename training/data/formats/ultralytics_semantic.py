@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+from training.data.base import Split
 from training.data.classes.lists import agreed, read_yaml_classes
 from training.data.classes.map import SourceClass
 from training.data.formats.folder import open_masks
-from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
+from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree, read_head, read_yaml
+from training.data.reading.yaml_splits import read_splits
 
 _IGNORED = 255
 _KEY = "masks_dir"
@@ -16,7 +19,10 @@ _HEAD = 1 << 20
 
 
 class UltralyticsSemantic(Format):
-    """``images/train/a.jpg`` with ``masks/train/a.png``; a YAML file has ``names`` and ``masks_dir``. 255: ignored."""
+    """``images/train/a.jpg`` with ``masks/train/a.png``; a YAML file has ``names`` and ``masks_dir``. 255: ignored.
+
+    As in YOLO's format, it also names folders, or text files that list images, for each split.
+    """
 
     name = "ultralytics_semantic"
 
@@ -31,19 +37,25 @@ class UltralyticsSemantic(Format):
         if not found:
             return open_masks(tree, patterns, read_yaml_classes(tree.root / "data.yaml"))
         if patterns == NO_PATTERNS:
-            patterns = Patterns("images", next(iter(found.values())).strip("/"))
+            patterns = Patterns("images", str(next(iter(found.values()))[_KEY]).strip("/"))
         classes = agreed([read_yaml_classes(tree.path(name)) for name in found])
-        return open_masks(tree, patterns, dataclasses.replace(classes, ignored=SourceClass("", (_IGNORED,))))
+        folder = open_masks(tree, patterns, dataclasses.replace(classes, ignored=SourceClass("", (_IGNORED,))))
+        splits = read_splits(tree, found)
+        samples: dict[Split | None, list[Sample]] = {}
+        for sample in folder.all_samples():
+            split = splits.of(sample.image.relative_to(tree.root).as_posix())
+            samples.setdefault(split, []).append(sample)
+        return dataclasses.replace(folder, samples=samples, absent=splits.absent)
 
 
-def _configurations(tree: Tree) -> dict[str, str]:
-    """The folder of masks that each YAML file names."""
-    found = {}
+def _configurations(tree: Tree) -> dict[str, Mapping[str, object]]:
+    """The content of each YAML file that names a folder of masks."""
+    found: dict[str, Mapping[str, object]] = {}
     for name in tree.with_suffix(".yaml", ".yml"):
         # Files of other programs are often no YAML that can be parsed, such as the calibrations that OpenCV writes.
         if _KEY.encode() not in read_head(tree.path(name), _HEAD):
             continue
         content = read_yaml(tree.path(name))
         if isinstance(content, dict) and _KEY in content and "names" in content:
-            found[name] = str(content[_KEY])
+            found[name] = content
     return found

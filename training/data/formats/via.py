@@ -92,14 +92,14 @@ def _shape(value: int, written: Mapping[str, Any]) -> Shape:
 
 
 def _files(tree: Tree) -> dict[str, tuple[_Image, ...]]:
-    """The images of each JSON of VGG Image Annotator."""
+    """The images of each JSON of VGG Image Annotator; none where no image has a region."""
     found = {}
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         images = _read(path, path.stat().st_mtime_ns) if _MARK in read_head(path, _HEAD) else ()
         if images:
             found[name] = images
-    return found
+    return found if any(image.regions for images in found.values() for image in images) else {}
 
 
 @functools.cache
@@ -111,7 +111,7 @@ def _read(path: Path, _modified: int) -> tuple[_Image, ...]:
     if not images or not all({"filename", "regions"} <= image.keys() for image in images):
         return ()
     with laid_out_like("VGG Image Annotator's regions", path):
-        return tuple(_image(image) for image in images if image["regions"])
+        return tuple(map(_image, images))
 
 
 def _image(image: dict[str, Any]) -> _Image:

@@ -11,7 +11,7 @@ from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.split_lists import read_split_lists, split_lists
-from training.data.reading.tree import Tree, parent
+from training.data.reading.tree import Tree, parent, read_text
 
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
@@ -47,24 +47,30 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
     Images that no list names have no split; most of VOC's own images have no mask and are left out.
 
     Raises:
-        DatasetError: there is no image with a mask.
+        DatasetError: there is no image with a mask, or a list for training or validation names none of the images.
     """
     if patterns == Patterns():
         patterns = Patterns(_IMAGES, _MASKS)
     folder = open_masks(tree, patterns, classes)
     path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
-    lists = [(name, split) for name, split in split_lists(tree) if f"{_LISTS}/" in name]
-    split_of = read_split_lists(tree, lists, path_of.values()).split_of
+    lists = [
+        (name, split)
+        for name, split in split_lists(tree)
+        if f"{_LISTS}/" in name
+        and read_text(tree.path(name)).strip()  # tools write empty ones for splits without images
+    ]
+    listed = read_split_lists(tree, lists, path_of.values())
+    listed.check(tree, (), next(iter(path_of.values())))
     samples: dict[Split | None, list[Sample]] = {}
     left_out = 0
     for own in folder.samples.values():
         for sample in own:
-            split = split_of.get(path_of[sample])
+            split = listed.split_of.get(path_of[sample])
             if split is None and not sample.labels.is_file():
                 left_out += 1
             else:
                 samples.setdefault(split, []).append(sample)
-    return dataclasses.replace(folder, samples=samples, unlabelled=left_out)
+    return dataclasses.replace(folder, samples=samples, unlabelled=left_out, absent=listed.absent)
 
 
 def _is_voc2012(tree: Tree) -> bool:

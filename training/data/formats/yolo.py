@@ -125,7 +125,7 @@ def _configuration(tree: Tree) -> tuple[SourceClasses, YamlSplits]:
             found[name] = content
     if found:
         listed = agreed([read_yaml_classes(tree.path(name)) for name in found])
-        return _with_background(listed), read_splits(tree, *next(iter(found.items())))
+        return _with_background(listed), read_splits(tree, found)
     listed = find_classes(tree)
     if listed.classes:
         return _with_background(listed), YamlSplits()

@@ -7,7 +7,7 @@ from typing import Literal
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_pairs, find_parts
 
 _FOLDER_OF = {"train": "training", "val": "validation"}
@@ -32,7 +32,7 @@ class Ade20kData(DataSettings):
         folder = _FOLDER_OF[split]
         images, masks = find_parts("ADE20K", self.root, (f"images/{folder}",), (f"annotations/{folder}",))
         samples, spare = find_pairs(images, masks)
-        return open_samples(self.root, samples, number_map(ade20k_classes()), spare_masks=spare)
+        return complete(LabelledImages(self.root, samples, number_map(ade20k_classes()), spare_masks=spare))
 
 
 def ade20k_classes() -> SourceClasses:

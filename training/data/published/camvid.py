@@ -9,7 +9,7 @@ from pydantic import Field
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import number_map
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import find_pairs, find_parts, spread_evenly
 
 
@@ -36,4 +36,4 @@ class CamVidData(DataSettings):
         samples, spare = find_pairs(images, masks)
         if split == "train" and self.train_images is not None:
             samples = spread_evenly(samples, self.train_images)
-        return open_samples(self.root, samples, number_map(classes), spare_masks=spare)
+        return complete(LabelledImages(self.root, samples, number_map(classes), spare_masks=spare))

@@ -8,7 +8,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts
 from training.data.reading.protocol import Sample
 
@@ -42,7 +42,7 @@ class CityscapesData(DataSettings):
         if not samples:
             raise DatasetError(f"{images} holds no folder of a city with images *{IMAGE_ENDING}")
         spare = sorted(set(masks.glob(f"*/*{MASK_ENDING}")).difference(sample.labels for sample in samples))
-        return open_samples(self.root, samples, number_map(cityscapes_classes()), spare_masks=spare)
+        return complete(LabelledImages(self.root, samples, number_map(cityscapes_classes()), spare_masks=spare))
 
 
 def cityscapes_classes() -> SourceClasses:

@@ -8,7 +8,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import known_classes, published_classes
 from training.data.classes.map import number_map
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts
 from training.data.reading.panoptic import Panoptic, PanopticMasks, read_panoptic
 from training.data.reading.protocol import Sample
@@ -44,13 +44,15 @@ class CocoPanopticData(DataSettings):
         panoptic = read_panoptic(annotations)
         background, ignored = (None, [0]) if self.background == "ignore" else (0, [])
         classes = published_classes("coco_panoptic", [background, *range(1, 134)], ignored)
-        return open_samples(
-            self.root,
-            [Sample(images / image, masks / mask, index) for index, (image, mask) in enumerate(panoptic.files)],
-            number_map(classes),
-            PanopticMasks(panoptic, _class_of_category(panoptic)),
-            evidence=[annotations],
-            masks=False,
+        return complete(
+            LabelledImages(
+                self.root,
+                [Sample(images / image, masks / mask, index) for index, (image, mask) in enumerate(panoptic.files)],
+                number_map(classes),
+                PanopticMasks(panoptic, _class_of_category(panoptic)),
+                evidence=[annotations],
+                masks=False,
+            )
         )
 
     def empty_classes(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_number
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import known_classes
 from training.data.classes.map import ClassMap
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_pairs, find_parts
 from training.data.reading.protocol import Sample
 from training.data.splits import split_samples
@@ -52,7 +52,7 @@ class PennFudanData(DataSettings):
         classes = known_classes("penn_fudan")
         persons = LabelTable({0: 0}, len(classes), as_number, "", rest=1)
         class_map = ClassMap(list(classes), list(classes.values()), MaskLabels(persons))
-        return open_samples(self.root, samples, class_map, _read_persons, spare)
+        return complete(LabelledImages(self.root, samples, class_map, _read_persons, spare))
 
 
 def _read_persons(sample: Sample) -> MaskPixels:

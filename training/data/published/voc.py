@@ -8,7 +8,7 @@ from typing import Literal
 from training.data.base import DataSettings, Root, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
-from training.data.labelled_images import LabelledImages, open_samples
+from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts, listed_names
 from training.data.reading.protocol import Sample
 
@@ -51,7 +51,7 @@ class VocData(DataSettings):
             tuple(Path(folder, name).as_posix() for name in _LIST_NAMES[wanted] for folder in _LIST_FOLDERS),
         )
         samples = [Sample(images / f"{name}.jpg", masks / f"{name}.png") for name in listed_names(listed)]
-        return open_samples(self.root, samples, number_map(voc_classes()))
+        return complete(LabelledImages(self.root, samples, number_map(voc_classes())))
 
     def resolved(self) -> VocData:
         """See `DataSettings.resolved`."""

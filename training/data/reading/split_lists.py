@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import Tree, parent, path_ends, plain, read_csv, read_text, split_named, stem
+from training.data.reading.tree import (
+    Tree,
+    folder_ends,
+    least_end,
+    parent,
+    path_ends,
+    plain,
+    read_csv,
+    read_text,
+    split_named,
+    stem,
+)
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 # Lists of one class say behind each name whether the image shows it.
@@ -29,6 +41,22 @@ class ListedSplits:
     split_of: dict[str, Split] = field(default_factory=dict)
     unread: dict[str, Split] = field(default_factory=dict)
     absent: int = 0
+
+    def check(self, tree: Tree, told: Container[Split | None], image: str) -> None:
+        """Raise DatasetError where a list for training or validation is unread, and nothing else tells its split.
+
+        Args:
+            tree: the folder.
+            told: the splits that something else tells.
+            image: one of the images, as an example.
+        """
+        for name, split in self.unread.items():
+            if split not in {"test", *self.split_of.values()} and split not in told:
+                raise DatasetError(
+                    f"{tree.path(name)} is named as the list of the {split} images, but none of its lines names an "
+                    f"image of the folder, such as {image}; correct its lines, or rename the file if it is no list of "
+                    "images"
+                )
 
 
 def split_lists(tree: Tree) -> list[tuple[str, Split]]:
@@ -52,13 +80,10 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     Raises:
         DatasetError: a list cannot be read.
     """
-    by_end = _ByEnd(images)
+    by_end = _ByEnd(list(images))
     listed = ListedSplits()
     for name, split in lists:
-        lines = [
-            next(filter(None, (_nearest(by_end.find(entry), parent(name)) for entry in entries)), [])
-            for entries in _lines(tree, name)
-        ]
+        lines = list(_lines(tree, name, by_end))
         listed.absent += sum(not found for found in lines)
         if not any(lines):
             listed.unread[name] = split
@@ -71,7 +96,8 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
 class _ByEnd:
     """Images by each end of their paths, without suffix."""
 
-    def __init__(self, images: Iterable[str]) -> None:
+    def __init__(self, images: Sequence[str]) -> None:
+        self._folder_ends = folder_ends(images)
         self._exact: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
         for image in images:
@@ -80,8 +106,10 @@ class _ByEnd:
                 self._alike.setdefault(plain(end), []).append(image)
 
     def find(self, entry: str) -> list[str]:
-        """The images whose path ends as the longest end of an entry."""
-        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in path_ends(entry))
+        """The images whose path ends as the longest end of an entry; see `least_end`."""
+        least = least_end(entry, self._folder_ends)
+        ends = (end for end in path_ends(entry) if end.count("/") + 1 >= least)
+        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in ends)
         return next(filter(None, found), [])
 
 
@@ -94,15 +122,21 @@ def _nearest(found: Sequence[str], folder: str) -> Sequence[str]:
     return [image for image in inside if image.count("/") == least]
 
 
-def _lines(tree: Tree, name: str) -> Iterator[list[str]]:
-    """What each line of a list may name, the likeliest first; the first line of a table may be its head."""
+def _lines(tree: Tree, name: str, images: _ByEnd) -> Iterator[Sequence[str]]:
+    """The images that each line of a list names, without the head that a table may have."""
+
+    def named(cells: Iterable[str]) -> Sequence[str]:
+        entries = (entry for cell in cells for entry in _entries(cell))
+        return next(filter(None, (_nearest(images.find(entry), parent(name)) for entry in entries)), [])
+
     if not name.lower().endswith(".csv"):
-        yield from (_entries(line) for line in read_text(tree.path(name)).splitlines() if line.strip())
+        yield from (named([line]) for line in read_text(tree.path(name)).splitlines() if line.strip())
         return
     for index, row in enumerate(read_csv(tree.path(name))):
         files = [cell for cell in row if cell.strip().lower().endswith(IMAGE_SUFFIXES)]
-        if index or files:
-            yield [entry for cell in files or row[:1] for entry in _entries(cell)]
+        found = named(files or row[:1])
+        if index or files or found:
+            yield found
 
 
 def _entries(line: str) -> list[str]:

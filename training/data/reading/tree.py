@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -138,9 +138,7 @@ class Tree:
 
     @functools.cached_property
     def _folder_ends(self) -> frozenset[str]:
-        """The ends of the paths of all folders that hold images."""
-        folders = {parent(plain(name)) for name in self.images}
-        return frozenset(end for folder in folders if folder for end in path_ends(folder))
+        return folder_ends(self.images)
 
     def check_complete(self) -> None:
         """Look for what an interrupted download or export leaves.
@@ -189,8 +187,7 @@ class Tree:
         path = "/".join(path_parts(written.split("?")[0]))
         shared = {name: _common_end(name, path) for name in self._by_basename.get(plain(path.rpartition("/")[2]), [])}
         longest = max(shared.values(), default=0)
-        own_folder = next((end for end in path_ends(plain(parent(path))) if end in self._folder_ends), "")
-        if longest <= len(path_parts(own_folder)):
+        if longest < least_end(path, self._folder_ends):
             return None
         best = _nearest([name for name, length in shared.items() if length == longest], near, longest)
         best = [name for name in best if PurePosixPath(name).name == PurePosixPath(path).name] or best
@@ -253,6 +250,25 @@ def path_ends(path: str) -> Iterator[str]:
     """A path, then without its first folder, and so on to the name alone."""
     parts = path.split("/")
     return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def folder_ends(files: Iterable[str]) -> frozenset[str]:
+    """The ends of the paths of all folders that hold the files, as file systems compare names."""
+    folders = {parent(plain(name)) for name in files}
+    return frozenset(end for folder in folders if folder for end in path_ends(folder))
+
+
+def least_end(path: str, known: Container[str]) -> int:
+    """How many names at its end a path must share with a file to mean it: one more than are of a known folder.
+
+    Where the folder that the path names is here, a file of the same name in another folder is another file.
+
+    Args:
+        path: as an annotation or a list has it.
+        known: see `folder_ends`.
+    """
+    own_folder = next((end for end in path_ends(plain(parent(path))) if end in known), "")
+    return len(path_parts(own_folder)) + 1
 
 
 def parent(name: str) -> str:
