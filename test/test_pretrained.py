@@ -374,6 +374,7 @@ class TestNormalisation:
         ("name", "expected"),
         [
             ("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", IMAGENET),
+            ("dinov3_vits16_pretrain_lvd1689m_finetuned.pth", SATELLITE),
             ("vits16_lvd1689m_finetuned_thermal.pth", SATELLITE),
             ("my_own.pth", SATELLITE),
         ],
