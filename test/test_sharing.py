@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from bundles import tiny_backbone, write_tiny_bundle
+from closed_folder import make_closed_folder
 from hub_server import Repository, SharingHub, point_the_hub_at, serving
 
 from dinov3_seg_ros import Segmenter
@@ -403,3 +404,7 @@ def test_folders_of_this_machine_are_not_shared(hub, tmp_path, monkeypatch, sour
 )
 def test_a_published_backbone_is_known_by_its_source(source, repository):
     assert repository_of(source) == repository
+
+
+def test_a_source_in_another_users_home_tells_no_repository(tmp_path, monkeypatch):
+    assert repository_of(str(make_closed_folder(tmp_path / "closed", monkeypatch) / "mine")) is None

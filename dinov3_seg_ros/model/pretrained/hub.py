@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def repository_of(source: str) -> str | None:
     for hub_name, (repository, file_stem) in TORCH_HUB.items():
         if source == hub_name or name == repository.partition("/")[2] or stem == file_stem:
             return repository
-    if is_path(source) or Path(source).expanduser().exists():
+    # Path.exists raises where this user may not look.
+    if is_path(source) or os.path.exists(Path(source).expanduser()):
         return None
     repository, _ = _parted(source)
     with contextlib.suppress(hub_errors.HFValidationError):
