@@ -398,6 +398,7 @@ def test_folders_of_this_machine_are_not_shared(hub, tmp_path, monkeypatch, sour
         ("/weights/dinov3-vits16-pretrain-lvd1689m-thermal/model.safetensors", None),
         ("trained from scratch by recipe mine", None),
         ("/weights/mine", None),
+        ("~nobody_here/weights/mine.pth", None),
         ("weights/mine.pth", None),
         ("/weights/dinov3_head", None),
     ],

@@ -107,7 +107,7 @@ def find_by_id(source: str) -> Download:
 
 def is_path(source: str) -> bool:
     """Whether a source can only be the path of a file of weights. Three names may be a repository's, and a file's."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.suffix in WEIGHTS_SUFFIXES and (path.is_absolute() or source.startswith(".") or len(path.parts) < 3)
 
 
@@ -128,7 +128,7 @@ def repository_of(source: str) -> str | None:
         if source == hub_name or name == repository.partition("/")[2] or stem == file_stem:
             return repository
     # Path.exists raises where this user may not look.
-    if is_path(source) or os.path.exists(Path(source).expanduser()):
+    if is_path(source) or os.path.exists(os.path.expanduser(source)):
         return None
     repository, _ = _parted(source)
     with contextlib.suppress(hub_errors.HFValidationError):
