@@ -6,7 +6,6 @@ downloaded on streams of their own, so the copies of one frame overlap with the 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -178,10 +177,8 @@ class TensorRTRuntime:
         """Return the precisions that the engines would have; see `protocol.RuntimeType.candidates`."""
         precisions, gpu = usable(options)
         asked = options.precision != "auto"
-        by_precision, _ = find_graphs(bundles, precisions, options.network_size, asked=asked)
-        if not asked:
-            with contextlib.suppress(RuntimeUnavailableError):  # there are no such exports
-                by_precision |= find_graphs(bundles, _MEASURED_ONLY, options.network_size, asked=asked)[0]
+        wanted = precisions if asked else (*precisions, *_MEASURED_ONLY)
+        by_precision, _ = find_graphs(bundles, wanted, options.network_size, asked=asked)
         return [
             Candidate(
                 runtime=cls.name,
