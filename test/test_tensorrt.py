@@ -662,8 +662,10 @@ def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):
 
 
 def test_options_that_tensorrt_cannot_serve_are_refused_with_the_reason(trt, cuda, bundles):
-    with pytest.raises(RuntimeUnavailableError, match="GPUs only"):
-        segmenter(bundles[0], device="cpu")
+    for device in ("cpu", "npu", "npu:1"):
+        said = f"device '{device}' was asked for, but TensorRT computes on GPUs only; set device to cuda, or runtime"
+        with pytest.raises(RuntimeUnavailableError, match=said):
+            segmenter(bundles[0], device=device)
     with pytest.raises(RuntimeUnavailableError, match="--precision int8_qdq"):
         segmenter(bundles[0], precision="int8")
     with pytest.raises(RuntimeUnavailableError, match=r"no exported graphs of bf16 .*dinov3_seg_ros\.export"):

@@ -297,10 +297,11 @@ def usable(options: ComputeOptions) -> tuple[tuple[str, ...], Gpu]:
     Raises:
         RuntimeUnavailableError: there is no such GPU, or TensorRT cannot compute what was asked for.
     """
-    if options.device == "cpu":
-        raise RuntimeUnavailableError("device 'cpu' was asked for, but TensorRT computes on GPUs only")
-    if options.device.startswith("npu"):
-        raise RuntimeUnavailableError(f"device '{options.device}' was asked for, but TensorRT computes on GPUs only")
+    if options.device.partition(":")[0] in ("cpu", "npu"):
+        raise RuntimeUnavailableError(
+            f"device '{options.device}' was asked for, but TensorRT computes on GPUs only; set device to cuda, or "
+            "runtime to onnx"
+        )
     if options.precision == "int8":
         raise RuntimeUnavailableError(
             "graphs of precision int8 quantise activations as they come, which TensorRT cannot do; export with "
