@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from closed_folder import make_closed_folder
 from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros.doctor import __main__ as doctor
@@ -117,10 +118,12 @@ def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "caches" not in {finding.subject for finding in computing.stores()}
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    *_, found = computing.stores()
-    assert (found.level, found.subject) == (WARNING, "caches")
-    assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
+    closed = make_closed_folder(tmp_path / "closed", monkeypatch)
+    for caches in (tmp_path / "file", closed / "home"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+        *_, found = computing.stores()
+        assert (found.level, found.subject) == (WARNING, "caches")
+        assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
 
 
 def test_the_doctor_runs_where_no_library_can_be_imported():

@@ -124,7 +124,14 @@ def test_an_image_without_mask_is_named_before_anything_is_computed(tmp_path):
 
 @pytest.mark.parametrize(
     ("image", "mask"),
-    [("one.jpg", "one_mask.png"), ("one.png", "one_mask.png"), ("one.jpg", "one.png"), ("one.jpg", "one.PNG")],
+    [
+        ("one.jpg", "one_mask.png"),
+        ("one.png", "one_mask.png"),
+        ("one.jpg", "one.png"),
+        ("one.jpg", "one.PNG"),
+        ("one.bmp", "one.png"),
+        ("one.tif", "one.png"),
+    ],
 )
 def test_images_and_masks_may_share_a_folder(tmp_path, image, mask):
     save(tmp_path / "data", KINDS["class ids"][0])

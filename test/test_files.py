@@ -10,8 +10,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from closed_folder import make_closed_folder
 
 from dinov3_seg_ros.support.files import (
+    is_writable,
     locked,
     remove_temporaries,
     replacing_file,
@@ -169,3 +171,8 @@ def test_the_digest_of_a_json_file_follows_its_content(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1}
     write_json(tmp_path / "a.json", {"größe": 2})
     assert sha256_of_file(tmp_path / "a.json") != first
+
+
+def test_a_folder_below_one_that_may_not_be_looked_into_is_not_writable(tmp_path, monkeypatch):
+    closed = make_closed_folder(tmp_path / "closed", monkeypatch)
+    assert not is_writable(closed / "home" / ".cache") and is_writable(tmp_path / "home" / ".cache")

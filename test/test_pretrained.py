@@ -294,7 +294,10 @@ class TestIds:
         torch.save(backbone.checkpoint_tensors(), hub.files / "model.pt")
         assert_same_features("lab/vision/model.pt", backbone)
 
-    @pytest.mark.parametrize("source", ["meta/dinov3/vits16.pth", "meta/dinov3/vits16.safetensors", "a/b/c/vits16.bin"])
+    @pytest.mark.parametrize(
+        "source",
+        ["meta/dinov3/vits16.pth", "meta/dinov3/vits16.safetensors", "a/b/c/vits16.bin", "~nobody_here/a/vits16.pth"],
+    )
     def test_an_absent_file_is_said_before_that_no_repository_has_it(self, source, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(BackboneError, match=rf"^There is no file {source} in {tmp_path}\. Nor .* Hugging Face: "):
@@ -374,6 +377,7 @@ class TestNormalisation:
         ("name", "expected"),
         [
             ("dinov3_vits16_pretrain_lvd1689m-08c60483.pth", IMAGENET),
+            ("dinov3_vits16_pretrain_lvd1689m_finetuned.pth", SATELLITE),
             ("vits16_lvd1689m_finetuned_thermal.pth", SATELLITE),
             ("my_own.pth", SATELLITE),
         ],

@@ -130,6 +130,19 @@ def test_all_candidates_are_timed_at_one_size(fp32, int8, timed_at, refused, tmp
     assert all("no export for 64x96" in problem and "only for 32x32" in problem for problem in problems.values())
 
 
+def test_exports_that_only_a_measurement_takes_are_measured_too(tmp_path, monkeypatch):
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    shutil.rmtree(bundle.path / "onnx")
+    write_graphs(bundle, "int8_qdq", size=OWN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    asked = {"runtime": "onnx", "device": "cpu"}
+    with pytest.raises(RuntimeUnavailableError, match=r"int8_qdq.* name its precision.* or measure it: python -m"):
+        Segmenter.from_bundle(bundle.path, **asked)
+    assert choosing.choose([bundle.path], ComputeOptions(**asked)).label.endswith("int8_qdq")
+    assert "int8_qdq" in Segmenter.from_bundle(bundle.path, **asked).runtime.description
+
+
 def test_those_that_are_nearly_equal_are_timed_again_in_turn(tmp_path, monkeypatch):
     """As on a processor that clocks lower and lower: what is timed first is favoured, but not the second time."""
     calls, ms = [], {"int8": 10.0, "fp32": 9.5, "fp16": 13.5}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from bundles import tiny_backbone, write_tiny_bundle
+from closed_folder import make_closed_folder
 from hub_server import Repository, SharingHub, point_the_hub_at, serving
 
 from dinov3_seg_ros import Segmenter
@@ -246,6 +247,15 @@ def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, 
         loaded.load_backbone()
 
 
+def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path):
+    derived = "me/dinov3-convnext-tiny-pretrain-lvd1689m-thermal"
+    bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", derived)
+    assert main([str(bundle.path), "lab/head"]) == 0
+    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == derived
+    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert (metadata["license_name"], metadata["base_model"]) == ("dinov3-license", derived)
+
+
 def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, capsys):
     bundle = with_storage(
         write_tiny_bundle(tmp_path / "tiny"), tmp_path / "ref", "reference", str(tmp_path / "weights")
@@ -264,8 +274,9 @@ def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, cap
 def test_weights_that_may_not_be_shared_stay_here(hub, tmp_path, capsys):
     bundle = write_tiny_bundle(tmp_path / "tiny")
     satellite = "/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
-    gated = "which is gated: they may not be passed on"
-    for source, words in ((META, gated), (satellite, gated), ("my own", "names no licence")):
+    tuned = "/weights/dinov3_vitl16_pretrain_sat493m_finetuned.pth"
+    gated = "they may not be passed on"
+    for source, words in ((META, gated), (satellite, gated), (tuned, gated), ("my own", "names no licence")):
         manifest = json.loads((bundle.path / "bundle.json").read_text())
         manifest["backbone"]["source"] = source
         (bundle.path / "bundle.json").write_text(json.dumps(manifest))
@@ -373,16 +384,28 @@ def test_folders_of_this_machine_are_not_shared(hub, tmp_path, monkeypatch, sour
         ("/weights/dinov3-convnext-tiny-pretrain-lvd1689m/model.safetensors", META),
         ("dinov3_convnext_tiny_pretrain_lvd1689m.pth", META),
         ("/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "facebook/dinov3-vitl16-pretrain-sat493m"),
+        ("/weights/dinov2_vits14_pretrain.pth", "facebook/dinov2-small"),
+        ("dinov2_vitg14_reg4_pretrain.pth", "facebook/dinov2-with-registers-giant"),
+        ("dinov2_vits14_pretrain_mine.pth", None),
         ("~/dinov3-vitl16-pretrain-sat493m", "facebook/dinov3-vitl16-pretrain-sat493m"),
         ("/weights/dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth", "facebook/dinov3-vit7b16-pretrain-lvd1689m"),
         ("dinov3-vit7b16-pretrain-sat493m", "facebook/dinov3-vit7b16-pretrain-sat493m"),
         ("hf_hub:timm/vit_small_patch16_dinov3.lvd1689m", "timm/vit_small_patch16_dinov3.lvd1689m"),
         ("owner/repository/model.pt", "owner/repository"),
+        ("me/dinov3-vits16-pretrain-lvd1689m-thermal", "me/dinov3-vits16-pretrain-lvd1689m-thermal"),
+        ("dinov3_vits16_pretrain_lvd1689m_finetuned.pth", None),
+        ("/weights/dinov3_vits16_pretrain_lvd1689m-08c60483_finetuned.pth", None),
+        ("/weights/dinov3-vits16-pretrain-lvd1689m-thermal/model.safetensors", None),
         ("trained from scratch by recipe mine", None),
         ("/weights/mine", None),
+        ("~nobody_here/weights/mine.pth", None),
         ("weights/mine.pth", None),
         ("/weights/dinov3_head", None),
     ],
 )
 def test_a_published_backbone_is_known_by_its_source(source, repository):
     assert repository_of(source) == repository
+
+
+def test_a_source_in_another_users_home_tells_no_repository(tmp_path, monkeypatch):
+    assert repository_of(str(make_closed_folder(tmp_path / "closed", monkeypatch) / "mine")) is None

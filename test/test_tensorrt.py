@@ -30,6 +30,7 @@ from dinov3_seg_ros.doctor.__main__ import examine
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
+from dinov3_seg_ros.runtimes.choice import choose
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import (
     ExportError,
@@ -141,6 +142,20 @@ def test_a_measurement_may_choose_what_auto_does_not_take(trt, bundles, monkeypa
     choice = choosing.choose([bundles[0].path], options)
     assert [figure.label.split(", ")[-1] for figure in choice.figures] == ["fp16", "fp32", "bf16", "int8_qdq"]
     assert segmenter(bundles[0], precision="auto").runtime.description.endswith("bf16")
+
+
+def test_exports_that_only_a_measurement_takes_are_measured_too(trt, bundles, monkeypatch):
+    bundle = bundles[0]
+    shutil.rmtree(bundle.path / "onnx")
+    write_graphs(bundle, "bf16")
+    command = rf"python -m dinov3_seg_ros\.benchmark {bundle.path} --choose --runtime tensorrt"
+    with pytest.raises(RuntimeUnavailableError, match=rf"tensorrt on cuda:0 \(.*\), bf16.* or measure it: {command}"):
+        segmenter(bundle, precision="auto")
+    choice = choose([bundle], ComputeOptions())
+    assert choice.runtime == "torch" and "tensorrt: there is only what a measurement may choose" in choice.reason
+    monkeypatch.setattr(measured, "time_pass", lambda *_: 1.0)
+    assert choosing.choose([bundle.path], ComputeOptions(runtime="tensorrt")).label.endswith("bf16")
+    assert segmenter(bundle, precision="auto").runtime.description.endswith("bf16")
 
 
 def test_the_description_names_release_gpu_and_precision(trt, bundles):
@@ -647,8 +662,10 @@ def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):
 
 
 def test_options_that_tensorrt_cannot_serve_are_refused_with_the_reason(trt, cuda, bundles):
-    with pytest.raises(RuntimeUnavailableError, match="GPUs only"):
-        segmenter(bundles[0], device="cpu")
+    for device in ("cpu", "npu", "npu:1"):
+        said = f"device '{device}' was asked for, but TensorRT computes on GPUs only; set device to cuda, or runtime"
+        with pytest.raises(RuntimeUnavailableError, match=said):
+            segmenter(bundles[0], device=device)
     with pytest.raises(RuntimeUnavailableError, match="--precision int8_qdq"):
         segmenter(bundles[0], precision="int8")
     with pytest.raises(RuntimeUnavailableError, match=r"no exported graphs of bf16 .*dinov3_seg_ros\.export"):

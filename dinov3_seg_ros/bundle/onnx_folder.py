@@ -206,7 +206,8 @@ def find_graphs(
     union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
     graphs: dict[str, Graphs] = {}
     passed_over = []
-    for precision in dict.fromkeys(precisions):
+    precisions = list(dict.fromkeys(precisions))
+    for precision in precisions:
         by_size: list[dict[tuple[int, int], Export]] = [{} for _ in bundles]
         for exports, (of_bundle, _) in zip(by_size, found, strict=True):
             for export in of_bundle:

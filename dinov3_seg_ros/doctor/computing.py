@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,8 +74,11 @@ def stores() -> Iterator[Finding]:
 
     for name in ("graphs", "compiled", "choices"):
         folder = cache_folder(name)
-        size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
-        yield Finding(OK, f"kept in {name}", f"{size} MB in {folder}" if folder.is_dir() else f"none in {folder}")
+        if os.path.isdir(folder):  # Path.is_dir raises where this user may not look
+            size = sum(size_of(path) for path in folder.rglob("*") if path.is_file()) >> 20
+            yield Finding(OK, f"kept in {name}", f"{size} MB in {folder}")
+        else:
+            yield Finding(OK, f"kept in {name}", f"none in {folder}")
     folder = cache_folder("graphs").parent
     if not is_writable(folder):
         yield Finding(
@@ -100,7 +104,7 @@ def engines() -> Iterator[Finding]:
     except SegmentationError as error:
         yield Finding(WARNING, "GPU", str(error), "install NVIDIA's driver, or pass the GPU into the container")
     folder = store_folder()
-    engines = sorted(folder.glob(f"*{ENGINE_SUFFIX}"))
+    engines = sorted(folder.glob(f"*{ENGINE_SUFFIX}")) if os.path.isdir(folder) else []
     megabytes = sum(engine.stat().st_size for engine in engines) >> 20
     yield Finding(OK, "TensorRT engines", f"{len(engines)} in {folder}, {megabytes} MB")
     for engine in engines:

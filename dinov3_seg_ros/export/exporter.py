@@ -443,7 +443,7 @@ def _licences(bundle: Bundle) -> str:
     repository = repository_of(backbone.source)
     # An embedded backbone may have come from a folder of two parts, which is not here.
     is_certain = repository is not None and (not is_embedded or is_known_by_form(repository))
-    if repository is not None and is_dinov3(repository):
+    if is_dinov3(backbone.source):
         lines.append(
             "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are "
             f"{_DINOV3_TERMS}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -114,9 +115,12 @@ def _masks_of(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _find_mask(image: Path, named: Mapping[str, Sequence[Path]]) -> Path | None:
-    """The first mask of an image's name, among the files by their stems."""
-    paths = (path for ending in ("", "_mask") for path in named.get(f"{image.stem}{ending}", ()))
-    return next((path for path in paths if path != image), None)
+    """The first mask of an image's name, among the files by their stems.
+
+    Where images and masks share a folder, the first of two files of a name is the mask of the second.
+    """
+    named_alike = itertools.takewhile(lambda path: path != image, named.get(image.stem, ()))
+    return next(itertools.chain(named_alike, named.get(f"{image.stem}_mask", ())), None)
 
 
 def _synthetic_images() -> list[np.ndarray]:

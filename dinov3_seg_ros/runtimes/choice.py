@@ -108,9 +108,10 @@ def open_runtime(
     """
     if options.runtime != "auto":
         found = _runtime_type(options.runtime).candidates(bundles, options)
-        by_measurement = _measured({options.runtime: found}, bundles, options)
-        candidates, reason = by_measurement or Choice(_taken(found), "asked for")
-        return _open_first(candidates, bundles, options), reason
+        choice = _measured({options.runtime: found}, bundles, options) or Choice(_taken(found), "asked for")
+        if not choice.candidates:
+            raise RuntimeUnavailableError(_why_not_taken(found, bundles, options))
+        return _open_first(choice.candidates, bundles, options), choice.reason
     failed = dict(avoid or {})
     while True:
         choice = choose(bundles, options, failed)
@@ -158,6 +159,7 @@ def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[s
     if by_measurement:
         return by_measurement
     taken = {name: taken for name, all_of_it in found.items() if (taken := _taken(all_of_it))}
+    reasons |= {name: _why_not_taken(found[name], bundles, options) for name in found if name not in taken}
     if not taken:
         raise RuntimeUnavailableError("no runtime can be used: " + "; ".join(reasons.values()))
     devices = {name: candidates[0].device for name, candidates in taken.items()}
@@ -288,6 +290,15 @@ def _measured(
 def _taken(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that need no measurement to be taken."""
     return [candidate for candidate in candidates if not candidate.is_measured_only]
+
+
+def _why_not_taken(candidates: Sequence[Candidate], bundles: Sequence[Bundle], options: ComputeOptions) -> str:
+    """Say why none of a runtime's candidates is taken, and what the user can do."""
+    labels = "; ".join(candidate.label for candidate in candidates)
+    return (
+        f"there is only what a measurement may choose ({labels}); name its precision and its device or provider, or "
+        f"measure it: {measured.command(bundles, options)}"
+    )
 
 
 def _open_first(candidates: Sequence[Candidate], bundles: Sequence[Bundle], options: ComputeOptions) -> Runtime:

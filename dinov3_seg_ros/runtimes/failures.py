@@ -19,7 +19,8 @@ _OUT_OF_MEMORY = (
     "memoryallocation",
     "outofmemory",
 )
-_LESS_MEMORY = "end what else uses the memory, or use a smaller network size, batch or precision"
+#: What helps where memory is lacking.
+LESS_MEMORY = "end what else uses the memory, or use a smaller network size, batch or precision"
 _BROKEN_GPU = "if it goes on, start the process again: a GPU error may last until the process ends"
 
 
@@ -51,5 +52,5 @@ def is_out_of_memory(reason: str) -> bool:
 
 def _remedy(error: Exception, reason: str) -> str:
     if isinstance(error, MemoryError) or is_out_of_memory(reason):
-        return "" if _LESS_MEMORY in reason else f"; {_LESS_MEMORY}"
+        return "" if LESS_MEMORY in reason else f"; {LESS_MEMORY}"
     return f"; {_BROKEN_GPU}" if "cuda" in reason.lower() else ""

@@ -197,7 +197,8 @@ def cache_folder(name: str) -> Path:
 
 def is_writable(folder: Path) -> bool:
     """Whether files can be written into a folder, or where it does not exist, whether it can be made."""
-    nearest = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    # Path.exists raises where this user may not look, as into another's home.
+    nearest = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)
     return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 

@@ -70,11 +70,13 @@ def prepare(
     repository = backbone or repository_of(section.source)
     if backbone is not None:
         _require_same(bundle, backbone)
-    gated = repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
+    gated = is_dinov3(backbone or section.source) or (
+        repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
+    )
     if gated is None:
         repository, gated = None, False  # the name is that of something else, such as a folder that is no longer there
     if section.storage == "embedded":
-        _check_embedded(bundle, repository if gated else None, licence)
+        _check_embedded(bundle, (repository or section.source) if gated else None, licence)
     elif repository is None:
         raise SharingError(
             f"{bundle.path} names the backbone '{section.source}', which others do not have; "
@@ -111,9 +113,9 @@ def prepare(
 def _check_embedded(bundle: Bundle, gated: str | None, licence: str | None) -> None:
     if gated is not None:
         raise SharingError(
-            f"{bundle.path} holds the weights of {gated}, which is gated: they may not be passed on. Train it with "
-            "backbone.storage reference (delta, where a part of the backbone trains): the bundle then names the "
-            "backbone, and others load it with their own access"
+            f"{bundle.path} holds the weights of {gated}, which are gated or derived from gated ones: they may not be "
+            "passed on. Train it with backbone.storage reference (delta, where a part of the backbone trains): the "
+            "bundle then names the backbone, and others load it with their own access"
         )
     if not bundle.manifest.licences and licence is None:
         raise SharingError(
@@ -133,12 +135,7 @@ def _require_same(bundle: Bundle, repository: str) -> None:
 
 
 def _is_gated(repository: str, is_needed: bool) -> bool | None:
-    """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked.
-
-    None where there is no such repository, and none is needed.
-    """
-    if is_dinov3(repository):
-        return True
+    """Whether access to a repository has to be asked for; None where there is no such one, and none is needed."""
     try:
         return bool(HfApi().model_info(repository, timeout=HUB_TIMEOUT_S).gated)
     except hub_errors.GatedRepoError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,10 @@ _TIMM_PREFIX = re.compile(r"hf[-_]hub:")
 # timm's names of DINOv2, DINOv3 and EUPE; the tag behind the dot may be absent.
 _TIMM_NAME = re.compile(r"(vit_\w+_dinov([23])\w*|convnext_\w+\.(dinov3|eupe))(\.?\w*)")
 _TIMM_TAGS = {"2": ".lvd142m", "3": ".lvd1689m"}
-# Meta's names of DINOv3, of files and of repositories; a file's goes on with a hash.
+# Meta's names of DINOv3, of files and of repositories; those of derived weights go on.
 _META_NAME = re.compile(r"dinov3[_-](vit[a-z0-9]+|convnext[_-][a-z]+)[_-]pretrain[_-](lvd1689m|sat493m)(?![a-z0-9])")
+# How the name of a published file ends: a hash, which DINOv2's files lack, and a suffix.
+_FILE_END = re.compile(rf"(-[0-9a-f]{{8}})?({'|'.join(map(re.escape, WEIGHTS_SUFFIXES))})?$")
 # Meta's own repositories, and timm's with the same weights; timm's EUPE has DINOv3's architecture.
 _DINOV3 = re.compile(r"(facebook/dinov3-|timm/(vit|convnext)_\w+[._]dinov3(?!\w*\.eupe)).*")
 
@@ -104,7 +107,7 @@ def find_by_id(source: str) -> Download:
 
 def is_path(source: str) -> bool:
     """Whether a source can only be the path of a file of weights. Three names may be a repository's, and a file's."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.suffix in WEIGHTS_SUFFIXES and (path.is_absolute() or source.startswith(".") or len(path.parts) < 3)
 
 
@@ -113,17 +116,19 @@ def repository_of(source: str) -> str | None:
 
     Args:
         source: an id, as `find_by_id` takes it; or the path of a file with Meta's name, or of a folder with the name of
-            Meta's repository, or of the weights in one. Nothing is read.
+            Meta's repository, or of the weights in one; none of these under a longer name, such as that of fine-tuned
+            weights. Nothing is read.
     """
-    path = Path(source)
-    name = path.parent.name if path.name in (WEIGHTS_FILE, INDEX_FILE) else path.name
-    of_meta = _META_NAME.match(name)
+    name = _own_name(source)
+    stem = _FILE_END.sub("", name)
+    of_meta = _META_NAME.fullmatch(stem)
     if of_meta:
         return f"facebook/dinov3-{of_meta[1].replace('_', '-')}-pretrain-{of_meta[2]}"
-    for hub_name, (repository, stem) in TORCH_HUB.items():
-        if source == hub_name or name == repository.partition("/")[2] or name.startswith(f"{stem}-"):
+    for hub_name, (repository, file_stem) in TORCH_HUB.items():
+        if source == hub_name or name == repository.partition("/")[2] or stem == file_stem:
             return repository
-    if is_path(source) or path.expanduser().exists():
+    # Path.exists raises where this user may not look.
+    if is_path(source) or os.path.exists(os.path.expanduser(source)):
         return None
     repository, _ = _parted(source)
     with contextlib.suppress(hub_errors.HFValidationError):
@@ -137,9 +142,16 @@ def is_known_by_form(repository: str) -> bool:
     return repository.startswith(("facebook/", "timm/"))
 
 
-def is_dinov3(repository: str) -> bool:
-    """Whether a repository on Hugging Face holds Meta's DINOv3, which is gated and subject to `DINOV3_LICENCE`."""
-    return _DINOV3.fullmatch(repository) is not None
+def is_dinov3(source: str) -> bool:
+    """Whether a source is Meta's DINOv3, gated and subject to `DINOV3_LICENCE`, or by its name derived from it."""
+    repository = repository_of(source) or source
+    return _META_NAME.match(_own_name(source)) is not None or _DINOV3.fullmatch(repository) is not None
+
+
+def _own_name(source: str) -> str:
+    """The name of a file or folder; of weights in a folder, the folder's, since they are all called the same."""
+    path = Path(source)
+    return path.parent.name if path.name in (WEIGHTS_FILE, INDEX_FILE) else path.name
 
 
 def _parted(source: str) -> tuple[str, str | None]:

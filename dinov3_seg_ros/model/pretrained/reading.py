@@ -68,7 +68,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         BackboneError: it is absent, damaged, gated, or of an unknown layout.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for an unknown user
     if path.is_dir():
         return _read_folder(path)
     if path.is_file():

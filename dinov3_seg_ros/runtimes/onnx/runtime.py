@@ -5,7 +5,6 @@ Between the backbone's graph and the heads' graphs, feature maps stay on the dev
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -92,9 +91,8 @@ class OnnxRuntime:
         layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
         ways = list(_ways(bundles, options))
         size, asked = options.network_size, options.precision != "auto"
-        wanted = [graphs for _, _, graphs, is_measured_only in ways if not is_measured_only]
         try:
-            by_precision, passed_over = find_graphs(bundles, wanted, size, asked=asked)
+            by_precision, passed_over = find_graphs(bundles, [graphs for _, _, graphs, _ in ways], size, asked=asked)
         except RuntimeUnavailableError as error:
             if options.precision == "bf16" and all(targets[0].is_host for targets, *_ in ways):
                 raise RuntimeUnavailableError(
@@ -103,9 +101,6 @@ class OnnxRuntime:
             raise
         for reason in passed_over:
             _logger.warning("%s", reason)
-        with contextlib.suppress(RuntimeUnavailableError):
-            others = [graphs for _, _, graphs, is_measured_only in ways if is_measured_only]
-            by_precision = {**find_graphs(bundles, others, size, asked=asked)[0], **by_precision}
         return [
             Candidate(
                 runtime=cls.name,

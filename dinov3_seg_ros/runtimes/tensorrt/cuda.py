@@ -13,6 +13,7 @@ import numpy as np
 from cuda.bindings import runtime as cudart
 from cuda.bindings.utils import get_cuda_native_handle  # int(stream) is deprecated since 12.9.1 and 13.0
 
+from dinov3_seg_ros.runtimes.failures import LESS_MEMORY
 from dinov3_seg_ros.support.errors import RuntimeUnavailableError
 
 
@@ -221,6 +222,6 @@ def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
         name, text = cudart.cudaGetErrorName(status)[1], cudart.cudaGetErrorString(status)[1]
         remedy = ""
         if status == cudart.cudaError_t.cudaErrorMemoryAllocation:
-            remedy = "; end what else uses the memory, or use a smaller network size, batch or precision"
+            remedy = f"; {LESS_MEMORY}"
         raise RuntimeUnavailableError(f"{function.__name__} failed: {text.decode()} ({name.decode()}){remedy}")
     return results[0] if results else None

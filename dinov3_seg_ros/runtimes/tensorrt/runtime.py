@@ -6,7 +6,6 @@ downloaded on streams of their own, so the copies of one frame overlap with the 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,9 +121,6 @@ class TensorRTRuntime:
 
     Engines that are not in the store (`tensorrt.store`) are built when this is made, which takes minutes. All buffers
     are allocated then, for ``options.max_batch`` frames; each smaller batch adds a context when it first comes.
-
-    Attributes:
-        engines: every engine in use.
     """
 
     name = "tensorrt"
@@ -155,9 +151,8 @@ class TensorRTRuntime:
         gpu.use()
         self.device = gpu.device
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(graphs)
-        self.engines: list[StoredEngine] = []
         # With what each computes, the maps or the logits of a head, and the size of its network input.
-        self._engine_names: list[tuple[StoredEngine, str, tuple[int, int]]] = []
+        self._engines: list[tuple[StoredEngine, str, tuple[int, int]]] = []
         self._executions: list[Execution] = []
         self._gpu, self._max_batch = gpu, options.max_batch
         self._newest: _Computation | None = None
@@ -178,10 +173,8 @@ class TensorRTRuntime:
         """Return the precisions that the engines would have; see `protocol.RuntimeType.candidates`."""
         precisions, gpu = usable(options)
         asked = options.precision != "auto"
-        by_precision, _ = find_graphs(bundles, precisions, options.network_size, asked=asked)
-        if not asked:
-            with contextlib.suppress(RuntimeUnavailableError):  # there are no such exports
-                by_precision |= find_graphs(bundles, _MEASURED_ONLY, options.network_size, asked=asked)[0]
+        wanted = precisions if asked else (*precisions, *_MEASURED_ONLY)
+        by_precision, _ = find_graphs(bundles, wanted, options.network_size, asked=asked)
         return [
             Candidate(
                 runtime=cls.name,
@@ -194,6 +187,11 @@ class TensorRTRuntime:
             )
             for precision, graphs in by_precision.items()
         ]
+
+    @property
+    def engines(self) -> list[StoredEngine]:
+        """Every engine in use."""
+        return [engine for engine, *_ in self._engines]
 
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> _Computation:
         """Queue the engines; the third computation in flight waits for the first. See `protocol.Runtime.start`.
@@ -240,7 +238,7 @@ class TensorRTRuntime:
     def refuse(self, error: DisagreementError) -> bool:
         """Delete the engines that are at fault; one that was just built is not built again. See `OpenedRuntime`."""
         part = {"maps": "maps", "logits": error.head}.get(error.stage)
-        at_fault = [engine for engine, *computes in self._engine_names if computes == [part, error.size]]
+        at_fault = [engine for engine, *computes in self._engines if computes == [part, error.size]]
         self.close()
         for engine in at_fault:
             if engine.was_read:
@@ -259,8 +257,7 @@ class TensorRTRuntime:
             for execution in self._executions:
                 execution.close()
             self._networks.clear()
-            self.engines.clear()
-            self._engine_names.clear()
+            self._engines.clear()
             self._workspace.close()
 
     def _load(self, shared: Export, exports: Sequence[Export]) -> _Network:
@@ -279,10 +276,9 @@ class TensorRTRuntime:
 
     def _execution(self, export: Export, graph: str, given: Mapping[str, Tensor]) -> Execution:
         stored = obtain(export, graph, self._gpu, self._max_batch)
-        self.engines.append(stored)
         name = f"{export.bundle_name}/{graph}"
         computes = "maps" if graph == BACKBONE_GRAPH else export.bundle_name
-        self._engine_names.append((stored, computes, export.manifest.network_size))
+        self._engines.append((stored, computes, export.manifest.network_size))
         execution = Execution(stored.engine, name, self._workspace, self._computing, self._max_batch, given)
         self._executions.append(execution)
         return execution
@@ -300,10 +296,11 @@ def usable(options: ComputeOptions) -> tuple[tuple[str, ...], Gpu]:
     Raises:
         RuntimeUnavailableError: there is no such GPU, or TensorRT cannot compute what was asked for.
     """
-    if options.device == "cpu":
-        raise RuntimeUnavailableError("device 'cpu' was asked for, but TensorRT computes on GPUs only")
-    if options.device.startswith("npu"):
-        raise RuntimeUnavailableError(f"device '{options.device}' was asked for, but TensorRT computes on GPUs only")
+    if options.device.partition(":")[0] in ("cpu", "npu"):
+        raise RuntimeUnavailableError(
+            f"device '{options.device}' was asked for, but TensorRT computes on GPUs only; set device to cuda, or "
+            "runtime to onnx"
+        )
     if options.precision == "int8":
         raise RuntimeUnavailableError(
             "graphs of precision int8 quantise activations as they come, which TensorRT cannot do; export with "
