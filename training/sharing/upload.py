@@ -39,14 +39,14 @@ def push(shared: Shareable, hub_id: HubId, private: bool = False) -> str:
 
     Raises:
         SharingError: this machine may not write the repository, the repository holds something else or is public though
-            it should be private, the Hub cannot be reached, or the upload fails. The repository is as it was.
+            it should be private, the Hub cannot be reached, or the upload fails. No file of the repository has changed.
     """
     api = HfApi()
     with _explaining(hub_id):
         api.create_repo(hub_id.repository, private=True if private else None, exist_ok=True)
-        if hub_id.revision is not None:
-            api.create_branch(hub_id.repository, branch=hub_id.revision, exist_ok=True)
-        found = api.model_info(hub_id.repository, revision=hub_id.revision)
+        branches = {branch.name for branch in api.list_repo_refs(hub_id.repository).branches}
+        new_branch = hub_id.revision if hub_id.revision not in (None, *branches) else None
+        found = api.model_info(hub_id.repository, revision=None if new_branch else hub_id.revision)
         there = {file.rfilename for file in found.siblings or ()}
         if private and not found.private:
             raise SharingError(
@@ -69,6 +69,8 @@ def push(shared: Shareable, hub_id: HubId, private: bool = False) -> str:
             for name in there - set(shared.files) - set(texts)
             if name in _OWN_FILES or name.startswith(_OWN_FOLDERS)
         )
+        if new_branch is not None:
+            api.create_branch(hub_id.repository, branch=new_branch, exist_ok=True)
         commit = api.create_commit(
             hub_id.repository,
             [
