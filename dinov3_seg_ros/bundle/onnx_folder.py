@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
@@ -203,7 +203,7 @@ def find_graphs(
         RuntimeUnavailableError: there are none; says which exports there are, and the command that makes them.
     """
     found = [find_exports(bundle) for bundle in bundles]
-    union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    layers = set(shared_layers(bundles))
     graphs: dict[str, Graphs] = {}
     passed_over = []
     for precision in dict.fromkeys(precisions):
@@ -223,7 +223,7 @@ def find_graphs(
         served = {
             size: [exports[size] for exports in by_size]
             for size in sorted(sizes)
-            if any(union <= set(exports[size].manifest.layers) for exports in by_size)
+            if any(layers <= set(exports[size].manifest.layers) for exports in by_size)
         }
         if served:
             graphs[precision] = served

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.onnx_folder import map_name
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -54,12 +54,14 @@ class PyTorchRuntime:
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = str(self._device)
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}"
-        wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
-        union = sorted({layer for layers in wanted.values() for layer in layers})
-        self._map_names = [map_name(layer) for layer in union]
-        self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
+        layers = shared_layers(bundles)
+        self._map_names = [map_name(layer) for layer in layers]
+        self._maps_of = {
+            bundle.manifest.name: [layers.index(layer) for layer in bundle.manifest.backbone.layers]
+            for bundle in bundles
+        }
         own = bundles[0].manifest.input
-        backbone = self._place(bundles[0].load_backbone(layers=union))
+        backbone = self._place(bundles[0].load_backbone(layers=layers))
         normalise = Normalise(own.mean, own.std).to(self._device)
         self._backbone: Backbone = _FromCanvases(normalise, backbone, self._dtype)
         self._heads: dict[str, HeadFunction] = {}
