@@ -30,7 +30,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
-from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
 from dinov3_seg_ros.support.files import sha256_of_file
 
 EXPORTS_FOLDER = "onnx"
@@ -252,7 +252,7 @@ def _read(path: Path, bundle: Bundle) -> Export:
     try:
         manifest = ExportManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
-        raise ExportError(f"{path} cannot be read: {' '.join(str(error).split())}; export the bundle again") from error
+        raise ExportError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from error
     wanted = bundle.manifest
     for what, made_from, now in (
         ("backbone", manifest.backbone_identity, wanted.backbone.identity),

@@ -30,6 +30,7 @@ from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.command_line import write_flags
 from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
+from dinov3_seg_ros.support.errors import one_line
 from dinov3_seg_ros.support.files import cache_folder, write_json
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
@@ -129,7 +130,7 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
         )
         return None
     except (OSError, ValueError) as error:
-        _logger.warning("%s cannot be read and is left out: %s", path, " ".join(str(error).split()))
+        _logger.warning("%s cannot be read and is left out: %s", path, one_line(error))
         return None
     if choice.asked != asked:
         return None

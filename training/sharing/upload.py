@@ -13,8 +13,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from dinov3_seg_ros.bundle.hub import HubId
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, DELTA_FILE, HEAD_FILE, MANIFEST_FILE
 from dinov3_seg_ros.bundle.onnx_folder import EXPORTS_FOLDER
-from dinov3_seg_ros.support.errors import SegmentationError, SharingError
-from dinov3_seg_ros.support.hub import one_line
+from dinov3_seg_ros.support.errors import SegmentationError, SharingError, one_line
 from training.sharing.hub_card import LICENCES_FILE, hub_card, licence_notes
 from training.sharing.shareable import PICTURES_FOLDER, Shareable
 

@@ -29,7 +29,7 @@ from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.tensorrt import builder
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
-from dinov3_seg_ros.support.errors import ExportError
+from dinov3_seg_ros.support.errors import ExportError, one_line
 from dinov3_seg_ros.support.files import (
     cache_folder,
     locked,
@@ -213,7 +213,7 @@ def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read and is built anew: %s", path, " ".join(str(error).split()))
+        logger.warning("%s cannot be read and is built anew: %s", path, one_line(error))
         return None
     if hashlib.sha256(plan).hexdigest() != record.sha256 or record.built_for != built_for:
         logger.warning("%s is damaged, or was built for something else; it is built anew", path)
