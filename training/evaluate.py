@@ -218,10 +218,10 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    _check_classes(path, data)
+    check_classes(path, data)
     if against is not None:  # before the first image, since an evaluation takes long
         try:
-            _check_classes(against, data)
+            check_classes(against, data)
             open_segmenter(against, settings.inference, compute).close()
         except SegmentationError as error:
             raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
@@ -259,13 +259,13 @@ def find_settings(
     return apply_overrides(settings, overrides)
 
 
-def _check_classes(path: Path, data: SegmentationDataset) -> None:
+def check_classes(path: Path, data: SegmentationDataset) -> None:
     """Raise DatasetError unless a bundle has the classes of the data set."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
             f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
-            "evaluate on a data set with the same classes in the same order"
+            "take a data set with the same classes in the same order"
         )
 
 
