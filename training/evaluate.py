@@ -201,7 +201,7 @@ def evaluate_bundle(
         console: shows the progress if it is a terminal.
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `EvaluationSettings`, as on the command line.
-        report: folder for tables, pictures and examples; see `output.check_free`.
+        report: folder for tables, pictures and examples; see `writing.check_free`.
         inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
         compute: how to compute the network.
         against: another bundle with the same classes, which is evaluated on the same images, in the same way.

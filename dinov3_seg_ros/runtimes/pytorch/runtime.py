@@ -32,7 +32,7 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i) and, last, the normalised images.
-Backbone = Callable[[torch.Tensor], list[torch.Tensor]]
+BackboneFunction = Callable[[torch.Tensor], list[torch.Tensor]]
 #: From the head's maps, and the images where it is image-guided, to logits (N, C, h, w).
 HeadFunction = Callable[..., torch.Tensor]
 
@@ -63,7 +63,7 @@ class PyTorchRuntime:
         own = bundles[0].manifest.input
         backbone = self._place(bundles[0].load_backbone(layers=layers))
         normalise = Normalise(own.mean, own.std).to(self._device)
-        self._backbone: Backbone = _FromCanvases(normalise, backbone, self._dtype)
+        self._backbone: BackboneFunction = _FromCanvases(normalise, backbone, self._dtype)
         self._heads: dict[str, HeadFunction] = {}
         self._reads_images: set[str] = set()
         for bundle in bundles:
