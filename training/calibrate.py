@@ -28,8 +28,8 @@ from training.data import DataSection, SegmentationDataset, Split
 from training.evaluate import check_classes, find_data, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
-from training.reports.pictures import percent
 from training.support.section import Section
+from training.support.text import percent
 from training.support.writing import check_free, writing
 
 

@@ -38,8 +38,8 @@ from training.evaluation.scores import Scores, per_class_name
 from training.recipes.loading import load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
-from training.reports.pictures import percent
 from training.support.section import Section
+from training.support.text import percent
 from training.support.writing import check_free, writing
 
 #: Of image files, which do not say when they were taken.

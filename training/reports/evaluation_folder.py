@@ -16,10 +16,10 @@ from training.reports.pictures import (
     captioned,
     draw_confusion,
     draw_reliability,
-    percent,
     prediction_row,
     write_predictions,
 )
+from training.support.text import percent
 from training.support.writing import writing
 
 SCORES_FILE = "scores.json"
