@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import subprocess
@@ -26,7 +25,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dinov3_seg_ros.support.files import replacing_folder, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import replacing_folder, sha256_of_file, sha256_of_json, write_json
 from training.data.reading.tree import images_below
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,8 +168,7 @@ def main() -> int:
                 f"{'':<28}{len(entries)} listed in the manifest, {twice} of them twice{', not all as they are' * wrong}"
             )
             problems += ["manifest"] * (twice or wrong)
-    digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
-    print(f"killed: {'; '.join(killed)}; digest of all files {digest[:16]}")
+    print(f"killed: {'; '.join(killed)}; digest of all files {sha256_of_json(expected)[:16]}")
     if options.json is not None:
         write_json(options.json, {**figures, "count": options.count, "killed": killed, "differ": len(problems)})
     return 1 if problems or len(killed) < len(KILLS) else 0

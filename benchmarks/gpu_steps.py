@@ -319,7 +319,7 @@ def main() -> int:
     options = parser.parse_args()
     if sys.platform == "linux":  # a step that outlives gpu.py would keep the GPU busy
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    from dinov3_seg_ros.support.errors import RuntimeUnavailableError
+    from dinov3_seg_ros.support.errors import RuntimeUnavailableError, one_line
 
     context = Context(TINY if options.cpu else FULL, options.work, options.log)
     try:
@@ -327,10 +327,10 @@ def main() -> int:
             add_row(options.log, {"step": options.step, **row})
             print(json.dumps(row), flush=True)
     except (NotRunError, RuntimeUnavailableError) as error:
-        add_row(options.log, {"step": options.step, "not_run": " ".join(str(error).split())})
+        add_row(options.log, {"step": options.step, "not_run": one_line(error)})
         return NOT_RUN
     except Exception as error:
-        add_row(options.log, {"step": options.step, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+        add_row(options.log, {"step": options.step, "error": f"{type(error).__name__}: {one_line(error)}"})
         raise
     return 0
 

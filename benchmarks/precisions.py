@@ -24,7 +24,7 @@ from dinov3_seg_ros.runtimes.onnx.providers import CPU, OPENVINO
 from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import this_cpu
-from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.errors import SegmentationError, one_line
 from dinov3_seg_ros.support.files import write_json
 
 WAYS = [
@@ -54,7 +54,7 @@ def main() -> None:
                 record = parity.compare([bundle], model, segmenter.runtime, size, samples)
                 row |= {"runtime": segmenter.runtime.description, "images": record["images"]}
         except SegmentationError as error:
-            row["not_run"] = " ".join(str(error).split())
+            row["not_run"] = one_line(error)
         else:
             row |= record["heads"][bundle.manifest.name]
         rows.append(row)

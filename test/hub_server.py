@@ -118,6 +118,7 @@ class SharingHub(http.server.BaseHTTPRequestHandler):
             ("POST", r"/(\w+/[\w.-]+).git/info/lfs/objects/batch", self._batch),
             ("PUT", r"/lfs/(\w+)", self._store),
             ("GET", r"/api/models/(\w+/[\w.-]+)(?:/revision/(.+))?", self._info),
+            ("GET", r"/api/models/(\w+/[\w.-]+)/refs", self._refs),
             ("GET", r"/api/models/(\w+/[\w.-]+)/tree/(.+)", self._tree),
             ("HEAD", r"/(\w+/[\w.-]+)/resolve/([^/]+)/(.+)", self._resolve),
             ("GET", r"/(\w+/[\w.-]+)/resolve/([^/]+)/(.+)", self._resolve),
@@ -217,6 +218,13 @@ class SharingHub(http.server.BaseHTTPRequestHandler):
             gated = "manual" if repository.gated else False
             about = {"id": name, "sha": commit, "siblings": siblings, "private": repository.private, "gated": gated}
             self._send(200, about)
+
+    def _refs(self, name: str) -> None:
+        branches = [
+            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": commit}
+            for branch, commit in self.repositories[name].branches.items()
+        ]
+        self._send(200, {"branches": branches, "converts": [], "tags": []})
 
     def _tree(self, name: str, revision: str) -> None:
         repository = self._visible(name, revision)

@@ -216,11 +216,14 @@ def test_the_help_describes_every_option_with_its_default(capsys):
     [
         ("dinov3_seg_ros.bag", ["extract", "IN", "IN/out"]),
         ("training.distill", ["IN", "--bundle", "demo", "--output", "IN/out"]),
+        ("training.distill", ["OTHER", "--bundle", "demo", "--labelled", "OTHER", "IN", "--output", "IN/out"]),
         ("training.export_masks", ["IN", "--output", "IN/out"]),
         ("training.predict", ["demo", "IN", "--output", "IN/out"]),
         ("training.predict", ["demo", "IN", "--output", "IN/out", "--cluster", "auto"]),
         ("training.pre_label", ["IN", "--bundle", "demo", "--output", "IN/out"]),
         ("training.select", ["IN", "--bundle", "demo", "--count", "1", "--output", "IN/out"]),
+        ("training.select", ["OTHER", "--bundle", "demo", "--count", "1", "--target", "IN", "--output", "IN/out"]),
+        ("training.select", ["OTHER", "--bundle", "demo", "--count", "1", "--labelled", "IN", "--output", "IN/out"]),
     ],
 )
 def test_outputs_in_the_folder_that_is_read_are_refused(name, words, tmp_path, monkeypatch, capsys):

@@ -306,9 +306,12 @@ def test_a_push_takes_what_is_stale_away_and_leaves_others_alone(hub, tmp_path, 
         ([*push, "--private"], "exists and is public"),
         ([push[0], "theirs/tiny", *push[2:]], "your token may not write to theirs"),
     ):
-        assert main(words) == 1
-        assert said in capsys.readouterr().err
+        for branch in ([], ["--revision", "refused"]):
+            assert main([*words, *branch]) == 1
+            assert said in capsys.readouterr().err
     assert hub.repositories["lab/paper"].files() == {"model.safetensors": b"a language model"}
+    assert set(hub.repositories["lab/paper"].branches) == {"main"}
+    assert set(hub.repositories["lab/tiny"].branches) == {"main", "trial"}
     monkeypatch.setenv("HF_TOKEN", "unknown")
     assert main(push) == 1
     assert "Hugging Face does not know you; run `hf auth login`" in capsys.readouterr().err

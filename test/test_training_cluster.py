@@ -370,6 +370,12 @@ def test_options_that_do_not_fit_are_one_message(bundle, tmp_path, capsys, optio
     assert not (tmp_path / "out").exists()
 
 
+def test_a_webcam_is_not_divided(bundle, tmp_path, here, capsys):
+    assert predict(bundle, Path("0"), tmp_path / "out", "--cluster", "auto") == 1
+    assert "'0' is no file, and only files can be divided; leave out --cluster" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_16_bit_images_need_a_range_before_they_are_divided(bundle, tmp_path, here, capsys):
     folder = write_images(tmp_path / "in", 1)
     cv2.imwrite(str(folder / "depth.png"), np.full((40, 60), 3000, np.uint16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,28 @@ def test_a_missing_mask_is_named_before_anything_is_read(tmp_path, name):
         section.open("val")
     assert error.value.missing == [str(lost)] and str(lost) in str(error.value)
     assert [error.value.rest.describe(0)] == [data.describe(0)] and len(error.value.rest) == 1
+
+
+VOC_LIST = "ImageSets/Segmentation/val.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "replace", "said"),
+    [
+        ("ade20k", "images/validation", Path.mkdir, "holds no file of the types .*; unpack the data set anew"),
+        ("ade20k", "annotations/validation", Path.touch, "is no folder; unpack the data set anew"),
+        ("cityscapes", "leftImg8bit/val", Path.mkdir, "holds no folder of a city .*; unpack the data set anew"),
+        ("voc", VOC_LIST, Path.touch, "lists no image; unpack the data set anew"),
+        ("voc", VOC_LIST, Path.mkdir, "cannot be read: .*; get it anew, or let this user read it"),
+    ],
+)
+def test_a_part_without_content_is_named_with_a_remedy(tmp_path, name, part, replace, said):
+    tiny_datasets.BUILDERS[name](tmp_path)
+    path = tmp_path / part
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    replace(path)
+    with pytest.raises(DatasetError, match=rf"{part} {said}"):
+        DATASETS[name](root=str(tmp_path)).open("val")
 
 
 def test_the_root_can_be_given_on_the_command_line():

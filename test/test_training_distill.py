@@ -169,10 +169,11 @@ def test_two_images_of_one_mask_are_refused_before_the_first_is_labelled(teacher
 
 
 def test_images_that_have_labels_are_left_out(teacher, taught, tmp_path, capsys):
-    Image.fromarray(picture(0)).save(tmp_path / "known.png")
-    assert run(taught / "photos", teacher, tmp_path / "out", "--labelled", tmp_path) == 0
+    (tmp_path / "known").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "known" / "a.png")
+    assert run(taught / "photos", teacher, tmp_path / "out", "--labelled", tmp_path / "known") == 0
     assert "1 left out as labelled" in capsys.readouterr().out
     assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 5
-    assert run(tmp_path / "known.png", teacher, tmp_path / "none", "--labelled", taught / "photos") == 1
+    assert run(tmp_path / "known", teacher, tmp_path / "none", "--labelled", taught / "photos") == 1
     assert "no image is left to label: 1 are labelled already" in capsys.readouterr().err
     assert not (tmp_path / "none/pseudo_labels.json").exists()

@@ -264,7 +264,7 @@ def no_video(path: Path) -> Path:
     [
         (lambda path: path, [], "there is no such file or folder; give an image, a folder of images, a recording"),
         (lambda path: path, ["--topics", "/a"], "there is no such file or folder"),
-        (empty_folder, [], "holds no image"),
+        (empty_folder, [], ".webp); give a folder of images"),
         (two_of_a_name, [], "would have the same mask"),
         (no_video, [], "cannot be opened"),
     ],

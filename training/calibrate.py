@@ -25,11 +25,11 @@ from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data import DataSection, SegmentationDataset, Split
-from training.evaluate import find_data, segment_all
+from training.evaluate import check_classes, find_data, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
-from training.reports.pictures import percent
 from training.support.section import Section
+from training.support.text import percent
 from training.support.writing import check_free, writing
 
 
@@ -57,12 +57,7 @@ def calibrate(path: Path, settings: CalibrationSettings, output: Path, console: 
     """
     check_free(output, "--output")
     bundle, data = load_bundle(path), settings.data.open(settings.split)
-    names = bundle.manifest.classes.names
-    if data.class_names != names:
-        raise DatasetError(
-            f"the data set's classes are not those of {path}: {data.class_names} and {names}; "
-            "calibrate on a data set with the same classes in the same order"
-        )
+    check_classes(path, data)
     fitted = fit_temperature(_sample(path, data, console))
     if fitted is None:
         raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")

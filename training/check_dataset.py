@@ -24,7 +24,7 @@ from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
-from training.reports.pictures import percent
+from training.support.text import percent
 from training.support.writing import writing
 
 #: How many problems of each kind are printed.

@@ -179,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _distill(options: argparse.Namespace, settings: DistillSettings, compute: ComputeOptions) -> int:
     """Label what the command line names; return the exit code."""
     check_free(options.output, "--output")
-    check_outside(options.output, options.images)
+    for source in (options.images, *options.labelled):
+        check_outside(options.output, source)
     console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))

@@ -38,8 +38,8 @@ from training.evaluation.scores import Scores, per_class_name
 from training.recipes.loading import load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
-from training.reports.pictures import percent
 from training.support.section import Section
+from training.support.text import percent
 from training.support.writing import check_free, writing
 
 #: Of image files, which do not say when they were taken.
@@ -201,7 +201,7 @@ def evaluate_bundle(
         console: shows the progress if it is a terminal.
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `EvaluationSettings`, as on the command line.
-        report: folder for tables, pictures and examples; see `output.check_free`.
+        report: folder for tables, pictures and examples; see `writing.check_free`.
         inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
         compute: how to compute the network.
         against: another bundle with the same classes, which is evaluated on the same images, in the same way.
@@ -218,10 +218,10 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    _check_classes(path, data)
+    check_classes(path, data)
     if against is not None:  # before the first image, since an evaluation takes long
         try:
-            _check_classes(against, data)
+            check_classes(against, data)
             open_segmenter(against, settings.inference, compute).close()
         except SegmentationError as error:
             raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
@@ -259,13 +259,13 @@ def find_settings(
     return apply_overrides(settings, overrides)
 
 
-def _check_classes(path: Path, data: SegmentationDataset) -> None:
+def check_classes(path: Path, data: SegmentationDataset) -> None:
     """Raise DatasetError unless a bundle has the classes of the data set."""
     classes = load_bundle(path).manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
             f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
-            "evaluate on a data set with the same classes in the same order"
+            "take a data set with the same classes in the same order"
         )
 
 

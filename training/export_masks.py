@@ -44,7 +44,7 @@ def export_masks(data: LabelledImages, folder: Path, console: Console) -> None:
 
     Args:
         data: the labels.
-        folder: made; see `output.check_free`.
+        folder: made; see `writing.check_free`.
         console: shows the progress if it is a terminal.
 
     Raises:

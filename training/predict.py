@@ -150,12 +150,11 @@ def _predict_on_cluster(
     if settings.frames is not None:
         raise UsageError("--frames is for a short look, which one process takes; leave out --cluster")
     check_outside(options.output, options.input)
-    manifest, output, bundle = load_bundle(options.bundle).manifest, options.output.absolute(), options.bundle
+    manifest, output = load_bundle(options.bundle).manifest, options.output.absolute()
     job = PredictionJob(
-        # A shipped bundle's name, or one on the Hub, is found on each machine.
-        bundle=str(bundle.absolute() if bundle.exists() else bundle),
-        bundle_digest=bundle_digest(bundle),
-        source=str(Path(options.input).absolute()),
+        bundle=_absolute(options.bundle),
+        bundle_digest=bundle_digest(options.bundle),
+        source=_absolute(options.input),
         value_range=chosen_range(settings.value_range, manifest.input.value_range),
         topics=tuple(options.topics),
         output=str(output),
@@ -172,6 +171,11 @@ def _predict_on_cluster(
         code = _conclude(options, settings, compute, *found)
         partitions.remove()
     return code
+
+
+def _absolute(name: str | Path) -> str:
+    """A path as all machines see it. What is no path stays: a bundle on the Hub is found by its name on each."""
+    return str(Path(name).absolute() if Path(name).exists() else name)
 
 
 def _unreadable_before(output: Path) -> dict[str, str]:

@@ -182,7 +182,9 @@ def _select(options: argparse.Namespace) -> int:
         raise UsageError("give either --bundle or --backbone")
     strategy = resolved(options.strategy, options.bundle is not None, options.target is not None)
     check_free(options.output, "--output")
-    check_outside(options.output, options.images)
+    for source in (options.images, options.target, *options.labelled):
+        if source is not None:
+            check_outside(options.output, source)
     console = Console(markup=False)
     if options.bundle is not None:
         network = Network.of_bundle(options.bundle)

@@ -29,8 +29,8 @@ from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
-from training.reports.pictures import percent
 from training.support.processes import process_state
+from training.support.text import percent
 from training.support.writing import writing
 
 EVALUATION_FILE = "evaluation.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, one_line
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
@@ -52,5 +52,5 @@ def type_hash(connection: Connection) -> str:
     except Exception as error:  # the parser's errors are of several types, and of several lines
         raise DatasetError(
             f"the recording's definition of {connection.msgtype} ({connection.topic}) cannot be read: "
-            f"{' '.join(str(error).split())}; convert it with 'ros2 bag convert' on a machine that has this type"
+            f"{one_line(error)}; convert it with 'ros2 bag convert' on a machine that has this type"
         ) from error

@@ -36,7 +36,7 @@ from dinov3_seg_ros.frames.compression import compressed_size
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.sources import decode_pixels
 from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
-from dinov3_seg_ros.support.errors import DatasetError, MessageError
+from dinov3_seg_ros.support.errors import DatasetError, MessageError, one_line
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
@@ -180,7 +180,7 @@ def _read_classes(path: Path) -> list[str] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content) or not content:
         raise DatasetError(
             f"{path} must hold a list of class names, in the order of their ids; write it so, or remove it"

@@ -14,7 +14,7 @@ from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
 from dinov3_seg_ros.runtimes.protocol import Candidate
 from dinov3_seg_ros.segmenter import limit_threads
-from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError
+from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError, one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _time(
                 ms = measured.time_pass(runtime, size, options.max_batch, heads)
             figure = measured.Figure(label=candidate.label, ms=ms)
         except SegmentationError as error:
-            figure = measured.Figure(label=candidate.label, problem=" ".join(str(error).split()))
+            figure = measured.Figure(label=candidate.label, problem=one_line(error))
     _logger.info("%s: %s", figure.label, figure.problem or f"{figure.ms} ms")
     return figure
 

@@ -262,6 +262,11 @@ def check_shared_backbone(bundles: list[Bundle]) -> None:
             )
 
 
+def shared_layers(bundles: Sequence[Bundle]) -> list[int]:
+    """The layers of the backbone that the heads of all bundles read, in ascending order."""
+    return sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+
+
 def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)

@@ -6,7 +6,7 @@ A bundle is a trained model, and the one thing that passes from training to the 
     head.safetensors             the head's weights
     backbone/                    config.json and model.safetensors, when the backbone is the project's own
     backbone_delta.safetensors   only the tensors that training changed, when a published backbone was fine-tuned
-    onnx/                        exports, one folder each; see `exports`
+    onnx/                        exports, one folder each; see `onnx_folder`
 
 The manifest names the SHA-256 of every file but its own and the exports'. Only JSON and safetensors are read; no pickle
 is ever loaded.

@@ -26,11 +26,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
-from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
 from dinov3_seg_ros.support.files import sha256_of_file
 
 EXPORTS_FOLDER = "onnx"
@@ -203,7 +203,7 @@ def find_graphs(
         RuntimeUnavailableError: there are none; says which exports there are, and the command that makes them.
     """
     found = [find_exports(bundle) for bundle in bundles]
-    union = {layer for bundle in bundles for layer in bundle.manifest.backbone.layers}
+    layers = set(shared_layers(bundles))
     graphs: dict[str, Graphs] = {}
     passed_over = []
     precisions = list(dict.fromkeys(precisions))
@@ -224,7 +224,7 @@ def find_graphs(
         served = {
             size: [exports[size] for exports in by_size]
             for size in sorted(sizes)
-            if any(union <= set(exports[size].manifest.layers) for exports in by_size)
+            if any(layers <= set(exports[size].manifest.layers) for exports in by_size)
         }
         if served:
             graphs[precision] = served
@@ -253,7 +253,7 @@ def _read(path: Path, bundle: Bundle) -> Export:
     try:
         manifest = ExportManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
-        raise ExportError(f"{path} cannot be read: {' '.join(str(error).split())}; export the bundle again") from error
+        raise ExportError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from error
     wanted = bundle.manifest
     for what, made_from, now in (
         ("backbone", manifest.backbone_identity, wanted.backbone.identity),

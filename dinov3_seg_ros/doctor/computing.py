@@ -142,7 +142,7 @@ def _abilities(runtime: str, bundles: Sequence[Path]) -> str:
 
 
 def _loaded(paths: Sequence[Path]) -> list[Bundle]:
-    """Load bundles, by default the demo, up to the first that cannot be; `bundles` reports that one."""
+    """Load bundles, by default the demo, up to the first that cannot be; `integrity` reports that one."""
     from dinov3_seg_ros.bundle.loading import load_bundle
 
     loaded: list[Bundle] = []

@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 import transformers
 
-from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import FROM_SCRATCH, HEAD_FILE
 from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
@@ -160,7 +160,7 @@ class _Job:
     def __init__(self, bundles: Sequence[Bundle], size: tuple[int, int], options: ExportOptions) -> None:
         self._bundles, self._size, self._options = bundles, size, options
         self._input = bundles[0].manifest.input
-        self._layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        self._layers = shared_layers(bundles)
         self._samples = open_samples(options.images, options.masks, bundles)
 
     def run(self, work: Path) -> list[Export]:

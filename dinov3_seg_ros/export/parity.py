@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.bundle.onnx_folder import map_name
 from dinov3_seg_ros.decode import upsample_argmax
@@ -102,8 +102,7 @@ def compare(
         with masks, ``miou`` and ``miou_reference``; ``fused`` like ``heads``, where there are any.
     """
     first = bundles[0].manifest
-    layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
-    features = {map_name(layer): Difference() for layer in layers}
+    features = {map_name(layer): Difference() for layer in shared_layers(bundles)}
     classes = {bundle.manifest.name: len(bundle.manifest.classes.names) for bundle in bundles}
     heads = {name: _Head(number) for name, number in classes.items()}
     fused = fused or {}

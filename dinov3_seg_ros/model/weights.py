@@ -16,8 +16,7 @@ from transformers.utils import logging as transformers_logging
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
 from dinov3_seg_ros.model.pretrained.reading import read_checkpoint
-from dinov3_seg_ros.support.errors import BackboneError
-from dinov3_seg_ros.support.hub import one_line
+from dinov3_seg_ros.support.errors import BackboneError, one_line
 
 # Published ResNet and DINOv2 checkpoints may carry the classifier they were trained with.
 _CLASSIFIER_PREFIX = "classifier."

@@ -79,23 +79,23 @@ class Models:
         attempt = self._attempt
         return attempt is None or attempt.is_over.wait(max(0.0, attempt.began + timeout_s - time.monotonic()))
 
-    def release(self, in_use: Callable[[float], bool] | None = None) -> None:
+    def release(self, wait_for_frame: Callable[[float], bool] | None = None) -> None:
         """Close the models, or abandon their loading: they are then closed when it ends.
 
         Args:
-            in_use: waits until a frame that is being processed is finished; called in the thread that closes.
+            wait_for_frame: waits until a frame that is being processed is finished; called in the thread that closes.
         """
         attempt, self._attempt = self._attempt, None
         if attempt is not None and attempt.abandon():
             self._closing = threading.Thread(
-                target=self._close, args=(attempt, in_use), name="close models", daemon=True
+                target=self._close, args=(attempt, wait_for_frame), name="close models", daemon=True
             )
             self._closing.start()
 
-    def fail(self, error: Exception, in_use: Callable[[float], bool] | None = None) -> None:
+    def fail(self, error: Exception, wait_for_frame: Callable[[float], bool] | None = None) -> None:
         """Close the models, which cannot be used any more; `error` tells why until they are loaded anew or released."""
         manifests = self.manifests
-        self.release(in_use)
+        self.release(wait_for_frame)
         self._attempt = _Attempt.failed(error, manifests)
 
     def join(self, timeout_s: float) -> bool:
@@ -119,9 +119,9 @@ class Models:
         else:
             self._changed()
 
-    def _close(self, attempt: _Attempt, in_use: Callable[[float], bool] | None = None) -> None:
-        if in_use is not None:
-            in_use(threading.TIMEOUT_MAX)
+    def _close(self, attempt: _Attempt, wait_for_frame: Callable[[float], bool] | None = None) -> None:
+        if wait_for_frame is not None:
+            wait_for_frame(threading.TIMEOUT_MAX)
         segmenter, attempt.segmenter = attempt.segmenter, None
         if segmenter is not None:
             try:

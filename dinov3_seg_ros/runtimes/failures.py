@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError
+from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError, one_line
 
 #: What our own messages say then.
 NO_MEMORY = "for want of memory"
@@ -41,7 +41,7 @@ def runtime_failures(description: str) -> Iterator[None]:
     except (ExportError, ImageError, ParameterError, RuntimeFailedError):
         raise
     except Exception as error:  # the libraries' errors have no common base but Exception
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise RuntimeFailedError(f"{description} failed: {reason}{_remedy(error, reason)}") from error
 
 

@@ -6,7 +6,6 @@ for and for which weights. Later starts take it at once, unless the machine or a
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -30,7 +29,8 @@ from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Runtime
 from dinov3_seg_ros.support.command_line import write_flags
 from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
-from dinov3_seg_ros.support.files import cache_folder, write_json
+from dinov3_seg_ros.support.errors import one_line
+from dinov3_seg_ros.support.files import cache_folder, sha256_of_json, write_json
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -129,7 +129,7 @@ def kept(bundles: Sequence[Bundle], options: ComputeOptions) -> KeptChoice | Non
         )
         return None
     except (OSError, ValueError) as error:
-        _logger.warning("%s cannot be read and is left out: %s", path, " ".join(str(error).split()))
+        _logger.warning("%s cannot be read and is left out: %s", path, one_line(error))
         return None
     if choice.asked != asked:
         return None
@@ -248,7 +248,7 @@ def _said_by(path: Path) -> str:
 
 
 def _path(asked: dict[str, Any]) -> Path:
-    return store_folder() / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.json"
+    return store_folder() / f"{sha256_of_json(asked)}.json"
 
 
 def _installed() -> Iterator[str]:

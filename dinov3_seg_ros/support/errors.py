@@ -122,6 +122,11 @@ class OutputError(SegmentationError):
     """Results cannot be written: the folder holds something else, or the disk is full or read-only."""
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or ""."""
     close = difflib.get_close_matches(word, list(words), n=1)

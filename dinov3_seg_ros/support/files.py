@@ -153,6 +153,15 @@ def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked_if_possible(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of a file or folder, see `locked`; or none, where the file cannot be written."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(path))
+        yield
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON; a reader sees the old file or the new one."""
     with replacing_file(path) as temporary:
@@ -179,6 +188,11 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         for block in iter(lambda: handle.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Return the hexadecimal SHA-256 of a value of JSON types; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def cache_folder(name: str) -> Path:

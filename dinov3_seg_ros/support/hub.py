@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from dinov3_seg_ros.support.errors import one_line
+
 #: Seconds to wait for an answer.
 HUB_TIMEOUT_S = 10.0
 
@@ -40,8 +42,3 @@ def why_not_fetched(error: Exception, name: str) -> str:
         "is no local path, is not in the local cache, and Hugging Face cannot be reached "
         f"({type(error).__name__}: {one_line(error)})"
     )
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, without line breaks."""
-    return " ".join(str(error).split())

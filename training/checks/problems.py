@@ -19,7 +19,7 @@ from training.data import DataSection, SegmentationDataset
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.data.pseudo_labels import PSEUDO_PREFIX
-from training.reports.pictures import percent
+from training.support.text import percent
 
 #: From the kind of a problem, in one split or between the two, to what was found of it.
 Problems = dict[str, list[str]]

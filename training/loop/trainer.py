@@ -41,9 +41,9 @@ from training.loop.validation import Validation
 from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
-from training.reports.pictures import percent
 from training.support.processes import lack_of_memory_explained, make_accelerator
 from training.support.randomness import Purpose, seed_torch
+from training.support.text import percent
 from training.support.writing import check_free
 
 _STEPS_OF_A_POINT = 20

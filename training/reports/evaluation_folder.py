@@ -16,10 +16,10 @@ from training.reports.pictures import (
     captioned,
     draw_confusion,
     draw_reliability,
-    percent,
     prediction_row,
     write_predictions,
 )
+from training.support.text import percent
 from training.support.writing import writing
 
 SCORES_FILE = "scores.json"
@@ -81,7 +81,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
     """Write the whole folder, or nothing.
 
     Args:
-        folder: replaced; see `output.check_free`.
+        folder: replaced; see `writing.check_free`.
         scores: result of `training.evaluation.scores.Scores.summary`, with ``bundle`` and ``images``.
         matrix: counts of the whole data set.
         examples: images of the same data set.

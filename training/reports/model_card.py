@@ -15,7 +15,7 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
 from dinov3_seg_ros.bundle.onnx_folder import Export, find_exports
 from dinov3_seg_ros.model.pretrained.files import WEIGHTS_FILE
-from training.reports.pictures import percent
+from training.support.text import percent
 
 # Scores are fractions, other metrics are counts, losses and seconds.
 _SCORES = ("miou", "macc", "aacc", "boundary_miou")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.files import replacing_file
+from training.support.text import percent
 
 _ROW_HEIGHT = 180
 _GAP = 4
@@ -64,11 +65,6 @@ def write_predictions(
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing_file(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
-
-
-def percent(fraction: float | None) -> str:
-    """A score in percent, for people."""
-    return "undefined" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -17,8 +17,6 @@ A sample is written under a temporary name and renamed. `cache_filling` computes
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import shutil
 import zlib
@@ -37,7 +35,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
-from dinov3_seg_ros.support.files import replacing_file, write_json
+from dinov3_seg_ros.support.files import replacing_file, sha256_of_json, write_json
 from training.samples.loader import AugmentedDataset, BatchLoader, Key
 from training.support.section import Section
 from training.support.writing import writing
@@ -122,8 +120,7 @@ class FeatureCache(Dataset[tuple[list[Tensor], Tensor]]):
             "maps": self._shapes,
             **description,
         }
-        key = hashlib.sha256(json.dumps(self._description, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(settings.folder) / key[:KEY_LENGTH]
+        self.folder = Path(settings.folder) / sha256_of_json(self._description)[:KEY_LENGTH]
 
     def __len__(self) -> int:
         return len(self._samples)

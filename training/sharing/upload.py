@@ -13,8 +13,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from dinov3_seg_ros.bundle.hub import HubId
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER, DELTA_FILE, HEAD_FILE, MANIFEST_FILE
 from dinov3_seg_ros.bundle.onnx_folder import EXPORTS_FOLDER
-from dinov3_seg_ros.support.errors import SegmentationError, SharingError
-from dinov3_seg_ros.support.hub import one_line
+from dinov3_seg_ros.support.errors import SegmentationError, SharingError, one_line
 from training.sharing.hub_card import LICENCES_FILE, hub_card, licence_notes
 from training.sharing.shareable import PICTURES_FOLDER, Shareable
 
@@ -39,14 +38,14 @@ def push(shared: Shareable, hub_id: HubId, private: bool = False) -> str:
 
     Raises:
         SharingError: this machine may not write the repository, the repository holds something else or is public though
-            it should be private, the Hub cannot be reached, or the upload fails. The repository is as it was.
+            it should be private, the Hub cannot be reached, or the upload fails. No file of the repository has changed.
     """
     api = HfApi()
     with _explaining(hub_id):
         api.create_repo(hub_id.repository, private=True if private else None, exist_ok=True)
-        if hub_id.revision is not None:
-            api.create_branch(hub_id.repository, branch=hub_id.revision, exist_ok=True)
-        found = api.model_info(hub_id.repository, revision=hub_id.revision)
+        branches = {branch.name for branch in api.list_repo_refs(hub_id.repository).branches}
+        new_branch = hub_id.revision if hub_id.revision not in (None, *branches) else None
+        found = api.model_info(hub_id.repository, revision=None if new_branch else hub_id.revision)
         there = {file.rfilename for file in found.siblings or ()}
         if private and not found.private:
             raise SharingError(
@@ -69,6 +68,8 @@ def push(shared: Shareable, hub_id: HubId, private: bool = False) -> str:
             for name in there - set(shared.files) - set(texts)
             if name in _OWN_FILES or name.startswith(_OWN_FOLDERS)
         )
+        if new_branch is not None:
+            api.create_branch(hub_id.repository, branch=new_branch, exist_ok=True)
         commit = api.create_commit(
             hub_id.repository,
             [

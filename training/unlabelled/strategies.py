@@ -20,11 +20,11 @@ from training.unlabelled.k_means import k_means, squared_distances
 AUTO = "auto"
 CLASS_COVERAGE, COVERAGE, TYPICAL = "class_coverage", "coverage", "typical"
 
-# Of Guy Hacohen et al. (see `typical`).
+# Of Guy Hacohen et al. (see `_typical`).
 _NEIGHBOURS = 20
 # Bounds the memory of distances to all images of a cluster.
 _ROWS = 1024
-# Of Fedor Zhdanov (see `uncertain_clusters`): so many times as many images are preselected.
+# Of Fedor Zhdanov (see `_uncertain_clusters`): so many times as many images are preselected.
 _PRESELECTED = 10
 
 

@@ -8,7 +8,6 @@ file that differs from its record: some load a damaged one without a word, or cr
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -16,7 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.support.files import cache_folder, locked, sha256_of_file, write_json
+from dinov3_seg_ros.support.files import (
+    cache_folder,
+    locked,
+    locked_if_possible,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -41,8 +47,7 @@ class GraphCache:
     """
 
     def __init__(self, built_for: Mapping[str, Any], grows: bool = False) -> None:
-        key = hashlib.sha256(json.dumps(built_for, sort_keys=True).encode()).hexdigest()
-        self._path, self._built_for = store_folder() / key, dict(built_for)
+        self._path, self._built_for = store_folder() / sha256_of_json(built_for), dict(built_for)
         self._grows = grows
         self.folder: Path | None = None
         self.was_found = False
@@ -73,9 +78,7 @@ class GraphCache:
         A file that was recorded before and differs now was damaged meanwhile, unless the provider changes its files.
         Then nothing is recorded, and the next start compiles the graph anew.
         """
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                stack.enter_context(locked(self._path.with_suffix(".lock")))
+        with locked_if_possible(self._path.with_suffix(".lock")):
             yield
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another process has removed it
                 recorded, found = self._read_record()["files"], self._digests()
@@ -85,9 +88,7 @@ class GraphCache:
 
     def remove(self) -> None:
         """Delete what is kept."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                stack.enter_context(locked(self._path.with_suffix(".lock")))
+        with locked_if_possible(self._path.with_suffix(".lock")):
             self._remove()
 
     def _remove(self) -> None:

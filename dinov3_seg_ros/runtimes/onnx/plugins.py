@@ -16,6 +16,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+from dinov3_seg_ros.support.errors import one_line
+
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 _PREFIX = "onnxruntime_ep_"
@@ -42,7 +44,7 @@ def _register_all() -> dict[str, str]:
             package = importlib.import_module(name)
             found.update(dict.fromkeys(package.get_ep_names(), _register(package)))
         except Exception as error:  # packages of any origin, which load native libraries
-            found[name] = f"the package cannot be used: {' '.join(str(error).split())}"
+            found[name] = f"the package cannot be used: {one_line(error)}"
     for provider, reason in found.items():
         if reason:
             level = logging.INFO if NVIDIAS_DRIVER in reason else logging.WARNING
@@ -64,7 +66,7 @@ def _register(package: ModuleType) -> str:
     try:
         ort.register_execution_provider_library(name, package.get_library_path())
     except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-        said = " ".join(str(error).split())
+        said = one_line(error)
         if NVIDIAS_DRIVER in said:
             return f"this machine has no driver of NVIDIA ({NVIDIAS_DRIVER})"
         if "already registered" not in said.lower():

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import onnxruntime as ort
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -88,7 +88,7 @@ class OnnxRuntime:
     @classmethod
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
         """Return on what the graphs would run; see `protocol.RuntimeType.candidates`."""
-        layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        layers = shared_layers(bundles)
         ways = list(_ways(bundles, options))
         size, asked = options.network_size, options.precision != "auto"
         try:

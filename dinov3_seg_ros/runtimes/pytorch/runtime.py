@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.onnx_folder import map_name
 from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -32,7 +32,7 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i) and, last, the normalised images.
-Backbone = Callable[[torch.Tensor], list[torch.Tensor]]
+BackboneFunction = Callable[[torch.Tensor], list[torch.Tensor]]
 #: From the head's maps, and the images where it is image-guided, to logits (N, C, h, w).
 HeadFunction = Callable[..., torch.Tensor]
 
@@ -54,14 +54,16 @@ class PyTorchRuntime:
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = str(self._device)
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}"
-        wanted = {bundle.manifest.name: bundle.manifest.backbone.layers for bundle in bundles}
-        union = sorted({layer for layers in wanted.values() for layer in layers})
-        self._map_names = [map_name(layer) for layer in union]
-        self._maps_of = {name: [union.index(layer) for layer in layers] for name, layers in wanted.items()}
+        layers = shared_layers(bundles)
+        self._map_names = [map_name(layer) for layer in layers]
+        self._maps_of = {
+            bundle.manifest.name: [layers.index(layer) for layer in bundle.manifest.backbone.layers]
+            for bundle in bundles
+        }
         own = bundles[0].manifest.input
-        backbone = self._place(bundles[0].load_backbone(layers=union))
+        backbone = self._place(bundles[0].load_backbone(layers=layers))
         normalise = Normalise(own.mean, own.std).to(self._device)
-        self._backbone: Backbone = _FromCanvases(normalise, backbone, self._dtype)
+        self._backbone: BackboneFunction = _FromCanvases(normalise, backbone, self._dtype)
         self._heads: dict[str, HeadFunction] = {}
         self._reads_images: set[str] = set()
         for bundle in bundles:

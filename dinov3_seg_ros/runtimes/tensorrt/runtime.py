@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorrt as trt
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -157,7 +157,7 @@ class TensorRTRuntime:
         self._gpu, self._max_batch = gpu, options.max_batch
         self._newest: _Computation | None = None
         self._networks: dict[tuple[int, int], _Network] = {}
-        layers = sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
+        layers = shared_layers(bundles)
         self._workspace = Workspace()
         try:
             self._uploading, self._computing, self._downloading = (self._workspace.stream() for _ in range(3))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +29,14 @@ from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.tensorrt import builder
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu
 from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
-from dinov3_seg_ros.support.errors import ExportError
+from dinov3_seg_ros.support.errors import ExportError, one_line
 from dinov3_seg_ros.support.files import (
     cache_folder,
-    locked,
+    locked_if_possible,
     remove_temporaries,
     replacing_file,
     sha256_of_file,
+    sha256_of_json,
     write_json,
 )
 
@@ -137,7 +138,8 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int) -> StoredEngine
     path = export.graph(graph)
     built_for = _built_for(export, graph, gpu, max_batch)
     target = _target(built_for)
-    with _alone(target):
+    # A store that cannot be written has no lock either, and may still hold the engine.
+    with locked_if_possible(target.with_suffix(".lock")):
         _check_not_refused(target, built_for)
         stored = _read(target, built_for)
         if stored is None:
@@ -194,17 +196,7 @@ def _remember(target: Path, graph: str, built_for: Mapping[str, Any], reason: st
 
 
 def _target(built_for: Mapping[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(built_for, sort_keys=True).encode()).hexdigest()
-    return store_folder() / f"{key}{ENGINE_SUFFIX}"
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        # A store that cannot be written has no lock either, and may still hold the engine.
-        with contextlib.suppress(OSError):
-            stack.enter_context(locked(target.with_suffix(".lock")))
-        yield
+    return store_folder() / f"{sha256_of_json(built_for)}{ENGINE_SUFFIX}"
 
 
 def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
@@ -213,7 +205,7 @@ def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read and is built anew: %s", path, " ".join(str(error).split()))
+        logger.warning("%s cannot be read and is built anew: %s", path, one_line(error))
         return None
     if hashlib.sha256(plan).hexdigest() != record.sha256 or record.built_for != built_for:
         logger.warning("%s is damaged, or was built for something else; it is built anew", path)

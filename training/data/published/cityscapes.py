@@ -40,7 +40,9 @@ class CityscapesData(DataSettings):
             for image in sorted(images.glob(f"*/*{IMAGE_ENDING}"))
         ]
         if not samples:
-            raise DatasetError(f"{images} holds no folder of a city with images *{IMAGE_ENDING}")
+            raise DatasetError(
+                f"{images} holds no folder of a city with images *{IMAGE_ENDING}; unpack the data set anew"
+            )
         spare = sorted(set(masks.glob(f"*/*{MASK_ENDING}")).difference(sample.labels for sample in samples))
         return complete(LabelledImages(self.root, samples, number_map(cityscapes_classes()), spare_masks=spare))
 

@@ -77,13 +77,13 @@ def listed_names(path: Path) -> list[str]:
     """
     names = [Path(line.split()[0]).stem for line in read_text(path).splitlines() if line.strip()]
     if not names:
-        raise DatasetError(f"{path} lists no image")
+        raise DatasetError(f"{path} lists no image; unpack the data set anew")
     return names
 
 
 def _files_by_stem(folder: Path, suffixes: Sequence[str], stem_suffix: str = "") -> dict[str, Path]:
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder")
+        raise DatasetError(f"{folder} is no folder; unpack the data set anew")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
@@ -93,5 +93,5 @@ def _files_by_stem(folder: Path, suffixes: Sequence[str], stem_suffix: str = "")
             raise DatasetError(f"{files[stem]} and {path.name} have the same stem; remove one of them")
         files[stem] = path
     if not files:
-        raise DatasetError(f"{folder} holds no file of the types {', '.join(suffixes)}")
+        raise DatasetError(f"{folder} holds no file of the types {', '.join(suffixes)}; unpack the data set anew")
     return files

@@ -220,7 +220,7 @@ def images_below(folder: Path) -> list[Path]:
     sheets = {f"{name.removesuffix(SELECTION_FILE)}{SHEET_FILE}" for name in tree.named(SELECTION_FILE)}
     images = [name for name in tree.images if name not in sheets]
     if not images:
-        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
     return sorted(map(tree.path, images))
 
 
@@ -302,7 +302,7 @@ def read_head(path: Path, count: int) -> bytes:
         with path.open("rb") as file:
             return file.read(count)
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+        raise DatasetError(f"{path} cannot be read: {error}; get it anew, or let this user read it") from error
 
 
 def read_text(path: Path) -> str:
@@ -316,7 +316,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
+        raise DatasetError(f"{path} cannot be read: {error}; get it anew, or let this user read it") from error
 
 
 def read_json(path: Path) -> Any:
