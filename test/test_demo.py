@@ -220,13 +220,18 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
 
 
 @pytest.mark.ros
-def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(tmp_path):
+def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(capsys):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import player
+
+    assert player.main(["--help"]) == 0
+    assert "how long to wait for them (default: 3600.0)" in " ".join(capsys.readouterr().out.split()), "for the models"
     command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--patience", "1"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert run.returncode == 1
+    assert "waiting until 1 node subscribes to /image" in run.stdout
     assert "0 of 1 subscribers to /image appeared within 1 s" in run.stderr
 
 

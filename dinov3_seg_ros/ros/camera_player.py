@@ -36,6 +36,9 @@ class CameraPlayer(Node):
             TransportError: they did not appear in time.
         """
         deadline = time.monotonic() + timeout_s
+        if self._image.get_subscription_count() < count:
+            nodes = "1 node subscribes" if count == 1 else f"{count} nodes subscribe"
+            print(f"waiting until {nodes} to {self._image.topic_name}", flush=True)
         while self._image.get_subscription_count() < count:
             if time.monotonic() > deadline:
                 raise TransportError(
