@@ -71,6 +71,17 @@ def test_a_video_is_played_to_its_end(tmp_path):
     assert len(list(open_source(str(tmp_path / "video.mp4")))) == 5
 
 
+def test_a_video_without_a_frame_is_named(tmp_path):
+    video = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    content = video.read_bytes()
+    video.write_bytes(content[: content.index(b"movi") + 4])
+    with pytest.raises(DatasetError, match=r"video\.avi gives no frame; is the file whole"):
+        next(open_source(str(video)))
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -35,7 +35,8 @@ def open_source(source: str, masks: Path | None = None, value_range: ValueRange 
         An iterator over frames: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 or None.
 
     Raises:
-        DatasetError: the source cannot be opened; or, while iterating, an image or mask cannot be read.
+        DatasetError: the source cannot be opened; or, while iterating, an image, a mask or a video's first frame cannot
+            be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -145,10 +146,11 @@ def _capture(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
     if not capture.isOpened():
         raise DatasetError(f"{name} cannot be opened as a video")
     try:
-        while True:
-            arrived, picture = capture.read()
-            if not arrived:
-                return
+        arrived, picture = capture.read()
+        if not arrived:
+            raise DatasetError(f"{name} gives no frame; is the file whole, and is the webcam free?")
+        while arrived:
             yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), None
+            arrived, picture = capture.read()
     finally:
         capture.release()
