@@ -34,6 +34,9 @@ def test_a_colour_classifier_learns_colours_and_ignores_void():
 def test_numbers_in_names_are_ordered_as_numbers():
     names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
     assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
+    stamps = ["1700000000.png", "1700000000.050.png", "1700000000.25.png", "1700000000.5.png", "1700000001.png"]
+    scenes = ["scene_1.9.png", "scene_1.10.png"]
+    assert sorted([*reversed(stamps), *reversed(scenes)], key=order_key) == [*stamps, *scenes]
 
 
 def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
