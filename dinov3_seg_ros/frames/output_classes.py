@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -195,6 +195,21 @@ class _StrictLoader(yaml.SafeLoader):
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(problem=f"{key} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def classes_to_publish(path: str, of_bundles: Mapping[str, ClassesSection]) -> dict[str, OutputClasses]:
+    """What each of several bundles publishes.
+
+    Args:
+        path: of a class list; empty publishes all classes of the bundles.
+        of_bundles: the bundles' classes, by name.
+
+    Raises:
+        ParameterError: the class list cannot be used.
+    """
+    chosen = load_class_list(path) if path else ClassList()
+    check_class_list(chosen, list(of_bundles.values()))
+    return {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
 
 
 def load_class_list(path: str | os.PathLike[str]) -> ClassList:
