@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
+from full_disk import full_disk
 from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.order import order_key
 from dinov3_seg_ros.frames.sources import open_source
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():
@@ -174,6 +175,31 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 2 * 128, 3)
     video = cv2.VideoCapture(str(output / "overlay.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
+
+
+@pytest.mark.ros
+def test_the_recorder_tells_of_a_full_disk(tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from dinov3_seg_ros.demo.recorder import Recorder
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
+
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with claimed_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        try:
+            recorder = Recorder("demo", ["floor"], None, tmp_path, 10.0)
+            image = fill_image(Image(), noise, "rgb8", Header())
+            recorder._on_image(image)
+            with full_disk(1000), pytest.raises(OutputError, match=r"overlay_0020\.png cannot be written .*--output"):
+                for _ in range(40):
+                    recorder._on_overlay(image)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+    assert list(tmp_path.glob("overlay_*.png")) == []
 
 
 # A node that takes longer to load its models than its first sign of life, and then its first mask, may take.
