@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable
 
@@ -50,12 +49,13 @@ class CameraPlayer(Node):
         time.sleep(_MATCHING_S)
 
     def play(self, frames: Iterable[Frame], seconds: float) -> int:
-        """Publish frames at the rate until they or the time run out; return how many were sent."""
-        frames = iter(frames)
-        first = next(frames, None)  # rendering or decoding it may take seconds; the clock starts when it is ready
+        """Publish frames at the rate until they or the time run out; return how many were sent.
+
+        The clock starts at once: the first frame, which may take seconds to render or decode, should be ready.
+        """
         start = time.monotonic()
         sent = 0
-        for rgb, mask in itertools.chain([] if first is None else [first], frames):
+        for rgb, mask in frames:
             wait = start + sent * self._period_s - time.monotonic()
             time.sleep(max(wait, 0.0))
             if time.monotonic() - start > seconds:
