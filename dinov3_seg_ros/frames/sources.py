@@ -126,20 +126,15 @@ def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterat
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    mask = _read(path, cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise DatasetError(f"{path} is missing or cannot be read as an image")
     if mask.dtype != np.uint8 or mask.shape != size:
         raise DatasetError(
             f"{path} is no mask of class ids for its image: it must have one channel of 8 bits, no palette, and "
             f"{size[1]}x{size[0]} pixels; OpenCV reads {mask.dtype} of shape {mask.shape}"
         )
     return mask
-
-
-def _read(path: Path, flags: int) -> np.ndarray:
-    picture = cv2.imread(str(path), flags)
-    if picture is None:
-        raise DatasetError(f"{path} is missing or cannot be read as an image")
-    return picture
 
 
 def _capture(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
