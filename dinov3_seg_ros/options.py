@@ -149,7 +149,7 @@ class PublishOptions(Options):
         Field(
             description="Which values of 16-bit images are black and white: auto (as the bundle's recipe says; else 0 "
             "and the largest of the sensor's, learned from the stream), full (0 and 65535) or two numbers. 16UC1 is "
-            "taken for depth, and refused, where it is auto."
+            "taken for depth, and refused, unless this or the bundle's recipe sets a range."
         ),
         Live(),
     ] = "auto"

@@ -245,10 +245,17 @@ def test_several_image_topics_must_be_named(segmenter, tmp_path):
         adder.process(tmp_path / "out", tmp_path / "again", ["/b/image"])
 
 
-@pytest.mark.parametrize("kind", ["my_msgs/msg/Wheel", TEXT])
-def test_message_types_keep_the_definition_in_the_recording(segmenter, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "definition"),
+    [
+        ("my_msgs/msg/Wheel", "string data\nfloat64 speed"),
+        (TEXT, "string data\nfloat64 speed  # of another distribution"),
+        ("my_msgs/msg/Tick", ""),
+    ],
+)
+def test_message_types_keep_the_definition_in_the_recording(segmenter, tmp_path, kind, definition):
     types = get_typestore(Stores.EMPTY)
-    types.register(get_types_from_msg("string data\nfloat64 speed  # of another distribution", kind))
+    types.register(get_types_from_msg(definition, kind))
     types.register({name: TYPES.fielddefs[name] for name in (IMAGE, "std_msgs/msg/Header")})
     messages = [("/wheel", kind, b"\0\1\0\0 anything"), ("/image", IMAGE, image(0))]
     source = write_bag(tmp_path / "in", messages, "mcap", types)

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
+from full_disk import full_disk
 from ros_domain import claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.order import order_key
 from dinov3_seg_ros.frames.sources import open_source
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():
@@ -34,6 +35,9 @@ def test_a_colour_classifier_learns_colours_and_ignores_void():
 def test_numbers_in_names_are_ordered_as_numbers():
     names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
     assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
+    stamps = ["1700000000.png", "1700000000.050.png", "1700000000.25.png", "1700000000.5.png", "1700000001.png"]
+    scenes = ["scene_1.9.png", "scene_1.10.png"]
+    assert sorted([*reversed(stamps), *reversed(scenes)], key=order_key) == [*stamps, *scenes]
 
 
 def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
@@ -69,6 +73,17 @@ def test_a_video_is_played_to_its_end(tmp_path):
         writer.write(np.full((48, 64, 3), 100, np.uint8))
     writer.release()
     assert len(list(open_source(str(tmp_path / "video.mp4")))) == 5
+
+
+def test_a_video_without_a_frame_is_named(tmp_path):
+    video = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    content = video.read_bytes()
+    video.write_bytes(content[: content.index(b"movi") + 4])
+    with pytest.raises(DatasetError, match=r"video\.avi gives no frame; is the file whole"):
+        next(open_source(str(video)))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,31 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
 
 
+@pytest.mark.ros
+def test_the_recorder_tells_of_a_full_disk(tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from dinov3_seg_ros.demo.recorder import Recorder
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
+
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with claimed_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        try:
+            recorder = Recorder("demo", ["floor"], None, tmp_path, 10.0)
+            image = fill_image(Image(), noise, "rgb8", Header())
+            recorder._on_image(image)
+            with full_disk(1000), pytest.raises(OutputError, match=r"overlay_0020\.png cannot be written .*--output"):
+                for _ in range(40):
+                    recorder._on_overlay(image)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+    assert list(tmp_path.glob("overlay_*.png")) == []
+
+
 # A node that takes longer to load its models than its first sign of life, and then its first mask, may take.
 SLOW_NODE = """
 import sys
@@ -220,13 +260,18 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
 
 
 @pytest.mark.ros
-def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(tmp_path):
+def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(capsys):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import player
+
+    assert player.main(["--help"]) == 0
+    assert "how long to wait for them (default: 3600.0)" in " ".join(capsys.readouterr().out.split()), "for the models"
     command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--patience", "1"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert run.returncode == 1
+    assert "waiting until 1 node subscribes to /image" in run.stdout
     assert "0 of 1 subscribers to /image appeared within 1 s" in run.stderr
 
 

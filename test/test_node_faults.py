@@ -193,6 +193,17 @@ def test_a_bundle_that_comes_late_is_published_from_then_on(bundle, tmp_path, sl
         assert node._outputs.by_camera == {}
 
 
+def test_models_that_come_between_configuring_and_activating_get_one_worker(bundle, tmp_path, slow_bundle):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        assert node.trigger_configure() == SUCCESS
+        slow_bundle.set()
+        assert node._models.wait(60)
+        before = set(threading.enumerate())
+        assert node.trigger_activate() == SUCCESS
+        node._follow_models()
+        assert [thread.name for thread in set(threading.enumerate()) - before] == ["segmentation_worker"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [({"bundle": "/nowhere/at/all"}, "there is no such folder"), ({"class_list": "/nowhere.yaml"}, "cannot be read")],

@@ -99,6 +99,7 @@ def test_a_model_selects_its_own_options():
         ("autostart", "false", False),
         ("network_size", "[64, 96]", (64, 96)),
         ("network_size", "64,96", (64, 96)),
+        ("network_size", "0,0", None),
         ("cameras", "front, left", ("front", "left")),
         ("cameras", "[]", ()),
         ("runtime", "onnx", "onnx"),

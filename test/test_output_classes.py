@@ -185,8 +185,8 @@ def test_a_name_that_no_head_has_is_refused(chosen, message):
         ("palette: {floor: [1, 2, 256]}", "palette.floor.2"),
         ("klasses: [floor]", "klasses: "),
         ("classes: [", "is not YAML"),
-        ("classes: {a: [floor], b: [wall], a: [door]}", "is not YAML: a is given twice"),
-        ("classes:\n  a: [floor]\n  a: [wall]", "is not YAML: a is given twice\n.*line 2"),
+        ("classes: {a: [floor], b: [wall], a: [door]}", "is not YAML: 'a' stands there twice; remove one"),
+        ("classes:\n  a: [floor]\n  a: [wall]", "is not YAML: 'a' stands there twice; remove one line 3"),
         ("- floor", "the file: "),
     ],
 )
@@ -199,6 +199,12 @@ def test_a_bad_class_list_is_refused_naming_the_place(tmp_path, text, message):
         load_class_list(tmp_path / "nowhere.yaml")
     with pytest.raises(ParameterError, match="cannot be read"):
         load_class_list("~no such user/classes.yaml")
+
+
+def test_a_class_list_may_merge_mappings(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text("palette: {<<: {floor: [1, 2, 3], wall: [4, 5, 6]}, wall: [7, 8, 9]}")
+    assert load_class_list(path).palette == {"floor": (1, 2, 3), "wall": (7, 8, 9)}
 
 
 def test_the_class_list_in_config_fits_the_demo():

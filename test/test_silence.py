@@ -22,8 +22,8 @@ def publisher(kind, node="/driver", reliability=ReliabilityPolicy.BEST_EFFORT):
     return Publisher(node, kind, QoSProfile(depth=1, reliability=reliability))
 
 
-def explained(topic, wanted=IMAGE, publishers=(), pictures=None, fixed_reliability="", name="image"):
-    return explain_silence(topic, name, wanted, fixed_reliability, publishers, pictures or {})
+def explained(topic, wanted=IMAGE, publishers=(), pictures=None, fixed=None, name="image"):
+    return explain_silence(topic, name, wanted, fixed or {}, publishers, pictures or {})
 
 
 def test_a_graph_without_images_names_what_hides_a_camera():
@@ -77,10 +77,12 @@ def test_publishers_of_another_type_are_counted_and_named():
     assert other.endswith("remap image to a topic with images")
 
 
-def test_a_reliability_that_the_user_fixed_is_told_by_its_parameter():
-    silence = explained("/image", publishers=[publisher(IMAGE)], fixed_reliability="reliable")
+@pytest.mark.parametrize(("policy", "asked"), [("reliability", "reliable"), ("durability", "transient local")])
+def test_a_policy_that_the_user_fixed_is_told_by_its_parameter(policy, asked):
+    silence = explained("/image", publishers=[publisher(IMAGE)], fixed={policy: asked})
     assert silence.kind == "no match"
-    assert silence.reason.endswith("remove the parameter qos_overrides./image.subscription.reliability")
+    remedy = f"remove the parameter qos_overrides./image.subscription.{policy}"
+    assert silence.reason.endswith(f"but the node asks for {asked}; {remedy}")
 
 
 def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():
@@ -91,8 +93,9 @@ def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():
 
 
 def test_a_missing_calibration_is_explained_by_who_publishes_one():
-    def explained(publishers=(), others=()):
-        return explain_missing_calibration("/c/image/camera_info", "camera_info", publishers, others)
+    def explained(publishers=(), others=(), fixed=None):
+        topic = "/c/image/camera_info"
+        return explain_missing_calibration(topic, "camera_info", fixed or {}, publishers, others)
 
     assert explained().startswith("nobody publishes there; start what publishes the camera's calibration")
     others = ["/arm/camera_info", "/c/camera_info"]
@@ -100,3 +103,8 @@ def test_a_missing_calibration_is_explained_by_who_publishes_one():
     assert explained(others=others).endswith(listed)
     silent = explained([publisher(CAMERA_INFO)], others)
     assert silent == f"/driver ({CAMERA_INFO}, best effort) sends none there"
+    unmatched = explained([publisher(CAMERA_INFO)], others, {"reliability": "reliable"})
+    override = "qos_overrides./c/image/camera_info.subscription.reliability"
+    assert unmatched.endswith(f"but the node asks for reliable; remove the parameter {override}")
+    of_another_type = explained([publisher(IMAGE)], others)
+    assert of_another_type.endswith(f"but the node reads {CAMERA_INFO} there; remap camera_info to the camera's")

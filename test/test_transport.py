@@ -32,6 +32,8 @@ from dinov3_seg_ros.ros.transport import (
 from dinov3_seg_ros.support.resources import resource_path
 
 FAST_DDS = "rmw_fastrtps_cpp"
+# As docs/node.md exports them.
+AS_DOCUMENTED = dict.fromkeys(PROFILE_VARIABLES, str(resource_path(PROFILE)))
 
 
 @pytest.fixture
@@ -95,6 +97,9 @@ def test_on_humble_a_node_that_shall_stay_on_its_machine_gets_no_profile(in_empt
         ({}, "9.1.0", {"FASTDDS_DEFAULT_PROFILES_FILE": PROFILE}),
         ({}, "3.3.15", {"FASTRTPS_DEFAULT_PROFILES_FILE": LOCAL_PROFILE}),
         ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, "3.3.15", {"ROS_LOCALHOST_ONLY": "1"}),
+        (AS_DOCUMENTED, "9.1.0", {}),
+        (AS_DOCUMENTED, "3.3.15", {"FASTRTPS_DEFAULT_PROFILES_FILE": LOCAL_PROFILE}),
+        ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/own/profile.xml"}, "3.3.15", {}),
     ],
 )
 def test_a_graph_of_our_own_stays_on_this_machine(in_empty_folder, monkeypatch, given, release, expected):
@@ -127,8 +132,7 @@ def test_the_remedy_for_lost_images_fits_what_was_chosen(in_empty_folder, monkey
     ours = f"start the publisher with {our_setting()}"
     assert remedy_for_lost_images(FAST_DDS, {}).startswith(ours)
     assert remedy_for_lost_images(FAST_DDS, {profile_variable(): str(resource_path(PROFILE))}).startswith(ours)
-    both = dict.fromkeys(PROFILE_VARIABLES, str(resource_path(PROFILE)))
-    assert remedy_for_lost_images(FAST_DDS, both).startswith(ours), "as docs/node.md exports them"
+    assert remedy_for_lost_images(FAST_DDS, AS_DOCUMENTED).startswith(ours)
     read, other = profile_variable(), next(name for name in PROFILE_VARIABLES if name != profile_variable())
     assert f"with {read}=/own/profile.xml: this" in remedy_for_lost_images(FAST_DDS, {other: "/own/profile.xml"})
     assert "/own/profile.xml decides" in remedy_for_lost_images(

@@ -22,6 +22,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.output_classes import confidence_threshold
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import ComputeOptions, ValueRange
@@ -204,11 +205,8 @@ def _kept(histogram: NDArray[np.int64], levels: NDArray[np.int64], names: Sequen
 
 
 def _write_png(path: Path, values: np.ndarray) -> None:
-    """Write class ids or confidence, (H, W) uint8 or uint16."""
-    content = cv2.imencode(".png", values)[1].tobytes()
     # Not flushed to the disk: pseudo_labels.json, written last, says that the folder is complete.
-    with replacing_file(path, durable=False) as temporary:
-        temporary.write_bytes(content)
+    write_picture(path, values, durable=False)
 
 
 def _read_png(path: Path) -> np.ndarray:

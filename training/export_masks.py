@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import yaml
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
 from dinov3_seg_ros.bag.truth import CLASSES_FILE
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import check_outside, replacing_folder
@@ -63,9 +63,7 @@ def export_masks(data: LabelledImages, folder: Path, console: Console) -> None:
         indices = track(range(len(data)), "writing", console=console, disable=not console.is_terminal)
         for index in indices:
             _, mask = data.item(index)
-            # imwrite does not report a full disk.
-            _, encoded = cv2.imencode(".png", mask)
-            (temporary / f"{names[index]}.png").write_bytes(encoded.tobytes())
+            write_picture(temporary / f"{names[index]}.png", mask, durable=False)
         text = yaml.safe_dump(data.class_names, allow_unicode=True)
         (temporary / CLASSES_FILE).write_text(text, encoding="utf-8")
 

@@ -34,7 +34,7 @@ from dinov3_seg_ros.support.command_line import (
     read_flags,
     run_command,
 )
-from dinov3_seg_ros.support.errors import DatasetError, OutputError
+from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import check_outside, write_json
 from training.cluster.arguments import ClusterSettings, add_cluster_arguments, read_cluster_arguments
 from training.cluster.partitions import Partitions
@@ -93,8 +93,6 @@ def predict(
             if not done.frames:
                 raise
             done.interrupted = True
-        if source.rate is not None and not done.frames:
-            raise DatasetError("the stream gives no frame; is the file whole, and is the webcam free?")
     return done
 
 

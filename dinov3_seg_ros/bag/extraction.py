@@ -15,10 +15,11 @@ import numpy as np
 from dinov3_seg_ros.bag.images import FrameName, ImageReader, Skipped, choose_topics, name_of_frame
 from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import Track, messages_of, open_recording, untracked
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, OutputError
-from dinov3_seg_ros.support.files import check_outside, replacing_file
+from dinov3_seg_ros.support.files import check_outside
 
 
 @dataclass
@@ -161,11 +162,8 @@ def _write(picture: _Picture | None, folder: Path, done: Extraction) -> None:
     if path.exists():
         done.skipped.add("file exists", str(path))
         return
-    # imwrite does not report a full disk.
-    _, encoded = cv2.imencode(".png", to_bgr(picture.rgb))
     try:
-        with replacing_file(path, durable=False) as temporary:
-            temporary.write_bytes(encoded.tobytes())
+        write_picture(path, to_bgr(picture.rgb), durable=False)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror}); the {done.written.total()} images before it are whole"

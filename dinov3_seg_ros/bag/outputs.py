@@ -26,14 +26,7 @@ from dinov3_seg_ros.bag.recordings import (
     untracked,
 )
 from dinov3_seg_ros.frames.encodings import mask_encoding
-from dinov3_seg_ros.frames.output_classes import (
-    ClassList,
-    Labelled,
-    OutputClasses,
-    check_class_list,
-    confidence_threshold,
-    load_class_list,
-)
+from dinov3_seg_ros.frames.output_classes import Labelled, classes_to_publish, confidence_threshold
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import chosen_range
@@ -95,10 +88,8 @@ class BagSegmenter:
         outputs: Sequence[str] = ("mask", "overlay"),
     ) -> None:
         options = options or PublishOptions()
-        class_list = load_class_list(options.class_list) if options.class_list else ClassList()
         of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
-        check_class_list(class_list, list(of_bundles.values()))
-        self._classes = {name: OutputClasses.of(classes, class_list) for name, classes in of_bundles.items()}
+        self._classes = classes_to_publish(options.class_list, of_bundles)
         self._segmenter, self._outputs, self._options = segmenter, tuple(dict.fromkeys(outputs)), options
         self._mask_size = parse_mask_size(options.mask_size)
         self._threshold = confidence_threshold(options.confidence_threshold)

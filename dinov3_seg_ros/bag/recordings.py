@@ -303,7 +303,10 @@ def add_topic(
 
 
 def _copied(writer: Writer, connection: Connection, types: Typestore) -> Connection:
-    definition, digest = connection.msgdef.data or None, connection.digest or None
+    from rosbags.interfaces import MessageDefinitionFormat
+
+    is_defined = connection.msgdef.format != MessageDefinitionFormat.NONE  # a type without fields has an empty text
+    definition, digest = connection.msgdef.data if is_defined else None, connection.digest or None
     if definition is not None and digest is None:
         digest = type_hash(connection)
     ext = cast("ConnectionExtRosbag2", connection.ext)  # the other form is that of ROS 1

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from dinov3_seg_ros.support.command_line import (
     whole_number,
 )
 from dinov3_seg_ros.support.errors import OutputError
-from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.files import is_writable, write_json
 
 _FRAMES, _SECONDS = 50, 5
 
@@ -132,8 +131,7 @@ def _parser() -> CommandParser:
 
 
 def _check_can_write(path: Path, option: str) -> None:
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if path.is_dir() or not is_writable(path.absolute().parent):
         raise OutputError(f"{path} cannot be written; with {option}, name a file in a folder that you may write to")
 
 

@@ -35,8 +35,6 @@ _NAMESPACE = "demo"
 # How long the node may take to be heard of, and the first mask once the node subscribes, which it does when its models
 # are loaded.
 _START_TIMEOUT_S = 90.0
-# How long the camera waits in between: an engine may have to be built. The demo sees when the node ends or is at fault.
-_LOADING_TIMEOUT_S = 3600.0
 # How long to wait for masks after the last frame was sent.
 _DRAIN_S = 2.0
 _COLOUR_TRAINING_SCENES = 300
@@ -172,8 +170,7 @@ def _node_command(bundle: Bundle, parameters: dict[str, Any]) -> list[str]:
 
 
 def _player_command(options: argparse.Namespace, bundle: Bundle) -> list[str]:
-    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player"]
-    command += ["--subscribers", "2", "--patience", str(_LOADING_TIMEOUT_S)]
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--subscribers", "2"]
     value_range = chosen_range(read_flags(PublishOptions, options).value_range, bundle.manifest.input.value_range)
     command += ["--value-range", value_range if isinstance(value_range, str) else ",".join(map(str, value_range))]
     command += ["--source", options.source, "--rate", str(options.rate), "--seconds", str(options.seconds)]

@@ -33,6 +33,8 @@ from dinov3_seg_ros.support.command_line import (
 
 #: The source that shows the synthetic rooms of `scenes`.
 SCENES = "scenes"
+# The node subscribes once its models are loaded, for which an engine may have to be built.
+_PATIENCE_S = 3600.0
 
 
 def add_source_arguments(parser: CommandParser) -> None:
@@ -72,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="wait for N subscribers before the first frame (default: %(default)s)",
     )
     parser.add_argument(
-        "--patience", type=_positive, default=60.0, metavar="S", help="how long to wait for them (default: %(default)s)"
+        "--patience",
+        type=_positive,
+        default=_PATIENCE_S,
+        metavar="S",
+        help="how long to wait for them (default: %(default)s)",
     )
     add_flags(parser, PublishOptions, leave_out=PublishOptions.model_fields.keys() - {"value_range"})
 

@@ -16,10 +16,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.ros.cameras.messages import read_image
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
-from dinov3_seg_ros.support.files import replacing_file
+from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.timing import summarise_ms
 
@@ -143,8 +144,11 @@ class Recorder(Node):
         self._write_video(overlay)
         frame = self._frames.get(_stamp(message))
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
-            with replacing_file(self._output / f"overlay_{self._counts['overlays']:04d}.png") as file:
-                cv2.imwrite(str(file), np.hstack((to_bgr(read_image(frame)), overlay)))
+            path = self._output / f"overlay_{self._counts['overlays']:04d}.png"
+            try:
+                write_picture(path, np.hstack((to_bgr(read_image(frame)), overlay)))
+            except OSError as error:
+                raise OutputError(f"{path} cannot be written ({error}); choose another folder with --output") from error
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

@@ -50,13 +50,14 @@ def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
         installation.ros,
         communication.transport,
         communication.shared_memory,
+        partial(computing.runtimes, bundles),
+        partial(computing.providers, bundles),
+        computing.stores,
+        computing.engines,
+        computing.decoders,
+        partial(bundles_and_exports, bundles),
     ):
         yield from surviving(check)
-    for check_of_bundles in (computing.runtimes, computing.providers):
-        yield from surviving(partial(check_of_bundles, bundles))
-    for check in (computing.stores, computing.engines, computing.decoders):
-        yield from surviving(check)
-    yield from surviving(lambda: bundles_and_exports(bundles))
 
 
 def _print(finding: Finding) -> None:

@@ -1,8 +1,9 @@
-"""JPEG and PNG images to RGB."""
+"""JPEG and PNG images to RGB, and pictures to files."""
 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from dinov3_seg_ros.frames.encodings import ImageData, bayer_to_rgb, check_size, quoted, refuse_depth
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -55,6 +57,22 @@ def compressed_to_rgb(
     # image_transport names what it converted the image to; with JPEG that is grey even for a mosaic.
     mosaic = None if "mono" in converted else bayer_to_rgb(picture, encoding)
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if mosaic is None else mosaic
+
+
+def write_picture(path: Path, picture: np.ndarray, durable: bool = True) -> None:
+    """Write a picture whole or not at all, in the format that the suffix names.
+
+    Args:
+        path: the file; its folder is made if missing.
+        picture: (H, W) grey or (H, W, 3) BGR.
+        durable: see `replacing_file`.
+
+    Raises:
+        OSError: it cannot be written, for one to a full disk, which imwrite does not report.
+    """
+    content = cv2.imencode(path.suffix, picture)[1].tobytes()
+    with replacing_file(path, durable) as temporary:
+        temporary.write_bytes(content)
 
 
 def has_16_bits(data: memoryview) -> bool:

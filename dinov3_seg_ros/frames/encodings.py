@@ -173,7 +173,7 @@ def pixels_to_rgb(
 
 
 def refuse_depth(encoding: str, scale: ValueScale) -> None:
-    """Raise MessageError for depth: 32FC1, and 16UC1 unless the user has said which values are black and white."""
+    """Raise MessageError for depth: 32FC1, and 16UC1 unless the user or the bundle has chosen a range."""
     if encoding not in ("16UC1", "32FC1") or (encoding == "16UC1" and scale.choice != "auto"):
         return
     remedy = "remap 'image' to the camera's colour or infrared image"

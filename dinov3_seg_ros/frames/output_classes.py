@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import cv2
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dinov3_seg_ros.frames.classes import Byte, ClassesSection, unlabelled_value
 from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 
 
 class ClassList(BaseModel):
@@ -186,15 +186,19 @@ class OutputClasses:
         return colour_mask(labels, self.palette, self.unlabelled_colour)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys; the plain loader silently drops the first of them."""
+def classes_to_publish(path: str, of_bundles: Mapping[str, ClassesSection]) -> dict[str, OutputClasses]:
+    """What each of several bundles publishes.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(problem=f"{key} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+    Args:
+        path: of a class list; empty publishes all classes of the bundles.
+        of_bundles: the bundles' classes, by name.
+
+    Raises:
+        ParameterError: the class list cannot be used.
+    """
+    chosen = load_class_list(path) if path else ClassList()
+    check_class_list(chosen, list(of_bundles.values()))
+    return {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
 
 
 def load_class_list(path: str | os.PathLike[str]) -> ClassList:
@@ -212,9 +216,11 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
             f"class list {path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     try:
-        return ClassList.model_validate(yaml.load(text, _StrictLoader) or {})
-    except yaml.YAMLError as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise ParameterError(f"class list {path} is not YAML: {error}") from error
+    try:
+        return ClassList.model_validate(content or {})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"

@@ -35,7 +35,8 @@ def open_source(source: str, masks: Path | None = None, value_range: ValueRange 
         An iterator over frames: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 or None.
 
     Raises:
-        DatasetError: the source cannot be opened; or, while iterating, an image or mask cannot be read.
+        DatasetError: the source cannot be opened; or, while iterating, an image, a mask or a video's first frame cannot
+            be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -125,7 +126,9 @@ def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterat
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    mask = _read(path, cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise DatasetError(f"{path} is missing or cannot be read as an image")
     if mask.dtype != np.uint8 or mask.shape != size:
         raise DatasetError(
             f"{path} is no mask of class ids for its image: it must have one channel of 8 bits, no palette, and "
@@ -134,21 +137,15 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _read(path: Path, flags: int) -> np.ndarray:
-    picture = cv2.imread(str(path), flags)
-    if picture is None:
-        raise DatasetError(f"{path} is missing or cannot be read as an image")
-    return picture
-
-
 def _capture(capture: cv2.VideoCapture, name: str) -> Iterator[Frame]:
     if not capture.isOpened():
         raise DatasetError(f"{name} cannot be opened as a video")
     try:
-        while True:
-            arrived, picture = capture.read()
-            if not arrived:
-                return
+        arrived, picture = capture.read()
+        if not arrived:
+            raise DatasetError(f"{name} gives no frame; is the file whole, and is the webcam free?")
+        while arrived:
             yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), None
+            arrived, picture = capture.read()
     finally:
         capture.release()

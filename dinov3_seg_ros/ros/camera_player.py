@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable
 
@@ -36,6 +35,9 @@ class CameraPlayer(Node):
             TransportError: they did not appear in time.
         """
         deadline = time.monotonic() + timeout_s
+        if self._image.get_subscription_count() < count:
+            nodes = "1 node subscribes" if count == 1 else f"{count} nodes subscribe"
+            print(f"waiting until {nodes} to {self._image.topic_name}", flush=True)
         while self._image.get_subscription_count() < count:
             if time.monotonic() > deadline:
                 raise TransportError(
@@ -47,12 +49,13 @@ class CameraPlayer(Node):
         time.sleep(_MATCHING_S)
 
     def play(self, frames: Iterable[Frame], seconds: float) -> int:
-        """Publish frames at the rate until they or the time run out; return how many were sent."""
-        frames = iter(frames)
-        first = next(frames, None)  # rendering or decoding it may take seconds; the clock starts when it is ready
+        """Publish frames at the rate until they or the time run out; return how many were sent.
+
+        The clock starts at once: the first frame, which may take seconds to render or decode, should be ready.
+        """
         start = time.monotonic()
         sent = 0
-        for rgb, mask in itertools.chain([] if first is None else [first], frames):
+        for rgb, mask in frames:
             wait = start + sent * self._period_s - time.monotonic()
             time.sleep(max(wait, 0.0))
             if time.monotonic() - start > seconds:

@@ -8,7 +8,7 @@ from rclpy.clock import Clock
 
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.classes import ClassesSection
-from dinov3_seg_ros.frames.output_classes import ClassList, OutputClasses, check_class_list, load_class_list
+from dinov3_seg_ros.frames.output_classes import classes_to_publish
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.cameras.ports import HeadOutput
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
@@ -57,9 +57,7 @@ class HeadOutputs:
                 `close`.
         """
         self._classes = of_bundles = _classes_of(manifests)
-        chosen = load_class_list(options.class_list) if options.class_list else ClassList()
-        check_class_list(chosen, list(of_bundles.values()))
-        published = {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
+        published = classes_to_publish(options.class_list, of_bundles)
         first = next(iter(published))
         for camera in options.cameras or ("",):
             heads = self.by_camera[camera] = {}

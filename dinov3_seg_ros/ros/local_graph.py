@@ -18,17 +18,22 @@ from dinov3_seg_ros.ros.transport import (
     configure_transport,
     is_humble,
     keep_freed_memory,
+    profile_variable,
     warn_of_unfinished_segments,
 )
+from dinov3_seg_ros.support.resources import resource_path
 
 
 def prepare() -> None:
     """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     chosen = configure_transport(profile=LOCAL_PROFILE if is_humble() else PROFILE)
-    # Humble does not read that variable. With this one, Fast DDS would have no room for images there.
-    if is_humble() and chosen.startswith("RMW_IMPLEMENTATION="):
-        os.environ.setdefault(LOCALHOST_ONLY, "1")
+    if is_humble():  # it does not read that variable
+        name, _, value = chosen.partition("=")
+        if Path(value).resolve() == resource_path(PROFILE).resolve():
+            os.environ[profile_variable()] = str(resource_path(LOCAL_PROFILE))
+        elif name == "RMW_IMPLEMENTATION":  # with this one, Fast DDS would have no room for images
+            os.environ.setdefault(LOCALHOST_ONLY, "1")
     warn_of_unfinished_segments()
     keep_freed_memory()
 

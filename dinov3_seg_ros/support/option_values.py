@@ -108,7 +108,7 @@ def _parse(option: Option, text: str) -> Any:
         case "texts":
             return tuple(parts)
         case "size":
-            return tuple(map(int, parts))
+            return from_parameter(option, tuple(map(int, parts)))
         case "range":
             return _choice_or_pair(option, text)
         case "int":
@@ -125,7 +125,7 @@ def _is_allowed(option: Option, value: Any) -> bool:
         case "text":
             return not option.choices or value in option.choices
         case "size":
-            return len(value) == 2 and bool(min(value) >= 1)
+            return value is None or (len(value) == 2 and bool(min(value) >= 1))
         case "int" | "float":
             low, high = option.range or (-math.inf, math.inf)
             return bool(low <= value <= high)

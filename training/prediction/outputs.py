@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.segmenter import Segmentation
-from dinov3_seg_ros.support.files import replacing_file
 from training.prediction.settings import PredictionSettings
 from training.reports.video import Video
 from training.support.writing import writing
@@ -68,8 +67,5 @@ class FrameWriter:
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a grey or BGR picture, in the format that the suffix names."""
-    # imwrite does not report a full disk.
-    _, encoded = cv2.imencode(path.suffix, picture)
-    with writing(path), replacing_file(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+    with writing(path):
+        write_picture(path, picture)

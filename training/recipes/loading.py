@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import RecipeError, nearest
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.recipes.overrides import apply_overrides
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
-from training.support.yaml_text import parse_yaml
 
 RECIPES_FOLDER = Path(__file__).parent
 #: What commands say of their argument RECIPE.

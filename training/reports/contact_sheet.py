@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
-from dinov3_seg_ros.support.files import replacing_file
 from training.support.writing import writing
 
 _COLUMNS = 4
@@ -41,9 +41,8 @@ def write_contact_sheet(pictures: Iterable[tuple[np.ndarray, tuple[str, ...]]], 
     cells += [blank] * (-len(cells) % min(_COLUMNS, len(cells)))
     columns = min(_COLUMNS, len(cells))
     sheet = np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
-    content = cv2.imencode(".png", to_bgr(sheet))[1].tobytes()
-    with writing(path), replacing_file(path) as temporary:
-        temporary.write_bytes(content)
+    with writing(path):
+        write_picture(path, to_bgr(sheet))
 
 
 def _cell(thumbnail: np.ndarray, lines: tuple[str, ...]) -> np.ndarray:

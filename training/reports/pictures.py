@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dinov3_seg_ros.frames.classes import Colour
-from dinov3_seg_ros.frames.overlay import colour_mask
+from dinov3_seg_ros.frames.compression import write_picture
+from dinov3_seg_ros.frames.overlay import colour_mask, to_bgr
 from dinov3_seg_ros.support.files import replacing_file
 from training.support.text import percent
 
@@ -61,10 +62,7 @@ def write_predictions(
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     picture = np.vstack([*padded, _legend(class_names, palette, width)])
-    # cv2.imwrite would not report a full disk.
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with replacing_file(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+    write_picture(path, to_bgr(picture))
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:

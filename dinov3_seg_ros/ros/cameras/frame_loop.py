@@ -105,6 +105,7 @@ class FrameLoop:
         self._inputs: dict[str, CameraInput] = {}
         self._watch: CameraWatch | None = None
         self._limits: dict[str, RateLimit] = {}
+        self._segmenter: Segmenter | None = None
         self._worker: LatestFrameWorker | None = None
         self._stopping: list[LatestFrameWorker] = []
         self._leaving = threading.Lock()
@@ -112,11 +113,14 @@ class FrameLoop:
         self.statistics: dict[str, CameraStatistics] = {}
 
     def use(self, segmenter: Segmenter) -> None:
-        """Segment with these models from now on; the first time, subscribe.
+        """Segment with these models from now on; the first time, subscribe. Does nothing if they are in use.
 
         Raises:
             ParameterError: a topic cannot be opened.
         """
+        if segmenter is self._segmenter:
+            return
+        self._segmenter = segmenter
         segmenter.times.clear()
         begin = functools.partial(self._begin, _Models(segmenter, {}))
         overlap = segmenter.runtime.device != "cpu"

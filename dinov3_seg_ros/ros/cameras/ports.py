@@ -164,16 +164,16 @@ class CameraInput:
             image.topic,
             self._name,
             type_name(self._message_type),
-            image.fixed_reliability,
+            image.fixed,
             image.publishers(),
             self._endpoints.picture_topics(),
         )
 
     def explain_missing_calibration(self) -> str:
         """Why no calibration arrives."""
+        info, others = self._info, self._endpoints.calibration_topics()
         name = topic(self._camera, "camera_info")
-        others = self._endpoints.calibration_topics()
-        return explain_missing_calibration(self.info_topic, name, self._info.publishers(), others)
+        return explain_missing_calibration(info.topic, name, info.fixed, info.publishers(), others)
 
     def read(self, image: Any, received: float, options: PublishOptions, trained: ValueRange = "auto") -> Frame:
         """Read the frame of a message.

@@ -95,12 +95,12 @@ class LatestFrameWorker:
             self._condition.notify()
             return list(self._waiting)
 
-    def join(self, timeout_s: float | None = None) -> bool:
+    def join(self, timeout_s: float) -> bool:
         """Wait until the items being processed are finished; False where they are not after ``timeout_s``."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def pace(self) -> Pace:

@@ -79,9 +79,10 @@ class FollowingSubscription:
         self._current: Any = self._subscribe(self._asked)
 
     @property
-    def fixed_reliability(self) -> str:
-        """The reliability that a parameter fixes, in words; empty where publishers are followed."""
-        return "" if self._fixed_reliability is None else policy_name(self._fixed_reliability)
+    def fixed(self) -> dict[str, str]:
+        """The policies for which publishers are not followed: name and value in words."""
+        policies = {"reliability": self._fixed_reliability, "durability": self._fixed_durability}
+        return {name: policy_name(policy) for name, policy in policies.items() if policy is not None}
 
     @property
     def reliability(self) -> str:

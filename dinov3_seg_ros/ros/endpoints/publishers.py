@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 
 
 class _Endpoint(Protocol):
@@ -35,11 +35,6 @@ class Publisher(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.node} ({self.message_type}, {policy_name(self.qos.reliability)})"
-
-    @property
-    def is_reliable(self) -> bool:
-        """Whether a reliable subscription matches."""
-        return bool(self.qos.reliability == ReliabilityPolicy.RELIABLE)
 
     def sends(self, message_type: type) -> bool:
         """Whether its messages are of a type of rclpy's."""

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from dinov3_seg_ros.ros.endpoints.image_types import how_to_read
-from dinov3_seg_ros.ros.endpoints.publishers import Publisher
+from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, how_to_read
+from dinov3_seg_ros.ros.endpoints.publishers import Publisher, policy_name
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
 
 _MOST_NAMED = 5
+# Of each policy, what only publishers that offer it match.
+_DEMANDING = ("reliable", "transient local")
 
 
 class Silence(NamedTuple):
@@ -31,7 +33,7 @@ def explain_silence(
     topic: str,
     name: str,
     message_type: str,
-    fixed_reliability: str,
+    fixed: Mapping[str, str],
     publishers: Sequence[Publisher],
     pictures: Mapping[str, str],
 ) -> Silence:
@@ -41,21 +43,20 @@ def explain_silence(
         topic: its full name.
         name: the same before remapping, without the transport, such as ``front/image``.
         message_type: what the node reads there.
-        fixed_reliability: what a parameter makes the node ask for, in words; empty where it follows the publishers.
+        fixed: from `FollowingSubscription.fixed`.
         publishers: all that publish on the topic.
         pictures: from `Endpoints.picture_topics`.
     """
     if not publishers:
         return Silence("nobody publishes", _nobody_publishes(topic, name, message_type, pictures))
     count = f"{len(publishers)} publisher{'s' * (len(publishers) > 1)}"
-    named = f"{count}: {_listed([str(publisher) for publisher in publishers])}"
+    named = f"{count}: {_listed(publishers)}"
     right = [publisher for publisher in publishers if publisher.message_type == message_type]
     if not right:
         remedy = how_to_read(topic, publishers[0].message_type, message_type, name)
         return Silence("other type", f"{named}, but the node reads {message_type} there; {remedy}")
-    if fixed_reliability == "reliable" and all(not publisher.is_reliable for publisher in right):
-        override = f"qos_overrides.{topic}.subscription.reliability"
-        return Silence("no match", f"{named}, but the node asks for reliable; remove the parameter {override}")
+    if override := _override_in_the_way(topic, fixed, right):
+        return Silence("no match", f"{named}, {override}")
     return Silence(
         "sends nothing",
         f"{named}; it sends nothing, or its images are lost on the way: compare with 'ros2 topic hz {topic}'; "
@@ -63,21 +64,38 @@ def explain_silence(
     )
 
 
-def explain_missing_calibration(topic: str, name: str, publishers: Sequence[Publisher], others: Sequence[str]) -> str:
+def explain_missing_calibration(
+    topic: str, name: str, fixed: Mapping[str, str], publishers: Sequence[Publisher], others: Sequence[str]
+) -> str:
     """Explain why no calibration arrives, though images do, in a sentence without a full stop.
 
     Args:
         topic: full name of the calibration's topic.
         name: the same before remapping, such as ``front/camera_info``.
+        fixed: from `FollowingSubscription.fixed`.
         publishers: all that publish on the topic.
         others: from `Endpoints.calibration_topics`.
     """
     if publishers:
-        return f"{_listed([str(publisher) for publisher in publishers])} sends none there"
+        named = _listed(publishers)
+        right = [publisher for publisher in publishers if publisher.message_type == CAMERA_INFO]
+        if not right:
+            return f"{named}, but the node reads {CAMERA_INFO} there; remap {name} to the camera's"
+        override = _override_in_the_way(topic, fixed, right)
+        return f"{named}, {override}" if override else f"{named} sends none there"
     if not others:
         return f"nobody publishes there; start what publishes the camera's calibration, or remap {name} to its topic"
     nearest = sorted(others, key=lambda other: _similarity(topic, other), reverse=True)
     return f"nobody publishes there; there is camera_info on {_listed(nearest)}: remap {name} to the camera's"
+
+
+def _override_in_the_way(topic: str, fixed: Mapping[str, str], publishers: Sequence[Publisher]) -> str:
+    """What to say of a parameter that asks for what none of the publishers offers; empty where none does."""
+    for policy, asked in fixed.items():
+        offered = {policy_name(getattr(publisher.qos, policy)) for publisher in publishers}
+        if asked in _DEMANDING and asked not in offered:
+            return f"but the node asks for {asked}; remove the parameter qos_overrides.{topic}.subscription.{policy}"
+    return ""
 
 
 def _nobody_publishes(topic: str, name: str, message_type: str, pictures: Mapping[str, str]) -> str:
@@ -102,6 +120,6 @@ def _similarity(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _listed(things: Sequence[object]) -> str:
+    more = len(things) - _MOST_NAMED
+    return ", ".join(map(str, things[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")

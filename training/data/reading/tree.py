@@ -19,8 +19,8 @@ from typing import Any
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data.base import Split
-from training.support.yaml_text import parse_yaml
 
 #: What reading a file raises whose content has another form than expected.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
