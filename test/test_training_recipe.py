@@ -62,6 +62,8 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
         ({"name": "With Spaces"}, "name"),
+        ({"optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, r"optimizer\.betas\.1: .*less than 1"),
+        ({"optimizer": {"name": "adam", "betas": [-0.1, 0.9]}}, r"optimizer\.betas\.0: .*greater than or equal to 0"),
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
@@ -156,7 +158,9 @@ def test_an_unknown_option_is_named_with_the_nearest(key, nearest):
 def test_the_help_lists_every_key_with_its_value(words, capsys):
     assert train.main(["--help", *words, "--seed", "7"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("--optimizer.lr FLOAT", "--inference.stride INT INT|auto", "--head.options.NAME VALUE"):
+    for part in ("lr FLOAT", "betas FLOAT FLOAT"):
+        assert f"--optimizer.{part}" in said, part
+    for part in ("--inference.stride INT INT|auto", "--head.options.NAME VALUE"):
         assert part in said, part
     assert "Rows and columns from one window to the next; auto: two thirds of the network size." in said
     assert ("--losses.N.gamma FLOAT" in said) == (not words), "keys of the recipe's own losses, or of all"
