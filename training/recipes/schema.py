@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
@@ -85,6 +85,17 @@ class HeadChoice(Section):
     have one stride, as those of a ViT."""
     start_from: str | None = None
     """Bundle whose head has the first weights, of the same shape; null: random weights."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        others = sorted({"name", "variant", "in_channels", "strides", "num_classes"} & options.keys())
+        if others:
+            raise ValueError(
+                f"{', '.join(others)} is no option; write head.name and head.variant beside head.options, and leave "
+                "out the others, which come from data and backbone"
+            )
+        return options
 
 
 class StageChanges(Section):
