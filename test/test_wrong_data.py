@@ -337,6 +337,15 @@ def test_sound_data_is_not_suspected(root, tmp_path, capsys):
     assert "warning" not in train(tmp_path, root, "dry run")
 
 
+def test_masks_without_image_are_few_beside_the_images_of_all_splits(root, tmp_path):
+    for seed in range(20, 24):
+        save(root / f"test/images/{seed}x.png", picture(seed))
+        save(root / f"test/masks/{seed}x.png", labels(seed))
+    spare_masks(root, 7)
+    said = train(tmp_path, root, "dry run")
+    assert "mask without image: 7" in said and "most masks have no image" not in said
+
+
 def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
     change(root, "*", lambda mask: mask * 127)
     with pytest.raises(DatasetError, match=r"^train: the masks hold other values") as refusal:

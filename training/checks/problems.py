@@ -64,10 +64,11 @@ def find_problems(
     for path in spare_masks:
         kind = "mask without image" if path.suffix.lower() in IMAGE_SUFFIXES else "labels without an image"
         problems.setdefault(kind, []).append(str(path))
-    if len(spare_masks) > train.count + val.count:
+    labelled = max(train.count + val.count, train.labelled, val.labelled)
+    if len(spare_masks) > labelled:
         problems[_MOST_SPARE] = [
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "
-            f"{train.count + val.count} have one; correct the names, or remove the files without an image"
+            f"{labelled} have one; correct the names, or remove the files without an image"
         ]
     for split, own in _named(train, val):
         problems |= {f"{split}: {kind}": [told] for kind, told in (_of_values(own) | _of_labels(own)).items()}

@@ -35,9 +35,10 @@ class LabelledImages:
         evidence: further files that decide how labels look, such as one that lists the categories.
         masks: whether the labels are masks whose values stand for classes.
         value_range: the 16-bit values that become 0 and 255 in the images.
+        labelled: number of images with labels in the folder of the spare files; None: that of the samples.
 
     Attributes:
-        samples, spare_masks: as given.
+        samples, spare_masks, labelled: as given.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class LabelledImages:
         evidence: Sequence[Path] = (),
         masks: bool = True,
         value_range: tuple[int, int] = FULL_RANGE,
+        labelled: int | None = None,
     ) -> None:
         self.samples, self.spare_masks = list(samples), list(spare_masks)
+        self.labelled = len(samples) if labelled is None else labelled
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks
@@ -136,6 +139,7 @@ def open_samples(
     evidence: Sequence[Path] = (),
     masks: bool = True,
     value_range: tuple[int, int] = FULL_RANGE,
+    labelled: int | None = None,
 ) -> LabelledImages:
     """Open a data set of files, once all of them exist; see `LabelledImages`.
 
@@ -145,7 +149,9 @@ def open_samples(
     names_in = {folder: _names_in(folder) for folder in {path.parent for sample in samples for path in sample.files()}}
     missing = [[path for path in sample.files() if path.name not in names_in[path.parent]] for sample in samples]
     whole = [sample for sample, absent in zip(samples, missing, strict=True) if not absent]
-    dataset = LabelledImages(root, whole, class_map, read, spare_masks, resize_masks, evidence, masks, value_range)
+    dataset = LabelledImages(
+        root, whole, class_map, read, spare_masks, resize_masks, evidence, masks, value_range, labelled
+    )
     if len(whole) < len(samples):
         files = [str(path) for paths in missing for path in paths]
         named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
