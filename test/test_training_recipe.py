@@ -106,6 +106,14 @@ def test_a_value_may_follow_an_equals_sign(tmp_path):
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
 
 
+def test_a_tilde_begins_the_users_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    data, cache = {"name": "scenes", "count": 8, "cache": "~/scenes"}, {"folder": "~/features"}
+    recipe = load_recipe(write(tmp_path, data=data, cache=cache), ["--output", "~/run"])
+    assert (recipe.output, recipe.cache.folder) == ("/home/me/run", "/home/me/features")
+    assert recipe.data.cache == "/home/me/scenes"
+
+
 def settings_parser() -> SettingsParser:
     parser = SettingsParser("training.try", "Try something.", "RECIPE", Recipe)
     parser.add_argument("recipe")

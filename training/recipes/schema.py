@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
+from training.data.base import Root
 from training.data.pseudo_labels import PseudoLabels
 from training.evaluation.inference import Inference
 from training.losses import CrossEntropySection, LossSection
@@ -120,7 +121,7 @@ class Recipe(Section):
     """Licence notes that the bundle carries."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of all random numbers."""
-    output: str = "auto"
+    output: Root = "auto"
     """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
     data: DataSection
     pseudo_labels: PseudoLabels = PseudoLabels()
