@@ -363,10 +363,15 @@ def test_masks_without_image_are_few_beside_the_images_of_all_splits(root, tmp_p
     assert "mask without image: 7" in said and "most masks have no image" not in said
 
 
-def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
+@pytest.mark.parametrize(
+    "counting", [{}, {"losses": [{"name": "focal", "class_weights": "balanced"}]}, {"repeat_threshold": 0.3}]
+)
+def test_a_refusal_begins_with_the_remedy_for_all_masks(counting, root, tmp_path):
     change(root, "*", lambda mask: mask * 127)
+    recipe = tiny_recipe(tmp_path, data={"name": "folder", "root": str(root), "classes": CLASSES}, **counting)
+    forget_accelerator()
     with pytest.raises(DatasetError, match=r"^train: the masks hold other values") as refusal:
-        train(tmp_path, root, "dry run")
+        Trainer(recipe, Console(quiet=True)).dry_run()
     assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
 
 
