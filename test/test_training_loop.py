@@ -303,6 +303,23 @@ def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch
     bundle.load_head()
 
 
+def test_interrupted_after_a_validation_it_leaves_the_bundle_of_that(recipe, run, monkeypatch):
+    original = StageRun.step
+
+    def interrupted(self, step, batches):
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, step, batches)
+
+    monkeypatch.setattr(StageRun, "step", interrupted)
+    made = recipe()
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    manifest = load_bundle(Path(made.output) / "last").manifest
+    assert manifest.training.metrics["step"] == 2 and "interrupted" not in manifest.training.metrics
+    assert manifest.calibration is not None
+
+
 def test_interrupted_before_its_first_step_it_leaves_no_bundle(recipe, run, monkeypatch):
     monkeypatch.setattr(StageRun, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     made = recipe()

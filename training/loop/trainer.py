@@ -135,8 +135,9 @@ class Trainer:
                     self._train(folder, checkpoint)
             except KeyboardInterrupt:
                 if folder is not None and self._step > (checkpoint.step if checkpoint is not None else 0):
-                    with self._averaged_weights():
-                        self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
+                    if not self._is_validated():
+                        with self._averaged_weights():
+                            self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
                     self._console.print(
                         f"the model after step {self._step} is in the bundle '{LAST}'; --resume goes on from the "
                         f"checkpoint, at most {self.recipe.checkpoint_minutes:g} minutes before",
@@ -211,7 +212,7 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
-            if self._step == self.stages[-1].end and (not self._records or self._records[-1]["step"] < self._step):
+            if self._step == self.stages[-1].end and not self._is_validated():
                 self._validate_shortened(folder, checkpoint)
         if self._is_at_its_end():
             return
@@ -240,6 +241,10 @@ class Trainer:
         run.optimizer.load_state_dict(checkpoint.optimizer)
         last_epoch, _ = run.stage.position(self._step - 1)
         self._validate_and_save(folder, run, last_epoch + 1)
+
+    def _is_validated(self) -> bool:
+        """Whether the last validation, which wrote calibrated bundles, was after the last step."""
+        return bool(self._records) and self._records[-1]["step"] == self._step
 
     def _is_at_its_end(self) -> bool:
         """Whether all steps are taken, or patience is lost."""
