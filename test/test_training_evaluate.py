@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny_datasets
 import torch
 import torch.nn.functional as F
 from bundles import write_tiny_bundle
@@ -499,3 +500,21 @@ def test_a_resumed_training_is_evaluated_by_its_new_inference(tmp_path):
     command = [str(tmp_path / "run" / "best"), "--json", str(output), "--inference.flip", "True"]
     assert evaluate.main(command) == 0
     assert json.loads(output.read_text())["miou"] == at_the_end["miou"]
+
+
+def test_a_resumed_training_is_evaluated_where_its_data_lie_now(tmp_path):
+    for seed in range(8):
+        tiny_datasets.save_image(tmp_path / "data" / "images" / f"{seed}.png", seed)
+        tiny_datasets.save_mask(tmp_path / "data" / "masks" / f"{seed}.png", tiny_datasets.values_of([0, 1], seed))
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["floor", "wall"]}
+    path, moved = tmp_path / "recipe.yaml", str(tmp_path / "moved")
+    path.write_text(tiny_recipe(tmp_path, epochs=1, data=data, inference={"flip": True}).model_dump_json())
+    forget_accelerator()
+    assert train.main([str(path)]) == 0
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    (tmp_path / "run" / "evaluation.json").unlink()
+    (tmp_path / "data").rename(moved)
+    forget_accelerator()
+    assert train.main([str(path), "--resume", "--data.root", moved]) == 0
+    again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (again["miou"], again["data"]["root"]) == (scores["miou"], moved)

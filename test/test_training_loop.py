@@ -132,9 +132,10 @@ def test_iterations_end_the_training_at_the_very_step(recipe, run):
 def test_an_output_folder_that_holds_something_is_refused_and_untouched(recipe, run, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("keep")
-    monkeypatch.delattr(trainer_module, "check_before_training")  # which can take minutes
+    monkeypatch.delattr(trainer_module, "check_before_training")  # which can take minutes, as counting can
+    monkeypatch.setattr(trainer_module, "pixel_counter", lambda _data: lambda: pytest.fail("masks were read"))
     with pytest.raises(OutputError, match="--output"):
-        run(recipe())
+        run(recipe(repeat_threshold=0.3, losses=[{"name": "cross_entropy", "class_weights": "balanced"}]))
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
@@ -300,6 +301,23 @@ def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch
     bundle = load_bundle(Path(made.output) / "last")
     assert bundle.manifest.training.metrics == {"step": 3, "interrupted": True}
     bundle.load_head()
+
+
+def test_interrupted_after_a_validation_it_leaves_the_bundle_of_that(recipe, run, monkeypatch):
+    original = StageRun.step
+
+    def interrupted(self, step, batches):
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, step, batches)
+
+    monkeypatch.setattr(StageRun, "step", interrupted)
+    made = recipe()
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    manifest = load_bundle(Path(made.output) / "last").manifest
+    assert manifest.training.metrics["step"] == 2 and "interrupted" not in manifest.training.metrics
+    assert manifest.calibration is not None
 
 
 def test_interrupted_before_its_first_step_it_leaves_no_bundle(recipe, run, monkeypatch):

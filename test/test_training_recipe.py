@@ -62,6 +62,10 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
         ({"name": "With Spaces"}, "name"),
+        ({"head": {"options": {"variant": "plain"}}}, r"head\.options: variant is no option; .*head\.variant"),
+        ({"head": {"options": {"strides": [4], "num_classes": 3}}}, r"head\.options: num_classes, strides .*from data"),
+        ({"optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, r"optimizer\.betas\.1: .*less than 1"),
+        ({"optimizer": {"name": "adam", "betas": [-0.1, 0.9]}}, r"optimizer\.betas\.0: .*greater than or equal to 0"),
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
@@ -100,6 +104,14 @@ def test_a_value_may_follow_an_equals_sign(tmp_path):
     recipe = load_recipe(path, [*overrides.split(), "--description=a=b"])
     assert (recipe.optimizer.lr, recipe.input.network_size, recipe.description) == (0.5, (32, 64), "a=b")
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
+
+
+def test_a_tilde_begins_the_users_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    data, cache = {"name": "scenes", "count": 8, "cache": "~/scenes"}, {"folder": "~/features"}
+    recipe = load_recipe(write(tmp_path, data=data, cache=cache), ["--output", "~/run"])
+    assert (recipe.output, recipe.cache.folder) == ("/home/me/run", "/home/me/features")
+    assert recipe.data.cache == "/home/me/scenes"
 
 
 def settings_parser() -> SettingsParser:
@@ -156,7 +168,9 @@ def test_an_unknown_option_is_named_with_the_nearest(key, nearest):
 def test_the_help_lists_every_key_with_its_value(words, capsys):
     assert train.main(["--help", *words, "--seed", "7"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("--optimizer.lr FLOAT", "--inference.stride INT INT|auto", "--head.options.NAME VALUE"):
+    for part in ("lr FLOAT", "betas FLOAT FLOAT"):
+        assert f"--optimizer.{part}" in said, part
+    for part in ("--inference.stride INT INT|auto", "--head.options.NAME VALUE"):
         assert part in said, part
     assert "Rows and columns from one window to the next; auto: two thirds of the network size." in said
     assert ("--losses.N.gamma FLOAT" in said) == (not words), "keys of the recipe's own losses, or of all"

@@ -271,6 +271,15 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("content", [b"name: caf\xe9", b"name: 2026-13-45", b"name: [", b"name: tiny"])
+def test_a_recipe_that_cannot_be_read_is_refused_and_untouched(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_bytes(content)
+    with pytest.raises(OutputError, match=r"holds no training that can be resumed \(recipe\.yaml: .*--output"):
+        train(tiny_recipe(tmp_path), resume=True)
+    assert contents(tmp_path / "run") == {Path("recipe.yaml"): content}
+
+
 def test_a_training_that_was_killed_before_its_first_file_starts_anew(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".recipe.k1ll3d__.yaml").write_text("half")

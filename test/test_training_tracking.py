@@ -16,6 +16,7 @@ from trainings import forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
+from training.evaluate import evaluate_bundle
 from training.loop import trainer as trainer_module
 from training.loop.folds import summarise, train_folds
 from training.loop.run_folder import validations_without_gain
@@ -168,9 +169,22 @@ def test_folds_are_scored_once_by_the_recipes_inference(tmp_path, monkeypatch):
         assert summary[name]["folds"] == [scores[name] for scores in of_folds]
     assert of_folds[0]["inference"]["flip"] and of_folds[0]["images"] == 4
 
-    monkeypatch.setattr("training.train.evaluate_bundle", lambda *_, **__: pytest.fail("a finished fold"))
+    evaluated = []
+
+    def evaluate(bundle: Path, *rest: object) -> dict:
+        evaluated.append(bundle.parent.name)
+        return evaluate_bundle(bundle, *rest)
+
+    monkeypatch.setattr("training.train.evaluate_bundle", evaluate)
     forget_accelerator()
     assert main([str(tmp_path / "recipe.json"), "--folds", "2", "--resume"]) == 0
+    assert not evaluated
+    (tmp_path / "run/fold_1/evaluation.json").unlink()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    forget_accelerator()
+    moved = ["--data.root", str(tmp_path / "moved")]
+    assert main([str(tmp_path / "recipe.json"), "--folds", "2", "--resume", *moved]) == 0
+    assert evaluated == ["fold_1"]
     assert json.loads((tmp_path / "run/folds.json").read_text()) == summary
 
 

@@ -337,10 +337,41 @@ def test_sound_data_is_not_suspected(root, tmp_path, capsys):
     assert "warning" not in train(tmp_path, root, "dry run")
 
 
-def test_a_refusal_begins_with_the_remedy_for_all_masks(root, tmp_path):
+@pytest.mark.parametrize("labelled", [["wall"], ["floor", "wall"]])
+def test_classes_that_only_pseudo_labels_show_are_seen(labelled, root, tmp_path, capsys):
+    change(root, "train", lambda m: np.where(m == 2, 255, np.maximum(m, 2 - len(labelled))).astype(np.uint8))
+    save(tmp_path / "pseudo/images/20x.png", picture(20))
+    save(tmp_path / "pseudo/masks/20x.png", labels(20))
+    taught = {"classes": CLASSES, "images": [{"image": "20x.png", "mask": "20x.png"}]}
+    save_text(tmp_path / "pseudo/pseudo_labels.json", json.dumps(taught))
+    data = {"name": "folder", "root": str(root), "classes": CLASSES}
+    recipe = tiny_recipe(tmp_path, data=data, pseudo_labels={"root": str(tmp_path / "pseudo")})
+    save_text(tmp_path / "tiny.json", recipe.model_dump_json())
+    assert check_dataset.main([str(tmp_path / "tiny.json")]) == 0, capsys.readouterr().out
+    forget_accelerator()
+    capsys.readouterr()
+    Trainer(recipe, Console(width=1000)).dry_run()
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_masks_without_image_are_few_beside_the_images_of_all_splits(root, tmp_path):
+    for seed in range(20, 24):
+        save(root / f"test/images/{seed}x.png", picture(seed))
+        save(root / f"test/masks/{seed}x.png", labels(seed))
+    spare_masks(root, 7)
+    said = train(tmp_path, root, "dry run")
+    assert "mask without image: 7" in said and "most masks have no image" not in said
+
+
+@pytest.mark.parametrize(
+    "counting", [{}, {"losses": [{"name": "focal", "class_weights": "balanced"}]}, {"repeat_threshold": 0.3}]
+)
+def test_a_refusal_begins_with_the_remedy_for_all_masks(counting, root, tmp_path):
     change(root, "*", lambda mask: mask * 127)
+    recipe = tiny_recipe(tmp_path, data={"name": "folder", "root": str(root), "classes": CLASSES}, **counting)
+    forget_accelerator()
     with pytest.raises(DatasetError, match=r"^train: the masks hold other values") as refusal:
-        train(tmp_path, root, "dry run")
+        Trainer(recipe, Console(quiet=True)).dry_run()
     assert str(refusal.value).count("has the value 127") == 2  # one file of each split, and the number of the others
 
 

@@ -164,15 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console, compute = Console(markup=False), read_flags(ComputeOptions, options)
         if options.report is not None:
             check_free(options.report, "--report")
-        scores = evaluate_bundle(
-            options.bundle,
-            console,
-            options.dataset,
-            overrides,
-            options.report,
-            compute=compute,
-            against=options.against,
-        )
+        settings = find_settings(options.bundle, options.dataset, overrides)
+        scores = evaluate_bundle(options.bundle, console, settings, options.report, compute, options.against)
         console.print(scores_table(scores))
         if options.against is not None:
             console.print(differences_table(scores["against"]["difference"], options.against))
@@ -187,10 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate_bundle(
     path: Path,
     console: Console,
-    dataset: str | None = None,
-    overrides: Sequence[str] = (),
+    settings: EvaluationSettings | None = None,
     report: Path | None = None,
-    inference: Inference | None = None,
     compute: ComputeOptions | None = None,
     against: Path | None = None,
 ) -> dict[str, Any]:
@@ -199,10 +190,8 @@ def evaluate_bundle(
     Args:
         path: the bundle's folder.
         console: shows the progress if it is a terminal.
-        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
-        overrides: of `EvaluationSettings`, as on the command line.
+        settings: on which images, and how; default: as the bundle's recipe says.
         report: folder for tables, pictures and examples; see `writing.check_free`.
-        inference: which views of each image are averaged, before overrides; default: as the bundle's recipe says.
         compute: how to compute the network.
         against: another bundle with the same classes, which is evaluated on the same images, in the same way.
 
@@ -213,7 +202,7 @@ def evaluate_bundle(
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
-    compute, settings = compute or ComputeOptions(), find_settings(path, dataset, overrides, inference)
+    compute, settings = compute or ComputeOptions(), settings or find_settings(path)
     data = settings.data.open(settings.split)
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
@@ -244,17 +233,19 @@ def evaluate_bundle(
     return scores
 
 
-def find_settings(
-    path: Path, dataset: str | None = None, overrides: Sequence[str] = (), inference: Inference | None = None
-) -> EvaluationSettings:
-    """Find how a bundle is evaluated; see `evaluate_bundle`.
+def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[str] = ()) -> EvaluationSettings:
+    """Find how a bundle is evaluated.
+
+    Args:
+        path: the bundle's folder.
+        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
+        overrides: of `EvaluationSettings`, as on the command line.
 
     Raises:
         SegmentationError: the bundle, the data set or the overrides do not fit.
     """
     manifest, overrides = load_bundle(path).manifest, separated(overrides)
-    if inference is None:
-        inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
+    inference = Inference.model_validate(manifest.training.recipe.get("inference", {}))
     settings = EvaluationSettings(data=find_data(dataset, manifest, overrides), inference=inference)
     return apply_overrides(settings, overrides)
 

@@ -20,8 +20,7 @@ from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE
 from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
-from training.evaluate import evaluate_bundle, find_settings
-from training.evaluation.inference import Inference
+from training.evaluate import EvaluationSettings, evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, train_folds
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, differences
 from training.loop.trainer import Trainer
@@ -92,27 +91,27 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
-    inference = trainer.recipe.inference
-    if inference.looks_once or not process_state().is_main_process:
+    if trainer.recipe.inference.looks_once or not process_state().is_main_process:
         return best
-    scores = _evaluate(trainer.output, inference, console)
+    scores = _evaluate(trainer.output, trainer.recipe, console)
     console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
     return scores
 
 
-def _evaluate(run: Path, inference: Inference, console: Console) -> dict[str, Any]:
+def _evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Evaluate the best bundle of a run; a resumed one's scores stay where nothing that they come from has changed."""
     best, file = run / BEST, run / EVALUATION_FILE
-    # A resumed training may have another inference than the one in its best bundle.
+    # Since the best bundle was written, the training may have been resumed with moved data and another inference.
+    settings = EvaluationSettings(data=recipe.data, inference=recipe.inference)
     source = {
-        **find_settings(best, inference=inference).model_dump(mode="json"),
+        **settings.model_dump(mode="json", exclude={"data"}),  # the origins tell which images they are
         "computed_from": {path.name: sha256_of_file(path) for path in (best / MANIFEST_FILE, run / ORIGINS_FILE)},
     }
     with contextlib.suppress(OSError, TypeError, ValueError):
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if kept == {**kept, **source}:
             return kept
-    scores = {**evaluate_bundle(best, console, inference=inference), **source}
+    scores = {**evaluate_bundle(best, console, settings), **source}
     with writing(run):
         write_json(file, scores)
     return scores

@@ -64,19 +64,22 @@ def find_problems(
     for path in spare_masks:
         kind = "mask without image" if path.suffix.lower() in IMAGE_SUFFIXES else "labels without an image"
         problems.setdefault(kind, []).append(str(path))
-    if len(spare_masks) > train.count + val.count:
+    labelled = max(train.count + val.count, train.labelled, val.labelled)
+    if len(spare_masks) > labelled:
         problems[_MOST_SPARE] = [
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "
-            f"{train.count + val.count} have one; correct the names, or remove the files without an image"
+            f"{labelled} have one; correct the names, or remove the files without an image"
         ]
     for split, own in _named(train, val):
-        problems |= {f"{split}: {kind}": [told] for kind, told in (_of_values(own) | _of_labels(own)).items()}
+        suspicious = _of_values(own) | _of_labels(own, taught.occurring() if own is train else [])
+        problems |= {f"{split}: {kind}": [told] for kind, told in suspicious.items()}
         problems |= {f"{split}: the same image twice": told for told in [_twice(own)] if told}
     alike = _nearly_equal(train.class_names)
     if alike:
         problems["classes of nearly the same name"] = alike
-    if train.never_occurring() and train.looked_at == train.count and not allow_empty:
-        problems["train: class never occurs"] = train.never_occurring()
+    never = [name for name in train.never_occurring() if name not in taught.occurring()]
+    if never and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
+        problems["train: class never occurs"] = never
     return problems | _leaks(_with_pseudo_labels(train, taught), val)
 
 
@@ -118,8 +121,13 @@ def check_before_training(
             console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _of_labels(own: Findings) -> dict[str, str]:
-    """What is suspicious in the labels of one split: kind -> description."""
+def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:
+    """What is suspicious in the labels of one split: kind -> description.
+
+    Args:
+        own: of the split.
+        elsewhere: classes that occur in images that are used beside those of the split.
+    """
     if not own.total:
         return {}
     found, occurring = {}, own.occurring()
@@ -143,7 +151,7 @@ def _of_labels(own: Findings) -> dict[str, str]:
             f"there is no class but '{occurring[0]}', so that a network would find it everywhere; make what is around "
             f"it a class of its own in data.classes, such as {BACKGROUND}"
         )
-    elif len(occurring) == 1:
+    elif len({*occurring, *elsewhere}) == 1:
         found[_ONE_CLASS] = f"all labelled pixels are '{occurring[0]}', {ignored} of all are ignored"
     elif len(own.masks) == 1 and own.readable >= _LEAST_EQUAL:
         found["every mask is the same"] = f"{own.readable} images have one and the same mask; check the masks' names"

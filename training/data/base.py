@@ -83,7 +83,7 @@ class Found(NamedTuple):
         return [f"found: {self.kind}, {self.sure} ({self.why})", *(f"note: {note}" for note in self.notes)]
 
 
-#: Type of the key ``root``: a path, whose ``~`` is the user's folder.
+#: Type of ``root`` and other keys that hold a folder: a path, whose ``~`` is the user's folder.
 Root: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
 
 

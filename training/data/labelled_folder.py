@@ -89,7 +89,8 @@ class LabelledFolderData(DataSettings):
     def _open(self, choose: Callable[[LabelledFolder], Sequence[Sample]]) -> LabelledImages:
         _, _, folder = self._read()
         class_map, samples = self._class_map(folder), choose(folder)
-        value_range = image_values(folder.all_samples()).range(self.value_range)
+        all_samples = folder.all_samples()
+        value_range = image_values(all_samples).range(self.value_range)
         return complete(
             LabelledImages(
                 self.root,
@@ -101,6 +102,7 @@ class LabelledFolderData(DataSettings):
                 folder.evidence,
                 folder.masks,
                 value_range,
+                len(all_samples),
             )
         )
 

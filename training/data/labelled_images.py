@@ -36,9 +36,10 @@ class LabelledImages:
         evidence: further files that decide how labels look, such as one that lists the categories.
         masks: whether the labels are masks whose values stand for classes.
         value_range: the 16-bit values that become 0 and 255 in the images.
+        labelled: number of images with labels in the folder of the spare files; None: that of the samples.
 
     Attributes:
-        samples, spare_masks: as given.
+        samples, spare_masks, labelled: as given.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class LabelledImages:
         evidence: Sequence[Path] = (),
         masks: bool = True,
         value_range: tuple[int, int] = FULL_RANGE,
+        labelled: int | None = None,
     ) -> None:
         self.spare_masks = list(spare_masks)
+        self.labelled = len(samples) if labelled is None else labelled
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks

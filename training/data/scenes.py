@@ -12,7 +12,7 @@ from pydantic import Field
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.frames.classes import MaskValues, unlabelled_value
 from dinov3_seg_ros.support.files import replacing_file
-from training.data.base import DataSettings, Split
+from training.data.base import DataSettings, Root, Split
 from training.data.contents import Contents
 
 
@@ -26,7 +26,7 @@ class ScenesData(DataSettings):
     """Number of validation scenes."""
     size: tuple[int, int] = (480, 640)
     """Height and width of the scenes, pixels."""
-    cache: str | None = "runs/.scenes"
+    cache: Root | None = "runs/.scenes"
     """Folder that keeps rendered scenes for the next epoch and the next run; null: scenes are rendered each time, as
     they are when the disk is full."""
 

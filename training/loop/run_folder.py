@@ -23,6 +23,7 @@ from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
 from training.support.writing import check_free, writing
+from training.support.yaml_text import parse_yaml
 
 Record = dict[str, Any]
 
@@ -232,8 +233,8 @@ def _check_recipe(path: Path, recipe: dict[str, Any]) -> list[str]:
         OutputError: the folder's training had a recipe that leads to other weights.
     """
     try:
-        earlier = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        earlier = Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         problem = describe_problem(error, Recipe) if isinstance(error, ValidationError) else error
         raise OutputError(
             f"{path.parent} holds no training that can be resumed ({path.name}: {problem}); nothing in it was changed. "

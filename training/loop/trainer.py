@@ -38,6 +38,7 @@ from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
 from training.loop.tracking import Tracker, check_tracker
 from training.loop.validation import Validation
+from training.losses import WeightedSum
 from training.optimization.ema import MovingAverage, changing_tensors
 from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
@@ -95,16 +96,10 @@ class Trainer:
         self._samples: Sequence[Dataset[Any]] = [
             make_samples(stage.recipe, self._train_data, backbone.patch_multiple) for stage in self.stages
         ]
-        count_pixels = pixel_counter(self._train_data)
-        *self._losses, validation_loss = (
-            make_loss(part, head.num_classes, count_pixels).to(accelerator.device)
-            for part in (*recipe.by_stage(), recipe)
-        )
-        self._repeats = make_repeats(recipe, self._train_data, count_pixels)
+        self._count_pixels = pixel_counter(self._train_data)
         self._head = head
         self._wrapped = accelerator.prepare(self.model)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
-        self._validation = Validation(self.model, self._val_data, validation_loss, accelerator)
         self._step = 0
         self._step_losses: list[torch.Tensor] = []
         self._records: list[dict[str, Any]] = []
@@ -119,7 +114,8 @@ class Trainer:
         Raises:
             OutputError: the output folder holds something, cannot be written, or belongs to another training.
             DatasetError: the data set, or an item of it, cannot be used.
-            RecipeError: training diverged, the GPU lacks memory, or the tracker cannot be started.
+            RecipeError: a loss does not fit the classes, training diverged, the GPU lacks memory, or the tracker cannot
+                be started.
             KeyboardInterrupt: interrupted; the last bundle has been written.
         """
         with contextlib.ExitStack() as stack:
@@ -139,8 +135,9 @@ class Trainer:
                     self._train(folder, checkpoint)
             except KeyboardInterrupt:
                 if folder is not None and self._step > (checkpoint.step if checkpoint is not None else 0):
-                    with self._averaged_weights():
-                        self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
+                    if not self._is_validated():
+                        with self._averaged_weights():
+                            self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
                     self._console.print(
                         f"the model after step {self._step} is in the bundle '{LAST}'; --resume goes on from the "
                         f"checkpoint, at most {self.recipe.checkpoint_minutes:g} minutes before",
@@ -197,13 +194,25 @@ class Trainer:
         """For the main process; see `check_before_training`."""
         taught = self._train_data.taught if isinstance(self._train_data, JoinedImages) else None
         check_before_training(self.recipe.data, self._console, self.recipe.mirrors, taught)
+        _ = self._losses, self._repeats  # what cannot be counted is told before anything is written
+
+    @functools.cached_property
+    def _losses(self) -> list[WeightedSum]:
+        """The loss of each stage, then that of the validation; for balanced weights all masks are read."""
+        recipe, classes, device = self.recipe, self._head.num_classes, self._accelerator.device
+        return [make_loss(part, classes, self._count_pixels).to(device) for part in (*recipe.by_stage(), recipe)]
+
+    @functools.cached_property
+    def _repeats(self) -> np.ndarray | None:
+        """See `make_repeats`; for a threshold all masks are read."""
+        return make_repeats(self.recipe, self._train_data, self._count_pixels)
 
     def _train(self, folder: RunFolder | None, checkpoint: Checkpoint | None) -> None:
         """Take the steps after the checkpoint's; only the main process has a folder."""
         self._began = self._saved = time.monotonic()
         if checkpoint is not None:
             self._restore(checkpoint)
-            if self._step == self.stages[-1].end and (not self._records or self._records[-1]["step"] < self._step):
+            if self._step == self.stages[-1].end and not self._is_validated():
                 self._validate_shortened(folder, checkpoint)
         if self._is_at_its_end():
             return
@@ -232,6 +241,10 @@ class Trainer:
         run.optimizer.load_state_dict(checkpoint.optimizer)
         last_epoch, _ = run.stage.position(self._step - 1)
         self._validate_and_save(folder, run, last_epoch + 1)
+
+    def _is_validated(self) -> bool:
+        """Whether the last validation, which wrote calibrated bundles, was after the last step."""
+        return bool(self._records) and self._records[-1]["step"] == self._step
 
     def _is_at_its_end(self) -> bool:
         """Whether all steps are taken, or patience is lost."""
@@ -360,7 +373,8 @@ class Trainer:
 
     def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Validate on the first ``count`` items; see `Validation.run`."""
-        return self._validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+        validation = Validation(self.model, self._val_data, self._losses[-1], self._accelerator)
+        return validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
 
     def _agree_on_statistics(self) -> None:
         """Copy the main process's BatchNorm statistics to all: those are saved, so those must be validated."""

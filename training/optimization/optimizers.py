@@ -12,6 +12,7 @@ from training.support.section import Section
 
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+BelowOne: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Optimizer(Section):
@@ -39,7 +40,7 @@ class AdamWSection(_Optimizer):
     lr: Positive = 1e-3
     """Largest learning rate."""
     weight_decay: NotNegative = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
         """Optimizer of all trainable parameters."""
@@ -56,7 +57,7 @@ class AdamSection(_Optimizer):
     lr: Positive = 1e-3
     """Largest learning rate."""
     weight_decay: NotNegative = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
         """Optimizer of all trainable parameters."""
@@ -70,7 +71,7 @@ class SGDSection(_Optimizer):
     lr: Positive = 1e-2
     """Largest learning rate."""
     weight_decay: NotNegative = 1e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: BelowOne = 0.9
 
     def build(self, backbone: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
         """Optimizer of all trainable parameters."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
+from training.data.base import Root
 from training.data.pseudo_labels import PseudoLabels
 from training.evaluation.inference import Inference
 from training.losses import CrossEntropySection, LossSection
@@ -86,6 +87,17 @@ class HeadChoice(Section):
     start_from: str | None = None
     """Bundle whose head has the first weights, of the same shape; null: random weights."""
 
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        others = sorted({"name", "variant", "in_channels", "strides", "num_classes"} & options.keys())
+        if others:
+            raise ValueError(
+                f"{', '.join(others)} is no option; write head.name and head.variant beside head.options, and leave "
+                "out the others, which come from data and backbone"
+            )
+        return options
+
 
 class StageChanges(Section):
     """Settings of one stage of a training; null: as in the recipe itself."""
@@ -109,7 +121,7 @@ class Recipe(Section):
     """Licence notes that the bundle carries."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of all random numbers."""
-    output: str = "auto"
+    output: Root = "auto"
     """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
     data: DataSection
     pseudo_labels: PseudoLabels = PseudoLabels()
