@@ -164,12 +164,12 @@ def test_every_frame_of_a_flood_is_counted_in_the_diagnostics(graph, bundle):
     reader = DiagnosticsReader(graph)
     camera.wait_for_subscriber()
     send_until_one_is_answered(graph, camera, masks)
-    before = settled_counts(reader)
+    before = reader.settled_counts()
     for _ in range(300):
         camera.send(camera.message(picture()))
     graph.spin_for(0.5)
     camera.send_until_answered(camera.message(picture()), masks)
-    after = settled_counts(reader)
+    after = reader.settled_counts()
     change = {key: after[key] - before.get(key, 0) for key in after}
     assert change["frames received"] + change["frames dropped by the transport"] == 301
     assert change["frames received"] < 301, "a flood is more than the node can take"
@@ -212,18 +212,3 @@ def _folder_like_dev(tmp_path):
         except PermissionError:
             pytest.skip("making devices is not permitted here")
     return folder
-
-
-def settled_counts(reader):
-    """Counts at a moment when no frame is in work."""
-
-    def counts_of(status):
-        return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
-
-    def is_settled(status):
-        counts = counts_of(status)
-        dropped = sum(value for key, value in counts.items() if key.startswith("dropped: "))
-        return counts["frames received"] == counts["frames segmented"] + dropped
-
-    reader.wait("segmentation: camera", lambda _: True, "counts")  # may have been on its way before the last frame
-    return counts_of(reader.wait("segmentation: camera", is_settled, "the end of work"))
