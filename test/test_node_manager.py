@@ -261,7 +261,7 @@ def test_clocks_that_stand_still_or_jump_change_nothing(graph, bundle):
 
 def test_the_first_mask_does_not_wait_for_the_compiler(graph, bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    node = graph.start_node(bundle=bundle.path)
+    node = graph.start_node(program=(TROUBLED, "compiling", str(tmp_path / "end")), bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     reader = DiagnosticsReader(graph)
     camera.send_until_answered(camera.message(PICTURE), masks)
