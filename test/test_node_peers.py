@@ -98,13 +98,12 @@ def test_a_killed_subscriber_does_not_stop_the_stream_to_others(graph, bundle, s
     camera.wait_for_subscriber()
     process, said = start_peer("subscriber", "segmentation/mask")
 
-    def send_until_the_other_hears():
+    def send_until_both_hear():
         camera.send(camera.message(picture()))
         graph.spin_for(0.05)
-        return said.read_text()
+        return said.read_text() and masks
 
-    graph.spin_until(send_until_the_other_hears, "a mask in the other subscriber")
-    graph.spin_until(lambda: masks, "a mask here")
+    graph.spin_until(send_until_both_hear, "a mask in both subscribers")
     process.send_signal(signal.SIGKILL)
     process.wait()
     graph.spin_for(0.3)
