@@ -180,7 +180,7 @@ def test_each_state_holds_what_it_should(graph, bundle):
         graph.spin_until(lambda: not camera._publisher.get_subscription_count(), "the end of the subscription")
         assert node.change_state("cleanup")
     assert node.state() == "unconfigured"
-    assert graph.peer.count_publishers("/segmentation/mask") == 0
+    graph.spin_until(lambda: not graph.peer.count_publishers("/segmentation/mask"), "the end of the topics")
     assert node.process.poll() is None
 
 

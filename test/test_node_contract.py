@@ -291,7 +291,13 @@ def test_a_failed_transition_is_an_error_until_one_succeeds(bundles, tmp_path):
         assert node.state() == "inactive"
         assert node.change_state("cleanup")
         reader.wait("segmentation", lambda status: status.level == WARN, "the end of the error")
-        assert graph.peer.count_subscribers("/camera_info") == graph.peer.count_publishers("/segmentation/mask") == 0
+        graph.spin_until(
+            lambda: (
+                not graph.peer.count_subscribers("/camera_info")
+                and not graph.peer.count_publishers("/segmentation/mask")
+            ),
+            "the end of the topics",
+        )
     finally:
         graph.close()
 
