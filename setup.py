@@ -132,7 +132,7 @@ setup(
         # The tests run ONNX graphs too: add cpu or gpu.
         # With pytest 9.2, pytest-xdist 3.8 no longer groups tests (pytest-dev/pytest-xdist#1386).
         "test": ["onnx>=1.19", "psutil", "pytest<9.2", "pytest-xdist", "rosbags>=0.11.6"],
-        "test-torch": ["torchmetrics", f"triton>=3; {LINUX_X86}"],
+        "test-torch": ["pycocotools", "torchmetrics", f"triton>=3; {LINUX_X86}"],
         # NVIDIA's parser and builder, which need no GPU; see benchmarks/tensorrt_builds.py.
         "test-tensorrt": [
             f"onnxruntime-ep-nv-tensorrt-rtx-cu13>=0.5; {LINUX_X86}",

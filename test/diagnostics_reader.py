@@ -33,6 +33,21 @@ class DiagnosticsReader:
             f"{what} in the diagnostics of {name} (newest: {self.newest(name)})",
         )
 
+    def settled_counts(self) -> dict[str, int]:
+        """The counts of the node's one camera at a moment when no frame is in flight."""
+
+        def counts_of(status: Any) -> dict[str, int]:
+            return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
+
+        def is_settled(status: Any) -> bool:
+            counts = counts_of(status)
+            dropped = sum(value for key, value in counts.items() if key.startswith("dropped: "))
+            return counts["frames received"] == counts["frames segmented"] + dropped
+
+        name = "segmentation: camera"
+        self.wait(name, lambda _: True, "counts")  # may have been on its way before the last frame
+        return counts_of(self.wait(name, is_settled, "the end of work"))
+
 
 class _Status:
     def __init__(self, status: Any) -> None:

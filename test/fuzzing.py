@@ -51,5 +51,4 @@ def fuzz(
             )
             answers.clear()
             progress(number)
-    status = reader.wait("segmentation: camera", lambda _: True, "counts")
-    return {key: int(value) for key, value in status.values.items() if value.isdecimal()}
+    return reader.settled_counts()

@@ -1,4 +1,4 @@
-"""DDS domains that no other test of this machine uses at the same time."""
+"""DDS domains that no other test of this machine uses at the same time, and how long tests with processes wait."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+# On a loaded machine a process takes long to import its libraries: there more may be given.
+TIMEOUT_S = float(os.environ.get("ROS_TEST_TIMEOUT_S", "40"))
 
 _FOLDER = Path(tempfile.gettempdir(), f"ros_test_domains_{os.getuid()}")
 _DOMAINS = range(1, 101)  # above 101, ports of a domain meet those that Linux hands out

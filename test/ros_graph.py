@@ -23,7 +23,7 @@ from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from ros_domain import claimed_domain
+from ros_domain import TIMEOUT_S, claimed_domain
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
@@ -32,8 +32,6 @@ from dinov3_seg_ros.ros.cameras.messages import fill_image
 from dinov3_seg_ros.ros.transport import configure_transport, profile_variable
 
 ROOT = Path(__file__).resolve().parent.parent
-# On a loaded machine a process takes long to import its libraries: there more may be given.
-TIMEOUT_S = float(os.environ.get("ROS_TEST_TIMEOUT_S", "40"))
 _RESEND_S = 5.0
 
 

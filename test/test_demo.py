@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exported_bundles import write_exported_bundle
 from full_disk import full_disk
-from ros_domain import claimed_domain
+from ros_domain import TIMEOUT_S, claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
@@ -156,15 +156,14 @@ def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     output = tmp_path / "output"
     command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path), "--output", str(output)]
-    command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]
+    command += ["--seconds", "9", "--rate", "10", "--size", "96", "128"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150 + 2 * TIMEOUT_S)
     assert run.returncode == 0, run.stdout + run.stderr
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["images"] >= 55
     assert summary["images"] == summary["masks"] + summary["dropped"]
-    assert summary["masks"] >= 40
+    assert 20 <= summary["masks"] <= summary["images"], "the first picture is kept of the 20th overlay"
     assert summary["headers_altered"] == summary["unmatched"] == 0
     assert summary["scored"] == summary["masks"]
     assert 0 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]
@@ -203,13 +202,13 @@ def test_the_recorder_tells_of_a_full_disk(tmp_path):
 
 
 # A node that takes longer to load its models than its first sign of life, and then its first mask, may take.
-SLOW_NODE = """
+SLOW_NODE = f"""
 import sys
 import time
 from dinov3_seg_ros import node
 from dinov3_seg_ros.ros.model_loader import Segmenter
 warm_up = Segmenter.warm_up
-Segmenter.warm_up = lambda segmenter: (time.sleep(21), warm_up(segmenter))
+Segmenter.warm_up = lambda segmenter: (time.sleep({TIMEOUT_S + 1}), warm_up(segmenter))
 node.main()
 """
 # The demo, with a node that a script stands for.
@@ -232,11 +231,12 @@ def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
     output.mkdir()
     for name in ("overlay_0940.png", "overlay_room.png"):
         (output / name).touch()
-    command = [sys.executable, "-c", DEMO, "20", SLOW_NODE, "--bundle", str(bundle.path), "--output", str(output)]
-    command += ["--source", str(tmp_path / "images"), "--loop", "--seconds", "10", "--rate", "10"]
+    command = [sys.executable, "-c", DEMO, str(TIMEOUT_S), SLOW_NODE, "--bundle", str(bundle.path)]
+    command += ["--output", str(output), "--source", str(tmp_path / "images"), "--loop"]
+    command += ["--seconds", "10", "--rate", "10"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150 + 2 * TIMEOUT_S)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("waiting for the models\n") == 1
     pictures = {path.name: cv2.imread(str(path)) for path in output.glob("overlay_*.png")}
@@ -253,7 +253,7 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
     command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 + 3 * TIMEOUT_S)
     assert run.returncode == 1
     assert "nothing was heard of the segmentation node within 2 s" in run.stderr
     assert "waiting" not in run.stdout
@@ -269,7 +269,7 @@ def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(capsys):
     command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--patience", "1"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 + 3 * TIMEOUT_S)
     assert run.returncode == 1
     assert "waiting until 1 node subscribes to /image" in run.stdout
     assert "0 of 1 subscribers to /image appeared within 1 s" in run.stderr
@@ -291,7 +291,7 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
         command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--output", str(tmp_path / "o"), *options]
         with claimed_domain() as domain:
             environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 + 3 * TIMEOUT_S)
         assert run.returncode == 1
         assert said in run.stderr
         assert "Traceback" not in run.stderr

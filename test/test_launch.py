@@ -187,8 +187,10 @@ def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, rela
 def test_respawn_and_log_level_reach_the_node(respawn, log_level):
     (node,) = nodes_of_seg_launch(bundle="given", respawn=respawn, log_level=log_level)
     if hasattr(node, "respawn"):
-        assert node.respawn is (respawn.lower() == "true")
-        assert node.ros_arguments == ["--log-level", log_level]
+        found = node.respawn, node.ros_arguments
+    else:
+        found = node._ExecuteLocal__respawn, node._Node__ros_arguments
+    assert found == (respawn.lower() == "true", ["--log-level", log_level])
 
 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("False", False), ("", None)])

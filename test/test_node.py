@@ -77,8 +77,7 @@ def test_confidence_and_overlay_have_the_frames_header_and_size(running, segment
     confidences = graph.listen("segmentation/confidence")
     overlays = graph.listen("segmentation/overlay", reliable=True)
     sent = camera.message(picture())
-    camera.send_until_answered(sent, masks)
-    graph.spin_until(lambda: confidences and overlays, "confidence and overlay")
+    camera.send_until(sent, lambda: masks and confidences and overlays, "mask, confidence and overlay")
     assert confidences[-1].header == overlays[-1].header == sent.header
     assert confidences[-1].encoding == "mono8"
     assert np.array_equal(image_of(confidences[-1]), segmenter.segment([picture()])[0].confidence)
@@ -181,7 +180,7 @@ def test_each_state_holds_what_it_should(graph, bundle):
         graph.spin_until(lambda: not camera._publisher.get_subscription_count(), "the end of the subscription")
         assert node.change_state("cleanup")
     assert node.state() == "unconfigured"
-    assert graph.peer.count_publishers("/segmentation/mask") == 0
+    graph.spin_until(lambda: not graph.peer.count_publishers("/segmentation/mask"), "the end of the topics")
     assert node.process.poll() is None
 
 
@@ -213,11 +212,11 @@ def test_cameras_and_heads_have_topics_of_their_own_in_one_process(graph, bundle
     assert front.send_until_answered(sent, outputs["front/segmentation/mask"]).header == sent.header
     assert outputs["rear/segmentation/mask"] == []
     rgb = picture(100, 90, seed=2)
-    mask = rear.send_until_answered(rear.message(rgb), outputs["rear/segmentation/mask"])
-    graph.spin_until(lambda: outputs["rear/segmentation/further/mask"], "the further head's mask")
+    masks, further_masks = outputs["rear/segmentation/mask"], outputs["rear/segmentation/further/mask"]
+    rear.send_until(rear.message(rgb), lambda: masks and further_masks, "the masks of both heads")
     expected = Segmenter.from_bundle([bundle.path, further.path]).segment([rgb], size=(60, 80))[0].heads
-    assert np.array_equal(image_of(mask), expected["tiny"].labels)
-    assert np.array_equal(image_of(outputs["rear/segmentation/further/mask"][0]), expected["further"].labels)
+    assert np.array_equal(image_of(masks[0]), expected["tiny"].labels)
+    assert np.array_equal(image_of(further_masks[0]), expected["further"].labels)
 
 
 def test_compressed_images_are_read(graph, bundle, segmenter):

@@ -261,7 +261,9 @@ def test_on_a_gpu_the_next_frame_starts_before_the_last_mask_is_sent(bundle, tmp
             graph.spin_until(started[index].is_set, f"frame {index} on its way")
         graph.spin_until(lambda: len(masks) == 3, "three masks")
         assert [mask.header for mask in masks] == [message.header for message in sent]
-        assert node._loop.statistics[""].summary() == "3 received, 3 segmented"
+        statistics = node._loop.statistics[""]
+        graph.spin_until(lambda: "3 segmented" in statistics.summary(), "the end of the frames")
+        assert statistics.summary() == "3 received, 3 segmented"
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def test_an_override_that_fits_no_topic_is_named_with_the_nearest(tmp_path, smal
         bundle = small_exported_bundle.path
         node = graph.start_node("robot", bundle=bundle, cameras="[front, left]", autostart=False, **given)
         assert node.change_state("configure"), node.log
+        graph.spin_until(lambda: "; runtime: " in node.log, "the models")  # a slow machine activates without them
         assert "fits none" not in node.log, "there are no subscriptions yet"
         for transition in ("activate", "deactivate", "activate"):
             assert node.change_state(transition), node.log

@@ -471,8 +471,12 @@ def ray_here():
 
 def workers() -> list[psutil.Process]:
     """Ray's processes that compute, of this process."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "MapWorker" in "".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "MapWorker" in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_one_in_the_midst(output: Path, killed: list[int]) -> None:
@@ -481,8 +485,9 @@ def kill_one_in_the_midst(output: Path, killed: list[int]) -> None:
     while time.monotonic() < deadline and not killed:
         if list(output.glob("partitions/[0-9]*[0-9]")):
             for process in workers()[:1]:
-                process.kill()
-                killed.append(len(list(output.glob("partitions/[0-9]*[0-9]"))))
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    killed.append(len(list(output.glob("partitions/[0-9]*[0-9]"))))
         time.sleep(0.005)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,18 +38,20 @@ ALIKE = {
 
 def train_together(recipe: Recipe, processes: int = 2, resume: bool = False) -> None:
     """Train in several processes, as a launcher starts them."""
-    together = start_processes(_join, *((variables, recipe, resume) for variables in launched(processes)))
-    assert [end(process) for process in together] == [0] * processes
+    with launched(processes) as variables:
+        together = start_processes(_join, *((each, recipe, resume) for each in variables))
+        assert [end(process) for process in together] == [0] * processes
 
 
-def launched(processes: int) -> list[dict[str, str]]:
-    """What a launcher tells each process in its environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    same = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    same |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **same} for rank in range(processes)]
+@contextlib.contextmanager
+def launched(processes: int) -> Iterator[list[dict[str, str]]]:
+    """What a launcher tells each process in its environment; until the end, nobody else is given their port."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as process 0 does, which may so bind it
+        held.bind(("127.0.0.1", 0))
+        same = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+        same |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
+        yield [{"RANK": str(rank), "LOCAL_RANK": str(rank), **same} for rank in range(processes)]
 
 
 def _join(variables: dict[str, str], recipe: Recipe, resume: bool) -> None:
@@ -134,11 +138,12 @@ def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
         connect(**options)
 
     monkeypatch.setattr(torch.distributed, "init_process_group", connected)
-    for name, value in launched(1)[0].items():
-        monkeypatch.setenv(name, value)
     forget_accelerator()
-    make_accelerator("fp32")
-    torch.distributed.destroy_process_group()
+    with launched(1) as (variables,):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        make_accelerator("fp32")
+        torch.distributed.destroy_process_group()
     forget_accelerator()
     assert waits == [timedelta(hours=3)]
 

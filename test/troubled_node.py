@@ -3,6 +3,7 @@
 ``loading``: models are loaded only once the file exists, and fail to load where it holds text.
 ``failing``: while the file exists, the runtime fails with its text.
 ``unclosable``: the node cannot be closed.
+``compiling``: until the file exists, the compiler of the decode does not end.
 ``hung``: while the file exists, the runtime does not come back; frames hang after 2 s instead of 10.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+
+from numba.core import event
 
 from dinov3_seg_ros import node
 from dinov3_seg_ros.ros.cameras import hang_watch
@@ -40,6 +43,17 @@ def start_with_fault(runtime, canvases, heads):
 
 if fault == "loading":
     Segmenter.from_bundle = load_when_allowed
+elif fault == "compiling":
+
+    class CompilerWithoutEnd(event.Listener):
+        def on_start(self, event):
+            pass
+
+        def on_end(self, event):
+            while not switch.exists():
+                time.sleep(0.02)
+
+    event.register("numba:compile", CompilerWithoutEnd())
 elif fault == "unclosable":
     node.SegmentationNode.close = lambda self: 1 / 0
 else:
