@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import find_temporaries, locked, remove_temporaries, replacing_file
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from training.loop.origins import Origins, read_origins, write_origins
@@ -23,7 +24,6 @@ from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
 from training.support.writing import check_free, writing
-from training.support.yaml_text import parse_yaml
 
 Record = dict[str, Any]
 
