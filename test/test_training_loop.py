@@ -286,15 +286,19 @@ def test_a_head_trains_on_the_features_that_a_half_precision_bundle_gives(recipe
     torch.testing.assert_close(trainer.model.backbone.cpu().eval()(image), stored(image), atol=0, rtol=0)
 
 
-def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
+def interrupt_at(monkeypatch, interrupted_step):
     original = StageRun.step
 
     def interrupted(self, step, batches):
-        if step == 3:
+        if step == interrupted_step:
             raise KeyboardInterrupt
         return original(self, step, batches)
 
     monkeypatch.setattr(StageRun, "step", interrupted)
+
+
+def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
+    interrupt_at(monkeypatch, 3)
     made = recipe()
     with pytest.raises(KeyboardInterrupt):
         run(made)
@@ -304,14 +308,7 @@ def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch
 
 
 def test_interrupted_after_a_validation_it_leaves_the_bundle_of_that(recipe, run, monkeypatch):
-    original = StageRun.step
-
-    def interrupted(self, step, batches):
-        if step == 2:
-            raise KeyboardInterrupt
-        return original(self, step, batches)
-
-    monkeypatch.setattr(StageRun, "step", interrupted)
+    interrupt_at(monkeypatch, 2)
     made = recipe()
     with pytest.raises(KeyboardInterrupt):
         run(made)
