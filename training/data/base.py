@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from pydantic import AfterValidator
 
 from dinov3_seg_ros.frames.classes import Colour, MaskValues
 from dinov3_seg_ros.options import ValueRange
@@ -81,10 +79,6 @@ class Found(NamedTuple):
     def lines(self) -> list[str]:
         """The same for people."""
         return [f"found: {self.kind}, {self.sure} ({self.why})", *(f"note: {note}" for note in self.notes)]
-
-
-#: Type of ``root`` and other keys that hold a folder: a path, whose ``~`` is the user's folder.
-Root: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class DataSettings(Section, ABC):

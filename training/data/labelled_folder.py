@@ -15,7 +15,7 @@ from dinov3_seg_ros.frames.image_files import has_alpha
 from dinov3_seg_ros.frames.mask_labels import is_grey
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
-from training.data.base import DataSettings, Found, Root, Split
+from training.data.base import DataSettings, Found, Split
 from training.data.classes.items import WrittenClasses, WrittenIgnored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
@@ -24,6 +24,7 @@ from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
 from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, samples_of
+from training.support.section import Folder
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
@@ -32,7 +33,7 @@ _LOOKED_AT = 12
 class LabelledFolderData(DataSettings):
     """A folder of images and labels; the settings that every format has."""
 
-    root: Root
+    root: Folder
     """Folder of the data set."""
     images: str = "auto"
     """Which files are images: a pattern such as "*_image.png" or "rgb/*.png", or the name of a folder. auto: what is

@@ -14,14 +14,14 @@ from dinov3_seg_ros.frames.classes import Colour, MaskValues, unlabelled_value
 from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import Root, SegmentationDataset
+from training.data.base import SegmentationDataset
 from training.data.classes.map import ClassMap, SourceClass, SourceClasses, number_map
 from training.data.contents import Contents
 from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import Sample
 from training.data.reading.tree import laid_out_like, read_json
-from training.support.section import Section
+from training.support.section import Folder, Section
 
 #: Written last, so that a folder without it is not complete.
 PSEUDO_FILE = "pseudo_labels.json"
@@ -37,7 +37,7 @@ class PseudoLabels(Section):
     2013.
     """
 
-    root: Root | None = None
+    root: Folder | None = None
     """Folder that training.distill wrote; null: the labelled images alone."""
     labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the training samples that people labelled. Where these are few, each is drawn several times in an

@@ -12,8 +12,9 @@ from pydantic import Field
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.frames.classes import MaskValues, unlabelled_value
 from dinov3_seg_ros.support.files import replacing_file
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.contents import Contents
+from training.support.section import Folder
 
 
 class ScenesData(DataSettings):
@@ -26,7 +27,7 @@ class ScenesData(DataSettings):
     """Number of validation scenes."""
     size: tuple[int, int] = (480, 640)
     """Height and width of the scenes, pixels."""
-    cache: Root | None = "runs/.scenes"
+    cache: Folder | None = "runs/.scenes"
     """Folder that keeps rendered scenes for the next epoch and the next run; null: scenes are rendered each time, as
     they are when the disk is full."""
 

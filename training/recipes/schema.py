@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
-from training.data.base import Root
 from training.data.pseudo_labels import PseudoLabels
 from training.evaluation.inference import Inference
 from training.losses import CrossEntropySection, LossSection
@@ -16,7 +15,7 @@ from training.optimization.optimizers import AdamWSection, OptimizerSection
 from training.optimization.schedules import Cosine, ScheduleSection
 from training.samples.feature_cache import CacheSettings
 from training.samples.transforms import Augmentation
-from training.support.section import Section
+from training.support.section import Folder, Section
 
 Channels = tuple[float, float, float]
 
@@ -121,7 +120,7 @@ class Recipe(Section):
     """Licence notes that the bundle carries."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of all random numbers."""
-    output: Root = "auto"
+    output: Folder = "auto"
     """Folder for everything written; must not exist or be empty. auto: runs/<name>."""
     data: DataSection
     pseudo_labels: PseudoLabels = PseudoLabels()

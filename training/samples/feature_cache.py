@@ -36,9 +36,8 @@ from torch.utils.data import Dataset
 
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from dinov3_seg_ros.support.files import replacing_file, sha256_of_json, write_json
-from training.data.base import Root
 from training.samples.loader import AugmentedDataset, BatchLoader, Key
-from training.support.section import Section
+from training.support.section import Folder, Section
 from training.support.writing import writing
 
 #: From canvases (B, H, W, 3) uint8 RGB to the backbone's maps (B, C, h, w).
@@ -74,7 +73,7 @@ class CacheSettings(Section):
     views of the first epochs of a training without a cache. 0: no cache. Without augmentation there is one view."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the views; null: the recipe's seed. Trainings with the same seed here share the views."""
-    folder: Root = "runs/.features"
+    folder: Folder = "runs/.features"
     """Folder of the caches. Processes on several machines need a shared one."""
     max_gb: Annotated[float, Field(gt=0)] = 20.0
     """The most that all caches in this folder may take, 10^9 bytes."""

@@ -1,8 +1,14 @@
-"""The base of every section of a recipe."""
+"""The base of every section of a recipe, and the types of keys that many have."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import os
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+#: A key that holds a folder: a path, whose ``~`` is the user's folder.
+Folder: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):

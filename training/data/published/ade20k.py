@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_pairs, find_parts
+from training.support.section import Folder
 
 _FOLDER_OF = {"train": "training", "val": "validation"}
 
@@ -23,7 +24,7 @@ class Ade20kData(DataSettings):
     """
 
     name: Literal["ade20k"] = "ade20k"
-    root: Root
+    root: Folder
     """Folder ADEChallengeData2016."""
 
     def open(self, split: Split) -> LabelledImages:

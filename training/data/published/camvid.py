@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import number_map
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import find_pairs, find_parts, spread_evenly
+from training.support.section import Folder
 
 
 class CamVidData(DataSettings):
@@ -24,7 +25,7 @@ class CamVidData(DataSettings):
     """
 
     name: Literal["camvid"] = "camvid"
-    root: Root
+    root: Folder
     """Folder of the data set."""
     train_images: Annotated[int, Field(ge=1)] | None = None
     """Train on so many images only, taken evenly over the drives; null: on all."""

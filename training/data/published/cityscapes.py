@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts
 from training.data.reading.protocol import Sample
+from training.support.section import Folder
 
 IMAGE_ENDING, MASK_ENDING = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _LABEL_COUNT = 34
@@ -28,7 +29,7 @@ class CityscapesData(DataSettings):
     """
 
     name: Literal["cityscapes"] = "cityscapes"
-    root: Root
+    root: Folder
     """Folder that holds leftImg8bit and gtFine."""
 
     def open(self, split: Split) -> LabelledImages:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import known_classes, published_classes
 from training.data.classes.map import number_map
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts
 from training.data.reading.panoptic import Panoptic, PanopticMasks, read_panoptic
 from training.data.reading.protocol import Sample
+from training.support.section import Folder
 
 
 class CocoPanopticData(DataSettings):
@@ -25,7 +26,7 @@ class CocoPanopticData(DataSettings):
     """
 
     name: Literal["coco_panoptic"] = "coco_panoptic"
-    root: Root
+    root: Folder
     """Folder that holds train2017, val2017 and annotations."""
     background: Literal["class", "ignore"] = "class"
     """What unlabelled pixels are: class 0, or ignored; then no pixel is of class 0."""

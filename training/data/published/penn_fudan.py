@@ -9,13 +9,14 @@ from pydantic import Field
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_number
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import known_classes
 from training.data.classes.map import ClassMap
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_pairs, find_parts
 from training.data.reading.protocol import Sample
 from training.data.splits import split_samples
+from training.support.section import Folder
 
 _FOLDERS_OF = {"train": ("train_images", "train_masks"), "val": ("valid_images", "valid_masks")}
 _ORIGINAL_FOLDERS = ("PNGImages", "PedMasks")
@@ -33,7 +34,7 @@ class PennFudanData(DataSettings):
     """
 
     name: Literal["penn_fudan"] = "penn_fudan"
-    root: Root
+    root: Folder
     """Folder PennFudanPed."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 24 / 170
     """Share of the images kept for validation where root has no folders for its splits; default: 24 of them."""

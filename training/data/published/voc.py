@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from training.data.base import DataSettings, Root, Split
+from training.data.base import DataSettings, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import SourceClasses, number_map
 from training.data.labelled_images import LabelledImages, complete
 from training.data.published.layout import check_split, find_parts, listed_names
 from training.data.reading.protocol import Sample
+from training.support.section import Folder
 
 _NAME = "Pascal VOC 2012"
 _AUGMENTED_MASKS = "SegmentationClassAug"
@@ -33,7 +34,7 @@ class VocData(DataSettings):
     """
 
     name: Literal["voc"] = "voc"
-    root: Root
+    root: Folder
     """Folder VOC2012."""
     train_list: Literal["auto", "train_aug", "train"] = "auto"
     """Which images to train on: the 10,582 of train_aug or the 1,464 of train; auto: train_aug where root has
