@@ -16,7 +16,7 @@ from ros_domain import TIMEOUT_S, claimed_domain
 
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
-from dinov3_seg_ros.frames.order import order_key
+from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
@@ -32,12 +32,20 @@ def test_a_colour_classifier_learns_colours_and_ignores_void():
     assert colours.predict(np.full((1, 1, 3), 120, np.uint8))[0, 0] == 0, "an unseen colour gives the commonest class"
 
 
-def test_numbers_in_names_are_ordered_as_numbers():
-    names = ["a 2/frame_10", "a 10/frame_9", "a 2/frame_9", "a 2/kitchen", "a 2/frame_009_b"]
-    assert sorted(names, key=order_key) == [names[2], names[4], names[0], names[3], names[1]]
-    stamps = ["1700000000.png", "1700000000.050.png", "1700000000.25.png", "1700000000.5.png", "1700000001.png"]
-    scenes = ["scene_1.9.png", "scene_1.10.png"]
-    assert sorted([*reversed(stamps), *reversed(scenes)], key=order_key) == [*stamps, *scenes]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a 2/frame_9", "a 2/frame_009_b", "a 2/frame_10", "a 2/kitchen", "a 10/frame_9"],
+        ["scene_1.9.png", "scene_1.10.png"],
+        # Decimal seconds, as Python writes floats.
+        ["1700000000.png", "1700000000.050.png", "1700000000.25.png", "1700000000.5.png", "1700000001.png"],
+        # Seconds and nanoseconds, with zeros at the front and without.
+        ["1700000000.033333333.png", "1700000000.133333333.png", "1700000000.233333333.png"],
+        ["1700000000.33333333.png", "1700000000.133333333.png", "1700000000.233333333.png", "1700000001.0.png"],
+    ],
+)
+def test_numbers_in_names_are_ordered_as_numbers(names):
+    assert in_order(reversed(names), str) == names
 
 
 def test_a_folder_is_played_in_order_with_its_masks(tmp_path):

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.bundle.manifest import Manifest
-from dinov3_seg_ros.frames.order import order_key
+from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
@@ -293,7 +293,7 @@ def _in_time(data: SegmentationDataset) -> list[int]:
     indices = range(len(data))
     if not isinstance(data, LabelledImages):  # has no paths
         return list(indices)
-    return sorted(indices, key=lambda index: order_key(data.samples[index].image.as_posix()))
+    return in_order(indices, lambda index: data.samples[index].image.as_posix())
 
 
 def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from decimal import Decimal
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 # Unix seconds have a fraction: 1700000000.25 goes before 1700000000.5, though scene_1.9 goes before scene_1.10.
 _NUMBERS = re.compile(r"((?<!\d)\d{10}\.\d+|\d+)")
+_WHOLE_NUMBERS = re.compile(r"(\d+)")
+_WITH_NANOSECONDS = re.compile(r"(?<!\d)\d{10}\.\d{9}(?!\d)")
 
 
-def order_key(name: str) -> list[str | Decimal]:
-    """Sorting key of an image's name or path, in which numbers are compared as numbers: 9 goes before 10."""
-    return [Decimal(part) if place % 2 else part for place, part in enumerate(_NUMBERS.split(name))]
+def in_order(items: Iterable[Item], name_of: Callable[[Item], str]) -> list[Item]:
+    """Sort items by their names or paths, in which numbers are compared as numbers: 9 goes before 10.
+
+    A name may be a time stamp, its seconds and nanoseconds as whole numbers or as a decimal number. Where any has nine
+    digits after the point, all have nanoseconds there, from which zeros at the front may be gone.
+    """
+    items = list(items)
+    numbers = _WHOLE_NUMBERS if any(_WITH_NANOSECONDS.search(name_of(item)) for item in items) else _NUMBERS
+
+    def key(item: Item) -> list[str | Decimal]:
+        return [Decimal(part) if place % 2 else part for place, part in enumerate(numbers.split(name_of(item)))]
+
+    return sorted(items, key=key)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.order import order_key
+from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
@@ -25,7 +25,7 @@ def open_source(source: str, masks: Path | None = None, value_range: ValueRange 
     """Open a folder of images, a video file or a webcam.
 
     Args:
-        source: path of a folder, whose images are taken in the order of `order.order_key`, or of a video file, or the
+        source: path of a folder, whose images are taken in the order of `order.in_order`, or of a video file, or the
             number of a webcam.
         masks: folder of true masks for a folder of images: PNG files of class ids, named like the images. Other
             sources have none.
@@ -120,7 +120,7 @@ def decode_rgb(content: bytes, name: object, scale: ValueScale) -> np.ndarray:
 
 def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterator[Frame]:
     scale = ValueScale(value_range, str(folder))
-    for path in sorted(find_images(folder), key=lambda path: order_key(path.name)):
+    for path in in_order(find_images(folder), lambda path: path.name):
         picture = decode_rgb(path.read_bytes(), path, scale)
         yield picture, None if masks is None else _read_mask(masks / f"{path.stem}.png", picture.shape[:2])
 
