@@ -126,6 +126,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         ("geometry", "crop", "geometry is 'crop'; use one of: stretch, letterbox, pad, native"),
         ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
         ("network_size", [480], "network_size is (480,); use two positive whole numbers"),
+        ("network_size", [0], "network_size is (0,); use two positive whole numbers"),
     ):
         result = node.set_parameter(name, value)
         assert not result.successful

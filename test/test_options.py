@@ -119,6 +119,8 @@ def test_a_value_written_as_text_is_read_by_its_kind(name, text, value):
         ("overlay_names", "yes", "use true or false"),
         ("network_size", "64xa", "use height,width in pixels"),
         ("network_size", "64", "use height,width in pixels"),
+        ("network_size", "0", "use height,width in pixels"),
+        ("network_size", "0,0,0", "use height,width in pixels"),
         ("network_size", "0,64", "use height,width in pixels"),
         ("runtime", "tflite", "use one of: auto, torch, onnx, tensorrt"),
     ],

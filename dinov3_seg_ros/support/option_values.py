@@ -146,7 +146,7 @@ def to_parameter(option: Option, value: Any) -> Any:
 def from_parameter(option: Option, value: Any) -> Any:
     """The value of an option from a ROS parameter, in which an empty text, list or [0, 0] stands for the default."""
     if option.kind == "size":
-        return tuple(value) if value is not None and any(value) else None
+        return None if not value or tuple(value) == (0, 0) else tuple(value)
     if option.kind == "texts":
         # A file's empty list has no type, and arrives as None.
         return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
