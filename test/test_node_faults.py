@@ -358,6 +358,24 @@ def test_a_failed_runtime_is_closed_only_when_no_frame_uses_it(bundle, tmp_path,
         assert node._models.wait(60)
 
 
+def test_a_frame_that_waits_for_a_failed_runtime_counts_as_dropped_for_its_replacement(bundle, tmp_path, monkeypatch):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        is_computing, may_end = compute_until_told(monkeypatch)
+        loop, image = node._loop, graph.camera("other").message(np.zeros((32, 32, 3), np.uint8))
+        loop._receive("", image, 0)
+        assert is_computing.wait(60)
+        loop._receive("", image, 0)  # waits
+        for _ in range(2):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        may_end.set()
+        assert "the runtime is being replaced" in loop.statistics[""].summary()
+        assert "deactivated" not in loop.statistics[""].summary()
+
+
 def test_a_frame_that_ends_after_the_node_was_cleaned_up_is_left_out(bundle, tmp_path, monkeypatch, capfd):
     with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
         start(node)

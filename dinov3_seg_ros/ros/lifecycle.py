@@ -17,7 +17,7 @@ from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
 from dinov3_seg_ros.ros.compatibility import answer_transitions
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
 from dinov3_seg_ros.ros.head_outputs import HeadOutputs
-from dinov3_seg_ros.ros.health.camera_statistics import CameraStatistics
+from dinov3_seg_ros.ros.health.camera_statistics import LOADING, STOPPED, CameraStatistics
 from dinov3_seg_ros.ros.health.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.health.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.model_loader import Models
@@ -308,7 +308,7 @@ class SegmentationNode(LifecycleNode):
         if step is Step.TRY_AGAIN:
             self.get_logger().warning(f"the runtime is tried again with the next frame: {failure}")
             return
-        loop.leave()
+        loop.leave(LOADING if step is Step.REPLACE else STOPPED)
         self._next_step = step
         self._wake.trigger()
 

@@ -130,8 +130,12 @@ class FrameLoop:
         if self._watch is None:
             self._subscribe()
 
-    def leave(self) -> None:
-        """Begin no frame any more with the models in use; the frame being processed may finish. Any thread may call."""
+    def leave(self, cause: str) -> None:
+        """Begin no frame any more with the models in use; the frame being processed may finish. Any thread may call.
+
+        Args:
+            cause: why the frames that wait are dropped.
+        """
         with self._leaving:
             worker = self._worker
             if worker is None:
@@ -139,7 +143,7 @@ class FrameLoop:
             self._stopping.append(worker)  # first: whoever finds no worker has to find it there, to join it
             self._worker = None
         for camera in worker.stop():
-            self.statistics[camera].dropped(STOPPED)
+            self.statistics[camera].dropped(cause)
 
     def stop(self) -> None:
         """Unsubscribe, and begin no further frame. Does nothing the second time."""
@@ -148,7 +152,7 @@ class FrameLoop:
         # They stay in place: the frame being processed still reads from them.
         for camera_input in self._inputs.values():
             camera_input.close()
-        self.leave()
+        self.leave(STOPPED)
 
     def abandon(self) -> None:
         """Publish nothing any more: the frame being processed has not ended in time, and publishers may go."""
