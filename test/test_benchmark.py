@@ -30,6 +30,7 @@ from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.report import table
 from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
 
@@ -223,6 +224,15 @@ def test_an_unwritable_result_file_is_refused_before_measuring(bundle, where, tm
     found = capsys.readouterr()
     assert "cannot be written" in found.err and "--json" in found.err
     assert found.out == ""
+
+
+def test_a_result_may_go_to_a_pipe_in_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    command._check_can_write(pipe, "--json")
+    with pytest.raises(OutputError, match=r"result\.json cannot be written"):
+        command._check_can_write(tmp_path / "result.json", "--json")
 
 
 def test_a_full_disk_still_prints_what_was_measured(bundle, monkeypatch, tmp_path, capsys):

@@ -26,7 +26,7 @@ from dinov3_seg_ros.support.command_line import (
     whole_number,
 )
 from dinov3_seg_ros.support.errors import OutputError
-from dinov3_seg_ros.support.files import is_writable, write_json
+from dinov3_seg_ros.support.files import is_writable, stays, write_json
 
 _FRAMES, _SECONDS = 50, 5
 
@@ -131,7 +131,7 @@ def _parser() -> CommandParser:
 
 
 def _check_can_write(path: Path, option: str) -> None:
-    if path.is_dir() or not is_writable(path.absolute().parent):
+    if path.is_dir() or not (stays(path) or is_writable(path.absolute().parent)):
         raise OutputError(f"{path} cannot be written; with {option}, name a file in a folder that you may write to")
 
 

@@ -38,7 +38,7 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
         durable: whether this also holds after a power cut, which takes some milliseconds.
     """
     path = Path(path)
-    if _must_stay(path):
+    if stays(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name
             yield temporary
@@ -216,6 +216,14 @@ def is_writable(folder: Path) -> bool:
     return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
+def stays(path: Path) -> bool:
+    """Whether a path leads to what no file replaces: a device, a pipe, or what a process has open (``/dev/stdout``)."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return True
+    target = path.parent / os.readlink(path) if path.is_symlink() else path
+    return os.path.realpath(target.parent).startswith("/proc/")
+
+
 @contextlib.contextmanager
 def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Make errors name ``path`` in place of its temporary; None: one that could not be made."""
@@ -229,14 +237,6 @@ def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
             elif named.is_relative_to(temporary):
                 error.filename = str(path / named.relative_to(temporary))
         raise
-
-
-def _must_stay(path: Path) -> bool:
-    """Whether a path leads to a device, a pipe, or what a process has open, such as ``/dev/stdout``."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return True
-    target = path.parent / os.readlink(path) if path.is_symlink() else path
-    return os.path.realpath(target.parent).startswith("/proc/")
 
 
 def _exchange(one: Path, other: Path) -> bool:
