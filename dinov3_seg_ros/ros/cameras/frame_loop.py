@@ -51,18 +51,16 @@ class _Started(NamedTuple):
     segmentation: StartedSegmentation
 
 
-class _Models(NamedTuple):
-    """A segmenter, and what it remembers of each camera where masks are smoothed over time."""
-
-    segmenter: Segmenter
-    smoothers: dict[str, TemporalSmoother]
-
-
 class _Turn:
-    """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask."""
+    """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask.
 
-    def __init__(self, models: _Models) -> None:
-        self.segmenter, self.smoothers = models
+    Args:
+        segmenter: which computes.
+        smoothers: of the cameras whose masks are smoothed over time; kept from turn to turn.
+    """
+
+    def __init__(self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother]) -> None:
+        self.segmenter, self.smoothers = segmenter, smoothers
         self.started: list[_Started] = []
         self.has_computed = self.succeeded = False
         self.failure: RuntimeFailedError | None = None
@@ -122,7 +120,8 @@ class FrameLoop:
             return
         self._segmenter = segmenter
         segmenter.times.clear()
-        begin = functools.partial(self._begin, _Models(segmenter, {}))
+        smoothers: dict[str, TemporalSmoother] = {}
+        begin = functools.partial(self._begin, segmenter, smoothers)
         overlap = segmenter.runtime.device != "cpu"
         worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, overlap, segmenter.warm_up_s)
         worker.start()
@@ -197,7 +196,9 @@ class FrameLoop:
         elif worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _begin(self, models: _Models, items: Sequence[tuple[str, Any]]) -> Finish:
+    def _begin(
+        self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother], items: Sequence[tuple[str, Any]]
+    ) -> Finish:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
@@ -209,11 +210,10 @@ class FrameLoop:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
                 message, received = item
-                segmenter = models.segmenter
                 with segmenter.times.stage("message_in"):
                     frames.append(self._inputs[camera].read(message, received, options, segmenter.value_range))
                 heads |= dict.fromkeys(wanted)
-        turn = _Turn(models)
+        turn = _Turn(segmenter, smoothers)
         if frames:
             self._start_segmenting(turn, frames, list(heads))
         return functools.partial(self._finish, turn)
