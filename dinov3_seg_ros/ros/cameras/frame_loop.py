@@ -13,6 +13,7 @@ from rclpy.clock import Clock
 
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.cameras.watch import CameraWatch
 from dinov3_seg_ros.ros.cameras.worker import Finish, LatestFrameWorker, Pace
@@ -186,7 +187,7 @@ class FrameLoop:
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
         statistics, worker = self.statistics[camera], self._worker
-        self._faults.note(camera, statistics.received(_seconds(message.header), lost))
+        self._faults.note(camera, statistics.received(seconds_of(message.header.stamp), lost))
         if not self._switches.is_on:
             statistics.dropped(SWITCHED_OFF)
         elif worker is None:
@@ -261,13 +262,13 @@ class FrameLoop:
         smoother.weight = weight
         with turn.segmenter.times.stage("smoothing"):
             # Of a driver that leaves stamps empty, the arrival must do.
-            return result.smoothed(smoother, frame.rgb, _seconds(frame.header) or frame.received)
+            return result.smoothed(smoother, frame.rgb, seconds_of(frame.header.stamp) or frame.received)
 
     def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
         style = Style.of(self._options())
         for name, head in result.heads.items():
             self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
-        stamp = _seconds(frame.header)
+        stamp = seconds_of(frame.header.stamp)
         delay = self._clock.now().nanoseconds * 1e-9 - stamp if stamp else None
         self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
 
@@ -311,8 +312,3 @@ class FrameLoop:
         """Count and log a camera_info that is not used."""
         fault = error.fault if isinstance(error, MessageError) else "failed"
         self._faults.note(camera, self.statistics[camera].noted(fault, f"camera_info is not used: {error}"))
-
-
-def _seconds(header: Any) -> float:
-    """The stamp of a header, seconds."""
-    return float(header.stamp.sec + 1e-9 * header.stamp.nanosec)
