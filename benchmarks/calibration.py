@@ -25,8 +25,8 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.files import write_json
 from training.calibrate import find_settings
-from training.evaluate import segment_all
 from training.evaluation.inference import Window
+from training.evaluation.loop import segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 
 

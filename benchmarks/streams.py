@@ -32,7 +32,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from dinov3_seg_ros import scenes  # noqa: E402
-from dinov3_seg_ros.ros.cameras.messages import fill_image  # noqa: E402
+from dinov3_seg_ros.ros.cameras.messages import fill_image, seconds_of  # noqa: E402
 from dinov3_seg_ros.ros.transport import PROFILE_VARIABLES, configure_transport, keep_freed_memory  # noqa: E402
 from dinov3_seg_ros.support.timing import summarise_ms  # noqa: E402
 
@@ -128,8 +128,7 @@ class Masks:
         for topic, delays in self._delays_s.items():
 
             def take(mask: Any, delays: list[float] = delays) -> None:
-                stamp = mask.header.stamp
-                delays.append(time.time() - (stamp.sec + 1e-9 * stamp.nanosec))
+                delays.append(time.time() - seconds_of(mask.header.stamp))
 
             graph.peer.create_subscription(message_type, topic, take, QoSProfile(depth=20))
 

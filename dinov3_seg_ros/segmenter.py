@@ -29,7 +29,7 @@ from dinov3_seg_ros.frames.smoothing import Logits, TemporalSmoother
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions, RuntimeName, ValueRange
 from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
-from dinov3_seg_ros.runtimes.protocol import Computation, Runtime
+from dinov3_seg_ros.runtimes.protocol import Computation, Runtime, sizes_in_words
 from dinov3_seg_ros.support.cpu import quota_threads
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
@@ -230,7 +230,7 @@ class Segmenter:
         self.value_range: ValueRange = first.input.value_range
         check_geometry(self._geometry, self._network_size, self._multiple)
         if runtime.sizes is not None and self._geometry not in FRAME_SIZED and self._network_size not in runtime.sizes:
-            sizes = ", ".join(f"{height}x{width}" for height, width in runtime.sizes)
+            sizes = sizes_in_words(runtime.sizes)
             raise ParameterError(f"the runtime has no graph for network size {self._network_size}; it has: {sizes}")
         if max_batch < 1:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")

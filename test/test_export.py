@@ -32,6 +32,7 @@ from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators
+from dinov3_seg_ros.export.licences import licences_of_graphs
 from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
@@ -524,7 +525,7 @@ META = "facebook/dinov3-vits16-pretrain-lvd1689m"
 def test_the_licences_beside_graphs_name_whose_weights_they_hold(exported, storage, source, said):
     section = exported.manifest.backbone.model_copy(update={"storage": storage, "source": source})
     manifest = exported.manifest.model_copy(update={"backbone": section, "licences": ["CC0 images"]})
-    written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
+    written = licences_of_graphs(dataclasses.replace(exported, manifest=manifest))
     assert re.fullmatch(f"CC0 images\n.*{said}.*" if said else "CC0 images", written), written
     assert "/home" not in written and "customer" not in written
     assert ("of DINOv3 by Meta" in written) == ("of DINOv3 by Meta" in (said or ""))
@@ -536,7 +537,7 @@ def test_the_licences_beside_graphs_name_whose_weights_they_hold(exported, stora
 def test_an_embedded_backbone_of_unknown_weights_and_licence_may_be_metas(exported, source, is_told):
     section = exported.manifest.backbone.model_copy(update={"source": source})
     manifest = exported.manifest.model_copy(update={"backbone": section, "licences": []})
-    written = exporter._licences(dataclasses.replace(exported, manifest=manifest))
+    written = licences_of_graphs(dataclasses.replace(exported, manifest=manifest))
     assert ("does not tell whose weights it contains. If they are Meta's" in written) == is_told
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from dinov3_seg_ros.support.errors import ImageError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
-from training.evaluation.boundary import BoundaryIoU
+from training.evaluation.bootstrap import Ratios
+from training.evaluation.boundary import boundary_counts
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -57,10 +60,10 @@ def test_a_set_without_valid_pixels_has_no_score():
     assert matrix.summary(["a", "b"])["miou"] is None
 
 
-@pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryIoU])
-def test_masks_of_different_size_are_refused(kind):
+@pytest.mark.parametrize("count", [ConfusionMatrix(2).update, partial(boundary_counts, num_classes=2, width=0.02)])
+def test_masks_of_different_size_are_refused(count):
     with pytest.raises(ImageError, match="one size"):
-        kind(2).update(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
+        count(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
 
 
 def blobs(seed: int, classes: int, size: tuple[int, int] = (60, 80)) -> np.ndarray:
@@ -76,50 +79,54 @@ def band(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & ~cv2.erode(framed, kernel, iterations=width)[1:-1, 1:-1].astype(bool)
 
 
+def boundary_iou(classes: int, *pairs: tuple[np.ndarray, np.ndarray], width: float = 0.02) -> Ratios:
+    """The boundary IoU of true and predicted masks, summed as an evaluation sums it."""
+    ratios = Ratios(classes)
+    for truth, prediction in pairs:
+        ratios.add(*boundary_counts(truth, prediction, classes, width))
+    return ratios
+
+
 @pytest.mark.parametrize("classes", [4, 300])
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.2])
 def test_boundary_iou_is_that_of_each_class_eroded_alone(classes, share):
-    metric, names = BoundaryIoU(classes, share), [str(index) for index in range(classes)]
+    pairs = []
     intersection, union = np.zeros(classes), np.zeros(classes)
     for seed in range(2):
         truth, prediction = (blobs(seed + shift, 4).astype(np.uint16) + classes - 4 for shift in (0, 10))
         prediction[10:30] = truth[10:30]
-        metric.update(truth, prediction)
+        pairs.append((truth, prediction))
         for index in range(classes):
             true, predicted = (band(labels == index, round(100 * share)) for labels in (truth, prediction))
             intersection[index] += (true & predicted).sum()
             union[index] += (true | predicted).sum()
     with np.errstate(invalid="ignore"):
         expected = intersection / union
-    np.testing.assert_allclose(metric.iou(), expected)
-    assert metric.summary(names)["boundary_miou"] == pytest.approx(np.nanmean(expected))
+    scores = boundary_iou(classes, *pairs, width=share)
+    np.testing.assert_allclose(scores.per_class(), expected)
+    assert scores.mean() == pytest.approx(np.nanmean(expected))
 
 
 def test_ignored_pixels_and_absent_classes_do_not_touch_the_boundary_iou():
     truth = blobs(0, 3)
     truth[20:40, 30:50] = 255
-    metric, other = BoundaryIoU(4), BoundaryIoU(4)
-    metric.update(truth, blobs(1, 3))
-    other.update(truth, np.where(truth == 255, np.uint8(2), blobs(1, 3)))
-    np.testing.assert_array_equal(metric.iou(), other.iou())
-    assert metric.summary(NAMES)["per_class_boundary_iou"]["d"] is None
-    perfect = BoundaryIoU(4)
-    perfect.update(truth, np.where(truth == 255, np.uint8(1), truth))
-    assert perfect.summary(NAMES)["boundary_miou"] == 1.0
+    scores = boundary_iou(4, (truth, blobs(1, 3))).per_class()
+    other = boundary_iou(4, (truth, np.where(truth == 255, np.uint8(2), blobs(1, 3)))).per_class()
+    np.testing.assert_array_equal(scores, other)
+    assert np.isnan(scores[3])
+    assert boundary_iou(4, (truth, np.where(truth == 255, np.uint8(1), truth))).mean() == 1.0
 
 
 def test_a_coarse_edge_costs_more_boundary_iou_than_iou():
     truth = np.zeros((100, 100), np.uint8)
     truth[20:80, 20:80] = 1
     coarse = cv2.morphologyEx(truth, cv2.MORPH_ERODE, np.ones((5, 5), np.uint8))
-    matrix, boundary = ConfusionMatrix(2), BoundaryIoU(2)
-    for metric in (matrix, boundary):
-        metric.update(truth, coarse)
+    matrix = ConfusionMatrix(2)
+    matrix.update(truth, coarse)
     assert matrix.iou()[1] > 0.85
-    assert boundary.iou()[1] < 0.3
+    assert boundary_iou(2, (truth, coarse)).per_class()[1] < 0.3
 
 
 def test_an_unlabelled_prediction_has_no_boundary_of_its_own():
-    metric = BoundaryIoU(2)
-    metric.update(np.zeros((9, 9), np.uint8), np.full((9, 9), 255, np.uint8))
-    assert metric.iou()[0] == 0 and np.isnan(metric.iou()[1])
+    scores = boundary_iou(2, (np.zeros((9, 9), np.uint8), np.full((9, 9), 255, np.uint8))).per_class()
+    assert scores[0] == 0 and np.isnan(scores[1])

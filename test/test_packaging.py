@@ -204,8 +204,11 @@ def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp
         environment.main()
 
 
-def test_installing_leaves_scripts_to_pip_where_setuptools_does(build):
+def test_installing_leaves_scripts_to_pip_where_setuptools_does(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script").write_text("#!/usr/bin/python3\n")
     build["cmdclass"]["develop"]().run()
+    assert (tmp_path / "script").read_text() == "#!/usr/bin/python3\n"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

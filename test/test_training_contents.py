@@ -296,10 +296,11 @@ def test_a_changed_comment_in_the_recipe_does_not_block_resuming(tmp_path):
 def test_a_key_that_the_training_did_not_have_yet_counts_as_its_default(tmp_path):
     recipe = tiny_recipe(tmp_path, epochs=1)
     path = train(recipe).output / "recipe.yaml"
+    before = records(path.parent)
     content = yaml.safe_load(path.read_text())
     del content["accumulate"]
     path.write_text(yaml.safe_dump(content))
-    train(recipe, resume=True)
+    assert records(train(recipe, resume=True).output) == before
 
 
 def test_origins_that_lack_a_split_are_called_damaged(tmp_path):

@@ -25,8 +25,9 @@ from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data import DataSection, SegmentationDataset, Split
-from training.evaluate import check_classes, find_data, segment_all
+from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
+from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
 from training.support.text import percent

@@ -8,7 +8,7 @@ it computes, after the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.model.heads import Head, build_head
-from dinov3_seg_ros.support.errors import ExportError, HeadError
+from dinov3_seg_ros.support.errors import ExportError, HeadError, first_of
 from dinov3_seg_ros.support.files import sha256_of_file
 from training.support.writing import save_with_torch
 
@@ -33,7 +33,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 HEAD, VARIANT = "aspp", "plain"
 _PATCH_SIZE = 16
-_NAMED = 3
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -70,7 +69,7 @@ def read_head(path: Path, class_count: int) -> Head:
     if len(first) != 4 or len(last) != 4:
         raise HeadError(
             f"{path} is not the head of semantic_segmentation_dinov3, which starts with initial.0.weight and ends with "
-            f"classifier.weight; it holds {_some(tensors)}"
+            f"classifier.weight; it holds {first_of(tensors) or 'nothing'}"
         )
     if last[0] != class_count:
         raise HeadError(
@@ -144,7 +143,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             "holds code besides tensors, which is never run; download it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        held = f"a dictionary with {_some(content)}" if isinstance(content, dict) else type(content).__name__
+        held = f"a dictionary with {first_of(content)}" if isinstance(content, dict) else type(content).__name__
         raise HeadError(f"{path} is not a state dict (names and tensors) but {held}; give the head's own model.pth")
     return content
 
@@ -193,8 +192,3 @@ def _parameters(manifest: Manifest) -> dict[str, Any]:
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(tensors[name].shape) if name in tensors else ()
-
-
-def _some(names: Iterable[Any]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "") or "nothing"

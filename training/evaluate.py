@@ -8,9 +8,8 @@ are compared at the size of the true mask.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,31 +20,26 @@ from rich.progress import track
 from rich.table import Table
 
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
-from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
+from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
-from dinov3_seg_ros.support.errors import BundleError, DatasetError, RecipeError, SegmentationError
+from dinov3_seg_ros.support.errors import BundleError, DatasetError, SegmentationError
 from dinov3_seg_ros.support.files import write_json
-from training.data import DATASETS, DataSection, SegmentationDataset, Split
+from training.data import DataSection, SegmentationDataset, Split
 from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
-from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.evaluation.inference import Inference, open_segmenter
+from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.scores import Scores, per_class_name
-from training.recipes.loading import load_recipe
+from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.support.section import Section
 from training.support.text import percent
 from training.support.writing import check_free, writing
-
-#: Of image files, which do not say when they were taken.
-FRAMES_PER_SECOND = 10.0
-
-OnPrediction = Callable[[int, np.ndarray, np.ndarray, HeadSegmentation], None]
 
 
 class EvaluationSettings(Section):
@@ -67,35 +61,6 @@ class EvaluationSettings(Section):
     that of their paths, in which numbers are compared as numbers. Cuts are seen."""
     temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
     """For a sequence: the weight of previous frames, as the node's parameter of this name."""
-
-
-def segment_all(
-    segmenter: Segmenter | AveragingSegmenter,
-    data: SegmentationDataset,
-    indices: Iterable[int],
-    on_prediction: OnPrediction,
-    smoother: TemporalSmoother | None = None,
-) -> None:
-    """Segment items of a data set.
-
-    Args:
-        segmenter: of a bundle with the classes of ``data``, in the same order.
-        data: the data set.
-        indices: of the items, in the order of their time where they are smoothed.
-        on_prediction: called with index, image, true mask and result of each, which has the size of the mask.
-        smoother: smooths the results over time, as of a camera with `FRAMES_PER_SECOND`.
-
-    Raises:
-        DatasetError: an item cannot be read.
-    """
-    rest, numbers = iter(indices), itertools.count()
-    while batch := list(itertools.islice(rest, segmenter.max_batch)):
-        items = [data.item(index) for index in batch]
-        found = segmenter.segment([image for image, _ in items])
-        for index, (image, truth), segmentation in zip(batch, items, found, strict=True):
-            if smoother is not None:
-                segmentation = segmentation.smoothed(smoother, image, next(numbers) / FRAMES_PER_SECOND)
-            on_prediction(index, image, truth, next(iter(segmentation.heads.values())))
 
 
 def scores_table(scores: dict[str, Any]) -> Table:
@@ -250,16 +215,6 @@ def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[st
     return apply_overrides(settings, overrides)
 
 
-def check_classes(path: Path, data: SegmentationDataset) -> None:
-    """Raise DatasetError unless a bundle has the classes of the data set."""
-    classes = load_bundle(path).manifest.classes.names
-    if data.class_names != classes:
-        raise DatasetError(
-            f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
-            "take a data set with the same classes in the same order"
-        )
-
-
 def _evaluate_one(
     path: Path,
     settings: EvaluationSettings,
@@ -294,44 +249,6 @@ def _in_time(data: SegmentationDataset) -> list[int]:
     if not isinstance(data, LabelledImages):  # has no paths
         return list(indices)
     return in_order(indices, lambda index: data.samples[index].image.as_posix())
-
-
-def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """Find the section of the data set of a bundle, before overrides.
-
-    Args:
-        dataset: a data set's name, or a recipe that names one; default: the bundle's own.
-        manifest: of the bundle.
-        overrides: as `separated` gives them; they may name the folder of a data set that only its name selects.
-
-    Raises:
-        DatasetError: there is no such data set, the bundle names none, or its folder is not given.
-    """
-    own = manifest.training.recipe.get("data", {})
-    if dataset is None or dataset == own.get("name"):
-        if own.get("name") not in DATASETS:
-            raise DatasetError(f"bundle '{manifest.name}' does not name its data set; give --dataset NAME")
-        return DATASETS[own["name"]].model_validate(own)
-    if dataset in DATASETS:
-        return _new_section(dataset, manifest, overrides)
-    try:
-        return load_recipe(dataset).data
-    except RecipeError as error:
-        raise DatasetError(f"no data set has the name '{dataset}' ({', '.join(DATASETS)}), and {error}") from error
-
-
-def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:
-    """The section of a data set that only its name selects. Required values come from the overrides and the bundle."""
-    section = DATASETS[dataset]
-    required: dict[str, Any] = {}
-    if "root" in section.model_fields:
-        root = next((overrides[i + 1] for i, o in enumerate(overrides[:-1]) if o == "--data.root"), None)
-        if root is None:
-            raise DatasetError(f"data set '{dataset}' needs --data.root FOLDER")
-        required["root"] = root
-    if "classes" in section.model_fields:
-        required["classes"] = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
-    return section(**required)
 
 
 if __name__ == "__main__":

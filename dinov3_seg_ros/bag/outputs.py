@@ -31,6 +31,7 @@ from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import PublishOptions
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import MessageError
@@ -191,8 +192,7 @@ class BagSegmenter:
         published = []
         for (record, rgb), result in zip(frames, results, strict=True):
             if (smoother := smoothers.get(record.connection.topic)) is not None:
-                stamp = record.header.stamp
-                seconds = stamp.sec + 1e-9 * stamp.nanosec or 1e-9 * record.timestamp  # drivers may leave stamps empty
+                seconds = seconds_of(record.header.stamp) or 1e-9 * record.timestamp  # drivers may leave stamps empty
                 result = result.smoothed(smoother, rgb, seconds)
             published.append({name: self._publish(name, head) for name, head in result.heads.items()})
         return published

@@ -12,7 +12,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bu
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
-from dinov3_seg_ros.runtimes.protocol import Candidate
+from dinov3_seg_ros.runtimes.protocol import Candidate, sizes_in_words
 from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError, one_line
 
@@ -67,7 +67,7 @@ def _time(
 ) -> measured.Figure:
     heads = [bundle.manifest.name for bundle in bundles]
     if candidate.graphs is not None and size not in candidate.graphs:
-        sizes = ", ".join(f"{height}x{width}" for height, width in candidate.graphs)
+        sizes = sizes_in_words(candidate.graphs)
         problem = f"it has no export for {size[0]}x{size[1]}, at which the others are timed, only for {sizes}"
         figure = measured.Figure(label=candidate.label, problem=problem)
     else:

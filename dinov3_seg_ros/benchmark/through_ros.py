@@ -26,6 +26,7 @@ from dinov3_seg_ros.benchmark.processor import peak_memory_mb
 from dinov3_seg_ros.benchmark.trial import Trial
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
 from dinov3_seg_ros.ros.health.diagnostics import stages_of
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
@@ -110,7 +111,7 @@ class NodePipeline:
         found = self._receiver.arrived[_key(stamp)]
         self._spin_until(lambda: len(found) == len(_OUTPUTS), "output of a frame arrived")
         for output, (_, arrival) in found.items():
-            self.latency.add(output, arrival - stamp.sec - 1e-9 * stamp.nanosec)
+            self.latency.add(output, arrival - seconds_of(stamp))
         mask = found["mask"][0]
         assert mask is not None  # messages are kept here
         pixels = np.frombuffer(mask.data, np.uint8 if mask.encoding == "mono8" else np.uint16)
@@ -139,7 +140,7 @@ class NodePipeline:
             self._spin_once(_PERIOD_S / 2)
         self._receiver.keeps_messages = True
         masks = [(stamp, arrived[_key(stamp)]["mask"][1]) for stamp in stamps if "mask" in arrived.get(_key(stamp), ())]
-        latencies = [arrival - stamp.sec - 1e-9 * stamp.nanosec for stamp, arrival in masks]
+        latencies = [arrival - seconds_of(stamp) for stamp, arrival in masks]
         rate_hz = min(rate_hz, len(stamps) / taken_s)
         return Trial(rate_hz, len(stamps), len(masks), summarise_ms(latencies) if latencies else None)
 
@@ -255,7 +256,7 @@ class _Receiver(Node):
     def _take_status(self, array: DiagnosticArray) -> None:
         for status in array.status:
             if status.name == self._observed:
-                self.status, self.status_time = status, array.header.stamp.sec + 1e-9 * array.header.stamp.nanosec
+                self.status, self.status_time = status, seconds_of(array.header.stamp)
 
 
 def _key(stamp: Any) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from sensor_msgs.msg import Image
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
-from dinov3_seg_ros.ros.cameras.messages import read_image
+from dinov3_seg_ros.ros.cameras.messages import read_image, seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
@@ -127,7 +127,7 @@ class Recorder(Node):
         now = time.time()
         self._counts["masks"] += 1
         self._arrivals_s.append(now)
-        self._latencies_s.append(now - message.header.stamp.sec - 1e-9 * message.header.stamp.nanosec)
+        self._latencies_s.append(now - seconds_of(message.header.stamp))
         self._check_header(message.header)
         mask = np.frombuffer(message.data, np.uint8 if message.encoding == "mono8" else np.uint16)
         _remember(self._masks, _stamp(message), mask.reshape(message.height, message.width))

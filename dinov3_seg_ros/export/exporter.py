@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bundle, shared_layers
-from dinov3_seg_ros.bundle.manifest import FROM_SCRATCH, HEAD_FILE
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE
 from dinov3_seg_ros.bundle.onnx_folder import (
     BACKBONE_GRAPH,
     CANVASES,
@@ -40,10 +40,10 @@ from dinov3_seg_ros.bundle.onnx_folder import (
 )
 from dinov3_seg_ros.export import graph_files, parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
+from dinov3_seg_ros.export.licences import licences_of_graphs
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
-from dinov3_seg_ros.model.pretrained.hub import DINOV3_LICENCE, is_dinov3, is_known_by_form, repository_of
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
@@ -79,10 +79,6 @@ _RANKING_IMAGES = 8
 # that is different enough: int8 must reach 0.98 (`THRESHOLDS`).
 _LOOKED_THROUGH = 16
 _DIFFERENT = 0.95
-_DINOV3_TERMS = (
-    f"subject to the DINOv3 License, {DINOV3_LICENCE}, whose text must go along when the graph is passed on. The head "
-    "graph contains none of them."
-)
 
 
 @dataclass(frozen=True)
@@ -275,7 +271,7 @@ class _Job:
             graph = HeadGraph(bundle.load_head(), self._input.mean, self._input.std, self._dtype)
             export_head(graph, maps, layers, self._size, folder / HEAD_GRAPH, properties)
             if self._options.fuse:
-                of_both = {**self._properties_of_backbone, **properties, "licence": _licences(bundle)}
+                of_both = {**self._properties_of_backbone, **properties, "licence": licences_of_graphs(bundle)}
                 fuse(folders[0] / BACKBONE_GRAPH, folder / HEAD_GRAPH, layers, folder / FUSED_GRAPH, of_both)
 
     def _compare(self, folders: Sequence[Path]) -> dict[str, Any]:
@@ -371,7 +367,7 @@ class _Job:
 
     def _write_descriptions(self, bundle: Bundle, export: Export) -> None:
         write_json(export.folder / EXPORT_FILE, export.manifest.model_dump(mode="json"))
-        (export.folder / LICENCES_FILE).write_text(_licences(bundle) + "\n", encoding="utf-8")
+        (export.folder / LICENCES_FILE).write_text(licences_of_graphs(bundle) + "\n", encoding="utf-8")
         title = f"{bundle.manifest.name}, {self._size[0]}x{self._size[1]}, {self._options.precision}"
         (export.folder / REPORT_FILE).write_text(parity.report(export.manifest.parity, title), encoding="utf-8")
 
@@ -392,7 +388,7 @@ class _Job:
             "layers": self._layers,
             "mean": self._input.mean,
             "std": self._input.std,
-            "licence": _licences(self._bundles[0]),
+            "licence": licences_of_graphs(self._bundles[0]),
         }
 
 
@@ -433,39 +429,3 @@ def _fused(export: Export) -> parity.Logits:
         return logits
 
     return run
-
-
-def _licences(bundle: Bundle) -> str:
-    """Return the licences that the graphs of a bundle are subject to, one a line."""
-    lines = list(bundle.manifest.licences)
-    backbone = bundle.manifest.backbone
-    is_embedded = backbone.storage == "embedded"
-    repository = repository_of(backbone.source)
-    # An embedded backbone may have come from a folder of two parts, which is not here.
-    is_certain = repository is not None and (not is_embedded or is_known_by_form(repository))
-    if is_dinov3(backbone.source):
-        lines.append(
-            "The backbone graph contains weights of DINOv3 by Meta, or weights derived from them. They are "
-            f"{_DINOV3_TERMS}"
-        )
-    elif is_certain:
-        lines.append(
-            f"The backbone graph contains weights of {repository}, or weights derived from them. Their own licence "
-            "applies. The head graph contains none of them."
-        )
-    elif (
-        backbone.model_type.startswith("dinov3")
-        and not backbone.source.startswith(FROM_SCRATCH)
-        and not (is_embedded and bundle.manifest.licences)
-    ):
-        lines.append(
-            "The backbone graph has the architecture of DINOv3, and the bundle does not tell whose weights it "
-            f"contains. If they are Meta's, or derived from them, they are {_DINOV3_TERMS}"
-        )
-    if repository is not None and not is_certain:
-        name = repository.partition("/")[2]
-        lines.append(
-            f"The weights of the backbone graph come from '{name}'. If that is a published backbone, its own licence "
-            "applies to them. The head graph contains none of them."
-        )
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dinov3_seg_ros.frames.classes import Colour
+from dinov3_seg_ros.frames.compression import has_16_bits
 from dinov3_seg_ros.frames.sources import decode_pixels, decode_rgb
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
@@ -35,9 +36,8 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
-_PNG, _PNG_BIT_DEPTH = b"\x89PNG\r\n\x1a\n", 24
-#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`.
-HEAD_BYTES = _PNG_BIT_DEPTH + 1
+#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
+HEAD_BYTES = 25
 _TIFF, _TIFF_BITS_PER_SAMPLE = (b"II*\0", b"MM\0*"), 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
@@ -119,7 +119,7 @@ def may_have_16_bits(head: bytes) -> bool:
     Args:
         head: the first `HEAD_BYTES` of its file.
     """
-    return head[_PNG_BIT_DEPTH:HEAD_BYTES] == b"\x10" if head.startswith(_PNG) else head.startswith(_TIFF)
+    return has_16_bits(memoryview(head)) or head.startswith(_TIFF)
 
 
 def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
@@ -233,8 +233,8 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
 def _has_16_bits(source: ImageSource) -> bool:
     """Whether an image has 16 bits per channel, from its header; Pillow's mode does not tell it of colours."""
     start = _content(source, HEAD_BYTES)
-    if not may_have_16_bits(start) or start.startswith(_PNG):
-        return may_have_16_bits(start)
+    if not start.startswith(_TIFF):
+        return has_16_bits(memoryview(start))
     with _picture(source) as picture:
         return isinstance(picture, TiffImageFile) and set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
 

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
 from dinov3_seg_ros.model.pretrained.reading import read_checkpoint
-from dinov3_seg_ros.support.errors import BackboneError, one_line
+from dinov3_seg_ros.support.errors import BackboneError, first_of, one_line
 
 # Published ResNet and DINOv2 checkpoints may carry the classifier they were trained with.
 _CLASSIFIER_PREFIX = "classifier."
@@ -127,7 +127,7 @@ def _refuse_misfits(missing: set[str], report: Mapping[str, Any], where: str) ->
         f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
     ]
     complaints = [
-        f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {what}: {first_of(sorted(names))}"
         for what, names in (
             ("missing", missing),
             ("unexpected", report["unexpected_keys"]),

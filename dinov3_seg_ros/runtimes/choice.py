@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from dinov3_seg_ros.bundle.loading import Bundle
@@ -21,7 +20,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
-from dinov3_seg_ros.runtimes.pytorch.precisions import offered_precisions
+from dinov3_seg_ros.runtimes.pytorch.precisions import torch_candidates
 from dinov3_seg_ros.support.errors import (
     DisagreementError,
     ParameterError,
@@ -252,7 +251,8 @@ def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bun
             if not unverified or candidate.graphs is not None or (candidate.device, candidate.precision) == MODEL:
                 return unverified
             _logger.info("no export holds a reference, so the model is computed on the CPU to compare with")
-            with contextlib.closing(_open_model(bundles, options)) as model:
+            device, precision = MODEL
+            with contextlib.closing(_open_torch(bundles, options, device=device, precision=precision)) as model:
                 gate.check_with_model(runtime, candidate, bundles, size, options.max_batch, model)
             return ""
     except DisagreementError:
@@ -317,32 +317,14 @@ def _open_first(candidates: Sequence[Candidate], bundles: Sequence[Bundle], opti
     return open_checked(last, bundles, options, may_be_unverified=options.runtime != "auto")
 
 
-def _open_model(bundles: Sequence[Bundle], options: ComputeOptions) -> OpenedRuntime:
-    """Open the model itself."""
-    device, precision = MODEL
-    own = options.model_copy(update={"device": device, "precision": precision})
-    return _runtime_type("torch").candidates(bundles, own)[0].open()
+def _open_torch(bundles: Sequence[Bundle], options: ComputeOptions, **chosen: str) -> OpenedRuntime:
+    """Open the PyTorch runtime with some options chosen otherwise."""
+    return _runtime_type("torch").candidates(bundles, options.model_copy(update=chosen))[0].open()
 
 
 def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
     """The candidates of PyTorch where there is no GPU, without importing PyTorch."""
-    first, *others = offered_precisions(options.precision, "cpu")
-
-    def open_it(precision: str) -> OpenedRuntime:
-        own = options.model_copy(update={"precision": precision})
-        return _runtime_type("torch").candidates(bundles, own)[0].open()
-
-    return [
-        Candidate(
-            runtime="torch",
-            device="cpu",
-            precision=precision,
-            label=f"torch on cpu, {precision}",
-            is_measured_only=precision in others,
-            open=partial(open_it, precision),
-        )
-        for precision in (first, *others)
-    ]
+    return torch_candidates(options.precision, "cpu", lambda name: _open_torch(bundles, options, precision=name))
 
 
 def _torch_has_no_gpu() -> bool:

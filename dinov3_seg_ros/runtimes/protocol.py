@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.onnx_folder import Graphs
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.support.errors import DisagreementError
+from dinov3_seg_ros.support.errors import DisagreementError, ImageError
 
 
 class Computation(Protocol):
@@ -141,3 +141,25 @@ class RuntimeType(Protocol):
         Raises:
             RuntimeUnavailableError: it cannot serve these bundles here; says why.
         """
+
+
+def check_canvas_size(size: tuple[int, int], sizes: Collection[tuple[int, int]], what: str) -> None:
+    """Refuse network inputs that a runtime does not take.
+
+    Args:
+        size: theirs, (height, width) in pixels.
+        sizes: that it takes.
+        what: it has one of for each size, in a word.
+
+    Raises:
+        ImageError: it has none for this size.
+    """
+    if size not in sizes:
+        raise ImageError(
+            f"there is no {what} for network inputs of {size[0]}x{size[1]} pixels; there are: {sizes_in_words(sizes)}"
+        )
+
+
+def sizes_in_words(sizes: Iterable[tuple[int, int]]) -> str:
+    """List sizes, (height, width) in pixels, for a message."""
+    return ", ".join(f"{height}x{width}" for height, width in sizes)

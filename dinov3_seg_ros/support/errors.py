@@ -127,6 +127,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def first_of(names: Iterable[object], most: int = 3) -> str:
+    """List names for a message: at most so many, then "..."."""
+    named = [str(name) for name in names]
+    return ", ".join(named[:most]) + (", ..." if len(named) > most else "")
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or ""."""
     close = difflib.get_close_matches(word, list(words), n=1)

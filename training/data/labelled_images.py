@@ -14,13 +14,11 @@ from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import READING_VERSION, MaskPixels, image_size, read_image
 from dinov3_seg_ros.frames.mask_labels import fit_to_image
 from dinov3_seg_ros.frames.value_range import FULL_RANGE, ValueScale
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, first_of
 from training.data.base import IncompleteError
 from training.data.classes.map import ClassMap
 from training.data.contents import Contents, digest_files
 from training.data.reading.protocol import ReadLabels, Sample, read_mask_file
-
-_NAMED = 3
 
 
 class LabelledImages:
@@ -153,10 +151,9 @@ def complete(data: LabelledImages) -> LabelledImages:
     if len(whole) == len(samples):
         return data
     files = [str(path) for paths in missing for path in paths]
-    named = ", ".join(files[:_NAMED]) + (", ..." if len(files) > _NAMED else "")
     raise IncompleteError(
         f"{len(samples) - len(whole)} of {len(samples)} images have no mask, or are absent themselves; there is no "
-        f"{named}",
+        f"{first_of(files)}",
         files,
         data.with_samples(whole),
     )

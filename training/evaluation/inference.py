@@ -21,7 +21,7 @@ from dinov3_seg_ros.frames.preprocessing import Placement, check_geometry, check
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.runtimes.failures import runtime_failures
-from dinov3_seg_ros.runtimes.protocol import Runtime
+from dinov3_seg_ros.runtimes.protocol import Runtime, sizes_in_words
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
@@ -191,7 +191,7 @@ class AveragingSegmenter:
     def _logits(self, canvas: np.ndarray) -> Tensor:
         size = canvas.shape[:2]
         if self.runtime.sizes is not None and size not in self.runtime.sizes:
-            sizes = ", ".join(f"{height}x{width}" for height, width in self.runtime.sizes)
+            sizes = sizes_in_words(self.runtime.sizes)
             raise ParameterError(
                 f"a view by these settings of inference has {size[0]}x{size[1]} pixels, and runtime "
                 f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dinov3_seg_ros.support.metrics import ConfusionMatrix, by_name
 from training.evaluation.bootstrap import Intervals, Ratios, draw_images, intervals
-from training.evaluation.boundary import BoundaryIoU
+from training.evaluation.boundary import boundary_counts
 from training.evaluation.regions import near_boundary, thin
 from training.evaluation.reliability import Reliability
 
@@ -31,10 +31,9 @@ class Scores:
     """
 
     def __init__(self, names: Sequence[str], boundary_width: float, thin_width: float) -> None:
-        self._names, self._thin_width = list(names), thin_width
+        self._names, self._boundary_width, self._thin_width = list(names), boundary_width, thin_width
         count = len(self._names)
         self.matrix, self._reliability = ConfusionMatrix(count), Reliability(count)
-        self._boundary = BoundaryIoU(count, boundary_width)
         self._images = 0
         # Means over classes by their names in the summary; the names of the classes' own scores follow from them.
         self._ratios = {name: Ratios(count) for name in ("miou", "boundary_miou", "thin_recall", *_bands().values())}
@@ -54,7 +53,7 @@ class Scores:
         self.matrix.update(truth, prediction)
         self._reliability.update(truth, prediction, confidence)
         self._ratios["miou"].add_iou(truth, prediction, count)
-        self._ratios["boundary_miou"].add(*self._boundary.counts(truth, prediction))
+        self._ratios["boundary_miou"].add(*boundary_counts(truth, prediction, count, self._boundary_width))
         for pixels, name in _bands().items():
             near = near_boundary(truth, count, pixels)
             self._ratios[name].add_iou(truth[near], prediction[near], count)

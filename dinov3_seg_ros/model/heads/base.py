@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 from dinov3_seg_ros.model.heads.detail import DetailBranch
-from dinov3_seg_ros.support.errors import HeadError
-
-# Of many tensors, a message names so many.
-_NAMED = 3
+from dinov3_seg_ros.support.errors import HeadError, first_of
 
 
 class Head(nn.Module, ABC):
@@ -138,11 +135,7 @@ class Head(nn.Module, ABC):
                 if given.get(name, shape) != shape
             ],
         }
-        complaints = [f"{len(names)} {what}: {_first_of(names)}" for what, names in differences.items() if names]
+        complaints = [f"{len(names)} {what}: {first_of(names)}" for what, names in differences.items() if names]
         if complaints:
             raise HeadError(f"tensors {'; '.join(complaints)}")
         self.load_state_dict(dict(tensors))
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinov3_seg_ros.support.errors import BackboneError
+from dinov3_seg_ros.support.errors import BackboneError, first_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -86,10 +86,10 @@ def read_parts(index: Path) -> dict[str, Tensor]:
             "Fetch them again."
         )
     tensors = {key: tensor for name in names for key, tensor in read_safetensors(index.parent / name).items()}
-    promised = read_json(index)["weight_map"].keys()
-    if promised - tensors.keys():
+    lacking = sorted(read_json(index)["weight_map"].keys() - tensors.keys())
+    if lacking:
         raise BackboneError(
-            f"The parts of {index} lack tensors that it lists: {_some(promised - tensors.keys())}. Fetch them again."
+            f"The parts of {index} lack tensors that it lists: {first_of(lacking, 5)}. Fetch them again."
         )
     return tensors
 
@@ -145,10 +145,5 @@ def _why_unreadable(path: Path) -> str:
 
 def _outline(content: object) -> str:
     if isinstance(content, dict):
-        return f"dictionary with the keys {_some(map(str, content))}"
+        return f"dictionary with the keys {first_of(sorted(map(str, content)), 5)}"
     return type(content).__name__
-
-
-def _some(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -34,9 +34,7 @@ from dinov3_seg_ros.model.pretrained.normalisation import (
     read_preprocessor,
 )
 from dinov3_seg_ros.model.pretrained.timm import is_timm_dinov3, timm_to_meta
-from dinov3_seg_ros.support.errors import BackboneError
-
-_NAMED = 5
+from dinov3_seg_ros.support.errors import BackboneError, first_of
 
 
 @dataclass(frozen=True)
@@ -156,10 +154,8 @@ def _if_file(path: Path) -> Path | None:
 
 def _hint(tensors: Mapping[str, Tensor]) -> str:
     """What else the tensors look like."""
-    names = sorted(tensors)
-    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    if "conv1.weight" in tensors and any(name.startswith("transformer.resblocks.") for name in names):
+    if "conv1.weight" in tensors and any(name.startswith("transformer.resblocks.") for name in tensors):
         return "It looks like Meta's Perception Encoder, which transformers has no backbone for."
     if "pos_embed" in tensors:
         return "It looks like an ordinary ViT: DINOv2 has LayerScale (blocks.0.ls1.gamma)."
-    return f"Its tensors are named {listed}."
+    return f"Its tensors are named {first_of(sorted(tensors), 5)}."

@@ -13,6 +13,7 @@ from rclpy.clock import Clock
 
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
 from dinov3_seg_ros.ros.cameras.watch import CameraWatch
 from dinov3_seg_ros.ros.cameras.worker import Finish, LatestFrameWorker, Pace
@@ -51,18 +52,16 @@ class _Started(NamedTuple):
     segmentation: StartedSegmentation
 
 
-class _Models(NamedTuple):
-    """A segmenter, and what it remembers of each camera where masks are smoothed over time."""
-
-    segmenter: Segmenter
-    smoothers: dict[str, TemporalSmoother]
-
-
 class _Turn:
-    """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask."""
+    """The newest frames of some cameras, in one segmenter; and whether it is to blame where none gets a mask.
 
-    def __init__(self, models: _Models) -> None:
-        self.segmenter, self.smoothers = models
+    Args:
+        segmenter: which computes.
+        smoothers: of the cameras whose masks are smoothed over time; kept from turn to turn.
+    """
+
+    def __init__(self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother]) -> None:
+        self.segmenter, self.smoothers = segmenter, smoothers
         self.started: list[_Started] = []
         self.has_computed = self.succeeded = False
         self.failure: RuntimeFailedError | None = None
@@ -122,7 +121,8 @@ class FrameLoop:
             return
         self._segmenter = segmenter
         segmenter.times.clear()
-        begin = functools.partial(self._begin, _Models(segmenter, {}))
+        smoothers: dict[str, TemporalSmoother] = {}
+        begin = functools.partial(self._begin, segmenter, smoothers)
         overlap = segmenter.runtime.device != "cpu"
         worker = LatestFrameWorker(begin, self._drop_all, segmenter.max_batch, overlap, segmenter.warm_up_s)
         worker.start()
@@ -191,7 +191,7 @@ class FrameLoop:
     def _receive(self, camera: str, message: Any, lost: int) -> None:
         """Take a message from a subscription; runs in the executor's thread."""
         statistics, worker = self.statistics[camera], self._worker
-        self._faults.note(camera, statistics.received(_seconds(message.header), lost))
+        self._faults.note(camera, statistics.received(seconds_of(message.header.stamp), lost))
         if not self._switches.is_on:
             statistics.dropped(SWITCHED_OFF)
         elif worker is None:
@@ -201,7 +201,9 @@ class FrameLoop:
         elif worker.put(camera, (message, time.monotonic())):
             statistics.dropped(REPLACED)
 
-    def _begin(self, models: _Models, items: Sequence[tuple[str, Any]]) -> Finish:
+    def _begin(
+        self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother], items: Sequence[tuple[str, Any]]
+    ) -> Finish:
         """Read the newest frames and start to segment them; return what finishes them. Runs in the worker's thread."""
         frames: list[Frame] = []
         heads: dict[str, None] = {}
@@ -213,11 +215,10 @@ class FrameLoop:
                     self.statistics[camera].dropped(UNWANTED)
                     continue
                 message, received = item
-                segmenter = models.segmenter
                 with segmenter.times.stage("message_in"):
                     frames.append(self._inputs[camera].read(message, received, options, segmenter.value_range))
                 heads |= dict.fromkeys(wanted)
-        turn = _Turn(models)
+        turn = _Turn(segmenter, smoothers)
         if frames:
             self._start_segmenting(turn, frames, list(heads))
         return functools.partial(self._finish, turn)
@@ -265,13 +266,13 @@ class FrameLoop:
         smoother.weight = weight
         with turn.segmenter.times.stage("smoothing"):
             # Of a driver that leaves stamps empty, the arrival must do.
-            return result.smoothed(smoother, frame.rgb, _seconds(frame.header) or frame.received)
+            return result.smoothed(smoother, frame.rgb, seconds_of(frame.header.stamp) or frame.received)
 
     def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
         style = Style.of(self._options())
         for name, head in result.heads.items():
             self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
-        stamp = _seconds(frame.header)
+        stamp = seconds_of(frame.header.stamp)
         delay = self._clock.now().nanoseconds * 1e-9 - stamp if stamp else None
         self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
 
@@ -315,8 +316,3 @@ class FrameLoop:
         """Count and log a camera_info that is not used."""
         fault = error.fault if isinstance(error, MessageError) else "failed"
         self._faults.note(camera, self.statistics[camera].noted(fault, f"camera_info is not used: {error}"))
-
-
-def _seconds(header: Any) -> float:
-    """The stamp of a header, seconds."""
-    return float(header.stamp.sec + 1e-9 * header.stamp.nanosec)

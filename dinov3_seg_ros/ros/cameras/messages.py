@@ -1,4 +1,4 @@
-"""sensor_msgs/Image and CompressedImage to and from arrays.
+"""sensor_msgs/Image and CompressedImage to and from arrays, and stamps to seconds.
 
 Works on the messages of rclpy and of rosbags alike, and imports neither. cv_bridge is not used: it reads padded rows
 wrongly, and its compiled part breaks under NumPy 2.
@@ -35,6 +35,11 @@ def read_compressed_image(message: Any, max_pixels: int = MAX_PIXELS, scale: Val
         MessageError: the message cannot be read.
     """
     return compressed_to_rgb(message.data, message.format, max_pixels, scale)
+
+
+def seconds_of(stamp: Any) -> float:
+    """A builtin_interfaces/Time in seconds."""
+    return float(stamp.sec + 1e-9 * stamp.nanosec)
 
 
 def fill_image(message: Any, array: np.ndarray, encoding: str, header: Any) -> Any:

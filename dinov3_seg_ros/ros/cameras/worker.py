@@ -26,11 +26,11 @@ class Pace(NamedTuple):
     last_s: float = 0.0
 
 
-class _Turn(NamedTuple):
+class _TakenItems(NamedTuple):
     """Items being processed: the slots they were in, and when they were taken, seconds of the monotonic clock."""
 
     slots: Sequence[str]
-    taken_at: float
+    at: float
 
 
 class LatestFrameWorker:
@@ -66,7 +66,7 @@ class LatestFrameWorker:
         self._taken_at: list[float] = []
         self._last_s = expected_s
         self._room = threading.Semaphore(2 if overlap else 1)
-        self._started: SimpleQueue[tuple[_Turn, Finish] | None] = SimpleQueue()
+        self._started: SimpleQueue[tuple[_TakenItems, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
         # Daemons, so that a GPU that never answers does not keep the process from ending.
         self._threads = [threading.Thread(target=self._take_turns, name="segmentation_worker", daemon=True)]
@@ -111,35 +111,35 @@ class LatestFrameWorker:
 
     def _take_turns(self) -> None:
         while items := self._next():
-            turn = _Turn([slot for slot, _ in items], time.monotonic())
+            taken = _TakenItems([slot for slot, _ in items], time.monotonic())
             with self._condition:
-                self._taken_at.append(turn.taken_at)
+                self._taken_at.append(taken.at)
             try:
                 finish = self._start(items)
             except BaseException as error:  # any kind: nobody else would see it, and join() would wait for ever
-                self._report(turn.slots, error)
-                self._leave(turn, False)
+                self._report(taken.slots, error)
+                self._leave(taken, False)
             else:
-                self._hand_over((turn, finish))
+                self._hand_over((taken, finish))
         self._started.put(None)
 
     def _end_turns(self) -> None:
         while started := self._started.get():
             self._end_turn(started)
 
-    def _end_turn(self, started: tuple[_Turn, Finish]) -> None:
-        turn, finish = started
+    def _end_turn(self, started: tuple[_TakenItems, Finish]) -> None:
+        taken, finish = started
         has_computed = False
         try:
             has_computed = finish()
         except BaseException as error:
-            self._report(turn.slots, error)
-        self._leave(turn, has_computed)
+            self._report(taken.slots, error)
+        self._leave(taken, has_computed)
 
-    def _leave(self, turn: _Turn, has_computed: bool) -> None:
+    def _leave(self, taken: _TakenItems, has_computed: bool) -> None:
         with self._condition:
-            self._taken_at.remove(turn.taken_at)
-            took_s = time.monotonic() - turn.taken_at
+            self._taken_at.remove(taken.at)
+            took_s = time.monotonic() - taken.at
             self._last_s = took_s if has_computed else max(self._last_s, took_s)
         self._room.release()
 

@@ -28,8 +28,8 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.onnx.providers import INSTALLATION, OPENVINO
 from dinov3_seg_ros.runtimes.onnx.session import GraphSession
 from dinov3_seg_ros.runtimes.onnx.targets import HOST_TARGET, Target, targets_here, targets_of
-from dinov3_seg_ros.runtimes.protocol import Candidate, Computed
-from dinov3_seg_ros.support.errors import DisagreementError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.runtimes.protocol import Candidate, Computed, check_canvas_size
+from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
@@ -125,9 +125,7 @@ class OnnxRuntime:
         """
         _, height, width, _ = canvases.shape
         size = height, width
-        if size not in self._backbones:
-            sizes = ", ".join(f"{height}x{width}" for height, width in self._backbones)
-            raise ImageError(f"there is no graph for network inputs of {height}x{width} pixels; there are: {sizes}")
+        check_canvas_size(size, self._backbones, "graph")
         seconds: dict[str, float] = {}
         with timed(seconds, "backbone"):
             # Where the backbone computes: an image-guided head reads them from there too.

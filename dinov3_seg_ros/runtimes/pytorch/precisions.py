@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime
 from dinov3_seg_ros.support.cpu import this_cpu
 from dinov3_seg_ros.support.errors import RuntimeUnavailableError
 
@@ -23,19 +27,32 @@ def resolve_precision(precision: str) -> str:
     return resolved
 
 
-def offered_precisions(precision: str, device: str) -> list[str]:
-    """Return the precisions that PyTorch offers for an option on a device.
+def torch_candidates(precision: str, device: str, open_in: Callable[[str], OpenedRuntime]) -> list[Candidate]:
+    """Return the ways to compute in PyTorch on a device.
 
     Args:
-        precision: the option.
+        precision: the option; with ``auto`` there are also those that may be faster, which only a measurement chooses.
         device: ``cpu`` or as PyTorch names GPUs.
-
-    Returns:
-        First what the option stands for; with ``auto`` also those that may be faster, which only a measurement chooses.
+        open_in: loads backbone and heads, to compute in one of the precisions.
 
     Raises:
-        RuntimeUnavailableError: PyTorch does not have it.
+        RuntimeUnavailableError: PyTorch does not have the precision.
     """
+    first, *others = _offered_precisions(precision, device)
+    return [
+        Candidate(
+            runtime="torch",
+            device=device,
+            precision=name,
+            label=f"torch on {device}, {name}",
+            is_measured_only=name in others,
+            open=partial(open_in, name),
+        )
+        for name in (first, *others)
+    ]
+
+
+def _offered_precisions(precision: str, device: str) -> list[str]:
     resolved = resolve_precision(precision)
     if precision != "auto":
         return [resolved]

@@ -19,7 +19,7 @@ from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
 from dinov3_seg_ros.runtimes.pytorch.compilation import compile_for
 from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
-from dinov3_seg_ros.runtimes.pytorch.precisions import offered_precisions, resolve_precision
+from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision, torch_candidates
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.cpu import usable_cores
@@ -85,18 +85,9 @@ class PyTorchRuntime:
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
         """Return on what the modules would run; see `protocol.RuntimeType.candidates`."""
         device = str(_resolve_device(options.device))
-        first, *others = offered_precisions(options.precision, device)
-        return [
-            Candidate(
-                runtime=cls.name,
-                device=device,
-                precision=precision,
-                label=f"torch on {device}, {precision}",
-                is_measured_only=precision in others,
-                open=partial(cls, bundles, options.model_copy(update={"precision": precision})),
-            )
-            for precision in (first, *others)
-        ]
+        return torch_candidates(
+            options.precision, device, lambda name: cls(bundles, options.model_copy(update={"precision": name}))
+        )
 
     @torch.inference_mode()
     def start(self, canvases: np.ndarray, heads: Sequence[str]) -> Computation:

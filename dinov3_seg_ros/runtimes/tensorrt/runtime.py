@@ -28,12 +28,12 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     find_graphs,
 )
 from dinov3_seg_ros.options import ComputeOptions
-from dinov3_seg_ros.runtimes.protocol import Candidate
+from dinov3_seg_ros.runtimes.protocol import Candidate, check_canvas_size
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Event, Gpu, Workspace, find_gpu
 from dinov3_seg_ros.runtimes.tensorrt.execution import Execution, Tensor
 from dinov3_seg_ros.runtimes.tensorrt.store import StoredEngine, obtain
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.support.errors import DisagreementError, ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 
 # What "auto" takes, best first. Types are in the graph, so each precision needs its own graphs. 8 bits and bfloat16
 # lose accuracy, so only the user chooses them, or a measurement.
@@ -203,9 +203,7 @@ class TensorRTRuntime:
         """
         batch, height, width, _ = canvases.shape
         size = height, width
-        if size not in self._networks:
-            sizes = ", ".join(f"{height}x{width}" for height, width in self._networks)
-            raise ImageError(f"there is no engine for network inputs of {height}x{width} pixels; there are: {sizes}")
+        check_canvas_size(size, self._networks, "engine")
         if batch > self._max_batch:
             raise ParameterError(f"{batch} frames came at once, but max_batch is {self._max_batch}; raise max_batch")
         self._gpu.use()
