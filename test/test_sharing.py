@@ -16,6 +16,7 @@ import pytest
 import yaml
 from bundles import tiny_backbone, write_tiny_bundle
 from closed_folder import make_closed_folder
+from graphs import write_graphs
 from hub_server import Repository, SharingHub, point_the_hub_at, serving
 
 from dinov3_seg_ros import Segmenter
@@ -247,13 +248,43 @@ def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, 
         loaded.load_backbone()
 
 
-def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path):
+@pytest.mark.parametrize("gated", [True, False])
+def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path, capsys, gated):
     derived = "me/dinov3-convnext-tiny-pretrain-lvd1689m-thermal"
     bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", derived)
+    write_graphs(bundle, size=(64, 96), reference=False)
+    assert main([str(bundle.path), "lab/head"]) == 1
+    assert f"the backbone {derived} cannot be told: it does not exist" in capsys.readouterr().err
+    hub.repositories[derived] = Repository(gated=gated)
+    hub.repositories[derived].commit({})
     assert main([str(bundle.path), "lab/head"]) == 0
-    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == derived
-    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert ("which is gated" in capsys.readouterr().out) == gated
+    files = hub.repositories["lab/head"].files()
+    assert not [name for name in files if name.startswith("onnx/")]
+    assert json.loads(files["bundle.json"])["backbone"]["source"] == derived
+    metadata, text = card_of(hub.repositories["lab/head"])
     assert (metadata["license_name"], metadata["base_model"]) == ("dinov3-license", derived)
+    assert "holds the head alone" in text and ("which is gated" in text) == gated
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [("dinov3-convnext-tiny-pretrain-lvd1689m", META), ("dinov3-convnext-tiny-pretrain-lvd1689m-thermal", None)],
+)
+def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, capsys, name, repository):
+    save_backbone(tiny_backbone(), tmp_path / name)
+    bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", "/weights/mine")
+    words = [str(bundle.path), "lab/head", "--backbone", str(tmp_path / name)]
+    if repository is None:
+        assert main(words) == 1
+        assert f"the backbone '{tmp_path / name}', which others do not have" in capsys.readouterr().err
+        assert hub.repositories == {}
+        return
+    assert main(words) == 0
+    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == repository
+    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert metadata["base_model"] == repository
+    assert str(tmp_path) not in str(hub.repositories["lab/head"].files())
 
 
 def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, capsys):
