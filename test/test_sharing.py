@@ -267,6 +267,27 @@ def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, t
     assert "holds the head alone" in text and ("which is gated" in text) == gated
 
 
+@pytest.mark.parametrize("storage", ["reference", "embedded"])
+def test_weights_derived_from_metas_stay_so_under_another_name(hub, tmp_path, storage):
+    save_backbone(tiny_backbone(), tmp_path / "open")
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({p.name: p.read_bytes() for p in (tmp_path / "open").iterdir()})
+    bundle = write_tiny_bundle(tmp_path / "head")
+    section = {"storage": storage, "source": "/weights/dinov3_convnext_tiny_pretrain_lvd1689m_finetuned.pth"}
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    manifest["backbone"] |= section
+    (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+    write_graphs(bundle, size=(64, 96), reference=False)
+    done = main([str(bundle.path), "lab/head", "--backbone", "lab/open", "--licence", "mit"])
+    if storage == "embedded":
+        assert done == 1 and "lab/head" not in hub.repositories
+        return
+    assert done == 0
+    assert not [name for name in hub.repositories["lab/head"].files() if name.startswith("onnx/")]
+    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert (metadata["license_name"], metadata["base_model"]) == ("dinov3-license", "lab/open")
+
+
 @pytest.mark.parametrize(
     ("name", "repository"),
     [("dinov3-convnext-tiny-pretrain-lvd1689m", META), ("dinov3-convnext-tiny-pretrain-lvd1689m-thermal", None)],
@@ -306,8 +327,9 @@ def test_weights_that_may_not_be_shared_stay_here(hub, tmp_path, capsys):
     bundle = write_tiny_bundle(tmp_path / "tiny")
     satellite = "/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
     tuned = "/weights/dinov3_vitl16_pretrain_sat493m_finetuned.pth"
+    file = "me/dinov3-vits16-pretrain-lvd1689m-thermal/model.pth"
     gated = "they may not be passed on"
-    for source, words in ((META, gated), (satellite, gated), (tuned, gated), ("my own", "names no licence")):
+    for source, words in (*((source, gated) for source in (META, satellite, tuned, file)), ("my own", "no licence")):
         manifest = json.loads((bundle.path / "bundle.json").read_text())
         manifest["backbone"]["source"] = source
         (bundle.path / "bundle.json").write_text(json.dumps(manifest))

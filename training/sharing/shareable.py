@@ -71,7 +71,7 @@ def prepare(
     gated = repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
     if gated is None:
         repository, gated = None, False  # the name is that of something else, such as a folder that is no longer there
-    is_of_meta = is_dinov3(source)
+    is_of_meta = is_dinov3(source) or is_dinov3(section.source)  # another name does not free weights from their terms
     is_head_alone = gated or is_of_meta
     if section.storage == "embedded":
         _check_embedded(bundle, (repository or section.source) if is_head_alone else None, licence)

@@ -144,8 +144,8 @@ def is_known_by_form(repository: str) -> bool:
 
 def is_dinov3(source: str) -> bool:
     """Whether a source is Meta's DINOv3, gated and subject to `DINOV3_LICENCE`, or by its name derived from it."""
-    repository = repository_of(source) or source
-    return _META_NAME.match(_own_name(source)) is not None or _DINOV3.fullmatch(repository) is not None
+    names = (source, repository_of(source) or source)
+    return any(_META_NAME.match(_own_name(name)) or _DINOV3.fullmatch(name) for name in names)
 
 
 def _own_name(source: str) -> str:
