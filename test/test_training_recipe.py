@@ -15,6 +15,7 @@ from training.optimization.optimizers import AdamSection, AdamWSection, SGDSecti
 from training.optimization.schedules import Constant, Cosine, OneCycle, Poly, Step
 from training.recipes.loading import RECIPES_FOLDER, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
+from training.recipes.resolve import lasting
 from training.recipes.schema import Recipe
 
 MINIMAL = {
@@ -112,6 +113,13 @@ def test_a_tilde_begins_the_users_folder_in_every_path(tmp_path, monkeypatch):
     recipe = load_recipe(write(tmp_path, data=data, cache=cache), ["--output", "~/run"])
     assert (recipe.output, recipe.cache.folder) == ("/home/me/run", "/home/me/features")
     assert recipe.data.cache == "/home/me/scenes"
+
+
+def test_a_backbone_in_the_users_folder_is_found_by_other_users_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    assert lasting("~/weights") == str(tmp_path / "weights")
+    assert lasting("~/absent") == "~/absent"
 
 
 def settings_parser() -> SettingsParser:
