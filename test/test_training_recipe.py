@@ -204,6 +204,7 @@ def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):
         ("--seed 1 2", "cannot use --seed 1 2: it takes one value"),
         ("7", "cannot use 7: it belongs to no key"),
         ("--head.options.width [1", r"cannot use --head.options.width \[1: it is no YAML"),
+        ("--head.options.width 2026-13-45", "width 2026-13-45: it is no YAML"),
         ("--backbone.config.depths 1", "what holds it is null"),
         ("--stages 1", "unknown key --stages"),
     ],
