@@ -308,6 +308,16 @@ def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, c
     assert str(tmp_path) not in str(hub.repositories["lab/head"].files())
 
 
+def test_a_backbone_that_is_a_file_in_a_repository_stays_named_by_it(hub, tmp_path):
+    file = "lab/open/model.pt"
+    bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", file)
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({})
+    assert main([str(bundle.path), "lab/head"]) == 0
+    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == file
+    assert card_of(hub.repositories["lab/head"])[0]["base_model"] == "lab/open"
+
+
 def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, capsys):
     bundle = with_storage(
         write_tiny_bundle(tmp_path / "tiny"), tmp_path / "ref", "reference", str(tmp_path / "weights")

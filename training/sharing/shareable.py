@@ -93,8 +93,11 @@ def prepare(
     notes += [f"left out: {reason}" for reason in refused]
     if pictures:
         files |= _pictures(bundle)
-    # An embedded backbone is described by where it came from; others read the source of one that is not in the bundle.
-    source = repository if section.storage != "embedded" and repository else _without_folder(section.source, repository)
+    # An embedded backbone is described by where it came from; others load one that is not in the bundle.
+    if section.storage == "embedded":
+        source = _without_folder(section.source, repository)
+    else:
+        source = _without_folder(source, repository, repository)
     manifest = bundle.manifest.model_copy(
         update={
             "backbone": section.model_copy(update={"source": source}),
@@ -177,12 +180,13 @@ def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
     return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
 
 
-def _without_folder(source: str, backbone: str | None) -> str:
-    """A backbone's source as others read it: an id as it is, and of a path the name alone.
+def _without_folder(source: str, backbone: str | None, of_path: str | None = None) -> str:
+    """A backbone's source as others read it: an id as it is, also that of a file in a repository; no path.
 
     Args:
         source: may be an id, or a path that looks like one.
         backbone: the bundle's, which is a repository.
+        of_path: what takes the place of a path; by default its name alone.
     """
     repository = repository_of(source)
     is_id = (
@@ -190,4 +194,4 @@ def _without_folder(source: str, backbone: str | None) -> str:
         and source.rpartition(":")[2].startswith(repository)  # behind timm's "hf_hub:"
         and (repository == backbone or is_known_by_form(repository))
     )
-    return source if is_id else Path(source).name
+    return source if is_id else of_path or Path(source).name
