@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -306,6 +307,19 @@ def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, c
     metadata, _ = card_of(hub.repositories["lab/head"])
     assert metadata["base_model"] == repository
     assert str(tmp_path) not in str(hub.repositories["lab/head"].files())
+
+
+def test_graphs_for_other_programs_are_left_out_and_named(hub, tmp_path, capsys):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96), reference=False)
+    (export / "fused.onnx").write_bytes(b"both")
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"]["fused.onnx"] = hashlib.sha256(b"both").hexdigest()
+    (export / "export.json").write_text(json.dumps(manifest))
+    assert main([str(bundle.path), "lab/tiny", "--licence", "mit"]) == 0
+    assert "left out: onnx/64x96-fp32/fused.onnx, which robots do not read" in capsys.readouterr().out
+    files = hub.repositories["lab/tiny"].files()
+    assert "onnx/64x96-fp32/backbone.onnx" in files and "onnx/64x96-fp32/fused.onnx" not in files
 
 
 def test_a_backbone_that_is_a_file_in_a_repository_stays_named_by_it(hub, tmp_path):

@@ -88,7 +88,9 @@ def prepare(
     for export in () if is_head_alone else exports:
         folder = export.folder.relative_to(bundle.path).as_posix()
         for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE, *export.manifest.files):
-            if (export.folder / name).is_file() and not name.startswith("fused."):
+            if name.startswith("fused."):
+                notes.append(f"left out: {folder}/{name}, which robots do not read")
+            elif (export.folder / name).is_file():
                 files[f"{folder}/{name}"] = export.folder / name
     notes += [f"left out: {reason}" for reason in refused]
     if pictures:
