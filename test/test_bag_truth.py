@@ -72,7 +72,8 @@ def write_masks(folder, masks, classes=None):
     for name, mask in masks.items():
         assert cv2.imwrite(str(folder / name), mask)
     if classes is not None:
-        (folder / "classes.yaml").write_text(json.dumps(classes))
+        text = classes if isinstance(classes, str) else json.dumps(classes)
+        (folder / "classes.yaml").write_text(text)
     return folder
 
 
@@ -265,6 +266,7 @@ WRONG_MASKS = {
     "size": (np.zeros((24, 30), np.uint8), None, "is 30x24 pixels and its image in the recording 32x24"),
     "value": (np.full(SIZE, 3, np.uint8), ["a", "b"], "has the value 3, but classes.yaml names 2 classes, 0 to 1"),
     "classes": (np.zeros(SIZE, np.uint8), {"a": 0}, "must hold a list of class names"),
+    "date": (np.zeros(SIZE, np.uint8), "- 2026-13-45", r"classes.yaml cannot be read: .*month"),
 }
 
 

@@ -511,6 +511,7 @@ META = "facebook/dinov3-vits16-pretrain-lvd1689m"
         ("embedded", "/a/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth", "contains weights of DINOv3 by Meta"),
         ("delta", "timm/vit_small_patch16_dinov3.lvd1689m", "contains weights of DINOv3 by Meta"),
         ("embedded", "/a/dinov3_vits16_pretrain_lvd1689m_finetuned.pth", "contains weights of DINOv3 by Meta"),
+        ("delta", "me/dinov3-vits16-pretrain-lvd1689m-thermal/model.pth", "contains weights of DINOv3 by Meta"),
         ("reference", "me/dinov3-vits16-pretrain-lvd1689m-thermal", "contains weights of DINOv3 by Meta"),
         ("reference", "timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m", r"weights of timm/vit_\S+\.eupe_\w+, or"),
         ("embedded", "robbyant/lingbot/model.pt", "come from 'lingbot'. If that is a published backbone, its own"),

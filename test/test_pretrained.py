@@ -289,6 +289,13 @@ class TestIds:
         assert_same_features("dinov2_vits14_reg", backbone)
         assert hub.requests == []
 
+    def test_what_only_begins_like_torch_hubs_own_copy_is_not_taken(self, tmp_path):
+        kept = tmp_path / "torch/hub/checkpoints/dinov3_vits16_pretrain_lvd1689m_finetuned.pth"
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(b"")
+        with pytest.raises(BackboneError, match="'facebook/dinov3-vits16-pretrain-lvd1689m' does not exist"):
+            load_backbone("dinov3_vits16")
+
     def test_a_file_in_a_repository_can_be_named(self, hub):
         backbone = build("dinov3_convnext")
         torch.save(backbone.checkpoint_tensors(), hub.files / "model.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from bundles import tiny_backbone, write_tiny_bundle
 from closed_folder import make_closed_folder
+from graphs import write_graphs
 from hub_server import Repository, SharingHub, point_the_hub_at, serving
 
 from dinov3_seg_ros import Segmenter
@@ -247,13 +249,87 @@ def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, 
         loaded.load_backbone()
 
 
-def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path):
+@pytest.mark.parametrize("gated", [True, False])
+def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path, capsys, gated):
     derived = "me/dinov3-convnext-tiny-pretrain-lvd1689m-thermal"
     bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", derived)
+    write_graphs(bundle, size=(64, 96), reference=False)
+    assert main([str(bundle.path), "lab/head"]) == 1
+    assert f"the backbone {derived} cannot be told: it does not exist" in capsys.readouterr().err
+    hub.repositories[derived] = Repository(gated=gated)
+    hub.repositories[derived].commit({})
     assert main([str(bundle.path), "lab/head"]) == 0
-    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == derived
-    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert ("which is gated" in capsys.readouterr().out) == gated
+    files = hub.repositories["lab/head"].files()
+    assert not [name for name in files if name.startswith("onnx/")]
+    assert json.loads(files["bundle.json"])["backbone"]["source"] == derived
+    metadata, text = card_of(hub.repositories["lab/head"])
     assert (metadata["license_name"], metadata["base_model"]) == ("dinov3-license", derived)
+    assert "holds the head alone" in text and ("which is gated" in text) == gated
+
+
+@pytest.mark.parametrize("storage", ["reference", "embedded"])
+def test_weights_derived_from_metas_stay_so_under_another_name(hub, tmp_path, storage):
+    save_backbone(tiny_backbone(), tmp_path / "open")
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({p.name: p.read_bytes() for p in (tmp_path / "open").iterdir()})
+    bundle = write_tiny_bundle(tmp_path / "head")
+    section = {"storage": storage, "source": "/weights/dinov3_convnext_tiny_pretrain_lvd1689m_finetuned.pth"}
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    manifest["backbone"] |= section
+    (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+    write_graphs(bundle, size=(64, 96), reference=False)
+    done = main([str(bundle.path), "lab/head", "--backbone", "lab/open", "--licence", "mit"])
+    if storage == "embedded":
+        assert done == 1 and "lab/head" not in hub.repositories
+        return
+    assert done == 0
+    assert not [name for name in hub.repositories["lab/head"].files() if name.startswith("onnx/")]
+    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert (metadata["license_name"], metadata["base_model"]) == ("dinov3-license", "lab/open")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [("dinov3-convnext-tiny-pretrain-lvd1689m", META), ("dinov3-convnext-tiny-pretrain-lvd1689m-thermal", None)],
+)
+def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, capsys, name, repository):
+    save_backbone(tiny_backbone(), tmp_path / name)
+    bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", "/weights/mine")
+    words = [str(bundle.path), "lab/head", "--backbone", str(tmp_path / name)]
+    if repository is None:
+        assert main(words) == 1
+        assert f"the backbone '{tmp_path / name}', which others do not have" in capsys.readouterr().err
+        assert hub.repositories == {}
+        return
+    assert main(words) == 0
+    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == repository
+    metadata, _ = card_of(hub.repositories["lab/head"])
+    assert metadata["base_model"] == repository
+    assert str(tmp_path) not in str(hub.repositories["lab/head"].files())
+
+
+def test_graphs_for_other_programs_are_left_out_and_named(hub, tmp_path, capsys):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96), reference=False)
+    (export / "fused.onnx").write_bytes(b"both")
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"]["fused.onnx"] = hashlib.sha256(b"both").hexdigest()
+    (export / "export.json").write_text(json.dumps(manifest))
+    assert main([str(bundle.path), "lab/tiny", "--licence", "mit"]) == 0
+    assert "left out: onnx/64x96-fp32/fused.onnx, which robots do not read" in capsys.readouterr().out
+    files = hub.repositories["lab/tiny"].files()
+    assert "onnx/64x96-fp32/backbone.onnx" in files and "onnx/64x96-fp32/fused.onnx" not in files
+
+
+def test_a_backbone_that_is_a_file_in_a_repository_stays_named_by_it(hub, tmp_path):
+    file = "lab/open/model.pt"
+    bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", file)
+    hub.repositories["lab/open"] = Repository()
+    hub.repositories["lab/open"].commit({})
+    assert main([str(bundle.path), "lab/head"]) == 0
+    assert json.loads(hub.repositories["lab/head"].files()["bundle.json"])["backbone"]["source"] == file
+    assert card_of(hub.repositories["lab/head"])[0]["base_model"] == "lab/open"
 
 
 def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, capsys):
@@ -275,8 +351,9 @@ def test_weights_that_may_not_be_shared_stay_here(hub, tmp_path, capsys):
     bundle = write_tiny_bundle(tmp_path / "tiny")
     satellite = "/weights/dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
     tuned = "/weights/dinov3_vitl16_pretrain_sat493m_finetuned.pth"
+    file = "me/dinov3-vits16-pretrain-lvd1689m-thermal/model.pth"
     gated = "they may not be passed on"
-    for source, words in ((META, gated), (satellite, gated), (tuned, gated), ("my own", "names no licence")):
+    for source, words in (*((source, gated) for source in (META, satellite, tuned, file)), ("my own", "no licence")):
         manifest = json.loads((bundle.path / "bundle.json").read_text())
         manifest["backbone"]["source"] = source
         (bundle.path / "bundle.json").write_text(json.dumps(manifest))

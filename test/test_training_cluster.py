@@ -150,6 +150,21 @@ def write_video(path: Path, frames: int = 7, codec: str = "mp4v") -> Path:
     return path
 
 
+@pytest.mark.parametrize("is_bundle", [True, False])
+def test_a_folder_goes_before_a_shipped_bundle_of_its_name_if_it_holds_one(tmp_path, monkeypatch, is_bundle):
+    """As without --cluster."""
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("photos"), 1)
+    if is_bundle:
+        write_tiny_bundle(Path("demo"))
+    else:
+        Path("demo").mkdir()
+    jobs = []
+    monkeypatch.setattr(command, "predict_on_cluster", lambda job, *_: jobs.append(job))
+    assert command.main(["demo", "photos", "--output", "out", "--cluster", "auto"]) == 0
+    assert jobs[0].bundle == (str(tmp_path / "demo") if is_bundle else "demo")
+
+
 @pytest.mark.parametrize(
     ("options", "partitions"),
     [

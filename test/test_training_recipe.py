@@ -15,6 +15,7 @@ from training.optimization.optimizers import AdamSection, AdamWSection, SGDSecti
 from training.optimization.schedules import Constant, Cosine, OneCycle, Poly, Step
 from training.recipes.loading import RECIPES_FOLDER, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
+from training.recipes.resolve import lasting
 from training.recipes.schema import Recipe
 
 MINIMAL = {
@@ -114,6 +115,13 @@ def test_a_tilde_begins_the_users_folder_in_every_path(tmp_path, monkeypatch):
     assert recipe.data.cache == "/home/me/scenes"
 
 
+def test_a_backbone_in_the_users_folder_is_found_by_other_users_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    assert lasting("~/weights") == str(tmp_path / "weights")
+    assert lasting("~/absent") == "~/absent"
+
+
 def settings_parser() -> SettingsParser:
     parser = SettingsParser("training.try", "Try something.", "RECIPE", Recipe)
     parser.add_argument("recipe")
@@ -196,6 +204,7 @@ def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):
         ("--seed 1 2", "cannot use --seed 1 2: it takes one value"),
         ("7", "cannot use 7: it belongs to no key"),
         ("--head.options.width [1", r"cannot use --head.options.width \[1: it is no YAML"),
+        ("--head.options.width 2026-13-45", "width 2026-13-45: it is no YAML"),
         ("--backbone.config.depths 1", "what holds it is null"),
         ("--stages 1", "unknown key --stages"),
     ],

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
-from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE, Manifest
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmenter
@@ -150,7 +150,8 @@ def _predict_on_cluster(
     check_outside(options.output, options.input)
     manifest, output = load_bundle(options.bundle).manifest, options.output.absolute()
     job = PredictionJob(
-        bundle=_absolute(options.bundle),
+        # A shipped bundle and one on the Hub are found by their names on each machine.
+        bundle=_absolute(options.bundle) if (options.bundle / MANIFEST_FILE).exists() else str(options.bundle),
         bundle_digest=bundle_digest(options.bundle),
         source=_absolute(options.input),
         value_range=chosen_range(settings.value_range, manifest.input.value_range),
@@ -172,7 +173,7 @@ def _predict_on_cluster(
 
 
 def _absolute(name: str | Path) -> str:
-    """A path as all machines see it. What is no path stays: a bundle on the Hub is found by its name on each."""
+    """A path as all machines see it; what is no path, such as a webcam's number, stays."""
     return str(Path(name).absolute() if Path(name).exists() else name)
 
 

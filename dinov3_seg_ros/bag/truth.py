@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from dinov3_seg_ros.bag.images import (
     FrameName,
@@ -37,6 +36,7 @@ from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.sources import decode_pixels
 from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, one_line
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
@@ -176,10 +176,10 @@ def _read_classes(path: Path) -> list[str] | None:
         DatasetError: it holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content) or not content:
         raise DatasetError(

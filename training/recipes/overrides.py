@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.command_line import CommandParser, UsageError
 from dinov3_seg_ros.support.errors import RecipeError, SegmentationError, nearest
+from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.recipes.keys import ENTRY, find_kinds, list_keys, value_count, value_of
 from training.recipes.problems import describe_problem
 from training.support.section import Section
@@ -138,8 +138,8 @@ def _with_value(section: Section, content: dict[str, Any], key: str, words: list
             raise OverrideError(f"cannot use {key} {' '.join(words)}: {error}") from error
     elif f"{parent}.{ENTRY}" in known and entry.isidentifier():
         try:
-            values = [yaml.safe_load(word) for word in words]
-        except yaml.YAMLError as error:
+            values = [parse_yaml(word) for word in words]
+        except ValueError as error:
             raise OverrideError(f"cannot use {key} {' '.join(words)}: it is no YAML ({error})") from error
         value = values[0] if len(values) == 1 else values
     else:

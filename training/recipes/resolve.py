@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +115,9 @@ def _normalised(network: NetworkInput, backbone: Backbone, source: str | None) -
 
 
 def lasting(source: str | None) -> str | None:
-    """A local path as an absolute one, which the robot finds from any folder; other sources as they are."""
-    if source is None or not Path(source).exists():
-        return source
-    return str(Path(source).resolve())
+    """A local path as an absolute one, which any user finds from any folder; other sources as they are."""
+    path = os.path.expanduser(source or "")
+    return os.path.realpath(path) if os.path.exists(path) else source
 
 
 def _possible_batch_norm(wanted: str) -> str:

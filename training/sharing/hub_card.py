@@ -133,12 +133,13 @@ def _how_to_use(shared: Shareable, hub_id: HubId) -> Iterator[str]:
     yield from ("```", "", "Or in Python:", "", "```python", "from dinov3_seg_ros import Segmenter", "")
     yield f'segmenter = Segmenter.from_bundle("{hub_id}")'
     yield from ("labels = segmenter.segment([rgb])[0].labels  # rgb: (H, W, 3) uint8", "```")
-    if not is_own and shared.gated:
+    if not is_own and (shared.gated or shared.is_of_meta):
+        access = ", which is gated: accept its terms on its page and run `hf auth login` once on each machine"
         yield from (
             "",
             f"This repository holds the head alone. The backbone is [{backbone}](https://huggingface.co/{backbone}) "
-            f"(identity `{manifest.backbone.base_identity or manifest.backbone.identity}`), which is gated: accept its "
-            "terms on its page and run `hf auth login` once on each machine. It is computed by PyTorch, or after "
+            f"(identity `{manifest.backbone.base_identity or manifest.backbone.identity}`)"
+            f"{access if shared.gated else ''}. It is computed by PyTorch, or after "
             f"`python -m dinov3_seg_ros.export {hub_id}` by ONNX Runtime or TensorRT.",
         )
 

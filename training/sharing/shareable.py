@@ -32,6 +32,7 @@ class Shareable:
         files: by their paths in the repository, those on this machine; without the manifest.
         backbone: repository of the backbone that the head was trained on; None where it is the bundle's own.
         gated: whether access to that repository has to be asked for.
+        is_of_meta: whether the backbone is subject to the DINOv3 License: Meta's own, or by a name derived from it.
         notes: what is left out, and why, for people.
     """
 
@@ -39,12 +40,8 @@ class Shareable:
     files: Mapping[str, Path]
     backbone: str | None = None
     gated: bool = False
+    is_of_meta: bool = False
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_of_meta(self) -> bool:
-        """Whether the backbone is subject to the DINOv3 License."""
-        return self.backbone is not None and is_dinov3(self.backbone)
 
 
 def prepare(
@@ -52,8 +49,8 @@ def prepare(
 ) -> Shareable:
     """Choose what of a bundle may be shared. The Hub is asked whether the backbone is gated.
 
-    A bundle on a gated backbone is shared as its head alone (and, of a fine-tuned backbone, the tensors that changed):
-    no export, since it holds the backbone's weights.
+    A bundle on a gated backbone, or on one derived from Meta's, is shared as its head alone (and, of a fine-tuned
+    backbone, the tensors that changed): no export, since it holds the backbone's weights.
 
     Args:
         bundle: as it is on disk.
@@ -67,37 +64,42 @@ def prepare(
         BackboneError: ``backbone`` cannot be loaded.
     """
     section, notes = bundle.manifest.backbone, []
-    repository = backbone or repository_of(section.source)
+    source = backbone or section.source
+    repository = repository_of(source)
     if backbone is not None:
         _require_same(bundle, backbone)
-    gated = is_dinov3(backbone or section.source) or (
-        repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
-    )
+    gated = repository is not None and _is_gated(repository, is_needed=section.storage != "embedded")
     if gated is None:
         repository, gated = None, False  # the name is that of something else, such as a folder that is no longer there
+    is_of_meta = is_dinov3(source) or is_dinov3(section.source)  # another name does not free weights from their terms
+    is_head_alone = gated or is_of_meta
     if section.storage == "embedded":
-        _check_embedded(bundle, (repository or section.source) if gated else None, licence)
+        _check_embedded(bundle, (repository or section.source) if is_head_alone else None, licence)
     elif repository is None:
         raise SharingError(
-            f"{bundle.path} names the backbone '{section.source}', which others do not have; "
+            f"{bundle.path} is on the backbone '{source}', which others do not have; "
             "name its id on Hugging Face with --backbone, such as --backbone facebook/dinov3-vits16-pretrain-lvd1689m"
         )
     files = {name: bundle.path / name for name in bundle.manifest.files}
     exports, refused = find_exports(bundle)
-    if gated and exports:
-        notes.append(
-            f"the exports are left out: they hold the weights of {repository}, which is gated. Make them on each robot"
-        )
-    for export in () if gated else exports:
+    if is_head_alone and exports:
+        why = "which is gated" if gated else "which by their name are derived from Meta's DINOv3"
+        notes.append(f"the exports are left out: they hold the weights of {repository}, {why}. Make them on each robot")
+    for export in () if is_head_alone else exports:
         folder = export.folder.relative_to(bundle.path).as_posix()
         for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE, *export.manifest.files):
-            if (export.folder / name).is_file() and not name.startswith("fused."):
+            if name.startswith("fused."):
+                notes.append(f"left out: {folder}/{name}, which robots do not read")
+            elif (export.folder / name).is_file():
                 files[f"{folder}/{name}"] = export.folder / name
     notes += [f"left out: {reason}" for reason in refused]
     if pictures:
         files |= _pictures(bundle)
-    # An embedded backbone is described by where it came from; others read the source of one that is not in the bundle.
-    source = repository if section.storage != "embedded" and repository else _without_folder(section.source, repository)
+    # An embedded backbone is described by where it came from; others load one that is not in the bundle.
+    if section.storage == "embedded":
+        source = _without_folder(section.source, repository)
+    else:
+        source = _without_folder(source, repository, repository)
     manifest = bundle.manifest.model_copy(
         update={
             "backbone": section.model_copy(update={"source": source}),
@@ -107,7 +109,7 @@ def prepare(
             "licences": [*bundle.manifest.licences, *([licence] if licence else [])],
         }
     )
-    return Shareable(Bundle(bundle.path, manifest), files, repository, gated, notes)
+    return Shareable(Bundle(bundle.path, manifest), files, repository, gated, is_of_meta, notes)
 
 
 def _check_embedded(bundle: Bundle, gated: str | None, licence: str | None) -> None:
@@ -135,7 +137,12 @@ def _require_same(bundle: Bundle, repository: str) -> None:
 
 
 def _is_gated(repository: str, is_needed: bool) -> bool | None:
-    """Whether access to a repository has to be asked for; None where there is no such one, and none is needed."""
+    """Whether access to a repository has to be asked for: Meta's is known, of others the Hub is asked.
+
+    None where there is no such repository, and none is needed.
+    """
+    if is_known_by_form(repository) and is_dinov3(repository):
+        return True
     try:
         return bool(HfApi().model_info(repository, timeout=HUB_TIMEOUT_S).gated)
     except hub_errors.GatedRepoError:
@@ -175,12 +182,13 @@ def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
     return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
 
 
-def _without_folder(source: str, backbone: str | None) -> str:
-    """A backbone's source as others read it: an id as it is, and of a path the name alone.
+def _without_folder(source: str, backbone: str | None, of_path: str | None = None) -> str:
+    """A backbone's source as others read it: an id as it is, also that of a file in a repository; no path.
 
     Args:
         source: may be an id, or a path that looks like one.
         backbone: the bundle's, which is a repository.
+        of_path: what takes the place of a path; by default its name alone.
     """
     repository = repository_of(source)
     is_id = (
@@ -188,4 +196,4 @@ def _without_folder(source: str, backbone: str | None) -> str:
         and source.rpartition(":")[2].startswith(repository)  # behind timm's "hf_hub:"
         and (repository == backbone or is_known_by_form(repository))
     )
-    return source if is_id else Path(source).name
+    return source if is_id else of_path or Path(source).name

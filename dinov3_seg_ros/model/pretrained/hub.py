@@ -36,8 +36,8 @@ DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-lice
 
 _logger = logging.getLogger(__name__)
 
-#: torch.hub's names of DINOv2 and DINOv3: the repository with the same weights, and the start of the file's name in
-#: torch's own cache.
+#: torch.hub's names of DINOv2 and DINOv3: the repository with the same weights, and the file's name in torch's own
+#: cache, without hash and suffix.
 TORCH_HUB = {
     **{
         f"dinov2_vit{letter}14{'_reg' * registers}": (
@@ -99,7 +99,8 @@ def find_by_id(source: str) -> Download:
     """
     if source in TORCH_HUB:
         repository, stem = TORCH_HUB[source]
-        kept = sorted(Path(torch.hub.get_dir(), "checkpoints").glob(f"{stem}*.pth"))
+        files = Path(torch.hub.get_dir(), "checkpoints").glob(f"{stem}*.pth")
+        kept = sorted(file for file in files if _FILE_END.sub("", file.name) == stem)
         return Download(str(kept[0]), kept[0]) if kept else _from_repository(repository)
     repository, file = _parted(source)
     return _from_repository(repository) if file is None else Download(repository, _fetched(repository, file))
@@ -144,8 +145,8 @@ def is_known_by_form(repository: str) -> bool:
 
 def is_dinov3(source: str) -> bool:
     """Whether a source is Meta's DINOv3, gated and subject to `DINOV3_LICENCE`, or by its name derived from it."""
-    repository = repository_of(source) or source
-    return _META_NAME.match(_own_name(source)) is not None or _DINOV3.fullmatch(repository) is not None
+    names = (source, repository_of(source) or source)
+    return any(_META_NAME.match(_own_name(name)) or _DINOV3.fullmatch(name) for name in names)
 
 
 def _own_name(source: str) -> str:
