@@ -776,25 +776,49 @@ class TestSplitsOfYolo:
         self.write(root, {"val.txt": train[:1]}, train="train/images", val="val.txt")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train[1:], train[:1])
 
-    @pytest.mark.parametrize("lists", [False, True])
+    @pytest.mark.parametrize("written", ["{}/images", "/home/somebody/data/{}/images", "list"])
     @pytest.mark.parametrize("exports", [("rooms",), ("a", "b"), ("", "b")])
-    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, lists):
+    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, written):
         folders: dict[str, list[str]] = {"train": [], "val": []}
         for root in [tmp_path / export for export in exports]:
             labelled_folders.build_yolo(root)
             (root / "train").rename(root / "first")
             (root / "valid").rename(root / "second")
-            written = {}
+            lists = {}
             for split, folder in (("train", "first"), ("val", "second")):
                 images = self.images(root, folder)
                 folders[split] += [(root / image).relative_to(tmp_path).as_posix() for image in images]
-                written[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
-            if lists:
-                self.write(root, written, train="train.txt", val="val.txt")
+                lists[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
+            if written == "list":
+                self.write(root, lists, train="train.txt", val="val.txt")
             else:
-                self.write(root, {}, train="first/images", val="second/images")
+                self.write(root, {}, train=written.format("first"), val=written.format("second"))
         for split, images in folders.items():
             assert self.opened(tmp_path, split) == sorted(images)
+
+    @pytest.mark.parametrize("written", ["{}", "/home/somebody/{}"])
+    @pytest.mark.parametrize("lists", [False, True])
+    def test_a_yaml_file_above_exports_decides_on_those_that_it_names(self, tmp_path, lists, written):
+        for export in ("a", "b", "c"):
+            labelled_folders.build_yolo(tmp_path / export)
+        shutil.rmtree(tmp_path / "b/valid")
+        folders = {"train": "a/train", "val": "a/valid", "test": "b/train"}
+        images = {split: self.images(tmp_path, folder) for split, folder in folders.items()}
+        if lists:
+            images["train"] = images["train"][1:]
+            files = {f"{split}.txt": list(map(written.format, own)) for split, own in images.items()}
+            self.write(tmp_path, files, **{split: f"{split}.txt" for split in folders})
+        else:
+            self.write(tmp_path, {}, **{split: written.format(f"{own}/images") for split, own in folders.items()})
+        for split, folder in (("train", "c/train"), ("val", "c/valid"), ("test", "c/test")):
+            assert self.opened(tmp_path, split) == images[split] + self.images(tmp_path, folder)
+
+    def test_a_yaml_file_that_decides_on_no_image_needs_no_list(self, root):
+        lists = {"train.txt": self.images(root, "train"), "val.txt": self.images(root, "valid")}
+        self.write(root, lists, train="train.txt", val="val.txt")
+        (root / "old").mkdir()
+        shutil.copy(root / "data.yaml", root / "old")
+        assert self.opened(root, "train") == lists["train.txt"]
 
     def test_a_list_that_one_of_two_exports_lacks_is_not_taken_from_the_other(self, tmp_path):
         for root in (tmp_path / "a", tmp_path / "b"):
@@ -810,6 +834,16 @@ class TestSplitsOfYolo:
         train, val = self.images(root, "train"), self.images(root, "second")
         self.write(root, {"train.TXT": train}, train="train.TXT", val="/home/somebody/data/second/images")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train, val)
+
+    @pytest.mark.parametrize("path", ["rooms", "../datasets/rooms", "/home/somebody/rooms"])
+    def test_folders_and_lists_lie_below_the_path_of_the_yaml_file(self, tmp_path, path):
+        labelled_folders.build_yolo(tmp_path / "rooms")
+        (tmp_path / "rooms/data.yaml").unlink()
+        (tmp_path / "rooms/train").rename(tmp_path / "rooms/first")
+        (tmp_path / "rooms/valid").rename(tmp_path / "rooms/second")
+        train, val = self.images(tmp_path, "rooms/first"), self.images(tmp_path, "rooms/second")
+        self.write(tmp_path, {"rooms/lists/val.txt": val[:1]}, path=path, train="first", val="lists/val.txt")
+        assert (self.opened(tmp_path, "train"), self.opened(tmp_path, "val")) == (train, val[:1])
 
     def test_what_lists_leave_out_and_what_they_miss_is_counted(self, root):
         train, val = self.images(root, "train"), self.images(root, "valid")
