@@ -289,6 +289,14 @@ def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
         section.open_all()
 
 
+@pytest.mark.parametrize("folder", ["train", "val"])
+def test_each_file_of_metadata_may_have_columns_of_its_own(tmp_path, folder):
+    labelled_folders.build_huggingface_images(tmp_path)
+    path = tmp_path / folder / "metadata.jsonl"
+    path.write_text(path.read_text().replace("label_file_name", "mask").replace('"file_name"', '"image"'))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
     labelled_folders.build_huggingface_images(tmp_path)
     for path in tmp_path.rglob("metadata.jsonl"):
@@ -297,6 +305,10 @@ def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
         path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "recording").mkdir()
     (tmp_path / "recording/metadata.csv").write_text("topic,count\n/image,3\n")
+    (tmp_path / "previews").mkdir()
+    shutil.copy(min(tmp_path.glob("val/*.jpg")), tmp_path / "previews/a.jpg")
+    shutil.copy(min(tmp_path.glob("val/*.jpg")), tmp_path / "previews/b.jpg")
+    (tmp_path / "previews/metadata.csv").write_text("file_name,next\na.jpg,b.jpg\n")
     check_truth(AutoData(root=str(tmp_path)))
     min(tmp_path.glob("train/labels/*")).unlink()
     with pytest.raises(IncompleteError, match=r"1 of 4 images .*train/labels/train_"):
