@@ -1520,6 +1520,33 @@ class TestListsOfSplits:
             assert found == [f"{name}.jpg" for name in names]
         assert "1 images that lists name are not in the folder" in section.found().notes
 
+    @pytest.mark.parametrize("line", ["rgb/{}.jpg", "./rgb/{}", "{}.jpg"])
+    @pytest.mark.parametrize("other", ["run_2/rgb/0003.jpg", "../run_2/rgb/0003.jpg"])
+    def test_a_list_in_a_sequence_names_its_images_or_others_by_their_paths(self, tmp_path, line, other):
+        for number, name in enumerate(["run_1/{}/0001", "run_2/{}/0002", "run_2/{}/0003"]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('rgb')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('masks')}.png", labelled_folders.truth(number))
+        labelled_folders.put(tmp_path / "run_1/train.txt", "\n".join([line.format("0001"), line.format("0002"), other]))
+        labelled_folders.put(tmp_path / "run_2/val.txt", line.format("0002"))
+        assert {split: self.opened(tmp_path, split) for split in ("train", "val")} == {
+            "train": ["0001", "0003"],
+            "val": ["0002"],
+        }
+        notes = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).found().notes
+        assert "1 images that lists name are not in the folder" in notes
+
+    @pytest.mark.parametrize("line", ["run/{}", "{}"])
+    def test_an_export_beside_another_has_lists_of_its_own_images(self, tmp_path, line):
+        for number, name in enumerate(["a/{}/run/1", "a/{}/run/3", "b/{}/run/1", "b/{}/run/2", "b/{}/run/3"]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('images')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('masks')}.png", labelled_folders.truth(number))
+        labelled_folders.put(tmp_path / "a/lists/train.txt", "\n".join(map(line.format, (1, 2, 3))))
+        labelled_folders.put(tmp_path / "b/lists/val.txt", "\n".join(map(line.format, (1, 2, 3))))
+        assert {split: self.opened(tmp_path, split) for split in ("train", "val")} == {
+            "train": ["1", "3"],
+            "val": ["1", "2", "3"],
+        }
+
     def test_images_of_no_split_are_trained_on_where_only_a_test_folder_is_named(self, root):
         for folder, suffix in (("images", "jpg"), ("masks", "png")):
             (root / folder / "test").mkdir()
