@@ -970,6 +970,14 @@ def test_class_names_that_are_no_text_are_refused_everywhere(tmp_path, text):
         AutoData(root=str(tmp_path)).open("train")
 
 
+@pytest.mark.parametrize("names", [{"door": 0, "road": 1, "tree": 2}, {None: "door"}])
+def test_names_of_classes_that_are_no_map_from_numbers_are_refused(tmp_path, names):
+    labelled_folders.build_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": names}))
+    with pytest.raises(DatasetError, match=r"data\.yaml: `names` must map numbers to names"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_class_twice_in_a_yaml_file_is_refused(tmp_path):
     labelled_folders.build_folder(tmp_path)
     (tmp_path / "classes.yaml").write_text("road: [0, 0, 0]\ntree: [1, 1, 1]\nroad: [2, 2, 2]\n")

@@ -116,10 +116,12 @@ def read_yaml_classes(path: Path) -> SourceClasses:
     if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
         content = content["names"]
         if isinstance(content, dict):
+            try:
+                entries = [SourceClass(str(name), (int(value),)) for value, name in content.items()]
+            except (TypeError, ValueError) as error:
+                raise DatasetError(f"{path}: `names` must map numbers to names ({error})") from error
             _check_names(content.values(), path)
-            return SourceClasses(
-                tuple(SourceClass(str(name), (int(value),)) for value, name in content.items()), str(path)
-            )
+            return SourceClasses(tuple(entries), str(path))
     if isinstance(content, dict) and content:
         _check_names(content, path)
         entries = [_entry(str(name), value, index, path) for index, (name, value) in enumerate(content.items())]
