@@ -26,6 +26,7 @@ import pyarrow.parquet
 import pytest
 import tiny_datasets
 import yaml
+from closed_folder import make_closed_folder
 from full_disk import full_disk
 from PIL import Image
 from pydantic import ValidationError
@@ -1611,6 +1612,14 @@ def test_folders_of_file_systems_are_left_out(tmp_path, folder):
     for name in ("a.jpg", f"{folder}/a.jpg", f"images/{folder}/b.jpg"):
         tiny_datasets.save_image(tmp_path / name, 0)
     assert Tree(tmp_path).files == ["a.jpg"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    make_closed_folder(tmp_path / "lost+found", monkeypatch)
+    assert Tree(tmp_path).files == []
+    make_closed_folder(tmp_path / "val", monkeypatch)
+    with pytest.raises(DatasetError, match=r"val cannot be read: .*; let this user read it"):
+        Tree(tmp_path)
 
 
 def test_of_several_masks_of_an_image_the_numbers_are_taken(tmp_path):
