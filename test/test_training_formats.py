@@ -619,9 +619,14 @@ def unlabelled_rectangle(tasks: list[dict]) -> None:
     regions_of(tasks)[1].update(type="rectangle", value={"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0})
 
 
-def unlabelled_region_of_json_min(tasks: list[dict]) -> None:
-    size = {"original_height": labelled_folders.HEIGHT, "original_width": labelled_folders.WIDTH}
-    tasks[0] = {"image": tasks[0]["data"]["image"], "label": [{"points": [[1, 1], [9, 1], [9, 9]], **size}]}
+def shorten(tasks: list[dict], **answers: list[dict]) -> None:
+    """Make the tasks "JSON-MIN"; the results in ``answers`` are added to the first, with the size of its image."""
+    for index, task in enumerate(tasks):
+        results = regions_of(tasks[index:])
+        size = {key: value for key, value in results[0].items() if key.startswith("original")}
+        values = {"label": [result["value"] for result in results], **({} if index else answers)}
+        found = {key: [{**value, **size} for value in own] for key, own in values.items()}
+        tasks[index] = {"image": task["data"]["image"], **found}
 
 
 #: Format, file, what is done to it, what is said.
@@ -661,7 +666,18 @@ DAMAGES = [
     ("label_studio", "project.json", lambda c: regions_of(c)[0]["value"].update(polygonlabels=[]), "has no label"),
     ("label_studio", "project.json", lambda c: regions_of(c)[2]["value"].pop("brushlabels"), "has no label"),
     ("label_studio", "project.json", unlabelled_rectangle, "train_0000.jpg has no label"),
-    ("label_studio", "project.json", unlabelled_region_of_json_min, "train_0000.jpg has no label"),
+    (
+        "label_studio",
+        "project.json",
+        lambda c: shorten(c, label=[{"points": [[1, 1], [9, 1], [9, 9]]}]),
+        "train_0000.jpg has no label",
+    ),
+    (
+        "label_studio",
+        "project.json",
+        lambda c: shorten(c, label=[{"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0}]),
+        "train_0000.jpg has no label",
+    ),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
@@ -1222,6 +1238,16 @@ def test_results_of_label_studio_that_are_no_regions_need_no_label(tmp_path):
             results.append({"id": "r1" if kind == "polygon" else kind, "type": kind, "value": value, **size})
 
     edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_answers_in_json_min_need_no_label(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    triangle, rectangle = {"points": [[1, 1], [9, 1], [9, 9]]}, {"x": 1, "y": 1, "width": 9, "height": 9}
+    written = {"blurred": {"choices": ["yes"]}, "seen": {"datetime": "2026-11-28"}, "note": {"text": ["a note"]}}
+    answers = {key: [{**shape, **answer} for shape in (triangle, rectangle)] for key, answer in written.items()}
+    points = [{"x": 1, "y": 1, "width": 1, "keypointlabels": ["door"]}]
+    edit(tmp_path / "project.json", lambda tasks: shorten(tasks, **answers, corner=points))
     check_truth(AutoData(root=str(tmp_path)))
 
 
