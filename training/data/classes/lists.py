@@ -76,7 +76,7 @@ def agreed(lists: Sequence[SourceClasses]) -> SourceClasses:
 
 def _listed(tree: Tree) -> list[SourceClasses]:
     """What the files of the surest name list, those nearest to the root first."""
-    for file_name, read in _READERS.items():
+    for file_name, read in READERS.items():
         found = tree.named(file_name)
         if found:
             return [read(tree.path(name)) for name in found]
@@ -218,7 +218,7 @@ def read_id_names(path: Path) -> SourceClasses:
 
 
 #: Reader of each file of classes, the surest names first.
-_READERS: dict[str, Callable[[Path], SourceClasses]] = {
+READERS: dict[str, Callable[[Path], SourceClasses]] = {
     "classes.yaml": read_yaml_classes,
     "classes.yml": read_yaml_classes,
     "id2label.json": read_id_names,
