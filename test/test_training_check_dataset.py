@@ -133,6 +133,21 @@ def test_labels_without_an_image_are_not_called_a_mask(tmp_path, capsys, name):
     assert status == 1 and "labels without an image: 1" in printed and "mask without" not in printed, printed
 
 
+def test_most_texts_of_yolo_may_have_no_image(tmp_path, capsys):
+    labelled_folders.build_yolo(tmp_path / "data")
+    for path in sorted((tmp_path / "data").rglob("labels/*.txt"))[1:]:
+        path.rename(path.with_name(f"other_{path.name}"))
+    status, printed = check(tmp_path / "data", capsys, name="auto")
+    assert status == 1 and "most masks have no image" in printed, printed
+
+
+def test_a_list_of_classes_beside_the_texts_of_yolo_is_no_text_of_labels(tmp_path, capsys):
+    labelled_folders.build_yolo(tmp_path / "data")
+    (tmp_path / "data/train/labels/classes.txt").write_text("\n".join(labelled_folders.NAMES[1:]))
+    status, printed = check(tmp_path / "data", capsys, name="auto")
+    assert status == 0, printed
+
+
 def test_only_of_a_file_that_was_there_is_it_said_that_it_is_unchanged(root, capsys):
     path = root / f"{'a' * 250}.json"  # a temporary name beside it would be too long
     for existed in (False, True):

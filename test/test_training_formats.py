@@ -26,6 +26,7 @@ import pyarrow.parquet
 import pytest
 import tiny_datasets
 import yaml
+from closed_folder import make_closed_folder
 from full_disk import full_disk
 from PIL import Image
 from pydantic import ValidationError
@@ -289,6 +290,14 @@ def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
         section.open_all()
 
 
+@pytest.mark.parametrize("folder", ["train", "val"])
+def test_each_file_of_metadata_may_have_columns_of_its_own(tmp_path, folder):
+    labelled_folders.build_huggingface_images(tmp_path)
+    path = tmp_path / folder / "metadata.jsonl"
+    path.write_text(path.read_text().replace("label_file_name", "mask").replace('"file_name"', '"image"'))
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
     labelled_folders.build_huggingface_images(tmp_path)
     for path in tmp_path.rglob("metadata.jsonl"):
@@ -297,6 +306,10 @@ def test_the_masks_of_metadata_are_told_from_other_pictures(tmp_path):
         path.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "recording").mkdir()
     (tmp_path / "recording/metadata.csv").write_text("topic,count\n/image,3\n")
+    (tmp_path / "previews").mkdir()
+    shutil.copy(min(tmp_path.glob("val/*.jpg")), tmp_path / "previews/a.jpg")
+    shutil.copy(min(tmp_path.glob("val/*.jpg")), tmp_path / "previews/b.jpg")
+    (tmp_path / "previews/metadata.csv").write_text("file_name,next\na.jpg,b.jpg\n")
     check_truth(AutoData(root=str(tmp_path)))
     min(tmp_path.glob("train/labels/*")).unlink()
     with pytest.raises(IncompleteError, match=r"1 of 4 images .*train/labels/train_"):
@@ -606,9 +619,14 @@ def unlabelled_rectangle(tasks: list[dict]) -> None:
     regions_of(tasks)[1].update(type="rectangle", value={"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0})
 
 
-def unlabelled_region_of_json_min(tasks: list[dict]) -> None:
-    size = {"original_height": labelled_folders.HEIGHT, "original_width": labelled_folders.WIDTH}
-    tasks[0] = {"image": tasks[0]["data"]["image"], "label": [{"points": [[1, 1], [9, 1], [9, 9]], **size}]}
+def shorten(tasks: list[dict], **answers: list[dict]) -> None:
+    """Make the tasks "JSON-MIN"; the results in ``answers`` are added to the first, with the size of its image."""
+    for index, task in enumerate(tasks):
+        results = regions_of(tasks[index:])
+        size = {key: value for key, value in results[0].items() if key.startswith("original")}
+        values = {"label": [result["value"] for result in results], **({} if index else answers)}
+        found = {key: [{**value, **size} for value in own] for key, own in values.items()}
+        tasks[index] = {"image": task["data"]["image"], **found}
 
 
 #: Format, file, what is done to it, what is said.
@@ -648,7 +666,18 @@ DAMAGES = [
     ("label_studio", "project.json", lambda c: regions_of(c)[0]["value"].update(polygonlabels=[]), "has no label"),
     ("label_studio", "project.json", lambda c: regions_of(c)[2]["value"].pop("brushlabels"), "has no label"),
     ("label_studio", "project.json", unlabelled_rectangle, "train_0000.jpg has no label"),
-    ("label_studio", "project.json", unlabelled_region_of_json_min, "train_0000.jpg has no label"),
+    (
+        "label_studio",
+        "project.json",
+        lambda c: shorten(c, label=[{"points": [[1, 1], [9, 1], [9, 9]]}]),
+        "train_0000.jpg has no label",
+    ),
+    (
+        "label_studio",
+        "project.json",
+        lambda c: shorten(c, label=[{"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0}]),
+        "train_0000.jpg has no label",
+    ),
     ("via", "train/via_region_data.json", lambda c: next(iter(c.values())).update(filename=1), "is no text"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][0].update(name=[]), "is no text"),
     ("supervisely", "train/ann/train_0001.jpg.json", lambda c: c["objects"][0].update(classTitle="car"), "class 'car'"),
@@ -776,25 +805,49 @@ class TestSplitsOfYolo:
         self.write(root, {"val.txt": train[:1]}, train="train/images", val="val.txt")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train[1:], train[:1])
 
-    @pytest.mark.parametrize("lists", [False, True])
+    @pytest.mark.parametrize("written", ["{}/images", "/home/somebody/data/{}/images", "list"])
     @pytest.mark.parametrize("exports", [("rooms",), ("a", "b"), ("", "b")])
-    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, lists):
+    def test_each_yaml_file_tells_the_splits_of_the_images_below_its_folder(self, tmp_path, exports, written):
         folders: dict[str, list[str]] = {"train": [], "val": []}
         for root in [tmp_path / export for export in exports]:
             labelled_folders.build_yolo(root)
             (root / "train").rename(root / "first")
             (root / "valid").rename(root / "second")
-            written = {}
+            lists = {}
             for split, folder in (("train", "first"), ("val", "second")):
                 images = self.images(root, folder)
                 folders[split] += [(root / image).relative_to(tmp_path).as_posix() for image in images]
-                written[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
-            if lists:
-                self.write(root, written, train="train.txt", val="val.txt")
+                lists[f"{split}.txt"] = [f"data/{image}" for image in images]  # as CVAT writes them
+            if written == "list":
+                self.write(root, lists, train="train.txt", val="val.txt")
             else:
-                self.write(root, {}, train="first/images", val="second/images")
+                self.write(root, {}, train=written.format("first"), val=written.format("second"))
         for split, images in folders.items():
             assert self.opened(tmp_path, split) == sorted(images)
+
+    @pytest.mark.parametrize("written", ["{}", "/home/somebody/{}"])
+    @pytest.mark.parametrize("lists", [False, True])
+    def test_a_yaml_file_above_exports_decides_on_those_that_it_names(self, tmp_path, lists, written):
+        for export in ("a", "b", "c"):
+            labelled_folders.build_yolo(tmp_path / export)
+        shutil.rmtree(tmp_path / "b/valid")
+        folders = {"train": "a/train", "val": "a/valid", "test": "b/train"}
+        images = {split: self.images(tmp_path, folder) for split, folder in folders.items()}
+        if lists:
+            images["train"] = images["train"][1:]
+            files = {f"{split}.txt": list(map(written.format, own)) for split, own in images.items()}
+            self.write(tmp_path, files, **{split: f"{split}.txt" for split in folders})
+        else:
+            self.write(tmp_path, {}, **{split: written.format(f"{own}/images") for split, own in folders.items()})
+        for split, folder in (("train", "c/train"), ("val", "c/valid"), ("test", "c/test")):
+            assert self.opened(tmp_path, split) == images[split] + self.images(tmp_path, folder)
+
+    def test_a_yaml_file_that_decides_on_no_image_needs_no_list(self, root):
+        lists = {"train.txt": self.images(root, "train"), "val.txt": self.images(root, "valid")}
+        self.write(root, lists, train="train.txt", val="val.txt")
+        (root / "old").mkdir()
+        shutil.copy(root / "data.yaml", root / "old")
+        assert self.opened(root, "train") == lists["train.txt"]
 
     def test_a_list_that_one_of_two_exports_lacks_is_not_taken_from_the_other(self, tmp_path):
         for root in (tmp_path / "a", tmp_path / "b"):
@@ -810,6 +863,16 @@ class TestSplitsOfYolo:
         train, val = self.images(root, "train"), self.images(root, "second")
         self.write(root, {"train.TXT": train}, train="train.TXT", val="/home/somebody/data/second/images")
         assert (self.opened(root, "train"), self.opened(root, "val")) == (train, val)
+
+    @pytest.mark.parametrize("path", ["rooms", "../datasets/rooms", "/home/somebody/rooms"])
+    def test_folders_and_lists_lie_below_the_path_of_the_yaml_file(self, tmp_path, path):
+        labelled_folders.build_yolo(tmp_path / "rooms")
+        (tmp_path / "rooms/data.yaml").unlink()
+        (tmp_path / "rooms/train").rename(tmp_path / "rooms/first")
+        (tmp_path / "rooms/valid").rename(tmp_path / "rooms/second")
+        train, val = self.images(tmp_path, "rooms/first"), self.images(tmp_path, "rooms/second")
+        self.write(tmp_path, {"rooms/lists/val.txt": val[:1]}, path=path, train="first", val="lists/val.txt")
+        assert (self.opened(tmp_path, "train"), self.opened(tmp_path, "val")) == (train, val[:1])
 
     def test_what_lists_leave_out_and_what_they_miss_is_counted(self, root):
         train, val = self.images(root, "train"), self.images(root, "valid")
@@ -921,6 +984,14 @@ def test_class_names_that_are_no_text_are_refused_everywhere(tmp_path, text):
     labelled_folders.build_folder(tmp_path)
     (tmp_path / "classes.yaml").write_text(text)
     with pytest.raises(DatasetError, match=rf"classes\.yaml cannot be used: .*({said})"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize("names", [{"door": 0, "road": 1, "tree": 2}, {None: "door"}])
+def test_names_of_classes_that_are_no_map_from_numbers_are_refused(tmp_path, names):
+    labelled_folders.build_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": names}))
+    with pytest.raises(DatasetError, match=r"data\.yaml: `names` must map numbers to names"):
         AutoData(root=str(tmp_path)).open("train")
 
 
@@ -1167,6 +1238,16 @@ def test_results_of_label_studio_that_are_no_regions_need_no_label(tmp_path):
             results.append({"id": "r1" if kind == "polygon" else kind, "type": kind, "value": value, **size})
 
     edit(tmp_path / "project.json", add)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_answers_in_json_min_need_no_label(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    triangle, rectangle = {"points": [[1, 1], [9, 1], [9, 9]]}, {"x": 1, "y": 1, "width": 9, "height": 9}
+    written = {"blurred": {"choices": ["yes"]}, "seen": {"datetime": "2026-11-28"}, "note": {"text": ["a note"]}}
+    answers = {key: [{**shape, **answer} for shape in (triangle, rectangle)] for key, answer in written.items()}
+    points = [{"x": 1, "y": 1, "width": 1, "keypointlabels": ["door"]}]
+    edit(tmp_path / "project.json", lambda tasks: shorten(tasks, **answers, corner=points))
     check_truth(AutoData(root=str(tmp_path)))
 
 
@@ -1474,6 +1555,33 @@ class TestListsOfSplits:
             assert found == [f"{name}.jpg" for name in names]
         assert "1 images that lists name are not in the folder" in section.found().notes
 
+    @pytest.mark.parametrize("line", ["rgb/{}.jpg", "./rgb/{}", "{}.jpg"])
+    @pytest.mark.parametrize("other", ["run_2/rgb/0003.jpg", "../run_2/rgb/0003.jpg"])
+    def test_a_list_in_a_sequence_names_its_images_or_others_by_their_paths(self, tmp_path, line, other):
+        for number, name in enumerate(["run_1/{}/0001", "run_2/{}/0002", "run_2/{}/0003"]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('rgb')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('masks')}.png", labelled_folders.truth(number))
+        labelled_folders.put(tmp_path / "run_1/train.txt", "\n".join([line.format("0001"), line.format("0002"), other]))
+        labelled_folders.put(tmp_path / "run_2/val.txt", line.format("0002"))
+        assert {split: self.opened(tmp_path, split) for split in ("train", "val")} == {
+            "train": ["0001", "0003"],
+            "val": ["0002"],
+        }
+        notes = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).found().notes
+        assert "1 images that lists name are not in the folder" in notes
+
+    @pytest.mark.parametrize("line", ["run/{}", "{}"])
+    def test_an_export_beside_another_has_lists_of_its_own_images(self, tmp_path, line):
+        for number, name in enumerate(["a/{}/run/1", "a/{}/run/3", "b/{}/run/1", "b/{}/run/2", "b/{}/run/3"]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('images')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('masks')}.png", labelled_folders.truth(number))
+        labelled_folders.put(tmp_path / "a/lists/train.txt", "\n".join(map(line.format, (1, 2, 3))))
+        labelled_folders.put(tmp_path / "b/lists/val.txt", "\n".join(map(line.format, (1, 2, 3))))
+        assert {split: self.opened(tmp_path, split) for split in ("train", "val")} == {
+            "train": ["1", "3"],
+            "val": ["1", "2", "3"],
+        }
+
     def test_images_of_no_split_are_trained_on_where_only_a_test_folder_is_named(self, root):
         for folder, suffix in (("images", "jpg"), ("masks", "png")):
             (root / folder / "test").mkdir()
@@ -1530,6 +1638,14 @@ def test_folders_of_file_systems_are_left_out(tmp_path, folder):
     for name in ("a.jpg", f"{folder}/a.jpg", f"images/{folder}/b.jpg"):
         tiny_datasets.save_image(tmp_path / name, 0)
     assert Tree(tmp_path).files == ["a.jpg"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    make_closed_folder(tmp_path / "lost+found", monkeypatch)
+    assert Tree(tmp_path).files == []
+    make_closed_folder(tmp_path / "val", monkeypatch)
+    with pytest.raises(DatasetError, match=r"val cannot be read: .*; let this user read it"):
+        Tree(tmp_path)
 
 
 def test_of_several_masks_of_an_image_the_numbers_are_taken(tmp_path):

@@ -95,6 +95,13 @@ def test_of_several_videos_whole_ones_are_kept_for_validation():
     assert len(val) == 60
 
 
+@pytest.mark.parametrize(("group", "in_both"), [("auto", {"a", "b"}), ("^(.)", set())])
+def test_beside_a_video_of_most_images_every_video_is_cut(group, in_both):
+    names = [f"{video}/{n:04d}" for video, count in (("a", 60), ("b", 40)) for n in range(count)]
+    train, val = split(names, group=group)
+    assert {name[0] for name in train} & {name[0] for name in val} == in_both
+
+
 def test_a_pattern_names_the_groups():
     names = [f"{room}_{n}_x" for room in "abcde" for n in range(4)]
     _, val = split(names, group=r"^([a-z])_")

@@ -363,6 +363,13 @@ def test_masks_without_image_are_few_beside_the_images_of_all_splits(root, tmp_p
     assert "mask without image: 7" in said and "most masks have no image" not in said
 
 
+def test_an_image_without_mask_does_not_count_beside_masks_without_image(root, capsys):
+    for path in masks_of(root)[1:]:
+        path.rename(path.with_name(f"other_{path.name}"))
+    status, printed, _ = check(root, capsys)
+    assert status == 1 and "most masks have no image" in printed and "and only 1 have one" in printed, printed
+
+
 @pytest.mark.parametrize(
     "counting", [{}, {"losses": [{"name": "focal", "class_weights": "balanced"}]}, {"repeat_threshold": 0.3}]
 )

@@ -66,7 +66,7 @@ class Findings:
         thumbnails: of the readable items, see `likeness.thumbnail`.
         raw: what masks hold before they are read as classes.
         spare_masks: masks without an image.
-        labelled: number of images with labels in the folder of those masks, which may be of more splits.
+        labelled: the label files with an image in the folder of those masks, which may be of more splits.
         turned: images with mask files that EXIF turns or mirrors, which no size tells.
         without_shapes: number of images whose labels are shapes, and that have none: all of them is background.
         problems: kind -> one description for each.
@@ -86,7 +86,7 @@ class Findings:
     thumbnails: list[np.ndarray] = field(default_factory=list)
     raw: RawMasks = field(default_factory=RawMasks)
     spare_masks: list[Path] = field(default_factory=list)
-    labelled: int = 0
+    labelled: frozenset[Path] = frozenset()
     turned: list[str] = field(default_factory=list)
     without_shapes: int = 0
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))

@@ -64,7 +64,7 @@ def find_problems(
     for path in spare_masks:
         kind = "mask without image" if path.suffix.lower() in IMAGE_SUFFIXES else "labels without an image"
         problems.setdefault(kind, []).append(str(path))
-    labelled = max(train.count + val.count, train.labelled, val.labelled)
+    labelled = len(train.labelled | val.labelled)
     if len(spare_masks) > labelled:
         problems[_MOST_SPARE] = [
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "

@@ -92,6 +92,8 @@ class LabelledFolderData(DataSettings):
         class_map, samples = self._class_map(folder), choose(folder)
         all_samples = folder.all_samples()
         value_range = image_values(all_samples).range(self.value_range)
+        # An image that is background for want of a text file stands for its own labels.
+        labels = [sample.labels for sample in all_samples if sample.labels != sample.image]
         return complete(
             LabelledImages(
                 self.root,
@@ -103,7 +105,7 @@ class LabelledFolderData(DataSettings):
                 folder.evidence,
                 folder.masks,
                 value_range,
-                len(all_samples),
+                labels,
             )
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,11 @@ class LabelledImages:
         evidence: further files that decide how labels look, such as one that lists the categories.
         masks: whether the labels are masks whose values stand for classes.
         value_range: the 16-bit values that become 0 and 255 in the images.
-        labelled: number of images with labels in the folder of the spare files; None: that of the samples.
+        labels: of images in the folder of the spare files, whether they exist or not; None: those of the samples.
 
     Attributes:
-        samples, spare_masks, labelled: as given.
+        samples, spare_masks: as given.
+        labelled: those of the labels that exist; empty where no file is spare.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class LabelledImages:
         evidence: Sequence[Path] = (),
         masks: bool = True,
         value_range: tuple[int, int] = FULL_RANGE,
-        labelled: int | None = None,
+        labels: Iterable[Path] | None = None,
     ) -> None:
         self.spare_masks = list(spare_masks)
-        self.labelled = len(samples) if labelled is None else labelled
+        labels = labels if labels is not None else (sample.labels for sample in samples)
+        self.labelled = frozenset(path for path in labels if self.spare_masks and path.is_file())
         self.class_names, self.palette = class_map.names, class_map.palette
         self.ignore_value = unlabelled_value(len(self.class_names))
         self._root, self._class_map, self._read, self._resize = Path(root), class_map, read, resize_masks

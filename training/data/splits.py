@@ -84,10 +84,9 @@ def samples_of(
 def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, group: str = "auto") -> list[Sample]:
     """Samples of one split: a share of them, at least one, for validation, and the others for training.
 
-    Versions of one image, and images of one group, stay together. Where a group is too large for that, such as a video
-    of which there is only one, runs of successive frames are kept for validation, and a few frames on both sides of a
-    run are in neither part. The split depends on the names of the images alone, so that it is the same on every
-    machine.
+    Versions of one image, and images of one group, stay together. Where one video holds more than half of all images,
+    runs of successive frames of every video are kept for validation, and a few frames on both sides of a run are in
+    neither part. The split depends on the names of the images alone, so that it is the same on every machine.
 
     Args:
         samples: all.

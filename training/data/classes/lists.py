@@ -76,7 +76,7 @@ def agreed(lists: Sequence[SourceClasses]) -> SourceClasses:
 
 def _listed(tree: Tree) -> list[SourceClasses]:
     """What the files of the surest name list, those nearest to the root first."""
-    for file_name, read in _READERS.items():
+    for file_name, read in READERS.items():
         found = tree.named(file_name)
         if found:
             return [read(tree.path(name)) for name in found]
@@ -116,10 +116,12 @@ def read_yaml_classes(path: Path) -> SourceClasses:
     if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
         content = content["names"]
         if isinstance(content, dict):
+            try:
+                entries = [SourceClass(str(name), (int(value),)) for value, name in content.items()]
+            except (TypeError, ValueError) as error:
+                raise DatasetError(f"{path}: `names` must map numbers to names ({error})") from error
             _check_names(content.values(), path)
-            return SourceClasses(
-                tuple(SourceClass(str(name), (int(value),)) for value, name in content.items()), str(path)
-            )
+            return SourceClasses(tuple(entries), str(path))
     if isinstance(content, dict) and content:
         _check_names(content, path)
         entries = [_entry(str(name), value, index, path) for index, (name, value) in enumerate(content.items())]
@@ -216,7 +218,7 @@ def read_id_names(path: Path) -> SourceClasses:
 
 
 #: Reader of each file of classes, the surest names first.
-_READERS: dict[str, Callable[[Path], SourceClasses]] = {
+READERS: dict[str, Callable[[Path], SourceClasses]] = {
     "classes.yaml": read_yaml_classes,
     "classes.yml": read_yaml_classes,
     "id2label.json": read_id_names,

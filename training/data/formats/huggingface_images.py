@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dinov3_seg_ros.support.errors import DatasetError
@@ -29,25 +29,27 @@ class HuggingFaceImages(Format):
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        found = _columns(tree)
+        found = _columns(tree, tree.named(*_FILES))
         return Match(Sure.CERTAINLY, f"{found.file} names a mask for each image in {found.mask}") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         samples: dict[Split | None, list[Sample]] = {}
-        found = _columns(tree)
-        if found is None:
+        files = tree.named(*_FILES)
+        of_all = _columns(tree, files)
+        if of_all is None:
             raise DatasetError(f"{tree.root} holds no metadata.jsonl that names a mask for each image")
-        columns = (found.image, found.mask)
-        for name in tree.named(*_FILES):
-            rows = _rows(tree, name)
+        for name in files:
+            rows, own = _rows(tree, name), _columns(tree, [name])
+            found = of_all if own is None or (of_all.is_sure and not own.is_sure) else own
+            columns = (found.image, found.mask)
             if not any(isinstance(row, Mapping) and row.keys() >= {*columns} for row in rows):
                 continue  # it describes something else
             for row in rows:
                 with laid_out_like("an image folder's metadata", tree.path(name)):
-                    files = [f"{parent(name)}/{as_text(row[column])}".strip("/") for column in columns]
-                image, mask = (tree.path(tree.image_at(file) or file) for file in files)
-                samples.setdefault(split_of(name) or split_of(files[0]), []).append(Sample(image, mask))
+                    paths = [f"{parent(name)}/{as_text(row[column])}".strip("/") for column in columns]
+                image, mask = (tree.path(tree.image_at(path) or path) for path in paths)
+                samples.setdefault(split_of(name) or split_of(paths[0]), []).append(Sample(image, mask))
         return LabelledFolder(find_classes(tree), samples, read_mask_file, masks=True)
 
 
@@ -75,14 +77,19 @@ class _Columns(NamedTuple):
     image: str
     mask: str
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the column of masks is called so."""
+        return role_of_words(self.mask) == "mask"
 
-def _columns(tree: Tree) -> _Columns | None:
-    """The columns of all metadata, by a row whose two files are here; columns that are called masks go first."""
+
+def _columns(tree: Tree, files: Iterable[str]) -> _Columns | None:
+    """The columns of files of metadata, by a row whose two files are here; columns that are called masks go first."""
     found = None
-    for name in tree.named(*_FILES):
+    for name in files:
         for row in _rows(tree, name):
             columns = _columns_of(tree, name, row)
-            if columns is not None and role_of_words(columns.mask) == "mask":
+            if columns is not None and columns.is_sure:
                 return columns
             found = found or columns
     return found

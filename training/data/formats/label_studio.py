@@ -25,7 +25,8 @@ _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _UNREAD_KINDS = ("bitmasklabels", "labels")
 _HALF_OPAQUE = 128
 _SHAPES = ("polygon", "rectangle", "ellipse", "brush", "bitmask")
-_KEYS_OF_SHAPES, _KEYS_OF_ANSWERS = {"points", "rle", "radiusX"}, {"choices", "text", "taxonomy", "rating", "number"}
+_KEYS_OF_SHAPES = {"points", "rle", "radiusX", "height"}
+_KEYS_OF_ANSWERS = {"choices", "text", "taxonomy", "rating", "number", "datetime"}
 # Uploaded files lie in a folder for each project of the server, whose name is a number.
 _UPLOADS = "/data/upload/"
 _UPLOADED = re.compile("[0-9a-f]{8}-(.+)")

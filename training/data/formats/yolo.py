@@ -10,7 +10,7 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND, agreed, find_classes, read_yaml_classes
+from training.data.classes.lists import BACKGROUND, READERS, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
@@ -72,7 +72,7 @@ class Yolo(Format):
                 continue
             labelled = Sample(tree.path(image), tree.path(text or image), entry=text is not None)
             samples.setdefault(splits.of(image), []).append(labelled)
-        known = set(labels.values())
+        known = {*labels.values(), *tree.named(*READERS)}
         texts = [name for name in tree.with_suffix(".txt") if "labels" in plain(name).split("/")]
         spare = [tree.path(name) for name in texts if name not in known]
         count = max(value for entry in names.classes for value in entry.values)

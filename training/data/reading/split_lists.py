@@ -69,8 +69,8 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     """Find the images that lists name by their paths, by an end of them, or by their names, with or without suffix.
 
     Names may differ in case or in how accents are written; those that do not go first. An image of several lists is in
-    the split of the first. A name that several images have tells nothing, unless it is of one that is nearer to the
-    list, or that lies in fewer folders.
+    the split of the first. A name that several images have tells nothing, unless one of them lies in fewer folders. If
+    there are images in the folder of a list, its lines name these, unless the folder of a path is elsewhere alone.
 
     Args:
         tree: the folder.
@@ -97,6 +97,7 @@ class _ByEnd:
     """Images by each end of their paths, without suffix."""
 
     def __init__(self, images: Sequence[str]) -> None:
+        self._images = images
         self._folder_ends = folder_ends(images)
         self._exact: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
@@ -105,29 +106,39 @@ class _ByEnd:
                 self._exact.setdefault(end, []).append(image)
                 self._alike.setdefault(plain(end), []).append(image)
 
-    def find(self, entry: str) -> list[str]:
-        """The images whose path ends as the longest end of an entry; see `least_end`."""
+    def around(self, name: str) -> list[str]:
+        """The images in the nearest folder above a file that holds some."""
+        folder, found = name, list[str]()
+        while folder and not found:
+            folder = parent(folder)
+            found = [image for image in self._images if image.startswith(f"{folder}/" if folder else "")]
+        return found
+
+    def find(self, entry: str, around: Container[str], folder_ends_around: Container[str]) -> list[str]:
+        """The images whose path ends as the longest end of an entry, in the fewest folders; see `least_end`.
+
+        Args:
+            entry: a name or a path.
+            around: the images around the list. If the folder that the entry names is there, it is one of these.
+            folder_ends_around: the ends of the paths of their folders.
+        """
         least = least_end(entry, self._folder_ends)
         ends = (end for end in path_ends(entry) if end.count("/") + 1 >= least)
-        found = (self._exact.get(end) or self._alike.get(plain(end)) for end in ends)
-        return next(filter(None, found), [])
-
-
-def _nearest(found: Sequence[str], folder: str) -> Sequence[str]:
-    """Of images those in the folder nearest to one, and in the fewest folders."""
-    while folder and not any(image.startswith(f"{folder}/") for image in found):
-        folder = parent(folder)
-    inside = [image for image in found if not folder or image.startswith(f"{folder}/")]
-    least = min((image.count("/") for image in inside), default=0)
-    return [image for image in inside if image.count("/") == least]
+        found = next(filter(None, (self._exact.get(end) or self._alike.get(plain(end)) for end in ends)), [])
+        if least == least_end(entry, folder_ends_around):
+            found = [image for image in found if image in around]
+        fewest = min((image.count("/") for image in found), default=0)
+        return [image for image in found if image.count("/") == fewest]
 
 
 def _lines(tree: Tree, name: str, images: _ByEnd) -> Iterator[Sequence[str]]:
     """The images that each line of a list names, without the head that a table may have."""
+    around = frozenset(images.around(name))
+    ends = folder_ends(around)
 
     def named(cells: Iterable[str]) -> Sequence[str]:
         entries = (entry for cell in cells for entry in _entries(cell))
-        return next(filter(None, (_nearest(images.find(entry), parent(name)) for entry in entries)), [])
+        return next(filter(None, (images.find(entry, around, ends) for entry in entries)), [])
 
     if not name.lower().endswith(".csv"):
         yield from (named([line]) for line in read_text(tree.path(name)).splitlines() if line.strip())

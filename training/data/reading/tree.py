@@ -63,7 +63,7 @@ class Tree:
         files: relative paths.
 
     Raises:
-        DatasetError: there is no such folder, or the name of a file is not in UTF-8.
+        DatasetError: there is no such folder, one of its folders cannot be read, or the name of a file is not in UTF-8.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -76,7 +76,7 @@ class Tree:
 
     def _walk(self) -> Iterator[str]:
         within: dict[str, frozenset[str]] = {}  # each folder, and those above it, by their real paths
-        for folder, folders, names in os.walk(self.root, followlinks=True):
+        for folder, folders, names in os.walk(self.root, followlinks=True, onerror=_refuse):
             real, above = os.path.realpath(folder), within.get(os.path.dirname(folder), frozenset())
             if real in above:
                 folders.clear()
@@ -222,6 +222,10 @@ def images_below(folder: Path) -> list[Path]:
     if not images:
         raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
     return sorted(map(tree.path, images))
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(f"{error.filename} cannot be read: {error.strerror}; let this user read it") from error
 
 
 def _in_utf8(name: str) -> str:

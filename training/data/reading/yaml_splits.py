@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import SPLIT_NAMES, Tree, parent, path_parts, plain, read_text, split_of
+from training.data.reading.tree import (
+    SPLIT_NAMES,
+    Paths,
+    Tree,
+    parent,
+    path_ends,
+    path_parts,
+    plain,
+    read_text,
+    split_of,
+)
 
 _LIST = ".txt"
 #: A list of these splits that is not there is an error; a test split often comes without its images.
@@ -54,8 +65,10 @@ class YamlSplits:
 def read_splits(tree: Tree, configurations: Mapping[str, Mapping[str, object]]) -> YamlSplits:
     """Find what the keys ``train``, ``val`` and ``test`` of YAML files name.
 
-    Paths come from other machines. A folder or list is looked for beside the YAML file first, an image beside its list;
-    else those are taken whose paths end alike. Each of several files decides on what lies below its own folder.
+    Paths come from other machines. An end of the path of a folder or list is looked for below the YAML file's folder
+    first, then below the root; an image is looked for beside its list first, else that is taken whose path ends alike.
+    Each of several files decides on what lies below its own folder. One of which a file above it names a part decides
+    on nothing.
 
     Args:
         tree: the folder.
@@ -64,17 +77,22 @@ def read_splits(tree: Tree, configurations: Mapping[str, Mapping[str, object]]) 
     Raises:
         DatasetError: a list of images for training or validation is missing or empty, or names no image of the folder.
     """
-    deepest_first = sorted(configurations, key=lambda name: (name.count("/"), name), reverse=True)
-    of_folder = {parent(name): name for name in deepest_first}
-    found = YamlSplits({name: set() for name in of_folder.values()})
-    for file in found.by_list:
-        for path, split in _paths(configurations[file]):
-            if not path.lower().endswith(_LIST):
-                for folder in _folders_of(tree, found, file, path_parts(path)):
-                    found.folders.setdefault(folder, split)
+    starts = (start for image in tree.images for start in itertools.accumulate(image.split("/"), "{}/{}".format))
+    known = Paths({*starts, *tree.with_suffix(_LIST)})
+    found = YamlSplits({name: set() for name in _deciding(tree, known, configurations)})
+    decided = set(map(found.decider, tree.images))
+    for file in [name for name in found.by_list if name in decided]:
+        for path, split, ends in _paths(configurations[file]):
+            places = (_below(known, folder, ends) for folder in (parent(file), ""))
+            here = next((place for place in places if place and found.decider(f"{place}/") == file), None)
+            if not _is_list(path):
+                if here is not None:
+                    found.folders.setdefault(f"{here}/", split)
                 continue
             try:
-                lines, images = _images_of_list(tree, found, file, path)
+                if here is None:
+                    raise DatasetError(f"{file} names {path}, which is not in {tree.path(parent(file))}; copy it there")
+                lines, images = _images_of_list(tree, found, file, here)
             except DatasetError:
                 if split in _NEEDED:
                     raise
@@ -86,43 +104,69 @@ def read_splits(tree: Tree, configurations: Mapping[str, Mapping[str, object]]) 
     return found
 
 
-def _paths(content: Mapping[str, object]) -> Iterator[tuple[str, Split]]:
+def _deciding(tree: Tree, known: Paths, configurations: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """One YAML file of each folder, the deepest first, without those of which a file above them names a part."""
+    deepest_first = sorted(configurations, key=lambda name: (name.count("/"), name), reverse=True)
+    of_folder = {parent(name): name for name in deepest_first}
+    for folder, file in reversed([*of_folder.items()]):
+        inner = [other for other in of_folder if other != folder and (not folder or other.startswith(f"{folder}/"))]
+        if folder not in of_folder or not inner:
+            continue
+        named = {f"{name}/" for name in _named_below(tree, known, folder, configurations[file])}
+        for other in inner:
+            if any(name.startswith(f"{other}/") or f"{other}/".startswith(name) for name in named):
+                del of_folder[other]
+    return list(of_folder.values())
+
+
+def _named_below(tree: Tree, known: Paths, folder: str, content: Mapping[str, object]) -> Iterator[str]:
+    """The folders, the lists and their images that a YAML file names by the whole path from its folder."""
+    for path, _, ends in _paths(content):
+        here = _below(known, folder, ends)
+        if here is None:
+            continue
+        yield here
+        lines = _lines(tree, here) if _is_list(path) else []
+        yield from filter(None, (_below(known, folder, path_ends("/".join(path_parts(line)))) for line in lines))
+
+
+def _paths(content: Mapping[str, object]) -> Iterator[tuple[str, Split, list[str]]]:
+    """Each path of a YAML file, its split, and the ends of the path by which its folder or list may be known."""
+    base = path_parts(str(content.get("path") or ""))
     for key, split in SPLIT_NAMES.items():
         written = content.get(key)
         for path in written if isinstance(written, list) else [written]:
-            if isinstance(path, str) and path_parts(path):
-                yield path, split
+            if isinstance(path, str) and (parts := path_parts(path)):
+                whole = [*base, *parts]
+                # One word is too little to know a folder of another path by.
+                last = len(whole) if _is_list(path) else max(len(base) + 1, len(whole) - 1)
+                yield path, split, ["/".join(whole[start:]) for start in range(last)]
 
 
-def _folders_of(tree: Tree, splits: YamlSplits, configuration: str, parts: list[str]) -> Iterator[str]:
-    """The folder of images that a path of another machine means, if it is here."""
-    # One word is too little to know a folder of another path by.
-    ends = [parts[start:] for start in range(len(parts)) if start == 0 or len(parts) - start >= 2]
-    for end in [[*path_parts(parent(configuration)), *parts], *ends]:
-        start = plain("/".join(end)) + "/"
-        below = (image for image in tree.images if plain(image).startswith(start))
-        here = {"/".join(image.split("/")[: len(end)]) for image in below if splits.decider(image) == configuration}
-        if here:
-            yield from (f"{folder}/" for folder in sorted(here))
-            return
+def _is_list(path: str) -> bool:
+    return path.lower().endswith(_LIST)
 
 
-def _images_of_list(tree: Tree, splits: YamlSplits, configuration: str, path: str) -> tuple[int, list[str]]:
+def _below(known: Paths, folder: str, ends: Iterable[str]) -> str | None:
+    """What is known below a folder by the longest of the ends of a path."""
+    found = (known.find(f"{folder}/{end}" if folder else end) for end in ends)
+    return next(filter(None, found), None)
+
+
+def _lines(tree: Tree, file: str) -> list[str]:
+    return [line.strip() for line in read_text(tree.path(file)).splitlines() if path_parts(line.strip())]
+
+
+def _images_of_list(tree: Tree, splits: YamlSplits, configuration: str, file: str) -> tuple[int, list[str]]:
     """Number of lines of a list, and the images that they name."""
-    folder = parent(configuration)
-
-    def is_meant(name: str, written: str) -> bool:
-        ends_alike = any(_end_alike(name.removeprefix(start), written) for start in ("", f"{folder}/"))
-        return ends_alike and splits.decider(name) == configuration
-
-    beside = "/".join(filter(None, [folder, *path_parts(path)]))
-    lists = [name for name in tree.with_suffix(_LIST) if is_meant(name, path)]
-    if not lists:
-        raise DatasetError(f"{configuration} names {path}, which is not in {tree.path(folder)}; copy it there")
-    file = min(lists, key=lambda name: (plain(name) != plain(beside), -len(path_parts(name)), name))
-    lines = [line.strip() for line in read_text(tree.path(file)).splitlines() if path_parts(line.strip())]
+    folder, lines = parent(configuration), _lines(tree, file)
     if not lines:
         raise DatasetError(f"{tree.path(file)} is empty; list the images in it, one in each line")
+
+    def is_meant(name: str, line: str) -> bool:
+        ends_alike = any(_end_alike(name.removeprefix(start), line) for start in ("", f"{folder}/"))
+        return ends_alike and splits.decider(name) == configuration
+
     near = dict.fromkeys([parent(file), folder])
     found = [image for line in lines if (image := tree.find_image(line, near)) and is_meant(image, line)]
     if not found:
