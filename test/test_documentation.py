@@ -324,6 +324,17 @@ def test_every_message_that_troubleshooting_quotes_is_in_the_code():
             assert part.strip() in code, message
 
 
+def test_troubleshooting_has_every_fault_that_a_camera_is_noted_for():
+    files = ("ros/health/camera_statistics.py", "ros/cameras/camera_info.py")
+    nodes = [node for name in files for node in ast.walk(ast.parse((ROOT / "dinov3_seg_ros" / name).read_text()))]
+    noting = ("self._note", "self._noted_only", "MessageError")
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in noting]
+    faults = {call.args[0].value for call in calls if is_text(call.args[0])}
+    assert len(faults) >= 6
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    assert {fault for fault in faults if f'"{fault}"' not in text} == set()
+
+
 def room_of(module: str) -> str:
     """The room of a module of the package, as docs/architecture.md writes it without its ending."""
     parts = module.split(".")

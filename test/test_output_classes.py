@@ -157,7 +157,7 @@ def test_few_classes_chosen_from_300_give_an_8_bit_mask():
 def test_one_class_list_gives_several_heads_the_same_ids():
     other = ClassesSection(names=["person", "floor"], palette=[(5, 5, 5), (6, 6, 6)])
     chosen = ClassList(classes=["person", "floor"])
-    check_class_list(chosen, [ROOM, other])
+    check_class_list(chosen, {"rooms": ROOM, "people": other})
     assert OutputClasses.of(ROOM, chosen).labels(head_result([[0]])).item() == 1
     assert OutputClasses.of(other, chosen).labels(head_result([[1]])).item() == 1
 
@@ -172,7 +172,16 @@ def test_one_class_list_gives_several_heads_the_same_ids():
 )
 def test_a_name_that_no_head_has_is_refused(chosen, message):
     with pytest.raises(ParameterError, match=message):
-        check_class_list(chosen, [ROOM])
+        check_class_list(chosen, {"rooms": ROOM})
+
+
+def test_a_class_list_that_would_leave_a_head_without_a_class_is_refused():
+    free_space = ClassesSection(names=["free", "occupied"], palette=[(5, 5, 5), (6, 6, 6)])
+    of_bundles = {"rooms": ROOM, "free_space": free_space}
+    with pytest.raises(ParameterError, match=r"no class of the bundle 'free_space'.*at least one of: free, occupied"):
+        check_class_list(ClassList(classes={"ground": ["floor"]}), of_bundles)
+    check_class_list(ClassList(classes={"ground": ["floor", "free"]}), of_bundles)
+    check_class_list(ClassList(palette={"floor": (1, 2, 3)}), of_bundles)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +219,7 @@ def test_a_class_list_may_merge_mappings(tmp_path):
 def test_the_class_list_in_config_fits_the_demo():
     chosen = load_class_list(resource_path("config/classes/navigation.yaml"))
     classes = load_bundle(resource_path("weights/demo")).manifest.classes
-    check_class_list(chosen, [classes])
+    check_class_list(chosen, {"demo": classes})
     assert OutputClasses.of(classes, chosen).names == ("floor", "obstacle", "person")
 
 

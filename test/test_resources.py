@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dinov3_seg_ros.support.errors import SegmentationError
+from dinov3_seg_ros.support.installation import how_to_install
 from dinov3_seg_ros.support.resources import console_script, resource_path
 
 
@@ -35,3 +36,10 @@ def test_executables_are_found_where_colcon_puts_them(tmp_path, monkeypatch):
     assert console_script("segmentation_node") == str(script)
     with pytest.raises(SegmentationError, match="executable 'no_such_node'"):
         console_script("no_such_node")
+
+
+def test_an_extra_is_installed_from_the_checkout_there_and_else_from_a_workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert how_to_install("bag") == "pip install './src/dinov3_seg_ros[bag]'"
+    monkeypatch.chdir(resource_path("setup.py").parent)
+    assert how_to_install("bag") == "pip install '.[bag]'"

@@ -197,7 +197,7 @@ def classes_to_publish(path: str, of_bundles: Mapping[str, ClassesSection]) -> d
         ParameterError: the class list cannot be used.
     """
     chosen = load_class_list(path) if path else ClassList()
-    check_class_list(chosen, list(of_bundles.values()))
+    check_class_list(chosen, of_bundles)
     return {name: OutputClasses.of(classes, chosen) for name, classes in of_bundles.items()}
 
 
@@ -230,27 +230,34 @@ def load_class_list(path: str | os.PathLike[str]) -> ClassList:
         ) from error
 
 
-def check_class_list(chosen: ClassList, heads: Sequence[ClassesSection]) -> None:
-    """Check that each name in a class list occurs in at least one head; others would have no effect.
+def check_class_list(chosen: ClassList, of_bundles: Mapping[str, ClassesSection]) -> None:
+    """Check that each name in a class list occurs in a bundle, and that each bundle has one of the names.
 
     Args:
         chosen: the class list.
-        heads: the classes of each head.
+        of_bundles: the bundles' classes, by name.
 
     Raises:
-        ParameterError: a name occurs in no head.
+        ParameterError: a name would have no effect, or all pixels of a bundle's masks would be unlabelled.
     """
-    of_bundles = {name for classes in heads for name in classes.names}
-    published = of_bundles if chosen.classes is None else set(chosen.classes)
-    for name in [source for sources in (chosen.classes or {}).values() for source in sources]:
-        if name not in of_bundles:
+    known = {name for classes in of_bundles.values() for name in classes.names}
+    published = known if chosen.classes is None else set(chosen.classes)
+    named = [source for sources in (chosen.classes or {}).values() for source in sources]
+    for name in named:
+        if name not in known:
             raise ParameterError(
-                f"the class list names '{name}', which no bundle has; the classes are: {', '.join(sorted(of_bundles))}"
+                f"the class list names '{name}', which no bundle has; the classes are: {', '.join(sorted(known))}"
             )
     for name in chosen.palette:
         if name not in published:
             raise ParameterError(
                 f"the palette colours '{name}', which is not published; published: {', '.join(sorted(published))}"
+            )
+    for bundle, classes in of_bundles.items():
+        if chosen.classes is not None and not set(named) & set(classes.names):
+            raise ParameterError(
+                f"the class list names no class of the bundle '{bundle}', so all of its pixels would be unlabelled; "
+                f"name at least one of: {', '.join(classes.names)}"
             )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
+
+from dinov3_seg_ros.support.resources import PACKAGE
 
 
 def how_to_install(extra: str) -> str:
-    """Return the command for an extra of this package: from where the README clones it, since PyPI does not have it."""
-    return f"pip install './src/dinov3_seg_ros[{extra}]'"
+    """Return the command for an extra of this package, which PyPI does not have: in the checkout or in a workspace."""
+    in_checkout = os.path.isfile("setup.py") and os.path.isdir(PACKAGE)
+    source = "." if in_checkout else f"./src/{PACKAGE}"
+    return f"pip install '{source}[{extra}]'"
 
 
 def has_nvidias_driver() -> bool:
