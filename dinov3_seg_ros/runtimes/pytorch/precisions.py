@@ -1,4 +1,4 @@
-"""The precisions of the PyTorch runtime, which can be asked for without importing PyTorch."""
+"""What the PyTorch runtime can compute in, which can be asked for without importing PyTorch."""
 
 from __future__ import annotations
 
