@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -279,6 +280,19 @@ def test_repeated_signals_in_mid_stream_end_the_process_with_code_zero(graph, bu
     assert "Traceback" not in node.log
     assert "Exception" not in node.log
     assert "dropped" not in node.log
+
+
+def test_a_process_that_ends_removes_its_shared_memory(graph, bundle):
+    node = graph.start_node(bundle=bundle.path)
+    camera, masks = graph.camera(), graph.listen("segmentation/mask")
+    camera.wait_for_subscriber()
+    camera.send_until_answered(camera.message(picture()), masks)
+    opened = {os.path.realpath(link) for link in Path(f"/proc/{node.process.pid}/fd").iterdir()}
+    locks = {Path(path) for path in opened if re.search(r"/fast(dds|rtps)_[0-9a-f]{16}_el$", path)}
+    assert locks, opened
+    assert node.end() == 0, node.log
+    assert not [lock for lock in locks if lock.exists()]
+    assert not [lock for lock in locks if lock.with_name(lock.name.removesuffix("_el")).exists()]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])

@@ -59,3 +59,11 @@ def answer_transitions(node: LifecycleNode, answer: Answer) -> None:
     # The other services are in the node's own group, of which rclpy serves one at a time.
     service.callback_group = own_group()
     service.callback_group.add_entity(service)
+
+
+def destroy_state_machine(node: LifecycleNode) -> None:
+    """Destroy what rclpy's ``destroy_node`` leaves of a lifecycle node.
+
+    It keeps the DDS participant alive, whose shared memory stays behind where a process ends by ``os._exit``.
+    """
+    node._state_machine.destroy_when_not_in_use()

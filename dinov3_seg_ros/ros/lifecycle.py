@@ -14,7 +14,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.bond import Bond
 from dinov3_seg_ros.ros.cameras.frame_loop import FrameLoop
 from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
-from dinov3_seg_ros.ros.compatibility import answer_transitions
+from dinov3_seg_ros.ros.compatibility import answer_transitions, destroy_state_machine
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
 from dinov3_seg_ros.ros.head_outputs import HeadOutputs
 from dinov3_seg_ros.ros.health.camera_statistics import LOADING, STOPPED, CameraStatistics
@@ -339,6 +339,11 @@ class SegmentationNode(LifecycleNode):
         if self._last_loop is not None and not self._last_loop.join(timeout_s):
             return _STUCK
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
+
+    def destroy_node(self) -> None:
+        """Destroy the node, and the DDS participant with it, if it is the last node of its context."""
+        super().destroy_node()
+        destroy_state_machine(self)
 
     def _create_outputs(self) -> None:
         """Create the publishers, once the bundles are read; a node that is active meanwhile publishes at once.
