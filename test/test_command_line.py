@@ -123,6 +123,11 @@ def test_what_is_wrong_with_a_line_is_named(line, message):
     assert message in str(error.value)
 
 
+def test_a_word_for_a_command_without_arguments_is_named_alone():
+    with pytest.raises(UsageError, match="^unrecognized arguments: more;"):
+        CommandParser("package.try", "Try something.").parse_command(["more"])
+
+
 def fail(error):
     def work(words):
         raise error

@@ -134,7 +134,10 @@ class CommandParser(argparse.ArgumentParser):
             UsageError: what is wrong with it.
         """
         words = [word for option in options for word in option]
-        return self.parse_args([*words, "--", *positionals] if positionals else words)
+        arguments, extra = self.parse_known_args([*words, "--", *positionals] if positionals else words)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(word for word in extra if word != '--')}")
+        return arguments
 
     def show_help(self, words: Sequence[str]) -> None:
         """Print what ``--help`` shows; ``words`` are the others of the command line."""
