@@ -6,6 +6,7 @@ The public names are loaded on first use: importing the package alone imports no
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from dinov3_seg_ros.model.heads import build_head
     from dinov3_seg_ros.model.weights import load_backbone
     from dinov3_seg_ros.segmenter import Segmenter
+
+# ONNX Runtime, from 1.29 on, reports its use to its makers unless this is set when it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.2.0"
 __all__ = ["Segmenter", "build_head", "load_backbone", "load_bundle", "upsample_argmax"]

@@ -124,7 +124,7 @@ def test_what_is_wrong_with_a_line_is_named(line, message):
 
 
 def test_a_word_for_a_command_without_arguments_is_named_alone():
-    with pytest.raises(UsageError, match="^unrecognized arguments: more;"):
+    with pytest.raises(UsageError, match=r"^unrecognized arguments: more;"):
         CommandParser("package.try", "Try something.").parse_command(["more"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
 import shutil
 import subprocess
@@ -51,6 +52,15 @@ def test_a_start_without_a_measurement_says_how_to_measure(bundle, caplog):
     with caplog.at_level("INFO", "dinov3_seg_ros"):
         Segmenter.from_bundle(bundle.path).close()
     assert f"python -m dinov3_seg_ros.benchmark {bundle.path} --choose" in caplog.text
+
+
+def test_onnx_runtime_reports_nothing_to_its_makers(bundle, tmp_path):
+    program = "import sys; from dinov3_seg_ros import Segmenter; Segmenter.from_bundle(sys.argv[1]).close()"
+    # ONNX Runtime reports nothing where CI is set. Whoever reports gets an identity in the home first.
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    subprocess.run([sys.executable, "-c", program, bundle.path], env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 @pytest.mark.parametrize(
