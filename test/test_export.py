@@ -385,7 +385,7 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
 def test_pytorch_is_offered_alike_whether_or_not_it_is_imported(copy, precision, features, monkeypatch):
     monkeypatch.setattr("dinov3_seg_ros.runtimes.choice._torch_has_no_gpu", lambda: True)
     processor = Cpu(name="a processor", architecture="x86_64", features=features)
-    monkeypatch.setattr("dinov3_seg_ros.runtimes.pytorch.precisions.this_cpu", lambda: processor)
+    monkeypatch.setattr("dinov3_seg_ros.runtimes.pytorch.candidates.this_cpu", lambda: processor)
     for written in ("fp16", "int8"):
         write_graphs(copy, written, size=SIZE)
     options = ComputeOptions(precision=precision, device="cpu")

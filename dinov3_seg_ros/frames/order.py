@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import TypeVar
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 # Unix seconds have a fraction: 1700000000.25 goes before 1700000000.5, though scene_1.9 goes before scene_1.10.
 _NUMBERS = re.compile(r"((?<!\d)\d{10}\.\d+|\d+)")
@@ -15,7 +15,7 @@ _WHOLE_NUMBERS = re.compile(r"(\d+)")
 _WITH_NANOSECONDS = re.compile(r"(?<!\d)\d{10}\.\d{9}(?!\d)")
 
 
-def in_order(items: Iterable[Item], name_of: Callable[[Item], str]) -> list[Item]:
+def in_order(items: Iterable[_Item], name_of: Callable[[_Item], str]) -> list[_Item]:
     """Sort items by their names or paths, in which numbers are compared as numbers: 9 goes before 10.
 
     A name may be a time stamp, its seconds and nanoseconds as whole numbers or as a decimal number. Where any has nine
@@ -24,7 +24,7 @@ def in_order(items: Iterable[Item], name_of: Callable[[Item], str]) -> list[Item
     items = list(items)
     numbers = _WHOLE_NUMBERS if any(_WITH_NANOSECONDS.search(name_of(item)) for item in items) else _NUMBERS
 
-    def key(item: Item) -> list[str | Decimal]:
+    def key(item: _Item) -> list[str | Decimal]:
         return [Decimal(part) if place % 2 else part for place, part in enumerate(numbers.split(name_of(item)))]
 
     return sorted(items, key=key)

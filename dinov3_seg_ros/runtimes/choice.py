@@ -20,7 +20,7 @@ from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
-from dinov3_seg_ros.runtimes.pytorch.precisions import torch_candidates
+from dinov3_seg_ros.runtimes.pytorch.candidates import torch_candidates
 from dinov3_seg_ros.support.errors import (
     DisagreementError,
     ParameterError,

@@ -128,9 +128,9 @@ def one_line(error: Exception) -> str:
 
 
 def first_of(names: Iterable[object], most: int = 3) -> str:
-    """List names for a message: at most so many, then "..."."""
+    """List names for a message: at most so many, and how many more there are."""
     named = [str(name) for name in names]
-    return ", ".join(named[:most]) + (", ..." if len(named) > most else "")
+    return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.support.errors import first_of
 from dinov3_seg_ros.support.files import cache_folder, replacing_file, sha256_of_file
 
 _READERS = 8
-_NAMED = 3
 # A file that changed so recently may change again without another time stamp.
 _SETTLED_NS = 2_000_000_000
 
@@ -93,5 +93,4 @@ def _different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _named(change: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{change}: {', '.join(names[:_NAMED])}{more}"]
+    return [f"{change}: {first_of(names)}"]

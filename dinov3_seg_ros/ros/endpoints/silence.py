@@ -11,8 +11,9 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, how_to_read
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher, policy_name
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
+from dinov3_seg_ros.support.errors import first_of
 
-_MOST_NAMED = 5
+_NAMED = 5
 # Of each policy, what only publishers that offer it match.
 _DEMANDING = ("reliable", "transient local")
 
@@ -50,7 +51,7 @@ def explain_silence(
     if not publishers:
         return Silence("nobody publishes", _nobody_publishes(topic, name, message_type, pictures))
     count = f"{len(publishers)} publisher{'s' * (len(publishers) > 1)}"
-    named = f"{count}: {_listed(publishers)}"
+    named = f"{count}: {first_of(publishers, _NAMED)}"
     right = [publisher for publisher in publishers if publisher.message_type == message_type]
     if not right:
         remedy = how_to_read(topic, publishers[0].message_type, message_type, name)
@@ -77,7 +78,7 @@ def explain_missing_calibration(
         others: from `Endpoints.calibration_topics`.
     """
     if publishers:
-        named = _listed(publishers)
+        named = first_of(publishers, _NAMED)
         right = [publisher for publisher in publishers if publisher.message_type == CAMERA_INFO]
         if not right:
             return f"{named}, but the node reads {CAMERA_INFO} there; remap {name} to the camera's"
@@ -86,7 +87,7 @@ def explain_missing_calibration(
     if not others:
         return f"nobody publishes there; start what publishes the camera's calibration, or remap {name} to its topic"
     nearest = sorted(others, key=lambda other: _similarity(topic, other), reverse=True)
-    return f"nobody publishes there; there is camera_info on {_listed(nearest)}: remap {name} to the camera's"
+    return f"nobody publishes there; there is camera_info on {first_of(nearest, _NAMED)}: remap {name} to the camera's"
 
 
 def _override_in_the_way(topic: str, fixed: Mapping[str, str], publishers: Sequence[Publisher]) -> str:
@@ -111,15 +112,10 @@ def _nobody_publishes(topic: str, name: str, message_type: str, pictures: Mappin
         return other.startswith(f"{base}/") or base.startswith(other), _similarity(topic, other)
 
     nearest = sorted(pictures, key=likeness, reverse=True)
-    listed = _listed([f"{other} ({pictures[other]})" for other in nearest])
+    listed = first_of([f"{other} ({pictures[other]})" for other in nearest], _NAMED)
     remedy = how_to_read(nearest[0], pictures[nearest[0]], message_type, name)
     return f"nobody publishes there; there are images on {listed}; for {nearest[0]}: {remedy}"
 
 
 def _similarity(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def _listed(things: Sequence[object]) -> str:
-    more = len(things) - _MOST_NAMED
-    return ", ".join(map(str, things[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")

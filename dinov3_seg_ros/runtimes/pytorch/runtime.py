@@ -16,10 +16,10 @@ from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.protocol import Candidate, Computation, Computed
+from dinov3_seg_ros.runtimes.pytorch.candidates import resolve_precision, torch_candidates
 from dinov3_seg_ros.runtimes.pytorch.compilation import compile_for
 from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import Recorded, new_event, new_stream
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
-from dinov3_seg_ros.runtimes.pytorch.precisions import resolve_precision, torch_candidates
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
 from dinov3_seg_ros.support.cpu import usable_cores

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour, default_palette, unlabelled_value
 from dinov3_seg_ros.frames.image_files import value_colour
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_colour, as_number, ranges
-from dinov3_seg_ros.support.errors import DatasetError, nearest
+from dinov3_seg_ros.support.errors import DatasetError, first_of, nearest
 from training.data.classes.items import Items, parse_classes, parse_ignored
 
 _NAMED = 10
@@ -177,9 +177,9 @@ class _Joined:
             return self._owners({name: self.by_name[name].values for name in known}, as_number)
         if self.source.drawn and self.by_name and len(names) == len(items):
             raise DatasetError(
-                f"{self.source.origin} has none of the classes {_listing(names)}, but {_listing(self.by_name)}; say in "
-                "data.classes of which of these each consists. If the labels show none of the classes, list them in "
-                "classes.yaml beside the labels"
+                f"{self.source.origin} has none of the classes {first_of(names, _NAMED)}, but "
+                f"{first_of(self.by_name, _NAMED)}; say in data.classes of which of these each consists. If the labels "
+                "show none of the classes, list them in classes.yaml beside the labels"
             )
         return {} if known or self.source.drawn or rest else dict(enumerate(names))
 
@@ -198,7 +198,7 @@ class _Joined:
         if items.values and self.source.drawn:
             raise DatasetError(
                 f"{owner} has the value {items.values[0]}, but the labels of this folder are shapes with names; write "
-                f"names: {_listing(self.by_name)}"
+                f"names: {first_of(self.by_name, _NAMED)}"
             )
         resolved = Items(list(items.values), list(items.colours), rest=items.rest)
         for name in items.names:
@@ -215,7 +215,7 @@ class _Joined:
             )
         return DatasetError(
             f"{owner} has the name '{name}', which is none of the classes in {self.source.origin}"
-            f"{nearest(name, list(self.by_name))}; they are: {_listing(self.by_name)}"
+            f"{nearest(name, list(self.by_name))}; they are: {first_of(self.by_name, _NAMED)}"
         )
 
     def _owners(self, values_of: Mapping[str, Iterable[int]], describe: Callable[[int], str]) -> dict[int, str]:
@@ -259,9 +259,9 @@ class _Joined:
         ]
         if lost and self.written is not None:
             raise DatasetError(
-                f"data.classes says nothing of {len(lost)} classes in {self.source.origin}: {_listing(lost)}; add them "
-                "to a class or to data.ignore, or write ignore: rest"
-                + (f". Of these classes there is no label: {_listing(absent)}" if absent else "")
+                f"data.classes says nothing of {len(lost)} classes in {self.source.origin}: {first_of(lost, _NAMED)}; "
+                "add them to a class or to data.ignore, or write ignore: rest"
+                + (f". Of these classes there is no label: {first_of(absent, _NAMED)}" if absent else "")
             )
 
     def _palette(self, items: Mapping[str, Items]) -> list[Colour]:
@@ -302,8 +302,3 @@ def _as_values(colours: Sequence[int]) -> str:
         f"[{red}, {green}, {blue}]. If three values are meant, write one of them as a range: "
         f"[{red}, {green}, {blue}-{blue}]; else add the values of these classes"
     )
-
-
-def _listing(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
