@@ -18,6 +18,7 @@ from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.sources import open_source
+from dinov3_seg_ros.frames.video import Video, new_video
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
 
 
@@ -197,7 +198,7 @@ def test_the_recorder_tells_of_a_full_disk(tmp_path):
     with claimed_domain() as domain:
         rclpy.init(args=[], domain_id=domain)
         try:
-            recorder = Recorder("demo", ["floor"], None, tmp_path, 10.0)
+            recorder = Recorder("demo", ["floor"], None, tmp_path, Video(tmp_path / "overlay.mp4", 10.0))
             image = fill_image(Image(), noise, "rgb8", Header())
             recorder._on_image(image)
             with full_disk(1000), pytest.raises(OutputError, match=r"overlay_0020\.png cannot be written .*--output"):
@@ -207,6 +208,22 @@ def test_the_recorder_tells_of_a_full_disk(tmp_path):
         finally:
             rclpy.try_shutdown()
     assert list(tmp_path.glob("overlay_*.png")) == []
+
+
+def test_a_video_holds_pictures_of_other_sizes_too(tmp_path):
+    with new_video(tmp_path / "overlay.mp4", 10.0) as video:
+        for height, width in ((48, 64), (64, 48), (48, 64)):
+            video.write(np.zeros((height, width, 3), np.uint8))
+    assert cv2.VideoCapture(str(tmp_path / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.mark.parametrize("pictures", [0, 40])
+def test_a_video_that_cannot_be_whole_does_not_appear(pictures, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (pictures, 48, 64, 3), np.uint8)
+    with full_disk(20_000), pytest.raises(OSError), new_video(tmp_path / "overlay.mp4", 10.0) as video:
+        for picture in noise:
+            video.write(picture)
+    assert not list(tmp_path.iterdir())
 
 
 # A node that takes longer to load its models than its first sign of life, and then its first mask, may take.

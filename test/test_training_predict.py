@@ -19,7 +19,6 @@ from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
 from training import predict as command
 from training.evaluation.inference import AveragingSegmenter, Inference
-from training.reports import video as reports_video
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +288,7 @@ def test_a_full_disk_is_reported(bundle, tmp_path, capsys, monkeypatch):
 
 
 def test_a_video_that_holds_less_than_was_written_is_reported(bundle, tmp_path, capsys, monkeypatch, video):
-    monkeypatch.setattr(reports_video, "video_rate", lambda path: (24.0, 3))
+    monkeypatch.setattr("dinov3_seg_ros.frames.video.video_rate", lambda path: (24.0, 3))
     assert predict(bundle, video, tmp_path / "out", "--masks", "False") == 1
     assert "it holds 3 of 5 frames" in capsys.readouterr().err
     assert not written(tmp_path / "out")

@@ -23,6 +23,7 @@ from rich.console import Console
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE, Manifest
 from dinov3_seg_ros.frames.value_range import chosen_range
+from dinov3_seg_ros.frames.video import new_video
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.command_line import (
@@ -46,7 +47,6 @@ from training.prediction.outputs import SUMMARY_FILE, VIDEO_FILE, FrameWriter
 from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
 from training.recipes.overrides import SettingsParser, apply_overrides
-from training.reports.video import new_video
 from training.support.writing import add_output, check_free, writing
 
 
@@ -81,6 +81,7 @@ def predict(
         task = progress.add_task("segmenting", total=total)
         video = None
         if settings.overlays and source.rate is not None:
+            stack.enter_context(writing(output / VIDEO_FILE))
             video = stack.enter_context(new_video(output / VIDEO_FILE, settings.video_rate(source.rate)))
         writer = FrameWriter(output, manifest, settings, video)
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder, remove_pictures
 from dinov3_seg_ros.frames.value_range import chosen_range
+from dinov3_seg_ros.frames.video import Video, new_video
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
@@ -31,6 +33,7 @@ from dinov3_seg_ros.support.errors import OutputError, TransportError
 from dinov3_seg_ros.support.files import lies_in, write_json
 from dinov3_seg_ros.support.resources import resource_path
 
+_VIDEO_FILE = "overlay.mp4"
 _NAMESPACE = "demo"
 # How long the node may take to be heard of, and the first mask once the node subscribes, which it does when its models
 # are loaded.
@@ -87,11 +90,38 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     prepare()
     decode.backend(wait=True)  # compiled here once, so that the figures are not those of a node whose decode compiles
     colours = _fit_colour_classifier() if options.source == SCENES else None
-    rclpy.init(args=[])
-    recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, options.rate)
+    with _new_video(options.output / _VIDEO_FILE, options.rate) as video:
+        rclpy.init(args=[])
+        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video)
+        try:
+            _record(recorder, options, bundle, parameters)
+        finally:
+            recorder.destroy_node()
+            rclpy.try_shutdown()
+    summary = {
+        "bundle": bundle.manifest.name,
+        "source": options.source,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **recorder.summary(),
+    }
+    write_json(options.output / "summary.json", summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _new_video(path: Path, rate: float) -> Iterator[Video]:
+    try:
+        with new_video(path, rate) as video:
+            yield video
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); choose another folder with --output") from error
+
+
+def _record(recorder: Recorder, options: argparse.Namespace, bundle: Bundle, parameters: dict[str, Any]) -> None:
+    """Run node and camera until the camera has played to its end, and the last masks have arrived."""
     node_log, camera_log = options.output / "segmentation.log", options.output / "camera.log"
-    recorder_executor = SingleThreadedExecutor()
-    recorder_executor.add_node(recorder)
+    executor = SingleThreadedExecutor()
+    executor.add_node(recorder)
     try:
         with (
             running(_node_command(bundle, parameters), node_log) as node,
@@ -99,7 +129,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         ):
             patience = _Patience(recorder, options.output)
             while player.poll() is None:
-                recorder_executor.spin_once(timeout_sec=0.1)
+                executor.spin_once(timeout_sec=0.1)
                 if recorder.fault:
                     raise TransportError(f"the node says: {recorder.fault}; see {node_log}")
                 if node.poll() is not None:
@@ -107,21 +137,11 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
                 patience.check()
             if player.returncode:
                 raise TransportError(f"the camera ended: {last_words(camera_log)}; see {camera_log}")
-            _spin_for(recorder_executor, _DRAIN_S)
+            _spin_for(executor, _DRAIN_S)
             if not recorder.received:
                 raise TransportError(f"the camera ended before a mask arrived; see the logs in {options.output}")
-        summary = {
-            "bundle": bundle.manifest.name,
-            "source": options.source,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            **recorder.finish(),
-        }
     finally:
-        recorder_executor.shutdown()
-        recorder.destroy_node()
-        rclpy.try_shutdown()
-    write_json(options.output / "summary.json", summary)
-    return summary
+        executor.shutdown()
 
 
 class _Patience:
@@ -198,7 +218,7 @@ def _print_summary(summary: dict[str, Any], output: Path) -> None:
         rows["mIoU of the received masks"] = f"{summary['miou']:.3f} ({summary['scored']} frames)"
     if summary["colour_classifier_miou"] is not None:
         rows["mIoU of a colour classifier"] = f"{summary['colour_classifier_miou']:.3f}"
-    rows["pictures, video, figures"] = f"{output}/overlay_*.png, {output}/overlay.mp4, {output}/summary.json"
+    rows["pictures, video, figures"] = f"{output}/overlay_*.png, {output}/{_VIDEO_FILE}, {output}/summary.json"
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
 

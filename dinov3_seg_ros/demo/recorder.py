@@ -8,7 +8,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
@@ -18,6 +17,7 @@ from sensor_msgs.msg import Image
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
+from dinov3_seg_ros.frames.video import Video
 from dinov3_seg_ros.ros.cameras.messages import read_image, seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
 from dinov3_seg_ros.support.errors import OutputError
@@ -40,8 +40,8 @@ class Recorder(Node):
         namespace: of the topics.
         class_names: names of the classes.
         colours: a fitted colour classifier to score too; None for none.
-        output: folder for pictures (frame and overlay side by side) and the video.
-        rate_hz: the camera's rate, that of the video.
+        output: folder for pictures, frame and overlay side by side.
+        video: gets the overlays.
 
     Attributes:
         heard_node: whether the node has said anything about itself.
@@ -54,10 +54,10 @@ class Recorder(Node):
         class_names: list[str],
         colours: ColourClassifier | None,
         output: Path,
-        rate_hz: float,
+        video: Video,
     ) -> None:
         super().__init__("recorder", namespace=namespace)
-        self._names, self._colours, self._output, self._rate_hz = class_names, colours, output, rate_hz
+        self._names, self._colours, self._output, self._video = class_names, colours, output, video
         self._frames: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._truths: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._masks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -69,8 +69,6 @@ class Recorder(Node):
         self._arrivals_s: list[float] = []
         self._counts = dict.fromkeys(("images", *_OUTPUTS, "scored", "headers_altered"), 0)
         self._matched = 0
-        self._video: cv2.VideoWriter | None = None
-        self._video_file = output / "overlay.mp4"
         # The recorder must see every frame, or its count of drops means nothing.
         deep = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Image, "image", self._on_image, deep)
@@ -92,15 +90,13 @@ class Recorder(Node):
         """Whether any mask has arrived."""
         return self._counts["masks"] > 0
 
-    def finish(self) -> dict[str, Any]:
-        """Close the video and return what was measured.
+    def summary(self) -> dict[str, Any]:
+        """What was measured.
 
         ``unmatched`` counts outputs whose frame did not arrive here: it was lost on its way, or the output's stamp was
         altered. ``miou`` is over the received masks whose true mask is known. ``latency_ms`` is from the stamp of a
         frame to the arrival of its mask in this process.
         """
-        if self._video is not None:
-            self._video.release()
         seconds = self._arrivals_s[-1] - self._arrivals_s[0] if len(self._arrivals_s) > 1 else 0.0
         return {
             **self._counts,
@@ -141,7 +137,7 @@ class Recorder(Node):
         self._counts["overlays"] += 1
         self._check_header(message.header)
         overlay = to_bgr(read_image(message))
-        self._write_video(overlay)
+        self._video.write(overlay)
         frame = self._frames.get(_stamp(message))
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             path = self._output / f"overlay_{self._counts['overlays']:04d}.png"
@@ -175,13 +171,6 @@ class Recorder(Node):
         self._counts["scored"] += 1
         if self._colours is not None and stamp in self._frames and self._counts["scored"] % _COLOUR_EVERY == 1:
             self._colour_scores.update(truth, self._colours.predict(read_image(self._frames[stamp])))
-
-    def _write_video(self, picture: np.ndarray) -> None:
-        height, width = picture.shape[:2]
-        if self._video is None:
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._video = cv2.VideoWriter(str(self._video_file), codec, self._rate_hz, (width, height))
-        self._video.write(picture)
 
 
 def remove_pictures(folder: Path) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE as BUNDLE_FILE
 from dinov3_seg_ros.bundle.manifest import Manifest
+from dinov3_seg_ros.frames.video import new_video
 from dinov3_seg_ros.options import ComputeOptions, ValueRange
 from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from dinov3_seg_ros.support.files import sha256_of_file
@@ -31,7 +32,7 @@ from training.prediction.loop import Prediction, segment_frames
 from training.prediction.outputs import MASKS, VIDEO_FILE, FrameWriter
 from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
-from training.reports.video import new_video
+from training.support.writing import writing
 
 # How to compute without another result.
 _SAME_RESULT = {"threads"}
@@ -210,7 +211,8 @@ def _draw_video(
     if (output / VIDEO_FILE).exists() or source.rate is None:
         return
     owners = {file: content["partition"] for content in contents for file in content["files"]}
-    with new_video(output / VIDEO_FILE, job.settings.video_rate(source.rate)) as video:
+    path = output / VIDEO_FILE
+    with writing(path), new_video(path, job.settings.video_rate(source.rate)) as video:
         writer = FrameWriter(output, manifest, job.settings, video)
         for name, image in source.source().frames:
             file = f"{MASKS}/{name}.png"

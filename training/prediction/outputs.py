@@ -9,9 +9,9 @@ import numpy as np
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.video import Video
 from dinov3_seg_ros.segmenter import Segmentation
 from training.prediction.settings import PredictionSettings
-from training.reports.video import Video
 from training.support.writing import writing
 
 MASKS, CONFIDENCES, OVERLAYS, VIDEO_FILE = "masks", "confidence", "overlays", "overlay.mp4"
