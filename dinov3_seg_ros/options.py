@@ -2,7 +2,8 @@
 
 The node's parameters, the launch arguments, the flags of the commands, the keyword arguments of `Segmenter.from_bundle`
 and the tables in docs/ are made from the models here. To add an option, add a field to one of them, and read it where
-it takes effect. Importing this module imports no other library than pydantic.
+it takes effect; what its values must satisfy beyond type and range goes into `option_checks`. Importing this module
+imports no other library than pydantic.
 """
 
 from __future__ import annotations
@@ -12,15 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dinov3_seg_ros.support.option_checks import (
-    MAX_PIXELS,
-    check_cameras,
-    check_device,
-    check_providers,
-    parse_mask_size,
-    parse_value_range,
-)
-from dinov3_seg_ros.support.option_model import Live, Options, as_value_error, checked
+from dinov3_seg_ros.support.option_checks import MAX_PIXELS, parse_value_range
+from dinov3_seg_ros.support.option_model import Live, Options, as_value_error
 
 RuntimeName = Literal["auto", "torch", "onnx", "tensorrt"]
 #: Number format of weights and activations.
@@ -55,7 +49,6 @@ class ComputeOptions(Options):
     ] = "auto"
     device: Annotated[
         str,
-        checked(check_device),
         Field(
             description="Where to compute: auto, cpu, cuda (or cuda:N for one of several), gpu or npu (or gpu:N, "
             "npu:N, as ONNX Runtime lists them)."
@@ -71,7 +64,6 @@ class ComputeOptions(Options):
     ] = 0
     providers: Annotated[
         tuple[str, ...],
-        checked(check_providers),
         Field(
             description="Execution providers of ONNX Runtime, best first, such as OpenVINOExecutionProvider; empty: by "
             "'device'."
@@ -109,7 +101,6 @@ class PublishOptions(Options):
 
     mask_size: Annotated[
         str,
-        checked(parse_mask_size),
         Field(
             description="Size of mask and confidence: source (the frame's), network (the frame at the network's "
             "resolution) or WIDTHxHEIGHT in pixels."
@@ -171,7 +162,6 @@ class SourceOptions(Options):
     ] = ()
     cameras: Annotated[
         tuple[str, ...],
-        checked(check_cameras),
         Field(
             description="Prefixes of the cameras' topics: 'front' reads front/image and publishes "
             "front/segmentation/mask. Empty: one camera without a prefix."

@@ -89,7 +89,7 @@ def parse_value_range(value: Any) -> Any:
     )
 
 
-#: By the name of the option. A check that `dinov3_seg_ros.options` gives to an option stands here too.
+#: By the name of the option.
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "device": check_device,
     "providers": check_providers,

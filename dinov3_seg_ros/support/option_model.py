@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from dinov3_seg_ros.support.errors import ParameterError, nearest
+from dinov3_seg_ros.support.option_checks import CHECKS
 from dinov3_seg_ros.support.option_values import Kind, Option
 
 
@@ -35,6 +36,13 @@ class Options(BaseModel):
         except ValidationError as error:
             raise ParameterError(_complaint(error, type(self), values)) from error
 
+    @field_validator("*")
+    @classmethod
+    def _check(cls, value: Any, info: ValidationInfo) -> Any:
+        if (check := CHECKS.get(info.field_name or "")) is not None:
+            as_value_error(check)(value)
+        return value
+
 
 def as_value_error(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The function with the error that pydantic expects of a validator, in place of ParameterError."""
@@ -46,12 +54,6 @@ def as_value_error(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise ValueError(str(error)) from error
 
     return call
-
-
-def checked(check: Callable[[Any], Any]) -> AfterValidator:
-    """Marks an option whose value must pass a check, which raises ParameterError. The value stays as it is."""
-    checking = as_value_error(check)
-    return AfterValidator(lambda value: (checking(value), value)[1])
 
 
 def describe_options(model: type[Options]) -> dict[str, Option]:
