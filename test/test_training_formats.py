@@ -1079,6 +1079,28 @@ def test_a_list_of_voc_folders_that_names_no_image_is_refused(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("kind", ["voc_folders", "cvat_mask"])
+def test_folders_above_those_of_voc_tell_the_splits_of_which_no_list_is(tmp_path, kind, default):
+    for split in LISTED:
+        labelled_folders.BUILDERS[kind](tmp_path / split)
+        lists = tmp_path / split / "ImageSets/Segmentation"
+        names = "".join(path.read_text() for path in lists.iterdir())
+        shutil.rmtree(lists)
+        if default:
+            labelled_folders.put(lists / "default.txt", names)
+    tiny_datasets.save_image(tmp_path / "train/JPEGImages/unlabelled.jpg", 0)
+    section = AutoData(root=str(tmp_path))
+    for split in LISTED:
+        found = [sample.image.relative_to(tmp_path).parts[0] for sample in section.open(split).samples]
+        assert found == [split] * 6
+    assert section.found().notes == ("1 images have no labels and are left out",)
+    labelled_folders.put(tmp_path / "val/ImageSets/Segmentation/val.txt", "val_0100\ntrain_0001")
+    found = [sample.image.relative_to(tmp_path).as_posix() for sample in section.open("val").samples]
+    assert found == ["val/JPEGImages/train_0001.jpg", "val/JPEGImages/val_0100.jpg"]
+    assert "4 images lie in no split and are left out" in section.found().notes
+
+
 def test_a_stem_of_two_images_tells_no_split(tmp_path):
     labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
     for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
