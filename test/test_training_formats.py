@@ -1684,6 +1684,34 @@ def test_masks_in_a_lossy_format_are_refused(tmp_path):
         AutoData(root=str(tmp_path), classes=["a"]).open("train")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("0.webp", {}, "WEBP"),
+        ("0.png", {"format": "WEBP"}, "WEBP"),
+        ("0.png", {"format": "JPEG2000"}, "JPEG2000"),
+        ("0.tif", {"compression": "jpeg"}, "TIFF with JPEG inside"),
+    ],
+)
+def test_masks_whose_values_a_format_may_have_changed_are_refused(tmp_path, name, settings, said):
+    tiny_datasets.save_image(tmp_path / "images/0.jpg", 0)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(labelled_folders.truth(0)).save(tmp_path / "masks" / name, **settings)
+    labelled_folders.put(tmp_path / "train.lst", f"images/0.jpg masks/{name}")
+    data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).open_all()
+    with pytest.raises(ItemError, match=rf"{name} is {said}, which may change values; export the masks as PNG"):
+        data.item(0)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_masks_may_be_tiff_that_keeps_values(tmp_path, compression):
+    tiny_datasets.save_image(tmp_path / "images/0.jpg", 0)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(labelled_folders.truth(0)).save(tmp_path / "masks/0.tif", compression=compression)
+    data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).open_all()
+    assert np.array_equal(data.item(0)[1], labelled_folders.truth(0))
+
+
 # Values and colours --------------------------------------------------------------------------------------------------
 
 
