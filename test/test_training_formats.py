@@ -1575,6 +1575,16 @@ class TestListsOfSplits:
             assert found == [f"{name}.jpg" for name in names]
         assert "1 images that lists name are not in the folder" in section.found().notes
 
+    def test_a_mask_in_a_table_never_stands_for_an_image_that_is_gone(self, tmp_path):
+        for number, name in enumerate(["run_1/{}/0001", "run_1/{}/0003", *(f"run_2/{{}}/000{n}" for n in (1, 2, 3))]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('rgb')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('mask')}.png", labelled_folders.truth(number))
+        rows = [f"run_1/rgb/000{number}.jpg,run_1/mask/000{number}.png,sunny" for number in (1, 2, 3)]
+        labelled_folders.put(tmp_path / "test.csv", "\n".join(["image,mask,weather", *rows]))
+        assert self.opened(tmp_path, "test") == ["0001", "0003"]
+        notes = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).found().notes
+        assert "1 images that lists name are not in the folder" in notes
+
     @pytest.mark.parametrize("line", ["rgb/{}.jpg", "./rgb/{}", "{}.jpg"])
     @pytest.mark.parametrize("other", ["run_2/rgb/0003.jpg", "../run_2/rgb/0003.jpg"])
     def test_a_list_in_a_sequence_names_its_images_or_others_by_their_paths(self, tmp_path, line, other):
