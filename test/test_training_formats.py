@@ -1199,6 +1199,19 @@ def test_subsets_of_cvat_may_repeat_the_names_of_images(tmp_path, kind, subsets)
     check_subsets(section, subsets)
 
 
+@pytest.mark.parametrize("subset", ["", 'subset="default" ', 'subset="test" '])
+def test_the_folder_of_cvats_xml_tells_the_split_that_no_subset_tells(tmp_path, subset):
+    meta = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
+    for number, split in enumerate(LISTED):
+        tiny_datasets.save_image(tmp_path / f"images/{number}.jpg", number)
+        box = '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22"/>'
+        image = f'<image id="0" name="{number}.jpg" {subset}width="48" height="40">{box}</image>'
+        labelled_folders.put(tmp_path / split / "annotations.xml", f"<annotations>{meta}{image}</annotations>")
+    samples = all_formats()["cvat_images"].open(Tree(tmp_path), NO_PATTERNS).samples
+    found = {split: [sample.image.stem for sample in own] for split, own in samples.items()}
+    assert found == ({"test": ["0", "1", "2"]} if "test" in subset else {"train": ["0"], "val": ["1"], "test": ["2"]})
+
+
 @pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
 def test_paths_of_label_studios_local_storage_are_unquoted(tmp_path, name):
     labelled_folders.build_label_studio(tmp_path)

@@ -39,7 +39,8 @@ class CvatImages(Format):
     """``annotations.xml``, with the images anywhere in the folder.
 
     Polygons, masks, boxes, ellipses and lines are read, in the order of their ``z_order``; what none covers is
-    background. Subsets named train, validation or test are the splits.
+    background. Subsets named train, validation or test are the splits, or else folders of these names, those of images
+    before those of the XML.
     """
 
     name = "cvat_images"
@@ -64,7 +65,7 @@ class CvatImages(Format):
             for image in file.images:
                 near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
-                split = split_named(image.subset) or split_of(path)
+                split = split_named(image.subset) or split_of(path) or split_of(name)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)
         labelled = {sample.image for own in samples.values() for sample in own}
