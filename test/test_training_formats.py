@@ -898,6 +898,12 @@ class TestSplitsOfYolo:
         self.write(root, {}, train=["train/images", "Empty/Images"], val="valid/images")
         assert f"{folder}/empty.jpg" in self.opened(root, "train")
 
+    def test_many_images_without_a_polygon_do_not_hide_those_that_have_some(self, root):
+        for number in range(30):
+            tiny_datasets.save_image(root / f"train/images/a{number:02d}.jpg", number)
+            labelled_folders.put(root / f"train/labels/a{number:02d}.txt", "\n" * (number % 2))
+        assert len(self.opened(root, "train")) == 34
+
     def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
         (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
         assert len(self.opened(root, "train")) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -41,7 +42,8 @@ class Yolo(Format):
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
         labels = _label_files(tree)
-        shown = list(labels.values())[:_LOOKED_AT]
+        not_empty = (name for name in labels.values() if read_text(tree.path(name)).strip())
+        shown = itertools.islice(not_empty, _LOOKED_AT)
         polygons = next((name for name in shown if _has_polygons(tree, name)), None)
         if polygons is None:
             return None
