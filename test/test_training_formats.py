@@ -1318,6 +1318,26 @@ def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
+def test_exports_of_label_studio_side_by_side_may_repeat_names(tmp_path):
+    for site in ("site_a", "site_b"):
+        labelled_folders.build_label_studio(tmp_path / site)
+        for path in (tmp_path / site).rglob("*.jpg"):
+            path.rename(tmp_path / site / "images" / path.name)
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    assert [sample.image.parent.parent for sample in samples] == [sample.labels.parent for sample in samples]
+    assert len({sample.image for sample in samples}) == 12
+    (tmp_path / "site_b/images").rename(tmp_path / "site_b/photos")
+    shutil.copytree(tmp_path / "site_b/photos", tmp_path / "site_b/images/copies")
+    with pytest.raises(DatasetError, match=r"6 images of site_b/project\.json are not in .*, or in several of its"):
+        AutoData(root=str(tmp_path)).open_all()
+    shutil.rmtree(tmp_path / "site_b/images")
+    (tmp_path / "site_b/photos").rename(tmp_path / "site_b/images")
+    (tmp_path / "site_a/images/0a1b2c3d-train_0001.jpg").unlink()
+    written = r"project\.json \(/data/upload/1/0a1b2c3d-train_0001\.jpg\)"
+    with pytest.raises(DatasetError, match=rf"is in .*site_a/{written} and in .*site_b/{written}; keep one"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
 def write_pair_list(root: Path, prefix: str) -> None:
     labelled_folders.put(root / "classes.txt", "\n".join(labelled_folders.NAMES))
     lines = []

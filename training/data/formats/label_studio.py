@@ -61,21 +61,22 @@ class LabelStudio(Format):
         classes = drawn_classes(tree, labels, next(iter(exports), ""))
         values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
-        absent = []
         for name, tasks in exports.items():
+            absent = []
             for task in tasks:
                 images = (find_uploaded_image(tree, name, written) for written in task.data)
                 image = next(filter(None, images), None)
                 if image is None:
                     absent.append(_image_of(task.data))
                     continue
-                sample = Sample(tree.path(image), tree.path(name), task)
+                sample = Sample(tree.path(image), tree.path(name), task, written=_image_of(task.data))
                 samples.setdefault(split_of(image) or split_of(name), []).append(sample)
-        if absent:
-            raise DatasetError(
-                f"{len(absent)} images of {next(iter(exports))} are not in {tree.root}, such as {absent[0]}; put the "
-                "images into the folder, as Label Studio's JSON does not hold them"
-            )
+            if absent:
+                raise DatasetError(
+                    f"{len(absent)} images of {name} are not in {tree.root}, or in several of its folders, such as "
+                    f"{absent[0]}; put the images beside the JSON, which does not hold them, or into a folder images "
+                    "there"
+                )
         count = sum(map(len, samples.values()))
         return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
 
@@ -267,8 +268,9 @@ def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
     if _UPLOADS in path:
         path = path.rpartition("/")[2]
-    found, uploaded = tree.find_image(path, [parent(name)]), _UPLOADED.fullmatch(path.rpartition("/")[2])
-    return found or (tree.find_image(uploaded[1], [parent(name)]) if uploaded else None)
+    near = [parent(name), f"{parent(name)}/images".strip("/")]
+    found, uploaded = tree.find_image(path, near), _UPLOADED.fullmatch(path.rpartition("/")[2])
+    return found or (tree.find_image(uploaded[1], near) if uploaded else None)
 
 
 def _image_of(texts: Sequence[str]) -> str:
