@@ -1338,6 +1338,28 @@ def test_exports_of_label_studio_side_by_side_may_repeat_names(tmp_path):
         AutoData(root=str(tmp_path)).open_all()
 
 
+def test_a_json_of_label_studio_without_a_region_is_background(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    tasks = json.loads((tmp_path / "project.json").read_text())
+    (tmp_path / "project.json").unlink()
+    labelled_folders.put(tmp_path / "train/project.json", [task for task in tasks if task["id"] < 100])
+    labelled_folders.put(tmp_path / "val/project.json", [task for task in tasks if task["id"] >= 100])
+    labelled_folders.put(tmp_path / "val/something_else.json", [{"image": "elsewhere.jpg"}])
+    check_truth(AutoData(root=str(tmp_path)))
+
+    def empty(tasks):
+        for annotation in [done for task in tasks for done in task["annotations"]]:
+            annotation["result"] = []
+
+    edit(tmp_path / "val/project.json", empty)
+    section = AutoData(root=str(tmp_path))
+    assert [section.open("val").item(index)[1].any() for index in range(2)] == [False, False]
+    assert len(section.open("train")) == 4
+    edit(tmp_path / "train/project.json", empty)
+    with pytest.raises(DatasetError, match="is of no known format"):
+        section.open("train")
+
+
 def write_pair_list(root: Path, prefix: str) -> None:
     labelled_folders.put(root / "classes.txt", "\n".join(labelled_folders.NAMES))
     lines = []

@@ -91,10 +91,17 @@ class _Region(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """The texts of a task, of which one is the path or address of its image, and its regions."""
+    """What training needs of a task.
+
+    Attributes:
+        data: its texts, of which one is the path or address of its image.
+        regions: of its annotation.
+        is_annotated: whether it says that somebody annotated it, as in "JSON"; only regions tell it in "JSON-MIN".
+    """
 
     data: tuple[str, ...]
     regions: tuple[_Region, ...]
+    is_annotated: bool
 
 
 class _Parser:
@@ -177,12 +184,12 @@ class _Bits:
 
 
 def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
-    """The tasks of each JSON of Label Studio that has regions which can be read."""
-    return {
-        name: tasks
-        for name, tasks in _all_tasks(tree)
-        if any(region.kind in _KINDS for task in tasks for region in task.regions)
+    """The tasks of each JSON of Label Studio; none where no task has a region that can be read."""
+    found = {
+        name: tasks for name, tasks in _all_tasks(tree) if any(task.is_annotated or task.regions for task in tasks)
     }
+    regions = (region for tasks in found.values() for task in tasks for region in task.regions)
+    return found if any(region.kind in _KINDS for region in regions) else {}
 
 
 def _all_tasks(tree: Tree) -> Iterator[tuple[str, tuple[_Task, ...]]]:
@@ -221,12 +228,14 @@ def _task(task: dict[str, Any]) -> _Task | None:
         done = [found for found in task["annotations"] if isinstance(found, dict) and not found.get("was_cancelled")]
         data = task.get("data", {})
         texts = tuple(value for value in data.values() if isinstance(value, str)) if isinstance(data, dict) else ()
-        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts)))) if done and texts else None
+        if not done or not texts:
+            return None
+        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts))), is_annotated=True)
     image = task.get("image")
     if not isinstance(image, str):
         return None
     regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value, image)]
-    return _Task((image,), tuple(regions))
+    return _Task((image,), tuple(regions), is_annotated=False)
 
 
 def _regions(written: Any, image: str) -> Iterator[_Region]:
