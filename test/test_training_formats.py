@@ -288,6 +288,14 @@ def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
         section.open_all()
 
 
+def test_lines_of_metadata_end_where_json_says(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    for path in tmp_path.rglob("metadata.jsonl"):
+        rows = [json.loads(line) | {"caption": "two\u2028lines\x85 \x0b"} for line in path.read_text().splitlines()]
+        path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 @pytest.mark.parametrize("folder", ["train", "val"])
 def test_each_file_of_metadata_may_have_columns_of_its_own(tmp_path, folder):
     labelled_folders.build_huggingface_images(tmp_path)

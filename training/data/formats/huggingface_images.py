@@ -63,7 +63,7 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
         return tables.read_rows(tree.path(name))
     if name.endswith(".csv"):
         return list(read_csv_table(tree.path(name)))
-    lines = read_text(tree.path(name)).splitlines()
+    lines = read_text(tree.path(name)).split("\n")  # texts in JSON may hold other ends of lines
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
