@@ -281,3 +281,11 @@ def test_images_without_the_named_classes_are_not_taken_for_unlabelled(tmp_path,
     labelled_folders.build_coco(tmp_path / "data")
     options = ("--data.classes", "{all: [background, road, door, tree]}")
     assert "no shape" not in check(tmp_path / "data", capsys, *options, name="auto")[1]
+
+
+def test_images_without_a_shape_whose_background_is_ignored_do_not_count_as_background(tmp_path, capsys):
+    labelled_folders.build_labelme(tmp_path / "data")
+    without_shapes(tmp_path / "data", "labelme")
+    options = ("--data.classes", "road", "door", "tree", "--data.ignore", "background")
+    _, printed = check(tmp_path / "data", capsys, *options, name="auto")
+    assert "train: 4 images" in printed and "no shape" not in printed, printed
