@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import labelled_folders
@@ -214,6 +215,34 @@ def test_pixels_and_images_of_each_class_are_counted(root, capsys):
     rows = {line.split("│")[2].strip(): line.split("│") for line in printed.splitlines() if line.count("│") > 5}
     assert [cell.strip() for cell in rows["road"][5:7]] == ["83.33 %", "2"]
     assert [cell.strip() for cell in rows["sky"][5:7]] == ["16.67 %", "1"]
+
+
+def test_a_test_split_is_read_where_it_has_labels(root, tmp_path, capsys):
+    shutil.copytree(root / "val", root / "test")
+    status, printed = check(root, capsys, "--json", str(tmp_path / "found.json"))
+    assert status == 0 and "test: 2 images" in printed, printed
+    assert json.loads((tmp_path / "found.json").read_text())["splits"]["test"]["images"] == 2
+    masks, images = sorted((root / "test/masks").iterdir()), sorted((root / "test/images").iterdir())
+    tiny_datasets.save_mask(masks[0], np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 99))
+    shutil.copy(min((root / "train/images").iterdir()), images[1])
+    status, printed = check(root, capsys)
+    assert status == 1 and "test: value of no class: 1" in printed and "has the value 99" in printed, printed
+    assert "the same image in train and test: 1" in printed and "0001TP_000000.jpg and 0001TP_000101.jpg" in printed
+    shutil.rmtree(root / "test/masks")
+    status, printed = check(root, capsys)
+    assert status == 0 and "test" not in printed.replace(str(root), ""), printed
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_images_for_testing_may_all_be_without_a_mask(tmp_path, capsys, labelled):
+    root = tmp_path / "data"
+    labelled_folders.build_folder(root)
+    for seed in (200, 201):
+        tiny_datasets.save_image(root / f"test/images/{seed}.jpg", seed)
+    if labelled:
+        labelled_folders.put(root / "test/masks/200.png", labelled_folders.truth(200))
+    status, printed = check(root, capsys, name="folder")
+    assert (status == 1) == labelled == ("test: missing file: 1" in printed), printed
 
 
 def test_what_was_found_is_written_as_json(root, tmp_path, capsys):
