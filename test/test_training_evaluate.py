@@ -422,6 +422,13 @@ def test_a_recipe_of_another_version_in_a_bundle_is_told_in_one_line(bundle, tmp
     assert said in error and ("give --dataset auto --data.root FOLDER" in error) == ("data" in recipe), error
 
 
+@pytest.mark.parametrize("names", [["0", "1", "2", "3", "4"], ["floor", "1", "2", "3", "4"]])
+def test_names_of_classes_may_be_numbers(bundle, data, tmp_path, names):
+    path = changed_copy(bundle, tmp_path / "numbers", lambda manifest: manifest["classes"].update(names=names))
+    scores = run(load_bundle(path), data, tmp_path)
+    assert list(scores["per_class_iou"]) == names and scores["miou"] == run(bundle, data, tmp_path)["miou"]
+
+
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):
     options = "--inference.mode slide --inference.stride 32 64 --inference.scales 1.0 1.5 --inference.flip True"
     scores = run(bundle, data, tmp_path, *options.split())

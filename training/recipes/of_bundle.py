@@ -71,5 +71,8 @@ def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> 
             raise DatasetError(f"data set '{dataset}' needs --data.root FOLDER")
         required["root"] = root
     if "classes" in section.model_fields:
-        required["classes"] = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
+        names, palette = manifest.classes.names, manifest.classes.palette
+        # A mapping whose keys are all numbers is one from values to names.
+        are_numbers = all(name.isdecimal() for name in names)
+        required["classes"] = names if are_numbers else dict(zip(names, palette, strict=True))
     return section(**required)
