@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
 from collections import Counter
@@ -27,6 +26,7 @@ from training.data.reading.tree import (
     parent,
     read_head,
     read_json,
+    read_once,
     split_named,
     split_of,
 )
@@ -136,15 +136,15 @@ def _files(tree: Tree) -> dict[str, _File]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         if not _OTHER_TASKS.fullmatch(path.name) and begins_like_coco(path):
-            file = _read(path, path.stat().st_mtime_ns)
+            file = _read(path)
             if file is not None:
                 found[name] = file
     return found
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File | None:
-    """Read a JSON, once in a process while it stays as it is; None where it is of another form.
+@read_once
+def _read(path: Path) -> _File | None:
+    """Read a JSON; None where it is of another form.
 
     Raises:
         DatasetError: the file is of COCO's form and contradicts itself.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from training.data.reading.shapes import (
     thick_line,
     turned,
 )
-from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
+from training.data.reading.tree import Tree, laid_out_like, parent, read_head, read_once, split_named, split_of
 
 _ROOT = b"<annotations>"
 _HEAD = 4096
@@ -52,7 +51,7 @@ class CvatImages(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        files = {name: _read(tree.path(name), tree.path(name).stat().st_mtime_ns) for name in _files(tree)}
+        files = {name: _read(tree.path(name)) for name in _files(tree)}
         if not files:
             raise DatasetError(f"{tree.root} holds no XML of CVAT's (<annotations>)")
         names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
@@ -136,9 +135,9 @@ def _files(tree: Tree) -> list[str]:
     return [name for name in tree.with_suffix(".xml") if _ROOT in read_head(tree.path(name), _HEAD)]
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File:
-    """Read an XML, once in a process while it stays as it is.
+@read_once
+def _read(path: Path) -> _File:
+    """Read an XML.
 
     Raises:
         DatasetError: it cannot be read, or has tracks of a video in place of images.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from training.data.formats.coco import folders_of_images, split_of_file
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line, turned
-from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, read_once, split_of
 
 _MARKS = (b'"categories"', b'"dm_format_version"', b'"items"')
 _HEAD = 4096
@@ -91,15 +90,15 @@ def _files(tree: Tree) -> dict[str, _File]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         head = read_head(path, _HEAD)
-        file = _read(path, path.stat().st_mtime_ns) if any(mark in head for mark in _MARKS) else None
+        file = _read(path) if any(mark in head for mark in _MARKS) else None
         if file is not None:
             found[name] = file
     return found
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File | None:
-    """Read a JSON, once in a process while it stays as it is; None where it is of another form."""
+@read_once
+def _read(path: Path) -> _File | None:
+    """Read a JSON; None where it is of another form."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("items"), list):
         return None

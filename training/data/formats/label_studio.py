@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import functools
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from training.data.base import Split
 from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 # Regions that cover pixels, and would be background if they were left out.
@@ -197,7 +196,7 @@ def _all_tasks(tree: Tree) -> Iterator[tuple[str, tuple[_Task, ...]]]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         if read_head(path, _HEAD).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            yield name, _read(path, path.stat().st_mtime_ns)
+            yield name, _read(path)
 
 
 def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
@@ -213,9 +212,9 @@ def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
     )
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
-    """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
+@read_once
+def _read(path: Path) -> tuple[_Task, ...]:
+    """Tasks of a file; none where it is of another form."""
     content = read_json(path)
     tasks = [task for task in content if isinstance(task, dict)] if isinstance(content, list) else []
     with laid_out_like("Label Studio's tasks", path):

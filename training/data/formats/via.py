@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from training.data.base import Split
 from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
+from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
 
 _MARK = b"regions"
 _METADATA = "_via_img_metadata"
@@ -96,15 +95,15 @@ def _files(tree: Tree) -> dict[str, tuple[_Image, ...]]:
     found = {}
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
-        images = _read(path, path.stat().st_mtime_ns) if _MARK in read_head(path, _HEAD) else ()
+        images = _read(path) if _MARK in read_head(path, _HEAD) else ()
         if images:
             found[name] = images
     return found if any(image.regions for images in found.values() for image in images) else {}
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> tuple[_Image, ...]:
-    """Images of a file, read once in a process while it stays as it is; none where it is of another form."""
+@read_once
+def _read(path: Path) -> tuple[_Image, ...]:
+    """Images of a file; none where it is of another form."""
     content = read_json(path)
     content = content.get(_METADATA, content) if isinstance(content, dict) else {}
     images = [image for image in content.values() if isinstance(image, dict)] if isinstance(content, dict) else []

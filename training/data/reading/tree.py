@@ -13,14 +13,16 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data.base import Split
+
+Content = TypeVar("Content")
 
 #: What reading a file raises whose content has another form than expected.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -368,6 +370,20 @@ def read_yaml(path: Path) -> Any:
         return parse_yaml(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def read_once(read: Callable[[Path], Content]) -> Callable[[Path], Content]:
+    """Let a function read a file once in a process while that file stays as it is."""
+
+    @functools.cache
+    def read_version(path: Path, _modified: int) -> Content:
+        return read(path)
+
+    @functools.wraps(read)
+    def read_or_remember(path: Path) -> Content:
+        return read_version(path, path.stat().st_mtime_ns)
+
+    return read_or_remember
 
 
 @contextlib.contextmanager
