@@ -16,7 +16,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, turned
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
@@ -127,18 +127,11 @@ def _shape(region: _Region, value: int) -> Shape:
         return Shape(value, (ring(written["points"]) * scale - 0.5,))
     if region.kind == "rectanglelabels":
         corner = np.array([written["x"], written["y"]])
-        corners = rectangle(np.stack([corner, corner + np.array([written["width"], written["height"]])]))
-        return Shape(value, (_turned(corners * scale, written.get("rotation", 0)) - 0.5,))
+        corners = rectangle(np.stack([corner, corner + np.array([written["width"], written["height"]])])) * scale
+        return Shape(value, (turned(corners, written.get("rotation", 0), around=corners[0]) - 0.5,))
     centre = np.array([written["x"], written["y"]]) * scale - 0.5
     radii = np.array([written["radiusX"], written["radiusY"]]) * scale
     return Shape(value, (ellipse(centre.tolist(), radii.tolist(), written.get("rotation", 0)),))
-
-
-def _turned(corners: np.ndarray, degrees: float) -> np.ndarray:
-    """Corners turned clockwise around the first one."""
-    turn = np.deg2rad(degrees)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    return np.asarray((corners - corners[0]) @ rotation + corners[0])
 
 
 def decode_brush(data: bytes) -> np.ndarray:

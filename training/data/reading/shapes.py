@@ -144,11 +144,11 @@ def rectangle(points: Polygon) -> Polygon:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
-def turned(corners: Polygon, degrees: float) -> Polygon:
-    """Corners turned clockwise around their middle."""
+def turned(corners: Polygon, degrees: float, around: np.ndarray | None = None) -> Polygon:
+    """Corners turned clockwise around a point, by default their middle."""
     if degrees == 0:
         return corners
-    turn, middle = np.deg2rad(degrees), corners.mean(0)
+    turn, middle = np.deg2rad(degrees), corners.mean(0) if around is None else around
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
     return np.asarray((corners - middle) @ rotation + middle, np.float32)
 
