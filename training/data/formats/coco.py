@@ -13,9 +13,8 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.classes.lists import classes_of_shapes
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
 from training.data.reading.tree import (
@@ -78,7 +77,9 @@ class Coco(Format):
         files = _files(tree)
         if not files:
             raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
-        values, classes = _classes(files)
+        names = (name for file in files.values() for name in file.names.values())
+        classes = classes_of_shapes(names, next(iter(files)))
+        values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             near = folders_of_images(name)
@@ -92,12 +93,11 @@ class Coco(Format):
                 )
                 sample = Sample(tree.path(path), tree.path(name), entry, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
         return LabelledFolder(
             classes,
             {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()},
             ShapeReader(_parse),
-            unlabelled=sum(tree.path(image) not in labelled for image in tree.images),
+            unlabelled=count_unlabelled(tree, samples),
             boxes=sum(file.boxes for file in files.values()),
         )
 
@@ -222,13 +222,6 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
         else:
             shapes.append(Shape(value, tuple(map(from_corner, region))))
     return Drawing(largest_first(shapes), image.size)
-
-
-def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]:
-    """The value of each class, and all classes."""
-    names = dict.fromkeys([BACKGROUND, *(name for file in files.values() for name in file.names.values())])
-    classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
-    return {entry.name: entry.values[0] for entry in classes.classes}, classes
 
 
 def begins_like_coco(path: Path) -> bool:

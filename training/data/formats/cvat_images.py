@@ -10,9 +10,8 @@ from xml.etree import ElementTree
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.classes.lists import classes_of_shapes
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
@@ -54,9 +53,9 @@ class CvatImages(Format):
         files = {name: _read(tree.path(name)) for name in _files(tree)}
         if not files:
             raise DatasetError(f"{tree.root} holds no XML of CVAT's (<annotations>)")
-        names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
-        classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
-        reader = ShapeReader(_Parser({entry.name: entry.values[0] for entry in classes.classes}))
+        labels = (label for file in files.values() for label in file.labels)
+        classes = classes_of_shapes(labels, next(iter(files)))
+        reader = ShapeReader(_Parser(classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             folder = parent(name)
@@ -67,10 +66,8 @@ class CvatImages(Format):
                 split = split_named(image.subset) or split_of(path) or split_of(name)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}
-        return LabelledFolder(classes, ordered, reader, unlabelled=unlabelled)
+        return LabelledFolder(classes, ordered, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Region(NamedTuple):

@@ -15,7 +15,7 @@ from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, turned
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
 
@@ -58,7 +58,6 @@ class LabelStudio(Format):
             raise DatasetError(unread)
         labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
         classes = drawn_classes(tree, labels, next(iter(exports), ""))
-        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
         for name, tasks in exports.items():
             absent = []
@@ -76,8 +75,8 @@ class LabelStudio(Format):
                     f"{absent[0]}; put the images beside the JSON, which does not hold them, or into a folder images "
                     "there"
                 )
-        count = sum(map(len, samples.values()))
-        return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
+        reader = ShapeReader(_Parser(classes.value_of))
+        return LabelledFolder(classes, samples, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Region(NamedTuple):

@@ -56,7 +56,7 @@ class LabelStudioPng(Format):
             )
         labels = {layer.label for own in layers.values() for layer in own}
         classes = drawn_classes(tree, labels, "the names of the masks")
-        values = {entry.name: entry.values[0] for entry in classes.classes}
+        values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for task, own in sorted(layers.items()):
             image = image_of[task]

@@ -18,7 +18,7 @@ from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes, is_ignored_name, plain_name
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
 from training.data.reading.tree import Tree, parent, read_json, read_once, split_of, stem
 
@@ -59,15 +59,13 @@ class Labelme(Format):
             samples.setdefault(split, []).append(sample)
         if not samples:
             raise DatasetError(f"{tree.root} holds no JSON of labelme whose image is there")
-        files = {sample.image for own in samples.values() for sample in own if sample.content is None}
         classes = _classes(tree, names)
-        values = {entry.name: entry.values[0] for entry in classes.classes}
         return LabelledFolder(
             classes,
             samples,
-            ShapeReader(_Parser(values, classes.ignored.values)),
+            ShapeReader(_Parser(classes.value_of, classes.ignored.values)),
             spare,
-            unlabelled=len(tree.images) - len(files),
+            unlabelled=count_unlabelled(tree, samples),
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
 from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
 
@@ -42,7 +42,7 @@ class Via(Format):
             raise DatasetError(f"{tree.root} holds no JSON with regions of VGG Image Annotator")
         labels = {label for images in files.values() for image in images for label, _ in image.regions}
         classes = drawn_classes(tree, labels, next(iter(files)))
-        parser = _Parser({entry.name: entry.values[0] for entry in classes.classes})
+        reader = ShapeReader(_Parser(classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, images in files.items():
             for image in images:
@@ -50,9 +50,7 @@ class Via(Format):
                 split = split_of(name) or split_of(path)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
-        return LabelledFolder(classes, samples, ShapeReader(parser), unlabelled=unlabelled)
+        return LabelledFolder(classes, samples, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Image(NamedTuple):
