@@ -12,7 +12,8 @@ from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.classes.items import checked_name
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.tree import Tree, read_csv, read_json, read_text, read_yaml
+from training.data.reading.content import read_csv, read_json, read_text, read_yaml
+from training.data.reading.tree import Tree
 
 #: Name of the class of what no shape covers.
 BACKGROUND = "background"

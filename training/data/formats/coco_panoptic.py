@@ -10,9 +10,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
 from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
+from training.data.reading.content import read_head
 from training.data.reading.panoptic import PanopticMasks, read_panoptic
+from training.data.reading.paths import split_of, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
-from training.data.reading.tree import Tree, read_head, split_of, stem
+from training.data.reading.tree import Tree
 
 # The JSON begins with images, so that what tells it apart may stand far behind.
 _MARK = b'"segments_info"'

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
+from training.data.reading.content import laid_out_like, read_head, read_once
+from training.data.reading.paths import parent, split_named, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
@@ -24,7 +26,7 @@ from training.data.reading.shapes import (
     thick_line,
     turned,
 )
-from training.data.reading.tree import Tree, laid_out_like, parent, read_head, read_once, split_named, split_of
+from training.data.reading.tree import Tree
 
 _ROOT = b"<annotations>"
 _HEAD = 4096

@@ -10,9 +10,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
+from training.data.reading.content import as_text, laid_out_like, read_csv_table, read_text
 from training.data.reading.pairing import role_of_words
+from training.data.reading.paths import parent, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_csv_table, read_text, split_of
+from training.data.reading.tree import Tree
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"

@@ -18,9 +18,11 @@ from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes, is_ignored_name, plain_name
 from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.content import read_json, read_once
+from training.data.reading.paths import parent, split_of, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, parent, read_json, read_once, split_of, stem
+from training.data.reading.tree import Tree
 
 # As labelme's own conversion to masks draws them, pixels.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5

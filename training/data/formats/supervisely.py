@@ -12,9 +12,11 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
+from training.data.reading.content import read_json
+from training.data.reading.paths import parent, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, parent, read_json, split_of
+from training.data.reading.tree import Tree
 
 _PROJECT = "meta.json"
 _LINE_WIDTH, _POINT_RADIUS = 1, 1

@@ -11,9 +11,11 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
+from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import parent, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, read_once, split_of
+from training.data.reading.tree import Tree
 
 _MARK = b"regions"
 _METADATA = "_via_img_metadata"

@@ -9,9 +9,11 @@ from training.data.classes.lists import find_classes
 from training.data.classes.map import SourceClasses
 from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
+from training.data.reading.content import read_text
+from training.data.reading.paths import parent
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.split_lists import read_split_lists, split_lists
-from training.data.reading.tree import Tree, parent, read_text
+from training.data.reading.tree import Tree
 
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"

@@ -13,9 +13,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND, READERS, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.content import read_text, read_yaml
+from training.data.reading.paths import Paths, parent, plain, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
-from training.data.reading.tree import Paths, Tree, parent, plain, read_text, read_yaml, stem
+from training.data.reading.tree import Tree
 from training.data.reading.yaml_splits import YamlSplits, read_splits
 
 _IN_IMAGES = re.compile("(.*)images/(.*)", re.IGNORECASE | re.DOTALL)

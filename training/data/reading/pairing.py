@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple, TypeAlias
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
+from training.data.reading.paths import SPLIT_NAMES, plain, split_of, stem
 from training.data.reading.protocol import NO_PATTERNS, Patterns, Sample
-from training.data.reading.tree import SPLIT_NAMES, Tree, plain, split_of, stem
+from training.data.reading.tree import Tree
 
 # Words in the names of folders and files. What an image and its mask have in common is left when they are taken away.
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "jpegimages", "frames", "raw"}

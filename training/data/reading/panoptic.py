@@ -13,8 +13,8 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from training.data.reading.content import as_text, check_ids, laid_out_like, read_once
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import as_text, check_ids, laid_out_like, read_once
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, image_size
 from dinov3_seg_ros.support.errors import ItemError
+from training.data.reading.content import DAMAGED
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import DAMAGED
 
 # No image is so large; farther corners come from damaged files, and would overflow.
 _FARTHEST = 1e6

@@ -9,18 +9,9 @@ from dataclasses import dataclass, field
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import (
-    Tree,
-    folder_ends,
-    least_end,
-    parent,
-    path_ends,
-    plain,
-    read_csv,
-    read_text,
-    split_named,
-    stem,
-)
+from training.data.reading.content import read_csv, read_text
+from training.data.reading.paths import folder_ends, least_end, parent, path_ends, plain, split_named, stem
+from training.data.reading.tree import Tree
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 # Lists of one class say behind each name whether the image shows it.
