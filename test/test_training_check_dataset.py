@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import labelled_folders
@@ -216,6 +217,34 @@ def test_pixels_and_images_of_each_class_are_counted(root, capsys):
     assert [cell.strip() for cell in rows["sky"][5:7]] == ["16.67 %", "1"]
 
 
+def test_a_test_split_is_read_where_it_has_labels(root, tmp_path, capsys):
+    shutil.copytree(root / "val", root / "test")
+    status, printed = check(root, capsys, "--json", str(tmp_path / "found.json"))
+    assert status == 0 and "test: 2 images" in printed, printed
+    assert json.loads((tmp_path / "found.json").read_text())["splits"]["test"]["images"] == 2
+    masks, images = sorted((root / "test/masks").iterdir()), sorted((root / "test/images").iterdir())
+    tiny_datasets.save_mask(masks[0], np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 99))
+    shutil.copy(min((root / "train/images").iterdir()), images[1])
+    status, printed = check(root, capsys)
+    assert status == 1 and "test: value of no class: 1" in printed and "has the value 99" in printed, printed
+    assert "the same image in train and test: 1" in printed and "0001TP_000000.jpg and 0001TP_000101.jpg" in printed
+    shutil.rmtree(root / "test/masks")
+    status, printed = check(root, capsys)
+    assert status == 0 and "test" not in printed.replace(str(root), ""), printed
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_images_for_testing_may_all_be_without_a_mask(tmp_path, capsys, labelled):
+    root = tmp_path / "data"
+    labelled_folders.build_folder(root)
+    for seed in (200, 201):
+        tiny_datasets.save_image(root / f"test/images/{seed}.jpg", seed)
+    if labelled:
+        labelled_folders.put(root / "test/masks/200.png", labelled_folders.truth(200))
+    status, printed = check(root, capsys, name="folder")
+    assert (status == 1) == labelled == ("test: missing file: 1" in printed), printed
+
+
 def test_what_was_found_is_written_as_json(root, tmp_path, capsys):
     written = tmp_path / "found.json"
     settings = ("--data.ignore", "11", "--data.classes", *(f"c{index}" for index in range(11)), "--json", str(written))
@@ -281,3 +310,11 @@ def test_images_without_the_named_classes_are_not_taken_for_unlabelled(tmp_path,
     labelled_folders.build_coco(tmp_path / "data")
     options = ("--data.classes", "{all: [background, road, door, tree]}")
     assert "no shape" not in check(tmp_path / "data", capsys, *options, name="auto")[1]
+
+
+def test_images_without_a_shape_whose_background_is_ignored_do_not_count_as_background(tmp_path, capsys):
+    labelled_folders.build_labelme(tmp_path / "data")
+    without_shapes(tmp_path / "data", "labelme")
+    options = ("--data.classes", "road", "door", "tree", "--data.ignore", "background")
+    _, printed = check(tmp_path / "data", capsys, *options, name="auto")
+    assert "train: 4 images" in printed and "no shape" not in printed, printed

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -393,6 +394,39 @@ def test_what_a_calibration_would_ignore_is_refused(bundle, tmp_path, capfd, opt
     assert f"unknown option {option[0]}" in capfd.readouterr().err
     assert calibrate.main(["--help"]) == 0
     assert "--split" in (shown := capfd.readouterr().out) and option[0] not in shown
+
+
+def changed_copy(bundle: Bundle, folder: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of a bundle whose manifest is changed."""
+    shutil.copytree(bundle.path, folder)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    change(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "said"),
+    [
+        (evaluate, {"data": {"name": "folder", "root": "x", "ignore_values": [255]}}, "data: unknown key 'ignore_valu"),
+        (calibrate, {"data": {"name": "folder", "root": "x", "ignore_values": [255]}}, "data: unknown key 'ignore_val"),
+        (evaluate, {"data": {"name": "folder"}}, "data: root: Field required"),
+        (evaluate, {"inference": {"flips": True}}, "inference: unknown key 'flips' (did you mean 'flip'?)"),
+    ],
+)
+def test_a_recipe_of_another_version_in_a_bundle_is_told_in_one_line(bundle, tmp_path, capfd, command, recipe, said):
+    path = changed_copy(bundle, tmp_path / "old", lambda manifest: manifest.update(training={"recipe": recipe}))
+    output = ["--output", str(tmp_path / "calibrated")] if command is calibrate else []
+    assert command.main([str(path), *output]) == 1
+    error = capfd.readouterr().err
+    assert said in error and ("give --dataset auto --data.root FOLDER" in error) == ("data" in recipe), error
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2", "3", "4"], ["floor", "1", "2", "3", "4"]])
+def test_names_of_classes_may_be_numbers(bundle, data, tmp_path, names):
+    path = changed_copy(bundle, tmp_path / "numbers", lambda manifest: manifest["classes"].update(names=names))
+    scores = run(load_bundle(path), data, tmp_path)
+    assert list(scores["per_class_iou"]) == names and scores["miou"] == run(bundle, data, tmp_path)["miou"]
 
 
 def test_views_chosen_on_the_command_line_are_recorded(bundle, data, tmp_path):

@@ -288,6 +288,14 @@ def test_metadata_whose_first_row_lacks_its_mask_is_read(tmp_path, folder):
         section.open_all()
 
 
+def test_lines_of_metadata_end_where_json_says(tmp_path):
+    labelled_folders.build_huggingface_images(tmp_path)
+    for path in tmp_path.rglob("metadata.jsonl"):
+        rows = [json.loads(line) | {"caption": "two\u2028lines\x85 \x0b"} for line in path.read_text().splitlines()]
+        path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 @pytest.mark.parametrize("folder", ["train", "val"])
 def test_each_file_of_metadata_may_have_columns_of_its_own(tmp_path, folder):
     labelled_folders.build_huggingface_images(tmp_path)
@@ -898,6 +906,12 @@ class TestSplitsOfYolo:
         self.write(root, {}, train=["train/images", "Empty/Images"], val="valid/images")
         assert f"{folder}/empty.jpg" in self.opened(root, "train")
 
+    def test_many_images_without_a_polygon_do_not_hide_those_that_have_some(self, root):
+        for number in range(30):
+            tiny_datasets.save_image(root / f"train/images/a{number:02d}.jpg", number)
+            labelled_folders.put(root / f"train/labels/a{number:02d}.txt", "\n" * (number % 2))
+        assert len(self.opened(root, "train")) == 34
+
     def test_a_yaml_file_of_something_else_is_no_hindrance(self, root):
         (root / "camera.yaml").write_text("%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 3\n")
         assert len(self.opened(root, "train")) == 4
@@ -1079,6 +1093,28 @@ def test_a_list_of_voc_folders_that_names_no_image_is_refused(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("kind", ["voc_folders", "cvat_mask"])
+def test_folders_above_those_of_voc_tell_the_splits_of_which_no_list_is(tmp_path, kind, default):
+    for split in LISTED:
+        labelled_folders.BUILDERS[kind](tmp_path / split)
+        lists = tmp_path / split / "ImageSets/Segmentation"
+        names = "".join(path.read_text() for path in lists.iterdir())
+        shutil.rmtree(lists)
+        if default:
+            labelled_folders.put(lists / "default.txt", names)
+    tiny_datasets.save_image(tmp_path / "train/JPEGImages/unlabelled.jpg", 0)
+    section = AutoData(root=str(tmp_path))
+    for split in LISTED:
+        found = [sample.image.relative_to(tmp_path).parts[0] for sample in section.open(split).samples]
+        assert found == [split] * 6
+    assert section.found().notes == ("1 images have no labels and are left out",)
+    labelled_folders.put(tmp_path / "val/ImageSets/Segmentation/val.txt", "val_0100\ntrain_0001")
+    found = [sample.image.relative_to(tmp_path).as_posix() for sample in section.open("val").samples]
+    assert found == ["val/JPEGImages/train_0001.jpg", "val/JPEGImages/val_0100.jpg"]
+    assert "4 images lie in no split and are left out" in section.found().notes
+
+
 def test_a_stem_of_two_images_tells_no_split(tmp_path):
     labelled_folders.put(tmp_path / "class_names.txt", "\n".join(labelled_folders.NAMES))
     for number, name in enumerate(("run_a/0001", "run_b/0001", "run_b/0002", "run_b/0003")):
@@ -1175,6 +1211,19 @@ def test_subsets_of_cvat_may_repeat_the_names_of_images(tmp_path, kind, subsets)
     section = AutoData(root=str(tmp_path))
     assert section.found().kind == kind
     check_subsets(section, subsets)
+
+
+@pytest.mark.parametrize("subset", ["", 'subset="default" ', 'subset="test" '])
+def test_the_folder_of_cvats_xml_tells_the_split_that_no_subset_tells(tmp_path, subset):
+    meta = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
+    for number, split in enumerate(LISTED):
+        tiny_datasets.save_image(tmp_path / f"images/{number}.jpg", number)
+        box = '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22"/>'
+        image = f'<image id="0" name="{number}.jpg" {subset}width="48" height="40">{box}</image>'
+        labelled_folders.put(tmp_path / split / "annotations.xml", f"<annotations>{meta}{image}</annotations>")
+    samples = all_formats()["cvat_images"].open(Tree(tmp_path), NO_PATTERNS).samples
+    found = {split: [sample.image.stem for sample in own] for split, own in samples.items()}
+    assert found == ({"test": ["0", "1", "2"]} if "test" in subset else {"train": ["0"], "val": ["1"], "test": ["2"]})
 
 
 @pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
@@ -1275,6 +1324,48 @@ def test_the_numbered_folder_of_an_upload_is_none_of_the_users(tmp_path):
     labelled_folders.build_label_studio(tmp_path)
     tiny_datasets.save_image(tmp_path / "images/1/another.jpg", 0)
     check_truth(AutoData(root=str(tmp_path)))
+
+
+def test_exports_of_label_studio_side_by_side_may_repeat_names(tmp_path):
+    for site in ("site_a", "site_b"):
+        labelled_folders.build_label_studio(tmp_path / site)
+        for path in (tmp_path / site).rglob("*.jpg"):
+            path.rename(tmp_path / site / "images" / path.name)
+    samples = AutoData(root=str(tmp_path)).open_all().samples
+    assert [sample.image.parent.parent for sample in samples] == [sample.labels.parent for sample in samples]
+    assert len({sample.image for sample in samples}) == 12
+    (tmp_path / "site_b/images").rename(tmp_path / "site_b/photos")
+    shutil.copytree(tmp_path / "site_b/photos", tmp_path / "site_b/images/copies")
+    with pytest.raises(DatasetError, match=r"6 images of site_b/project\.json are not in .*, or in several of its"):
+        AutoData(root=str(tmp_path)).open_all()
+    shutil.rmtree(tmp_path / "site_b/images")
+    (tmp_path / "site_b/photos").rename(tmp_path / "site_b/images")
+    (tmp_path / "site_a/images/0a1b2c3d-train_0001.jpg").unlink()
+    written = r"project\.json \(/data/upload/1/0a1b2c3d-train_0001\.jpg\)"
+    with pytest.raises(DatasetError, match=rf"is in .*site_a/{written} and in .*site_b/{written}; keep one"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+def test_a_json_of_label_studio_without_a_region_is_background(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    tasks = json.loads((tmp_path / "project.json").read_text())
+    (tmp_path / "project.json").unlink()
+    labelled_folders.put(tmp_path / "train/project.json", [task for task in tasks if task["id"] < 100])
+    labelled_folders.put(tmp_path / "val/project.json", [task for task in tasks if task["id"] >= 100])
+    labelled_folders.put(tmp_path / "val/something_else.json", [{"image": "elsewhere.jpg"}])
+    check_truth(AutoData(root=str(tmp_path)))
+
+    def empty(tasks):
+        for annotation in [done for task in tasks for done in task["annotations"]]:
+            annotation["result"] = []
+
+    edit(tmp_path / "val/project.json", empty)
+    section = AutoData(root=str(tmp_path))
+    assert [section.open("val").item(index)[1].any() for index in range(2)] == [False, False]
+    assert len(section.open("train")) == 4
+    edit(tmp_path / "train/project.json", empty)
+    with pytest.raises(DatasetError, match="is of no known format"):
+        section.open("train")
 
 
 def write_pair_list(root: Path, prefix: str) -> None:
@@ -1553,6 +1644,16 @@ class TestListsOfSplits:
             assert found == [f"{name}.jpg" for name in names]
         assert "1 images that lists name are not in the folder" in section.found().notes
 
+    def test_a_mask_in_a_table_never_stands_for_an_image_that_is_gone(self, tmp_path):
+        for number, name in enumerate(["run_1/{}/0001", "run_1/{}/0003", *(f"run_2/{{}}/000{n}" for n in (1, 2, 3))]):
+            tiny_datasets.save_image(tmp_path / f"{name.format('rgb')}.jpg", number)
+            labelled_folders.put(tmp_path / f"{name.format('mask')}.png", labelled_folders.truth(number))
+        rows = [f"run_1/rgb/000{number}.jpg,run_1/mask/000{number}.png,sunny" for number in (1, 2, 3)]
+        labelled_folders.put(tmp_path / "test.csv", "\n".join(["image,mask,weather", *rows]))
+        assert self.opened(tmp_path, "test") == ["0001", "0003"]
+        notes = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).found().notes
+        assert "1 images that lists name are not in the folder" in notes
+
     @pytest.mark.parametrize("line", ["rgb/{}.jpg", "./rgb/{}", "{}.jpg"])
     @pytest.mark.parametrize("other", ["run_2/rgb/0003.jpg", "../run_2/rgb/0003.jpg"])
     def test_a_list_in_a_sequence_names_its_images_or_others_by_their_paths(self, tmp_path, line, other):
@@ -1660,6 +1761,34 @@ def test_masks_in_a_lossy_format_are_refused(tmp_path):
         tiny_datasets.save_image(tmp_path / "masks" / f"{number}.jpg", number)
     with pytest.raises(DatasetError, match=r"format that changes values \(3 of 3 masks are\)"):
         AutoData(root=str(tmp_path), classes=["a"]).open("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("0.webp", {}, "WEBP"),
+        ("0.png", {"format": "WEBP"}, "WEBP"),
+        ("0.png", {"format": "JPEG2000"}, "JPEG2000"),
+        ("0.tif", {"compression": "jpeg"}, "TIFF with JPEG inside"),
+    ],
+)
+def test_masks_whose_values_a_format_may_have_changed_are_refused(tmp_path, name, settings, said):
+    tiny_datasets.save_image(tmp_path / "images/0.jpg", 0)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(labelled_folders.truth(0)).save(tmp_path / "masks" / name, **settings)
+    labelled_folders.put(tmp_path / "train.lst", f"images/0.jpg masks/{name}")
+    data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).open_all()
+    with pytest.raises(ItemError, match=rf"{name} is {said}, which may change values; export the masks as PNG"):
+        data.item(0)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_masks_may_be_tiff_that_keeps_values(tmp_path, compression):
+    tiny_datasets.save_image(tmp_path / "images/0.jpg", 0)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(labelled_folders.truth(0)).save(tmp_path / "masks/0.tif", compression=compression)
+    data = AutoData(root=str(tmp_path), classes=labelled_folders.NAMES).open_all()
+    assert np.array_equal(data.item(0)[1], labelled_folders.truth(0))
 
 
 # Values and colours --------------------------------------------------------------------------------------------------

@@ -153,9 +153,9 @@ def only_one_image(root: Path) -> None:
         path.unlink()
 
 
-def jpeg_by_the_name_of_png(root: Path) -> None:
+def lossy_by_the_name_of_png(root: Path, kind: str) -> None:
     for path in masks_of(root):
-        Image.open(path).save(path, "JPEG")
+        Image.open(path).save(path, kind)
 
 
 def interrupted(root: Path, split: str, folder: str) -> None:
@@ -224,7 +224,8 @@ REFUSED = {
     "validation without labels": (lambda r: change(r, "val", lambda m: np.full_like(m, 255)), "val: no labelled pixel"),
     "training masks of one class": (lambda r: one_class_in_one_mask(r, "train"), "train: only one class"),
     "an image without mask": (lambda r: missing(r, "val", "masks"), "1 of 2 images have no mask"),
-    "JPEG masks named PNG": (jpeg_by_the_name_of_png, "is JPEG under another name, which changes values"),
+    "JPEG masks named PNG": (lambda r: lossy_by_the_name_of_png(r, "JPEG"), "is JPEG, which may change values"),
+    "WEBP masks named PNG": (lambda r: lossy_by_the_name_of_png(r, "WEBP"), "is WEBP, which may change values"),
     "masks of other values": (
         lambda r: change(r, "*", lambda m: m * 127),
         "if these are the classes in their order, write data.classes as {floor: 0, wall: 127, door: 254}",

@@ -6,6 +6,7 @@ Every image and every mask is read once, as training reads them.
 from __future__ import annotations
 
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.checks.findings import Findings, check_pseudo_labels, check_split
 from training.checks.problems import find_problems
-from training.data import DataSection, Found
+from training.data import DataSection, Found, Split
 from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
@@ -31,18 +32,19 @@ from training.support.writing import writing
 NAMED = 5
 
 
-def findings_table(train: Findings, val: Findings) -> Table:
+def findings_table(splits: Mapping[Split, Findings]) -> Table:
     """A table of the pixels and images of each class."""
-    table = Table("id", "class", *(f"{split} {what}" for split in ("train", "val") for what in ("pixels", "images")))
+    table = Table("id", "class", *(f"{split} {what}" for split in splits for what in ("pixels", "images")))
     for column in table.columns[2:]:
         column.justify = "right"
-    for index, name in enumerate(train.class_names or val.class_names):
-        cells = [cell for _, findings in _named(train, val) for cell in _class_cells(findings, index)]
+    class_names = next((findings.class_names for findings in splits.values() if findings.class_names), [])
+    for index, name in enumerate(class_names):
+        cells = [cell for findings in splits.values() for cell in _class_cells(findings, index)]
         table.add_row(str(index), name, *cells)
     return table
 
 
-def as_json(found: Found, splits: Mapping[str, Findings], problems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def as_json(found: Found, splits: Mapping[Split, Findings], problems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What was found, in JSON types: kind of data, pixels of each class by split, and problems."""
     return {
         "found": found.kind,
@@ -82,16 +84,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console, recipe = Console(markup=False), load_recipe(options.recipe, overrides)
         found = _found(recipe.data)
         _print_found(found, console)
-        train, val = (check_split(recipe.data, split, options.threads, console) for split in ("train", "val"))
+        names: tuple[Split, ...] = typing.get_args(Split)
+        splits = {split: check_split(recipe.data, split, options.threads, console) for split in names}
+        if not splits["test"].count:  # few data sets have one, or its labels
+            del splits["test"]
         taught = _check_pseudo_labels(recipe, options.threads, console)
-        problems = find_problems(train, val, taught, options.allow_empty)
-        if train.class_names or val.class_names:
-            console.print(findings_table(train, val))
-        _print_findings(train, val, console)
+        problems = find_problems(splits, taught, options.allow_empty)
+        if any(findings.class_names for findings in splits.values()):
+            console.print(findings_table(splits))
+        _print_findings(splits, console)
         _print_problems(problems, console)
         if options.json is not None:
             with writing(options.json):
-                write_json(options.json, as_json(found, {"train": train, "val": val}, problems))
+                write_json(options.json, as_json(found, splits, problems))
         return FAILED if problems else DONE
 
     return run_command(parser, work, arguments)
@@ -124,10 +129,6 @@ def _print_found(found: Found, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
-    return ("train", train), ("val", val)
-
-
 def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
     if not findings.class_names:
         return "", ""
@@ -135,16 +136,16 @@ def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
     return percent(int(findings.pixels[index]) / total if total else None), str(findings.images[index])
 
 
-def _print_findings(train: Findings, val: Findings, console: Console) -> None:
-    for split, findings in _named(train, val):
+def _print_findings(splits: Mapping[Split, Findings], console: Console) -> None:
+    for split, findings in splits.items():
         total = int(findings.pixels.sum()) + findings.ignored
         ignored = percent(findings.ignored / total if total else None)
         console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)
         for note in findings.notes():
             console.print(f"note: {split}: {note}", markup=False, soft_wrap=True)
-    if val.readable and val.never_occurring():
-        names = ", ".join(val.never_occurring())
-        console.print(f"val never shows these classes, so that their IoU is undefined: {names}", markup=False)
+        if split != "train" and findings.readable and findings.never_occurring():
+            names = ", ".join(findings.never_occurring())
+            console.print(f"{split} never shows these classes, so that their IoU is undefined: {names}", markup=False)
 
 
 def _print_problems(problems: dict[str, list[str]], console: Console) -> None:

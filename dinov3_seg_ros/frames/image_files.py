@@ -30,7 +30,8 @@ _COLOUR_MODES = ("RGB", "RGBA")
 # What Pillow makes of several channels of 16 bits.
 _MODES_OF_8_BITS = (*_COLOUR_MODES, "LA")
 # Names of Pillow.
-_LOSSY_FORMATS = ("JPEG", "MPO")
+_MASK_FORMATS = ("PNG", "BMP", "TIFF")
+_LOSSY_COMPRESSIONS = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WEBP"}
 _PALETTE_MODES = ("P", "PA")
 _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
@@ -170,11 +171,10 @@ def read_mask(source: ImageSource) -> MaskPixels:
         ItemError: the file cannot be read, or is no picture that a mask may be.
     """
     with _picture(source) as picture:
-        if picture.format in _LOSSY_FORMATS:
-            raise ItemError(
-                f"{source} is {picture.format} under another name, which changes values; export the masks as PNG",
-                "unreadable file",
-            )
+        inside = _LOSSY_COMPRESSIONS.get(str(picture.info.get("compression")))
+        if picture.format not in _MASK_FORMATS or inside:
+            kind = f"{picture.format} with {inside} inside" if inside else picture.format
+            raise ItemError(f"{source} is {kind}, which may change values; export the masks as PNG", "unreadable file")
         if picture.mode in _MODES_OF_8_BITS and _has_16_bits(source):
             picture.load()  # OpenCV takes a file that is cut short
             return _numbers_of_16_bits(source)

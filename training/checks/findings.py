@@ -68,7 +68,8 @@ class Findings:
         spare_masks: masks without an image.
         labelled: the label files with an image in the folder of those masks, which may be of more splits.
         turned: images with mask files that EXIF turns or mirrors, which no size tells.
-        without_shapes: number of images whose labels are shapes, and that have none: all of them is background.
+        without_shapes: number of images whose labels are shapes, and that have none: all of them is background, which
+            is of a class.
         problems: kind -> one description for each.
     """
 
@@ -208,7 +209,8 @@ def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
     except DatasetError as error:
         return error
     pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
-    without_shapes = int(pixels.max()) == mask.size and _has_no_shapes(data, index)
+    of_classes = pixels[: len(data.class_names)]
+    without_shapes = int(of_classes.max()) == mask.size and _has_no_shapes(data, index)
     turned = _is_turned_unseen(data, index)
     return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), turned, without_shapes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -15,13 +15,13 @@ from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from training.checks.findings import Findings, check_pseudo_labels, check_split
 from training.checks.likeness import near_duplicates
-from training.data import DataSection, SegmentationDataset
+from training.data import DataSection, SegmentationDataset, Split
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.data.pseudo_labels import PSEUDO_PREFIX
 from training.support.text import percent
 
-#: From the kind of a problem, in one split or between the two, to what was found of it.
+#: From the kind of a problem, in one split or between two, to what was found of it.
 Problems = dict[str, list[str]]
 
 _BINARY = "0 and 255 only"
@@ -47,30 +47,30 @@ MOST_BEFORE_TRAINING = 500
 
 
 def find_problems(
-    train: Findings, val: Findings, taught: Findings | None = None, allow_empty: bool = False
+    splits: Mapping[Split, Findings], taught: Findings | None = None, allow_empty: bool = False
 ) -> Problems:
     """Collect everything that is wrong with a data set: kind -> one description for each.
 
     Args:
-        train, val: from `findings.check_split`.
+        splits: from `findings.check_split`; train and others.
         taught: from `findings.check_pseudo_labels`, of images that training sees beside those of ``train``.
         allow_empty: a class that training never sees is no problem.
     """
-    taught = taught or Findings()
-    parts = (*_named(train, val), ("pseudo-labels", taught))
+    train, taught = splits["train"], taught or Findings()
+    parts = [*splits.items(), ("pseudo-labels", taught)]
     problems = {f"{part}: {kind}": told for part, own in parts for kind, told in own.problems.items()}
-    # Two splits may share a folder of labels; those without an image belong to neither.
-    spare_masks = sorted({*train.spare_masks, *val.spare_masks})
+    # Splits may share a folder of labels; those without an image belong to none.
+    spare_masks = sorted({path for own in splits.values() for path in own.spare_masks})
     for path in spare_masks:
         kind = "mask without image" if path.suffix.lower() in IMAGE_SUFFIXES else "labels without an image"
         problems.setdefault(kind, []).append(str(path))
-    labelled = len(train.labelled | val.labelled)
+    labelled = len({path for own in splits.values() for path in own.labelled})
     if len(spare_masks) > labelled:
         problems[_MOST_SPARE] = [
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "
             f"{labelled} have one; correct the names, or remove the files without an image"
         ]
-    for split, own in _named(train, val):
+    for split, own in splits.items():
         suspicious = _of_values(own) | _of_labels(own, taught.occurring() if own is train else [])
         problems |= {f"{split}: {kind}": [told] for kind, told in suspicious.items()}
         problems |= {f"{split}: the same image twice": told for told in [_twice(own)] if told}
@@ -80,7 +80,10 @@ def find_problems(
     never = [name for name in train.never_occurring() if name not in taught.occurring()]
     if never and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
         problems["train: class never occurs"] = never
-    return problems | _leaks(_with_pseudo_labels(train, taught), val)
+    seen = _with_pseudo_labels(train, taught)
+    for split, own in splits.items():
+        problems |= {} if own is train else _leaks(seen, own, split)
+    return problems
 
 
 def is_fatal(kind: str) -> bool:
@@ -105,9 +108,9 @@ def check_before_training(
     threads, most = usable_cores(), MOST_BEFORE_TRAINING
     with console.status("reading the data set, to check it"):
         train = check_split(section, "train", threads, console, most)
-        val = check_split(section, "val", threads, console)
+        splits: dict[Split, Findings] = {"train": train, "val": check_split(section, "val", threads, console)}
         pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most)
-    problems = find_problems(train, val, pseudo_labels) | (_sides(train.class_names) if mirrored else {})
+    problems = find_problems(splits, pseudo_labels) | (_sides(train.class_names) if mirrored else {})
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
         # A remedy for the whole data set comes first: the single files that follow are its consequence.
@@ -116,7 +119,7 @@ def check_before_training(
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
         console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
-    for split, own in _named(train, val):
+    for split, own in splits.items():
         for note in own.notes():
             console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
 
@@ -218,28 +221,27 @@ def _with_pseudo_labels(train: Findings, taught: Findings) -> Findings:
     )
 
 
-def _leaks(train: Findings, val: Findings) -> Problems:
-    """Validation images that show what training images show."""
+def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
+    """Images of another split that show what training images show."""
     found: Problems = {}
     contents = dict(zip(reversed(train.contents), reversed(train.names), strict=True))
-    same = {
-        name: contents[content] for name, content in zip(val.names, val.contents, strict=True) if content in contents
-    }
+    named = zip(other.names, other.contents, strict=True)
+    same = {name: contents[content] for name, content in named if content in contents}
     if same:
-        found["the same image in train and val"] = sorted(f"{other} and {name}" for name, other in same.items())
+        found[f"the same image in train and {split}"] = sorted(f"{twin} and {name}" for name, twin in same.items())
     sources = {_source(name): name for name in reversed(train.names)}
-    others = [(name, sources[_source(name)]) for name in val.names if _source(name) in sources and name not in same]
-    versions = [pair for pair in others if any(map(_is_version, pair))]
+    twins = [(name, sources[_source(name)]) for name in other.names if _source(name) in sources and name not in same]
+    versions = [pair for pair in twins if any(map(_is_version, pair))]
     if versions:
-        found["versions of one image in train and val"] = [f"{other} and {name}" for name, other in versions]
+        found[f"versions of one image in train and {split}"] = [f"{twin} and {name}" for name, twin in versions]
     told = same.keys() | {name for name, _ in versions}
     alike = [
-        f"{train.names[other]} and {val.names[index]} (correlation {likeness:.3f})"
-        for index, other, likeness in near_duplicates(val.thumbnails, train.thumbnails)
-        if val.names[index] not in told
+        f"{train.names[twin]} and {other.names[index]} (correlation {likeness:.3f})"
+        for index, twin, likeness in near_duplicates(other.thumbnails, train.thumbnails)
+        if other.names[index] not in told
     ]
     if alike:
-        found["images of train and val look alike"] = alike
+        found[f"images of train and {split} look alike"] = alike
     return found
 
 
@@ -254,10 +256,6 @@ def _is_version(name: str) -> bool:
 
 def _stem(name: str) -> str:
     return PurePath(name).with_suffix("").as_posix()
-
-
-def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
-    return ("train", train), ("val", val)
 
 
 def _first(told: Sequence[str], number: int = _NAMED) -> str:

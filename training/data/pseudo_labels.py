@@ -19,8 +19,8 @@ from training.data.classes.map import ClassMap, SourceClass, SourceClasses, numb
 from training.data.contents import Contents
 from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, complete
+from training.data.reading.content import laid_out_like, read_json
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import laid_out_like, read_json
 from training.support.section import Folder, Section
 
 #: Written last, so that a folder without it is not complete.

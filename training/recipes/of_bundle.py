@@ -1,14 +1,39 @@
-"""The data set that a bundle is evaluated or calibrated on."""
+"""What the recipe in a bundle says of its evaluation and calibration, above all the data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from training.data import DATASETS
 from training.recipes.loading import load_recipe
+from training.recipes.problems import describe_problem
+from training.support.section import Section
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def read_own(manifest: Manifest, key: str, section: type[AnySection], advice: str) -> AnySection:
+    """A section of the recipe in a bundle, which another version may have written.
+
+    Args:
+        manifest: of the bundle.
+        key: of the section.
+        section: its type.
+        advice: what to do where it cannot be read.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        return section.model_validate(manifest.training.recipe.get(key, {}))
+    except ValidationError as error:
+        problem = f"{key}: {describe_problem(error, section)}"
+        raise DatasetError(f"the recipe in bundle '{manifest.name}' cannot be used: {problem}; {advice}") from error
 
 
 def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str]) -> Any:
@@ -26,7 +51,8 @@ def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str])
     if dataset is None or dataset == own.get("name"):
         if own.get("name") not in DATASETS:
             raise DatasetError(f"bundle '{manifest.name}' does not name its data set; give --dataset NAME")
-        return DATASETS[own["name"]].model_validate(own)
+        advice = "give --dataset auto --data.root FOLDER, or --dataset RECIPE"
+        return read_own(manifest, "data", DATASETS[own["name"]], advice)
     if dataset in DATASETS:
         return _new_section(dataset, manifest, overrides)
     try:
@@ -45,5 +71,8 @@ def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> 
             raise DatasetError(f"data set '{dataset}' needs --data.root FOLDER")
         required["root"] = root
     if "classes" in section.model_fields:
-        required["classes"] = dict(zip(manifest.classes.names, manifest.classes.palette, strict=True))
+        names, palette = manifest.classes.names, manifest.classes.palette
+        # A mapping whose keys are all numbers is one from values to names.
+        are_numbers = all(name.isdecimal() for name in names)
+        required["classes"] = names if are_numbers else dict(zip(names, palette, strict=True))
     return section(**required)

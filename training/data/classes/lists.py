@@ -12,7 +12,8 @@ from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.classes.items import checked_name
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.tree import Tree, read_csv, read_json, read_text, read_yaml
+from training.data.reading.content import read_csv, read_json, read_text, read_yaml
+from training.data.reading.tree import Tree
 
 #: Name of the class of what no shape covers.
 BACKGROUND = "background"
@@ -83,6 +84,16 @@ def _listed(tree: Tree) -> list[SourceClasses]:
     return []
 
 
+def classes_of_shapes(names: Iterable[str], origin: str) -> SourceClasses:
+    """Classes of shapes that have names, of which each may be there more than once: the background, then these.
+
+    Args:
+        names: in the order of the classes.
+        origin: where they stand, for messages.
+    """
+    return SourceClasses.of_names(list(dict.fromkeys([BACKGROUND, *names])), origin, drawn=True)
+
+
 def drawn_classes(tree: Tree, labels: Iterable[str], origin: str) -> SourceClasses:
     """Classes of shapes that have labels: the background, those that files of the folder name, then the others.
 
@@ -92,7 +103,7 @@ def drawn_classes(tree: Tree, labels: Iterable[str], origin: str) -> SourceClass
         origin: where they stand, for messages.
     """
     listed = [entry.name for found in _listed(tree) for entry in found.classes]
-    return SourceClasses.of_names(list(dict.fromkeys([BACKGROUND, *listed, *sorted(labels)])), origin, drawn=True)
+    return classes_of_shapes([*listed, *sorted(labels)], origin)
 
 
 def plain_name(name: str) -> str:

@@ -55,6 +55,11 @@ class SourceClasses:
         """Classes whose values are their positions."""
         return cls(tuple(SourceClass(name, (index,)) for index, name in enumerate(names)), origin, drawn=drawn)
 
+    @property
+    def value_of(self) -> dict[str, int]:
+        """The value of each class, by its name, where labels are drawn."""
+        return {entry.name: entry.values[0] for entry in self.classes}
+
 
 class ClassMap(NamedTuple):
     """Class names, and the label of every value and colour.

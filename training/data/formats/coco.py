@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
 from collections import Counter
@@ -14,22 +13,13 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.classes.lists import classes_of_shapes
+from training.data.reading.content import as_text, check_ids, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import parent, split_named, split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
-from training.data.reading.tree import (
-    Tree,
-    as_text,
-    check_ids,
-    laid_out_like,
-    parent,
-    read_head,
-    read_json,
-    split_named,
-    split_of,
-)
+from training.data.reading.tree import Tree
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -78,7 +68,9 @@ class Coco(Format):
         files = _files(tree)
         if not files:
             raise DatasetError(f"{tree.root} holds no JSON with images, annotations and categories")
-        values, classes = _classes(files)
+        names = (name for file in files.values() for name in file.names.values())
+        classes = classes_of_shapes(names, next(iter(files)))
+        values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             near = folders_of_images(name)
@@ -92,12 +84,11 @@ class Coco(Format):
                 )
                 sample = Sample(tree.path(path), tree.path(name), entry, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
         return LabelledFolder(
             classes,
             {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()},
             ShapeReader(_parse),
-            unlabelled=sum(tree.path(image) not in labelled for image in tree.images),
+            unlabelled=count_unlabelled(tree, samples),
             boxes=sum(file.boxes for file in files.values()),
         )
 
@@ -136,15 +127,15 @@ def _files(tree: Tree) -> dict[str, _File]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         if not _OTHER_TASKS.fullmatch(path.name) and begins_like_coco(path):
-            file = _read(path, path.stat().st_mtime_ns)
+            file = _read(path)
             if file is not None:
                 found[name] = file
     return found
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File | None:
-    """Read a JSON, once in a process while it stays as it is; None where it is of another form.
+@read_once
+def _read(path: Path) -> _File | None:
+    """Read a JSON; None where it is of another form.
 
     Raises:
         DatasetError: the file is of COCO's form and contradicts itself.
@@ -222,13 +213,6 @@ def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
         else:
             shapes.append(Shape(value, tuple(map(from_corner, region))))
     return Drawing(largest_first(shapes), image.size)
-
-
-def _classes(files: Mapping[str, _File]) -> tuple[dict[str, int], SourceClasses]:
-    """The value of each class, and all classes."""
-    names = dict.fromkeys([BACKGROUND, *(name for file in files.values() for name in file.names.values())])
-    classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
-    return {entry.name: entry.values[0] for entry in classes.classes}, classes
 
 
 def begins_like_coco(path: Path) -> bool:

@@ -8,12 +8,13 @@ from pathlib import Path
 from dinov3_seg_ros.frames.image_files import MaskPixels
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import classes_of_shapes
 from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
+from training.data.reading.content import read_head
 from training.data.reading.panoptic import PanopticMasks, read_panoptic
+from training.data.reading.paths import split_of, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
-from training.data.reading.tree import Tree, read_head, split_of, stem
+from training.data.reading.tree import Tree
 
 # The JSON begins with images, so that what tells it apart may stand far behind.
 _MARK = b'"segments_info"'
@@ -42,9 +43,9 @@ class CocoPanoptic(Format):
         if not files:
             raise DatasetError(f"{tree.root} holds no JSON whose annotations have segments_info")
         panoptics = [read_panoptic(tree.path(name)) for name in files]
-        names = {name: None for panoptic in panoptics for _, name in sorted(panoptic.categories.items())}
-        classes = SourceClasses.of_names(list({BACKGROUND: None, **names}), files[0], drawn=True)
-        value_of = {entry.name: entry.values[0] for entry in classes.classes}
+        names = (name for panoptic in panoptics for _, name in sorted(panoptic.categories.items()))
+        classes = classes_of_shapes(names, files[0])
+        value_of = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for position, (name, panoptic) in enumerate(zip(files, panoptics, strict=True)):
             near = folders_of_images(name)

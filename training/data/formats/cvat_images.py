@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,10 @@ from xml.etree import ElementTree
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.classes.lists import classes_of_shapes
+from training.data.reading.content import laid_out_like, read_head, read_once
+from training.data.reading.paths import parent, split_named, split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
@@ -26,7 +26,7 @@ from training.data.reading.shapes import (
     thick_line,
     turned,
 )
-from training.data.reading.tree import Tree, laid_out_like, parent, read_head, split_named, split_of
+from training.data.reading.tree import Tree
 
 _ROOT = b"<annotations>"
 _HEAD = 4096
@@ -39,7 +39,8 @@ class CvatImages(Format):
     """``annotations.xml``, with the images anywhere in the folder.
 
     Polygons, masks, boxes, ellipses and lines are read, in the order of their ``z_order``; what none covers is
-    background. Subsets named train, validation or test are the splits.
+    background. Subsets named train, validation or test are the splits, or else folders of these names, those of images
+    before those of the XML.
     """
 
     name = "cvat_images"
@@ -51,12 +52,12 @@ class CvatImages(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        files = {name: _read(tree.path(name), tree.path(name).stat().st_mtime_ns) for name in _files(tree)}
+        files = {name: _read(tree.path(name)) for name in _files(tree)}
         if not files:
             raise DatasetError(f"{tree.root} holds no XML of CVAT's (<annotations>)")
-        names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
-        classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
-        reader = ShapeReader(_Parser({entry.name: entry.values[0] for entry in classes.classes}))
+        labels = (label for file in files.values() for label in file.labels)
+        classes = classes_of_shapes(labels, next(iter(files)))
+        reader = ShapeReader(_Parser(classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             folder = parent(name)
@@ -64,13 +65,11 @@ class CvatImages(Format):
             for image in file.images:
                 near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
                 path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
-                split = split_named(image.subset) or split_of(path)
+                split = split_named(image.subset) or split_of(path) or split_of(name)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
         ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}
-        return LabelledFolder(classes, ordered, reader, unlabelled=unlabelled)
+        return LabelledFolder(classes, ordered, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Region(NamedTuple):
@@ -135,9 +134,9 @@ def _files(tree: Tree) -> list[str]:
     return [name for name in tree.with_suffix(".xml") if _ROOT in read_head(tree.path(name), _HEAD)]
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File:
-    """Read an XML, once in a process while it stays as it is.
+@read_once
+def _read(path: Path) -> _File:
+    """Read an XML.
 
     Raises:
         DatasetError: it cannot be read, or has tracks of a video in place of images.

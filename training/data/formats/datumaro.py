@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import classes_of_shapes
 from training.data.formats.coco import folders_of_images, split_of_file
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line, turned
-from training.data.reading.tree import Tree, as_text, laid_out_like, read_head, read_json, split_of
+from training.data.reading.tree import Tree
 
 _MARKS = (b'"categories"', b'"dm_format_version"', b'"items"')
 _HEAD = 4096
@@ -51,9 +51,9 @@ class Datumaro(Format):
         files = _files(tree)
         if not files:
             raise DatasetError(f"{tree.root} holds no JSON with Datumaro's categories and items")
-        names = dict.fromkeys([BACKGROUND, *(label for file in files.values() for label in file.labels)])
-        classes = SourceClasses.of_names(list(names), next(iter(files)), drawn=True)
-        values = {entry.name: entry.values[0] for entry in classes.classes}
+        labels = (label for file in files.values() for label in file.labels)
+        classes = classes_of_shapes(labels, next(iter(files)))
+        values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             near = folders_of_images(name)
@@ -65,9 +65,7 @@ class Datumaro(Format):
                 split = split_of_file(name) or split_of(path)
                 sample = Sample(tree.path(path), tree.path(name), entry, written=item.image)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
-        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled)
+        return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=count_unlabelled(tree, samples))
 
 
 class _Item(NamedTuple):
@@ -91,15 +89,15 @@ def _files(tree: Tree) -> dict[str, _File]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         head = read_head(path, _HEAD)
-        file = _read(path, path.stat().st_mtime_ns) if any(mark in head for mark in _MARKS) else None
+        file = _read(path) if any(mark in head for mark in _MARKS) else None
         if file is not None:
             found[name] = file
     return found
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File | None:
-    """Read a JSON, once in a process while it stays as it is; None where it is of another form."""
+@read_once
+def _read(path: Path) -> _File | None:
+    """Read a JSON; None where it is of another form."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("items"), list):
         return None

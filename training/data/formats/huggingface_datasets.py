@@ -13,8 +13,9 @@ from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
 from training.data.reading.pairing import role_of_words
+from training.data.reading.paths import split_named, split_of, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.tree import Tree, split_named, split_of, stem
+from training.data.reading.tree import Tree
 
 # What `datasets` keeps beside the data of its own.
 _CACHES = "cache-"

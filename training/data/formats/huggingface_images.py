@@ -10,9 +10,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
+from training.data.reading.content import as_text, laid_out_like, read_csv_table, read_text
 from training.data.reading.pairing import role_of_words
+from training.data.reading.paths import parent, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_csv_table, read_text, split_of
+from training.data.reading.tree import Tree
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _IMAGE = "file_name"
@@ -63,7 +65,7 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
         return tables.read_rows(tree.path(name))
     if name.endswith(".csv"):
         return list(read_csv_table(tree.path(name)))
-    lines = read_text(tree.path(name)).splitlines()
+    lines = read_text(tree.path(name)).split("\n")  # texts in JSON may hold other ends of lines
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import functools
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +15,11 @@ from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
+from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import parent, split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
+from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, turned
+from training.data.reading.tree import Tree
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 # Regions that cover pixels, and would be background if they were left out.
@@ -59,25 +60,25 @@ class LabelStudio(Format):
             raise DatasetError(unread)
         labels = {region.label for tasks in exports.values() for task in tasks for region in task.regions}
         classes = drawn_classes(tree, labels, next(iter(exports), ""))
-        values = {entry.name: entry.values[0] for entry in classes.classes}
         samples: dict[Split | None, list[Sample]] = {}
-        absent = []
         for name, tasks in exports.items():
+            absent = []
             for task in tasks:
                 images = (find_uploaded_image(tree, name, written) for written in task.data)
                 image = next(filter(None, images), None)
                 if image is None:
                     absent.append(_image_of(task.data))
                     continue
-                sample = Sample(tree.path(image), tree.path(name), task)
+                sample = Sample(tree.path(image), tree.path(name), task, written=_image_of(task.data))
                 samples.setdefault(split_of(image) or split_of(name), []).append(sample)
-        if absent:
-            raise DatasetError(
-                f"{len(absent)} images of {next(iter(exports))} are not in {tree.root}, such as {absent[0]}; put the "
-                "images into the folder, as Label Studio's JSON does not hold them"
-            )
-        count = sum(map(len, samples.values()))
-        return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), unlabelled=len(tree.images) - count)
+            if absent:
+                raise DatasetError(
+                    f"{len(absent)} images of {name} are not in {tree.root}, or in several of its folders, such as "
+                    f"{absent[0]}; put the images beside the JSON, which does not hold them, or into a folder images "
+                    "there"
+                )
+        reader = ShapeReader(_Parser(classes.value_of))
+        return LabelledFolder(classes, samples, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Region(NamedTuple):
@@ -90,10 +91,17 @@ class _Region(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """The texts of a task, of which one is the path or address of its image, and its regions."""
+    """What training needs of a task.
+
+    Attributes:
+        data: its texts, of which one is the path or address of its image.
+        regions: of its annotation.
+        is_annotated: whether it says that somebody annotated it, as in "JSON"; only regions tell it in "JSON-MIN".
+    """
 
     data: tuple[str, ...]
     regions: tuple[_Region, ...]
+    is_annotated: bool
 
 
 class _Parser:
@@ -120,18 +128,11 @@ def _shape(region: _Region, value: int) -> Shape:
         return Shape(value, (ring(written["points"]) * scale - 0.5,))
     if region.kind == "rectanglelabels":
         corner = np.array([written["x"], written["y"]])
-        corners = rectangle(np.stack([corner, corner + np.array([written["width"], written["height"]])]))
-        return Shape(value, (_turned(corners * scale, written.get("rotation", 0)) - 0.5,))
+        corners = rectangle(np.stack([corner, corner + np.array([written["width"], written["height"]])])) * scale
+        return Shape(value, (turned(corners, written.get("rotation", 0), around=corners[0]) - 0.5,))
     centre = np.array([written["x"], written["y"]]) * scale - 0.5
     radii = np.array([written["radiusX"], written["radiusY"]]) * scale
     return Shape(value, (ellipse(centre.tolist(), radii.tolist(), written.get("rotation", 0)),))
-
-
-def _turned(corners: np.ndarray, degrees: float) -> np.ndarray:
-    """Corners turned clockwise around the first one."""
-    turn = np.deg2rad(degrees)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    return np.asarray((corners - corners[0]) @ rotation + corners[0])
 
 
 def decode_brush(data: bytes) -> np.ndarray:
@@ -176,12 +177,12 @@ class _Bits:
 
 
 def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
-    """The tasks of each JSON of Label Studio that has regions which can be read."""
-    return {
-        name: tasks
-        for name, tasks in _all_tasks(tree)
-        if any(region.kind in _KINDS for task in tasks for region in task.regions)
+    """The tasks of each JSON of Label Studio; none where no task has a region that can be read."""
+    found = {
+        name: tasks for name, tasks in _all_tasks(tree) if any(task.is_annotated or task.regions for task in tasks)
     }
+    regions = (region for tasks in found.values() for task in tasks for region in task.regions)
+    return found if any(region.kind in _KINDS for region in regions) else {}
 
 
 def _all_tasks(tree: Tree) -> Iterator[tuple[str, tuple[_Task, ...]]]:
@@ -189,7 +190,7 @@ def _all_tasks(tree: Tree) -> Iterator[tuple[str, tuple[_Task, ...]]]:
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
         if read_head(path, _HEAD).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            yield name, _read(path, path.stat().st_mtime_ns)
+            yield name, _read(path)
 
 
 def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
@@ -205,9 +206,9 @@ def _unread(name: str, tasks: Iterable[_Task]) -> str | None:
     )
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> tuple[_Task, ...]:
-    """Tasks of a file, read once in a process while it stays as it is; none where it is of another form."""
+@read_once
+def _read(path: Path) -> tuple[_Task, ...]:
+    """Tasks of a file; none where it is of another form."""
     content = read_json(path)
     tasks = [task for task in content if isinstance(task, dict)] if isinstance(content, list) else []
     with laid_out_like("Label Studio's tasks", path):
@@ -220,12 +221,14 @@ def _task(task: dict[str, Any]) -> _Task | None:
         done = [found for found in task["annotations"] if isinstance(found, dict) and not found.get("was_cancelled")]
         data = task.get("data", {})
         texts = tuple(value for value in data.values() if isinstance(value, str)) if isinstance(data, dict) else ()
-        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts)))) if done and texts else None
+        if not done or not texts:
+            return None
+        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts))), is_annotated=True)
     image = task.get("image")
     if not isinstance(image, str):
         return None
     regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value, image)]
-    return _Task((image,), tuple(regions))
+    return _Task((image,), tuple(regions), is_annotated=False)
 
 
 def _regions(written: Any, image: str) -> Iterator[_Region]:
@@ -267,8 +270,9 @@ def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
     path = urllib.parse.unquote(written.partition("?d=")[2]) or written
     if _UPLOADS in path:
         path = path.rpartition("/")[2]
-    found, uploaded = tree.find_image(path, [parent(name)]), _UPLOADED.fullmatch(path.rpartition("/")[2])
-    return found or (tree.find_image(uploaded[1], [parent(name)]) if uploaded else None)
+    near = [parent(name), f"{parent(name)}/images".strip("/")]
+    found, uploaded = tree.find_image(path, near), _UPLOADED.fullmatch(path.rpartition("/")[2])
+    return found or (tree.find_image(uploaded[1], near) if uploaded else None)
 
 
 def _image_of(texts: Sequence[str]) -> str:

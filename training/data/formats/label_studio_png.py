@@ -11,9 +11,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
 from training.data.formats.label_studio import find_uploaded_image
+from training.data.reading.content import read_csv_table, read_json
+from training.data.reading.paths import split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first
-from training.data.reading.tree import Tree, read_csv_table, read_json, split_of
+from training.data.reading.tree import Tree
 
 # task-7-annotation-12-by-who-tag-label-0.png; a region of several labels has them all, with dashes between them.
 _LAYER = re.compile(
@@ -56,7 +58,7 @@ class LabelStudioPng(Format):
             )
         labels = {layer.label for own in layers.values() for layer in own}
         classes = drawn_classes(tree, labels, "the names of the masks")
-        values = {entry.name: entry.values[0] for entry in classes.classes}
+        values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for task, own in sorted(layers.items()):
             image = image_of[task]

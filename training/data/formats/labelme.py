@@ -18,9 +18,11 @@ from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes, is_ignored_name, plain_name
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.content import read_json, read_once
+from training.data.reading.paths import parent, split_of, stem
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, parent, read_json, split_of, stem
+from training.data.reading.tree import Tree
 
 # As labelme's own conversion to masks draws them, pixels.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
@@ -48,7 +50,7 @@ class Labelme(Format):
         samples: dict[Split | None, list[Sample]] = {}
         spare, names = [], Counter[str]()
         for name in tree.with_suffix(".json"):
-            file = _described(tree, name) or _File()
+            file = _read(tree.path(name)) or _File()
             sample = _sample(tree, name, file)
             if sample is None:
                 if file != _File():
@@ -59,15 +61,13 @@ class Labelme(Format):
             samples.setdefault(split, []).append(sample)
         if not samples:
             raise DatasetError(f"{tree.root} holds no JSON of labelme whose image is there")
-        files = {sample.image for own in samples.values() for sample in own if sample.content is None}
         classes = _classes(tree, names)
-        values = {entry.name: entry.values[0] for entry in classes.classes}
         return LabelledFolder(
             classes,
             samples,
-            ShapeReader(_Parser(values, classes.ignored.values)),
+            ShapeReader(_Parser(classes.value_of, classes.ignored.values)),
             spare,
-            unlabelled=len(tree.images) - len(files),
+            unlabelled=count_unlabelled(tree, samples),
         )
 
 
@@ -156,12 +156,9 @@ def _inner_image(path: Path, beginning: str, size: int) -> bytes:
         raise ItemError(f"{path} holds no image in imageData ({error!r}); save it anew", "unreadable file") from error
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> _File | None:
-    """What tells samples and classes of a JSON, read once in a process while it stays as it is: images may be inside.
-
-    None where it is of another form.
-    """
+@read_once
+def _read(path: Path) -> _File | None:
+    """What tells samples and classes of a JSON, which may hold its image too; None where it is of another form."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list) or "imagePath" not in content:
         return None
@@ -175,13 +172,8 @@ def _read(path: Path, _modified: int) -> _File | None:
     )
 
 
-def _described(tree: Tree, name: str) -> _File | None:
-    path = tree.path(name)
-    return _read(path, path.stat().st_mtime_ns)
-
-
 def _is_labelme(tree: Tree, name: str) -> bool:
     try:
-        return _described(tree, name) is not None
+        return _read(tree.path(name)) is not None
     except DatasetError:
         return False

@@ -11,9 +11,11 @@ from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import find_classes
+from training.data.reading.content import read_text
+from training.data.reading.paths import parent, path_parts
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, read_mask_file
 from training.data.reading.split_lists import split_lists
-from training.data.reading.tree import Tree, parent, path_parts, read_text
+from training.data.reading.tree import Tree
 
 _SEPARATOR = re.compile(r"[\s,;]+")
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.classes.lists import BACKGROUND
-from training.data.classes.map import SourceClasses
+from training.data.classes.lists import classes_of_shapes
+from training.data.reading.content import read_json
+from training.data.reading.paths import parent, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, parent, read_json, split_of
+from training.data.reading.tree import Tree
 
 _PROJECT = "meta.json"
 _LINE_WIDTH, _POINT_RADIUS = 1, 1
@@ -37,8 +38,7 @@ class Supervisely(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        names = [BACKGROUND, *_class_names(tree)]
-        classes = SourceClasses.of_names(list(dict.fromkeys(names)), _PROJECT, drawn=True)
+        classes = classes_of_shapes(_class_names(tree), _PROJECT)
         samples: dict[Split | None, list[Sample]] = {}
         spare = []
         for name in _annotations(tree):
@@ -48,10 +48,9 @@ class Supervisely(Format):
                 spare.append(tree.path(name))
             else:
                 samples.setdefault(split_of(name), []).append(Sample(tree.path(image), tree.path(name)))
-        values = {entry.name: entry.values[0] for entry in classes.classes}
         count = sum(map(len, samples.values()))
         unlabelled = sum("/img/" in f"/{image}" for image in tree.images) - count
-        return LabelledFolder(classes, samples, ShapeReader(_Parser(values)), spare, unlabelled)
+        return LabelledFolder(classes, samples, ShapeReader(_Parser(classes.value_of)), spare, unlabelled)
 
 
 class _Parser:

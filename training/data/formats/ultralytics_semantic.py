@@ -9,8 +9,9 @@ from training.data.base import Split
 from training.data.classes.lists import agreed, read_yaml_classes
 from training.data.classes.map import SourceClass
 from training.data.formats.folder import open_masks
+from training.data.reading.content import read_head, read_yaml
 from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sample, Sure
-from training.data.reading.tree import Tree, read_head, read_yaml
+from training.data.reading.tree import Tree
 from training.data.reading.yaml_splits import read_splits
 
 _IGNORED = 255

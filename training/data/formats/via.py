@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,11 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
+from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import parent, split_of
+from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, thick_line
-from training.data.reading.tree import Tree, as_text, laid_out_like, parent, read_head, read_json, split_of
+from training.data.reading.tree import Tree
 
 _MARK = b"regions"
 _METADATA = "_via_img_metadata"
@@ -43,7 +44,7 @@ class Via(Format):
             raise DatasetError(f"{tree.root} holds no JSON with regions of VGG Image Annotator")
         labels = {label for images in files.values() for image in images for label, _ in image.regions}
         classes = drawn_classes(tree, labels, next(iter(files)))
-        parser = _Parser({entry.name: entry.values[0] for entry in classes.classes})
+        reader = ShapeReader(_Parser(classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, images in files.items():
             for image in images:
@@ -51,9 +52,7 @@ class Via(Format):
                 split = split_of(name) or split_of(path)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)
-        labelled = {sample.image for own in samples.values() for sample in own}
-        unlabelled = sum(tree.path(name) not in labelled for name in tree.images)
-        return LabelledFolder(classes, samples, ShapeReader(parser), unlabelled=unlabelled)
+        return LabelledFolder(classes, samples, reader, unlabelled=count_unlabelled(tree, samples))
 
 
 class _Image(NamedTuple):
@@ -96,15 +95,15 @@ def _files(tree: Tree) -> dict[str, tuple[_Image, ...]]:
     found = {}
     for name in tree.with_suffix(".json"):
         path = tree.path(name)
-        images = _read(path, path.stat().st_mtime_ns) if _MARK in read_head(path, _HEAD) else ()
+        images = _read(path) if _MARK in read_head(path, _HEAD) else ()
         if images:
             found[name] = images
     return found if any(image.regions for images in found.values() for image in images) else {}
 
 
-@functools.cache
-def _read(path: Path, _modified: int) -> tuple[_Image, ...]:
-    """Images of a file, read once in a process while it stays as it is; none where it is of another form."""
+@read_once
+def _read(path: Path) -> tuple[_Image, ...]:
+    """Images of a file; none where it is of another form."""
     content = read_json(path)
     content = content.get(_METADATA, content) if isinstance(content, dict) else {}
     images = [image for image in content.values() if isinstance(image, dict)] if isinstance(content, dict) else []

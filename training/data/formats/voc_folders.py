@@ -9,9 +9,11 @@ from training.data.classes.lists import find_classes
 from training.data.classes.map import SourceClasses
 from training.data.formats.folder import open_masks
 from training.data.published.voc import voc_classes
+from training.data.reading.content import read_text
+from training.data.reading.paths import parent
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.split_lists import read_split_lists, split_lists
-from training.data.reading.tree import Tree, parent, read_text
+from training.data.reading.tree import Tree
 
 _LISTS = "ImageSets/Segmentation"
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
@@ -44,10 +46,12 @@ class VocFolders(Format):
 def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> LabelledFolder:
     """Find the samples in Pascal VOC's folders.
 
-    Images that no list names have no split; most of VOC's own images have no mask and are left out.
+    Images of no list stay in the split of their folders, if no list is of that split. Most of VOC's own images have no
+    mask and are left out.
 
     Raises:
-        DatasetError: there is no image with a mask, or a list for training or validation names none of the images.
+        DatasetError: there is no image with a mask; or a list for training or validation names none of the images, and
+            no folder tells that split.
     """
     if patterns == Patterns():
         patterns = Patterns(_IMAGES, _MASKS)
@@ -60,16 +64,18 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
         and read_text(tree.path(name)).strip()  # tools write empty ones for splits without images
     ]
     listed = read_split_lists(tree, lists, path_of.values())
-    listed.check(tree, (), next(iter(path_of.values())))
+    listed.check(tree, folder.samples, next(iter(path_of.values())))
+    covered = set(listed.split_of.values())
     samples: dict[Split | None, list[Sample]] = {}
     left_out = 0
-    for own in folder.samples.values():
+    for told, own in folder.samples.items():
+        other = None if told in covered else told
         for sample in own:
             split = listed.split_of.get(path_of[sample])
             if split is None and not sample.labels.is_file():
                 left_out += 1
             else:
-                samples.setdefault(split, []).append(sample)
+                samples.setdefault(split or other, []).append(sample)
     return dataclasses.replace(folder, samples=samples, unlabelled=left_out, absent=listed.absent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -12,9 +13,11 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND, READERS, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
+from training.data.reading.content import read_text, read_yaml
+from training.data.reading.paths import Paths, parent, plain, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
-from training.data.reading.tree import Paths, Tree, parent, plain, read_text, read_yaml, stem
+from training.data.reading.tree import Tree
 from training.data.reading.yaml_splits import YamlSplits, read_splits
 
 _IN_IMAGES = re.compile("(.*)images/(.*)", re.IGNORECASE | re.DOTALL)
@@ -41,7 +44,8 @@ class Yolo(Format):
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
         labels = _label_files(tree)
-        shown = list(labels.values())[:_LOOKED_AT]
+        not_empty = (name for name in labels.values() if read_text(tree.path(name)).strip())
+        shown = itertools.islice(not_empty, _LOOKED_AT)
         polygons = next((name for name in shown if _has_polygons(tree, name)), None)
         if polygons is None:
             return None

@@ -9,8 +9,8 @@ from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
+from training.data.reading.content import read_text
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import read_text
 
 
 def check_split(data_set: str, split: Split) -> None:

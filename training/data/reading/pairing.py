@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple, TypeAlias
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
+from training.data.reading.paths import SPLIT_NAMES, plain, split_of, stem
 from training.data.reading.protocol import NO_PATTERNS, Patterns, Sample
-from training.data.reading.tree import SPLIT_NAMES, Tree, plain, split_of
+from training.data.reading.tree import Tree
 
 # Words in the names of folders and files. What an image and its mask have in common is left when they are taken away.
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "jpegimages", "frames", "raw"}
@@ -70,7 +71,7 @@ class Pairing:
     def _expected_mask(self, image: str) -> str:
         """Where the mask of an image should be, after the example of the first pair."""
         if not self.pairs:
-            return f"{_without_suffix(image)}.png"
+            return f"{stem(image)}.png"
         example, mask = self.pairs[0]
         *folders, _ = image.split("/")
         partner_of = dict(zip(example.split("/")[:-1], mask.split("/")[:-1], strict=False))
@@ -116,7 +117,7 @@ def _by_ending(tree: Tree, ending: str) -> Pairing | None:
     images = sorted(set(tree.images).difference(masks))
     found = _paired(
         f"masks end in {ending}",
-        [((plain(_without_suffix(name)),), name) for name in images],
+        [((plain(stem(name)),), name) for name in images],
         [((plain(name.removesuffix(ending)),), name) for name in masks],
     )
     return found if found.pairs else None
@@ -209,7 +210,7 @@ def _by_names(tree: Tree, _patterns: Patterns) -> _Files:
     What has a mask is none itself: ``label_1.jpg`` beside ``label_1_mask.png``.
     """
     roles = {name: _role_of_name(name) for name in tree.images}
-    stems = {name: plain(_without_suffix(name)) for name, role in roles.items() if role == "mask"}
+    stems = {name: plain(stem(name)) for name, role in roles.items() if role == "mask"}
     of_masks = {_MASK_ENDING.sub("", stem) for stem in stems.values() if _MASK_ENDING.search(stem)}
     return _by_roles(roles | {name: None for name, stem in stems.items() if stem in of_masks})
 
@@ -217,8 +218,8 @@ def _by_names(tree: Tree, _patterns: Patterns) -> _Files:
 def _by_suffixes(tree: Tree, _patterns: Patterns) -> _Files:
     """Photos and masks lie side by side: ``a.jpg`` and ``a.png``."""
     photos = [name for name in tree.images if _has_suffix(name, LOSSY_SUFFIXES)]
-    stems = set(map(_without_suffix, photos))
-    masks = [name for name in tree.images if _has_suffix(name, MASK_SUFFIXES) and _without_suffix(name) in stems]
+    stems = set(map(stem, photos))
+    masks = [name for name in tree.images if _has_suffix(name, MASK_SUFFIXES) and stem(name) in stems]
     return _Files(photos if masks else [], masks, [])
 
 
@@ -282,7 +283,7 @@ def _words(part: str) -> list[str]:
 
 def _rank(mask: str) -> int:
     """Which of several masks of one image is taken: the lowest."""
-    words = {word for part in _without_suffix(mask).split("/") for word in _words(part)}
+    words = {word for part in stem(mask).split("/") for word in _words(part)}
     return 0 if words & _NUMBER_WORDS else 2 if words & (_COLOUR_WORDS | {"rgb"}) else 1
 
 
@@ -307,7 +308,7 @@ def _picture_key(name: str) -> Key:
     """The folders and the stem without words for images, masks, and further pictures of an image."""
     taken = _IMAGE_WORDS | _MASK_WORDS | _NUMBER_WORDS | _COLOUR_WORDS | _OTHER_WORDS
     parts = (tuple(word for word in _words(part) if word.isalnum() and word not in taken)
-             for part in _without_suffix(name).split("/"))  # fmt: skip
+             for part in stem(name).split("/"))  # fmt: skip
     return tuple("_".join(words) for words in parts if words)
 
 
@@ -336,11 +337,7 @@ def _without_pattern(name: str, pattern: str | None) -> tuple[list[str], str]:
 
 
 def _stem(name: str) -> str:
-    return _without_suffix(name.rpartition("/")[2])
-
-
-def _without_suffix(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return stem(name.rpartition("/")[2])
 
 
 def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:

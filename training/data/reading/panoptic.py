@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import operator
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from training.data.reading.content import as_text, check_ids, laid_out_like, read_once
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import as_text, check_ids, laid_out_like
 
 _UNLABELLED = 0  # segment id of pixels in no segment, and their value in the masks that are read
 
@@ -70,17 +69,13 @@ class PanopticMasks:
         return MaskPixels(table.labels(mask.values, sample.labels).astype(np.uint32))
 
 
+@read_once
 def read_panoptic(path: Path) -> Panoptic:
-    """Parse a panoptic JSON, once in a process while it stays as it is; COCO's largest has 1.3 million segments.
+    """Parse a panoptic JSON; COCO's largest has 1.3 million segments.
 
     Raises:
         DatasetError: the file cannot be read, or is no such JSON.
     """
-    return _read(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path: Path, _modified: int) -> Panoptic:
     with laid_out_like("COCO's panoptic JSON", path):
         try:
             with path.open(encoding="utf-8") as file:

@@ -139,6 +139,12 @@ class Format(ABC):
         """
 
 
+def count_unlabelled(tree: Tree, samples: Mapping[Split | None, Sequence[Sample]]) -> int:
+    """Number of images that no sample is of."""
+    labelled = {sample.image for own in samples.values() for sample in own}
+    return sum(tree.path(name) not in labelled for name in tree.images)
+
+
 def read_mask_file(sample: Sample) -> MaskPixels:
     """Labels of a sample whose labels are a mask file; a `ReadLabels`."""
     return read_mask(sample.labels)

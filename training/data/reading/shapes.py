@@ -12,8 +12,8 @@ import numpy as np
 
 from dinov3_seg_ros.frames.image_files import MaskPixels, image_size
 from dinov3_seg_ros.support.errors import ItemError
+from training.data.reading.content import DAMAGED
 from training.data.reading.protocol import Sample
-from training.data.reading.tree import DAMAGED
 
 # No image is so large; farther corners come from damaged files, and would overflow.
 _FARTHEST = 1e6
@@ -144,11 +144,11 @@ def rectangle(points: Polygon) -> Polygon:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
-def turned(corners: Polygon, degrees: float) -> Polygon:
-    """Corners turned clockwise around their middle."""
+def turned(corners: Polygon, degrees: float, around: np.ndarray | None = None) -> Polygon:
+    """Corners turned clockwise around a point, by default their middle."""
     if degrees == 0:
         return corners
-    turn, middle = np.deg2rad(degrees), corners.mean(0)
+    turn, middle = np.deg2rad(degrees), corners.mean(0) if around is None else around
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]], np.float32)
     return np.asarray((corners - middle) @ rotation + middle, np.float32)
 

@@ -9,18 +9,9 @@ from dataclasses import dataclass, field
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import (
-    Tree,
-    folder_ends,
-    least_end,
-    parent,
-    path_ends,
-    plain,
-    read_csv,
-    read_text,
-    split_named,
-    stem,
-)
+from training.data.reading.content import read_csv, read_text
+from training.data.reading.paths import folder_ends, least_end, parent, path_ends, plain, split_named, stem
+from training.data.reading.tree import Tree
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 # Lists of one class say behind each name whether the image shows it.
@@ -80,7 +71,7 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
     Raises:
         DatasetError: a list cannot be read.
     """
-    by_end = _ByEnd(list(images))
+    by_end = _ByEnd(list(images), folder_ends(tree.images))
     listed = ListedSplits()
     for name, split in lists:
         lines = list(_lines(tree, name, by_end))
@@ -94,11 +85,16 @@ def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Ite
 
 
 class _ByEnd:
-    """Images by each end of their paths, without suffix."""
+    """Images by each end of their paths, without suffix.
 
-    def __init__(self, images: Sequence[str]) -> None:
+    Args:
+        images: relative paths.
+        ends: the ends of the paths of all folders that an entry may mean, those of masks too; see `folder_ends`.
+    """
+
+    def __init__(self, images: Sequence[str], ends: Container[str]) -> None:
         self._images = images
-        self._folder_ends = folder_ends(images)
+        self._folder_ends = ends
         self._exact: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
         for image in images:

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import fnmatch
 import functools
-import io
 import itertools
-import json
 import os
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError
-from dinov3_seg_ros.support.yaml_text import parse_yaml
-from training.data.base import Split
-
-#: What reading a file raises whose content has another form than expected.
-DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+from training.data.reading.paths import Paths, folder_ends, least_end, path_parts, plain, stem
 
 #: What `training.select` writes beside the images that it chose.
 SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
 
-#: Names of folders and lists that stand for a split.
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
-
-# Regions of one image take more than the module's own limit, 131,072 characters; a C long has 32 bits on some systems.
-_LONGEST_CELL = 2**31 - 1
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".aria2", ".filepart")
 _NEVER_EMPTY_SUFFIXES = (".json", ".jsonl", ".csv", ".yaml", ".yml", ".lst", ".parquet", ".arrow")
 _LABEL_SUFFIXES = (".txt", ".xml")
 # Hidden folders, and those of macOS, of Windows, of Linux and of network storage.
 _FOREIGN_FOLDERS = (".", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle")
-# Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
-_ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
-_SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
 
 
 class Tree:
@@ -194,20 +165,6 @@ class Tree:
         return best[0] if len(best) == 1 else None
 
 
-class Paths:
-    """Finds paths as file systems compare names: the same, or the only one that differs in case and accents alone."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._by_plain: dict[str, list[str]] = {}
-        for path in paths:
-            self._by_plain.setdefault(plain(path), []).append(path)
-
-    def find(self, path: str) -> str | None:
-        """The path among the others; None where there is none, or several are as good."""
-        same = self._by_plain.get(plain(path), [])
-        return path if path in same else same[0] if len(same) == 1 else None
-
-
 def images_below(folder: Path) -> list[Path]:
     """The images in a folder and in its subfolders, sorted by path; hidden ones are left out, as in `Tree`.
 
@@ -238,164 +195,6 @@ def _in_utf8(name: str) -> str:
             "with convmv"
         ) from error
     return name
-
-
-def plain(name: str) -> str:
-    """A name without what file systems treat differently: upper and lower case, and how accents are composed."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def path_parts(path: str) -> list[str]:
-    """The names in a path of any system, without those that stand for a folder itself or the one above it."""
-    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-
-
-def path_ends(path: str) -> Iterator[str]:
-    """A path, then without its first folder, and so on to the name alone."""
-    parts = path.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
-
-
-def folder_ends(files: Iterable[str]) -> frozenset[str]:
-    """The ends of the paths of all folders that hold the files, as file systems compare names."""
-    folders = {parent(plain(name)) for name in files}
-    return frozenset(end for folder in folders if folder for end in path_ends(folder))
-
-
-def least_end(path: str, known: Container[str]) -> int:
-    """How many names at its end a path must share with a file to mean it: one more than are of a known folder.
-
-    Where the folder that the path names is here, a file of the same name in another folder is another file.
-
-    Args:
-        path: as an annotation or a list has it.
-        known: see `folder_ends`.
-    """
-    own_folder = next((end for end in path_ends(plain(parent(path))) if end in known), "")
-    return len(path_parts(own_folder)) + 1
-
-
-def parent(name: str) -> str:
-    """Folder of a file, relative to the root; empty for the root."""
-    return name.rpartition("/")[0]
-
-
-def stem(name: str) -> str:
-    """Path of a file without its suffix."""
-    return os.path.splitext(name)[0]
-
-
-def split_of(name: str) -> Split | None:
-    """The split that the folders of a path name, such as ``train`` or ``val_images``; the first one decides."""
-    return next(filter(None, map(split_named, name.split("/")[:-1])), None)
-
-
-def split_named(word: str) -> Split | None:
-    """The split that the name of a folder or of a list stands for; None where it stands for none."""
-    found = _SPLIT_FOLDER.fullmatch(word.lower())
-    return SPLIT_NAMES[found[1]] if found else None
-
-
-def read_head(path: Path, count: int) -> bytes:
-    """The first bytes of a file.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error}; get it anew, or let this user read it") from error
-
-
-def read_text(path: Path) -> str:
-    """Text of a file, UTF-8 with or without a byte order mark.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error}; get it anew, or let this user read it") from error
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        DatasetError: it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}; export it anew") from error
-
-
-def read_csv(path: Path) -> list[list[str]]:
-    """Rows of a CSV file that are not empty.
-
-    Raises:
-        DatasetError: it cannot be read, or is no CSV.
-    """
-    csv.field_size_limit(_LONGEST_CELL)
-    try:
-        return [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row]
-    except csv.Error as error:
-        raise DatasetError(f"{path} cannot be read as CSV: {error}; export it anew") from error
-
-
-def read_csv_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file by the names in its first row; a short row lacks the last of them.
-
-    Raises:
-        DatasetError: see `read_csv`.
-    """
-    names, *rows = read_csv(path) or [[]]
-    return [dict(zip(names, row, strict=False)) for row in rows]
-
-
-def read_yaml(path: Path) -> Any:
-    """Content of a YAML file.
-
-    Raises:
-        DatasetError: it cannot be read, is no YAML, or has a key twice.
-    """
-    try:
-        return parse_yaml(read_text(path))
-    except ValueError as error:
-        raise DatasetError(f"{path} cannot be read as YAML: {error}") from error
-
-
-@contextlib.contextmanager
-def laid_out_like(form: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong in a ``with`` block when a file has another form than it should into a DatasetError."""
-    try:
-        yield
-    except DAMAGED as error:
-        raise DatasetError(f"{path} is not laid out like {form} ({error!r}); export it anew") from error
-
-
-def as_text(value: Any) -> str:
-    """The value of a file's key that must be text.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def check_ids(listed: Iterable[Mapping[str, Any]], what: str) -> None:
-    """Raise ValueError where two entries have one ``id``, as in files that were put together without new ids."""
-    counts = Counter(str(entry["id"]) for entry in listed)
-    twice = next((key for key, count in counts.items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"{counts[twice]} {what} have the id {twice}")
 
 
 def _ends_match(path: list[str], pattern: list[str]) -> bool:

@@ -8,17 +8,9 @@ from dataclasses import dataclass, field
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
-from training.data.reading.tree import (
-    SPLIT_NAMES,
-    Paths,
-    Tree,
-    parent,
-    path_ends,
-    path_parts,
-    plain,
-    read_text,
-    split_of,
-)
+from training.data.reading.content import read_text
+from training.data.reading.paths import SPLIT_NAMES, Paths, parent, path_ends, path_parts, plain, split_of
+from training.data.reading.tree import Tree
 
 _LIST = ".txt"
 #: A list of these splits that is not there is an error; a test split often comes without its images.
