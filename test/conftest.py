@@ -103,6 +103,12 @@ def pytest_report_header():
     return f"PyTorch is not installed: {left_out} modules that need it are left out" if left_out else None
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache folder for the test alone: tables of a data set are copied into the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def small_exported_bundle(tmp_path_factory):
     """A bundle of 32x32 pixels that nobody changes."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
+import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +21,8 @@ import pyarrow.parquet
 import tiny_datasets
 import yaml
 from PIL import Image
+
+from training.data.labelled_folder import AutoData
 
 HEIGHT, WIDTH = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
 NAMES = ["background", "door", "road", "tree"]
@@ -409,3 +413,55 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     for name, build in list(globals().items())
     if name.startswith("build_") and name not in ("build_voc_masks", "build_save_to_disk")
 }
+
+
+def labels_by_name(data, index: int) -> np.ndarray:
+    """Names of the classes of an item's pixels."""
+    names = np.array([*data.class_names, *[""] * (255 - len(data.class_names)), "ignored"])
+    return names[data.item(index)[1]]
+
+
+def check_truth(section: AutoData) -> None:
+    """Both splits have the labels that `labelled_folders` writes, also in another process."""
+    for split, count in tiny_datasets.COUNTS.items():
+        data = pickle.loads(pickle.dumps(section.open(split)))
+        assert len(data) == count and data.class_names == NAMES
+        for index, seed in enumerate(tiny_datasets.seeds(split)):
+            expected = np.array(NAMES)[truth(seed)]
+            assert np.array_equal(labels_by_name(data, index), expected), (split, index)
+            assert np.array_equal(data.item(index)[1], data.mask(index))
+        assert data.contents().files
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change the content of a JSON, or of the last line of several."""
+    *lines, last = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    content = json.loads(last)
+    change(content)
+    path.write_text("\n".join([*lines, json.dumps(content)]))
+
+
+def regions_of(tasks: list[dict]) -> list[dict]:
+    """The results of the first task's annotation that counts."""
+    return tasks[0]["annotations"][1]["result"]
+
+
+def shorten(tasks: list[dict], **answers: list[dict]) -> None:
+    """Make the tasks "JSON-MIN"; the results in ``answers`` are added to the first, with the size of its image."""
+    for index, task in enumerate(tasks):
+        results = regions_of(tasks[index:])
+        size = {key: value for key, value in results[0].items() if key.startswith("original")}
+        values = {"label": [result["value"] for result in results], **({} if index else answers)}
+        found = {key: [{**value, **size} for value in own] for key, own in values.items()}
+        tasks[index] = {"image": task["data"]["image"], **found}
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG of (H, W, channels) uint16: grey and alpha, RGB or RGBA, none of which Pillow writes."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in chunks)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
