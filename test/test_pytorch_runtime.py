@@ -21,7 +21,7 @@ from dinov3_seg_ros.decode.parallel import thread_count
 from dinov3_seg_ros.model.heads import blocks
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.pytorch import compilation, cuda_graphs, patches, precisions, staging
+from dinov3_seg_ros.runtimes.pytorch import candidates, compilation, cuda_graphs, patches, staging
 from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.cpu import Cpu
@@ -365,7 +365,7 @@ def test_with_auto_a_measurement_may_choose_faster_precisions(
     bundle, two_gpus, monkeypatch, device, features, measured_only
 ):
     processor = Cpu(name="a processor", architecture="x86_64", features=features)
-    monkeypatch.setattr(precisions, "this_cpu", lambda: processor)
+    monkeypatch.setattr(candidates, "this_cpu", lambda: processor)
     first, *others = pytorch.PyTorchRuntime.candidates([bundle], ComputeOptions(device=device))
     assert (first.precision, first.is_measured_only) == ("fp32", False)
     assert [other.precision for other in others if other.is_measured_only] == measured_only
