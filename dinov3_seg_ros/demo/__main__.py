@@ -34,7 +34,8 @@ from dinov3_seg_ros.support.files import lies_in, write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _VIDEO_FILE = "overlay.mp4"
-_NAMESPACE = "demo"
+# Nothing else on this machine shares it, another demo included.
+_NAMESPACE = f"demo_{os.getpid()}"
 # How long the node may take to be heard of, and the first mask once the node subscribes, which it does when its models
 # are loaded.
 _START_TIMEOUT_S = 90.0
