@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -292,6 +294,29 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
     assert run.returncode == 1
     assert "nothing was heard of the segmentation node within 2 s" in run.stderr
     assert "waiting" not in run.stdout
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_without_a_traceback(number, tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    command = [sys.executable, "-c", DEMO, str(TIMEOUT_S), "import time; time.sleep(600)"]
+    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
+    log = tmp_path / "output" / "camera.log"
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        deadline = time.monotonic() + 60 + TIMEOUT_S
+        while not (log.exists() and "waiting until" in log.read_text()):
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "demo: interrupted"
+    assert "Traceback" not in said
+    assert not list((tmp_path / "output").glob("*.mp4"))
 
 
 @pytest.mark.ros
