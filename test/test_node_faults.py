@@ -512,9 +512,9 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         node._models.segmenter.warm_up_s = 100.0
         assert node.trigger_activate() == SUCCESS
         for _ in range(2):
-            assert node._loop.pace().last_s == 100.0
+            assert node._loop.pace().expected_s == 100.0
             node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
-            graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken_at, "its end")
+            graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken, "its end")
         assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
 
 

@@ -63,7 +63,7 @@ class _Turn:
     def __init__(self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother]) -> None:
         self.segmenter, self.smoothers = segmenter, smoothers
         self.started: list[_Started] = []
-        self.has_computed = self.succeeded = False
+        self.computed, self.succeeded = 0, False
         self.failure: RuntimeFailedError | None = None
 
 
@@ -235,8 +235,8 @@ class FrameLoop:
             for frame in frames:
                 self._start_segmenting(turn, [frame], heads)
 
-    def _finish(self, turn: _Turn) -> bool:
-        """Wait for the network, publish, and report; return whether the network computed anything."""
+    def _finish(self, turn: _Turn) -> int:
+        """Wait for the network, publish, and report; return how many frames the network computed."""
         for frames, segmentation in turn.started:
             try:
                 results = segmentation.finish()
@@ -244,7 +244,7 @@ class FrameLoop:
                 for frame in frames:
                     self._drop(frame.camera, error, turn)
                 continue
-            turn.has_computed = True
+            turn.computed += len(frames)
             for frame, result in zip(frames, results, strict=True):
                 if self._is_abandoned:
                     self.statistics[frame.camera].dropped(STOPPED)
@@ -254,7 +254,7 @@ class FrameLoop:
                     turn.succeeded = True
         if turn.succeeded or turn.failure is not None:
             self._report(turn.segmenter, None if turn.succeeded else turn.failure)
-        return turn.has_computed
+        return turn.computed
 
     def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn) -> Segmentation:
         """A frame's results, smoothed over time where that is wanted."""
