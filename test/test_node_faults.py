@@ -518,6 +518,17 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
 
 
+def test_a_runtime_that_fails_now_and_then_does_not_fill_the_log(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        for _ in range(20):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+            node._note_turn(node._models.segmenter, None)
+        assert node.state == "active"
+    said = "the runtime is tried again with the next frame: out of memory"
+    assert capfd.readouterr().err.count(said) == 1
+
+
 def test_a_failed_configuration_leaves_segmentation_switched_off(bundle, tmp_path):
     with node_here(tmp_path, bundle="/nowhere/at/all") as (_, node):
         node._switches._switch_all(False)
