@@ -518,6 +518,21 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
 
 
+def test_a_frame_whose_heads_are_switched_off_is_told_from_one_that_nobody_wants(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        image, statistics = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), node._loop.statistics[""]
+        node._loop._receive("", image, 0)
+        graph.spin_until(lambda: statistics.summary() == "1 received, 1 nobody subscribes", "the end of the frame")
+        graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        node._switches._switch_head("tiny", False)
+        node._loop._receive("", image, 0)
+        graph.spin_until(lambda: statistics.summary().count(" 1 ") == 2, "the end of the frame")
+        assert statistics.summary() == "2 received, 1 nobody subscribes, 1 switched off"
+
+
 def test_a_runtime_that_fails_now_and_then_does_not_fill_the_log(bundle, tmp_path, capfd):
     with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
         start(node)

@@ -212,7 +212,8 @@ class FrameLoop:
             with self._drop_frame_on_error(camera):
                 wanted = self._wanted_heads(camera)
                 if not wanted:
-                    self.statistics[camera].dropped(UNWANTED)
+                    is_off = any(output.wanted for output in self._outputs[camera].values())
+                    self.statistics[camera].dropped(SWITCHED_OFF if is_off else UNWANTED)
                     continue
                 message, received = item
                 with segmenter.times.stage("message_in"):
