@@ -77,7 +77,8 @@ def test_parameters_read_at_configuration_cannot_change_while_active(active, nam
     )
     result = active.set_parameter(name, other)
     assert not result.successful
-    assert "read when the node is configured" in result.reason
+    assert "read when the node is configured; clean the node up first" in result.reason
+    assert result.reason.endswith("ros2 lifecycle set /segmentation cleanup")
 
 
 def test_a_misspelt_parameter_is_named_with_the_nearest_one(start_with_file):
