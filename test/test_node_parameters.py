@@ -11,6 +11,8 @@ import yaml
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
 from ros_graph import TIMEOUT_S, Graph
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions
@@ -61,6 +63,20 @@ def test_parameters_of_an_active_node_can_be_set_to_their_own_values(active, sma
     assert refused == {}
     names = list(active.get_parameter("class_names").string_array_value)
     assert active.set_parameter("class_names", names).successful
+
+
+def test_only_what_ros_makes_read_only_is_refused_its_own_value(active):
+    def ask(kind, name, request):
+        return active._graph.call(kind, f"/segmentation/{name}", request)
+
+    names = ask(ListParameters, "list_parameters", ListParameters.Request()).result.names
+    values = ask(GetParameters, "get_parameters", GetParameters.Request(names=names)).values
+    parameters = [ParameterMessage(name=name, value=value) for name, value in zip(names, values, strict=True)]
+    results = ask(SetParameters, "set_parameters", SetParameters.Request(parameters=parameters)).results
+    refused = {name: result.reason for name, result in zip(names, results, strict=True) if not result.successful}
+    assert OPTIONS.keys() | {"class_names", "use_sim_time"} <= set(names)
+    assert all("read-only" in reason for reason in refused.values()), refused
+    assert all(n.startswith("qos_overrides.") or n == "start_type_description_service" for n in refused), refused
 
 
 @pytest.mark.parametrize("name", [*describe_options(SourceOptions), *describe_options(ComputeOptions)])

@@ -25,7 +25,7 @@ _OVERRIDES = "qos_overrides"
 class NodeParameters:
     """Declares the parameters, and refuses changes that cannot be used or would have no effect.
 
-    Setting a parameter to the value that it has is never refused.
+    Setting one of them to the value that it has is never refused.
 
     Args:
         node: whose parameters they are.
