@@ -21,8 +21,9 @@ from rclpy.utilities import remove_ros_args
 from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
 
 # A manager asks for the state once more after a shutdown.
 _FINALIZED_S = 0.5

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
     LOCALHOST_ONLY,
@@ -19,7 +20,6 @@ from dinov3_seg_ros.ros.transport import (
     is_humble,
     keep_freed_memory,
     profile_variable,
-    warn_of_unfinished_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
 
