@@ -20,6 +20,7 @@ from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.video import Video
 from dinov3_seg_ros.ros.cameras.messages import read_image, seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
+from dinov3_seg_ros.ros.endpoints.sequence import stamp_of
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.timing import summarise_ms
@@ -110,14 +111,14 @@ class Recorder(Node):
 
     def _on_image(self, message: Image) -> None:
         self._counts["images"] += 1
-        _remember(self._frames, _stamp(message), message)
-        for header in self._headers.pop(_stamp(message), ()):
+        _remember(self._frames, stamp_of(message.header), message)
+        for header in self._headers.pop(stamp_of(message.header), ()):
             self._check_header(header)
 
     def _on_truth(self, message: Image) -> None:
         truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
-        _remember(self._truths, _stamp(message), truth)
-        self._score(_stamp(message))
+        _remember(self._truths, stamp_of(message.header), truth)
+        self._score(stamp_of(message.header))
 
     def _on_mask(self, message: Image) -> None:
         now = time.time()
@@ -126,8 +127,8 @@ class Recorder(Node):
         self._latencies_s.append(now - seconds_of(message.header.stamp))
         self._check_header(message.header)
         mask = np.frombuffer(message.data, np.uint8 if message.encoding == "mono8" else np.uint16)
-        _remember(self._masks, _stamp(message), mask.reshape(message.height, message.width))
-        self._score(_stamp(message))
+        _remember(self._masks, stamp_of(message.header), mask.reshape(message.height, message.width))
+        self._score(stamp_of(message.header))
 
     def _on_confidence(self, message: Image) -> None:
         self._counts["confidences"] += 1
@@ -138,7 +139,7 @@ class Recorder(Node):
         self._check_header(message.header)
         overlay = to_bgr(read_image(message))
         self._video.write(overlay)
-        frame = self._frames.get(_stamp(message))
+        frame = self._frames.get(stamp_of(message.header))
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             path = self._output / f"overlay_{self._counts['overlays']:04d}.png"
             try:
@@ -155,7 +156,7 @@ class Recorder(Node):
 
     def _check_header(self, header: Any) -> None:
         """Compare an output's header with its frame's, when both are here, in whichever order they came."""
-        stamp = header.stamp.sec, header.stamp.nanosec
+        stamp = stamp_of(header)
         if stamp in self._frames:
             self._matched += 1
             self._counts["headers_altered"] += self._frames[stamp].header != header
@@ -178,10 +179,6 @@ def remove_pictures(folder: Path) -> None:
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name):
             path.unlink()
-
-
-def _stamp(message: Image) -> tuple[int, int]:
-    return message.header.stamp.sec, message.header.stamp.nanosec
 
 
 def _remember(frames: OrderedDict[tuple[int, int], Any], stamp: tuple[int, int], value: Any) -> None:

@@ -65,6 +65,11 @@ class NewestFirst:
         _remember(self._newest, *_place_of(info, stamp))
 
 
+def stamp_of(header: Any) -> tuple[int, int]:
+    """The stamp of a std_msgs/Header, seconds and nanoseconds: it names a frame."""
+    return header.stamp.sec, header.stamp.nanosec
+
+
 def _place_of(info: Mapping[str, Any], stamp: tuple[int, int]) -> tuple[bytes, Any]:
     """The publisher of a message, and the message's place among those of that publisher."""
     name, number = _publisher_of(info), info.get("publication_sequence_number")
