@@ -364,9 +364,9 @@ class SegmentationNode(LifecycleNode):
             super().on_activate(_ACTIVE)  # rclpy enables the publishers that are there on the transition
             self._outputs.publish_label_info(self._settings.current().confidence_threshold)
 
-    def _note_output_fault(self, camera: str, error: Exception) -> None:
+    def _note_output_fault(self, camera: str, fault: str, details: str) -> None:
         if (loop := self._loop) is not None:  # the worker calls this, while the executor may stop the loop
-            loop.note_fault(camera, error)
+            loop.note_fault(camera, fault, details)
 
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip("/")

@@ -313,7 +313,6 @@ class FrameLoop:
         self.statistics[camera].dropped(fault, details)
         self._faults.drop(camera, fault, details)
 
-    def note_fault(self, camera: str, error: Exception) -> None:
-        """Count and log a camera_info that is not used."""
-        fault = error.fault if isinstance(error, MessageError) else "failed"
-        self._faults.note(camera, self.statistics[camera].noted(fault, f"camera_info is not used: {error}"))
+    def note_fault(self, camera: str, fault: str, details: str) -> None:
+        """Count and log a fault that costs no frame."""
+        self._faults.note(camera, self.statistics[camera].noted(fault, details))
