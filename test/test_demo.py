@@ -198,6 +198,37 @@ def test_demos_side_by_side_measure_each_its_own_stream_and_keep_pictures(tmp_pa
 
 
 @pytest.mark.ros
+@pytest.mark.parametrize(
+    ("values", "refusal", "doubt"),
+    [
+        ([0, 1, 255], "", ""),
+        ([0, 255], "", "hold nothing but 0 and 255: only pixels of 'floor' are scored"),
+        ([0, 128, 200, 255], "holds 128, 200, which are no classes of the bundle: its classes are 0 to 1", ""),
+    ],
+)
+def test_given_masks_are_checked_for_being_class_ids(values, refusal, doubt, tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from dinov3_seg_ros.demo.recorder import Recorder
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
+
+    truth = fill_image(Image(), np.array([values], np.uint8), "mono8", Header())
+    with claimed_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        try:
+            video = Video(tmp_path / "overlay.mp4", 10.0)
+            recorder = Recorder("demo", ["floor", "wall"], None, tmp_path, video, masks=tmp_path / "masks")
+            with pytest.raises(DatasetError, match=f"masks {refusal}") if refusal else contextlib.nullcontext():
+                recorder._on_truth(truth)
+            assert doubt in recorder.doubt and bool(doubt) == bool(recorder.doubt)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+
+
+@pytest.mark.ros
 def test_the_recorder_tells_of_a_full_disk(tmp_path):
     rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
     from sensor_msgs.msg import Image

@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     colours = _fit_colour_classifier() if options.source == SCENES else None
     with _new_video(options.output / _VIDEO_FILE, options.rate) as video:
         rclpy.init(args=[])
-        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video)
+        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video, options.masks)
         try:
             _record(recorder, options, bundle, parameters)
         finally:
@@ -106,6 +106,8 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         **recorder.summary(),
     }
     write_json(options.output / "summary.json", summary)
+    if recorder.doubt:
+        print(f"warning: {recorder.doubt}", file=sys.stderr)
     return summary
 
 
