@@ -371,13 +371,14 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     source = ("--source", str(tmp_path / "nowhere"))
-    for options, said in (
-        (("--bundle", str(tmp_path)), "holds no bundle.json"),
-        (("--bundle", str(bundle.path), *source), "the camera ended: player: error: "),
-        (
-            ("--bundle", str(bundle.path), "--precision", "int8"),
-            "no runtime can be used",
-        ),
+    picture = tmp_path / "o" / "overlay_0020.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"of the last run")
+    for options, said, keeps in (
+        (("--bundle", str(tmp_path)), "holds no bundle.json", True),
+        (("--bundle", str(bundle.path), *source), "there is no such file or folder", True),
+        (("--bundle", str(bundle.path), "--source", "999999"), "the camera ended: player: error: ", False),
+        (("--bundle", str(bundle.path), "--precision", "int8"), "no runtime can be used", False),
     ):
         command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--output", str(tmp_path / "o"), *options]
         with claimed_domain() as domain:
@@ -386,3 +387,4 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
         assert run.returncode == 1
         assert said in run.stderr
         assert "Traceback" not in run.stderr
+        assert picture.exists() == keeps
