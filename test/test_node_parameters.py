@@ -144,6 +144,9 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
         ("network_size", [480], "network_size is (480,); use two positive whole numbers"),
         ("network_size", [0], "network_size is (0,); use two positive whole numbers"),
+        ("value_range", [False, True], "value_range is [False, True]; use auto, full, or two whole numbers"),
+        ("cameras", False, "cameras is False; use a list of texts"),
+        ("bundles", 0, "bundles is 0; use a list of texts"),
     ):
         result = node.set_parameter(name, value)
         assert not result.successful
