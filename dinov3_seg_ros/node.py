@@ -21,9 +21,17 @@ from rclpy.utilities import remove_ros_args
 from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
 
+# How to write a parameter of a type, for who has written one of another type.
+_HINTS = {
+    "BOOL": "write true or false",
+    "INTEGER": "write a whole number, such as 1",
+    "DOUBLE": "write a number with a point, such as 1.0",
+    "STRING": "put a text that looks like a number into quotes: -p \"bundle:='1e3'\"",
+}
 # A manager asks for the state once more after a shutdown.
 _FINALIZED_S = 0.5
 
@@ -46,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         node = SegmentationNode(end_process=_end_soon)
     except ParameterException as error:
         rclpy.try_shutdown()
-        hint = "; write a whole number with a point, such as 1.0" if "'DOUBLE'" in str(error) else ""
-        sys.exit(f"segmentation: {error}{hint}")
+        hints = (f"; {hint}" for expected, hint in _HINTS.items() if f"expecting type '{expected}'" in str(error))
+        sys.exit(f"segmentation: {error}{next(hints, '')}")
     except Exception:
         if rclpy.ok():
             raise

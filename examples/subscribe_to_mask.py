@@ -1,4 +1,4 @@
-"""Print the share of each class id in every mask: python examples/subscribe_to_mask.py [--ros-args -r __ns:=/demo]"""
+"""Print the share of each class id in every mask: python examples/subscribe_to_mask.py [--ros-args -r __ns:=/robot]"""
 
 import contextlib
 

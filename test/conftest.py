@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: more threads 
 os.environ.setdefault("DINOV3_SEG_ROS_PLUGINS", "off")
 
 from dinov3_seg_ros import decode, scenes
-from dinov3_seg_ros.ros.transport import remove_dead_segments
+from dinov3_seg_ros.ros.shared_memory import remove_dead_segments
 from dinov3_seg_ros.support.files import locked
 
 # Files whose tests share what takes seconds to make, such as traces, Ray or a process; each group runs in one process.

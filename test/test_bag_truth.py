@@ -31,7 +31,7 @@ from recordings import (
     write_bag,
 )
 from rosbags.interfaces import QosDurability
-from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import Reader, Writer
 
 from dinov3_seg_ros.bag import __main__ as command
 from dinov3_seg_ros.bag.extraction import extract
@@ -225,6 +225,22 @@ def test_where_the_driver_sets_no_stamp_the_recording_time_counts(tmp_path):
     insert(source, masks, tmp_path / "out")
     ((recorded, truth),) = contents(tmp_path / "out")[TRUTH]
     assert (recorded, truth.header) == (2_000_000, at(1, 0).header)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ({}, "the recording's topics: none; it has images on: none"),
+        ({"/chatter": TEXT}, "the recording's topics: /chatter; it has images on: none"),
+        ({"/chatter": TEXT, "/image": IMAGE}, "has no message on /image, and so no image to write"),
+    ],
+)
+def test_a_recording_without_images_is_named(tmp_path, capsys, kinds, said):
+    with Writer(tmp_path / "in", version=9) as writer:
+        for topic, kind in kinds.items():
+            writer.add_connection(topic, kind, typestore=TYPES)
+    assert command.main(["extract", str(tmp_path / "in"), str(tmp_path / "frames")]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_files_that_are_there_stay_as_they_are(tmp_path, capsys):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_encodings import HEIGHT, WIDTH, encoded, mosaic, smooth_rgb
 
-from dinov3_seg_ros.frames.compression import compressed_to_rgb
+from dinov3_seg_ros.frames.compression import compressed_to_rgb, write_picture
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, OutputError
 
 
 def test_a_png_is_read_exactly_and_a_jpeg_closely():
@@ -110,6 +110,17 @@ def test_a_jpeg_with_metadata_before_its_frame_header_is_read():
     data = picture_file(".jpg")
     comment = b"\xff\xff\xff\xfe\x00\x04ab"
     assert compressed_to_rgb(data[:2] + comment + data[2:]).shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(("name", "size", "said"), [
+    ("a.jpg", (1, 65501), "a.jpg cannot be written: JPEG holds at most 65500 pixels a side; the picture has 65501x1"),
+    ("a.PNG", (1000001, 1), "a.PNG cannot be written: PNG holds at most 1000000 pixels a side"),
+])  # fmt: skip
+def test_a_picture_too_large_for_its_format_is_refused_with_the_limit(name, size, said, tmp_path, capfd):
+    with pytest.raises(OutputError, match=said):
+        write_picture(tmp_path / name, np.zeros(size, np.uint8))
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == "", "OpenCV says nothing"
 
 
 def test_a_long_description_is_quoted_in_part():

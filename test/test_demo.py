@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -160,29 +163,69 @@ def test_the_demo_refuses_to_show_what_it_would_replace(source, tmp_path, capsys
 
 
 @pytest.mark.ros
-def test_the_demo_measures_a_stream_and_keeps_pictures(tmp_path):
+def test_demos_side_by_side_measure_each_its_own_stream_and_keep_pictures(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
-    output = tmp_path / "output"
-    command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path), "--output", str(output)]
+    command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path)]
     command += ["--seconds", "9", "--rate", "10", "--size", "96", "128"]
-    with claimed_domain() as domain:
+    outputs, runs = [tmp_path / name for name in ("one", "other")], []
+    with claimed_domain() as domain, contextlib.ExitStack() as stack:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150 + 2 * TIMEOUT_S)
-    assert run.returncode == 0, run.stdout + run.stderr
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["images"] == summary["masks"] + summary["dropped"]
-    assert 20 <= summary["masks"] <= summary["images"], "the first picture is kept of the 20th overlay"
-    assert summary["headers_altered"] == summary["unmatched"] == 0
-    assert summary["scored"] == summary["masks"]
-    assert 0 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]
-    # Random weights know nothing and colours tell little: low scores show that scores are measured.
-    assert 0 <= summary["miou"] < 0.3
-    assert 0 < summary["colour_classifier_miou"] < 0.45
-    assert "mIoU of the received masks" in run.stdout
-    assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 2 * 128, 3)
-    video = cv2.VideoCapture(str(output / "overlay.mp4"))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
+        for output in outputs:
+            run = subprocess.Popen(
+                [*command, "--output", str(output)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=environment,
+            )  # fmt: skip
+            stack.callback(run.kill)
+            runs.append(run)
+        said = [run.communicate(timeout=150 + 2 * TIMEOUT_S)[0] for run in runs]
+    for output, run, text in zip(outputs, runs, said, strict=True):
+        assert run.returncode == 0, text
+        summary = json.loads((output / "summary.json").read_text())
+        sent = int((output / "camera.log").read_text().split("sent ")[1].split()[0])
+        assert summary["images"] == summary["masks"] + summary["dropped"]
+        assert 20 <= summary["masks"] <= summary["images"] <= sent, "the first picture is kept of the 20th overlay"
+        assert summary["headers_altered"] == summary["unmatched"] == 0
+        assert summary["scored"] == summary["masks"]
+        assert 0 < summary["latency_ms"]["median"] <= summary["latency_ms"]["p95"]
+        # Random weights know nothing and colours tell little: low scores show that scores are measured.
+        assert 0 <= summary["miou"] < 0.3
+        assert 0 < summary["colour_classifier_miou"] < 0.45
+        assert "mIoU of the received masks" in text
+        assert cv2.imread(str(next(output.glob("overlay_*.png")))).shape == (96, 2 * 128, 3)
+        video = cv2.VideoCapture(str(output / "overlay.mp4"))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == summary["overlays"]
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("values", "refusal", "doubt"),
+    [
+        ([0, 1, 255], "", ""),
+        ([0, 255], "", "hold nothing but 0 and 255: only pixels of 'floor' are scored"),
+        ([0, 128, 200, 255], "holds 128, 200, which are no classes of the bundle: its classes are 0 to 1", ""),
+    ],
+)
+def test_given_masks_are_checked_for_being_class_ids(values, refusal, doubt, tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from dinov3_seg_ros.demo.recorder import Recorder
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
+
+    truth = fill_image(Image(), np.array([values], np.uint8), "mono8", Header())
+    with claimed_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        try:
+            video = Video(tmp_path / "overlay.mp4", 10.0)
+            recorder = Recorder("demo", ["floor", "wall"], None, tmp_path, video, masks=tmp_path / "masks")
+            with pytest.raises(DatasetError, match=f"masks {refusal}") if refusal else contextlib.nullcontext():
+                recorder._on_truth(truth)
+            assert doubt in recorder.doubt and bool(doubt) == bool(recorder.doubt)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
 
 
 @pytest.mark.ros
@@ -285,6 +328,29 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
 
 
 @pytest.mark.ros
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_without_a_traceback(number, tmp_path):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    command = [sys.executable, "-c", DEMO, str(TIMEOUT_S), "import time; time.sleep(600)"]
+    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
+    log = tmp_path / "output" / "camera.log"
+    with claimed_domain() as domain:
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        deadline = time.monotonic() + 60 + TIMEOUT_S
+        while not (log.exists() and "waiting until" in log.read_text()):
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "demo: interrupted"
+    assert "Traceback" not in said
+    assert not list((tmp_path / "output").glob("*.mp4"))
+
+
+@pytest.mark.ros
 def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(capsys):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     from dinov3_seg_ros.demo import player
@@ -305,13 +371,14 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     source = ("--source", str(tmp_path / "nowhere"))
-    for options, said in (
-        (("--bundle", str(tmp_path)), "holds no bundle.json"),
-        (("--bundle", str(bundle.path), *source), "the camera ended: player: error: "),
-        (
-            ("--bundle", str(bundle.path), "--precision", "int8"),
-            "no runtime can be used",
-        ),
+    picture = tmp_path / "o" / "overlay_0020.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"of the last run")
+    for options, said, keeps in (
+        (("--bundle", str(tmp_path)), "holds no bundle.json", True),
+        (("--bundle", str(bundle.path), *source), "there is no such file or folder", True),
+        (("--bundle", str(bundle.path), "--source", "999999"), "the camera ended: player: error: ", False),
+        (("--bundle", str(bundle.path), "--precision", "int8"), "no runtime can be used", False),
     ):
         command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--output", str(tmp_path / "o"), *options]
         with claimed_domain() as domain:
@@ -320,3 +387,4 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
         assert run.returncode == 1
         assert said in run.stderr
         assert "Traceback" not in run.stderr
+        assert picture.exists() == keeps

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
+from dinov3_seg_ros.ros.cameras import hang_watch
 from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
-from dinov3_seg_ros.ros.cameras.worker import Pace
+from dinov3_seg_ros.ros.cameras.worker import LatestFrameWorker, Pace
 from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
 pytestmark = pytest.mark.ros
@@ -49,7 +53,7 @@ def test_a_hang_is_told_once_and_its_end_too(watch, lines, ends):
     assert "has not ended for 3600 s" in look(watch, Pace(3600.0, 0.1))
     assert len(lines) == 1 and watch.hangs
     assert look(watch, Pace(0.2, 3601.0)) == ""
-    assert "ended after 3601 s" in lines[1] and not watch.hangs
+    assert "has ended after all" in lines[1] and not watch.hangs
     assert look(watch, Pace(12.0, 0.1))
     assert len(lines) == 3 and ends == []
 
@@ -73,3 +77,33 @@ def test_the_process_is_ended_once_and_only_after_a_hang(watch, ends):
         look(watch, Pace(oldest_s, 0.1), 11.5)
     look(watch, Pace(13.0, 0.1), 11.5)
     assert ends == [True]
+
+
+def test_a_batch_may_take_as_many_times_longer_as_it_has_frames(watch, monkeypatch):
+    monkeypatch.setattr(hang_watch, "LIMIT_S", 0.0)
+    may_end, done = threading.Event(), threading.Semaphore(0)
+
+    def start(items):
+        def finish():
+            if items[0][1] == "alone":
+                time.sleep(0.1)
+            else:
+                assert may_end.wait(5)
+            done.release()
+            return 1  # nobody wants the others
+
+        return finish
+
+    worker = LatestFrameWorker(start, on_error=lambda slots, error: None, max_items=8)
+    for slot in range(8):
+        worker.put(str(slot), "alone")
+    worker.start()
+    assert done.acquire(timeout=5)
+    for slot in range(8):
+        worker.put(str(slot), "together")
+    while worker.pace().oldest_s < 0.6:
+        time.sleep(0.01)
+    assert look(watch, worker.pace()) == ""
+    may_end.set()
+    worker.stop()
+    assert worker.join(5)

@@ -19,6 +19,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import Graph
+from sensor_msgs.msg import CompressedImage
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.ros import lifecycle
@@ -512,10 +513,59 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         node._models.segmenter.warm_up_s = 100.0
         assert node.trigger_activate() == SUCCESS
         for _ in range(2):
-            assert node._loop.pace().last_s == 100.0
+            assert node._loop.pace().expected_s == 100.0
             node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
-            graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken_at, "its end")
+            graph.spin_until(lambda: not node._loop._worker._waiting and not node._loop._worker._taken, "its end")
         assert node._loop.statistics[""].summary() == "2 received, 2 nobody subscribes"
+
+
+def test_a_frame_whose_heads_are_switched_off_is_told_from_one_that_nobody_wants(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        image, statistics = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), node._loop.statistics[""]
+        node._loop._receive("", image, 0)
+        graph.spin_until(lambda: statistics.summary() == "1 received, 1 nobody subscribes", "the end of the frame")
+        graph.listen("segmentation/mask")
+        publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
+        graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
+        node._switches._switch_head("tiny", False)
+        node._loop._receive("", image, 0)
+        graph.spin_until(lambda: statistics.summary().count(" 1 ") == 2, "the end of the frame")
+        assert statistics.summary() == "2 received, 1 nobody subscribes, 1 switched off"
+
+
+def test_a_picture_too_wide_for_jpeg_costs_no_other_output(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (graph, node):
+        start(node)
+        masks = graph.listen("segmentation/mask")
+        overlays = graph.listen("segmentation/overlay/compressed", message_type=CompressedImage)
+        publishers, statistics = node._outputs.by_camera[""]["tiny"]._publishers, node._loop.statistics[""]
+        for name in ("mask", "overlay/compressed"):
+            graph.spin_until(publishers[name].get_subscription_count, f"a subscription to {name}")
+        camera = graph.camera("other")
+        for _ in range(2):
+            node._loop._receive("", camera.message(np.zeros((8, 66000, 3), np.uint8)), 0)
+            graph.spin_until(lambda: masks, "the mask")
+            masks.clear()
+        node._loop._receive("", camera.message(np.zeros((32, 32, 3), np.uint8)), 0)
+        graph.spin_until(lambda: overlays, "the overlay of a smaller frame")
+        graph.spin_until(lambda: statistics.summary() == "3 received, 3 segmented", "the end of the frames")
+        assert len(overlays) == 1
+        assert values_of(node)[0] == OK
+    said = capfd.readouterr().err
+    assert said.count("overlay/compressed is not sent: JPEG holds at most 65500 pixels a side") == 1
+    assert "Traceback" not in said and "imencode" not in said
+
+
+def test_a_runtime_that_fails_now_and_then_does_not_fill_the_log(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        for _ in range(20):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+            node._note_turn(node._models.segmenter, None)
+        assert node.state == "active"
+    said = "the runtime is tried again with the next frame: out of memory"
+    assert capfd.readouterr().err.count(said) == 1
 
 
 def test_a_failed_configuration_leaves_segmentation_switched_off(bundle, tmp_path):

@@ -11,6 +11,8 @@ import yaml
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
 from ros_graph import TIMEOUT_S, Graph
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, SourceOptions
@@ -63,6 +65,20 @@ def test_parameters_of_an_active_node_can_be_set_to_their_own_values(active, sma
     assert active.set_parameter("class_names", names).successful
 
 
+def test_only_what_ros_makes_read_only_is_refused_its_own_value(active):
+    def ask(kind, name, request):
+        return active._graph.call(kind, f"/segmentation/{name}", request)
+
+    names = ask(ListParameters, "list_parameters", ListParameters.Request()).result.names
+    values = ask(GetParameters, "get_parameters", GetParameters.Request(names=names)).values
+    parameters = [ParameterMessage(name=name, value=value) for name, value in zip(names, values, strict=True)]
+    results = ask(SetParameters, "set_parameters", SetParameters.Request(parameters=parameters)).results
+    refused = {name: result.reason for name, result in zip(names, results, strict=True) if not result.successful}
+    assert OPTIONS.keys() | {"class_names", "use_sim_time"} <= set(names)
+    assert all("read-only" in reason for reason in refused.values()), refused
+    assert all(n.startswith("qos_overrides.") or n == "start_type_description_service" for n in refused), refused
+
+
 @pytest.mark.parametrize("name", [*describe_options(SourceOptions), *describe_options(ComputeOptions)])
 def test_parameters_read_at_configuration_cannot_change_while_active(active, name):
     others = {
@@ -77,7 +93,8 @@ def test_parameters_read_at_configuration_cannot_change_while_active(active, nam
     )
     result = active.set_parameter(name, other)
     assert not result.successful
-    assert "read when the node is configured" in result.reason
+    assert "read when the node is configured; clean the node up first" in result.reason
+    assert result.reason.endswith("ros2 lifecycle set /segmentation cleanup")
 
 
 def test_a_misspelt_parameter_is_named_with_the_nearest_one(start_with_file):
@@ -127,6 +144,9 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         ("mask_size", "big", "mask_size is 'big'; use source, network or WIDTHxHEIGHT"),
         ("network_size", [480], "network_size is (480,); use two positive whole numbers"),
         ("network_size", [0], "network_size is (0,); use two positive whole numbers"),
+        ("value_range", [False, True], "value_range is [False, True]; use auto, full, or two whole numbers"),
+        ("cameras", False, "cameras is False; use a list of texts"),
+        ("bundles", 0, "bundles is 0; use a list of texts"),
     ):
         result = node.set_parameter(name, value)
         assert not result.successful
@@ -143,8 +163,11 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
             1,
             "segmentation: failed to initialize rcl: Couldn't parse parameter override",
         ),
-        (["--ros-args", "-p", "threads:=many"], 1, "expecting type 'INTEGER': threads"),
-        (["--ros-args", "-p", "overlay_alpha:=1"], 1, "overlay_alpha; write a whole number with a point, such as 1.0"),
+        (["--ros-args", "-p", "threads:=many"], 1, "'INTEGER': threads; write a whole number, such as 1"),
+        (["--ros-args", "-p", "threads:=1.5"], 1, "'INTEGER': threads; write a whole number, such as 1"),
+        (["--ros-args", "-p", "overlay_alpha:=1"], 1, "overlay_alpha; write a number with a point, such as 1.0"),
+        (["--ros-args", "-p", "bundle:=1e3"], 1, "bundle; put a text that looks like a number into quotes: "),
+        (["--ros-args", "-p", "autostart:=1"], 1, "autostart; write true or false"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_a_few_lines(words, code, said):

@@ -40,6 +40,7 @@ from dinov3_seg_ros.support.option_values import parse_option
         ({"image_transport": "theora"}, "image_transport is 'theora'; use one of: raw, compressed"),
         ({"autostart": "perhaps"}, "autostart is 'perhaps'; use true or false"),
         ({"value_range": [0.0, float("inf")]}, "value_range is [0.0, inf]; use auto, full, or two whole numbers"),
+        ({"value_range": [False, True]}, "value_range is [False, True]; use auto, full, or two whole numbers"),
         ({"value_range": (0.5, 0.9)}, "value_range is [0.5, 0.9]; use auto, full, or two whole numbers"),
         ({"thread": 2}, "unknown option 'thread' (did you mean 'threads'?); the options are: "),
     ],

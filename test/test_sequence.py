@@ -62,6 +62,8 @@ def test_a_middleware_without_numbers_counts_nothing():
         ([{"source_timestamp": t, "publication_sequence_number": 1} for t in (5, 5, 4, 6)], [(1, 0)] * 4, [1, 0, 0, 1]),
         # Nothing is known: the stamp counts.
         ([{}] * 4, [(1, 5), (1, 5), (0, 9), (2, 0)], [True, False, False, True]),
+        # Nothing is known, and the driver leaves stamps empty: a message that comes twice is better than none.
+        ([{}] * 3, [(0, 0)] * 3, [True, True, True]),
     ],
 )
 def test_a_message_that_came_by_another_subscription_is_no_newer(infos, stamps, expected):

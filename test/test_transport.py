@@ -18,6 +18,7 @@ from dinov3_seg_ros.doctor import communication
 from dinov3_seg_ros.doctor.__main__ import examine, main
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
 from dinov3_seg_ros.ros.local_graph import prepare
+from dinov3_seg_ros.ros.shared_memory import remove_dead_segments
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
     PROFILE,
@@ -27,7 +28,6 @@ from dinov3_seg_ros.ros.transport import (
     our_setting,
     profile_variable,
     remedy_for_lost_images,
-    remove_dead_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
 

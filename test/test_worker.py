@@ -247,7 +247,7 @@ def test_the_pace_tells_how_long_the_oldest_turn_takes_and_the_last_took(overlap
     gate.wait(1)
     end(worker)
     assert worker.pace().oldest_s == 0.0
-    assert 0.05 <= worker.pace().last_s <= time.monotonic() - began
+    assert 0.05 <= worker.pace().expected_s <= time.monotonic() - began
 
 
 def test_a_turn_that_fails_is_over_for_the_pace():
@@ -281,12 +281,12 @@ def test_turns_that_compute_nothing_do_not_lower_the_pace():
 
     worker = Worker(start, on_error=lambda slots, error: None, expected_s=50.0)
     worker.start()
-    assert worker.pace().last_s == 50.0, "before the first turn"
+    assert worker.pace().expected_s == 50.0, "before the first turn"
     paces = []
     for item in ("slow", "skipped", "failed at the end", "failed at the start"):
         worker.put("a", item)
         assert done.acquire(timeout=5)
-        paces.append(worker.pace().last_s)
+        paces.append(worker.pace().expected_s)
     end(worker)
     assert 0.1 <= paces[0] < 50.0
     assert all(pace >= paces[0] for pace in paces)

@@ -18,7 +18,7 @@ from dinov3_seg_ros.bag.recordings import Track, messages_of, open_recording, un
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.options import PublishOptions
-from dinov3_seg_ros.support.errors import DatasetError, MessageError, OutputError
+from dinov3_seg_ros.support.errors import DatasetError, MessageError, OutputError, first_of
 from dinov3_seg_ros.support.files import check_outside
 
 
@@ -108,7 +108,7 @@ def extract(
         track: see `recordings.Track`.
 
     Raises:
-        DatasetError: the recording cannot be read, or it is not clear which images are meant.
+        DatasetError: the recording cannot be read, it is not clear which images are meant, or there are none.
         OutputError: ``folder`` lies in ``source``, or a file cannot be written.
     """
     check_outside(folder, source)
@@ -133,6 +133,8 @@ def extract(
             _finish(windows, folder, done)
             raise
         _finish(windows, folder, done)
+    if not (done.written or done.passed_over or done.skipped.counts):
+        raise DatasetError(f"{source} has no message on {first_of(chosen)}, and so no image to write")
     return done
 
 

@@ -24,7 +24,7 @@ from dinov3_seg_ros.ros.endpoints.image_types import (
     decoded_topic,
     republish_command,
 )
-from dinov3_seg_ros.support.errors import DatasetError, MessageError
+from dinov3_seg_ros.support.errors import DatasetError, MessageError, first_of
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
@@ -206,7 +206,9 @@ def choose_topics(connections: Sequence[Connection], wanted: Sequence[str]) -> l
             what = f"video ({videos[topic]})" if topic in videos else "no images"
             raise DatasetError(f"the recording has {what} on {topic}; {_choice(found, videos)}")
     if not wanted and len(found) != 1:
-        raise DatasetError(f"name the topics of the images with --topics; {_choice(found, videos)}")
+        topics = first_of(sorted({connection.topic for connection in connections}), most=10)
+        what = "name the topics of the images with --topics" if found else f"the recording's topics: {topics or 'none'}"
+        raise DatasetError(f"{what}; {_choice(found, videos)}")
     return list(dict.fromkeys(wanted)) or found
 
 

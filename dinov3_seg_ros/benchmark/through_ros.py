@@ -21,6 +21,7 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
 from dinov3_seg_ros.benchmark.processor import peak_memory_mb
 from dinov3_seg_ros.benchmark.trial import Trial
@@ -28,6 +29,7 @@ from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
+from dinov3_seg_ros.ros.endpoints.sequence import stamp_of
 from dinov3_seg_ros.ros.health.diagnostics import stages_of
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
@@ -107,11 +109,11 @@ class NodePipeline:
     def run(self, frame: np.ndarray) -> np.ndarray:
         """See `FramePipeline.run`; the labels are the mask's."""
         self._receiver.arrived.clear()
-        stamp = self._camera.send(frame).stamp
-        found = self._receiver.arrived[_key(stamp)]
+        header = self._camera.send(frame)
+        found = self._receiver.arrived[stamp_of(header)]
         self._spin_until(lambda: len(found) == len(_OUTPUTS), "output of a frame arrived")
         for output, (_, arrival) in found.items():
-            self.latency.add(output, arrival - seconds_of(stamp))
+            self.latency.add(output, arrival - seconds_of(header.stamp))
         mask = found["mask"][0]
         assert mask is not None  # messages are kept here
         pixels = np.frombuffer(mask.data, np.uint8 if mask.encoding == "mono8" else np.uint16)
@@ -126,23 +128,23 @@ class NodePipeline:
             seconds: how long.
         """
         self._settle()
-        arrived, stamps = self._receiver.arrived, list[Any]()
+        arrived, headers = self._receiver.arrived, list[Header]()
         arrived.clear()
         self._receiver.keeps_messages = False  # they would fill the memory
         start = time.monotonic()
-        while (due := start + len(stamps) / rate_hz) < start + seconds:
+        while (due := start + len(headers) / rate_hz) < start + seconds:
             while (wait := due - time.monotonic()) > 0:
                 self._spin_once(wait)
-            stamps.append(self._camera.send(frames[len(stamps) % len(frames)]).stamp)
+            headers.append(self._camera.send(frames[len(headers) % len(frames)]))
         taken_s = time.monotonic() - start
         deadline = time.monotonic() + _TAIL_S
-        while len(arrived) < len(stamps) and time.monotonic() < deadline:
+        while len(arrived) < len(headers) and time.monotonic() < deadline:
             self._spin_once(_PERIOD_S / 2)
         self._receiver.keeps_messages = True
-        masks = [(stamp, arrived[_key(stamp)]["mask"][1]) for stamp in stamps if "mask" in arrived.get(_key(stamp), ())]
-        latencies = [arrival - seconds_of(stamp) for stamp, arrival in masks]
-        rate_hz = min(rate_hz, len(stamps) / taken_s)
-        return Trial(rate_hz, len(stamps), len(masks), summarise_ms(latencies) if latencies else None)
+        answers = [(header, arrived.get(stamp_of(header), {})) for header in headers]
+        latencies = [answer["mask"][1] - seconds_of(header.stamp) for header, answer in answers if "mask" in answer]
+        rate_hz = min(rate_hz, len(headers) / taken_s)
+        return Trial(rate_hz, len(headers), len(latencies), summarise_ms(latencies) if latencies else None)
 
     def forget(self) -> None:
         """See `FramePipeline.forget`. The node measures from its activation on."""
@@ -249,7 +251,7 @@ class _Receiver(Node):
 
     def _take(self, output: str, message: Image) -> None:
         kept = message if self.keeps_messages else None
-        self.arrived[_key(message.header.stamp)][output] = kept, time.time()
+        self.arrived[stamp_of(message.header)][output] = kept, time.time()
         if output == "mask":
             self.first_mask = min(self.first_mask, time.monotonic())
 
@@ -257,7 +259,3 @@ class _Receiver(Node):
         for status in array.status:
             if status.name == self._observed:
                 self.status, self.status_time = status, seconds_of(array.header.stamp)
-
-
-def _key(stamp: Any) -> tuple[int, int]:
-    return stamp.sec, stamp.nanosec

@@ -23,9 +23,10 @@ from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder, remove_pictures
+from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.frames.video import Video, new_video
-from dinov3_seg_ros.options import ComputeOptions, PublishOptions
+from dinov3_seg_ros.options import ComputeOptions, PublishOptions, ValueRange
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
 from dinov3_seg_ros.support.command_line import CommandParser, add_flags, read_flags, run_command
@@ -34,7 +35,8 @@ from dinov3_seg_ros.support.files import lies_in, write_json
 from dinov3_seg_ros.support.resources import resource_path
 
 _VIDEO_FILE = "overlay.mp4"
-_NAMESPACE = "demo"
+# Nothing else on this machine shares it, another demo included.
+_NAMESPACE = f"demo_{os.getpid()}"
 # How long the node may take to be heard of, and the first mask once the node subscribes, which it does when its models
 # are loaded.
 _START_TIMEOUT_S = 90.0
@@ -82,6 +84,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
                 "--output"
             )
     bundle = load_bundle(options.bundle or resource_path("weights/demo"))
+    _check_source(options, bundle)  # before the pictures of an earlier demo are gone
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         remove_pictures(options.output)
@@ -92,7 +95,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     colours = _fit_colour_classifier() if options.source == SCENES else None
     with _new_video(options.output / _VIDEO_FILE, options.rate) as video:
         rclpy.init(args=[])
-        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video)
+        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video, options.masks)
         try:
             _record(recorder, options, bundle, parameters)
         finally:
@@ -105,7 +108,19 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         **recorder.summary(),
     }
     write_json(options.output / "summary.json", summary)
+    if recorder.doubt:
+        print(f"warning: {recorder.doubt}", file=sys.stderr)
     return summary
+
+
+def _check_source(options: argparse.Namespace, bundle: Bundle) -> None:
+    """Raise DatasetError for a folder or file that gives no frame; a webcam is left to the camera's process."""
+    if options.source != SCENES and not options.source.isdecimal():
+        next(open_source(options.source, options.masks, _value_range(options, bundle)), None)
+
+
+def _value_range(options: argparse.Namespace, bundle: Bundle) -> ValueRange:
+    return chosen_range(read_flags(PublishOptions, options).value_range, bundle.manifest.input.value_range)
 
 
 @contextlib.contextmanager
@@ -191,7 +206,7 @@ def _node_command(bundle: Bundle, parameters: dict[str, Any]) -> list[str]:
 
 def _player_command(options: argparse.Namespace, bundle: Bundle) -> list[str]:
     command = [sys.executable, "-m", "dinov3_seg_ros.demo.player", "--subscribers", "2"]
-    value_range = chosen_range(read_flags(PublishOptions, options).value_range, bundle.manifest.input.value_range)
+    value_range = _value_range(options, bundle)
     command += ["--value-range", value_range if isinstance(value_range, str) else ",".join(map(str, value_range))]
     command += ["--source", options.source, "--rate", str(options.rate), "--seconds", str(options.seconds)]
     command += ["--size", *map(str, options.size)]

@@ -20,8 +20,9 @@ from dinov3_seg_ros.frames.sources import Frame, open_source
 from dinov3_seg_ros.options import PublishOptions, ValueRange
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.compatibility import RclError
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory, warn_of_unfinished_segments
+from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
 from dinov3_seg_ros.support.command_line import (
     CommandParser,
     UsageError,

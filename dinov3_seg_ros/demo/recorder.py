@@ -15,12 +15,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
+from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.video import Video
 from dinov3_seg_ros.ros.cameras.messages import read_image, seconds_of
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS
-from dinov3_seg_ros.support.errors import OutputError
+from dinov3_seg_ros.ros.endpoints.sequence import stamp_of
+from dinov3_seg_ros.support.errors import DatasetError, OutputError, first_of
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.timing import summarise_ms
 
@@ -42,6 +44,7 @@ class Recorder(Node):
         colours: a fitted colour classifier to score too; None for none.
         output: folder for pictures, frame and overlay side by side.
         video: gets the overlays.
+        masks: folder of the user's true masks; None for those of the synthetic rooms.
 
     Attributes:
         heard_node: whether the node has said anything about itself.
@@ -55,9 +58,11 @@ class Recorder(Node):
         colours: ColourClassifier | None,
         output: Path,
         video: Video,
+        masks: Path | None = None,
     ) -> None:
         super().__init__("recorder", namespace=namespace)
         self._names, self._colours, self._output, self._video = class_names, colours, output, video
+        self._folder_of_masks, self._true_values = masks, set[int]()
         self._frames: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._truths: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._masks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -90,6 +95,16 @@ class Recorder(Node):
         """Whether any mask has arrived."""
         return self._counts["masks"] > 0
 
+    @property
+    def doubt(self) -> str:
+        """Why the user's true masks may be none of class ids; empty for no reason."""
+        if self._true_values != {0, 255}:
+            return ""
+        return (
+            f"the masks in {self._folder_of_masks} hold nothing but 0 and 255: only pixels of '{self._names[0]}' are "
+            "scored, and 255 stands for no class; if 255 means a class, write its id in its place"
+        )
+
     def summary(self) -> dict[str, Any]:
         """What was measured.
 
@@ -110,14 +125,16 @@ class Recorder(Node):
 
     def _on_image(self, message: Image) -> None:
         self._counts["images"] += 1
-        _remember(self._frames, _stamp(message), message)
-        for header in self._headers.pop(_stamp(message), ()):
+        _remember(self._frames, stamp_of(message.header), message)
+        for header in self._headers.pop(stamp_of(message.header), ()):
             self._check_header(header)
 
     def _on_truth(self, message: Image) -> None:
         truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
-        _remember(self._truths, _stamp(message), truth)
-        self._score(_stamp(message))
+        if self._folder_of_masks is not None:
+            self._check_truth(truth, self._folder_of_masks)
+        _remember(self._truths, stamp_of(message.header), truth)
+        self._score(stamp_of(message.header))
 
     def _on_mask(self, message: Image) -> None:
         now = time.time()
@@ -126,8 +143,8 @@ class Recorder(Node):
         self._latencies_s.append(now - seconds_of(message.header.stamp))
         self._check_header(message.header)
         mask = np.frombuffer(message.data, np.uint8 if message.encoding == "mono8" else np.uint16)
-        _remember(self._masks, _stamp(message), mask.reshape(message.height, message.width))
-        self._score(_stamp(message))
+        _remember(self._masks, stamp_of(message.header), mask.reshape(message.height, message.width))
+        self._score(stamp_of(message.header))
 
     def _on_confidence(self, message: Image) -> None:
         self._counts["confidences"] += 1
@@ -138,7 +155,7 @@ class Recorder(Node):
         self._check_header(message.header)
         overlay = to_bgr(read_image(message))
         self._video.write(overlay)
-        frame = self._frames.get(_stamp(message))
+        frame = self._frames.get(stamp_of(message.header))
         if frame is not None and self._counts["overlays"] % _PICTURE_EVERY == _PICTURE_EVERY // 2:
             path = self._output / f"overlay_{self._counts['overlays']:04d}.png"
             try:
@@ -155,12 +172,23 @@ class Recorder(Node):
 
     def _check_header(self, header: Any) -> None:
         """Compare an output's header with its frame's, when both are here, in whichever order they came."""
-        stamp = header.stamp.sec, header.stamp.nanosec
+        stamp = stamp_of(header)
         if stamp in self._frames:
             self._matched += 1
             self._counts["headers_altered"] += self._frames[stamp].header != header
         else:
             _remember(self._headers, stamp, [*self._headers.get(stamp, ()), header])
+
+    def _check_truth(self, truth: np.ndarray, folder: Path) -> None:
+        """Raise DatasetError where a mask of the user's holds more than class ids."""
+        values = np.flatnonzero(np.bincount(truth.ravel())).tolist()
+        none = unlabelled_value(len(self._names))
+        if wrong := [value for value in values if value >= len(self._names) and value != none]:
+            raise DatasetError(
+                f"a mask in {folder} holds {first_of(wrong)}, which are no classes of the bundle: its classes are 0 to "
+                f"{len(self._names) - 1}, and {none} stands for no class; give masks of class ids"
+            )
+        self._true_values.update(values)
 
     def _score(self, stamp: tuple[int, int]) -> None:
         """Score a frame when its true and its received mask are here, in whichever order they came."""
@@ -178,10 +206,6 @@ def remove_pictures(folder: Path) -> None:
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name):
             path.unlink()
-
-
-def _stamp(message: Image) -> tuple[int, int]:
-    return message.header.stamp.sec, message.header.stamp.nanosec
 
 
 def _remember(frames: OrderedDict[tuple[int, int], Any], stamp: tuple[int, int], value: Any) -> None:

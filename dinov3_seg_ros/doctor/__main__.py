@@ -14,7 +14,7 @@ from pathlib import Path
 from dinov3_seg_ros.doctor import communication, computing, installation
 from dinov3_seg_ros.doctor.findings import FAULT, OK, Finding, surviving
 from dinov3_seg_ros.doctor.integrity import bundles_and_exports
-from dinov3_seg_ros.ros.transport import SHARED_MEMORY, remove_dead_segments
+from dinov3_seg_ros.ros.shared_memory import SHARED_MEMORY, remove_dead_segments
 from dinov3_seg_ros.support.command_line import DONE, FAILED, CommandParser, run_command
 
 

@@ -9,16 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, size_of
+from dinov3_seg_ros.ros.shared_memory import SHARED_MEMORY, stale_ports, stale_segments, unfinished_segments
 from dinov3_seg_ros.ros.transport import (
     PROFILE_VARIABLES,
-    SHARED_MEMORY,
     SMALL_TRANSPORTS,
     chosen_transport,
     our_setting,
     profile_variable,
-    stale_ports,
-    stale_segments,
-    unfinished_segments,
 )
 
 # The profile takes 32 MB for each process: a camera, the node and a viewer make three.

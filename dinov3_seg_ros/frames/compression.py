@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov3_seg_ros.frames.encodings import ImageData, bayer_to_rgb, check_size, quoted, refuse_depth
 from dinov3_seg_ros.frames.value_range import ValueScale
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, OutputError
 from dinov3_seg_ros.support.files import replacing_file
 from dinov3_seg_ros.support.option_checks import MAX_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+# The most pixels a side that OpenCV writes; asked for more, it prints lines of its own.
+_MOST_PIXELS = {".jpg": ("JPEG", 65_500), ".png": ("PNG", 1_000_000)}
 _AS_IT_IS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -59,20 +63,42 @@ def compressed_to_rgb(
     return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if mosaic is None else mosaic
 
 
+def compressed(picture: np.ndarray, suffix: str, parameters: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """The bytes of a file with a picture.
+
+    Args:
+        picture: (H, W) grey or (H, W, 3) BGR.
+        suffix: names the format: .jpg or .png, in upper or lower case.
+        parameters: of OpenCV's ``imencode``.
+
+    Raises:
+        MessageError: the format cannot hold so large a picture.
+    """
+    (height, width), (name, most) = picture.shape[:2], _MOST_PIXELS[suffix.lower()]
+    if max(height, width) > most:
+        details = f"{name} holds at most {most} pixels a side; the picture has {width}x{height}"
+        raise MessageError("picture too large", details)
+    return cv2.imencode(suffix, picture, parameters)[1]
+
+
 def write_picture(path: Path, picture: np.ndarray, durable: bool = True) -> None:
     """Write a picture whole or not at all, in the format that the suffix names.
 
     Args:
         path: the file; its folder is made if missing.
-        picture: (H, W) grey or (H, W, 3) BGR.
+        picture: see `compressed`.
         durable: see `replacing_file`.
 
     Raises:
         OSError: it cannot be written, for one to a full disk, which imwrite does not report.
+        OutputError: the format cannot hold so large a picture.
     """
-    content = cv2.imencode(path.suffix, picture)[1].tobytes()
+    try:
+        content = compressed(picture, path.suffix)
+    except MessageError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
     with replacing_file(path, durable) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.tobytes())
 
 
 def has_16_bits(data: memoryview) -> bool:

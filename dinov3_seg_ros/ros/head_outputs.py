@@ -25,7 +25,7 @@ class HeadOutputs:
         switches: gets a switch for each head.
         settings: whose parameter ``class_names`` is set.
         clock: of the stamps of `publish_label_info`.
-        note_fault: called with the camera's name and what is wrong with a calibration.
+        note_fault: see `HeadOutput`.
 
     Attributes:
         by_camera: `HeadOutput` by camera and bundle name; always the same mapping, empty before `create`.
@@ -37,7 +37,7 @@ class HeadOutputs:
         switches: Switches,
         settings: NodeParameters,
         clock: Clock,
-        note_fault: Callable[[str, Exception], None],
+        note_fault: Callable[[str, str, str], None],
     ) -> None:
         self._endpoints, self._switches, self._settings = endpoints, switches, settings
         self._clock, self._note_fault = clock, note_fault

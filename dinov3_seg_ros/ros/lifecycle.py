@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
 from dinov3_seg_ros.ros.compatibility import answer_transitions, destroy_state_machine
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
 from dinov3_seg_ros.ros.head_outputs import HeadOutputs
-from dinov3_seg_ros.ros.health.camera_statistics import LOADING, STOPPED, CameraStatistics
+from dinov3_seg_ros.ros.health.camera_statistics import LOADING, STOPPED, CameraStatistics, Fault
 from dinov3_seg_ros.ros.health.diagnostics import DiagnosticsPublisher, camera_status, node_status
 from dinov3_seg_ros.ros.health.fault_log import FaultLog, describe_error, of_camera
 from dinov3_seg_ros.ros.model_loader import Models
@@ -306,7 +307,8 @@ class SegmentationNode(LifecycleNode):
             return
         step = self._recovery.fail(segmenter.runtime.name, failure)
         if step is Step.TRY_AGAIN:
-            self.get_logger().warning(f"the runtime is tried again with the next frame: {failure}")
+            retry = Fault("the runtime is tried again with the next frame", str(failure), time.monotonic())
+            self._faults.note("", retry)  # not at once: it may fail at every second frame
             return
         loop.leave(LOADING if step is Step.REPLACE else STOPPED)
         self._next_step = step
@@ -362,9 +364,9 @@ class SegmentationNode(LifecycleNode):
             super().on_activate(_ACTIVE)  # rclpy enables the publishers that are there on the transition
             self._outputs.publish_label_info(self._settings.current().confidence_threshold)
 
-    def _note_output_fault(self, camera: str, error: Exception) -> None:
+    def _note_output_fault(self, camera: str, fault: str, details: str) -> None:
         if (loop := self._loop) is not None:  # the worker calls this, while the executor may stop the loop
-            loop.note_fault(camera, error)
+            loop.note_fault(camera, fault, details)
 
     def _collect_diagnostics(self) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name().lstrip("/")

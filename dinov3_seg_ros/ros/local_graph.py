@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
     LOCALHOST_ONLY,
@@ -19,13 +20,16 @@ from dinov3_seg_ros.ros.transport import (
     is_humble,
     keep_freed_memory,
     profile_variable,
-    warn_of_unfinished_segments,
 )
 from dinov3_seg_ros.support.resources import resource_path
 
 
 def prepare() -> None:
-    """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``."""
+    """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``.
+
+    Call in the main thread: SIGTERM raises KeyboardInterrupt from now on, as SIGINT does.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # rclpy's own handler calls it after its work
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     chosen = configure_transport(profile=LOCAL_PROFILE if is_humble() else PROFILE)
     if is_humble():  # it does not read that variable

@@ -25,7 +25,7 @@ _OVERRIDES = "qos_overrides"
 class NodeParameters:
     """Declares the parameters, and refuses changes that cannot be used or would have no effect.
 
-    Setting a parameter to the value that it has is never refused.
+    Setting one of them to the value that it has is never refused.
 
     Args:
         node: whose parameters they are.
@@ -126,8 +126,8 @@ class NodeParameters:
             raise ParameterError("autostart is read when the process starts; start the node again with the new value")
         if self.in_use and not option.live:
             raise ParameterError(
-                f"{option.name} is read when the node is configured; deactivate and clean it up first: "
-                f"ros2 lifecycle set {self._node.get_fully_qualified_name()} deactivate, then cleanup"
+                f"{option.name} is read when the node is configured; clean the node up first (deactivate it before, if "
+                f"it is active): ros2 lifecycle set {self._node.get_fully_qualified_name()} cleanup"
             )
         NodeOptions(**{option.name: value})
 

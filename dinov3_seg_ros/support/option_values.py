@@ -148,8 +148,9 @@ def from_parameter(option: Option, value: Any) -> Any:
     if option.kind == "size":
         return None if not value or tuple(value) == (0, 0) else tuple(value)
     if option.kind == "texts":
-        # A file's empty list has no type, and arrives as None.
-        return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value or ()
+        if value in (None, ""):  # a file's empty list has no type, and arrives as None
+            return ()
+        return tuple(text for text in value if text != "") if isinstance(value, list | tuple) else value
     if option.kind == "range" and value not in (None, ""):
         return _choice_or_pair(option, value)
     return option.default if value == "" else value
@@ -171,9 +172,9 @@ def _choice_or_pair(option: Option, value: Any) -> Any:
 
 
 def _whole(value: Any) -> int:
-    """A whole number from a number or text; ValueError for one with a fraction."""
+    """A whole number from a number or text; ValueError for one with a fraction, and for true and false."""
     whole = int(value)
-    if whole != float(value):
+    if isinstance(value, bool) or whole != float(value):
         raise ValueError(value)
     return whole
 

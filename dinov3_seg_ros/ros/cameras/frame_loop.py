@@ -63,7 +63,7 @@ class _Turn:
     def __init__(self, segmenter: Segmenter, smoothers: dict[str, TemporalSmoother]) -> None:
         self.segmenter, self.smoothers = segmenter, smoothers
         self.started: list[_Started] = []
-        self.has_computed = self.succeeded = False
+        self.computed, self.succeeded = 0, False
         self.failure: RuntimeFailedError | None = None
 
 
@@ -212,7 +212,8 @@ class FrameLoop:
             with self._drop_frame_on_error(camera):
                 wanted = self._wanted_heads(camera)
                 if not wanted:
-                    self.statistics[camera].dropped(UNWANTED)
+                    is_off = any(output.wanted for output in self._outputs[camera].values())
+                    self.statistics[camera].dropped(SWITCHED_OFF if is_off else UNWANTED)
                     continue
                 message, received = item
                 with segmenter.times.stage("message_in"):
@@ -235,8 +236,8 @@ class FrameLoop:
             for frame in frames:
                 self._start_segmenting(turn, [frame], heads)
 
-    def _finish(self, turn: _Turn) -> bool:
-        """Wait for the network, publish, and report; return whether the network computed anything."""
+    def _finish(self, turn: _Turn) -> int:
+        """Wait for the network, publish, and report; return how many frames the network computed."""
         for frames, segmentation in turn.started:
             try:
                 results = segmentation.finish()
@@ -244,7 +245,7 @@ class FrameLoop:
                 for frame in frames:
                     self._drop(frame.camera, error, turn)
                 continue
-            turn.has_computed = True
+            turn.computed += len(frames)
             for frame, result in zip(frames, results, strict=True):
                 if self._is_abandoned:
                     self.statistics[frame.camera].dropped(STOPPED)
@@ -254,7 +255,7 @@ class FrameLoop:
                     turn.succeeded = True
         if turn.succeeded or turn.failure is not None:
             self._report(turn.segmenter, None if turn.succeeded else turn.failure)
-        return turn.has_computed
+        return turn.computed
 
     def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn) -> Segmentation:
         """A frame's results, smoothed over time where that is wanted."""
@@ -312,7 +313,6 @@ class FrameLoop:
         self.statistics[camera].dropped(fault, details)
         self._faults.drop(camera, fault, details)
 
-    def note_fault(self, camera: str, error: Exception) -> None:
-        """Count and log a camera_info that is not used."""
-        fault = error.fault if isinstance(error, MessageError) else "failed"
-        self._faults.note(camera, self.statistics[camera].noted(fault, f"camera_info is not used: {error}"))
+    def note_fault(self, camera: str, fault: str, details: str) -> None:
+        """Count and log a fault that costs no frame."""
+        self._faults.note(camera, self.statistics[camera].noted(fault, details))

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dinov3_seg_ros.ros.cameras.worker import Pace
 from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
-#: A frame hangs when it takes longer than this, and this many times longer than the frame before, or the warm-up.
+#: A frame hangs when it takes longer than this, and this many times longer than the frame before, or the warm-up;
+#: frames that are segmented together may take as many times longer.
 LIMIT_S, LIMIT_TIMES = 10.0, 5.0
 
 
@@ -39,7 +40,7 @@ class HangWatch:
         """
         hang = f"the frame being processed has not ended for {pace.oldest_s:.0f} s: the runtime or the GPU hangs"
         if not self.hangs:
-            was_late, self._is_late = self._is_late, pace.oldest_s > max(LIMIT_S, LIMIT_TIMES * pace.last_s)
+            was_late, self._is_late = self._is_late, pace.oldest_s > max(LIMIT_S, LIMIT_TIMES * pace.expected_s)
             if not (was_late and self._is_late):  # late once: the whole process may have been stopped for a while
                 return ""
             self.hangs = True
@@ -50,7 +51,7 @@ class HangWatch:
             )
         elif pace.oldest_s < LIMIT_S:
             self.hangs = self._is_late = False
-            self._faults.inform(f"the frame that hung has ended after {pace.last_s:.0f} s; the node goes on")
+            self._faults.inform("the frame that hung has ended after all; the node goes on")
             return ""
         if 0 < exit_after_s < pace.oldest_s and not self._ends:
             self._ends = True

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.compression import compressed_to_rgb
+from dinov3_seg_ros.frames.compression import compressed, compressed_to_rgb
 from dinov3_seg_ros.frames.encodings import mask_encoding, pixels_to_rgb
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.option_checks import MAX_PIXELS
@@ -66,9 +66,12 @@ def fill_jpeg(message: Any, picture: np.ndarray, quality: int, header: Any) -> A
 
     Args:
         message: a new sensor_msgs.msg.CompressedImage.
-        picture: (H, W, 3) uint8 BGR, at most 65500 pixels a side.
+        picture: (H, W, 3) uint8 BGR.
         quality: 1..100.
         header: std_msgs/Header, used as it is.
+
+    Raises:
+        MessageError: JPEG cannot hold so large a picture.
     """
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
     return _fill_compressed(message, picture, ".jpg", parameters, "bgr8; jpeg compressed bgr8", header)
@@ -81,6 +84,9 @@ def fill_png(message: Any, labels: np.ndarray, header: Any) -> Any:
         message: a new sensor_msgs.msg.CompressedImage.
         labels: (H, W) uint8 or uint16.
         header: std_msgs/Header, used as it is.
+
+    Raises:
+        MessageError: PNG cannot hold so large a mask.
     """
     return _fill_compressed(message, labels, ".png", [], f"{mask_encoding(labels)}; png compressed", header)
 
@@ -89,5 +95,5 @@ def _fill_compressed(
     message: Any, array: np.ndarray, suffix: str, parameters: list[int], form: str, header: Any
 ) -> Any:
     message.header, message.format = header, form
-    message.data.frombytes(cv2.imencode(suffix, array, parameters)[1])
+    message.data.frombytes(compressed(array, suffix, parameters))
     return message

@@ -97,7 +97,7 @@ class CameraInput:
         transport: the parameter ``image_transport``.
         receive: called in the executor's thread with the camera's name, each image, and the number of images dropped
             by the transport since the previous one.
-        note_fault: called with the camera's name and what is wrong with a calibration.
+        note_fault: called with the camera's name, the kind of a fault that costs no frame, and its details.
 
     Attributes:
         calibration: the newest usable sensor_msgs/CameraInfo; None before the first.
@@ -110,7 +110,7 @@ class CameraInput:
         camera: str,
         transport: str,
         receive: Callable[[str, Any, int], None],
-        note_fault: Callable[[str, Exception], None],
+        note_fault: Callable[[str, str, str], None],
     ) -> None:
         self._message_type, self._to_rgb = TRANSPORTS[transport]
         self._endpoints, self._camera, self._note_fault = endpoints, camera, note_fault
@@ -201,7 +201,7 @@ class CameraInput:
         try:
             check_camera_info(info)
         except MessageError as error:
-            self._note_fault(self._camera, error)
+            self._note_fault(self._camera, error.fault, f"camera_info is not used: {error}")
         else:
             self.calibration = info
 
@@ -214,7 +214,7 @@ class HeadOutput:
         camera: prefix of the topics; empty for the only camera.
         head: the bundle's name, which becomes a part of the topics; empty for the first head.
         classes: which classes are published.
-        note_fault: called with the camera's name and what is wrong with a calibration.
+        note_fault: called with the camera's name, the kind of a fault that costs no frame, and its details.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class HeadOutput:
         camera: str,
         head: str,
         classes: OutputClasses,
-        note_fault: Callable[[str, Exception], None],
+        note_fault: Callable[[str, str, str], None],
     ) -> None:
         self._endpoints, self._classes, self._note_fault = endpoints, classes, note_fault
         self._publishers: dict[str, Any] = {}
@@ -273,9 +273,11 @@ class HeadOutput:
                 if confidence is not None:
                     send("confidence", fill_image(Image(), confidence, "mono8", header))
                 if "mask/compressed" in wanted:
-                    send("mask/compressed", fill_png(CompressedImage(), labels, header))
+                    self._send_filled(frame, "mask/compressed", fill_png, CompressedImage(), labels, header)
                 if "camera_info" in wanted and frame.calibration is not None:
-                    self._send_calibration(frame, labels.shape)
+                    sizes = frame.rgb.shape[:2], labels.shape
+                    info = CameraInfo()
+                    self._send_filled(frame, "camera_info", fill_camera_info, info, frame.calibration, *sizes, header)
             if "color_mask" in wanted:
                 with times.stage("overlay"):
                     coloured = to_bgr(self._classes.coloured(labels))
@@ -290,7 +292,8 @@ class HeadOutput:
                 if "overlay" in wanted:
                     send("overlay", fill_image(Image(), overlay, "bgr8", header))
                 if "overlay/compressed" in wanted:
-                    send("overlay/compressed", fill_jpeg(CompressedImage(), overlay, style.jpeg_quality, header))
+                    jpeg, quality = CompressedImage(), style.jpeg_quality
+                    self._send_filled(frame, "overlay/compressed", fill_jpeg, jpeg, overlay, quality, header)
 
     def publish_label_info(self, stamp: Any, threshold: float) -> None:
         """Publish the latched class names, and the confidence threshold (0..1); needs vision_msgs.
@@ -318,13 +321,14 @@ class HeadOutput:
     def _send(self, name: str, message: Any) -> None:
         self._publishers[name].publish(message)
 
-    def _send_calibration(self, frame: Frame, mask_size: tuple[int, int]) -> None:
+    def _send_filled(self, frame: Frame, name: str, fill: Callable[..., Any], *given: Any) -> None:
+        """Publish the message that ``fill`` makes of what is given; one that cannot be made is left out."""
         try:
-            message = fill_camera_info(CameraInfo(), frame.calibration, frame.rgb.shape[:2], mask_size, frame.header)
+            message = fill(*given)
         except MessageError as error:
-            self._note_fault(frame.camera, error)
+            self._note_fault(frame.camera, error.fault, f"{name} is not sent: {error}")
         else:
-            self._send("camera_info", message)
+            self._send(name, message)
 
 
 def topic(*parts: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-#: Finishes a turn that was started; returns whether it computed anything.
-Finish = Callable[[], bool]
+#: Finishes a turn that was started; returns for how many of its items it computed anything.
+Finish = Callable[[], int]
 
 
 class Pace(NamedTuple):
@@ -18,12 +18,12 @@ class Pace(NamedTuple):
 
     Attributes:
         oldest_s: seconds that the oldest turn being processed has taken until now; 0 where there is none.
-        last_s: seconds that the last turn took which computed something. One that did not counts only where it took
-            longer.
+        expected_s: seconds that it may be expected to take (where there is none, a turn of one item): for each of its
+            items as long as the last turn took for one. A turn that computed nothing counts only where it took longer.
     """
 
     oldest_s: float = 0.0
-    last_s: float = 0.0
+    expected_s: float = 0.0
 
 
 class _TakenItems(NamedTuple):
@@ -47,7 +47,7 @@ class LatestFrameWorker:
         max_items: the most items handed over at once.
         overlap: whether a second thread finishes items while the first starts the next, which pays where another
             device computes in between. At most two turns are in flight, so that items are still taken late.
-        expected_s: how long the first turn may be expected to take; what `pace` says until then.
+        expected_s: how long an item of the first turn may be expected to take.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class LatestFrameWorker:
         self._last_turns: dict[str, int] = {}
         self._condition = threading.Condition()
         self._stopping = False
-        self._taken_at: list[float] = []
-        self._last_s = expected_s
+        self._taken: list[_TakenItems] = []
+        self._expected_s = expected_s
         self._room = threading.Semaphore(2 if overlap else 1)
         self._started: SimpleQueue[tuple[_TakenItems, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
@@ -106,19 +106,21 @@ class LatestFrameWorker:
     def pace(self) -> Pace:
         """How long turns take; any thread may ask."""
         with self._condition:
-            oldest_s = time.monotonic() - min(self._taken_at) if self._taken_at else 0.0
-            return Pace(oldest_s, self._last_s)
+            if not self._taken:
+                return Pace(0.0, self._expected_s)
+            oldest = self._taken[0]
+            return Pace(time.monotonic() - oldest.at, self._expected_s * len(oldest.slots))
 
     def _take_turns(self) -> None:
         while items := self._next():
             taken = _TakenItems([slot for slot, _ in items], time.monotonic())
             with self._condition:
-                self._taken_at.append(taken.at)
+                self._taken.append(taken)
             try:
                 finish = self._start(items)
             except BaseException as error:  # any kind: nobody else would see it, and join() would wait for ever
                 self._report(taken.slots, error)
-                self._leave(taken, False)
+                self._leave(taken, 0)
             else:
                 self._hand_over((taken, finish))
         self._started.put(None)
@@ -129,18 +131,18 @@ class LatestFrameWorker:
 
     def _end_turn(self, started: tuple[_TakenItems, Finish]) -> None:
         taken, finish = started
-        has_computed = False
+        computed = 0
         try:
-            has_computed = finish()
+            computed = finish()
         except BaseException as error:
             self._report(taken.slots, error)
-        self._leave(taken, has_computed)
+        self._leave(taken, computed)
 
-    def _leave(self, taken: _TakenItems, has_computed: bool) -> None:
+    def _leave(self, taken: _TakenItems, computed: int) -> None:
         with self._condition:
-            self._taken_at.remove(taken.at)
+            self._taken.remove(taken)
             took_s = time.monotonic() - taken.at
-            self._last_s = took_s if has_computed else max(self._last_s, took_s)
+            self._expected_s = took_s / computed if computed else max(self._expected_s, took_s)
         self._room.release()
 
     def _report(self, slots: Sequence[str], error: BaseException) -> None:

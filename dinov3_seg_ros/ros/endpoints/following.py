@@ -11,7 +11,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile
 
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher, policy_name
 from dinov3_seg_ros.ros.endpoints.qos import FOLLOW, Endpoints
-from dinov3_seg_ros.ros.endpoints.sequence import NewestFirst
+from dinov3_seg_ros.ros.endpoints.sequence import NewestFirst, stamp_of
 
 # A publisher that has discovered the new subscription has sent to it by then, unless it sends nothing.
 _LEAST_OVERLAP_S, _LONGEST_OVERLAP_S = 1.0, 10.0
@@ -135,7 +135,7 @@ class FollowingSubscription:
         generation = self._generation
 
         def take(message: Any, info: Mapping[str, Any]) -> None:
-            stamp = message.header.stamp.sec, message.header.stamp.nanosec
+            stamp = stamp_of(message.header)
             self._has_delivered |= generation == self._generation
             if not self._replaced or self._order.is_newer(info, stamp):
                 self._order.remember(info, stamp)

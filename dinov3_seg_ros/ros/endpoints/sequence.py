@@ -44,6 +44,7 @@ class NewestFirst:
 
     Messages of one publisher are ordered by their numbers. Where their publisher is unknown (before Kilted), all are
     ordered by the time at which they were sent, and where that is unknown too (Humble), by the stamp of their header.
+    One whose stamp is empty then counts as newer: better twice than never.
     """
 
     def __init__(self) -> None:
@@ -57,11 +58,16 @@ class NewestFirst:
             stamp: of the message's header, seconds and nanoseconds.
         """
         name, place = _place_of(info, stamp)
-        return name not in self._newest or place > self._newest[name]
+        return place == (0, 0) or name not in self._newest or place > self._newest[name]
 
     def remember(self, info: Mapping[str, Any], stamp: tuple[int, int]) -> None:
         """Remember a message, with the arguments of `is_newer`, as the newest of its publisher."""
         _remember(self._newest, *_place_of(info, stamp))
+
+
+def stamp_of(header: Any) -> tuple[int, int]:
+    """The stamp of a std_msgs/Header, seconds and nanoseconds: it names a frame."""
+    return header.stamp.sec, header.stamp.nanosec
 
 
 def _place_of(info: Mapping[str, Any], stamp: tuple[int, int]) -> tuple[bytes, Any]:
