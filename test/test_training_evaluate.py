@@ -221,7 +221,7 @@ def exported(tmp_path):
 )
 def test_views_use_the_exports_where_their_size_fits(exported, geometry, views, used):
     path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
-    segmenter = open_segmenter(path, inference)
+    segmenter = open_segmenter(load_bundle(path), inference)
     assert segmenter.runtime.name == used
     labels = segmenter.segment([image])[0].labels
     by_the_model = averaging(load_bundle(path), **views).segment([image])[0].labels
@@ -231,7 +231,7 @@ def test_views_use_the_exports_where_their_size_fits(exported, geometry, views, 
 
 @pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
 def test_a_named_runtime_without_the_size_of_a_view_is_refused(exported, geometry, views):
-    segmenter = open_segmenter(exported(geometry), Inference(**views), ComputeOptions(runtime="onnx"))
+    segmenter = open_segmenter(load_bundle(exported(geometry)), Inference(**views), ComputeOptions(runtime="onnx"))
     with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
         segmenter.segment([picture(100, 140)])
 
@@ -242,7 +242,7 @@ def test_size_and_geometry_take_effect_with_averaged_views(bundle, tmp_path, vie
     other = write_tiny_bundle(tmp_path / "other", network_size=(96, 96), geometry="letterbox")
     expected = averaging(other, **views).segment([image])[0].labels
     options = ComputeOptions(runtime="torch", network_size=(96, 96), geometry="letterbox")
-    labels = open_segmenter(bundle.path, Inference(**views), options).segment([image])[0].labels
+    labels = open_segmenter(bundle, Inference(**views), options).segment([image])[0].labels
     assert np.array_equal(labels, expected)
     assert not np.array_equal(labels, averaging(bundle, **views).segment([image])[0].labels)
 
@@ -253,7 +253,7 @@ def test_size_and_geometry_take_effect_with_averaged_views(bundle, tmp_path, vie
 )
 def test_options_that_averaged_views_cannot_honour_are_refused(bundle, options, message):
     with pytest.raises(ParameterError, match=message):
-        open_segmenter(bundle.path, Inference(flip=True), ComputeOptions(runtime="torch", **options))
+        open_segmenter(bundle, Inference(flip=True), ComputeOptions(runtime="torch", **options))
 
 
 def test_batches_give_the_scores_of_single_images(bundle, data, tmp_path):
@@ -344,9 +344,9 @@ def test_of_two_bundles_one_at_a_time_is_in_memory(bundle, data, tmp_path, monke
     other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
     opened, in_memory, most = [], set(), []
 
-    def opening(path, *rest):
-        opened.append(path)
-        segmenter = open_segmenter(path, *rest)
+    def opening(one, *rest):
+        opened.append(one.path)
+        segmenter = open_segmenter(one, *rest)
         runtime, close = segmenter.runtime, segmenter.runtime.close
         in_memory.add(runtime)
         most.append(len(in_memory))

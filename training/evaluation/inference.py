@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
@@ -201,12 +200,12 @@ class AveragingSegmenter:
 
 
 def open_segmenter(
-    path: Path, inference: Inference, options: ComputeOptions | None = None
+    bundle: Bundle, inference: Inference, options: ComputeOptions | None = None
 ) -> Segmenter | AveragingSegmenter:
-    """Load a bundle into a segmenter: the robot's own for one view, else one that averages views.
+    """Load the network of a bundle into a segmenter: the robot's own for one view, else one that averages views.
 
     Args:
-        path: folder of the bundle.
+        bundle: holds the network.
         inference: the views of an image.
         options: how to compute, with network size and geometry in place of the bundle's. The runtime ``auto`` is torch
             where views are of other sizes than the exports.
@@ -216,13 +215,13 @@ def open_segmenter(
     """
     options = options or ComputeOptions()
     if inference.looks_once:
-        return Segmenter.from_bundle(path, **options.model_dump())
+        return Segmenter.from_bundle(bundle, **options.model_dump())
     if options.max_batch > 1:
         raise ParameterError(
             f"max_batch is {options.max_batch}, but averaged views are computed one after the other; leave it at 1"
         )
     limit_threads(options.threads)
-    bundle = _with_input(load_bundle(path), options)
+    bundle = _with_input(bundle, options)
     network = bundle.manifest.input
     size = network.network_size if inference.has_one_canvas(network.geometry) else None
     # The exports have the size of the robot's view.
