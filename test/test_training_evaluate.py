@@ -439,6 +439,18 @@ def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp
             assert min(image.size) > 100
 
 
+def test_a_bar_in_a_name_stays_in_its_column_of_the_report(bundle, data, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    manifest = (copy / "bundle.json").read_text()
+    (copy / "bundle.json").write_text(manifest.replace("class_0", "wall|door"))
+    for kind in ("images", "masks"):
+        (tmp_path / "data/val" / kind).mkdir(parents=True)
+        shutil.copy(data / "val" / kind / "0.png", tmp_path / "data/val" / kind / "left|right.png")
+    run(load_bundle(copy), tmp_path / "data", tmp_path, "--report", str(tmp_path / "report"))
+    lines = (tmp_path / "report/scores.md").read_text().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines if "|d" in line or "|r" in line] == [8, 3, 3]
+
+
 def test_a_full_disk_leaves_no_part_of_a_report(bundle, data, tmp_path, capfd):
     run(bundle, data, tmp_path, "--report", str(tmp_path / "whole"))
     size_of = {file.name: file.stat().st_size for file in (tmp_path / "whole").iterdir()}
