@@ -22,7 +22,7 @@ from rich.table import Table
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
 from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
-from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.options import ComputeOptions, TemporalSmoothing
 from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import BundleError, DatasetError, SegmentationError
@@ -59,7 +59,7 @@ class EvaluationSettings(Section):
     sequence: bool = False
     """Whether the images follow one another in time, as those of a video do; then flicker is a score. Their order is
     that of their paths, in which numbers are compared as numbers. Cuts are seen."""
-    temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    temporal_smoothing: TemporalSmoothing = 0.0
     """For a sequence: the weight of previous frames, as the node's parameter of this name."""
 
 

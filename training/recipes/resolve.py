@@ -12,7 +12,7 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
-from dinov3_seg_ros.support.cpu import usable_cores
+from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import local_process_count, process_state
@@ -132,7 +132,7 @@ def _possible_batch_norm(wanted: str) -> str:
 def _best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+    return "bf16" if this_cpu().multiplies_bf16 else "fp32"
 
 
 def _best_workers() -> int:
