@@ -21,6 +21,7 @@ from rich.console import Console
 from trainings import forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
@@ -385,6 +386,19 @@ def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, t
     assert calibrate.main([str(copy.path), *words]) == 0
     once, twice = (load_bundle(tmp_path / name).manifest.calibration for name in ("calibrated", "again"))
     assert twice.temperature == pytest.approx(once.temperature, rel=0.05), "of both together"
+
+
+def test_a_head_whose_logits_are_not_finite_is_not_calibrated(bundle, data, tmp_path, capfd):
+    head = bundle.load_head()
+    head.scale_logits(torch.nan)
+
+    def copy_backbone(folder: Path) -> None:
+        shutil.copytree(bundle.path / "backbone", folder / "backbone")
+
+    save_bundle(tmp_path / "diverged", bundle.manifest, head.state_dict(), copy_backbone)
+    words = ["--dataset", "folder", "--data.root", str(data), "--output", str(tmp_path / "calibrated")]
+    assert calibrate.main([str(tmp_path / "diverged"), *words]) == 1
+    assert "diverged gives logits that are not finite; train it again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--sequence", "True"), ("--boundary_width", "0.1"), ("--inference.flip", "True")])

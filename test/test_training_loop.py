@@ -342,9 +342,13 @@ def test_a_full_disk_gives_one_message_and_leaves_the_previous_bundle(recipe, ru
     assert not [file for file in Path(made.output).iterdir() if file.name.startswith(".")]
 
 
-def test_a_diverged_training_says_so(recipe, run):
+@pytest.mark.parametrize("batch_size", [4, 8])  # of 8 images: the validation follows the second or the first step
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_diverged_training_says_so_and_writes_no_bundle(recipe, run, batch_size, dry):
+    made = recipe(batch_size=batch_size, optimizer={"name": "sgd", "lr": 1e20}, schedule={"name": "constant"})
     with pytest.raises(RecipeError, match=r"diverged.*optimizer\.lr"):
-        run(recipe(optimizer={"name": "sgd", "lr": 1e20}, schedule={"name": "constant"}))
+        Trainer(made, Console(quiet=True)).dry_run() if dry else run(made)
+    assert not (Path(made.output) / "last").exists()
 
 
 def test_a_diverged_training_keeps_the_checkpoint_before(recipe, run, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"head": {"options": {"strides": [4], "num_classes": 3}}}, r"head\.options: num_classes, strides .*from data"),
         ({"optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, r"optimizer\.betas\.1: .*less than 1"),
         ({"optimizer": {"name": "adam", "betas": [-0.1, 0.9]}}, r"optimizer\.betas\.0: .*greater than or equal to 0"),
+        ({"optimizer": {"name": "adamw", "lr": math.inf}}, r"optimizer\.lr: .*finite number"),
+        ({"optimizer": {"name": "sgd", "weight_decay": math.nan}}, r"optimizer\.weight_decay: .*finite number"),
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),

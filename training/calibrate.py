@@ -23,7 +23,7 @@ from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
 from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
@@ -53,15 +53,18 @@ def calibrate(bundle: Bundle, settings: CalibrationSettings, output: Path, conso
 
     Raises:
         DatasetError: the classes differ, no pixel is labelled, or an item cannot be read.
-        BundleError, BackboneError: the bundle's network cannot be loaded.
+        BundleError, BackboneError: the bundle's network cannot be loaded, or its logits are not finite.
         OutputError: the folder holds something, or cannot be written.
     """
     check_free(output, "--output")
     data = settings.data.open(settings.split)
     check_classes(bundle, data)
-    fitted = fit_temperature(_sample(bundle, data, console))
-    if fitted is None:
+    pixels = _sample(bundle, data, console)
+    if not len(pixels.tensors()[1]):
         raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
+    fitted = fit_temperature(pixels)
+    if fitted is None:
+        raise BundleError(f"{bundle.path} gives logits that are not finite; train it again with a lower optimizer.lr")
     head = bundle.load_head()
     head.scale_logits(1 / fitted["temperature"])
     before = bundle.manifest.calibration

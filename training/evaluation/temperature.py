@@ -85,10 +85,10 @@ def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
 
     Returns:
         ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
-        where there are no pixels.
+        where there are no pixels, or their logits are not finite.
     """
     logits, truth = pixels.tensors()
-    if not len(truth):
+    if not len(truth) or not logits.isfinite().all():
         return None
     accuracy = float((logits.argmax(1) == truth).double().mean())
     low, high = -_LARGEST, _LARGEST

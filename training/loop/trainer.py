@@ -362,7 +362,7 @@ class Trainer:
         self._step_losses.clear()
         return loss
 
-    def _finite(self, mean_loss: torch.Tensor) -> float:
+    def _finite(self, mean_loss: torch.Tensor | float) -> float:
         loss = float(mean_loss)
         if not math.isfinite(loss):
             raise RecipeError(
@@ -374,7 +374,9 @@ class Trainer:
     def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Validate on the first ``count`` items; see `Validation.run`."""
         validation = Validation(self.model, self._val_data, self._losses[-1], self._accelerator)
-        return validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+        scores, rows = validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+        self._finite(scores["val_loss"])  # the last step may have been too large
+        return scores, rows
 
     def _agree_on_statistics(self) -> None:
         """Copy the main process's BatchNorm statistics to all: those are saved, so those must be validated."""
