@@ -165,12 +165,14 @@ def _pictures(bundle: Bundle) -> dict[str, Path]:
     return {f"{PICTURES_FOLDER}/{name}": run / name for name in names if (run / name).is_file()}
 
 
-#: Keys of a recipe whose values are paths, also those that look like ids on Hugging Face.
-_PATHS = {"root", "output", "folder", "cache", "start_from"}
+# Keys of a recipe whose values are paths, also those that look like ids on Hugging Face; the last is transformers'.
+_PATHS = {"root", "output", "folder", "cache", "start_from", "_name_or_path"}
 
 
 def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
     """A recipe without the folders of this machine, which tell others nothing but the names of its user and project."""
+    if key == "classes":  # its keys are names of classes
+        return value
     if isinstance(value, dict):
         return {name: _without_paths(part, backbone, name) for name, part in value.items()}
     if isinstance(value, list):
@@ -179,7 +181,7 @@ def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
         return value
     if key == "source":
         return _without_folder(value, backbone)
-    return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
+    return Path(value).name if key in _PATHS else value
 
 
 def _without_folder(source: str, backbone: str | None, of_path: str | None = None) -> str:
