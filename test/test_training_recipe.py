@@ -19,10 +19,11 @@ from training.recipes.overrides import SettingsParser, apply_overrides
 from training.recipes.resolve import lasting
 from training.recipes.schema import Recipe
 
+SIZE = {"network_size": [64, 96]}
 MINIMAL = {
     "name": "minimal",
     "data": {"name": "scenes", "count": 8},
-    "input": {"network_size": [64, 96]},
+    "input": SIZE,
     "backbone": {"source": "somewhere"},
     "epochs": 1,
 }
@@ -70,6 +71,11 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"optimizer": {"name": "adam", "betas": [-0.1, 0.9]}}, r"optimizer\.betas\.0: .*greater than or equal to 0"),
         ({"optimizer": {"name": "adamw", "lr": math.inf}}, r"optimizer\.lr: .*finite number"),
         ({"optimizer": {"name": "sgd", "weight_decay": math.nan}}, r"optimizer\.weight_decay: .*finite number"),
+        ({"input": {**SIZE, "mean": [123.675, 116.28, 103.53]}}, r"input\.mean\.0: .*less than or equal to 1"),
+        ({"input": {**SIZE, "mean": [-0.1, 0.5, 0.5]}}, r"input\.mean\.0: .*greater than or equal to 0"),
+        ({"input": {**SIZE, "std": [0.2, 57.12, 0.2]}}, r"input\.std\.1: .*less than or equal to 1"),
+        ({"input": {**SIZE, "std": [0.2, 0.2, 0]}}, r"input\.std\.2: .*greater than 0"),
+        ({"input": {**SIZE, "std": [math.nan, 0.2, 0.2]}}, r"input\.std\.0: .*finite number"),
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from dinov3_seg_ros.bundle.manifest import NAME_PATTERN
-from dinov3_seg_ros.model.pretrained.normalisation import Channels, Normalisation
+from dinov3_seg_ros.model.pretrained.normalisation import Normalisation
 from dinov3_seg_ros.options import Geometry
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
@@ -20,6 +20,9 @@ from training.samples.feature_cache import CacheSettings
 from training.samples.transforms import Augmentation
 from training.support.section import Folder, Section
 
+Mean: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Deviation: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+
 
 class NetworkInput(Section):
     """How an image becomes the network's input; see `dinov3_seg_ros.frames.preprocessing`."""
@@ -28,9 +31,9 @@ class NetworkInput(Section):
     """Height and width of the network input, pixels; multiples of the backbone's patch size or coarsest stride."""
     geometry: Geometry = "letterbox"
     """How a frame is laid on the network input. With pad and native, network_size is only the size for training."""
-    mean: Channels | Literal["auto"] = "auto"
+    mean: tuple[Mean, Mean, Mean] | Literal["auto"] = "auto"
     """Mean of red, green and blue, 0..1; auto: that of the backbone's weights where they say, else ImageNet's."""
-    std: Channels | Literal["auto"] = "auto"
+    std: tuple[Deviation, Deviation, Deviation] | Literal["auto"] = "auto"
     """Standard deviation of red, green and blue, 0..1; auto: as for mean."""
 
     @property
