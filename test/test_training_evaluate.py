@@ -526,6 +526,9 @@ def test_a_resumed_training_is_evaluated_by_its_new_inference(tmp_path):
     command = [str(tmp_path / "run" / "best"), "--json", str(output), "--inference.flip", "True"]
     assert evaluate.main(command) == 0
     assert json.loads(output.read_text())["miou"] == at_the_end["miou"]
+    forget_accelerator()
+    assert train.main([str(path), "--resume", "--inference.mode", "whole"]) == 0
+    assert not (tmp_path / "run" / "evaluation.json").exists(), "of one view, the history has the scores"
 
 
 def test_a_resumed_training_is_evaluated_where_its_data_lie_now(tmp_path):

@@ -91,7 +91,11 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
-    if trainer.recipe.inference.looks_once or not process_state().is_main_process:
+    if not process_state().is_main_process:
+        return best
+    if trainer.recipe.inference.looks_once:
+        with writing(trainer.output):
+            (trainer.output / EVALUATION_FILE).unlink(missing_ok=True)  # of a start with other views
         return best
     scores = _evaluate(trainer.output, trainer.recipe, console)
     console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
