@@ -111,7 +111,7 @@ def test_a_training_leaves_bundles_a_history_and_pictures(recipe, run):
 def test_the_written_recipe_is_resolved_and_trains_to_the_same_weights(recipe, run, tmp_path):
     first = run(recipe()).output
     written = load_recipe(first / "recipe.yaml", ["--output", str(tmp_path / "again")])
-    assert "auto" not in yaml.safe_dump(written.model_dump(mode="json"))
+    assert "auto" not in yaml.safe_dump(written.model_dump(mode="json", exclude={"inference": {"stride"}}))
     second = run(written).output
     for file in ("head.safetensors", WEIGHTS):
         assert not changed(load_file(first / "last" / file), load_file(second / "last" / file))

@@ -53,24 +53,24 @@ class Inference(Section):
         """Whether all views have canvases of the network size, for frames of any size."""
         return self.mode == "slide" or (geometry not in FRAME_SIZED and self.scales == (1.0,))
 
-    def resolved(self, network_size: Size) -> Inference:
-        """These settings with every "auto" replaced by its value.
+    def stride_of(self, network_size: Size) -> Size:
+        """Rows and columns from one window to the next.
 
         Args:
             network_size: (height, width) of the windows, pixels.
 
         Raises:
-            ParameterError: the stride leaves gaps between windows.
+            ParameterError: they leave gaps between windows.
         """
         if self.stride == "auto":
             height, width = network_size
-            return self.model_copy(update={"stride": (max(round(height * 2 / 3), 1), max(round(width * 2 / 3), 1))})
+            return max(round(height * 2 / 3), 1), max(round(width * 2 / 3), 1)
         if self.mode == "slide" and any(step > side for step, side in zip(self.stride, network_size, strict=True)):
             raise ParameterError(
                 f"a stride of {self.stride} leaves gaps between windows of {tuple(network_size)} pixels; set "
-                "inference.stride to at most that"
+                "inference.stride to auto, or to at most that"
             )
-        return self
+        return self.stride
 
 
 class AveragingSegmenter:
@@ -95,7 +95,8 @@ class AveragingSegmenter:
         manifest = bundle.manifest
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
         self._window: tuple[int, int] = manifest.input.network_size
-        self.runtime, self._inference = runtime, inference.resolved(self._window)
+        self.runtime, self._inference = runtime, inference
+        self._stride = inference.stride_of(self._window)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
@@ -172,12 +173,11 @@ class AveragingSegmenter:
 
     def _slide(self, canvas: np.ndarray) -> Tensor:
         """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show the pixel."""
-        (height, width), stride = self._window, self._inference.stride
-        assert stride != "auto"  # the settings are resolved
+        height, width = self._window
         total: Tensor | None = None
         windows = torch.zeros(canvas.shape[:2])
-        for top in _starts(canvas.shape[0], height, stride[0]):
-            for left in _starts(canvas.shape[1], width, stride[1]):
+        for top in _starts(canvas.shape[0], height, self._stride[0]):
+            for left in _starts(canvas.shape[1], width, self._stride[1]):
                 rows, columns = slice(top, top + height), slice(left, left + width)
                 logits = self._logits(np.ascontiguousarray(canvas[rows, columns]))
                 if total is None:

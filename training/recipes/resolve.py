@@ -26,6 +26,8 @@ _SAME_NORMALISATION = 1e-3
 def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     """The recipe with every "auto" replaced by its value on this machine.
 
+    That of ``inference.stride`` stays: the bundle may be evaluated at another network size.
+
     Args:
         recipe: as written.
         backbone: made from the recipe by `training.loop.model.make_backbone`.
@@ -54,6 +56,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "source": choice.source if storage == "embedded" else lasting(choice.source),
         }
     )
+    recipe.inference.stride_of(recipe.input.network_size)  # gaps are told before the training
     return recipe.model_copy(
         update={
             "data": recipe.data.resolved(),
@@ -61,7 +64,6 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "backbone": resolved,
             "head": _with_detail(recipe.head, backbone),
             "output": str(output_folder(recipe)),
-            "inference": recipe.inference.resolved(recipe.input.network_size),
             "batch_norm": _possible_batch_norm(recipe.batch_norm),
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
