@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from training.recipes.loading import RECIPES_FOLDER, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.recipes.resolve import lasting
 from training.recipes.schema import Recipe
+from training.samples.transforms import Augmentation
 
 SIZE = {"network_size": [64, 96]}
 MINIMAL = {
@@ -110,6 +112,20 @@ def test_overrides_reach_every_depth(tmp_path):
     assert (recipe.backbone.class_token, recipe.backbone.output_stride) == (True, 8)
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
     assert recipe.batch_size == load_recipe(path).batch_size
+
+
+def test_a_mapping_may_merge_one_that_stands_deeper_and_merges_too(tmp_path):
+    path = write(tmp_path, epochs=None)
+    stages = """
+        stages:
+        - {epochs: 1, augmentation: &weak {brightness: 0.1, contrast: [0.9, 1.1]}}
+        - {epochs: 1, augmentation: &strong {<<: *weak, brightness: 0.3}}
+        augmentation: {<<: *strong, hue: 0.1}
+        """
+    path.write_text(path.read_text() + textwrap.dedent(stages))
+    recipe = load_recipe(path)
+    assert recipe.augmentation == Augmentation(brightness=0.3, contrast=(0.9, 1.1), hue=0.1)
+    assert recipe.stages[1].augmentation == Augmentation(brightness=0.3, contrast=(0.9, 1.1))
 
 
 def test_a_value_may_follow_an_equals_sign(tmp_path):
