@@ -486,6 +486,15 @@ def test_a_report_folder_in_use_is_refused_before_evaluation(bundle, data, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize(("command", "option"), [(evaluate, "--report"), (calibrate, "--output")])
+def test_a_folder_within_the_data_set_is_refused(bundle, data, tmp_path, monkeypatch, capfd, command, option):
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "folder", "--data.root", str(data), option, str(data / "val/images/new")]
+    assert command.main([str(bundle.path), *words]) == 1
+    assert f"new lies in {data}, so the next run would read" in capfd.readouterr().err
+    assert not (data / "val/images/new").exists()
+
+
 def test_an_image_without_labelled_pixels_is_no_example(bundle, data, tmp_path):
     root = tmp_path / "data"
     for folder in ("images", "masks"):

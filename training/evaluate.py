@@ -32,7 +32,7 @@ from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
-from training.evaluation.loop import check_classes, segment_all
+from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.scores import Scores, per_class_name
 from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
@@ -130,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report is not None:
             check_free(options.report, "--report")
         settings = find_settings(options.bundle, options.dataset, overrides)
+        if options.report is not None:
+            check_outside_data(options.report, settings.data)
         scores = evaluate_bundle(options.bundle, console, settings, options.report, compute, options.against)
         console.print(scores_table(scores))
         if options.against is not None:
