@@ -304,7 +304,9 @@ def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, c
     words = [str(bundle.path), "lab/head", "--backbone", str(tmp_path / name)]
     if repository is None:
         assert main(words) == 1
-        assert f"the backbone '{tmp_path / name}', which others do not have" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"the backbone '{tmp_path / name}', which others do not have" in said
+        assert "--backbone OWNER/NAME" in said and "embedded" not in said, "which would be refused"
         assert hub.repositories == {}
         return
     assert main(words) == 0
@@ -345,7 +347,9 @@ def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, cap
     hub.repositories["lab/open"] = Repository()
     hub.repositories["lab/open"].commit({p.name: p.read_bytes() for p in (tmp_path / "open").iterdir()})
     assert main([str(bundle.path), "lab/head"]) == 1
-    assert "which others do not have" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "which others do not have" in said and "--backbone OWNER/NAME" in said
+    assert "train it again with --backbone.storage embedded" in said
     assert main([str(bundle.path), "lab/head", "--backbone", "lab/open"]) == 0
     assert backbone_identity(load_bundle("lab/head").load_backbone()) == bundle.manifest.backbone.identity
     assert main([str(bundle.path), "lab/head", "--backbone", "lab/absent"]) == 1

@@ -76,9 +76,10 @@ def prepare(
     if section.storage == "embedded":
         _check_embedded(bundle, (repository or section.source) if is_head_alone else None, licence)
     elif repository is None:
+        embed = "; if not, train it again with --backbone.storage embedded, so that the bundle holds its backbone"
         raise SharingError(
-            f"{bundle.path} is on the backbone '{source}', which others do not have; "
-            "name its id on Hugging Face with --backbone, such as --backbone facebook/dinov3-vits16-pretrain-lvd1689m"
+            f"{bundle.path} is on the backbone '{source}', which others do not have; if Hugging Face has it, name its "
+            f"id with --backbone OWNER/NAME{'' if is_of_meta else embed}"
         )
     files = {name: bundle.path / name for name in bundle.manifest.files}
     exports, refused = find_exports(bundle)
