@@ -18,7 +18,7 @@ from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.checks.findings import Findings, check_pseudo_labels, check_split
-from training.checks.problems import by_split, find_problems
+from training.checks.problems import find_problems
 from training.data import DataSection, Found
 from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
@@ -37,7 +37,7 @@ def findings_table(train: Findings, val: Findings) -> Table:
     for column in table.columns[2:]:
         column.justify = "right"
     for index, name in enumerate(train.class_names or val.class_names):
-        cells = [cell for _, findings in by_split(train, val) for cell in _class_cells(findings, index)]
+        cells = [cell for _, findings in _named(train, val) for cell in _class_cells(findings, index)]
         table.add_row(str(index), name, *cells)
     return table
 
@@ -124,6 +124,10 @@ def _print_found(found: Found, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
+    return ("train", train), ("val", val)
+
+
 def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
     if not findings.class_names:
         return "", ""
@@ -132,7 +136,7 @@ def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
 
 
 def _print_findings(train: Findings, val: Findings, console: Console) -> None:
-    for split, findings in by_split(train, val):
+    for split, findings in _named(train, val):
         total = int(findings.pixels.sum()) + findings.ignored
         ignored = percent(findings.ignored / total if total else None)
         console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)

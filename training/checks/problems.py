@@ -46,11 +46,6 @@ _NAMED = 3
 MOST_BEFORE_TRAINING = 500
 
 
-def by_split(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
-    """The findings behind the names of their splits."""
-    return ("train", train), ("val", val)
-
-
 def find_problems(
     train: Findings, val: Findings, taught: Findings | None = None, allow_empty: bool = False
 ) -> Problems:
@@ -62,7 +57,7 @@ def find_problems(
         allow_empty: a class that training never sees is no problem.
     """
     taught = taught or Findings()
-    parts = (*by_split(train, val), ("pseudo-labels", taught))
+    parts = (*_named(train, val), ("pseudo-labels", taught))
     problems = {f"{part}: {kind}": told for part, own in parts for kind, told in own.problems.items()}
     # Two splits may share a folder of labels; those without an image belong to neither.
     spare_masks = sorted({*train.spare_masks, *val.spare_masks})
@@ -75,7 +70,7 @@ def find_problems(
             f"{len(spare_masks)} files of labels have no image of a matching name, such as {spare_masks[0]}, and only "
             f"{labelled} have one; correct the names, or remove the files without an image"
         ]
-    for split, own in by_split(train, val):
+    for split, own in _named(train, val):
         suspicious = _of_values(own) | _of_labels(own, taught.occurring() if own is train else [])
         problems |= {f"{split}: {kind}": [told] for kind, told in suspicious.items()}
         problems |= {f"{split}: the same image twice": told for told in [_twice(own)] if told}
@@ -121,7 +116,7 @@ def check_before_training(
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
         console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
-    for split, own in by_split(train, val):
+    for split, own in _named(train, val):
         for note in own.notes():
             console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
 
@@ -259,6 +254,10 @@ def _is_version(name: str) -> bool:
 
 def _stem(name: str) -> str:
     return PurePath(name).with_suffix("").as_posix()
+
+
+def _named(train: Findings, val: Findings) -> tuple[tuple[str, Findings], ...]:
+    return ("train", train), ("val", val)
 
 
 def _first(told: Sequence[str], number: int = _NAMED) -> str:
