@@ -40,16 +40,17 @@ class Seen(NamedTuple):
 
 def look(path: Path, dataset: str | None, overrides: Sequence[str]) -> list[Seen]:
     """Segment all images; the logits are those before the bundle's temperature."""
-    settings = find_settings(path, dataset, list(overrides))
+    bundle = load_bundle(path)
+    settings = find_settings(bundle.manifest, dataset, list(overrides))
     data = settings.data.open(settings.split)
-    calibration = load_bundle(path).manifest.calibration
+    calibration = bundle.manifest.calibration
     temperature = 1.0 if calibration is None else calibration.temperature
     seen: list[Seen] = []
 
     def add(_index: int, _image: np.ndarray, truth: np.ndarray, found: HeadSegmentation) -> None:
         seen.append(Seen(torch.as_tensor(found.logits).clone() * temperature, found.window, truth))
 
-    segment_all(Segmenter.from_bundle(path, runtime="torch"), data, range(len(data)), add)
+    segment_all(Segmenter.from_bundle(bundle, runtime="torch"), data, range(len(data)), add)
     return seen
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov3_seg_ros.support.files import write_json
+from dinov3_seg_ros.support.installation import how_to_install
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Network size of each model, (height, width).
@@ -61,7 +62,7 @@ def environment(folder: Path) -> dict[str, str]:
     for module in (_LIBRARIES, _BINDING):
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
-            raise UnavailableError(f"there is no module {module}: pip install 'dinov3_seg_ros[test-tensorrt]'")
+            raise UnavailableError(f"there is no module {module}: {how_to_install('test-tensorrt')}")
         places[module] = Path(spec.origin).parent
     compiler = shutil.which("cc")
     if compiler is None:

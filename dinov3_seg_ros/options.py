@@ -33,6 +33,8 @@ ImageTransport = Literal["raw", "compressed"]
 #: ``full``: 0 and 65535.
 #: ``(low, high)``: these.
 ValueRange = Annotated[Literal["auto", "full"] | tuple[int, int], BeforeValidator(as_value_error(parse_value_range))]
+#: Weight of the previous frames in a frame's logits; 0: each frame for itself.
+TemporalSmoothing = Annotated[float, Field(ge=0.0, le=0.95)]
 
 RUNTIME_NAMES: tuple[str, ...] = typing.get_args(RuntimeName)
 PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
@@ -116,10 +118,8 @@ class PublishOptions(Options):
         Live(),
     ] = 0.0
     temporal_smoothing: Annotated[
-        float,
+        TemporalSmoothing,
         Field(
-            ge=0.0,
-            le=0.95,
             description="Weight of a camera's previous frames, carried along by optical flow, in its logits, so that "
             "labels flicker less; 0: each frame for itself. 0.7 halved the flicker of the demo.",
         ),

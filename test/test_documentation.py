@@ -360,6 +360,19 @@ def test_rooms_import_only_rooms_above_them_in_the_list():
                     assert used == own or level[used] < level[own], f"{path}: {name}"
 
 
+def test_rooms_of_training_import_only_rooms_above_them_in_the_list():
+    training = ROOT / "training"
+    lines = re.findall(r"^- ([a-z, ]+):", (training / "__init__.py").read_text(), re.MULTILINE)
+    level = {name: number for number, line in enumerate(lines) for name in line.split(", ")}
+    assert set(level) == {path.parent.name for path in training.glob("*/__init__.py")}
+    for own in level:
+        for path in (training / own).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("training."):
+                    used = (node.module or "").split(".")[1]
+                    assert used == own or level[used] < level[own], f"{path}: {node.module}"
+
+
 def test_every_name_of_the_architecture_page_is_in_the_code():
     folders = ("dinov3_seg_ros", "training", "test")
     code = "".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py") if path != THIS)

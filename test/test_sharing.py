@@ -9,6 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+import typing
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -30,6 +33,8 @@ from dinov3_seg_ros.model.pretrained.hub import repository_of
 from dinov3_seg_ros.support.errors import BackboneError, BundleError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S
 from training.push import main
+from training.sharing.shareable import prepare
+from training.support.section import Folder, Section
 
 META = "facebook/dinov3-convnext-tiny-pretrain-lvd1689m"
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -299,7 +304,9 @@ def test_a_backbone_given_by_its_path_is_shared_by_its_id_alone(hub, tmp_path, c
     words = [str(bundle.path), "lab/head", "--backbone", str(tmp_path / name)]
     if repository is None:
         assert main(words) == 1
-        assert f"the backbone '{tmp_path / name}', which others do not have" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"the backbone '{tmp_path / name}', which others do not have" in said
+        assert "--backbone OWNER/NAME" in said and "embedded" not in said, "which would be refused"
         assert hub.repositories == {}
         return
     assert main(words) == 0
@@ -340,7 +347,9 @@ def test_a_backbone_that_others_can_load_is_checked_and_named(hub, tmp_path, cap
     hub.repositories["lab/open"] = Repository()
     hub.repositories["lab/open"].commit({p.name: p.read_bytes() for p in (tmp_path / "open").iterdir()})
     assert main([str(bundle.path), "lab/head"]) == 1
-    assert "which others do not have" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "which others do not have" in said and "--backbone OWNER/NAME" in said
+    assert "train it again with --backbone.storage embedded" in said
     assert main([str(bundle.path), "lab/head", "--backbone", "lab/open"]) == 0
     assert backbone_identity(load_bundle("lab/head").load_backbone()) == bundle.manifest.backbone.identity
     assert main([str(bundle.path), "lab/head", "--backbone", "lab/absent"]) == 1
@@ -452,6 +461,39 @@ def test_folders_of_this_machine_are_not_shared(hub, tmp_path, monkeypatch, sour
     assert "customer_x" not in str(files)
     manifest = json.loads(files["bundle.json"])
     assert manifest["backbone"]["source"] == manifest["training"]["recipe"]["backbone"]["source"] == shared
+
+
+def settings_of(section: type[Section]) -> Iterator[tuple[str, object]]:
+    """Names and types of a section and of all that are derived from it."""
+    yield from typing.get_type_hints(section, include_extras=True).items()
+    for derived in section.__subclasses__():
+        yield from settings_of(derived)
+
+
+def test_of_a_recipe_only_paths_are_changed(tmp_path):
+    folders = {name for name, kind in settings_of(Section) if Folder in (kind, *typing.get_args(kind))}
+    assert {"root", "output", "cache", "folder"} <= folders
+    recipe = {
+        "description": "~200 halls",
+        "licences": ["/Own/ images"],
+        "data": {
+            "name": "auto",
+            "images": "./rgb/*.png",
+            "group": r".*(drive\d+)/.*",
+            "classes": {"folder": "a/b", "other": ["./c"]},
+            "ignore": ["/d/e"],
+        },
+        "head": {"options": {"mode": "/f/g"}},
+    }
+    paths = dict.fromkeys([*folders, "source", "start_from"], "/home/me/last")
+    config = {"config": {"model_type": "dinov3_vit", "_name_or_path": "/home/me/last"}}
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    training = TrainingSection(recipe={**recipe, "paths": paths, "backbone": config})
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"training": training}))
+    shared = prepare(bundle, licence="mit").bundle.manifest.training.recipe
+    assert {key: shared[key] for key in recipe} == recipe
+    assert shared["paths"] == dict.fromkeys(paths, "last")
+    assert shared["backbone"]["config"]["_name_or_path"] == "last"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trainings import CONVNEXT, forget_accelerator, tiny_recipe
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
-from dinov3_seg_ros.support.errors import ClusterError, OutputError, ParameterError
+from dinov3_seg_ros.support.errors import ClusterError, OutputError, ParameterError, RuntimeUnavailableError
 from training import cache_features
 from training import predict as command
 from training.cluster import features, prediction, session
@@ -312,6 +312,13 @@ def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
     assert predict(bundle, folder, output, "--cluster", "auto", "--partition", 2, "--resume") == 0
     assert sorted(json.loads(task)["number"] for task in here.tasks) == [0, 2]
     check_like_one_process(bundle, folder, tmp_path)
+
+
+def test_without_ray_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(RuntimeUnavailableError, match=r"ray is not installed: pip install '\.\[cluster\]'"):
+        open_cluster("auto").__enter__()
 
 
 @pytest.mark.parametrize(

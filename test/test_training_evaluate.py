@@ -22,6 +22,7 @@ from rich.console import Console
 from trainings import forget_accelerator, tiny_recipe
 
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
@@ -190,7 +191,7 @@ def test_a_stride_that_leaves_gaps_is_refused(bundle):
 
 def test_a_training_refuses_a_stride_that_leaves_gaps(tmp_path):
     forget_accelerator()
-    with pytest.raises(ParameterError, match=r"\(64, 97\) leaves gaps .* \(64, 96\) pixels; set inference\.stride"):
+    with pytest.raises(ParameterError, match=r"\(64, 97\) leaves gaps .* \(64, 96\) pixels; .*stride to auto"):
         Trainer(tiny_recipe(tmp_path, inference={"mode": "slide", "stride": [64, 97]}), Console(quiet=True))
 
 
@@ -222,7 +223,7 @@ def exported(tmp_path):
 )
 def test_views_use_the_exports_where_their_size_fits(exported, geometry, views, used):
     path, image, inference = exported(geometry), picture(100, 140), Inference(**views)
-    segmenter = open_segmenter(path, inference)
+    segmenter = open_segmenter(load_bundle(path), inference)
     assert segmenter.runtime.name == used
     labels = segmenter.segment([image])[0].labels
     by_the_model = averaging(load_bundle(path), **views).segment([image])[0].labels
@@ -232,7 +233,7 @@ def test_views_use_the_exports_where_their_size_fits(exported, geometry, views, 
 
 @pytest.mark.parametrize(("geometry", "views"), [("stretch", {"scales": [0.75, 1.0]}), ("pad", {"flip": True})])
 def test_a_named_runtime_without_the_size_of_a_view_is_refused(exported, geometry, views):
-    segmenter = open_segmenter(exported(geometry), Inference(**views), ComputeOptions(runtime="onnx"))
+    segmenter = open_segmenter(load_bundle(exported(geometry)), Inference(**views), ComputeOptions(runtime="onnx"))
     with pytest.raises(ParameterError, match=r"'onnx' has graphs for 224x320 only; use --runtime torch"):
         segmenter.segment([picture(100, 140)])
 
@@ -243,7 +244,7 @@ def test_size_and_geometry_take_effect_with_averaged_views(bundle, tmp_path, vie
     other = write_tiny_bundle(tmp_path / "other", network_size=(96, 96), geometry="letterbox")
     expected = averaging(other, **views).segment([image])[0].labels
     options = ComputeOptions(runtime="torch", network_size=(96, 96), geometry="letterbox")
-    labels = open_segmenter(bundle.path, Inference(**views), options).segment([image])[0].labels
+    labels = open_segmenter(bundle, Inference(**views), options).segment([image])[0].labels
     assert np.array_equal(labels, expected)
     assert not np.array_equal(labels, averaging(bundle, **views).segment([image])[0].labels)
 
@@ -254,7 +255,7 @@ def test_size_and_geometry_take_effect_with_averaged_views(bundle, tmp_path, vie
 )
 def test_options_that_averaged_views_cannot_honour_are_refused(bundle, options, message):
     with pytest.raises(ParameterError, match=message):
-        open_segmenter(bundle.path, Inference(flip=True), ComputeOptions(runtime="torch", **options))
+        open_segmenter(bundle, Inference(flip=True), ComputeOptions(runtime="torch", **options))
 
 
 def test_batches_give_the_scores_of_single_images(bundle, data, tmp_path):
@@ -345,9 +346,9 @@ def test_of_two_bundles_one_at_a_time_is_in_memory(bundle, data, tmp_path, monke
     other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
     opened, in_memory, most = [], set(), []
 
-    def opening(path, *rest):
-        opened.append(path)
-        segmenter = open_segmenter(path, *rest)
+    def opening(one, *rest):
+        opened.append(one.path)
+        segmenter = open_segmenter(one, *rest)
         runtime, close = segmenter.runtime, segmenter.runtime.close
         in_memory.add(runtime)
         most.append(len(in_memory))
@@ -386,6 +387,19 @@ def test_a_calibrated_copy_keeps_the_labels_and_halves_the_error(bundle, data, t
     assert calibrate.main([str(copy.path), *words]) == 0
     once, twice = (load_bundle(tmp_path / name).manifest.calibration for name in ("calibrated", "again"))
     assert twice.temperature == pytest.approx(once.temperature, rel=0.05), "of both together"
+
+
+def test_a_head_whose_logits_are_not_finite_is_not_calibrated(bundle, data, tmp_path, capfd):
+    head = bundle.load_head()
+    head.scale_logits(torch.nan)
+
+    def copy_backbone(folder: Path) -> None:
+        shutil.copytree(bundle.path / "backbone", folder / "backbone")
+
+    save_bundle(tmp_path / "diverged", bundle.manifest, head.state_dict(), copy_backbone)
+    words = ["--dataset", "folder", "--data.root", str(data), "--output", str(tmp_path / "calibrated")]
+    assert calibrate.main([str(tmp_path / "diverged"), *words]) == 1
+    assert "diverged gives logits that are not finite; train it again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--sequence", "True"), ("--boundary_width", "0.1"), ("--inference.flip", "True")])
@@ -473,6 +487,18 @@ def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp
             assert min(image.size) > 100
 
 
+def test_a_bar_in_a_name_stays_in_its_column_of_the_report(bundle, data, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    manifest = (copy / "bundle.json").read_text()
+    (copy / "bundle.json").write_text(manifest.replace("class_0", "wall|door"))
+    for kind in ("images", "masks"):
+        (tmp_path / "data/val" / kind).mkdir(parents=True)
+        shutil.copy(data / "val" / kind / "0.png", tmp_path / "data/val" / kind / "left|right.png")
+    run(load_bundle(copy), tmp_path / "data", tmp_path, "--report", str(tmp_path / "report"))
+    lines = (tmp_path / "report/scores.md").read_text().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines if "|d" in line or "|r" in line] == [8, 3, 3]
+
+
 def test_a_full_disk_leaves_no_part_of_a_report(bundle, data, tmp_path, capfd):
     run(bundle, data, tmp_path, "--report", str(tmp_path / "whole"))
     size_of = {file.name: file.stat().st_size for file in (tmp_path / "whole").iterdir()}
@@ -492,6 +518,15 @@ def test_a_report_folder_in_use_is_refused_before_evaluation(bundle, data, tmp_p
     assert evaluate.main([str(bundle.path), *arguments, "--report", str(tmp_path)]) == 1
     assert "--report" in capfd.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(("command", "option"), [(evaluate, "--report"), (calibrate, "--output")])
+def test_a_folder_within_the_data_set_is_refused(bundle, data, tmp_path, monkeypatch, capfd, command, option):
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "folder", "--data.root", str(data), option, str(data / "val/images/new")]
+    assert command.main([str(bundle.path), *words]) == 1
+    assert f"new lies in {data}, so the next run would read" in capfd.readouterr().err
+    assert not (data / "val/images/new").exists()
 
 
 def test_an_image_without_labelled_pixels_is_no_example(bundle, data, tmp_path):
@@ -520,6 +555,8 @@ def test_a_recipe_states_how_its_bundle_is_evaluated(tmp_path):
     assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output), *once]) == 0
     recorded = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert json.loads(output.read_text())["miou"] == pytest.approx(recorded["miou"], abs=1e-4)
+    smaller = ["--network-size", "32", "32"]  # than the stride between windows of the recipe's size
+    assert evaluate.main([str(tmp_path / "run" / "best"), "--json", str(output), *smaller]) == 0
 
 
 def test_a_resumed_training_is_evaluated_by_its_new_inference(tmp_path):
@@ -534,6 +571,9 @@ def test_a_resumed_training_is_evaluated_by_its_new_inference(tmp_path):
     command = [str(tmp_path / "run" / "best"), "--json", str(output), "--inference.flip", "True"]
     assert evaluate.main(command) == 0
     assert json.loads(output.read_text())["miou"] == at_the_end["miou"]
+    forget_accelerator()
+    assert train.main([str(path), "--resume", "--inference.mode", "whole"]) == 0
+    assert not (tmp_path / "run" / "evaluation.json").exists(), "of one view, the history has the scores"
 
 
 def test_a_resumed_training_is_evaluated_where_its_data_lie_now(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,13 @@ from training.recipes.loading import RECIPES_FOLDER, load_recipe
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.recipes.resolve import lasting
 from training.recipes.schema import Recipe
+from training.samples.transforms import Augmentation
 
+SIZE = {"network_size": [64, 96]}
 MINIMAL = {
     "name": "minimal",
     "data": {"name": "scenes", "count": 8},
-    "input": {"network_size": [64, 96]},
+    "input": SIZE,
     "backbone": {"source": "somewhere"},
     "epochs": 1,
 }
@@ -67,6 +71,17 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"head": {"options": {"strides": [4], "num_classes": 3}}}, r"head\.options: num_classes, strides .*from data"),
         ({"optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, r"optimizer\.betas\.1: .*less than 1"),
         ({"optimizer": {"name": "adam", "betas": [-0.1, 0.9]}}, r"optimizer\.betas\.0: .*greater than or equal to 0"),
+        ({"optimizer": {"name": "adamw", "lr": math.inf}}, r"optimizer\.lr: .*finite number"),
+        ({"optimizer": {"name": "sgd", "weight_decay": math.nan}}, r"optimizer\.weight_decay: .*finite number"),
+        ({"input": {**SIZE, "mean": [123.675, 116.28, 103.53]}}, r"input\.mean\.0: .*less than or equal to 1"),
+        ({"input": {**SIZE, "mean": [-0.1, 0.5, 0.5]}}, r"input\.mean\.0: .*greater than or equal to 0"),
+        ({"input": {**SIZE, "std": [0.2, 57.12, 0.2]}}, r"input\.std\.1: .*less than or equal to 1"),
+        ({"input": {**SIZE, "std": [0.2, 0.2, 0]}}, r"input\.std\.2: .*greater than 0"),
+        ({"input": {**SIZE, "std": [math.nan, 0.2, 0.2]}}, r"input\.std\.0: .*finite number"),
+        ({"losses": [{"name": "dice", "weight": 0}]}, r"losses\.0\.weight: .*greater than 0"),
+        ({"losses": [{"name": "focal", "weight": math.nan}]}, r"losses\.0\.weight: .*finite number"),
+        ({"losses": [{"name": "focal", "class_weights": [1, -1]}]}, r"class_weights\.1: .*greater than or equal to 0"),
+        ({"losses": [{"name": "cross_entropy", "class_weights": [0, 0]}]}, r"losses\.0\.class_weights: all are 0"),
         ({"augmentation": {"scale": [0, 1]}}, r"augmentation\.scale\.0: .*greater than 0"),
         ({"augmentation": {"scale": [2, 0.5]}}, r"augmentation\.scale: .*2 before 0\.5"),
         ({"augmentation": {"contrast": [1.5, 1]}}, r"augmentation\.contrast: .*1\.5 before 1"),
@@ -97,6 +112,20 @@ def test_overrides_reach_every_depth(tmp_path):
     assert (recipe.backbone.class_token, recipe.backbone.output_stride) == (True, 8)
     assert recipe.head.options == {"width": 24, "rates": [1, 2]}
     assert recipe.batch_size == load_recipe(path).batch_size
+
+
+def test_a_mapping_may_merge_one_that_stands_deeper_and_merges_too(tmp_path):
+    path = write(tmp_path, epochs=None)
+    stages = """
+        stages:
+        - {epochs: 1, augmentation: &weak {brightness: 0.1, contrast: [0.9, 1.1]}}
+        - {epochs: 1, augmentation: &strong {<<: *weak, brightness: 0.3}}
+        augmentation: {<<: *strong, hue: 0.1}
+        """
+    path.write_text(path.read_text() + textwrap.dedent(stages))
+    recipe = load_recipe(path)
+    assert recipe.augmentation == Augmentation(brightness=0.3, contrast=(0.9, 1.1), hue=0.1)
+    assert recipe.stages[1].augmentation == Augmentation(brightness=0.3, contrast=(0.9, 1.1))
 
 
 def test_a_value_may_follow_an_equals_sign(tmp_path):

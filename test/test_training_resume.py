@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -28,6 +30,7 @@ from training.loop.stages import StageRun
 from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
+from training.train import main
 
 BUNDLES = ("best", "best_loss", "last")
 KILLS = 4
@@ -309,6 +312,26 @@ def test_a_folder_in_use_is_refused(tmp_path):
     output = train(recipe).output
     with locked(output), pytest.raises(OutputError, match="another training"):
         train(recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "words", "is_running", "message"),
+    [
+        ("run", [], False, "run holds a training; continue it with --resume"),
+        ("run", [], True, "another training is writing .*run"),
+        ("run", ["--resume"], True, "another training is writing .*run"),
+        ("run/fold_1", ["--folds", "2"], False, "fold_1 holds a training; continue it with --resume"),
+    ],
+)
+def test_a_training_in_the_folder_is_told_before_data_are_read(tmp_path, capfd, folder, words, is_running, message):
+    data = {"name": "folder", "root": str(tmp_path / "nowhere")}
+    path, output = tmp_path / "recipe.json", tmp_path / folder
+    path.write_text(tiny_recipe(tmp_path, data=data).model_dump_json())
+    output.mkdir(parents=True)
+    (output / "recipe.yaml").write_text("name: tiny")
+    with locked(output) if is_running else contextlib.nullcontext():
+        assert main([str(path), *words]) == 1
+    assert re.search(message, capfd.readouterr().err)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -5,6 +5,7 @@ the commands. The rooms, from the ground up, import only the rooms above them in
 
 - support: what all rooms share, such as errors of writing, processes, random numbers, the base of settings
 - data: data sets, their classes and their content
+- checks: what is wrong with a data set, before a training starts
 - samples: augmented training samples, their batches, and cached features
 - losses, optimization: what training minimises, and how it updates the weights
 - evaluation: averaged views of an image, and scores
@@ -13,5 +14,6 @@ the commands. The rooms, from the ground up, import only the rooms above them in
 - prediction: frames of any source through a bundle, and what is written of each
 - recipes: the schema of recipes, the recipes themselves, and overrides from the command line
 - loop: the training itself, from a recipe to bundles
+- sharing: bundles to the Hugging Face Hub: what may be shared, the upload
 - cluster: work on many processes, by Ray
 """

@@ -6,6 +6,7 @@ stay as they are, and nothing is computed in addition on the robot.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,15 +18,14 @@ from rich.console import Console
 from rich.progress import track
 
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE, CalibrationSection
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, CalibrationSection, Manifest
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.bundle.saving import save_bundle
-from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
-from training.evaluation.loop import check_classes, segment_all
+from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
@@ -42,26 +42,30 @@ class CalibrationSettings(Section):
     """Which part of the data set."""
 
 
-def calibrate(path: Path, settings: CalibrationSettings, output: Path, console: Console) -> Bundle:
+def calibrate(bundle: Bundle, settings: CalibrationSettings, output: Path, console: Console) -> Bundle:
     """Write a calibrated copy of a bundle, without its exports, which belong to the old head.
 
     Args:
-        path: folder of the bundle.
+        bundle: is not changed.
         settings: data set and split to fit on.
         output: folder of the copy; must be new or empty.
         console: shows the progress if it is a terminal.
 
     Raises:
         DatasetError: the classes differ, no pixel is labelled, or an item cannot be read.
-        BundleError, BackboneError: the bundle cannot be loaded.
-        OutputError: the folder holds something, or cannot be written.
+        BundleError, BackboneError: the bundle's network cannot be loaded, or its logits are not finite.
+        OutputError: the folder holds something, lies in the data set's, or cannot be written.
     """
     check_free(output, "--output")
-    bundle, data = load_bundle(path), settings.data.open(settings.split)
-    check_classes(path, data)
-    fitted = fit_temperature(_sample(path, data, console))
-    if fitted is None:
+    check_outside_data(output, settings.data)
+    data = settings.data.open(settings.split)
+    check_classes(bundle, data)
+    pixels = _sample(bundle, data, console)
+    if not len(pixels.tensors()[1]):
         raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
+    fitted = fit_temperature(pixels)
+    if fitted is None:
+        raise BundleError(f"{bundle.path} gives logits that are not finite; train it again with a lower optimizer.lr")
     head = bundle.load_head()
     head.scale_logits(1 / fitted["temperature"])
     before = bundle.manifest.calibration
@@ -80,22 +84,22 @@ def calibrate(path: Path, settings: CalibrationSettings, output: Path, console: 
         return save_bundle(output, manifest, head.state_dict(), copy_backbone)
 
 
-def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[str] = ()) -> CalibrationSettings:
+def find_settings(manifest: Manifest, dataset: str | None = None, overrides: Sequence[str] = ()) -> CalibrationSettings:
     """Find the images that a bundle is calibrated on.
 
     Args:
-        path: the bundle's folder.
+        manifest: of the bundle.
         dataset: a data set's name, or a recipe that names one; default: the bundle's own.
         overrides: of `CalibrationSettings`, as on the command line.
 
     Raises:
-        SegmentationError: the bundle, the data set or the overrides do not fit.
+        SegmentationError: the data set or the overrides do not fit.
     """
-    manifest, overrides = load_bundle(path).manifest, separated(overrides)
+    overrides = separated(overrides)
     return apply_overrides(CalibrationSettings(data=find_data(dataset, manifest, overrides)), overrides)
 
 
-def _sample(path: Path, data: SegmentationDataset, console: Console) -> PixelSample:
+def _sample(bundle: Bundle, data: SegmentationDataset, console: Console) -> PixelSample:
     """Logits of some pixels of every item, by the model itself, as training fits its temperature."""
     pixels = PixelSample(len(data))
 
@@ -103,8 +107,8 @@ def _sample(path: Path, data: SegmentationDataset, console: Console) -> PixelSam
         pixels.add(torch.as_tensor(found.logits), found.window, truth, len(data.class_names), index)
 
     indices = track(range(len(data)), "calibrating", console=console, disable=not console.is_terminal)
-    options = ComputeOptions(runtime="torch")
-    segment_all(Segmenter.from_bundle(path, **options.model_dump()), data, indices, add)
+    with contextlib.closing(Segmenter.from_bundle(bundle, "torch")) as segmenter:
+        segment_all(segmenter, data, indices, add)
     return pixels
 
 
@@ -126,16 +130,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
-        console = Console(markup=False)
-        settings = find_settings(options.bundle, options.dataset, overrides)
-        done = calibrate(options.bundle, settings, options.output, console).manifest.calibration
+        console, bundle = Console(markup=False), load_bundle(options.bundle)
+        settings = find_settings(bundle.manifest, options.dataset, overrides)
+        done = calibrate(bundle, settings, options.output, console).manifest.calibration
         assert done is not None  # written just now
         console.print(
             f"temperature {done.temperature:.3f}; expected calibration error of {done.images} images "
             f"{percent(done.ece_before)} before, {percent(done.ece)} now; written to {options.output}",
             soft_wrap=True,
         )
-        if any(find_exports(load_bundle(options.bundle))):
+        if any(find_exports(bundle)):
             console.print(
                 f"it has no exports yet; make them with: python -m dinov3_seg_ros.export {options.output}",
                 soft_wrap=True,

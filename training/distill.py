@@ -22,6 +22,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
+from dinov3_seg_ros.frames.classes import label_type
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.output_classes import confidence_threshold
 from dinov3_seg_ros.frames.value_range import chosen_range
@@ -41,7 +42,6 @@ from training.unlabelled.teacher import Teacher
 
 _CLASSES_FILE, _CONFIDENCE = "classes.yaml", ".confidence"
 _LEVELS = 256  # confidence is uint8
-_MASK_DTYPES = {255: np.uint8, 65535: np.uint16}
 
 
 class DistillSettings(Section):
@@ -130,7 +130,7 @@ def distill(
         for mask in image_of:
             labels, confidence = (_read_png(output / folder / mask) for folder in (MASKS, _CONFIDENCE))
             kept = np.where(confidence >= levels[labels], labels, classes.unlabelled)
-            _write_png(output / MASKS / mask, kept.astype(_MASK_DTYPES[classes.unlabelled]))
+            _write_png(output / MASKS / mask, kept.astype(label_type(len(classes.names))))
         shutil.rmtree(output / _CONFIDENCE)
         with replacing_file(output / _CLASSES_FILE) as temporary:
             colours = {name: list(colour) for name, colour in zip(classes.names, classes.palette, strict=True)}

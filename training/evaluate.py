@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
+from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, Bundle, load_bundle
 from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
-from dinov3_seg_ros.options import ComputeOptions
+from dinov3_seg_ros.options import ComputeOptions, TemporalSmoothing
 from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.command_line import add_flags, read_flags, run_command
 from dinov3_seg_ros.support.errors import BundleError, DatasetError, SegmentationError
@@ -32,7 +32,7 @@ from training.data.labelled_images import LabelledImages
 from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
-from training.evaluation.loop import check_classes, segment_all
+from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.scores import Scores, per_class_name
 from training.recipes.of_bundle import find_data, read_own
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
@@ -59,7 +59,7 @@ class EvaluationSettings(Section):
     sequence: bool = False
     """Whether the images follow one another in time, as those of a video do; then flicker is a score. Their order is
     that of their paths, in which numbers are compared as numbers. Cuts are seen."""
-    temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    temporal_smoothing: TemporalSmoothing = 0.0
     """For a sequence: the weight of previous frames, as the node's parameter of this name."""
 
 
@@ -130,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report is not None:
             check_free(options.report, "--report")
         settings = find_settings(options.bundle, options.dataset, overrides)
+        if options.report is not None:
+            check_outside_data(options.report, settings.data)
         scores = evaluate_bundle(options.bundle, console, settings, options.report, compute, options.against)
         console.print(scores_table(scores))
         if options.against is not None:
@@ -172,14 +174,16 @@ def evaluate_bundle(
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
-    check_classes(path, data)
+    bundle, other_bundle = load_bundle(path), None
+    check_classes(bundle, data)
     if against is not None:  # before the first image, since an evaluation takes long
         try:
-            check_classes(against, data)
-            open_segmenter(against, settings.inference, compute).close()
+            other_bundle = load_bundle(against)
+            check_classes(other_bundle, data)
+            open_segmenter(other_bundle, settings.inference, compute).close()
         except SegmentationError as error:
             raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
-    found, flicker = _evaluate_one(path, settings, data, compute, console, examples)
+    found, flicker = _evaluate_one(bundle, settings, data, compute, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
         "flicker": flicker,
@@ -188,8 +192,8 @@ def evaluate_bundle(
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
-    if against is not None:
-        other, other_flicker = _evaluate_one(against, settings, data, compute, console)
+    if other_bundle is not None:
+        other, other_flicker = _evaluate_one(other_bundle, settings, data, compute, console)
         difference = found.differences(other, settings.bootstrap)
         summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
@@ -216,7 +220,7 @@ def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[st
 
 
 def _evaluate_one(
-    path: Path,
+    bundle: Bundle,
     settings: EvaluationSettings,
     data: SegmentationDataset,
     compute: ComputeOptions,
@@ -238,7 +242,7 @@ def _evaluate_one(
 
     order = _in_time(data) if settings.sequence else list(range(len(data)))
     indices = track(order, "evaluating", console=console, disable=not console.is_terminal)
-    with contextlib.closing(open_segmenter(path, settings.inference, compute)) as segmenter:
+    with contextlib.closing(open_segmenter(bundle, settings.inference, compute)) as segmenter:
         segment_all(segmenter, data, indices, compare, smoother)
     return scores, flicker.share() if flicker is not None else None
 

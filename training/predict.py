@@ -132,14 +132,14 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
     """Segment what the command line names, write the summary and print it; return the exit code."""
     check_free(options.output, "--output")
     check_outside(options.output, options.input)
-    manifest = load_bundle(options.bundle).manifest
-    value_range = chosen_range(settings.value_range, manifest.input.value_range)
+    bundle = load_bundle(options.bundle)
+    value_range = chosen_range(settings.value_range, bundle.manifest.input.value_range)
     opened = open_input(options.input, value_range, options.topics)
     settings.check_rate(opened.rate)
     source = opened.source()
-    segmenter = open_segmenter(options.bundle, settings.inference, compute)
-    done = predict(segmenter, manifest, source, options.output, settings, Console(markup=False))
-    return _conclude(options, settings, compute, done, segmenter.runtime.description)
+    segmenter = open_segmenter(bundle, settings.inference, compute)
+    done = predict(segmenter, bundle.manifest, source, options.output, settings, Console(markup=False))
+    return _conclude(options, bundle.manifest, settings, compute, done, segmenter.runtime.description)
 
 
 def _predict_on_cluster(
@@ -149,13 +149,13 @@ def _predict_on_cluster(
     if settings.frames is not None:
         raise UsageError("--frames is for a short look, which one process takes; leave out --cluster")
     check_outside(options.output, options.input)
-    manifest, output = load_bundle(options.bundle).manifest, options.output.absolute()
+    bundle, output = load_bundle(options.bundle), options.output.absolute()
     job = PredictionJob(
         # A shipped bundle and one on the Hub are found by their names on each machine.
         bundle=_absolute(options.bundle) if (options.bundle / MANIFEST_FILE).exists() else str(options.bundle),
-        bundle_digest=bundle_digest(options.bundle),
+        bundle_digest=bundle_digest(bundle),
         source=_absolute(options.input),
-        value_range=chosen_range(settings.value_range, manifest.input.value_range),
+        value_range=chosen_range(settings.value_range, bundle.manifest.input.value_range),
         topics=tuple(options.topics),
         output=str(output),
         settings=settings,
@@ -168,7 +168,7 @@ def _predict_on_cluster(
             unreadable = _unreadable_before(options.output)
             print(f"{options.output} is complete, {len(unreadable)} skipped; nothing was left to do")
             return FAILED if unreadable else DONE
-        code = _conclude(options, settings, compute, *found)
+        code = _conclude(options, bundle.manifest, settings, compute, *found)
         partitions.remove()
     return code
 
@@ -196,7 +196,12 @@ def _unreadable_before(output: Path) -> dict[str, str]:
 
 
 def _conclude(
-    options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions, done: Prediction, runtime: str
+    options: argparse.Namespace,
+    manifest: Manifest,
+    settings: PredictionSettings,
+    compute: ComputeOptions,
+    done: Prediction,
+    runtime: str,
 ) -> int:
     """Write the summary and print it; return the exit code."""
     summary = {
@@ -205,7 +210,7 @@ def _conclude(
         "runtime": runtime,
         **done.summary(),
         "settings": {**settings.model_dump(mode="json"), **compute.model_dump(mode="json")},
-        "classes": load_bundle(options.bundle).manifest.classes.names,
+        "classes": manifest.classes.names,
     }
     with writing(options.output):
         write_json(options.output / SUMMARY_FILE, summary)

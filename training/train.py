@@ -21,8 +21,8 @@ from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_n
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
 from training.evaluate import EvaluationSettings, evaluate_bundle
-from training.loop.folds import SCORES, SUMMARY_FILE, train_folds
-from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, differences
+from training.loop.folds import SCORES, SUMMARY_FILE, fold_recipe, train_folds
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable, differences
 from training.loop.trainer import Trainer
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> None:
+    if not dry_run and process_state().is_main_process:
+        check_startable(output_folder(recipe), resume)
     found = recipe.data.found()
     if found.kind != recipe.data.name or found.notes:
         for line in found.lines():
@@ -91,7 +93,11 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
     console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
-    if trainer.recipe.inference.looks_once or not process_state().is_main_process:
+    if not process_state().is_main_process:
+        return best
+    if trainer.recipe.inference.looks_once:
+        with writing(trainer.output):
+            (trainer.output / EVALUATION_FILE).unlink(missing_ok=True)  # of a start with other views
         return best
     scores = _evaluate(trainer.output, trainer.recipe, console)
     console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
@@ -118,6 +124,9 @@ def _evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
 
 
 def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) -> None:
+    if process_state().is_main_process:
+        for fold in range(folds):
+            check_startable(Path(fold_recipe(recipe, folds, fold).output), resume)
     summary = train_folds(recipe, folds, lambda part: _run(Trainer(part, console), resume, console), console)
     table = Table("", "mean", "95 % interval", *(f"fold {number}" for number in range(folds)), title_justify="left")
     for name, score in [(name, summary[name]) for name in SCORES] + list(summary["per_class_iou"].items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from typing import Annotated, TypeAlias
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Red, green and blue, 0..255.
@@ -75,6 +76,11 @@ class MaskValues(BaseModel):
 def unlabelled_value(num_classes: int) -> int:
     """The mask value that stands for no class: 255 (uint8 masks) for up to 255 classes, else 65535 (uint16)."""
     return 255 if num_classes <= 255 else 65535
+
+
+def label_type(num_classes: int) -> type[np.unsignedinteger]:
+    """The type of labels and masks: uint8 for up to 255 classes, else uint16; see `unlabelled_value`."""
+    return np.uint8 if num_classes <= 255 else np.uint16
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:

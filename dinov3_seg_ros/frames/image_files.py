@@ -109,7 +109,7 @@ def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarr
                 f"{source} has more than 16 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits",
                 "unreadable file",
             )
-        if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))
 
@@ -145,13 +145,22 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     with _picture(source) as picture:
         width, height = picture.size
-        return (width, height) if _is_turned(picture) else (height, width)
+        return (width, height) if _orientation(picture) in _TURNED_BY_A_QUARTER else (height, width)
+
+
+def orientation(source: ImageSource) -> int:
+    """EXIF's orientation of an image, 1 to 8; 1: it is seen as it is stored.
+
+    Raises:
+        ItemError: the file is no image.
+    """
+    with _picture(source) as picture:
+        return _orientation(picture)
 
 
 def is_turned(source: ImageSource) -> bool:
     """Whether the EXIF tag of an image turns it by a quarter, so that height and width change places."""
-    with _picture(source) as picture:
-        return _is_turned(picture)
+    return orientation(source) in _TURNED_BY_A_QUARTER
 
 
 def has_alpha(source: ImageSource) -> bool:
@@ -247,5 +256,6 @@ def _content(source: ImageSource, size: int = -1) -> bytes:
         return file.read(size)
 
 
-def _is_turned(picture: Image.Image) -> bool:
-    return picture.getexif().get(_EXIF_ORIENTATION, 1) in _TURNED_BY_A_QUARTER
+def _orientation(picture: Image.Image) -> int:
+    found = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    return found if found in range(1, 9) else 1

@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.classes import MaskValues, unlabelled_value
+from dinov3_seg_ros.frames.classes import MaskValues, label_type, unlabelled_value
 from dinov3_seg_ros.frames.image_files import ImageSource, MaskPixels, colour_value, is_turned, value_colour
 from dinov3_seg_ros.support.errors import ItemError
 
@@ -39,7 +39,7 @@ class LabelTable:
         rest: int | None = None,
     ) -> None:
         self._values = np.array(sorted(label_of), np.uint32)
-        self._labels = np.array([label_of[value] for value in sorted(label_of)], _dtype(class_count))
+        self._labels = np.array([label_of[value] for value in sorted(label_of)], label_type(class_count))
         self._name, self._advice, self.rest = name, advice, rest
 
     def pairs(self) -> list[tuple[int, int]]:
@@ -240,7 +240,3 @@ def _palette_labels(indices: np.ndarray, palette: np.ndarray, source: object, ta
             "indices are the class ids, give data.classes without colours",
             "value of no class",
         ) from error
-
-
-def _dtype(class_count: int) -> type[np.unsignedinteger]:
-    return np.uint8 if class_count <= 255 else np.uint16

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dinov3_seg_ros.frames.classes import Byte, ClassesSection, unlabelled_value
+from dinov3_seg_ros.frames.classes import Byte, ClassesSection, label_type, unlabelled_value
 from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.yaml_text import parse_yaml
@@ -127,7 +127,7 @@ class OutputClasses:
             named = set(itertools.chain(*published_as))
             groups = tuple(sorted([*published_as, *((index,) for index in ids.values() if index not in named)]))
             decoded_unlabelled = unlabelled_value(len(groups))
-            lookup = np.full(decoded_unlabelled + 1, unlabelled, np.uint8 if unlabelled == 255 else np.uint16)
+            lookup = np.full(decoded_unlabelled + 1, unlabelled, label_type(len(names)))
             for position, group in enumerate(groups):
                 lookup[position] = published_as.get(group, unlabelled)
             if len(groups) == len(ids):

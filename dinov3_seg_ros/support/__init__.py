@@ -1,1 +1,1 @@
-"""What every other room may use: errors, files, installed resources, timing and metrics."""
+"""What every other room may use; it imports none of them."""

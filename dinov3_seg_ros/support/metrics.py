@@ -73,8 +73,8 @@ class ConfusionMatrix:
         return self.counts.diagonal()
 
 
-def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Divide two arrays of counts of the same shape; NaN where ``whole`` is 0."""
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Divide two arrays of counts, of the same shape; NaN where ``whole`` is 0."""
     quotient: NDArray[np.float64] = np.full(part.shape, np.nan)
     np.divide(part, whole, out=quotient, where=whole > 0)
     return quotient

@@ -12,7 +12,17 @@ _MERGE = "tag:yaml.org,2002:merge"
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which alone would take the last of several values of a key without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if node not in self._checked:  # the second time, merged keys stand beside its own
+            self._checked.add(node)
+            self._check(node)
+        super().flatten_mapping(node)
+
+    def _check(self, node: yaml.MappingNode) -> None:
         seen: list[Any] = []
         for key_node, _ in node.value:
             key = None if key_node.tag == _MERGE else self.construct_object(key_node, deep=True)
@@ -21,7 +31,6 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"'{key}' stands there twice; remove one", key_node.start_mark
                 )
             seen.append(key)
-        return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:

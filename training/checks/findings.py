@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,10 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from dinov3_seg_ros.frames.image_files import StoredImage
+from dinov3_seg_ros.frames.image_files import image_size, is_turned, orientation
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.likeness import thumbnail
 from training.data import DataSection, IncompleteError, SegmentationDataset, Split
@@ -24,11 +22,6 @@ from training.data.labelled_images import LabelledImages
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24
-# EXIF's tag of the orientation; its values that mirror an image, turn it by half, or both; and those that turn it by a
-# quarter, which leaves the size of a square alone.
-_ORIENTATION = 0x0112
-_HALF_TURNS = (2, 3, 4)
-_QUARTER_TURNS = (5, 6, 7, 8)
 # A larger share of images without a shape is told.
 _FEW_EMPTY = 0.1
 
@@ -232,9 +225,10 @@ def _is_turned_unseen(data: SegmentationDataset, index: int) -> bool:
     if not isinstance(data, LabelledImages) or data.mask_values is None:
         return False
     source = data.samples[index].source()
-    with Image.open(io.BytesIO(source.content) if isinstance(source, StoredImage) else source) as picture:
-        unseen = _HALF_TURNS if picture.width != picture.height else (*_HALF_TURNS, *_QUARTER_TURNS)
-        return picture.getexif().get(_ORIENTATION) in unseen
+    if is_turned(source):
+        height, width = image_size(source)
+        return height == width
+    return orientation(source) != 1
 
 
 def _hash(array: np.ndarray) -> bytes:

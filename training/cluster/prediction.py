@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 from rich.console import Console
 
-from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE as BUNDLE_FILE
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.frames.video import new_video
@@ -89,8 +89,9 @@ class PredictionWorker:
         if self._input.rate is not None:  # the video is drawn when all masks are there
             masks = job.settings.masks or job.settings.overlays
             self._settings = job.settings.model_copy(update={"masks": masks, "overlays": False})
-        self._manifest = _checked_manifest(job)
-        self._segmenter = open_segmenter(Path(job.bundle), job.settings.inference, job.compute)
+        bundle = _load_checked(job)
+        self._manifest = bundle.manifest
+        self._segmenter = open_segmenter(bundle, job.settings.inference, job.compute)
         self._segmenter.warm_up()
         self._partitions = Partitions(Path(job.output))
 
@@ -142,7 +143,7 @@ def predict_on_cluster(
         OutputError: the output folder holds something else, or cannot be written.
         KeyboardInterrupt: what is done is kept.
     """
-    settings, manifest = job.settings, _checked_manifest(job)
+    settings, manifest = job.settings, _load_checked(job).manifest
     source = open_input(job.source, job.value_range, job.topics)
     settings.check_rate(source.rate)
     parts = source.parts(cluster.partition)
@@ -221,20 +222,21 @@ def _draw_video(
             writer.write_overlay(name, image, labels)
 
 
-def bundle_digest(bundle: Path) -> str:
+def bundle_digest(bundle: Bundle) -> str:
     """SHA-256 of a bundle's manifest, which holds those of its files."""
-    return sha256_of_file(load_bundle(bundle).path / BUNDLE_FILE)
+    return sha256_of_file(bundle.path / BUNDLE_FILE)
 
 
-def _checked_manifest(job: PredictionJob) -> Manifest:
-    """The manifest of the job's bundle.
+def _load_checked(job: PredictionJob) -> Bundle:
+    """Load the job's bundle.
 
     Raises:
         BundleError: it is another bundle on this machine.
     """
-    if bundle_digest(Path(job.bundle)) != job.bundle_digest:
+    bundle = load_bundle(job.bundle)
+    if bundle_digest(bundle) != job.bundle_digest:
         raise BundleError(
             f"'{job.bundle}' is another bundle on {socket.gethostname()} than where the command was started; give all "
             "machines the same"
         )
-    return load_bundle(job.bundle).manifest
+    return bundle

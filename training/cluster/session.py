@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import ClusterError, RuntimeUnavailableError, SegmentationError
 from dinov3_seg_ros.support.files import locked
+from dinov3_seg_ros.support.installation import how_to_install
 
 if TYPE_CHECKING:
     import types
@@ -185,9 +186,7 @@ def open_cluster(address: str, processes: int | None = None, threads: int = 0) -
         import ray
         import ray.data
     except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"{error.name} is not installed: pip install 'dinov3_seg_ros[cluster]'"
-        ) from error
+        raise RuntimeUnavailableError(f"{error.name} is not installed: {how_to_install('cluster')}") from error
     is_own = address == THIS_MACHINE
     if ray.is_initialized():
         yield Cluster(ray, is_own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.frames.classes import label_type
 from dinov3_seg_ros.support.errors import ImageError
 
 
@@ -46,7 +47,7 @@ def _bands(labels: np.ndarray, outside: int, pixels: int) -> np.ndarray:
 
     A pixel lies inside where the smallest and the largest label around it are equal: two filters for all classes.
     """
-    labels = np.minimum(labels, outside).astype(np.uint8 if outside <= 255 else np.uint16)
+    labels = np.minimum(labels, outside).astype(label_type(outside))
     framed = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=outside)
     square = np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)
     inside = (cv2.erode(framed, square) == cv2.dilate(framed, square))[1:-1, 1:-1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.preprocessing import Placement, check_geometry, check_image, fill_canvas, place
 from dinov3_seg_ros.options import FRAME_SIZED, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
@@ -54,24 +53,24 @@ class Inference(Section):
         """Whether all views have canvases of the network size, for frames of any size."""
         return self.mode == "slide" or (geometry not in FRAME_SIZED and self.scales == (1.0,))
 
-    def resolved(self, network_size: Size) -> Inference:
-        """These settings with every "auto" replaced by its value.
+    def stride_of(self, network_size: Size) -> Size:
+        """Rows and columns from one window to the next.
 
         Args:
             network_size: (height, width) of the windows, pixels.
 
         Raises:
-            ParameterError: the stride leaves gaps between windows.
+            ParameterError: they leave gaps between windows.
         """
         if self.stride == "auto":
             height, width = network_size
-            return self.model_copy(update={"stride": (max(round(height * 2 / 3), 1), max(round(width * 2 / 3), 1))})
+            return max(round(height * 2 / 3), 1), max(round(width * 2 / 3), 1)
         if self.mode == "slide" and any(step > side for step, side in zip(self.stride, network_size, strict=True)):
             raise ParameterError(
                 f"a stride of {self.stride} leaves gaps between windows of {tuple(network_size)} pixels; set "
-                "inference.stride to at most that"
+                "inference.stride to auto, or to at most that"
             )
-        return self
+        return self.stride
 
 
 class AveragingSegmenter:
@@ -96,7 +95,8 @@ class AveragingSegmenter:
         manifest = bundle.manifest
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
         self._window: tuple[int, int] = manifest.input.network_size
-        self.runtime, self._inference = runtime, inference.resolved(self._window)
+        self.runtime, self._inference = runtime, inference
+        self._stride = inference.stride_of(self._window)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
@@ -173,12 +173,11 @@ class AveragingSegmenter:
 
     def _slide(self, canvas: np.ndarray) -> Tensor:
         """Logits (1, C, H, W) of every pixel of a canvas, averaged over the windows that show the pixel."""
-        (height, width), stride = self._window, self._inference.stride
-        assert stride != "auto"  # the settings are resolved
+        height, width = self._window
         total: Tensor | None = None
         windows = torch.zeros(canvas.shape[:2])
-        for top in _starts(canvas.shape[0], height, stride[0]):
-            for left in _starts(canvas.shape[1], width, stride[1]):
+        for top in _starts(canvas.shape[0], height, self._stride[0]):
+            for left in _starts(canvas.shape[1], width, self._stride[1]):
                 rows, columns = slice(top, top + height), slice(left, left + width)
                 logits = self._logits(np.ascontiguousarray(canvas[rows, columns]))
                 if total is None:
@@ -201,12 +200,12 @@ class AveragingSegmenter:
 
 
 def open_segmenter(
-    path: Path, inference: Inference, options: ComputeOptions | None = None
+    bundle: Bundle, inference: Inference, options: ComputeOptions | None = None
 ) -> Segmenter | AveragingSegmenter:
-    """Load a bundle into a segmenter: the robot's own for one view, else one that averages views.
+    """Load the network of a bundle into a segmenter: the robot's own for one view, else one that averages views.
 
     Args:
-        path: folder of the bundle.
+        bundle: holds the network.
         inference: the views of an image.
         options: how to compute, with network size and geometry in place of the bundle's. The runtime ``auto`` is torch
             where views are of other sizes than the exports.
@@ -216,13 +215,13 @@ def open_segmenter(
     """
     options = options or ComputeOptions()
     if inference.looks_once:
-        return Segmenter.from_bundle(path, **options.model_dump())
+        return Segmenter.from_bundle(bundle, **options.model_dump())
     if options.max_batch > 1:
         raise ParameterError(
             f"max_batch is {options.max_batch}, but averaged views are computed one after the other; leave it at 1"
         )
     limit_threads(options.threads)
-    bundle = _with_input(load_bundle(path), options)
+    bundle = _with_input(bundle, options)
     network = bundle.manifest.input
     size = network.network_size if inference.has_one_canvas(network.geometry) else None
     # The exports have the size of the robot's view.

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.files import check_outside
 from training.data import SegmentationDataset
+from training.data.base import DataSettings
 from training.evaluation.inference import AveragingSegmenter
 
 #: Of image files, which do not say when they were taken.
@@ -21,14 +23,21 @@ FRAMES_PER_SECOND = 10.0
 OnPrediction = Callable[[int, np.ndarray, np.ndarray, HeadSegmentation], None]
 
 
-def check_classes(path: Path, data: SegmentationDataset) -> None:
+def check_classes(bundle: Bundle, data: SegmentationDataset) -> None:
     """Raise DatasetError unless a bundle has the classes of the data set."""
-    classes = load_bundle(path).manifest.classes.names
+    classes = bundle.manifest.classes.names
     if data.class_names != classes:
         raise DatasetError(
-            f"the data set's classes are not those of {path}: {data.class_names} and {classes}; "
+            f"the data set's classes are not those of {bundle.path}: {data.class_names} and {classes}; "
             "take a data set with the same classes in the same order"
         )
+
+
+def check_outside_data(output: Path, section: DataSettings) -> None:
+    """Raise OutputError where a folder that is written would lie in the folder of a data set."""
+    root = getattr(section, "root", None)  # synthetic scenes have none
+    if root is not None:
+        check_outside(output, root)
 
 
 def segment_all(

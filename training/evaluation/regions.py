@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.classes import unlabelled_value
+from dinov3_seg_ros.frames.classes import label_type, unlabelled_value
 
 
 def near_boundary(truth: np.ndarray, num_classes: int, pixels: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def thin(truth: np.ndarray, num_classes: int, radius: int) -> np.ndarray:
 
 def _range_of_labels(truth: np.ndarray, num_classes: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest label in the square around each pixel, without ignored pixels."""
-    dtype = np.uint8 if num_classes <= 255 else np.uint16
+    dtype = label_type(num_classes)
     labelled, top = truth < num_classes, np.iinfo(dtype).max
     smallest = cv2.erode(np.where(labelled, truth, top).astype(dtype), _square(radius))
     largest = cv2.dilate(np.where(labelled, truth, 0).astype(dtype), _square(radius))

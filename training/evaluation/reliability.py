@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dinov3_seg_ros.support.metrics import mean_of_defined, ratio
 
 _LEVELS = 256  # confidence is uint8
-_BINS = 15
+#: Of confidence, in which it is compared with the accuracy.
+BINS = 15
 _COVERAGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -51,9 +52,9 @@ class Reliability:
         """The reliability diagram: mean confidence and accuracy in each of 15 equal bins, 0..1, that has pixels."""
         levels = np.arange(_LEVELS) / (_LEVELS - 1)
         pixels, correct = self._true.sum(1), self._correct.sum(1)
-        bins = np.minimum((levels * _BINS).astype(int), _BINS - 1)
+        bins = np.minimum((levels * BINS).astype(int), BINS - 1)
         of_bin, right, sure = (
-            np.bincount(bins, values, minlength=_BINS) for values in (pixels, correct, pixels * levels)
+            np.bincount(bins, values, minlength=BINS) for values in (pixels, correct, pixels * levels)
         )
         total = max(int(pixels.sum()), 1)
         return [

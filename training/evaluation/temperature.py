@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.evaluation.inference import Window
+from training.evaluation.reliability import BINS
 
 #: Enough for one number; 150 classes then take 120 MB.
 MOST_PIXELS = 200_000
-_BINS = 15
 _LARGEST = math.log(20.0)
 _STEPS = 40
 
@@ -85,10 +85,10 @@ def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
 
     Returns:
         ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
-        where there are no pixels.
+        where there are no pixels, or their logits are not finite.
     """
     logits, truth = pixels.tensors()
-    if not len(truth):
+    if not len(truth) or not logits.isfinite().all():
         return None
     accuracy = float((logits.argmax(1) == truth).double().mean())
     low, high = -_LARGEST, _LARGEST
@@ -103,7 +103,7 @@ def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
 
 def _calibration_error(probabilities: Tensor, truth: Tensor) -> float:
     confidence, labels = probabilities.max(1)
-    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64)
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64)
     gaps.index_add_(0, bins, confidence.double() - (labels == truth).double())
     return float(gaps.abs().sum() / len(truth))

@@ -85,7 +85,7 @@ class RunFolder:
             check_free(path, "--output")
         with writing(path), contextlib.ExitStack() as resources:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock(resources)
+            _lock(path, resources)
             self._is_resumed = resume and (path / RECIPE_FILE).exists()
             if self._is_resumed:
                 self._notes = _check_recipe(path / RECIPE_FILE, self._recipe)
@@ -170,12 +170,6 @@ class RunFolder:
         with writing(self.path):
             write_predictions(rows, data.class_names, data.palette, self.path / PREDICTIONS_FILE)
 
-    def _lock(self, resources: contextlib.ExitStack) -> None:
-        try:
-            resources.enter_context(locked(self.path, wait=False))
-        except BlockingIOError as error:
-            raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
-
     def _compare(self, origins: Origins, checkpoint: Checkpoint) -> list[str]:
         """Harmless differences of the origins, as text; OutputError where a difference changes the weights."""
         before = read_origins(self.path / ORIGINS_FILE)
@@ -195,6 +189,24 @@ class RunFolder:
         """Remove the history after the checkpoint: its steps will be done again."""
         with replacing_file(self.path / METRICS_FILE) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def check_startable(path: Path, resume: bool) -> None:
+    """Raise OutputError where `RunFolder` with these arguments would, as far as it shows before the data are read."""
+    if path.is_dir():
+        with writing(path), contextlib.ExitStack() as resources:
+            _lock(path, resources)
+    if not resume:
+        if (path / RECIPE_FILE).exists():
+            raise OutputError(f"{path} holds a training; continue it with --resume, or choose another with --output")
+        check_free(path, "--output")
+
+
+def _lock(path: Path, resources: contextlib.ExitStack) -> None:
+    try:
+        resources.enter_context(locked(path, wait=False))
+    except BlockingIOError as error:
+        raise OutputError(f"another training is writing {path}; wait for its end, or stop it") from error
 
 
 def best_record(records: Sequence[Record]) -> Record:

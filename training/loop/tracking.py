@@ -24,7 +24,6 @@ TENSORBOARD_FOLDER, RUN_FILE = "tensorboard", "tracker.json"
 
 # The project or experiment of the runs, where the tool's own variable names none.
 _PROJECT = "dinov3_seg_ros"
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _SET_UP = {
     "wandb": "log in once with `wandb login`, or set WANDB_MODE=offline",
     "mlflow": "correct MLFLOW_TRACKING_URI",
@@ -37,7 +36,7 @@ def check_tracker(name: str) -> None:
     """Raise RecipeError where the tracker's package is not installed."""
     if name != "none" and name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
         raise RecipeError(
-            f"tracker is {name}, but its package is not installed: pip install {_PACKAGES[name]}; or set tracker to "
+            f"tracker is {name}, but its package is not installed: pip install {name}; or set tracker to "
             "tensorboard or none"
         )
 

@@ -34,7 +34,15 @@ from training.loop.parts import (
     open_training_data,
     pixel_counter,
 )
-from training.loop.run_folder import BEST, LAST, RunFolder, best_record, bundles_led, validations_without_gain
+from training.loop.run_folder import (
+    BEST,
+    LAST,
+    RunFolder,
+    best_record,
+    bundles_led,
+    check_startable,
+    validations_without_gain,
+)
 from training.loop.stages import Batch, Stage, StageRun, plan_stages
 from training.loop.tracking import Tracker, check_tracker
 from training.loop.validation import Validation
@@ -45,7 +53,6 @@ from training.recipes.schema import Recipe
 from training.support.processes import lack_of_memory_explained, make_accelerator
 from training.support.randomness import Purpose, seed_torch
 from training.support.text import percent
-from training.support.writing import check_free
 
 _STEPS_OF_A_POINT = 20
 _DRY_RUN_STEPS = 2
@@ -121,8 +128,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             folder = None
             if self._accelerator.is_main_process:
-                if not resume:
-                    check_free(self.output, "--output")  # before minutes are spent on the data
+                check_startable(self.output, resume)
                 self._check_data()
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
@@ -362,7 +368,7 @@ class Trainer:
         self._step_losses.clear()
         return loss
 
-    def _finite(self, mean_loss: torch.Tensor) -> float:
+    def _finite(self, mean_loss: torch.Tensor | float) -> float:
         loss = float(mean_loss)
         if not math.isfinite(loss):
             raise RecipeError(
@@ -374,7 +380,9 @@ class Trainer:
     def _validate(self, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Validate on the first ``count`` items; see `Validation.run`."""
         validation = Validation(self.model, self._val_data, self._losses[-1], self._accelerator)
-        return validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+        scores, rows = validation.run(Bundle(self.output, self._bundles.manifest()), range(count))
+        self._finite(scores["val_loss"])  # the last step may have been too large
+        return scores, rows
 
     def _agree_on_statistics(self) -> None:
         """Copy the main process's BatchNorm statistics to all: those are saved, so those must be validated."""

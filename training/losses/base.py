@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from training.support.section import Section
@@ -18,7 +20,7 @@ _TINY = 1e-6
 class LossSettings(Section):
     """Settings that all losses of a recipe have."""
 
-    weight: float = 1.0
+    weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from dinov3_seg_ros.support.errors import RecipeError
@@ -15,8 +15,15 @@ from training.losses.base import Loss, LossSettings
 
 
 class _PixelSettings(LossSettings):
-    class_weights: list[float] | Literal["balanced"] | None = None
+    class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
     """A factor for each class; "balanced" takes 1 / sqrt(share of the labelled pixels), with mean 1."""
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weigh_something(cls, weights: list[float] | str | None) -> list[float] | str | None:
+        if isinstance(weights, list) and not any(weights):
+            raise ValueError("all are 0; give a class that should be learned a weight above 0")
+        return weights
 
     def _weights(self, num_classes: int, count_pixels: Callable[[], Tensor]) -> Tensor | None:
         """A factor for each class, (num_classes,) float32, or None."""

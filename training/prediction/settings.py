@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinov3_seg_ros.options import ValueRange
+from dinov3_seg_ros.options import TemporalSmoothing, ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.evaluation.inference import Inference
 from training.support.section import Section
@@ -31,7 +31,7 @@ class PredictionSettings(Section):
     """Frames per second of the video that is written; auto: of the video that is read, of a webcam 10."""
     frames: Annotated[int, Field(ge=1)] | None = None
     """The most that is segmented; null: all."""
-    temporal_smoothing: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    temporal_smoothing: TemporalSmoothing = 0.0
     """Of a video or webcam: the weight of previous frames, as the node's parameter of this name."""
     flicker: bool = False
     """Whether to measure how much the labels of a video or webcam flicker; takes longer than segmenting."""

@@ -12,7 +12,7 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
-from dinov3_seg_ros.support.cpu import usable_cores
+from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import local_process_count, process_state
@@ -25,6 +25,8 @@ _SAME_NORMALISATION = 1e-3
 
 def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
     """The recipe with every "auto" replaced by its value on this machine.
+
+    That of ``inference.stride`` stays: the bundle may be evaluated at another network size.
 
     Args:
         recipe: as written.
@@ -54,6 +56,7 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "source": choice.source if storage == "embedded" else lasting(choice.source),
         }
     )
+    recipe.inference.stride_of(recipe.input.network_size)  # gaps are told before the training
     return recipe.model_copy(
         update={
             "data": recipe.data.resolved(),
@@ -61,7 +64,6 @@ def resolve(recipe: Recipe, backbone: Backbone) -> Recipe:
             "backbone": resolved,
             "head": _with_detail(recipe.head, backbone),
             "output": str(output_folder(recipe)),
-            "inference": recipe.inference.resolved(recipe.input.network_size),
             "batch_norm": _possible_batch_norm(recipe.batch_norm),
             "precision": _best_precision() if recipe.precision == "auto" else recipe.precision,
             "workers": _best_workers() if recipe.workers == "auto" else recipe.workers,
@@ -132,7 +134,7 @@ def _possible_batch_norm(wanted: str) -> str:
 def _best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+    return "bf16" if this_cpu().multiplies_bf16 else "fp32"
 
 
 def _best_workers() -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from dinov3_seg_ros.bundle.manifest import NAME_PATTERN
+from dinov3_seg_ros.model.pretrained.normalisation import Normalisation
+from dinov3_seg_ros.options import Geometry
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
 from training.data.pseudo_labels import PseudoLabels
@@ -17,7 +20,8 @@ from training.samples.feature_cache import CacheSettings
 from training.samples.transforms import Augmentation
 from training.support.section import Folder, Section
 
-Channels = tuple[float, float, float]
+Mean: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Deviation: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
 
 class NetworkInput(Section):
@@ -25,15 +29,15 @@ class NetworkInput(Section):
 
     network_size: tuple[int, int]
     """Height and width of the network input, pixels; multiples of the backbone's patch size or coarsest stride."""
-    geometry: Literal["stretch", "letterbox", "pad", "native"] = "letterbox"
+    geometry: Geometry = "letterbox"
     """How a frame is laid on the network input. With pad and native, network_size is only the size for training."""
-    mean: Channels | Literal["auto"] = "auto"
+    mean: tuple[Mean, Mean, Mean] | Literal["auto"] = "auto"
     """Mean of red, green and blue, 0..1; auto: that of the backbone's weights where they say, else ImageNet's."""
-    std: Channels | Literal["auto"] = "auto"
+    std: tuple[Deviation, Deviation, Deviation] | Literal["auto"] = "auto"
     """Standard deviation of red, green and blue, 0..1; auto: as for mean."""
 
     @property
-    def normalisation(self) -> tuple[Channels, Channels]:
+    def normalisation(self) -> Normalisation:
         """`mean` and `std` of a resolved recipe."""
         if self.mean == "auto" or self.std == "auto":
             raise RecipeError("input.mean or input.std is auto, which only a resolved recipe replaces by numbers")
@@ -112,7 +116,7 @@ class StageChanges(Section):
 class Recipe(Section):
     """One training."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     """Name of the bundle and, by default, of the output folder."""
     description: str = ""
     """One sentence for the bundle's model card."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from training.reports.pictures import (
     prediction_row,
     write_predictions,
 )
-from training.support.text import percent
+from training.support.text import markdown_table, percent
 from training.support.writing import writing
 
 SCORES_FILE = "scores.json"
@@ -30,8 +29,26 @@ RELIABILITY_PICTURE = "reliability.png"
 WORST_FILE, BEST_FILE = "worst.png", "best.png"
 
 _EXAMPLES = 6
-_SUMMARY = ("miou", "macc", "aacc", "boundary_miou", "boundary_miou_3px", "thin_recall", "ece")
+# Titles of the scores.
+_SUMMARY = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "aacc": "aAcc",
+    "boundary_miou": "boundary mIoU",
+    "boundary_miou_3px": "mIoU within 3 px of boundaries",
+    "thin_recall": "recall of thin objects",
+    "ece": "ECE",
+}
 _PER_CLASS = ("per_class_boundary_iou", "per_class_boundary_iou_3px", "per_class_thin_recall")
+_COLUMNS = (
+    "class",
+    "IoU",
+    "accuracy",
+    "boundary IoU",
+    "IoU within 3 px of boundaries",
+    "recall of thin objects",
+    "share of pixels",
+)
 
 
 class Example(NamedTuple):
@@ -92,7 +109,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
     names, palette = examples.data.class_names, examples.data.palette
     with writing(folder), replacing_folder(folder) as temporary:
         write_json(temporary / SCORES_FILE, scores)
-        (temporary / TABLE_FILE).write_text(_table(scores, matrix, examples), encoding="utf-8")
+        (temporary / TABLE_FILE).write_text(_tables(scores, matrix, examples), encoding="utf-8")
         with open(temporary / CONFUSION_FILE, "w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle)
             writer.writerow(["true class", *names, "unlabelled"])
@@ -105,30 +122,19 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
                 write_predictions(rows, names, palette, temporary / file)
 
 
-def _table(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> str:
+def _tables(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> str:
     """All scores as tables in Markdown."""
-    lines = [
-        f"# {scores['bundle']} on {scores['images']} images",
-        "",
-        "| mIoU | mAcc | aAcc | boundary mIoU | mIoU within 3 px of boundaries | recall of thin objects | ECE |",
-        "|---|---|---|---|---|---|---|",
-        _row(percent(scores[key]) for key in _SUMMARY),
-        "",
-        "| class | IoU | accuracy | boundary IoU | IoU within 3 px of boundaries | recall of thin objects "
-        "| share of pixels |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"# {scores['bundle']} on {scores['images']} images", ""]
+    lines += markdown_table(list(_SUMMARY.values()), [[percent(scores[key]) for key in _SUMMARY]])
     pixels = matrix.counts.sum(axis=1)
     shares = pixels / max(pixels.sum(), 1)
+    rows = []
     for name, accuracy, share in zip(examples.data.class_names, matrix.accuracy(), shares, strict=True):
         boundary, near, thin = (scores[key][name] for key in _PER_CLASS)
         figures = (scores["per_class_iou"][name], accuracy, boundary, near, thin, share)
-        lines.append(_row([name, *(percent(None if f is None or np.isnan(f) else f) for f in figures)]))
+        rows.append([name, *(percent(None if f is None or np.isnan(f) else f) for f in figures)])
+    lines += ["", *markdown_table(_COLUMNS, rows)]
     for title, chosen in (("worst", examples.worst), ("best", examples.best)):
-        lines += ["", f"| {title} images | mIoU |", "|---|---|"]
-        lines += [_row([example.name, percent(example.miou)]) for example in chosen]
+        rows = [[example.name, percent(example.miou)] for example in chosen]
+        lines += ["", *markdown_table((f"{title} images", "mIoU"), rows)]
     return "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

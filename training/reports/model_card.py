@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import BACKBONE_FOLDER
 from dinov3_seg_ros.bundle.onnx_folder import Export, find_exports
 from dinov3_seg_ros.model.pretrained.files import WEIGHTS_FILE
-from training.support.text import percent
+from training.support.text import markdown_table, percent
 
 # Scores are fractions, other metrics are counts, losses and seconds.
 _SCORES = ("miou", "macc", "aacc", "boundary_miou")
@@ -66,7 +66,7 @@ def _lines(described: dict[str, Any], introduction: Sequence[str]) -> Iterator[s
     backbone, head, seen = described["backbone"], described["head"], described["input"]
     yield from (f"# {described['name']}", "", described["description"] or "No description.", *introduction)
     yield from ("", "## Model", "")
-    yield from _table(
+    yield from markdown_table(
         ("", ""),
         [
             ("backbone", f"{backbone['model_type']}, {backbone['source']}"),
@@ -84,7 +84,7 @@ def _lines(described: dict[str, Any], introduction: Sequence[str]) -> Iterator[s
     yield from ("", "## Classes", "")
     scores = metrics.get("per_class_iou", {})
     names, palette = described["classes"]["names"], described["classes"]["palette"]
-    yield from _table(
+    yield from markdown_table(
         ("id", "class", "colour", *(["IoU"] if scores else [])),
         [
             (index, name, "#{:02x}{:02x}{:02x}".format(*colour), *([percent(scores.get(name))] if scores else []))
@@ -93,7 +93,7 @@ def _lines(described: dict[str, Any], introduction: Sequence[str]) -> Iterator[s
     )
     yield from ("", "## Training", "")
     figures = [(name, _figure(name, value)) for name, value in metrics.items() if not isinstance(value, dict | list)]
-    yield from _table(("metric", ""), figures) if figures else ["No metrics were recorded."]
+    yield from markdown_table(("metric", ""), figures) if figures else ["No metrics were recorded."]
     revision = described["training"]["git_revision"]
     yield from ("", f"Revision of the code: {revision or 'unknown'}.", "")
     recipe = described["training"]["recipe"]
@@ -106,13 +106,13 @@ def _lines(described: dict[str, Any], introduction: Sequence[str]) -> Iterator[s
     yield from ("", "## Exports", "")
     yield from _exports(described)
     yield from ("", "## Files", "")
-    yield from _table(("file", "size"), [(name, decimal(size)) for name, size in described["files"].items()])
+    yield from markdown_table(("file", "size"), [(name, decimal(size)) for name, size in described["files"].items()])
 
 
 def _exports(described: dict[str, Any]) -> Iterator[str]:
     exports = described["exports"]
     if exports:
-        yield from _table(
+        yield from markdown_table(
             ("folder", "verified", "logits' cosine", "equal labels", "size"),
             [
                 (
@@ -172,16 +172,6 @@ def _figure(name: str, value: Any) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    yield _row(header)
-    yield _row(["---"] * len(header))
-    yield from (_row(row) for row in rows)
-
-
-def _row(cells: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _count_numbers(weights: Path) -> int:

@@ -76,9 +76,10 @@ def prepare(
     if section.storage == "embedded":
         _check_embedded(bundle, (repository or section.source) if is_head_alone else None, licence)
     elif repository is None:
+        embed = "; if not, train it again with --backbone.storage embedded, so that the bundle holds its backbone"
         raise SharingError(
-            f"{bundle.path} is on the backbone '{source}', which others do not have; "
-            "name its id on Hugging Face with --backbone, such as --backbone facebook/dinov3-vits16-pretrain-lvd1689m"
+            f"{bundle.path} is on the backbone '{source}', which others do not have; if Hugging Face has it, name its "
+            f"id with --backbone OWNER/NAME{'' if is_of_meta else embed}"
         )
     files = {name: bundle.path / name for name in bundle.manifest.files}
     exports, refused = find_exports(bundle)
@@ -165,12 +166,14 @@ def _pictures(bundle: Bundle) -> dict[str, Path]:
     return {f"{PICTURES_FOLDER}/{name}": run / name for name in names if (run / name).is_file()}
 
 
-#: Keys of a recipe whose values are paths, also those that look like ids on Hugging Face.
-_PATHS = {"root", "output", "folder", "cache", "start_from"}
+# Keys of a recipe whose values are paths, also those that look like ids on Hugging Face; the last is transformers'.
+_PATHS = {"root", "output", "folder", "cache", "start_from", "_name_or_path"}
 
 
 def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
     """A recipe without the folders of this machine, which tell others nothing but the names of its user and project."""
+    if key == "classes":  # its keys are names of classes
+        return value
     if isinstance(value, dict):
         return {name: _without_paths(part, backbone, name) for name, part in value.items()}
     if isinstance(value, list):
@@ -179,7 +182,7 @@ def _without_paths(value: Any, backbone: str | None, key: str = "") -> Any:
         return value
     if key == "source":
         return _without_folder(value, backbone)
-    return Path(value).name if key in _PATHS or value.startswith(("/", "~", ".")) else value
+    return Path(value).name if key in _PATHS else value
 
 
 def _without_folder(source: str, backbone: str | None, of_path: str | None = None) -> str:

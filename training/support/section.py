@@ -12,7 +12,10 @@ Folder: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
-    """Settings of one part of training. A section lives in the module that reads it; unknown keys are errors."""
+    """Settings of one part of training. A section lives in the module that reads it.
+
+    Unknown keys, and numbers that are infinite or NaN, are errors.
+    """
 
     # The texts below the fields describe them to whoever asks for --help.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -43,7 +43,8 @@ class Teacher:
     def __init__(
         self, bundles: Sequence[Path], inference: Inference | None = None, compute: ComputeOptions | None = None
     ) -> None:
-        manifests = [load_bundle(path).manifest for path in bundles]
+        loaded = [load_bundle(path) for path in bundles]
+        manifests = [bundle.manifest for bundle in loaded]
         self.classes: ClassesSection = manifests[0].classes
         for path, manifest in zip(bundles, manifests, strict=True):
             if manifest.classes.names != self.classes.names:
@@ -54,7 +55,7 @@ class Teacher:
         self.value_range: ValueRange = chosen_range(*(manifest.input.value_range for manifest in manifests))
         self._sides = [max(manifest.input.network_size) for manifest in manifests]
         self._segmenters: list[Segmenter | AveragingSegmenter] = [
-            open_segmenter(path, inference or Inference(), compute) for path in bundles
+            open_segmenter(bundle, inference or Inference(), compute) for bundle in loaded
         ]
 
     def label(self, image: np.ndarray) -> HeadSegmentation:
