@@ -158,6 +158,14 @@ def test_only_of_a_file_that_was_there_is_it_said_that_it_is_unchanged(root, cap
         path.write_text("{}")
 
 
+def test_classes_of_which_no_mask_could_be_read_are_not_said_to_be_absent(root, capsys):
+    for path in root.glob("*/masks/*"):
+        tiny_datasets.save_mask(path, np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 12))
+    status, printed = check(root, capsys)
+    assert status == 1 and "train: value of no class: 4" in printed
+    assert "never occurs" not in printed and "bicyclist" not in printed, printed
+
+
 def test_faults_of_several_kinds_are_reported_together(root, capsys):
     unreadable_image(root)
     image_without_mask(root)

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             del splits["test"]
         taught = _check_pseudo_labels(recipe, options.threads, console)
         problems = find_problems(splits, taught, options.allow_empty)
-        if any(findings.class_names for findings in splits.values()):
+        if any(findings.readable for findings in splits.values()):
             console.print(findings_table(splits))
         _print_findings(splits, console)
         _print_problems(problems, console)

@@ -78,7 +78,8 @@ def find_problems(
     if alike:
         problems["classes of nearly the same name"] = alike
     never = [name for name in train.never_occurring() if name not in taught.occurring()]
-    if never and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
+    are_read = train.readable or not train.problems  # else what was refused is why nothing occurs
+    if never and are_read and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
         problems["train: class never occurs"] = never
     seen = _with_pseudo_labels(train, taught)
     for split, own in splits.items():
@@ -141,7 +142,13 @@ def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:
             f"{first} and {second} give the index {value} different colours, so an index means something else in each "
             "file; give every class its colour in data.classes, then masks are read by colours"
         )
-    if own.raw.values == [0, 255] and list(own.raw.ignored) == [255] and own.ignored and len(occurring) == 1:
+    if (
+        own.raw.pixels is not None
+        and [*own.raw.pixels] == [0, 255]
+        and list(own.raw.ignored) == [255]
+        and own.ignored
+        and len(occurring) == 1
+    ):
         other = next(name for name in own.class_names if name not in occurring) if len(own.class_names) > 1 else "other"
         found[_BINARY] = (
             f"the masks hold the values 0 and 255, and 255 is ignored, so that '{occurring[0]}' alone is left; if 255 "
@@ -165,19 +172,30 @@ def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:
 
 def _of_values(own: Findings) -> dict[str, str]:
     """The map that is meant where masks hold as many values as there are classes, but others: kind -> description."""
-    values, names = own.raw.values, own.class_names
-    if not own.problems.get("value of no class") or values is None or len(names) > _LONGEST_MAP:
+    pixels, names = own.raw.pixels, own.class_names
+    if not own.problems.get("value of no class") or pixels is None or len(names) > _LONGEST_MAP:
         return {}
-    ignored = unlabelled_value(len(names))
-    meant = values if len(values) == len(names) else [value for value in values if value != ignored]
-    ignore = ""
-    if len(meant) == len(names) + 1 and meant[0] == 0:
-        meant, ignore = meant[1:], " and data.ignore as 0"
-    if len(meant) != len(names):
+    values, unlabelled = [*pixels], unlabelled_value(len(names))
+    meant = values if len(values) == len(names) else [value for value in values if value != unlabelled]
+    if len(meant) == len(names):
+        advice = f"if these are the classes in their order, {_map_of(names, meant)}"
+    elif len(meant) == len(names) + 1 and meant[0] == 0:
+        first, last = meant[0], meant[-1]
+        more = [unlabelled] if unlabelled in values else []
+        shares = [percent(pixels[value] / sum(pixels.values())) for value in (first, last)]
+        advice = (
+            f"if {first} is void, {_map_of(names, meant[1:])} and data.ignore as {[first, *more]}. If {last} is void, "
+            f"{_map_of(names, meant[:-1])} and data.ignore as {[last, *more]}. {first} covers {shares[0]} of the "
+            f"pixels, {last} covers {shares[1]}: look in a mask which of them is void"
+        )
+    else:
         return {}
-    written = ", ".join(f"{name}: {value}" for name, value in zip(names, meant, strict=True))
-    return {_OTHER_VALUES: f"the masks hold {values}; if these are the classes in their order, write data.classes as "
-                           f"{{{written}}}{ignore}"}  # fmt: skip
+    return {_OTHER_VALUES: f"the masks hold {values}; {advice}"}
+
+
+def _map_of(names: Sequence[str], values: Sequence[int]) -> str:
+    written = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    return f"write data.classes as {{{written}}}"
 
 
 def _twice(own: Findings) -> list[str]:
