@@ -162,14 +162,22 @@ def test_folds_keep_groups_together_and_are_of_like_size():
         assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
 
 
-def test_folds_of_one_video_are_runs_of_frames_with_a_gap():
-    names = [f"frame_{n:04d}" for n in range(200)]
-    for index, (train, val) in enumerate(folds(names, 4)):
+@pytest.mark.parametrize("group", ["auto", "^(frame)_"])
+@pytest.mark.parametrize("folders", [("", ""), ("train/images/", "valid/images/"), ("", "val/"), ("a/train/", "a/")])
+def test_folds_of_one_video_are_runs_of_frames_with_a_gap(folders, group):
+    names = [f"{folders[n > 150]}frame_{n:04d}" for n in range(200)]
+    for index, (train, val) in enumerate(folds(names, 4, group)):
         own = sorted(int(name[-4:]) for name in val)
         assert own == list(range(50 * index, 50 * index + 50))
         near = set(range(own[0] - 6, own[-1] + 7))
         assert near.isdisjoint(int(name[-4:]) for name in train)
         assert len(train) == 150 - 6 * ((index > 0) + (index < 3))
+
+
+def test_images_of_equal_names_in_folders_of_two_splits_are_in_one_fold():
+    names = [f"{folder}/{letter}" for letter in "abcdefgh" for folder in ("train", "valid")]
+    for train, val in folds(names, 4):
+        assert {name[-1] for name in train}.isdisjoint(name[-1] for name in val)
 
 
 def test_folds_of_a_short_video_have_a_gap_too():
