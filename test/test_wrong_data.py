@@ -344,6 +344,14 @@ def test_suspicious_data_is_named_and_training_goes_on(case, root, tmp_path, cap
     assert said in train(tmp_path, root, "dry run")
 
 
+@pytest.mark.parametrize("spoil", [alike, versions])
+def test_the_remedy_for_images_that_are_nearly_in_both_splits_is_named(spoil, root, tmp_path, capsys):
+    spoil(root)
+    remedy = "data.folds divides the images of train and val anew and keeps each video together"
+    assert remedy in check(root, capsys)[1]
+    assert remedy in train(tmp_path, root, "dry run")
+
+
 def test_sound_data_is_not_suspected(root, tmp_path, capsys):
     status, printed, found = check(root, capsys)
     assert (status, found["problems"]) == (0, []), printed

@@ -19,7 +19,7 @@ from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.checks.findings import Findings, check_pseudo_labels, check_split
-from training.checks.problems import find_problems
+from training.checks.problems import find_problems, remedy_of
 from training.data import DataSection, Found, Split
 from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import RECIPE_HELP, load_recipe
@@ -155,6 +155,8 @@ def _print_problems(problems: dict[str, list[str]], console: Console) -> None:
             console.print(f"  {description}", markup=False, soft_wrap=True)
         if len(told) > NAMED:
             console.print(f"  and {len(told) - NAMED} more", highlight=False)
+        if remedy_of(kind):
+            console.print(f"  {remedy_of(kind)}", markup=False, highlight=False, soft_wrap=True)
     if not problems:
         console.print("no problem found", style="green")
 

@@ -36,6 +36,13 @@ _FATAL = (
     *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}", _MOST_SPARE),
 )
 _OF_ALL_MASKS = (_BINARY, _PALETTES, _OTHER_VALUES)
+_ALIKE = "images of train and {split} look alike"
+_VERSIONS = "versions of one image in train and {split}"
+_DIVIDE = (
+    "for data.name auto and folder, data.folds divides the images of train and val anew and keeps each video together; "
+    "data.group says which images are one video where their names do not"
+)
+_REMEDIES = {kind.format(split="val"): _DIVIDE for kind in (_ALIKE, _VERSIONS)}
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
 # So many equal masks are no coincidence.
@@ -92,6 +99,11 @@ def is_fatal(kind: str) -> bool:
     return kind in _FATAL or kind.partition(": ")[2] in _FATAL
 
 
+def remedy_of(kind: str) -> str:
+    """What helps against all problems of a kind; empty where each says that itself."""
+    return _REMEDIES.get(kind, "")
+
+
 def check_before_training(
     section: DataSection, console: Console, mirrored: bool = False, taught: SegmentationDataset | None = None
 ) -> None:
@@ -119,7 +131,8 @@ def check_before_training(
         said = "; ".join(f"{kind}: {len(fatal[kind])}: {_first(fatal[kind], 1)}" for kind in kinds)
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
-        console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
+        said = "; ".join(filter(None, (_first(told), remedy_of(kind))))
+        console.print(f"warning: {kind}: {len(told)}: {said}", style="yellow", markup=False, soft_wrap=True)
     for split, own in splits.items():
         for note in own.notes():
             console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -251,7 +264,7 @@ def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
     twins = [(name, sources[_source(name)]) for name in other.names if _source(name) in sources and name not in same]
     versions = [pair for pair in twins if any(map(_is_version, pair))]
     if versions:
-        found[f"versions of one image in train and {split}"] = [f"{twin} and {name}" for name, twin in versions]
+        found[_VERSIONS.format(split=split)] = [f"{twin} and {name}" for name, twin in versions]
     told = same.keys() | {name for name, _ in versions}
     alike = [
         f"{train.names[twin]} and {other.names[index]} (correlation {likeness:.3f})"
@@ -259,7 +272,7 @@ def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
         if other.names[index] not in told
     ]
     if alike:
-        found[f"images of train and {split} look alike"] = alike
+        found[_ALIKE.format(split=split)] = alike
     return found
 
 
