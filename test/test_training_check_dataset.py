@@ -47,6 +47,16 @@ def test_a_sound_data_set_has_no_problem(tmp_path, capsys, name):
     assert "train: 4 images" in printed and "val: 2 images" in printed
 
 
+def test_the_section_data_of_a_recipe_is_enough(root, capsys):
+    recipe = root.parent / "data.yaml"
+    recipe.write_text(yaml.safe_dump({"data": {"name": "camvid", "root": str(root)}}))
+    assert check_dataset.main([str(recipe)]) == 0
+    recipe.write_text(yaml.safe_dump({**RECIPE, "data": {"name": "camvid", "root": str(root)}, "epochs": None}))
+    capsys.readouterr()
+    assert check_dataset.main([str(recipe)]) == 1, "what is more than that is checked as a recipe"
+    assert "give either epochs or iterations" in capsys.readouterr().err
+
+
 def mask_value_out_of_range(root: Path) -> None:
     for path in sorted((root / "train" / "masks").iterdir())[:2]:
         tiny_datasets.save_mask(path, np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 12))

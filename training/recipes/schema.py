@@ -109,6 +109,13 @@ class StageChanges(Section):
     iterations: Annotated[int, Field(ge=1)] | None = None
 
 
+class RecipeData(Section):
+    """The part of a recipe that says what to train on."""
+
+    data: DataSection
+    pseudo_labels: PseudoLabels = PseudoLabels()
+
+
 class Recipe(Section):
     """One training."""
 
