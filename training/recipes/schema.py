@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dinov3_seg_ros.bundle.manifest import BundleName
 from dinov3_seg_ros.support.errors import RecipeError
 from training.data import DataSection
 from training.data.pseudo_labels import PseudoLabels
@@ -119,8 +120,9 @@ class RecipeData(Section):
 class Recipe(Section):
     """One training."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    """Name of the bundle and, by default, of the output folder."""
+    name: BundleName
+    """Name of the bundle and, by default, of the output folder: lower-case letters, digits and _, beginning with a
+    letter."""
     description: str = ""
     """One sentence for the bundle's model card."""
     licences: tuple[str, ...] = ()
