@@ -197,6 +197,22 @@ def test_null_takes_a_value_back(tmp_path):
     assert (recipe.ema, recipe.data.cache, recipe.iterations, recipe.epochs) == (None, None, 3, None)
 
 
+@pytest.mark.parametrize(
+    ("keys", "words", "advice"),
+    [
+        ({"epochs": 2}, "--iterations 300", "--epochs null"),
+        ({"epochs": None, "iterations": 2}, "--epochs 3", "--iterations null"),
+        ({"stages": [{"epochs": 2}]}, "--stages.0.iterations 300", "--stages.0.epochs null"),
+    ],
+)
+def test_a_second_duration_is_refused_with_the_words_that_take_the_first_back(tmp_path, keys, words, advice):
+    path = write(tmp_path, **keys)
+    with pytest.raises(RecipeError, match=f"cannot use {words}: give either epochs or iterations.* {advice}"):
+        load_recipe(path, words.split())
+    recipe = load_recipe(path, f"{words} {advice}".split())
+    assert (recipe.by_stage()[0].epochs is None) == ("iterations" in words)
+
+
 def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):
     recipe = load_recipe(write(tmp_path, head={"options": {"width": 8}}))
     assert apply_overrides(recipe, ["--head.options.width", "16"]).head.options == {"width": 16}

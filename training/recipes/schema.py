@@ -184,7 +184,9 @@ class Recipe(Section):
     def _one_duration(self) -> Recipe:
         for number, stage in enumerate(self.by_stage()):
             if (stage.epochs is None) == (stage.iterations is None):
-                raise ValueError("give either epochs or iterations" + (f" for stages.{number}" if self.stages else ""))
+                owner = f"stages.{number}." if self.stages else ""
+                back = f"; --{owner}epochs null or --{owner}iterations null takes one back" if stage.epochs else ""
+                raise ValueError(f"give either epochs or iterations{f' for stages.{number}' if owner else ''}{back}")
         return self
 
     @property
