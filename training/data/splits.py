@@ -67,7 +67,7 @@ def samples_of(
     if fold is not None and split != "test":
         if val_fraction != "auto":
             raise DatasetError("data.folds says which images are for validation: remove data.val_fraction")
-        labelled = [*named.get("train", ()), *named.get("val", ())] or samples.get(None, ())
+        labelled = divided(samples)
         if labelled:
             return fold_samples(labelled, fold, split, group)
     if "val" in named and val_fraction != "auto":
@@ -81,6 +81,11 @@ def samples_of(
         known = ", ".join(named) or "none"
         raise DatasetError(f"the folder has no {split} split; its splits are: {known}")
     return split_samples(pool, DEFAULT_VAL_FRACTION if val_fraction == "auto" else val_fraction, split, group)
+
+
+def divided(samples: Mapping[Split | None, Sequence[Sample]]) -> list[Sample]:
+    """The samples that are divided between training and validation, unless the folder has done so."""
+    return [*samples.get("train", ()), *samples.get("val", ())] or list(samples.get(None, ()))
 
 
 def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, group: str = "auto") -> list[Sample]:
