@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -668,7 +670,8 @@ class TestMistakes:
 
     @pytest.mark.parametrize("source", ["/nowhere/at/all", "one/two/three", "not an id"])
     def test_what_is_neither_path_nor_id_is_refused(self, source):
-        with pytest.raises(BackboneError, match="is no folder, no file and no Hugging Face id"):
+        where = "" if source.startswith("/") else f" in {re.escape(os.getcwd())}"
+        with pytest.raises(BackboneError, match=f"'{source}' is no folder and no file{where}, no Hugging Face id"):
             load_backbone(source)
 
 

@@ -77,7 +77,10 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
         (lambda m: m["input"].update(network_size=[63, 96]), "multiples of 32"),
         (lambda m: m.update(nmae="x"), "nmae: Extra inputs"),
-        (lambda m: m.update(name="Tiny Bundle"), "name: String should match"),
+        (
+            lambda m: m.update(name="Tiny Bundle"),
+            "name: .*'Tiny Bundle' is no name; use lower-case letters, digits and _, beginning with a letter",
+        ),
         (lambda m: m["files"].pop("head.safetensors"), "does not list head.safetensors"),
     ],
 )

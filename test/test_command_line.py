@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -56,6 +57,18 @@ def test_help_anywhere_prints_usage_and_all_options(name, words, capsys):
     assert f"usage: python -m {name}" in said.out
     assert "--help" in said.out
     assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"), [("check_dataset", "rich"), ("train", "pydantic"), ("import_head", "torch")]
+)
+def test_a_command_of_training_names_the_extra_that_is_not_installed(name, absent, tmp_path):
+    (tmp_path / f"{absent}.py").write_text(f"raise ModuleNotFoundError('absent', name='{absent}')")
+    command = [sys.executable, "-m", f"training.{name}", "recipe.yaml"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith(f"{name}: error: {sys.prefix} has no {absent}; training needs the extra train: ")
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_ARGUMENTS])

@@ -47,6 +47,16 @@ def test_a_sound_data_set_has_no_problem(tmp_path, capsys, name):
     assert "train: 4 images" in printed and "val: 2 images" in printed
 
 
+def test_the_section_data_of_a_recipe_is_enough(root, capsys):
+    recipe = root.parent / "data.yaml"
+    recipe.write_text(yaml.safe_dump({"data": {"name": "camvid", "root": str(root)}}))
+    assert check_dataset.main([str(recipe)]) == 0
+    recipe.write_text(yaml.safe_dump({**RECIPE, "data": {"name": "camvid", "root": str(root)}, "epochs": None}))
+    capsys.readouterr()
+    assert check_dataset.main([str(recipe)]) == 1, "what is more than that is checked as a recipe"
+    assert "give either epochs or iterations" in capsys.readouterr().err
+
+
 def mask_value_out_of_range(root: Path) -> None:
     for path in sorted((root / "train" / "masks").iterdir())[:2]:
         tiny_datasets.save_mask(path, np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 12))
@@ -156,6 +166,14 @@ def test_only_of_a_file_that_was_there_is_it_said_that_it_is_unchanged(root, cap
         assert status == 1 and f"{path} cannot be written" in printed
         assert ("its earlier content is unchanged" in printed) == existed
         path.write_text("{}")
+
+
+def test_classes_of_which_no_mask_could_be_read_are_not_said_to_be_absent(root, capsys):
+    for path in root.glob("*/masks/*"):
+        tiny_datasets.save_mask(path, np.full((tiny_datasets.HEIGHT, tiny_datasets.WIDTH), 12))
+    status, printed = check(root, capsys)
+    assert status == 1 and "train: value of no class: 4" in printed
+    assert "never occurs" not in printed and "bicyclist" not in printed, printed
 
 
 def test_faults_of_several_kinds_are_reported_together(root, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +338,9 @@ def test_scenes_are_rendered_each_time_on_a_full_disk_with_one_warning(tmp_path)
                 assert np.array_equal(found, expected)
     assert len(warned) == 1
     assert list(tmp_path.rglob("*.npy")) == before
+
+
+def test_a_relative_root_that_is_absent_is_named_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=f"own/data: there is no such folder in {re.escape(os.getcwd())}; set data"):
+        folder(Path("own/data")).open("train")

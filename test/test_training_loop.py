@@ -37,6 +37,7 @@ from training.loop.checkpoint import read_checkpoint
 from training.loop.stages import StageRun
 from training.loop.trainer import Trainer
 from training.optimization.ema import MovingAverage
+from training.recipes import resolve
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
 from training.samples.loader import BatchLoader
@@ -537,3 +538,15 @@ def test_a_dry_run_names_the_detail_that_the_head_takes_by_itself(recipe, tmp_pa
     path.write_text(recipe(backbone={"config": CONVNEXT, "layers": [3]}).model_dump_json())
     assert train.main([str(path), "--dry-run"]) == 0
     assert re.search(r"head\.options\.detail +. True", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for CPUs")
+@pytest.mark.parametrize(("best", "printed"), [("bf16", r"bf16 \(heads: fp32\)"), ("fp32", "fp32")])
+def test_a_dry_run_on_a_cpu_names_the_precision_of_the_head_too(recipe, tmp_path, capsys, monkeypatch, best, printed):
+    trainings.forget_accelerator()
+    monkeypatch.setattr(resolve, "_best_precision", lambda: best)
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe(precision="auto").model_dump_json())
+    assert train.main([str(path), "--dry-run"]) == 0
+    assert re.search(f"precision +. {printed} +.\n", capsys.readouterr().out)
+    trainings.forget_accelerator()

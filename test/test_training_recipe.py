@@ -66,7 +66,13 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"iterations": 5}, "epochs or iterations"),
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
-        ({"name": "With Spaces"}, "name"),
+        (
+            {"name": "With Spaces"},
+            "name: 'With Spaces' is no name; use lower-case letters, digits and _, beginning with a",
+        ),
+        ({"name": "1st"}, "name: '1st' is no name; use lower-case letters, digits and _, beginning with a letter"),
+        ({"name": "äther"}, "name: 'äther' is no name"),
+        ({"name": "my_head\n"}, "is no name"),
         ({"head": {"options": {"variant": "plain"}}}, r"head\.options: variant is no option; .*head\.variant"),
         ({"head": {"options": {"strides": [4], "num_classes": 3}}}, r"head\.options: num_classes, strides .*from data"),
         ({"optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, r"optimizer\.betas\.1: .*less than 1"),
@@ -218,6 +224,22 @@ def test_null_takes_a_value_back(tmp_path):
     path = write(tmp_path, ema=0.9, data={"name": "scenes", "count": 8, "cache": "there"})
     recipe = load_recipe(path, ["--ema", "null", "--data.cache", "None", "--iterations", "3", "--epochs", "null"])
     assert (recipe.ema, recipe.data.cache, recipe.iterations, recipe.epochs) == (None, None, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "advice"),
+    [
+        ({"epochs": 2}, "--iterations 300", "--epochs null"),
+        ({"epochs": None, "iterations": 2}, "--epochs 3", "--iterations null"),
+        ({"stages": [{"epochs": 2}]}, "--stages.0.iterations 300", "--stages.0.epochs null"),
+    ],
+)
+def test_a_second_duration_is_refused_with_the_words_that_take_the_first_back(tmp_path, keys, words, advice):
+    path = write(tmp_path, **keys)
+    with pytest.raises(RecipeError, match=f"cannot use {words}: give either epochs or iterations.* {advice}"):
+        load_recipe(path, words.split())
+    recipe = load_recipe(path, f"{words} {advice}".split())
+    assert (recipe.by_stage()[0].epochs is None) == ("iterations" in words)
 
 
 def test_overrides_leave_the_recipe_itself_unchanged(tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.grouping import origins_of, source_of
+from training.data.labelled_folder import AutoData
 from training.data.reading.protocol import Sample
 from training.data.splits import Fold, samples_of, split_samples
 
@@ -162,14 +165,22 @@ def test_folds_keep_groups_together_and_are_of_like_size():
         assert {source_of(name) for name in train}.isdisjoint(map(source_of, val))
 
 
-def test_folds_of_one_video_are_runs_of_frames_with_a_gap():
-    names = [f"frame_{n:04d}" for n in range(200)]
-    for index, (train, val) in enumerate(folds(names, 4)):
+@pytest.mark.parametrize("group", ["auto", "^(frame)_"])
+@pytest.mark.parametrize("folders", [("", ""), ("train/images/", "valid/images/"), ("", "val/"), ("a/train/", "a/")])
+def test_folds_of_one_video_are_runs_of_frames_with_a_gap(folders, group):
+    names = [f"{folders[n > 150]}frame_{n:04d}" for n in range(200)]
+    for index, (train, val) in enumerate(folds(names, 4, group)):
         own = sorted(int(name[-4:]) for name in val)
         assert own == list(range(50 * index, 50 * index + 50))
         near = set(range(own[0] - 6, own[-1] + 7))
         assert near.isdisjoint(int(name[-4:]) for name in train)
         assert len(train) == 150 - 6 * ((index > 0) + (index < 3))
+
+
+def test_images_of_equal_names_in_folders_of_two_splits_are_in_one_fold():
+    names = [f"{folder}/{letter}" for letter in "abcdefgh" for folder in ("train", "valid")]
+    for train, val in folds(names, 4):
+        assert {name[-1] for name in train}.isdisjoint(name[-1] for name in val)
 
 
 def test_folds_of_a_short_video_have_a_gap_too():
@@ -193,3 +204,24 @@ def test_folds_that_cannot_be_made_say_why():
     with pytest.raises(DatasetError, match=r"remove data\.val_fraction"):
         samples_of("val", {"train": []}, 0.3, fold=Fold(0, 2))
     assert len(folds([f"frame_{n:04d}" for n in range(9)], 3, group="none")[0][1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings", "left_out"),
+    [
+        ("", {}, 1),
+        ("train/", {}, 1),
+        ("", {"folds": 4, "fold": 1}, 2),
+        ("", {"group": "none"}, 0),
+        ("", {"group": "z"}, 0),  # opening it says that no name has a z
+    ],
+)
+def test_frames_in_neither_part_are_counted(tmp_path, folder, settings, left_out):
+    for number in range(20):
+        for kind, values in (("images", np.full((8, 8, 3), number, np.uint8)), ("masks", np.zeros((8, 8), np.uint8))):
+            path = tmp_path / folder / kind / f"frame_{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    notes = AutoData(root=str(tmp_path), classes=["floor"], **settings).found().notes
+    found = [note for note in notes if "in neither part" in note]
+    assert found == [f"{left_out} images next to validation images of their video are in neither part"] * bool(left_out)

@@ -232,7 +232,19 @@ REFUSED = {
     ),
     "classes from 1, and 0 for none": (
         lambda r: change(r, "*", lambda m: np.where(np.arange(HEIGHT)[:, None] < 9, 0, m + 1).astype(np.uint8)),
-        "write data.classes as {floor: 1, wall: 2, door: 3} and data.ignore as 0",
+        "if 0 is void, write data.classes as {floor: 1, wall: 2, door: 3} and data.ignore as [0]",
+    ),
+    "classes from 0, and the last for none": (
+        lambda r: change(r, "*", lambda m: np.where(np.arange(HEIGHT)[:, None] < 8, 3, m).astype(np.uint8)),
+        "If 3 is void, write data.classes as {floor: 0, wall: 1, door: 2} and data.ignore as [3]. "
+        "0 covers 29.17 % of the pixels, 3 covers 12.50 %",
+    ),
+    "classes from 0, one more for none, and 255": (
+        lambda r: change(
+            r, "*", lambda m: np.where(np.arange(HEIGHT)[:, None] < 8, [3] * 90 + [255] * 6, m).astype(np.uint8)
+        ),
+        "data.ignore as [0, 255]. If 3 is void, write data.classes as {floor: 0, wall: 1, door: 2} and data.ignore as "
+        "[3, 255]",
     ),
     "images and masks swapped": (swapped, "looks like a photo, not like a mask; are images and masks swapped?"),
     "an unfinished download": (lambda r: interrupted(r, "train", "images"), "00x.png.part is an unfinished download"),
@@ -330,6 +342,14 @@ def test_suspicious_data_is_named_and_training_goes_on(case, root, tmp_path, cap
     status, _, found = check(root, capsys)
     assert (status, bool(found["problems"])) == (1, True)
     assert said in train(tmp_path, root, "dry run")
+
+
+@pytest.mark.parametrize("spoil", [alike, versions])
+def test_the_remedy_for_images_that_are_nearly_in_both_splits_is_named(spoil, root, tmp_path, capsys):
+    spoil(root)
+    remedy = "data.folds divides the images of train and val anew and keeps each video together"
+    assert remedy in check(root, capsys)[1]
+    assert remedy in train(tmp_path, root, "dry run")
 
 
 def test_sound_data_is_not_suspected(root, tmp_path, capsys):

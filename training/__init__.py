@@ -17,3 +17,29 @@ the commands. The rooms, from the ground up, import only the rooms above them in
 - sharing: bundles to the Hugging Face Hub: what may be shared, the upload
 - cluster: work on many processes, by Ray
 """
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+def _tell_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say in one line how to install what a command of training lacks."""
+    from dinov3_seg_ros.support.installation import how_to_install
+
+    absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not absent or absent.partition(".")[0] in (__name__, "dinov3_seg_ros"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    command = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+    print(
+        f"{command}: error: {sys.prefix} has no {absent}; training needs the extra train: {how_to_install('train')}; "
+        "or, in the checkout, make setup and then source .venv/bin/activate",
+        file=sys.stderr,
+    )
+
+
+# So Python calls it while it looks for the module of a command, python -m training.train; others get their exceptions.
+if sys.argv[0] == "-m":
+    sys.excepthook = _tell_missing

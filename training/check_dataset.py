@@ -19,12 +19,12 @@ from dinov3_seg_ros.support.cpu import usable_cores
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import write_json
 from training.checks.findings import Findings, check_pseudo_labels, check_split
-from training.checks.problems import find_problems
+from training.checks.problems import find_problems, remedy_of
 from training.data import DataSection, Found, Split
 from training.data.pseudo_labels import JoinedImages
-from training.recipes.loading import RECIPE_HELP, load_recipe
+from training.recipes.loading import DATA_HELP, load_data
 from training.recipes.overrides import SettingsParser
-from training.recipes.schema import Recipe
+from training.recipes.schema import Recipe, RecipeData
 from training.support.text import percent
 from training.support.writing import writing
 
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Read all data of a recipe and report what is wrong with it before training does.",
         "RECIPE [--data.key value ...] [--allow-empty] [--threads N] [--json FILE]",
         Recipe,
-        lambda options, overrides: load_recipe(options.recipe, overrides),
+        lambda options, overrides: load_data(options.recipe, overrides),
     )
-    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument("recipe", metavar="RECIPE", help=DATA_HELP)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for what was found")
     parser.add_argument("--allow-empty", action="store_true", help="accept classes that training never sees")
     parser.add_argument(
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
-        console, recipe = Console(markup=False), load_recipe(options.recipe, overrides)
+        console, recipe = Console(markup=False), load_data(options.recipe, overrides)
         found = _found(recipe.data)
         _print_found(found, console)
         names: tuple[Split, ...] = typing.get_args(Split)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             del splits["test"]
         taught = _check_pseudo_labels(recipe, options.threads, console)
         problems = find_problems(splits, taught, options.allow_empty)
-        if any(findings.class_names for findings in splits.values()):
+        if any(findings.readable for findings in splits.values()):
             console.print(findings_table(splits))
         _print_findings(splits, console)
         _print_problems(problems, console)
@@ -110,7 +110,7 @@ def _found(section: DataSection) -> Found:
         return Found("unknown", "not at all", "see the problems")
 
 
-def _check_pseudo_labels(recipe: Recipe, threads: int, console: Console) -> Findings | None:
+def _check_pseudo_labels(recipe: RecipeData | Recipe, threads: int, console: Console) -> Findings | None:
     """Read the images that a teacher labelled; None where the recipe has none, or `check_split` reports why.
 
     Raises:
@@ -155,6 +155,8 @@ def _print_problems(problems: dict[str, list[str]], console: Console) -> None:
             console.print(f"  {description}", markup=False, soft_wrap=True)
         if len(told) > NAMED:
             console.print(f"  and {len(told) - NAMED} more", highlight=False)
+        if remedy_of(kind):
+            console.print(f"  {remedy_of(kind)}", markup=False, highlight=False, soft_wrap=True)
     if not problems:
         console.print("no problem found", style="green")
 

@@ -25,7 +25,7 @@ from dinov3_seg_ros.support.files import check_outside, replacing_folder
 from training.data.grouping import source_of
 from training.data.labelled_folder import AutoData, FolderData, LabelledFolderData
 from training.data.labelled_images import LabelledImages
-from training.recipes.loading import RECIPE_HELP, load_recipe
+from training.recipes.loading import DATA_HELP, load_data
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
 from training.support.writing import add_output, check_free, writing
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         MaskSettings,
         lambda options, overrides: _read_settings(options.data, overrides),
     )
-    parser.add_argument("data", metavar="DATA", help=f"folder of images and labels; or {RECIPE_HELP}")
+    parser.add_argument("data", metavar="DATA", help=f"folder of images and labels; or {DATA_HELP}")
     add_output(parser, "masks")
 
     def work(words: list[str]) -> None:
@@ -105,7 +105,7 @@ def _read_settings(source: str, overrides: Sequence[str]) -> MaskSettings:
     """
     if Path(source).is_dir():
         return apply_overrides(MaskSettings(data=AutoData(root=source)), overrides)
-    section = load_recipe(source).data
+    section = load_data(source).data
     if not isinstance(section, LabelledFolderData):
         raise DatasetError(
             f"the recipe {source} is for the data set '{section.name}', which comes with masks; give a recipe with "

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.manifest import NAME_PATTERN, InputSection, Manifest, TrainingSection
+from dinov3_seg_ros.bundle.manifest import InputSection, Manifest, TrainingSection, checked_bundle_name
 from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
@@ -122,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bundle_name(word: str) -> str:
-    if not re.fullmatch(NAME_PATTERN, word):
-        raise argparse.ArgumentTypeError(f"'{word}' must be of lower-case letters, digits and underscores")
-    return word
+    try:
+        return checked_bundle_name(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -141,7 +142,9 @@ def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: 
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
         if before in (None, "auto"):
-            table.add_row(key, str(after))
+            # See `SegmentationModel.forward`.
+            is_mixed = key == "precision" and after != "fp32" and not torch.cuda.is_available()
+            table.add_row(key, f"{after} (heads: fp32)" if is_mixed else str(after))
     console.print(table)
 
 

@@ -14,9 +14,10 @@ is ever loaded.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
 from dinov3_seg_ros.options import ValueRange
@@ -28,8 +29,17 @@ FROM_SCRATCH = "trained from scratch by recipe "
 HEAD_FILE = "head.safetensors"
 BACKBONE_FOLDER = "backbone"
 DELTA_FILE = "backbone_delta.safetensors"
-#: A bundle's name; it becomes part of topics.
-NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def checked_bundle_name(name: str) -> str:
+    """Return a bundle's name, which becomes part of topics; raise ValueError where it cannot."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is no name; use lower-case letters, digits and _, beginning with a letter")
+    return name
+
+
+BundleName: TypeAlias = Annotated[str, AfterValidator(checked_bundle_name)]
 
 
 class _Section(BaseModel):
@@ -137,7 +147,7 @@ class Manifest(_Section):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    name: BundleName
     description: str = ""
     backbone: BackboneSection
     input: InputSection

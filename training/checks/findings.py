@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,12 +30,13 @@ class RawMasks(NamedTuple):
     """What some masks of a split hold before they are read as classes.
 
     Attributes:
-        values: all values that occur, sorted; None where a mask holds colours, or labels are no mask files.
+        pixels: how many pixels each value has that occurs, the least value first; None where a mask holds colours, or
+            labels are no mask files.
         ignored: those of them that belong to no class.
         palettes_differ: two masks with palettes that disagree: name, name, index.
     """
 
-    values: list[int] | None = None
+    pixels: dict[int, int] | None = None
     ignored: Sequence[int] = ()
     palettes_differ: tuple[str, str, int] | None = None
 
@@ -237,7 +238,7 @@ def _hash(array: np.ndarray) -> bytes:
 
 def _raw_masks(data: LabelledImages) -> RawMasks:
     """What masks hold, from some of them; a mask that cannot be read is reported elsewhere."""
-    values: set[int] | None = None if data.mask_values is None else set()
+    pixels: Counter[int] | None = None if data.mask_values is None else Counter()
     colour_of: dict[int, tuple[int, str]] = {}
     differ: tuple[str, str, int] | None = None
     for index in _spread(len(data), _COMPARED_MASKS):
@@ -245,22 +246,23 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
             mask = data.pixels(index)
         except DatasetError:
             continue
-        present = np.unique(mask.values)
+        present, counts = np.unique(mask.values, return_counts=True)
         if mask.coloured:
-            values = None
-        elif values is not None:
-            values.update(present.tolist())
+            pixels = None
+        elif pixels is not None:
+            pixels.update(dict(zip(present.tolist(), counts.tolist(), strict=True)))
         if mask.palette is None or data.reads_palettes_by_colour:
             continue
         for value in present[present < len(mask.palette)].tolist():
             colour, first = colour_of.setdefault(value, (int(mask.palette[value]), data.describe(index)))
             if differ is None and colour != int(mask.palette[value]):
                 differ = first, data.describe(index), value
-    if values is None or data.mask_values is None:
+    if pixels is None or data.mask_values is None:
         return RawMasks(palettes_differ=differ)
     classes = [(first, last) for first, last, label in data.mask_values.numbers if label != data.ignore_value]
-    ignored = [value for value in values if not any(first <= value <= last for first, last in classes)]
-    return RawMasks(sorted(values), sorted(ignored), differ)
+    by_value = dict(sorted(pixels.items()))
+    ignored = [value for value in by_value if not any(first <= value <= last for first, last in classes)]
+    return RawMasks(by_value, ignored, differ)
 
 
 def _spread(count: int, most: int | None) -> list[int]:

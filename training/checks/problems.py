@@ -36,6 +36,13 @@ _FATAL = (
     *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}", _MOST_SPARE),
 )
 _OF_ALL_MASKS = (_BINARY, _PALETTES, _OTHER_VALUES)
+_ALIKE = "images of train and {split} look alike"
+_VERSIONS = "versions of one image in train and {split}"
+_DIVIDE = (
+    "for data.name auto and folder, data.folds divides the images of train and val anew and keeps each video together; "
+    "data.group says which images are one video where their names do not"
+)
+_REMEDIES = {kind.format(split="val"): _DIVIDE for kind in (_ALIKE, _VERSIONS)}
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
 # So many equal masks are no coincidence.
@@ -78,7 +85,8 @@ def find_problems(
     if alike:
         problems["classes of nearly the same name"] = alike
     never = [name for name in train.never_occurring() if name not in taught.occurring()]
-    if never and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
+    are_read = train.readable or not train.problems  # else what was refused is why nothing occurs
+    if never and are_read and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
         problems["train: class never occurs"] = never
     seen = _with_pseudo_labels(train, taught)
     for split, own in splits.items():
@@ -89,6 +97,11 @@ def find_problems(
 def is_fatal(kind: str) -> bool:
     """Whether a problem of this kind, as `find_problems` names it, keeps a training from starting."""
     return kind in _FATAL or kind.partition(": ")[2] in _FATAL
+
+
+def remedy_of(kind: str) -> str:
+    """What helps against all problems of a kind; empty where each says that itself."""
+    return _REMEDIES.get(kind, "")
 
 
 def check_before_training(
@@ -118,7 +131,8 @@ def check_before_training(
         said = "; ".join(f"{kind}: {len(fatal[kind])}: {_first(fatal[kind], 1)}" for kind in kinds)
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
-        console.print(f"warning: {kind}: {len(told)}: {_first(told)}", style="yellow", markup=False, soft_wrap=True)
+        said = "; ".join(filter(None, (_first(told), remedy_of(kind))))
+        console.print(f"warning: {kind}: {len(told)}: {said}", style="yellow", markup=False, soft_wrap=True)
     for split, own in splits.items():
         for note in own.notes():
             console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
@@ -141,7 +155,13 @@ def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:
             f"{first} and {second} give the index {value} different colours, so an index means something else in each "
             "file; give every class its colour in data.classes, then masks are read by colours"
         )
-    if own.raw.values == [0, 255] and list(own.raw.ignored) == [255] and own.ignored and len(occurring) == 1:
+    if (
+        own.raw.pixels is not None
+        and [*own.raw.pixels] == [0, 255]
+        and list(own.raw.ignored) == [255]
+        and own.ignored
+        and len(occurring) == 1
+    ):
         other = next(name for name in own.class_names if name not in occurring) if len(own.class_names) > 1 else "other"
         found[_BINARY] = (
             f"the masks hold the values 0 and 255, and 255 is ignored, so that '{occurring[0]}' alone is left; if 255 "
@@ -165,19 +185,30 @@ def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:
 
 def _of_values(own: Findings) -> dict[str, str]:
     """The map that is meant where masks hold as many values as there are classes, but others: kind -> description."""
-    values, names = own.raw.values, own.class_names
-    if not own.problems.get("value of no class") or values is None or len(names) > _LONGEST_MAP:
+    pixels, names = own.raw.pixels, own.class_names
+    if not own.problems.get("value of no class") or pixels is None or len(names) > _LONGEST_MAP:
         return {}
-    ignored = unlabelled_value(len(names))
-    meant = values if len(values) == len(names) else [value for value in values if value != ignored]
-    ignore = ""
-    if len(meant) == len(names) + 1 and meant[0] == 0:
-        meant, ignore = meant[1:], " and data.ignore as 0"
-    if len(meant) != len(names):
+    values, unlabelled = [*pixels], unlabelled_value(len(names))
+    meant = values if len(values) == len(names) else [value for value in values if value != unlabelled]
+    if len(meant) == len(names):
+        advice = f"if these are the classes in their order, {_map_of(names, meant)}"
+    elif len(meant) == len(names) + 1 and meant[0] == 0:
+        first, last = meant[0], meant[-1]
+        more = [unlabelled] if unlabelled in values else []
+        shares = [percent(pixels[value] / sum(pixels.values())) for value in (first, last)]
+        advice = (
+            f"if {first} is void, {_map_of(names, meant[1:])} and data.ignore as {[first, *more]}. If {last} is void, "
+            f"{_map_of(names, meant[:-1])} and data.ignore as {[last, *more]}. {first} covers {shares[0]} of the "
+            f"pixels, {last} covers {shares[1]}: look in a mask which of them is void"
+        )
+    else:
         return {}
-    written = ", ".join(f"{name}: {value}" for name, value in zip(names, meant, strict=True))
-    return {_OTHER_VALUES: f"the masks hold {values}; if these are the classes in their order, write data.classes as "
-                           f"{{{written}}}{ignore}"}  # fmt: skip
+    return {_OTHER_VALUES: f"the masks hold {values}; {advice}"}
+
+
+def _map_of(names: Sequence[str], values: Sequence[int]) -> str:
+    written = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    return f"write data.classes as {{{written}}}"
 
 
 def _twice(own: Findings) -> list[str]:
@@ -233,7 +264,7 @@ def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
     twins = [(name, sources[_source(name)]) for name in other.names if _source(name) in sources and name not in same]
     versions = [pair for pair in twins if any(map(_is_version, pair))]
     if versions:
-        found[f"versions of one image in train and {split}"] = [f"{twin} and {name}" for name, twin in versions]
+        found[_VERSIONS.format(split=split)] = [f"{twin} and {name}" for name, twin in versions]
     told = same.keys() | {name for name, _ in versions}
     alike = [
         f"{train.names[twin]} and {other.names[index]} (correlation {likeness:.3f})"
@@ -241,7 +272,7 @@ def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
         if other.names[index] not in told
     ]
     if alike:
-        found[f"images of train and {split} look alike"] = alike
+        found[_ALIKE.format(split=split)] = alike
     return found
 
 

@@ -32,7 +32,7 @@ def origins_of(names: Sequence[str], pattern: str | None = None) -> list[Origin]
     """Where images come from.
 
     Args:
-        names: paths of the images, relative to one folder, with ``/`` and without the last suffix.
+        names: paths of the images, relative to one folder, with ``/``, without the last suffix and folders of splits.
         pattern: a regular expression that matches in each name; its first parentheses, else all that it matches, name
             the group. None: videos and sequences are told by a number at the end of the name, and by the folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from training.data.image_values import image_values
 from training.data.labelled_images import LabelledImages, complete
 from training.data.reading.protocol import LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.tree import Tree
-from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, samples_of
+from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, divided, samples_of
 from training.support.section import Folder
 
 # So many masks, evenly spread, tell how the others must be read.
@@ -76,8 +77,7 @@ class LabelledFolderData(DataSettings):
             DatasetError: the format is unknown, or the folder contradicts it; an image has no mask; the classes
                 cannot be used; an ignored value is a class; or the range of 16-bit images cannot be told.
         """
-        fold = None if self.folds is None else Fold(self.fold, self.folds)
-        return self._open(lambda folder: samples_of(split, folder.samples, self.val_fraction, self.group, fold))
+        return self._open(lambda folder: self._samples_of(split, folder))
 
     def open_all(self) -> LabelledImages:
         """The items of all splits, and those of none.
@@ -86,6 +86,10 @@ class LabelledFolderData(DataSettings):
             DatasetError: see `open`.
         """
         return self._open(LabelledFolder.all_samples)
+
+    def _samples_of(self, split: Split, folder: LabelledFolder) -> list[Sample]:
+        fold = None if self.folds is None else Fold(self.fold, self.folds)
+        return samples_of(split, folder.samples, self.val_fraction, self.group, fold)
 
     def _open(self, choose: Callable[[LabelledFolder], Sequence[Sample]]) -> LabelledImages:
         _, _, folder = self._read()
@@ -167,6 +171,12 @@ class LabelledFolderData(DataSettings):
                 f"the folder has no validation split: {DEFAULT_VAL_FRACTION:.0%} of the images are kept for it "
                 "(data.val_fraction)"
             )
+        if self.folds is not None or not folder.samples.get("val"):
+            with contextlib.suppress(DatasetError):  # opening the split will say why
+                taken = sum(len(self._samples_of(split, folder)) for split in ("train", "val"))
+                beside = len(divided(folder.samples)) - taken
+                if beside:
+                    notes.append(f"{beside} images next to validation images of their video are in neither part")
         if folder.unlabelled:
             notes.append(f"{folder.unlabelled} images have no labels and are left out")
         if folder.boxes:

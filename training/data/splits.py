@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.grouping import origins_of
+from training.data.reading.paths import split_named
 from training.data.reading.protocol import Sample
 
 #: Share of the images that is kept for validation where neither the folder nor the recipe says.
@@ -65,7 +67,7 @@ def samples_of(
     if fold is not None and split != "test":
         if val_fraction != "auto":
             raise DatasetError("data.folds says which images are for validation: remove data.val_fraction")
-        labelled = [*named.get("train", ()), *named.get("val", ())] or samples.get(None, ())
+        labelled = divided(samples)
         if labelled:
             return fold_samples(labelled, fold, split, group)
     if "val" in named and val_fraction != "auto":
@@ -79,6 +81,11 @@ def samples_of(
         known = ", ".join(named) or "none"
         raise DatasetError(f"the folder has no {split} split; its splits are: {known}")
     return split_samples(pool, DEFAULT_VAL_FRACTION if val_fraction == "auto" else val_fraction, split, group)
+
+
+def divided(samples: Mapping[Split | None, Sequence[Sample]]) -> list[Sample]:
+    """The samples that are divided between training and validation, unless the folder has done so."""
+    return [*samples.get("train", ()), *samples.get("val", ())] or list(samples.get(None, ()))
 
 
 def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, group: str = "auto") -> list[Sample]:
@@ -225,9 +232,14 @@ def _border(run: int, others: int) -> int:
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:
-    """Paths of the images below the folder that they have in common, without suffix."""
-    top = os.path.commonpath([sample.image.parent for sample in samples])
-    return [sample.image.relative_to(top).with_suffix("").as_posix() for sample in samples]
+    """Paths of the images without folders of splits, below the folder that they have in common, without suffix.
+
+    A video that was divided between such folders is one video all the same.
+    """
+    folders = [Path(*(part for part in sample.image.parent.parts if not split_named(part))) for sample in samples]
+    top = os.path.commonpath(folders)
+    named = zip(folders, samples, strict=True)
+    return [(folder.relative_to(top) / sample.image.stem).as_posix() for folder, sample in named]
 
 
 def _digest(name: str) -> bytes:

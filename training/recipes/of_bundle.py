@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.support.errors import DatasetError, RecipeError
 from training.data import DATASETS
-from training.recipes.loading import load_recipe
+from training.recipes.loading import load_data
 from training.recipes.problems import describe_problem
 from training.support.section import Section
 
@@ -56,7 +56,7 @@ def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str])
     if dataset in DATASETS:
         return _new_section(dataset, manifest, overrides)
     try:
-        return load_recipe(dataset).data
+        return load_data(dataset).data
     except RecipeError as error:
         raise DatasetError(f"no data set has the name '{dataset}' ({', '.join(DATASETS)}), and {error}") from error
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from dinov3_seg_ros.bundle.manifest import NAME_PATTERN
+from dinov3_seg_ros.bundle.manifest import BundleName
 from dinov3_seg_ros.model.pretrained.normalisation import Normalisation
 from dinov3_seg_ros.options import Geometry
 from dinov3_seg_ros.support.errors import RecipeError
@@ -113,11 +113,19 @@ class StageChanges(Section):
     iterations: Annotated[int, Field(ge=1)] | None = None
 
 
+class RecipeData(Section):
+    """The part of a recipe that says what to train on."""
+
+    data: DataSection
+    pseudo_labels: PseudoLabels = PseudoLabels()
+
+
 class Recipe(Section):
     """One training."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    """Name of the bundle and, by default, of the output folder."""
+    name: BundleName
+    """Name of the bundle and, by default, of the output folder: lower-case letters, digits and _, beginning with a
+    letter."""
     description: str = ""
     """One sentence for the bundle's model card."""
     licences: tuple[str, ...] = ()
@@ -179,7 +187,9 @@ class Recipe(Section):
     def _one_duration(self) -> Recipe:
         for number, stage in enumerate(self.by_stage()):
             if (stage.epochs is None) == (stage.iterations is None):
-                raise ValueError("give either epochs or iterations" + (f" for stages.{number}" if self.stages else ""))
+                owner = f"stages.{number}." if self.stages else ""
+                back = f"; --{owner}epochs null or --{owner}iterations null takes one back" if stage.epochs else ""
+                raise ValueError(f"give either epochs or iterations{f' for stages.{number}' if owner else ''}{back}")
         return self
 
     @property

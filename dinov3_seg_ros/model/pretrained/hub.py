@@ -210,8 +210,9 @@ def _fetched(repository: str, name: str) -> Path:
     try:
         validate_repo_id(repository)
     except hub_errors.HFValidationError as error:
+        where = "" if os.path.isabs(repository) else f" in {os.getcwd()}"
         raise BackboneError(
-            f"{repository!r} is no folder, no file and no Hugging Face id such as "
+            f"{repository!r} is no folder and no file{where}, no Hugging Face id such as "
             "facebook/dinov3-vits16plus-pretrain-lvd1689m, and no name of timm or torch.hub such as "
             "vit_small_patch16_dinov3 or dinov2_vits14_reg. See weights/README.md."
         ) from error

@@ -42,7 +42,8 @@ class Tree:
         if self.root.is_file():
             raise DatasetError(f"{root} is a file; unpack it, and set data.root to the folder that holds the images")
         if not self.root.is_dir():
-            raise DatasetError(f"{root}: there is no such folder; set data.root to the folder of the data set")
+            where = "" if self.root.is_absolute() else f" in {Path.cwd()}"
+            raise DatasetError(f"{root}: there is no such folder{where}; set data.root to the folder of the data set")
         self.files = sorted(self._walk())
 
     def _walk(self) -> Iterator[str]:
