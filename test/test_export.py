@@ -24,6 +24,7 @@ from full_disk import full_disk
 from graphs import write_graphs
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.doctor import computing
@@ -378,6 +379,18 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
     monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
     assert choose([bundle], ComputeOptions()).runtime == "torch"
     assert choose([bundle], ComputeOptions(precision="int8")).runtime == "onnx"
+
+
+def test_auto_is_onnx_runtime_where_providers_are_named(exported, monkeypatch):
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch.runtime")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert Segmenter.from_bundle(exported.path, providers=["CPUExecutionProvider"]).runtime.name == "onnx"
+    for precision in ("auto", "bf16"):
+        wrong = {"providers": ("OpenVinoExecutionProvider",), "precision": precision}
+        for use in (Segmenter.from_bundle, lambda path, **options: choosing.choose([path], ComputeOptions(**options))):
+            with pytest.raises(RuntimeUnavailableError, match="ONNX Runtime has no OpenVinoExecutionProvider; it has"):
+                use(exported.path, **wrong)
 
 
 @pytest.mark.parametrize("features", [(), ("avx512_bf16",)])

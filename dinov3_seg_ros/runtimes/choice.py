@@ -172,14 +172,15 @@ def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[s
 def find_candidates(
     bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Sequence[Candidate]], dict[str, str], list[str]]:
-    """Find all ways to compute bundles here; no model is loaded.
+    """Find all ways to compute bundles here that ``options`` allow; no model is loaded.
 
     Returns:
         By runtime: its candidates, best first; why each other runtime cannot be used; and which are not installed.
     """
     found: dict[str, Sequence[Candidate]] = {}
     reasons, missing = dict(failed or {}), []
-    for name in [name for name in RUNTIMES if name not in reasons]:
+    allowed = RUNTIMES if options.runtime == "auto" else (options.runtime,)
+    for name in [name for name in allowed if name not in reasons]:
         try:
             if name == "torch" and found and options.device in ("auto", "cpu") and _torch_has_no_gpu():
                 found[name] = _torch_on_cpu(bundles, options)
