@@ -122,7 +122,9 @@ def _parser() -> CommandParser:
         help=f"with --throughput: how long a rate is tried (default: {_SECONDS})",
     )
     parser.add_argument(
-        "--baseline", action="store_true", help="also run a naive PyTorch pipeline and the dinov3_ros pipeline"
+        "--baseline",
+        action="store_true",
+        help="also run a naive PyTorch pipeline and the dinov3_ros pipeline, both on the CPU",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the stages as bars; needs matplotlib")
