@@ -90,6 +90,13 @@ def test_the_baselines_have_the_threads_of_our_pipeline(threads, quota, expected
     assert "times faster than the naive PyTorch pipeline on the CPU; equal" in capsys.readouterr().out
 
 
+def test_more_than_255_classes_are_compared_as_they_are(tmp_path):
+    bundle, file = write_tiny_bundle(tmp_path / "tiny", geometry="stretch", num_classes=300), tmp_path / "result.json"
+    command = [str(bundle.path), "--runtime", "torch", "--frames", "2", "--frame-size", "96", "128"]
+    assert main([*command, "--baseline", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
+
+
 def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
     file = tmp_path / "result.json"
     command = [str(bundle.path), "--runtime", "torch", "--geometry", "native", "--frame-size", "130", "200"]
