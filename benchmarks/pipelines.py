@@ -30,7 +30,7 @@ from random_models import MODELS, random_bundle
 from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
 from dinov3_seg_ros.benchmark.measurement import Measured, run_in_turn, synthetic_frames
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
-from dinov3_seg_ros.benchmark.picture import draw_stages
+from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
 from dinov3_seg_ros.bundle.loading import load_bundle
@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of all pipelines")
     parser.add_argument("--work", type=Path, help="folder for the bundle and its exports, kept for the next time")
     options = parser.parse_args()
+    if options.picture:
+        check_can_draw(options.picture)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     frames = synthetic_frames(FRAME_SIZE, options.frames)

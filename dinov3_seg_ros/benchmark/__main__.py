@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             baseline=options.baseline,
         )
         if options.picture:
-            check_can_draw()
+            check_can_draw(options.picture)
         result = session.run()
         print(table(result))
         _write(options.json, result)
