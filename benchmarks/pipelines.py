@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import DisagreementError
+from dinov3_seg_ros.support.files import write_json
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
 
@@ -151,7 +151,7 @@ def main() -> None:
             "backbone_gflop": round(gflop, 2),
             "matrix_gflops": rates,
         }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     if options.picture:
         draw_stages({one.name: one.stages_ms for one in (*measured, naive, dinov3_ros)}, options.picture)
 
