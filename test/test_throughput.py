@@ -81,6 +81,7 @@ def test_a_node_that_holds_no_rate_is_an_error(holds_short_trials):
         "--throughput --choose",
         "--throughput --ros --frames 3",
         "--choose --frames 3",
+        "--choose --frame-size 96 128",
         "--seconds 3",
         "demo",
     ],
