@@ -193,8 +193,9 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> Iterator[tuple[
             if options.precision not in offered:
                 refused.append(f"{first} has no precision '{options.precision}', only {', '.join(offered)}")
                 continue
-            # On CPUs, ONNX Runtime's own cannot compute bf16.
-            is_taken = by_name or rules.is_preferred or options.precision in ("bf16", *rules.gains(use))
+            # On CPUs, ONNX Runtime's own cannot compute bf16, and OpenVINO can on all of them.
+            gains = ("bf16",) if rules.name == OPENVINO else rules.gains(use)
+            is_taken = by_name or rules.is_preferred or options.precision in gains
             found = True
             yield targets, options.precision, offered[options.precision], not is_taken
             continue
