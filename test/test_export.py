@@ -443,6 +443,13 @@ def test_torch_without_transformers_or_safetensors_is_not_installed(exported, mo
     with pytest.raises(RuntimeUnavailableError, match=f"'torch' is not installed .*'{module}'.* Python 3.11"):
         Segmenter.from_bundle(exported.path, "torch")
     assert f"'{module}'" in available_runtimes()["torch"], "which the doctor says"
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from dinov3_seg_ros.segmenter import Segmenter\n"
+        f"print(Segmenter.from_bundle({str(exported.path)!r}).runtime_reason)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "torch is not installed" in result.stdout, "also where PyTorch is not imported"
 
 
 def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):

@@ -33,6 +33,8 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 #: Device and precision of the PyTorch runtime in which it is the model that all others are compared with.
 MODEL = ("cpu", "fp32")
+# What the PyTorch runtime imports only when it loads a model.
+_NEEDED_BY_TORCH = ("transformers", "safetensors")
 
 
 class _Entry(NamedTuple):
@@ -57,10 +59,8 @@ def _load_onnx() -> RuntimeType:
 def _load_torch() -> RuntimeType:
     from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 
-    # The runtime imports these only when it loads a model.
-    for needed in ("transformers", "safetensors"):
-        if importlib.util.find_spec(needed) is None:
-            raise ModuleNotFoundError(f"No module named '{needed}'")
+    if missing := _missing(*_NEEDED_BY_TORCH):
+        raise ModuleNotFoundError(f"No module named '{missing}'")
     return PyTorchRuntime
 
 
@@ -329,10 +329,15 @@ def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> list[Ca
 
 
 def _torch_has_no_gpu() -> bool:
-    """Whether PyTorch, which takes seconds to import, is there and can have no GPU: neither driver is installed."""
-    if "torch" in sys.modules or importlib.util.find_spec("torch") is None or os.path.exists("/dev/kfd"):
+    """Whether PyTorch, which takes seconds to import, can run and have no GPU: neither driver is installed."""
+    if "torch" in sys.modules or _missing("torch", *_NEEDED_BY_TORCH) or os.path.exists("/dev/kfd"):
         return False
     return not has_nvidias_driver()
+
+
+def _missing(*modules: str) -> str | None:
+    """The first of these modules that is not installed."""
+    return next((name for name in modules if importlib.util.find_spec(name) is None), None)
 
 
 def available_runtimes() -> dict[str, str | None]:
