@@ -701,6 +701,17 @@ def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what)
     assert Segmenter.from_bundle(other.path).runtime.name == "torch"
 
 
+@pytest.mark.parametrize("count", [4, 6])
+def test_graphs_of_more_or_fewer_classes_than_the_bundle_names_are_refused(copy, count):
+    content = json.loads((copy.path / "bundle.json").read_text())
+    content["classes"] = {"names": [f"class {i}" for i in range(count)], "palette": [[i, i, i] for i in range(count)]}
+    (copy.path / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=rf"head\.onnx computes 5 classes, but bundle\.json names {count}; correct"):
+        Segmenter.from_bundle(copy.path, "onnx")
+    with pytest.raises(RuntimeUnavailableError, match=r"head\.onnx computes 5 .*head\.safetensors does not fit"):
+        Segmenter.from_bundle(copy.path)
+
+
 def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, picture):
     export([copy.path], ExportOptions(size=(96, 64)))
     segmenter = Segmenter.from_bundle(copy.path, "onnx", geometry="native")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
 from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
 from dinov3_seg_ros.options import ValueRange
@@ -30,6 +30,9 @@ BACKBONE_FOLDER = "backbone"
 DELTA_FILE = "backbone_delta.safetensors"
 #: A bundle's name; it becomes part of topics.
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+
+
+_Deviation = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -65,6 +68,12 @@ class BackboneSection(_Section):
     strides: list[int]
     multiple: Annotated[int, Field(ge=1)]
 
+    @model_validator(mode="after")
+    def _describes_each_map(self) -> BackboneSection:
+        if not len(self.layers) == len(self.channels) == len(self.strides):
+            raise ValueError("layers, channels and strides are not equally many")
+        return self
+
 
 class InputSection(_Section):
     """How a frame becomes the network's input: see `dinov3_seg_ros.frames.preprocessing`. Mean and std are in 0..1.
@@ -76,8 +85,8 @@ class InputSection(_Section):
 
     network_size: tuple[int, int]
     geometry: str
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     value_range: ValueRange = "auto"
 
 

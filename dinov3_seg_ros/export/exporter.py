@@ -363,7 +363,7 @@ class _Job:
             versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
         )
-        return Export(folder, bundle.manifest.name, manifest)
+        return Export(folder, bundle.manifest, manifest)
 
     def _write_descriptions(self, bundle: Bundle, export: Export) -> None:
         write_json(export.folder / EXPORT_FILE, export.manifest.model_dump(mode="json"))
