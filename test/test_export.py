@@ -28,7 +28,7 @@ from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.doctor import computing
-from dinov3_seg_ros.doctor.findings import WARNING
+from dinov3_seg_ros.doctor.findings import OK, WARNING
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -450,6 +450,23 @@ def test_torch_without_transformers_or_safetensors_is_not_installed(exported, mo
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "torch is not installed" in result.stdout, "also where PyTorch is not imported"
+
+
+@pytest.mark.parametrize("has_driver", [False, True])
+def test_a_robot_without_exports_is_told_first_how_to_make_them(tmp_path, has_driver, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "dinov3_seg_ros.runtimes.tensorrt.runtime", None)
+    for module in ("dinov3_seg_ros.runtimes.choice", "dinov3_seg_ros.doctor.computing"):
+        monkeypatch.setattr(f"{module}.has_nvidias_driver", lambda: has_driver)
+    bundle = tiny_bundle(tmp_path / "tiny")
+    with caplog.at_level("INFO", "dinov3_seg_ros"), pytest.raises(RuntimeUnavailableError) as error:
+        Segmenter.from_bundle(bundle.path)
+    assert str(error.value).startswith(f"no runtime can be used: {bundle.path} has no exported graphs of ")
+    assert ("[gpu]" in str(error.value)) == has_driver
+    assert ("this machine has no driver of NVIDIA" in str(error.value)) != has_driver
+    assert "--choose" not in caplog.text, "there is nothing to choose from"
+    (found,) = [finding for finding in computing.runtimes([]) if finding.subject == "runtime tensorrt"]
+    assert found.level == (WARNING if has_driver else OK)
 
 
 def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):

@@ -175,7 +175,8 @@ def find_candidates(
     """Find all ways to compute bundles here that ``options`` allow; no model is loaded.
 
     Returns:
-        By runtime: its candidates, best first; why each other runtime cannot be used; and which are not installed.
+        By runtime: its candidates, best first; why each other runtime cannot be used, those that are not installed
+        last; and which these are.
     """
     found: dict[str, Sequence[Candidate]] = {}
     reasons, missing = dict(failed or {}), []
@@ -190,7 +191,7 @@ def find_candidates(
             reasons[name] = str(error)
             if isinstance(error, _NotInstalledError):
                 missing.append(name)
-    return found, reasons, missing
+    return found, dict(sorted(reasons.items(), key=lambda item: item[0] in missing)), missing
 
 
 def open_checked(
@@ -270,7 +271,7 @@ def _measured(
     failed: Mapping[str, str] | None = None,
 ) -> Choice | None:
     """What a measurement on this machine chose of what was found; behind it, what its runtime takes without one."""
-    choice = measured.kept(bundles, options)
+    choice = measured.kept(bundles, options) if found else None  # its log advises to measure
     if choice is None:
         return None
     for candidates in found.values():
@@ -357,7 +358,7 @@ def _runtime_type(name: str) -> RuntimeType:
     try:
         return entry.load()
     except (ImportError, OSError) as error:  # a broken build of a library fails to load its shared objects
-        raise _NotInstalledError(
-            f"runtime '{name}' is not installed ({error}); install it into the environment that runs the node: "
-            f"{entry.installation}"
-        ) from error
+        remedy = f"install it into the environment that runs the node: {entry.installation}"
+        if name == "tensorrt" and not has_nvidias_driver():
+            remedy = "it needs an NVIDIA GPU, and this machine has no driver of NVIDIA"
+        raise _NotInstalledError(f"runtime '{name}' is not installed ({error}); {remedy}") from error
