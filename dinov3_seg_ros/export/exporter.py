@@ -46,7 +46,7 @@ from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.options import ComputeOptions, Precision
 from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
+from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, cosine
 from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
@@ -245,7 +245,7 @@ class _Job:
                 ranked = quantisation.rank_by_sensitivity(source, ranking, few[:1], target.parent)
             kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
-            if all(cosine >= least for cosine in quantisation.cosines(exact, target, self._canvases())):
+            if all(found >= least for found in quantisation.cosines(exact, target, self._canvases())):
                 break
         return kept
 
@@ -410,15 +410,9 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
 def _likeness(one: tuple[Arrays, Arrays], other: tuple[Arrays, Arrays]) -> float:
     """Return the least cosine of two inputs' maps and logits; of several heads, that of the most alike."""
     of_maps, of_logits = (
-        [_cosine(expected[name], found[name]) for name in expected] for expected, found in zip(one, other, strict=True)
+        [cosine(expected[name], found[name]) for name in expected] for expected, found in zip(one, other, strict=True)
     )
     return min(*of_maps, max(of_logits))
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    difference = Difference()
-    difference.update(one, other)
-    return difference.cosine
 
 
 def _fused(export: Export) -> parity.Logits:
