@@ -55,6 +55,7 @@ def main() -> int:
     found = run(options.root, options.frames)
     print(json.dumps(found, indent=2))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0 if found["equal_labels"] >= LEAST and found["equal_labels_of_the_same_logits"] == 1.0 else 1
 

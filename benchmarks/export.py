@@ -24,6 +24,7 @@ from dinov3_seg_ros.bundle.onnx_folder import export_folder
 from dinov3_seg_ros.export.exporter import ExportOptions, export
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import ExportError
+from dinov3_seg_ros.support.files import write_json
 
 CLASSES = 24
 
@@ -58,7 +59,7 @@ def main() -> None:
                 results.append({"model": model, "size": text, **measure(bundle, size, options)})
                 print(json.dumps(results[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(options.json, results)
 
 
 def measure(bundle: Path, size: tuple[int, int], options: argparse.Namespace) -> dict:

@@ -65,7 +65,8 @@ def main() -> int:
     log = options.json.with_suffix(".jsonl")
     if options.again:
         log.unlink(missing_ok=True)
-    options.work.mkdir(parents=True, exist_ok=True)
+    for folder in (options.work, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
 
     try:
         begin(log, machine(options.cpu))

@@ -62,6 +62,7 @@ def main() -> None:
                 phases[name].append(phase)
                 print(f"{name}: {json.dumps(phase)}", file=sys.stderr, flush=True)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"options": vars(options), "phases": phases}, indent=2, default=str))
     print(table({name: merged(found) for name, found in phases.items()}))
 

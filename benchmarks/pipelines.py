@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from random_models import MODELS, random_bundle
 from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
 from dinov3_seg_ros.benchmark.measurement import Measured, run_in_turn, synthetic_frames
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
-from dinov3_seg_ros.benchmark.picture import draw_stages
+from dinov3_seg_ros.benchmark.picture import check_can_draw, draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.timed_pipeline import OurPipeline
 from dinov3_seg_ros.bundle.loading import load_bundle
@@ -41,6 +40,7 @@ from dinov3_seg_ros.runtimes.onnx.targets import runs_here
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import DisagreementError
+from dinov3_seg_ros.support.files import write_json
 
 FRAME_SIZE, NETWORK_SIZE = (480, 640), (640, 640)
 
@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of all pipelines")
     parser.add_argument("--work", type=Path, help="folder for the bundle and its exports, kept for the next time")
     options = parser.parse_args()
+    if options.picture:
+        check_can_draw(options.picture)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     frames = synthetic_frames(FRAME_SIZE, options.frames)
@@ -149,7 +151,7 @@ def main() -> None:
             "backbone_gflop": round(gflop, 2),
             "matrix_gflops": rates,
         }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     if options.picture:
         draw_stages({one.name: one.stages_ms for one in (*measured, naive, dinov3_ros)}, options.picture)
 

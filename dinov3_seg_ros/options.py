@@ -9,9 +9,9 @@ imports no other library than pydantic.
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from dinov3_seg_ros.support.option_checks import MAX_PIXELS, parse_value_range
 from dinov3_seg_ros.support.option_model import Live, Options, as_value_error
@@ -67,8 +67,8 @@ class ComputeOptions(Options):
     providers: Annotated[
         tuple[str, ...],
         Field(
-            description="Execution providers of ONNX Runtime, best first, such as OpenVINOExecutionProvider; empty: by "
-            "'device'."
+            description="Execution providers of ONNX Runtime, best first, such as OpenVINOExecutionProvider; runtime "
+            "auto is then onnx. Empty: by 'device'."
         ),
     ] = ()
     network_size: Annotated[
@@ -96,6 +96,18 @@ class ComputeOptions(Options):
             "takes about a minute longer, and needs a C compiler. Passes of more than one frame compute max_batch."
         ),
     ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _providers_are_of_onnx_runtime(cls, values: dict[str, Any]) -> dict[str, Any]:
+        runtime = values.get("runtime", "auto")
+        if not values.get("providers") or runtime not in RUNTIME_NAMES:
+            return values
+        if runtime not in ("auto", "onnx"):
+            raise ValueError(
+                f"providers are ONNX Runtime's, but runtime is '{runtime}'; use runtime onnx, or leave providers out"
+            )
+        return {**values, "runtime": "onnx"}
 
 
 class PublishOptions(Options):

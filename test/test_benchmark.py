@@ -24,12 +24,15 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import __main__ as command
 from dinov3_seg_ros.benchmark import session
 from dinov3_seg_ros.benchmark.__main__ import main
+from dinov3_seg_ros.benchmark.baselines import NaivePipeline
 from dinov3_seg_ros.benchmark.measurement import overlapped_rate, run_in_turn
 from dinov3_seg_ros.benchmark.operations import backbone_gflop
 from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.report import table
 from dinov3_seg_ros.model.weights import build_backbone
+from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
+from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.resources import resource_path
 from dinov3_seg_ros.support.timing import GPU_STAGES, STAGES, StageTimes
@@ -68,6 +71,30 @@ def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
     assert result["backbone"]["gflops"] == pytest.approx(reached, rel=0.05)
     assert result["backbone"]["share_of_gemm"] == pytest.approx(reached / result["gemm_gflops"], rel=0.05, abs=1e-6)
     assert "times faster than the dinov3_ros pipeline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("threads", "quota", "expected"), [(1, None, 1), (0, 1, 1), (3, None, 3)])
+def test_the_baselines_have_the_threads_of_our_pipeline(threads, quota, expected, cores, monkeypatch, capsys):
+    cores(6, quota)
+    seen, run, of_opencv = set(), NaivePipeline.run, cv2.getNumThreads()
+    monkeypatch.setattr(NaivePipeline, "run", lambda *given: seen.add(torch.get_num_threads()) or run(*given))
+    monkeypatch.setattr(session, "gemm_gflops", lambda *_: None)
+    arguments = f"--runtime onnx --geometry stretch --baseline --frames 1 --frame-size 96 128 --threads {threads}"
+    try:
+        assert main([str(resource_path("weights/demo")), *arguments.split()]) == 0
+    finally:
+        limit_threads(0)
+        cv2.setNumThreads(of_opencv)
+        torch.set_num_threads(pytorch._DEFAULT_THREADS)
+    assert seen == {expected}
+    assert "times faster than the naive PyTorch pipeline on the CPU; equal" in capsys.readouterr().out
+
+
+def test_more_than_255_classes_are_compared_as_they_are(tmp_path):
+    bundle, file = write_tiny_bundle(tmp_path / "tiny", geometry="stretch", num_classes=300), tmp_path / "result.json"
+    command = [str(bundle.path), "--runtime", "torch", "--frames", "2", "--frame-size", "96", "128"]
+    assert main([*command, "--baseline", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
 
 
 def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
@@ -372,8 +399,8 @@ def test_a_picture_of_an_unknown_format_is_refused_by_name(bundle, tmp_path, cap
     command = [str(bundle.path), "--frames", "1", "--frame-size", "96", "128", "--picture", str(tmp_path / "bars.xyz")]
     assert main(command) == 1
     found = capsys.readouterr()
-    assert "bars.xyz cannot be written" in found.err
-    assert "frames per second" in found.out, "what was measured is not lost"
+    assert "bars.xyz cannot be written: matplotlib has no format 'xyz', only " in found.err and "png" in found.err
+    assert found.out == "", "it is refused before anything is measured"
 
 
 def test_without_ros_the_option_says_what_to_install(bundle, monkeypatch, capsys):

@@ -73,8 +73,12 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m.update(schema_version=99), "schema_version is 99"),
         (lambda m: m.pop("head"), "head: Field required"),
         (lambda m: m["classes"]["names"].pop(), "4 names but 5 colours"),
+        (lambda m: m["classes"]["names"].__setitem__(0, " "), "classes: .*a class has an empty name"),
         (lambda m: m["classes"]["palette"].__setitem__(0, [0, 0, 256]), "classes.palette.0.2"),
         (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
+        (lambda m: m["input"].update(mean=[0.5, float("nan"), 0.5]), "input.mean.1: Input should be a finite number"),
+        (lambda m: m["input"].update(std=[0.5, 0.5, float("inf")]), "input.std.2: Input should be a finite number"),
+        (lambda m: m["backbone"]["layers"].pop(), "backbone: .*layers, channels and strides are not equally many"),
         (lambda m: m["input"].update(network_size=[63, 96]), "multiples of 32"),
         (lambda m: m.update(nmae="x"), "nmae: Extra inputs"),
         (

@@ -209,6 +209,7 @@ def test_flags_reach_options_of_every_kind():
         ("--device gpu0", "--device is 'gpu0'; use auto, cpu, cuda, gpu, npu, or cuda:N"),
         ("--network-size 0 64", "--network-size is (0, 64); use two positive whole numbers"),
         ("--providers CPU", "--providers holds 'CPU'"),
+        ("--runtime tensorrt --providers CPUExecutionProvider", "--providers are ONNX Runtime's, but"),
         ("--mask-size huge", "--mask-size is 'huge'"),
         ("--overlay-alpha 2", "--overlay-alpha is 2.0; use a number from 0 to 1"),
     ],

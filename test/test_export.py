@@ -24,10 +24,11 @@ from full_disk import full_disk
 from graphs import write_graphs
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.doctor import computing
-from dinov3_seg_ros.doctor.findings import WARNING
+from dinov3_seg_ros.doctor.findings import OK, WARNING
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
@@ -380,6 +381,18 @@ def test_auto_takes_graphs_for_a_precision_that_torch_lacks(tmp_path, monkeypatc
     assert choose([bundle], ComputeOptions(precision="int8")).runtime == "onnx"
 
 
+def test_auto_is_onnx_runtime_where_providers_are_named(exported, monkeypatch):
+    # As with a GPU that only PyTorch can use.
+    pytorch = importlib.import_module("dinov3_seg_ros.runtimes.pytorch.runtime")
+    monkeypatch.setattr(pytorch, "_resolve_device", lambda device: torch.device("cuda"))
+    assert Segmenter.from_bundle(exported.path, providers=["CPUExecutionProvider"]).runtime.name == "onnx"
+    for precision in ("auto", "bf16"):
+        wrong = {"providers": ("OpenVinoExecutionProvider",), "precision": precision}
+        for use in (Segmenter.from_bundle, lambda path, **options: choosing.choose([path], ComputeOptions(**options))):
+            with pytest.raises(RuntimeUnavailableError, match="ONNX Runtime has no OpenVinoExecutionProvider; it has"):
+                use(exported.path, **wrong)
+
+
 @pytest.mark.parametrize("features", [(), ("avx512_bf16",)])
 @pytest.mark.parametrize("precision", ["auto", "fp32", "fp16", "int8"])
 def test_pytorch_is_offered_alike_whether_or_not_it_is_imported(copy, precision, features, monkeypatch):
@@ -430,6 +443,30 @@ def test_torch_without_transformers_or_safetensors_is_not_installed(exported, mo
     with pytest.raises(RuntimeUnavailableError, match=f"'torch' is not installed .*'{module}'.* Python 3.11"):
         Segmenter.from_bundle(exported.path, "torch")
     assert f"'{module}'" in available_runtimes()["torch"], "which the doctor says"
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from dinov3_seg_ros.segmenter import Segmenter\n"
+        f"print(Segmenter.from_bundle({str(exported.path)!r}).runtime_reason)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "torch is not installed" in result.stdout, "also where PyTorch is not imported"
+
+
+@pytest.mark.parametrize("has_driver", [False, True])
+def test_a_robot_without_exports_is_told_first_how_to_make_them(tmp_path, has_driver, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "dinov3_seg_ros.runtimes.tensorrt.runtime", None)
+    for module in ("dinov3_seg_ros.runtimes.choice", "dinov3_seg_ros.doctor.computing"):
+        monkeypatch.setattr(f"{module}.has_nvidias_driver", lambda: has_driver)
+    bundle = tiny_bundle(tmp_path / "tiny")
+    with caplog.at_level("INFO", "dinov3_seg_ros"), pytest.raises(RuntimeUnavailableError) as error:
+        Segmenter.from_bundle(bundle.path)
+    assert str(error.value).startswith(f"no runtime can be used: {bundle.path} has no exported graphs of ")
+    assert ("[gpu]" in str(error.value)) == has_driver
+    assert ("this machine has no driver of NVIDIA" in str(error.value)) != has_driver
+    assert "--choose" not in caplog.text, "there is nothing to choose from"
+    (found,) = [finding for finding in computing.runtimes([]) if finding.subject == "runtime tensorrt"]
+    assert found.level == (WARNING if has_driver else OK)
 
 
 def test_bundles_on_one_backbone_share_one_pass(tmp_path, picture):
@@ -679,6 +716,17 @@ def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what)
     with pytest.raises(RuntimeUnavailableError, match=f"was exported with another {what} than the bundle's"):
         Segmenter.from_bundle(other.path, "onnx")
     assert Segmenter.from_bundle(other.path).runtime.name == "torch"
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_graphs_of_more_or_fewer_classes_than_the_bundle_names_are_refused(copy, count):
+    content = json.loads((copy.path / "bundle.json").read_text())
+    content["classes"] = {"names": [f"class {i}" for i in range(count)], "palette": [[i, i, i] for i in range(count)]}
+    (copy.path / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=rf"head\.onnx computes 5 classes, but bundle\.json names {count}; correct"):
+        Segmenter.from_bundle(copy.path, "onnx")
+    with pytest.raises(RuntimeUnavailableError, match=r"head\.onnx computes 5 .*head\.safetensors does not fit"):
+        Segmenter.from_bundle(copy.path)
 
 
 def test_a_frame_sized_geometry_takes_the_graph_of_the_nearest_aspect(copy, picture):

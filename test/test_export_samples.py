@@ -139,8 +139,10 @@ def test_images_and_masks_may_share_a_folder(tmp_path, image, mask):
     Image.open(tmp_path / "data/images/one.jpg").save(tmp_path / "both" / image)
     (tmp_path / "data/masks/one.png").rename(tmp_path / "both" / mask)
     bundle = write_exported_bundle(tmp_path / "bundle", network_size=(32, 32))
-    (sample,) = open_samples(tmp_path / "both", tmp_path / "both", [bundle])
-    assert np.array_equal(sample[1]["tiny"], IDS) and not np.array_equal(sample[0][..., 0], IDS)
+    (tmp_path / "link").symlink_to("both")
+    for spelling in ("both", "link"):
+        (sample,) = open_samples(tmp_path / "both", tmp_path / spelling, [bundle])
+        assert np.array_equal(sample[1]["tiny"], IDS) and not np.array_equal(sample[0][..., 0], IDS)
 
 
 def test_a_trained_bundle_keeps_how_its_masks_were_read(tmp_path):

@@ -46,7 +46,7 @@ def command(tmp_path, monkeypatch):
     """Start the program with some steps; return its process and its JSON file."""
     monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}:{BENCHMARKS.parent}")
     (tmp_path / "step.py").write_text(STEP)
-    file = tmp_path / "gpu.json"
+    file = tmp_path / "a new folder" / "gpu.json"
 
     def start(*steps, options=()):
         program = f"import sys; sys.argv[0] = {str(tmp_path / 'step.py')!r}\n{PROGRAM}"

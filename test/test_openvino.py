@@ -210,11 +210,13 @@ def test_graphs_for_an_npu_are_compiled_for_one_frame(bundle, monkeypatch):
     assert (segmenter.segment([picture()])[0].labels == expected(bundle)).mean() > 0.9995
 
 
-def test_unknown_packages_compute_graphs_as_they_are(bundle, monkeypatch):
+def test_unknown_packages_compute_graphs_as_they_are(copy, monkeypatch):
     monkeypatch.setattr(plugins, "devices", lambda: [listed("gpu", 1, "OddExecutionProvider")])
-    assert labels_for(bundle, device="gpu") == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
-    assert labels_for(bundle, providers=("OddExecutionProvider",)) == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
-    assert CPU in labels_for(bundle)[0], "auto leaves it to a measurement"
+    assert labels_for(copy, device="gpu") == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
+    assert labels_for(copy, providers=("OddExecutionProvider",)) == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
+    assert CPU in labels_for(copy)[0], "auto leaves it to a measurement"
+    write_graphs(copy, "bf16")
+    assert CPU in labels_for(copy, precision="bf16")[0]
 
 
 @pytest.mark.parametrize("left", [2, 20])

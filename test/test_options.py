@@ -34,6 +34,10 @@ from dinov3_seg_ros.support.option_values import parse_option
         ({"geometry": "sideways"}, "geometry is 'sideways'; use one of: stretch, letterbox, pad, native"),
         ({"providers": ("CPU",)}, "providers holds 'CPU'; give each of ONNX Runtime's execution providers once"),
         ({"providers": ("CPUExecutionProvider",) * 2}, "providers holds 'CPUExecutionProvider'; give each"),
+        (
+            {"providers": ("CPUExecutionProvider",), "runtime": "torch"},
+            "providers are ONNX Runtime's, but runtime is 'torch'; use runtime onnx, or leave providers out",
+        ),
         ({"mask_size": "0x5"}, "mask_size is '0x5'; use source, network or WIDTHxHEIGHT"),
         ({"confidence_threshold": 1.5}, "confidence_threshold is 1.5; use a number from 0 to 1"),
         ({"jpeg_quality": 0}, "jpeg_quality is 0; use a whole number from 1 to 100"),

@@ -173,6 +173,17 @@ def test_a_pth_with_hugging_faces_names_needs_no_configuration(name, tmp_path):
     assert backbone_identity(loaded) == backbone_identity(backbone)
 
 
+@pytest.mark.parametrize("layout", [dict, dinov2_as_meta])
+def test_positions_of_dinov2_that_are_no_square_are_refused(layout, tmp_path):
+    tensors = dict(build("dinov2").checkpoint_tensors())
+    positions = tensors["embeddings.position_embeddings"]
+    tensors["embeddings.position_embeddings"] = positions[:, :-1]
+    torch.save(layout(tensors), tmp_path / "any.pth")
+    said = f"any.pth: its {positions.shape[1] - 1} positions are not those of a class token and a square"
+    with pytest.raises(BackboneError, match=said):
+        load_backbone(tmp_path / "any.pth")
+
+
 @pytest.mark.parametrize("name", ["dinov2", "dinov2_gated", "dinov2_with_registers"])
 @pytest.mark.parametrize("layout", [dinov2_as_meta, dinov2_as_timm])
 def test_dinov2_loads_in_the_layouts_of_meta_and_timm(name, layout, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import json
 import logging
 import os
 import resource
@@ -658,6 +659,15 @@ def test_auto_takes_no_engine_that_cannot_be_compared(trt, bundles):
 def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):
     write_graphs(bundles[0], head_type="fp16")
     with pytest.raises(ExportError, match=r"reads layer_1 as DataType\.HALF .*the backbone gives DataType\.FLOAT"):
+        segmenter(bundles[0])
+
+
+def test_an_engine_of_other_classes_than_the_bundle_names_is_refused(trt, bundles):
+    content = json.loads((bundles[0].path / "bundle.json").read_text())
+    for kind in ("names", "palette"):
+        content["classes"][kind].pop()
+    (bundles[0].path / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=r"head\.onnx computes 5 classes, but bundle\.json names 4"):
         segmenter(bundles[0])
 
 

@@ -28,7 +28,7 @@ from dinov3_seg_ros.support.command_line import (
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import is_writable, stays, write_json
 
-_FRAMES, _SECONDS = 50, 5
+_FRAMES, _SECONDS, _FRAME_SIZE = 50, 5, (480, 640)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"--max-batch is {compute.max_batch}, but --ros and --baseline take single frames; use --max-batch 1"
             )
-        frame_size = (options.frame_size[0], options.frame_size[1])
         # Now, rather than after minutes of measuring.
         for name in ("json", "picture"):
             if path := getattr(options, name):
@@ -56,10 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UsageError(
                     "--choose measures nothing else; leave --ros, --throughput, --baseline and --picture out"
                 )
+            if options.frame_size:
+                raise UsageError("--choose times one size of network input, no frames; leave --frame-size out")
             choice = choosing.choose(options.bundles, compute)
             print(choosing.table(choice))
             _write(options.json, choice.model_dump(mode="json"))
             return
+        frame_size = tuple(options.frame_size or _FRAME_SIZE)
         bundle, *further = options.bundles
         if further:
             raise UsageError("only --choose takes several bundles, those that one node loads; give one")
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             baseline=options.baseline,
         )
         if options.picture:
-            check_can_draw()
+            check_can_draw(options.picture)
         result = session.run()
         print(table(result))
         _write(options.json, result)
@@ -91,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("dinov3_seg_ros.benchmark", __doc__)
-    size: dict[str, Any] = {"nargs": 2, "type": whole_number(1), "metavar": ("HEIGHT", "WIDTH")}
     parser.add_argument(
         "bundles",
         nargs="+",
@@ -100,7 +101,11 @@ def _parser() -> CommandParser:
         help="folder of the trained bundle, or a shipped one's name; for --choose all that the node loads",
     )
     parser.add_argument(
-        "--frame-size", **size, default=(480, 640), help="of the synthetic frames, pixels (default: 480 640)"
+        "--frame-size",
+        nargs=2,
+        type=whole_number(1),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the synthetic frames, pixels (default: {} {})".format(*_FRAME_SIZE),
     )
     parser.add_argument("--frames", type=whole_number(1), metavar="N", help=f"frames to measure (default: {_FRAMES})")
     parser.add_argument(
@@ -122,7 +127,9 @@ def _parser() -> CommandParser:
         help=f"with --throughput: how long a rate is tried (default: {_SECONDS})",
     )
     parser.add_argument(
-        "--baseline", action="store_true", help="also run a naive PyTorch pipeline and the dinov3_ros pipeline"
+        "--baseline",
+        action="store_true",
+        help="also run a naive PyTorch pipeline and the dinov3_ros pipeline, both on the CPU",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the stages as bars; needs matplotlib")

@@ -26,6 +26,7 @@ class _EagerPipeline(TimedPipeline):
         super().__init__(StageTimes())
         manifest = bundle.manifest
         self._size, self._palette = size, manifest.classes.palette
+        self._label_type = np.uint8 if len(manifest.classes.names) <= 255 else np.uint16
         self._mean, self._std = np.array(manifest.input.mean), np.array(manifest.input.std)
         self._read = list(range(len(manifest.backbone.layers)))
         self._backbone, self._head = bundle.load_backbone(), self._make_head(bundle).eval()
@@ -52,7 +53,7 @@ class _EagerPipeline(TimedPipeline):
 
     @abstractmethod
     def _decode(self, logits: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
-        """Return labels (H, W) uint8 of logits (1, C, h, w)."""
+        """Return labels (H, W) of logits (1, C, h, w)."""
 
 
 class NaivePipeline(_EagerPipeline):
@@ -65,7 +66,7 @@ class NaivePipeline(_EagerPipeline):
 
     def _decode(self, logits: Tensor, frame_size: tuple[int, int]) -> np.ndarray:
         full = F.interpolate(logits, size=frame_size, mode="bilinear", align_corners=False)
-        return full.softmax(dim=1).argmax(dim=1)[0].numpy().astype(np.uint8)
+        return full.softmax(dim=1).argmax(dim=1)[0].numpy().astype(self._label_type)
 
 
 class Dinov3RosPipeline(_EagerPipeline):
@@ -87,5 +88,5 @@ class Dinov3RosPipeline(_EagerPipeline):
         height, width = self._size
         half = F.interpolate(logits, size=(height // 2, width // 2), mode="bilinear", align_corners=False)
         full = F.interpolate(half, size=(height, width), mode="bilinear", align_corners=False)
-        labels = full.softmax(dim=1).argmax(dim=1)[0].numpy().astype(np.uint8)
+        labels = full.softmax(dim=1).argmax(dim=1)[0].numpy().astype(self._label_type)
         return cv2.resize(labels, frame_size[::-1], interpolation=cv2.INTER_NEAREST)

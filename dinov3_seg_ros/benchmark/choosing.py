@@ -39,8 +39,6 @@ def choose(paths: Sequence[Path], options: ComputeOptions) -> measured.KeptChoic
     options = runtime_options(bundles, options)
     limit_threads(options.threads)
     by_runtime, reasons, _ = find_candidates(bundles, options)
-    if options.runtime != "auto":
-        by_runtime = {name: candidates for name, candidates in by_runtime.items() if name == options.runtime}
     # What would be taken without a measurement comes first.
     every = [candidate for candidates in by_runtime.values() for candidate in candidates]
     candidates = sorted(every, key=lambda candidate: (candidate.is_measured_only, candidate.device == "cpu"))

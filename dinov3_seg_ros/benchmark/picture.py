@@ -26,16 +26,28 @@ _COLOURS = (
 _LEAST_LABELLED = 0.045
 
 
-def check_can_draw() -> None:
+def check_can_draw(path: Path) -> str:
     """Check that a picture can be drawn, before minutes of measuring.
 
+    Args:
+        path: file to write.
+
+    Returns:
+        Its format, as matplotlib names it.
+
     Raises:
-        OutputError: matplotlib is missing.
+        OutputError: matplotlib is missing, or does not know the format.
     """
     try:
-        import matplotlib.figure  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise OutputError("a picture needs matplotlib: pip install matplotlib, or leave --picture out") from error
+    known, name = FigureCanvasBase.get_supported_filetypes(), path.suffix.lstrip(".").lower() or "png"
+    if name not in known:
+        raise OutputError(
+            f"the picture {path} cannot be written: matplotlib has no format '{name}', only {', '.join(sorted(known))}"
+        )
+    return name
 
 
 def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
@@ -46,9 +58,9 @@ def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
         path: file to write; its suffix chooses the format: PNG, SVG, PDF.
 
     Raises:
-        OutputError: matplotlib is missing, or the file cannot be written.
+        OutputError: see `check_can_draw`, or the file cannot be written.
     """
-    check_can_draw()
+    format_name = check_can_draw(path)
     from matplotlib.figure import Figure
 
     medians = {
@@ -76,6 +88,6 @@ def draw_stages(pipelines: Mapping[str, Stages], path: Path) -> None:
     figure.legend(loc="outside upper center", ncols=len(GPU_STAGES), frameon=False)
     try:
         with replacing_file(path) as temporary:
-            figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
-    except (OSError, ValueError) as error:  # matplotlib raises ValueError for a format that it does not know
+            figure.savefig(temporary, dpi=120, format=format_name)
+    except OSError as error:
         raise OutputError(f"the picture {path} cannot be written: {error}") from error

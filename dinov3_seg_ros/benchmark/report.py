@@ -43,7 +43,7 @@ def table(result: dict[str, Any]) -> str:
         ]
     for name, column in result.get("baselines", {}).items():
         equal = "" if column["equal_labels"] is None else f"; equal labels {column['equal_labels']:.4%}"
-        lines.append(f"{column['ratio']} times faster than the {name} pipeline{equal}")
+        lines.append(f"{column['ratio']} times faster than the {name} pipeline on the CPU{equal}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ class Session:
         frame_size: (height, width) of the synthetic frames, pixels.
         frames: how many turns to measure, at least 1.
         ros: whether frames also go through a node.
-        baseline: whether the pipelines of `baselines` run too. They know the geometry ``stretch`` only.
+        baseline: whether the pipelines of `baselines` run too, on the CPU. They know the geometry ``stretch`` only.
     """
 
     bundle: Path
@@ -124,7 +124,9 @@ class Session:
         if reason:
             raise RuntimeUnavailableError(f"the baselines run in PyTorch: {reason}; or leave --baseline out")
         from dinov3_seg_ros.benchmark.baselines import Dinov3RosPipeline, NaivePipeline
+        from dinov3_seg_ros.runtimes.pytorch.runtime import set_threads
 
+        set_threads(self.compute.threads)
         size = self.compute.network_size or bundle.manifest.input.network_size
         return [NaivePipeline(bundle, size), Dinov3RosPipeline(bundle, size)]
 

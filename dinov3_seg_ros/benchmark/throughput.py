@@ -99,8 +99,9 @@ def search(stream: Callable[[float, float], Trial], first_hz: float, seconds: fl
         trial = stream(held, _FINAL * seconds)
         if trial.is_held:
             return trial, limited
+        failed = trial.rate_hz
         held /= _PRECISION
-    raise TransportError(f"the node drops 5 % of the frames even at {rate_hz:.2f} Hz; is the machine busy?")
+    raise TransportError(f"the node drops 5 % of the frames even at {failed:.2f} Hz; is the machine busy?")
 
 
 def _between(held: float, failed: float) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
 from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
 from dinov3_seg_ros.options import ValueRange
@@ -40,6 +40,7 @@ def checked_bundle_name(name: str) -> str:
 
 
 BundleName: TypeAlias = Annotated[str, AfterValidator(checked_bundle_name)]
+_Deviation: TypeAlias = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -75,6 +76,12 @@ class BackboneSection(_Section):
     strides: list[int]
     multiple: Annotated[int, Field(ge=1)]
 
+    @model_validator(mode="after")
+    def _describes_each_map(self) -> BackboneSection:
+        if not len(self.layers) == len(self.channels) == len(self.strides):
+            raise ValueError("layers, channels and strides are not equally many")
+        return self
+
 
 class InputSection(_Section):
     """How a frame becomes the network's input: see `dinov3_seg_ros.frames.preprocessing`. Mean and std are in 0..1.
@@ -86,8 +93,8 @@ class InputSection(_Section):
 
     network_size: tuple[int, int]
     geometry: str
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     value_range: ValueRange = "auto"
 
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
@@ -93,13 +93,18 @@ class Export:
 
     Attributes:
         folder: where the graphs are.
-        bundle_name: the name of the bundle.
-        manifest: the content of its ``export.json``.
+        bundle: the content of the bundle's ``bundle.json``.
+        manifest: the content of its own ``export.json``.
     """
 
     folder: Path
-    bundle_name: str
+    bundle: Manifest
     manifest: ExportManifest
+
+    @property
+    def bundle_name(self) -> str:
+        """The name of the bundle."""
+        return self.bundle.name
 
     @property
     def reservation(self) -> str:
@@ -148,6 +153,15 @@ class Export:
         if name not in self.manifest.files:
             raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
         return self.folder / name
+
+    def check_classes(self, count: int) -> None:
+        """Raise ExportError where the head's graph computes another number of classes than the bundle names."""
+        named = len(self.bundle.classes.names)
+        if count != named:
+            raise ExportError(
+                f"{self.folder / HEAD_GRAPH} computes {count} classes, but {MANIFEST_FILE} names {named}; correct the "
+                "names, or copy the bundle again"
+            )
 
     def digest(self, name: str) -> str:
         """SHA-256 of a graph's content, including weights in a file beside it, as the manifest gives it."""
@@ -263,4 +277,4 @@ def _read(path: Path, bundle: Bundle) -> Export:
     ):
         if made_from != now:
             raise ExportError(f"{path.parent} was exported with another {what} than the bundle's; export it again")
-    return Export(path.parent, wanted.name, manifest)
+    return Export(path.parent, wanted, manifest)

@@ -23,7 +23,8 @@ def runtimes(bundles: Sequence[Path]) -> Iterator[Finding]:
     reasons = available_runtimes()
     usable = [name for name in RUNTIMES if reasons[name] is None]
     for name, reason in reasons.items():
-        yield Finding(OK if reason is None else WARNING, f"runtime {name}", reason or _abilities(name, bundles))
+        is_fine = reason is None or (name == "tensorrt" and not has_nvidias_driver())
+        yield Finding(OK if is_fine else WARNING, f"runtime {name}", reason or _abilities(name, bundles))
     if not usable:
         yield Finding(FAULT, "runtimes", "none can be used", how_to_install("torch"))
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import logging
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,12 +38,12 @@ from dinov3_seg_ros.bundle.onnx_folder import (
 from dinov3_seg_ros.export import graph_files, parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
 from dinov3_seg_ros.export.licences import licences_of_graphs
+from dinov3_seg_ros.export.references import ReferenceMaker
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.export.smoothquant import smooth
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.options import ComputeOptions, Precision
-from dinov3_seg_ros.runtimes import gate
-from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
+from dinov3_seg_ros.runtimes.agreement import THRESHOLDS
 from dinov3_seg_ros.runtimes.choice import available_runtimes
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.runtimes.protocol import Runtime
@@ -56,9 +53,6 @@ from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import RANDOM_END, locked, replacing_folder, sha256_of_file, write_json
 
 _logger = logging.getLogger(__name__)
-
-#: By the name of a map, or of a head.
-Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 # The float type of each precision's graphs. The integer graphs are made from float graphs.
 _DTYPES = {
@@ -75,10 +69,8 @@ _SHARES_IN_FLOAT = (0.0, 0.05, 0.1, 0.2, 0.4)
 _CALIBRATION_IMAGES = 32
 # Enough for the order of the layers, for which ranges are measured anew for each of them.
 _RANKING_IMAGES = 8
-# Images among which a second one is looked for that differs from the first, and the largest cosine of maps or logits
-# that is different enough: int8 must reach 0.98 (`THRESHOLDS`).
+# Images among which a second one is looked for that differs from the first.
 _LOOKED_THROUGH = 16
-_DIFFERENT = 0.95
 
 
 @dataclass(frozen=True)
@@ -245,7 +237,7 @@ class _Job:
                 ranked = quantisation.rank_by_sensitivity(source, ranking, few[:1], target.parent)
             kept = ranked[: round(share * len(ranked))]
             method(source, target, kept)
-            if all(cosine >= least for cosine in quantisation.cosines(exact, target, self._canvases())):
+            if all(found >= least for found in quantisation.cosines(exact, target, self._canvases())):
                 break
         return kept
 
@@ -292,53 +284,11 @@ class _Job:
         return record
 
     def _write_references(self, folders: Sequence[Path], found: Runtime | None) -> None:
-        references = self._references(self._choose_references(found), found)
-        for bundle, folder in zip(self._bundles, folders, strict=True):
-            references[bundle.manifest.name].write(folder / REFERENCE_FILE)
-
-    def _references(self, canvases: np.ndarray, found: Runtime | None) -> dict[str, gate.Reference]:
-        """Return the reference of each head, by its name."""
-        maps, logits = self._run_model(canvases)
-        references = {name: gate.Reference.of(canvases, maps, array) for name, array in logits.items()}
-        if found is None:
-            return references
-        for name, reference in references.items():
-            labels = [stage.figure for stage in gate.measure(found, name, reference) if stage.kind == "labels"]
-            references[name] = dataclasses.replace(reference, reached=labels[0])
-        return references
-
-    def _passes(self, found: Runtime | None, canvases: np.ndarray) -> bool:
-        """Whether the graphs pass the gate with these network inputs; True where they cannot be run."""
-        return found is None or not any(
-            gate.shortfall(stage, self._options.precision, reference)
-            for name, reference in self._references(canvases, found).items()
-            for stage in gate.measure(found, name, reference)
-        )
-
-    def _choose_references(self, found: Runtime | None) -> np.ndarray:
-        """Return two network inputs (2, H, W, 3) that the model tells apart.
-
-        With two alike, a runtime would pass that mixes up the frames of a batch. Where all images are like the first,
-        the second is the first turned, or artificial, if the graphs pass the gate with it: integer graphs are
-        calibrated on the images alone.
-        """
-        laid_out = self._canvases(_LOOKED_THROUGH)
-        first = second = next(laid_out)
-        expected, least = self._run_model(first), math.inf
-        made = (first[:, ::-1], first[:, :, ::-1], gate.artificial_canvases(self._size)[:1])
-        for is_made, other in itertools.chain(zip(itertools.repeat(False), laid_out), ((True, one) for one in made)):
-            likeness = _likeness(expected, self._run_model(other))
-            if likeness >= least or (is_made and not self._passes(found, np.concatenate([first, other]))):
-                continue
-            second, least = other, likeness
-            if likeness < _DIFFERENT:
-                break
-        return np.concatenate([first, second])
-
-    def _run_model(self, canvases: np.ndarray) -> tuple[Arrays, Arrays]:
-        """Return the model's maps, and the logits of all heads."""
-        computed = self._model.start(canvases, [bundle.manifest.name for bundle in self._bundles])
-        return computed.maps(), computed.logits()
+        names = [bundle.manifest.name for bundle in self._bundles]
+        maker = ReferenceMaker(self._model, names, self._options.precision, found)
+        references = maker.make(self._canvases(_LOOKED_THROUGH))
+        for name, folder in zip(names, folders, strict=True):
+            references[name].write(folder / REFERENCE_FILE)
 
     def _compare_with_model(self, found: Runtime, fused: Mapping[str, parity.Logits] | None = None) -> dict[str, Any]:
         return parity.compare(self._bundles, self._model, found, self._size, self._samples, fused)
@@ -363,7 +313,7 @@ class _Job:
             versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
         )
-        return Export(folder, bundle.manifest.name, manifest)
+        return Export(folder, bundle.manifest, manifest)
 
     def _write_descriptions(self, bundle: Bundle, export: Export) -> None:
         write_json(export.folder / EXPORT_FILE, export.manifest.model_dump(mode="json"))
@@ -405,20 +355,6 @@ def _check_engines_can_be_built(options: ExportOptions) -> None:
     from dinov3_seg_ros.runtimes.tensorrt.runtime import usable
 
     usable(ComputeOptions(precision=options.precision, max_batch=options.max_batch))
-
-
-def _likeness(one: tuple[Arrays, Arrays], other: tuple[Arrays, Arrays]) -> float:
-    """Return the least cosine of two inputs' maps and logits; of several heads, that of the most alike."""
-    of_maps, of_logits = (
-        [_cosine(expected[name], found[name]) for name in expected] for expected, found in zip(one, other, strict=True)
-    )
-    return min(*of_maps, max(of_logits))
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    difference = Difference()
-    difference.update(one, other)
-    return difference.cosine
 
 
 def _fused(export: Export) -> parity.Logits:

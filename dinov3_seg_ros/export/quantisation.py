@@ -23,6 +23,7 @@ from onnxruntime.quantization import (
 
 from dinov3_seg_ros.bundle.onnx_folder import CANVASES
 from dinov3_seg_ros.export import graph_files
+from dinov3_seg_ros.runtimes.agreement import cosine
 
 Quantise = Callable[[Path, Path, Sequence[str]], None]
 
@@ -108,7 +109,7 @@ def cosines(source: Path, quantised: Path, canvases: Iterable[np.ndarray]) -> It
     for canvas in canvases:
         maps = [session.run(None, {CANVASES: canvas}) for session in sessions]
         for a, b in zip(*maps, strict=True):
-            yield float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-30))
+            yield cosine(a, b)
 
 
 class _Canvases(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types

@@ -67,7 +67,8 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
             raise ParameterError(f"{folder}: there is no such folder; give the folder of the images or of their masks")
     mask_of: Mapping[Path, Path | None] = dict.fromkeys(find_images(images))
     if masks is not None:
-        mask_of = _masks_of(list(mask_of), masks)
+        # One folder may be spelt in two ways, and an image is not its own mask.
+        mask_of = _masks_of(list(mask_of), images if masks.samefile(images) else masks)
     reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
 
     def read(chosen: Iterable[tuple[Path, Path | None]]) -> Iterator[Sample]:

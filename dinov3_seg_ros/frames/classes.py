@@ -21,7 +21,7 @@ class ClassesSection(BaseModel):
     """Class names and RGB colours, by class id; the section ``classes`` of a bundle.
 
     Attributes:
-        names: at least one, each once.
+        names: at least one, each once, none empty.
         palette: one RGB colour (0..255) for each name.
     """
 
@@ -34,6 +34,8 @@ class ClassesSection(BaseModel):
     def _one_colour_each(self) -> ClassesSection:
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} names but {len(self.palette)} colours")
+        if not all(name.strip() for name in self.names):
+            raise ValueError("a class has an empty name")
         if len(set(self.names)) != len(self.names):
             raise ValueError("two classes have the same name")
         return self

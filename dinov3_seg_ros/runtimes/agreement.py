@@ -57,3 +57,10 @@ class Difference:
     def record(self) -> dict[str, float]:
         """Return both figures, rounded for the report."""
         return {"cosine": round(self.cosine, 7), "max_abs": float(f"{self.max_abs:.4g}")}
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the cosine of two arrays; -1 where a value is not finite."""
+    difference = Difference()
+    difference.update(one, other)
+    return difference.cosine

@@ -33,6 +33,8 @@ _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
 #: Device and precision of the PyTorch runtime in which it is the model that all others are compared with.
 MODEL = ("cpu", "fp32")
+# What the PyTorch runtime imports only when it loads a model.
+_NEEDED_BY_TORCH = ("transformers", "safetensors")
 
 
 class _Entry(NamedTuple):
@@ -57,10 +59,8 @@ def _load_onnx() -> RuntimeType:
 def _load_torch() -> RuntimeType:
     from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 
-    # The runtime imports these only when it loads a model.
-    for needed in ("transformers", "safetensors"):
-        if importlib.util.find_spec(needed) is None:
-            raise ModuleNotFoundError(f"No module named '{needed}'")
+    if missing := _missing(*_NEEDED_BY_TORCH):
+        raise ModuleNotFoundError(f"No module named '{missing}'")
     return PyTorchRuntime
 
 
@@ -172,14 +172,16 @@ def choose(bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[s
 def find_candidates(
     bundles: Sequence[Bundle], options: ComputeOptions, failed: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Sequence[Candidate]], dict[str, str], list[str]]:
-    """Find all ways to compute bundles here; no model is loaded.
+    """Find all ways to compute bundles here that ``options`` allow; no model is loaded.
 
     Returns:
-        By runtime: its candidates, best first; why each other runtime cannot be used; and which are not installed.
+        By runtime: its candidates, best first; why each other runtime cannot be used, those that are not installed
+        last; and which these are.
     """
     found: dict[str, Sequence[Candidate]] = {}
     reasons, missing = dict(failed or {}), []
-    for name in [name for name in RUNTIMES if name not in reasons]:
+    allowed = RUNTIMES if options.runtime == "auto" else (options.runtime,)
+    for name in [name for name in allowed if name not in reasons]:
         try:
             if name == "torch" and found and options.device in ("auto", "cpu") and _torch_has_no_gpu():
                 found[name] = _torch_on_cpu(bundles, options)
@@ -189,7 +191,7 @@ def find_candidates(
             reasons[name] = str(error)
             if isinstance(error, _NotInstalledError):
                 missing.append(name)
-    return found, reasons, missing
+    return found, dict(sorted(reasons.items(), key=lambda item: item[0] in missing)), missing
 
 
 def open_checked(
@@ -269,7 +271,7 @@ def _measured(
     failed: Mapping[str, str] | None = None,
 ) -> Choice | None:
     """What a measurement on this machine chose of what was found; behind it, what its runtime takes without one."""
-    choice = measured.kept(bundles, options)
+    choice = measured.kept(bundles, options) if found else None  # its log advises to measure
     if choice is None:
         return None
     for candidates in found.values():
@@ -328,10 +330,15 @@ def _torch_on_cpu(bundles: Sequence[Bundle], options: ComputeOptions) -> list[Ca
 
 
 def _torch_has_no_gpu() -> bool:
-    """Whether PyTorch, which takes seconds to import, is there and can have no GPU: neither driver is installed."""
-    if "torch" in sys.modules or importlib.util.find_spec("torch") is None or os.path.exists("/dev/kfd"):
+    """Whether PyTorch, which takes seconds to import, can run and have no GPU: neither driver is installed."""
+    if "torch" in sys.modules or _missing("torch", *_NEEDED_BY_TORCH) or os.path.exists("/dev/kfd"):
         return False
     return not has_nvidias_driver()
+
+
+def _missing(*modules: str) -> str | None:
+    """The first of these modules that is not installed."""
+    return next((name for name in modules if importlib.util.find_spec(name) is None), None)
 
 
 def available_runtimes() -> dict[str, str | None]:
@@ -351,7 +358,7 @@ def _runtime_type(name: str) -> RuntimeType:
     try:
         return entry.load()
     except (ImportError, OSError) as error:  # a broken build of a library fails to load its shared objects
-        raise _NotInstalledError(
-            f"runtime '{name}' is not installed ({error}); install it into the environment that runs the node: "
-            f"{entry.installation}"
-        ) from error
+        remedy = f"install it into the environment that runs the node: {entry.installation}"
+        if name == "tensorrt" and not has_nvidias_driver():
+            remedy = "it needs an NVIDIA GPU, and this machine has no driver of NVIDIA"
+        raise _NotInstalledError(f"runtime '{name}' is not installed ({error}); {remedy}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.pretrained.meta_dinov3 import count_blocks
-from dinov3_seg_ros.model.pretrained.timm import HEAD_CHANNELS
+from dinov3_seg_ros.model.pretrained.configuration import count_blocks, dinov2_config
 from dinov3_seg_ros.support.errors import BackboneError
 
 _NAMES = {
@@ -83,29 +81,13 @@ def _as_meta(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    channels, colours, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    swiglu = "blocks.0.mlp.w12.weight" in tensors
-    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    if channels % HEAD_CHANNELS or side * side != tensors["pos_embed"].shape[1] - 1:
-        raise BackboneError(
-            f"its {channels} channels and {tensors['pos_embed'].shape[1]} positions are not those of a DINOv2 backbone."
-        )
-    config = {
-        "model_type": "dinov2",
-        "patch_size": patch_size,
-        "num_channels": colours,
-        "hidden_size": channels,
-        "num_hidden_layers": count_blocks(tensors, _BLOCK),
-        "num_attention_heads": channels // HEAD_CHANNELS,
-        "mlp_ratio": 4,
-        "use_swiglu_ffn": swiglu,
-        "image_size": side * patch_size,
-        "layer_norm_eps": 1e-6,
-    }
-    if "register_tokens" in tensors:
-        registers = tensors["register_tokens"].shape[1]
-        config |= {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
-    return config
+    return dinov2_config(
+        patches=tensors["patch_embed.proj.weight"],
+        positions=tensors["pos_embed"],
+        registers=tensors.get("register_tokens"),
+        depth=count_blocks(tensors, _BLOCK),
+        swiglu="blocks.0.mlp.w12.weight" in tensors,
+    )
 
 
 def _block_part(part: str, tensor: Tensor, name: str) -> dict[str, Tensor]:

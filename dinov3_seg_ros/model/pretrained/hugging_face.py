@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from dinov3_seg_ros.model.pretrained.meta_dinov3 import count_blocks, vit_config
-from dinov3_seg_ros.model.pretrained.timm import HEAD_CHANNELS
+from dinov3_seg_ros.model.pretrained.configuration import (
+    convnext_config,
+    count_blocks,
+    count_heads,
+    dinov2_config,
+    vit_config,
+)
 from dinov3_seg_ros.support.errors import BackboneError
 
 # Whole models keep their backbone below the name of its type.
@@ -51,7 +55,7 @@ def _dinov3_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     channels, colours, patch_size, _ = tensors["embeddings.patch_embeddings.weight"].shape
     return vit_config(
         channels=channels,
-        heads=_heads(channels),
+        heads=count_heads(channels),
         depth=count_blocks(tensors, _DINOV3_LAYER),
         hidden=tensors["layer.0.mlp.up_proj.weight"].shape[0],
         gated="layer.0.mlp.gate_proj.weight" in tensors,
@@ -63,44 +67,19 @@ def _dinov3_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _dinov2_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    channels, colours, patch_size, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
-    side = math.isqrt(tensors["embeddings.position_embeddings"].shape[1] - 1)
-    config = {
-        "model_type": "dinov2",
-        "patch_size": patch_size,
-        "num_channels": colours,
-        "hidden_size": channels,
-        "num_hidden_layers": count_blocks(tensors, _DINOV2_LAYER),
-        "num_attention_heads": _heads(channels),
-        "mlp_ratio": 4,
-        "use_swiglu_ffn": "encoder.layer.0.mlp.weights_in.weight" in tensors,
-        "image_size": side * patch_size,
-        "layer_norm_eps": 1e-6,
-    }
-    if "embeddings.register_tokens" in tensors:
-        registers = tensors["embeddings.register_tokens"].shape[1]
-        config |= {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
-    return config
+    return dinov2_config(
+        patches=tensors["embeddings.patch_embeddings.projection.weight"],
+        positions=tensors["embeddings.position_embeddings"],
+        registers=tensors.get("embeddings.register_tokens"),
+        depth=count_blocks(tensors, _DINOV2_LAYER),
+        swiglu="encoder.layer.0.mlp.weights_in.weight" in tensors,
+    )
 
 
 def _convnext_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stages = count_blocks(tensors, _STAGE)
-    return {
-        "model_type": "dinov3_convnext",
-        "num_channels": tensors["stages.0.downsample_layers.0.weight"].shape[1],
-        "hidden_sizes": [tensors[f"stages.{stage}.layers.0.gamma"].shape[0] for stage in range(stages)],
-        "depths": [
-            count_blocks(tensors, re.compile(rf"stages\.{stage}\.layers\.(\d+)\..+")) for stage in range(stages)
-        ],
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    }
-
-
-def _heads(channels: int) -> int:
-    if channels % HEAD_CHANNELS:
-        raise BackboneError(
-            f"its {channels} channels are no multiple of {HEAD_CHANNELS}, as those of published backbones are; put its "
-            "config.json beside it."
-        )
-    return channels // HEAD_CHANNELS
+    stages = range(count_blocks(tensors, _STAGE))
+    return convnext_config(
+        colours=tensors["stages.0.downsample_layers.0.weight"].shape[1],
+        channels=[tensors[f"stages.{stage}.layers.0.gamma"].shape[0] for stage in stages],
+        depths=[count_blocks(tensors, re.compile(rf"stages\.{stage}\.layers\.(\d+)\..+")) for stage in stages],
+    )

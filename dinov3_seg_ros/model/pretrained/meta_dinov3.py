@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dinov3_seg_ros.model.pretrained.configuration import convnext_config, count_blocks, rope_periods, vit_config
 from dinov3_seg_ros.support.errors import BackboneError
-
-ROPE_THETA = 100.0
-_VIT_7B_CHANNELS = 4096
 
 _VIT_NAMES = {
     "cls_token": "embeddings.cls_token",
@@ -92,49 +90,10 @@ def _vit_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def vit_config(
-    *,
-    channels: int,
-    heads: int,
-    depth: int,
-    hidden: int,
-    gated: bool,
-    registers: int,
-    patch_size: int,
-    colours: int,
-    key_bias: bool,
-) -> dict[str, Any]:
-    """The Hugging Face configuration of a DINOv3 ViT.
-
-    Raises:
-        BackboneError: it is the 7B model.
-    """
-    if channels == _VIT_7B_CHANNELS:
-        raise BackboneError("DINOv3 ViT-7B/16 is not supported; the largest that is, is ViT-H+/16.")
-    return {
-        "model_type": "dinov3_vit",
-        "patch_size": patch_size,
-        "num_channels": colours,
-        "hidden_size": channels,
-        "intermediate_size": hidden,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_register_tokens": registers,
-        "use_gated_mlp": gated,
-        "hidden_act": "silu" if gated else "gelu",
-        "layer_norm_eps": 1e-5,
-        "rope_theta": ROPE_THETA,
-        "query_bias": True,
-        "key_bias": key_bias,
-        "value_bias": True,
-    }
-
-
 def _attention_heads(periods: Tensor, channels: int) -> int:
     """Heads, since each has four channels per period of the position encoding; the periods must be the known ones."""
     count = periods.numel()
-    expected = ROPE_THETA ** (torch.arange(count) / count)
-    if channels % (4 * count) or not torch.allclose(periods.float(), expected, rtol=0.01):
+    if channels % (4 * count) or not torch.allclose(periods.float(), rope_periods(count), rtol=0.01):
         raise BackboneError("its position encoding (rope_embed.periods) is not that of a published DINOv3 model.")
     return channels // (4 * count)
 
@@ -189,15 +148,12 @@ def _check_bias_mask(mask: Tensor, name: str) -> None:
 
 
 def _convnext_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stages = count_blocks(tensors, _CONVNEXT_BLOCK)
-    return {
-        "model_type": "dinov3_convnext",
-        "num_channels": tensors["downsample_layers.0.0.weight"].shape[1],
-        "hidden_sizes": [_require(tensors, f"stages.{stage}.0.gamma").shape[0] for stage in range(stages)],
-        "depths": [count_blocks(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in range(stages)],
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    }
+    stages = range(count_blocks(tensors, _CONVNEXT_BLOCK))
+    return convnext_config(
+        colours=tensors["downsample_layers.0.0.weight"].shape[1],
+        channels=[_require(tensors, f"stages.{stage}.0.gamma").shape[0] for stage in stages],
+        depths=[count_blocks(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in stages],
+    )
 
 
 def _convnext_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -219,24 +175,22 @@ def _convnext_name(name: str) -> str:
 
 def _lookup(names: Mapping[str, str], name: str) -> str:
     if name not in names:
-        raise BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
+        raise _foreign(name)
     return names[name]
 
 
 def _lookup_part(parts: Mapping[str, str], part: str, name: str) -> str:
     module, _, kind = part.rpartition(".")
     if module not in parts or kind not in ("weight", "bias"):
-        raise BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
+        raise _foreign(name)
     return f"{parts[module]}.{kind}"
+
+
+def _foreign(name: str) -> BackboneError:
+    return BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
 
 
 def _require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise BackboneError(f"the tensor {name} is missing.")
     return tensors[name]
-
-
-def count_blocks(tensors: Iterable[str], pattern: re.Pattern[str]) -> int:
-    """How many blocks or stages there are: one more than the highest number that ``pattern`` captures in the names."""
-    numbers = [int(match[1]) for match in map(pattern.fullmatch, tensors) if match]
-    return max(numbers, default=-1) + 1

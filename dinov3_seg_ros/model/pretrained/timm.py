@@ -8,11 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.pretrained.meta_dinov3 import ROPE_THETA
-from dinov3_seg_ros.support.errors import BackboneError
-
-#: All published DINOv2 and DINOv3 ViTs have so many channels in an attention head.
-HEAD_CHANNELS = 64
+from dinov3_seg_ros.model.pretrained.configuration import HEAD_CHANNELS, count_heads, rope_periods
 
 _VIT_PARTS = {
     "gamma_1": "ls1.gamma",
@@ -57,16 +53,10 @@ def timm_to_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ones, zeros = torch.ones_like(query), torch.zeros_like(query)
         renamed[f"{block}qkv.bias"] = torch.cat([query, zeros, value])
         renamed[f"{block}qkv.bias_mask"] = torch.cat([ones, zeros, ones])
-    renamed["rope_embed.periods"] = _rope_periods(renamed["cls_token"].shape[-1])
+    count_heads(renamed["cls_token"].shape[-1])  # refuses what is no multiple of a head's channels
+    renamed["rope_embed.periods"] = rope_periods(HEAD_CHANNELS // 4)
     renamed.setdefault("mask_token", torch.zeros(1, renamed["cls_token"].shape[-1]))
     return renamed
-
-
-def _rope_periods(channels: int) -> Tensor:
-    if channels % HEAD_CHANNELS:
-        raise BackboneError(f"a DINOv3 ViT of timm has multiples of {HEAD_CHANNELS} channels; this one has {channels}.")
-    count = HEAD_CHANNELS // 4
-    return ROPE_THETA ** (torch.arange(count) / count)
 
 
 def _convnext_name(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dinov3_seg_ros.support.cpu import quota_threads, this_cpu
 from dinov3_seg_ros.support.installation import how_to_install
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 OPENVINO, RTX = "OpenVINOExecutionProvider", "NvTensorRTRTXExecutionProvider"
 #: Where a session reads and writes tensors: type and number of the device, as ONNX Runtime names them.
 Memory = tuple[str, int]
@@ -215,17 +215,18 @@ class Rtx(Provider):
 _CLASSES: dict[str, type[Provider]] = {
     CPU: Cpu,
     CUDA: Cuda,
-    "TensorrtExecutionProvider": Cuda,
+    TENSORRT: Cuda,
     OPENVINO: OpenVino,
     RTX: Rtx,
 }
+_GPU_BUILD = "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime"
+#: How to install OpenVINO on a processor of another maker than Intel.
+OPENVINO_BUILD = f"uninstall onnxruntime and onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}"
 #: How to install providers that this project knows.
 INSTALLATION = {
-    CUDA: "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of onnxruntime",
-    "TensorrtExecutionProvider": "CUDA and TensorRT come with onnxruntime-gpu, which must be installed in place of "
-    "onnxruntime",
-    OPENVINO: f"{how_to_install('openvino')} on a processor of Intel; on one of AMD uninstall onnxruntime and "
-    f"onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}",
+    CUDA: _GPU_BUILD,
+    TENSORRT: _GPU_BUILD,
+    OPENVINO: f"{how_to_install('openvino')} on a processor of Intel; on one of AMD {OPENVINO_BUILD}",
     RTX: how_to_install("rtx"),
 }
 _CUDA_AND_CUDNN = (
@@ -233,7 +234,7 @@ _CUDA_AND_CUDNN = (
     "JetPack brings them), and a driver that supports them"
 )
 #: What a provider needs that is part of the build and cannot be loaded.
-LIBRARIES = {CUDA: _CUDA_AND_CUDNN, "TensorrtExecutionProvider": f"{_CUDA_AND_CUDNN}; and TensorRT"}
+LIBRARIES = {CUDA: _CUDA_AND_CUDNN, TENSORRT: f"{_CUDA_AND_CUDNN}; and TensorRT"}
 
 
 def provider(name: str) -> Provider:

@@ -74,6 +74,7 @@ class OnnxRuntime:
             self._backbones[size] = GraphSession(shared, BACKBONE_GRAPH, targets, precision, threads, maps)
             for export in of_size:
                 head = GraphSession(export, HEAD_GRAPH, targets, precision, threads, [LOGITS])
+                export.check_classes(head.channels(LOGITS))
                 self._heads[export.bundle_name, size] = head
         first = self.targets[0]
         self._check_used(first)
@@ -193,8 +194,9 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> Iterator[tuple[
             if options.precision not in offered:
                 refused.append(f"{first} has no precision '{options.precision}', only {', '.join(offered)}")
                 continue
-            # On CPUs, ONNX Runtime's own cannot compute bf16.
-            is_taken = by_name or rules.is_preferred or options.precision in ("bf16", *rules.gains(use))
+            # On CPUs, ONNX Runtime's own cannot compute bf16, and OpenVINO can on all of them.
+            gains = ("bf16",) if rules.name == OPENVINO else rules.gains(use)
+            is_taken = by_name or rules.is_preferred or options.precision in gains
             found = True
             yield targets, options.precision, offered[options.precision], not is_taken
             continue

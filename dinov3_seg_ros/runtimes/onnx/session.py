@@ -81,6 +81,10 @@ class GraphSession:
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)
 
+    def channels(self, output: str) -> int:
+        """Return the number of channels of an output (N, C, ...)."""
+        return next(int(node.shape[1]) for node in self._session.get_outputs() if node.name == output)
+
     def run(self, inputs: Values) -> Values:
         """Compute the outputs, and wait for them."""
         session = self._session  # another thread may close this one meanwhile

@@ -23,6 +23,7 @@ from dinov3_seg_ros.runtimes.onnx.providers import (
     INSTALLATION,
     LIBRARIES,
     OPENVINO,
+    OPENVINO_BUILD,
     Provider,
     Use,
     provider,
@@ -195,8 +196,8 @@ def _named(name: str, options: ComputeOptions, bundles: Sequence[Bundle], is_fir
 def _lists_none(name: str) -> str:
     if name == OPENVINO:
         return (
-            "its package lists only devices of Intel, and this machine has none; on another x86 processor uninstall "
-            f"onnxruntime and onnxruntime-ep-openvino, then {how_to_install('cpu-openvino')}"
+            "its package lists only devices of Intel, and this machine has none; on another x86 processor "
+            f"{OPENVINO_BUILD}"
         )
     return "it finds no device that it can use on this machine"
 

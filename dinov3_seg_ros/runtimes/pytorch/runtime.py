@@ -37,6 +37,11 @@ BackboneFunction = Callable[[torch.Tensor], list[torch.Tensor]]
 HeadFunction = Callable[..., torch.Tensor]
 
 
+def set_threads(threads: int) -> None:
+    """Set PyTorch's threads in the whole process; 0: as many as it likes, unless a CPU quota allows fewer."""
+    torch.set_num_threads(threads or min(_DEFAULT_THREADS, usable_cores()))
+
+
 class PyTorchRuntime:
     """The modules themselves; see `protocol.Runtime`.
 
@@ -48,7 +53,7 @@ class PyTorchRuntime:
 
     def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _DTYPES[resolve_precision(options.precision)]
-        torch.set_num_threads(options.threads or min(_DEFAULT_THREADS, usable_cores()))
+        set_threads(options.threads)
         # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         number_format = str(self._dtype).removeprefix("torch.")

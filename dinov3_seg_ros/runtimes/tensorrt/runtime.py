@@ -262,6 +262,8 @@ class TensorRTRuntime:
         backbone = self._execution(shared, BACKBONE_GRAPH, {})
         heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, backbone.tensors) for e in exports}
         logits = {name: head.tensors[LOGITS] for name, head in heads.items()}
+        for export in exports:
+            export.check_classes(logits[export.bundle_name].shape[0])
         slots = [self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)]
         return _Network(backbone, heads, itertools.cycle(slots))
 
