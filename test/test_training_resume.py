@@ -307,7 +307,7 @@ def test_resuming_removes_what_a_killed_one_left_and_no_other_file(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     recipe = tiny_recipe(tmp_path, epochs=1)
     output = train(recipe).output
-    with locked(output), pytest.raises(OutputError, match="another training"):
+    with locked(output), pytest.raises(OutputError, match="another process writes to"):
         train(recipe, resume=True)
 
 

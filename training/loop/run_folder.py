@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import OutputError
-from dinov3_seg_ros.support.files import find_temporaries, locked, remove_temporaries, replacing_file
+from dinov3_seg_ros.support.files import find_temporaries, remove_temporaries, replacing_file
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -23,7 +23,7 @@ from training.loop.tracking import RUN_FILE, Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
-from training.support.writing import check_free, writing
+from training.support.writing import check_free, only_writer, writing
 
 Record = dict[str, Any]
 
@@ -84,8 +84,7 @@ class RunFolder:
         if not path.is_dir():
             check_free(path, "--output")
         with writing(path), contextlib.ExitStack() as resources:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock(resources)
+            resources.enter_context(only_writer(path))
             self._is_resumed = resume and (path / RECIPE_FILE).exists()
             if self._is_resumed:
                 self._notes = _check_recipe(path / RECIPE_FILE, self._recipe)
@@ -169,12 +168,6 @@ class RunFolder:
         """
         with writing(self.path):
             write_predictions(rows, data.class_names, data.palette, self.path / PREDICTIONS_FILE)
-
-    def _lock(self, resources: contextlib.ExitStack) -> None:
-        try:
-            resources.enter_context(locked(self.path, wait=False))
-        except BlockingIOError as error:
-            raise OutputError(f"another training is writing {self.path}; wait for its end, or stop it") from error
 
     def _compare(self, origins: Origins, checkpoint: Checkpoint) -> list[str]:
         """Harmless differences of the origins, as text; OutputError where a difference changes the weights."""
