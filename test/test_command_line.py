@@ -74,6 +74,14 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(name, capsys):
     assert said.out == ""
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_that_is_not_in_utf_8_is_refused_at_once(name, tmp_path, capsys):
+    assert main_of(name)([str(tmp_path), f"--output={tmp_path}/caf\udce9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{name.rpartition('.')[2]}: error: --output={tmp_path}/caf\\udce9 is not in UTF-8")
+    assert len(said.splitlines()) == 1
+
+
 def parser():
     made = CommandParser("package.try", "Try something.")
     made.add_argument("source")
