@@ -20,6 +20,7 @@ from dinov3_seg_ros.support.command_line import (
     whole_number,
 )
 from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support.files import locked
 from dinov3_seg_ros.support.option_model import describe_options
 
 ROBOT = ("bag", "benchmark", "demo", "demo.player", "doctor", "export")
@@ -84,6 +85,14 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(name, capsys):
     assert said.err.startswith(f"{name.rpartition('.')[2]}: error: unknown option --no-such-option")
     assert len(said.err.splitlines()) == 1
     assert said.out == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_that_is_not_in_utf_8_is_refused_at_once(name, tmp_path, capsys):
+    assert main_of(name)([str(tmp_path), f"--output={tmp_path}/caf\udce9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{name.rpartition('.')[2]}: error: --output={tmp_path}/caf\\udce9 is not in UTF-8")
+    assert len(said.splitlines()) == 1
 
 
 def parser():
@@ -252,3 +261,37 @@ def test_outputs_in_the_folder_that_is_read_are_refused(name, words, tmp_path, m
     assert main(words) == 1
     assert "IN/out lies in IN, so the next run would read what this one writes" in capsys.readouterr().err
     assert list((tmp_path / "IN").iterdir()) == []
+
+
+WRITE_A_FOLDER = [
+    ("predict", "demo IMAGES --output OUT"),
+    ("pre_label", "IMAGES --bundle demo --output OUT"),
+    ("distill", "IMAGES --bundle demo --output OUT"),
+    ("select", "IMAGES --bundle demo --count 1 --output OUT"),
+    ("export_masks", "IMAGES --output OUT"),
+    ("evaluate", "demo --report OUT"),
+    ("calibrate", "demo --output OUT"),
+    ("import_head", "head.pth names.txt --output OUT"),
+    ("export_head", "demo --format dinov3_ros --output OUT"),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), WRITE_A_FOLDER)
+def test_two_commands_do_not_write_to_one_folder(name, line, tmp_path, capsys):
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    output.mkdir()
+    words = line.replace("IMAGES", str(images)).replace("OUT", str(output)).split()
+    with locked(output):
+        assert main_of(f"training.{name}")(words) == 1
+    assert f"another process writes to {output}; wait for its end" in capsys.readouterr().err
+    assert not list(output.iterdir())
+
+
+@pytest.mark.parametrize(("name", "line"), WRITE_A_FOLDER[:5])
+def test_a_command_that_fails_leaves_no_new_folder(name, line, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "new" / "out"
+    images.mkdir()
+    words = line.replace("IMAGES", str(images)).replace("OUT", str(output)).split()
+    assert main_of(f"training.{name}")(words) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -156,6 +156,11 @@ def test_files_that_stay_as_they_are_are_read_once(tmp_path, monkeypatch):
     assert hashed[len(paths) :] == [paths[3]]
 
 
+def test_a_folder_whose_name_is_not_in_utf_8_can_be_read(tmp_path):
+    root = write_data(tmp_path / "caf\udce9")  # by a link, or as the working folder
+    assert len(digest_files(root, root.rglob("*.bmp"))) == 12
+
+
 def test_digests_of_files_written_just_now_are_not_remembered(tmp_path, index):
     root = write_data(tmp_path / "data")
     digest_files(root, root.rglob("*.bmp"))

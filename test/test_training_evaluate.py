@@ -32,6 +32,7 @@ from dinov3_seg_ros.support.resources import resource_path
 from training import calibrate, evaluate, train
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
 from training.loop.trainer import Trainer
+from training.reports.pictures import captioned, prediction_row, write_predictions
 
 NETWORK_SIZE = (64, 128)
 
@@ -497,6 +498,15 @@ def test_a_bar_in_a_name_stays_in_its_column_of_the_report(bundle, data, tmp_pat
     run(load_bundle(copy), tmp_path / "data", tmp_path, "--report", str(tmp_path / "report"))
     lines = (tmp_path / "report/scores.md").read_text().splitlines()
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines if "|d" in line or "|r" in line] == [8, 3, 3]
+
+
+@pytest.mark.parametrize("size", [(4, 10_000), (1, 40_000), (10_000, 4)])
+def test_examples_of_very_long_images_fit_into_a_picture(size, tmp_path):
+    labels = np.zeros(size, np.uint8)
+    row = captioned(prediction_row(np.zeros((*size, 3), np.uint8), labels, labels, [(9, 9, 9)]), "long.png")
+    write_predictions([row, row], ["floor"], [(9, 9, 9)], tmp_path / "worst.png")
+    with Image.open(tmp_path / "worst.png") as picture:
+        assert max(picture.size) < 6000
 
 
 def test_a_full_disk_leaves_no_part_of_a_report(bundle, data, tmp_path, capfd):

@@ -310,7 +310,7 @@ def test_resuming_removes_what_a_killed_one_left_and_no_other_file(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     recipe = tiny_recipe(tmp_path, epochs=1)
     output = train(recipe).output
-    with locked(output), pytest.raises(OutputError, match="another training"):
+    with locked(output), pytest.raises(OutputError, match="another process writes to"):
         train(recipe, resume=True)
 
 
@@ -318,8 +318,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
     ("folder", "words", "is_running", "message"),
     [
         ("run", [], False, "run holds a training; continue it with --resume"),
-        ("run", [], True, "another training is writing .*run"),
-        ("run", ["--resume"], True, "another training is writing .*run"),
+        ("run", [], True, "another process writes to .*run"),
+        ("run", ["--resume"], True, "another process writes to .*run"),
         ("run/fold_1", ["--folds", "2"], False, "fold_1 holds a training; continue it with --resume"),
     ],
 )

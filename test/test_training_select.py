@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -271,11 +272,12 @@ def test_a_labelled_16_bit_image_is_known_however_it_is_scaled(tmp_path):
     assert found == {"bright.png": False, "dark.png": True}
 
 
-def test_links_to_folders_are_followed_and_hidden_files_left_out(tmp_path):
+def test_links_to_folders_are_followed_and_hidden_files_and_pipes_left_out(tmp_path):
     write_photos(tmp_path / "disk", 2)
     write_photos(tmp_path / "photos", 2)
     (tmp_path / "photos/more").symlink_to(tmp_path / "disk")
     (tmp_path / "photos/day/._0.jpg").write_bytes(b"what macOS adds to archives")
+    os.mkfifo(tmp_path / "photos/day/pipe.jpg")
     named = ["day/0.jpg", "more/day/0.jpg", "more/night/0.jpg", "night/0.jpg"]
     assert [image.name for image in open_images(tmp_path / "photos").take()] == named
     source = open_input(str(tmp_path / "photos")).source()

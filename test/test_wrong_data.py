@@ -178,6 +178,12 @@ def link_to_nowhere(root: Path) -> None:
     path.symlink_to(root / "nowhere.png")
 
 
+def pipe(root: Path) -> None:
+    path = first(root, "val", "masks")
+    path.unlink()
+    os.mkfifo(path)
+
+
 def swapped(root: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for path in masks_of(root):
@@ -223,6 +229,7 @@ REFUSED = {
     "nothing is labelled": (lambda r: change(r, "train", lambda m: np.full_like(m, 255)), "every pixel is ignored"),
     "validation without labels": (lambda r: change(r, "val", lambda m: np.full_like(m, 255)), "val: no labelled pixel"),
     "training masks of one class": (lambda r: one_class_in_one_mask(r, "train"), "train: only one class"),
+    "a pipe for a mask": (pipe, "val: unreadable file: 1"),
     "an image without mask": (lambda r: missing(r, "val", "masks"), "1 of 2 images have no mask"),
     "JPEG masks named PNG": (lambda r: lossy_by_the_name_of_png(r, "JPEG"), "is JPEG, which may change values"),
     "WEBP masks named PNG": (lambda r: lossy_by_the_name_of_png(r, "WEBP"), "is WEBP, which may change values"),

@@ -31,7 +31,7 @@ from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
 from training.support.text import percent
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 
 
 class CalibrationSettings(Section):
@@ -56,32 +56,34 @@ def calibrate(bundle: Bundle, settings: CalibrationSettings, output: Path, conso
         BundleError, BackboneError: the bundle's network cannot be loaded, or its logits are not finite.
         OutputError: the folder holds something, lies in the data set's, or cannot be written.
     """
-    check_free(output, "--output")
     check_outside_data(output, settings.data)
-    data = settings.data.open(settings.split)
-    check_classes(bundle, data)
-    pixels = _sample(bundle, data, console)
-    if not len(pixels.tensors()[1]):
-        raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
-    fitted = fit_temperature(pixels)
-    if fitted is None:
-        raise BundleError(f"{bundle.path} gives logits that are not finite; train it again with a lower optimizer.lr")
-    head = bundle.load_head()
-    head.scale_logits(1 / fitted["temperature"])
-    before = bundle.manifest.calibration
-    if before is not None:  # the weights hold that temperature too
-        fitted["temperature"] *= before.temperature
-    calibration = CalibrationSection(data=settings.data.name, split=settings.split, images=len(data), **fitted)
+    with new_folder(output):
+        data = settings.data.open(settings.split)
+        check_classes(bundle, data)
+        pixels = _sample(bundle, data, console)
+        if not len(pixels.tensors()[1]):
+            raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")
+        fitted = fit_temperature(pixels)
+        if fitted is None:
+            raise BundleError(
+                f"{bundle.path} gives logits that are not finite; train it again with a lower optimizer.lr"
+            )
+        head = bundle.load_head()
+        head.scale_logits(1 / fitted["temperature"])
+        before = bundle.manifest.calibration
+        if before is not None:  # the weights hold that temperature too
+            fitted["temperature"] *= before.temperature
+        calibration = CalibrationSection(data=settings.data.name, split=settings.split, images=len(data), **fitted)
 
-    def copy_backbone(folder: Path) -> None:
-        for name in bundle.manifest.files:
-            if name != HEAD_FILE:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / name, folder / name)
+        def copy_backbone(folder: Path) -> None:
+            for name in bundle.manifest.files:
+                if name != HEAD_FILE:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(bundle.path / name, folder / name)
 
-    manifest = bundle.manifest.model_copy(update={"calibration": calibration})
-    with writing(output):
-        return save_bundle(output, manifest, head.state_dict(), copy_backbone)
+        manifest = bundle.manifest.model_copy(update={"calibration": calibration})
+        with writing(output):
+            return save_bundle(output, manifest, head.state_dict(), copy_backbone)
 
 
 def find_settings(manifest: Manifest, dataset: str | None = None, overrides: Sequence[str] = ()) -> CalibrationSettings:

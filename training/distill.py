@@ -34,7 +34,7 @@ from training.data.pseudo_labels import IMAGES, MASKS, PSEUDO_FILE
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
@@ -172,14 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
         settings = apply_overrides(DistillSettings(), overrides)
-        return _distill(options, settings, read_flags(ComputeOptions, options))
+        compute = read_flags(ComputeOptions, options)
+        with new_folder(options.output):
+            return _distill(options, settings, compute)
 
     return run_command(parser, work, arguments, "the folder is not complete")
 
 
 def _distill(options: argparse.Namespace, settings: DistillSettings, compute: ComputeOptions) -> int:
     """Label what the command line names; return the exit code."""
-    check_free(options.output, "--output")
     for source in (options.images, *options.labelled):
         check_outside(options.output, source)
     console = Console(markup=False)

@@ -39,7 +39,7 @@ from training.recipes.overrides import SettingsParser, apply_overrides, separate
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.support.section import Section
 from training.support.text import percent
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 
 
 class EvaluationSettings(Section):
@@ -127,12 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
         console, compute = Console(markup=False), read_flags(ComputeOptions, options)
-        if options.report is not None:
-            check_free(options.report, "--report")
         settings = find_settings(options.bundle, options.dataset, overrides)
         if options.report is not None:
             check_outside_data(options.report, settings.data)
-        scores = evaluate_bundle(options.bundle, console, settings, options.report, compute, options.against)
+        with contextlib.nullcontext() if options.report is None else new_folder(options.report, "--report"):
+            scores = evaluate_bundle(options.bundle, console, settings, options.report, compute, options.against)
         console.print(scores_table(scores))
         if options.against is not None:
             console.print(differences_table(scores["against"]["difference"], options.against))
@@ -158,7 +157,7 @@ def evaluate_bundle(
         path: the bundle's folder.
         console: shows the progress if it is a terminal.
         settings: on which images, and how; default: as the bundle's recipe says.
-        report: folder for tables, pictures and examples; see `writing.check_free`.
+        report: folder for tables, pictures and examples; see `writing.new_folder`.
         compute: how to compute the network.
         against: another bundle with the same classes, which is evaluated on the same images, in the same way.
 

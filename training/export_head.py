@@ -15,7 +15,7 @@ from dinov3_seg_ros.model.heads import Head
 from dinov3_seg_ros.support.command_line import CommandParser, run_command
 from dinov3_seg_ros.support.files import replacing_folder
 from training.dinov3_ros import write_plugin
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 
 Writer = Callable[[Manifest, Head, Path], list[str]]
 
@@ -39,8 +39,7 @@ def export_head(bundle: Bundle, form: str, folder: Path) -> list[str]:
         BundleError: its weights cannot be read.
         OutputError: the folder holds something, or cannot be written.
     """
-    check_free(folder, "--output")
-    with writing(folder), replacing_folder(folder) as temporary:
+    with new_folder(folder), writing(folder), replacing_folder(folder) as temporary:
         return FORMATS[form](bundle.manifest, bundle.load_head(), temporary)
 
 

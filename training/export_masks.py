@@ -28,7 +28,7 @@ from training.data.labelled_images import LabelledImages
 from training.recipes.loading import DATA_HELP, load_data
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
-from training.support.writing import add_output, check_free, writing
+from training.support.writing import add_output, new_folder, writing
 
 
 class MaskSettings(Section):
@@ -44,7 +44,7 @@ def export_masks(data: LabelledImages, folder: Path, console: Console) -> None:
 
     Args:
         data: the labels.
-        folder: made; see `writing.check_free`.
+        folder: made; see `writing.new_folder`.
         console: shows the progress if it is a terminal.
 
     Raises:
@@ -83,12 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> None:
         options, overrides = parser.parse_settings(words)
         section, console = _read_settings(options.data, overrides).data, Console(markup=False)
-        check_free(options.output, "--output")
-        check_outside(options.output, section.root)
-        for line in section.found().lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        data = section.open_all()
-        export_masks(data, options.output, console)
+        with new_folder(options.output):
+            check_outside(options.output, section.root)
+            for line in section.found().lines():
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            data = section.open_all()
+            export_masks(data, options.output, console)
         console.print(
             f"{len(data)} masks of {len(data.class_names)} classes written to {options.output}", soft_wrap=True
         )

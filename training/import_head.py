@@ -21,7 +21,7 @@ from dinov3_seg_ros.support.command_line import CommandParser, run_command, whol
 from dinov3_seg_ros.support.errors import HeadError
 from training import dinov3_ros
 from training.recipes.resolve import lasting
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 
 _DEFAULT_BACKBONE = "facebook/dinov3-vits16plus-pretrain-lvd1689m"
 _LICENCES = (
@@ -58,33 +58,35 @@ def import_head(
         ParameterError: the network size does not fit the backbone.
         OutputError: the folder holds something, or cannot be written.
     """
-    check_free(output, "--output")
-    names = dinov3_ros.read_class_names(class_names)
-    head = dinov3_ros.read_head(weights, len(names))
-    backbone = load_backbone(backbone_source)
-    if (backbone.channels, backbone.strides) != (head.in_channels, head.strides):
-        raise HeadError(
-            f"{weights} reads a map of {head.in_channels[0]} channels and stride {head.strides[0]}; the last of the "
-            f"backbone {backbone_source} has {backbone.channels[0]} and {backbone.strides[0]}. The published head "
-            f"belongs to {_DEFAULT_BACKBONE}"
+    with new_folder(output):
+        names = dinov3_ros.read_class_names(class_names)
+        head = dinov3_ros.read_head(weights, len(names))
+        backbone = load_backbone(backbone_source)
+        if (backbone.channels, backbone.strides) != (head.in_channels, head.strides):
+            raise HeadError(
+                f"{weights} reads a map of {head.in_channels[0]} channels and stride {head.strides[0]}; the last of "
+                f"the backbone {backbone_source} has {backbone.channels[0]} and {backbone.strides[0]}. The published "
+                f"head belongs to {_DEFAULT_BACKBONE}"
+            )
+        check_geometry(dinov3_ros.GEOMETRY, network_size, backbone.patch_multiple)
+        manifest = Manifest(
+            name=name,
+            description=(
+                f"Head of semantic_segmentation_dinov3 with {len(names)} classes, imported from {weights.name}."
+            ),
+            backbone=describe_backbone(
+                backbone, storage="reference", source=lasting(backbone_source), identity=backbone_identity(backbone)
+            ),
+            input=InputSection(
+                network_size=network_size, geometry=dinov3_ros.GEOMETRY, mean=dinov3_ros.MEAN, std=dinov3_ros.STD
+            ),
+            classes=ClassesSection(names=names, palette=default_palette(len(names))),
+            head=describe_head(head, dinov3_ros.HEAD, dinov3_ros.VARIANT),
+            training=TrainingSection(recipe={"imported": dinov3_ros.origin(weights)}),
+            licences=list(_LICENCES),
         )
-    check_geometry(dinov3_ros.GEOMETRY, network_size, backbone.patch_multiple)
-    manifest = Manifest(
-        name=name,
-        description=f"Head of semantic_segmentation_dinov3 with {len(names)} classes, imported from {weights.name}.",
-        backbone=describe_backbone(
-            backbone, storage="reference", source=lasting(backbone_source), identity=backbone_identity(backbone)
-        ),
-        input=InputSection(
-            network_size=network_size, geometry=dinov3_ros.GEOMETRY, mean=dinov3_ros.MEAN, std=dinov3_ros.STD
-        ),
-        classes=ClassesSection(names=names, palette=default_palette(len(names))),
-        head=describe_head(head, dinov3_ros.HEAD, dinov3_ros.VARIANT),
-        training=TrainingSection(recipe={"imported": dinov3_ros.origin(weights)}),
-        licences=list(_LICENCES),
-    )
-    with writing(output):
-        return save_bundle(output, manifest, head.state_dict())
+        with writing(output):
+            return save_bundle(output, manifest, head.state_dict())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

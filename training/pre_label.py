@@ -33,7 +33,7 @@ from training.data.writing.regions import find_regions
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
-from training.support.writing import check_free, writing
+from training.support.writing import new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.teacher import Teacher
@@ -172,14 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(words: list[str]) -> int:
         options, overrides = parser.parse_settings(words)
         settings = apply_overrides(PreLabelSettings(), overrides)
-        return _pre_label(options, settings, read_flags(ComputeOptions, options))
+        compute = read_flags(ComputeOptions, options)
+        with new_folder(options.output):
+            return _pre_label(options, settings, compute)
 
     return run_command(parser, work, arguments, "the folder is not complete")
 
 
 def _pre_label(options: argparse.Namespace, settings: PreLabelSettings, compute: ComputeOptions) -> int:
     """Label what the command line names, and print how it is read back; return the exit code."""
-    check_free(options.output, "--output")
     check_outside(options.output, options.images)
     console = Console(markup=False)
     teacher = Teacher(options.bundle, settings.inference, compute)

@@ -47,7 +47,7 @@ from training.prediction.outputs import SUMMARY_FILE, VIDEO_FILE, FrameWriter
 from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
 from training.recipes.overrides import SettingsParser, apply_overrides
-from training.support.writing import add_output, check_free, writing
+from training.support.writing import add_output, new_folder, writing
 
 
 def predict(
@@ -121,16 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, overrides = parser.parse_settings(words)
         settings, compute = apply_overrides(PredictionSettings(), overrides), read_flags(ComputeOptions, options)
         cluster = read_cluster_arguments(options)
-        if cluster is None:
+        if cluster is not None:
+            return _predict_on_cluster(options, settings, compute, cluster)
+        with new_folder(options.output):
             return _predict(options, settings, compute)
-        return _predict_on_cluster(options, settings, compute, cluster)
 
     return run_command(parser, work, arguments, "no summary was written; --resume goes on with a run on a cluster")
 
 
 def _predict(options: argparse.Namespace, settings: PredictionSettings, compute: ComputeOptions) -> int:
     """Segment what the command line names, write the summary and print it; return the exit code."""
-    check_free(options.output, "--output")
     check_outside(options.output, options.input)
     bundle = load_bundle(options.bundle)
     value_range = chosen_range(settings.value_range, bundle.manifest.input.value_range)

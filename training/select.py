@@ -34,7 +34,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import check_outside, write_json
 from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
-from training.support.writing import add_output, check_free, writing
+from training.support.writing import add_output, new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, open_with_target
 from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
@@ -177,11 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _select(options: argparse.Namespace) -> int:
-    """Choose what the command line asks for, write it, and print where; return the exit code."""
+    """Choose what the command line asks for; return the exit code."""
     if (options.bundle is None) == (options.backbone is None):
         raise UsageError("give either --bundle or --backbone")
     strategy = resolved(options.strategy, options.bundle is not None, options.target is not None)
-    check_free(options.output, "--output")
+    with new_folder(options.output):
+        return _select_into_folder(options, strategy)
+
+
+def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
+    """Choose by a strategy, write what was chosen, and print where; return the exit code."""
     for source in (options.images, options.target, *options.labelled):
         if source is not None:
             check_outside(options.output, source)

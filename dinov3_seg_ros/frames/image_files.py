@@ -230,6 +230,8 @@ def _mask_pixels(picture: Image.Image, source: object) -> MaskPixels:
 def _picture(source: ImageSource) -> Iterator[Image.Image]:
     """Open an image for a ``with`` block; errors of Pillow become an ItemError."""
     try:
+        if isinstance(source, Path) and not source.is_file() and source.exists():
+            raise OSError("it is no file")  # a pipe would have to be waited for
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content)) as picture:
             yield picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

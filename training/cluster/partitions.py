@@ -26,8 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dinov3_seg_ros.support.errors import ClusterError, OutputError
-from dinov3_seg_ros.support.files import locked, remove_temporaries, replacing_file, sha256_of_file, write_json
-from training.support.writing import check_free, writing
+from dinov3_seg_ros.support.files import remove_temporaries, replacing_file, sha256_of_file, write_json
+from training.support.writing import check_free, only_writer, writing
 
 FOLDER, RUN_FILE, MANIFEST_FILE, JOINED_FILE = "partitions", "run.json", "manifest.json", "manifest.jsonl"
 #: A partition at which so many processes died is not tried again.
@@ -66,26 +66,14 @@ class Partitions:
         """Hold the output folder for one command. What has not begun in earnest when it ends leaves no trace.
 
         Raises:
-            OutputError: another command holds it, or it cannot be made.
+            OutputError: see `only_writer`.
         """
-        with contextlib.ExitStack() as stack:
-            is_new = not self._output.exists()
-            with writing(self._output):
-                self._output.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(locked(self._output, wait=False))
-                except BlockingIOError as error:
-                    raise OutputError(
-                        f"another process writes to {self._output}; wait for it, or choose another with --output"
-                    ) from error
+        with only_writer(self._output):
             try:
                 yield
             finally:
                 if self._has_begun:
                     self._forget_empty()
-                if is_new:
-                    with contextlib.suppress(OSError):  # it holds something
-                        self._output.rmdir()
 
     def begin(self, run: dict[str, Any], resume: bool) -> bool:
         """Begin a job, or go on with it; whether it is complete already.

@@ -57,7 +57,7 @@ def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     touched since are not read again. A file that was touched gets the same digest as before.
     """
     names = {os.path.relpath(path, root): path for path in paths}
-    index = cache_folder("file_digests") / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    index = cache_folder("file_digests") / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
     known, now = _read_index(index), time.time_ns()
     with ThreadPoolExecutor(_READERS) as readers:
         entries = dict(zip(names, readers.map(lambda name: _entry(names[name], known.get(name)), names), strict=True))

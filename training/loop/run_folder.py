@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from dinov3_seg_ros.support.errors import OutputError
-from dinov3_seg_ros.support.files import find_temporaries, locked, remove_temporaries, replacing_file
+from dinov3_seg_ros.support.files import find_temporaries, remove_temporaries, replacing_file
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -23,7 +23,7 @@ from training.loop.tracking import RUN_FILE, Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
-from training.support.writing import check_free, writing
+from training.support.writing import check_free, only_writer, writing
 
 Record = dict[str, Any]
 
@@ -84,8 +84,7 @@ class RunFolder:
         if not path.is_dir():
             check_free(path, "--output")
         with writing(path), contextlib.ExitStack() as resources:
-            path.mkdir(parents=True, exist_ok=True)
-            _lock(path, resources)
+            resources.enter_context(only_writer(path))
             self._is_resumed = resume and (path / RECIPE_FILE).exists()
             if self._is_resumed:
                 self._notes = _check_recipe(path / RECIPE_FILE, self._recipe)
@@ -194,19 +193,12 @@ class RunFolder:
 def check_startable(path: Path, resume: bool) -> None:
     """Raise OutputError where `RunFolder` with these arguments would, as far as it shows before the data are read."""
     if path.is_dir():
-        with writing(path), contextlib.ExitStack() as resources:
-            _lock(path, resources)
+        with only_writer(path):
+            pass
     if not resume:
         if (path / RECIPE_FILE).exists():
             raise OutputError(f"{path} holds a training; continue it with --resume, or choose another with --output")
         check_free(path, "--output")
-
-
-def _lock(path: Path, resources: contextlib.ExitStack) -> None:
-    try:
-        resources.enter_context(locked(path, wait=False))
-    except BlockingIOError as error:
-        raise OutputError(f"another training is writing {path}; wait for its end, or stop it") from error
 
 
 def best_record(records: Sequence[Record]) -> Record:

@@ -98,7 +98,7 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
     """Write the whole folder, or nothing.
 
     Args:
-        folder: replaced; see `writing.check_free`.
+        folder: replaced; see `writing.new_folder`.
         scores: result of `training.evaluation.scores.Scores.summary`, with ``bundle`` and ``images``.
         matrix: counts of the whole data set.
         examples: images of the same data set.

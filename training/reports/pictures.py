@@ -18,6 +18,8 @@ from dinov3_seg_ros.support.files import replacing_file
 from training.support.text import percent
 
 _ROW_HEIGHT = 180
+# Of each picture in a row: a PNG file is at most a million pixels wide, and an image may have few lines.
+_MOST_WIDTH = 1800
 _GAP = 4
 _CAPTION_HEIGHT = 20
 # In a larger confusion matrix the numbers could not be read.
@@ -27,15 +29,18 @@ _MOST_NUMBERED_CLASSES = 20
 def prediction_row(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Sequence[Colour]
 ) -> np.ndarray:
-    """Image | truth | prediction, side by side, (180, W, 3) uint8 RGB; unlabelled pixels of the truth are black.
+    """Image | truth | prediction, side by side, (H, W, 3) uint8 RGB; unlabelled pixels of the truth are black.
+
+    They are 180 pixels high; lower, where they would be wider than 1800.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         truth, prediction: (H, W) class ids.
     """
     height, width = image.shape[:2]
-    size = (max(round(width * _ROW_HEIGHT / height), 1), _ROW_HEIGHT)
-    gap = np.full((_ROW_HEIGHT, _GAP, 3), 255, np.uint8)
+    scale = min(_ROW_HEIGHT / height, _MOST_WIDTH / width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    gap = np.full((size[1], _GAP, 3), 255, np.uint8)
     masks = [colour_mask(mask, palette) for mask in (truth, prediction)]
     image, *masks = (
         cv2.resize(image, size, interpolation=cv2.INTER_AREA),

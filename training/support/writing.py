@@ -1,4 +1,4 @@
-"""Writing results: checks that a folder is free, and turns failures into one clear message."""
+"""Writing results: holds a folder that is free, and turns failures into one clear message."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 
 from dinov3_seg_ros.support.command_line import CommandParser
 from dinov3_seg_ros.support.errors import OutputError
+from dinov3_seg_ros.support.files import locked
 
 
 def add_output(parser: CommandParser, default: str) -> None:
-    """Add the folder that a command writes to; see `check_free`."""
+    """Add the folder that a command writes to; see `new_folder`."""
     parser.add_argument(
         "--output",
         type=Path,
@@ -33,6 +34,49 @@ def check_free(folder: Path, option: str) -> None:
             f"{folder} exists already and is not an empty folder; nothing in it was touched. Choose another with "
             f"{option}, or remove it"
         )
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, option: str = "--output") -> Iterator[None]:
+    """Hold a folder for one command, which makes it. Folders that were made and stay empty are removed.
+
+    Args:
+        folder: may exist.
+        option: where the user chooses another folder.
+
+    Raises:
+        OutputError: another process holds the folder, or it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            real = Path(os.path.realpath(folder))
+            made = [path for path in (real, *real.parents) if not path.exists()]
+            real.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(real, wait=False))
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another process writes to {folder}; wait for its end, or choose another with {option}"
+                ) from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it holds something
+                for path in made:
+                    path.rmdir()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, option: str = "--output") -> Iterator[None]:
+    """Hold a folder that must be new or empty for one command, see `only_writer`.
+
+    Raises:
+        OutputError: it holds something; or see `only_writer`.
+    """
+    check_free(folder, option)
+    with only_writer(folder, option):
+        check_free(folder, option)  # another process may have ended meanwhile
+        yield
 
 
 @contextlib.contextmanager

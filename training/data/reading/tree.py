@@ -26,8 +26,8 @@ _FOREIGN_FOLDERS = (".", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"
 class Tree:
     """All files below a folder, as paths relative to it with ``/``, in the order of their names.
 
-    Hidden files and folders, and what operating systems add to folders and archives, are left out. Links to folders are
-    followed, except to a folder that holds them.
+    Hidden files and folders, what operating systems add to folders and archives, and what is no file, such as a pipe,
+    are left out. Links to folders are followed, except to a folder that holds them.
 
     Attributes:
         root: the folder.
@@ -57,7 +57,8 @@ class Tree:
             folders[:] = [name for name in folders if not name.startswith(_FOREIGN_FOLDERS)]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
-            yield from (_in_utf8(f"{prefix}{name}") for name in names if not name.startswith("."))
+            seen = (name for name in names if not name.startswith(".") and not _is_special(os.path.join(folder, name)))
+            yield from (_in_utf8(f"{prefix}{name}") for name in seen)
 
     def path(self, name: str) -> Path:
         """Path of a file or folder."""
@@ -184,6 +185,11 @@ def images_below(folder: Path) -> list[Path]:
 
 def _refuse(error: OSError) -> None:
     raise DatasetError(f"{error.filename} cannot be read: {error.strerror}; let this user read it") from error
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path leads to a pipe, a socket or a device, whose reader would wait; a link may lead nowhere."""
+    return not os.path.isfile(path) and os.path.exists(path)
 
 
 def _in_utf8(name: str) -> str:
