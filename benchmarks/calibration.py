@@ -70,7 +70,7 @@ def score(seen: Sequence[Seen], stretch: int) -> dict[str, Any]:
         fitted = fit_temperature(sample(fitted_on, 1.0))
         raw = fit_temperature(sample(scored, 1.0))
         if fitted is None or raw is None:
-            raise SystemExit(f"{stretch} by turns: no pixel of one part is labelled")
+            raise SystemExit(f"{stretch} by turns: no pixel of one part is labelled, or its logits are not finite")
         scaled = fit_temperature(sample(scored, fitted["temperature"]))
         assert scaled is not None
         temperatures.append(round(fitted["temperature"], 3))

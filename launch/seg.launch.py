@@ -49,7 +49,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    # A value that cannot be used is refused here, before any process is started.
+    # A value that cannot be used is refused here, before any process is started; the node refuses pairs of them.
     given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
     check_options(given)
     cameras = given.get("cameras", ())

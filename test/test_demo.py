@@ -253,9 +253,10 @@ def test_the_recorder_tells_of_a_full_disk(tmp_path):
     assert list(tmp_path.glob("overlay_*.png")) == []
 
 
-def test_a_video_holds_pictures_of_other_sizes_too(tmp_path):
+@pytest.mark.parametrize("sizes", [((48, 64), (64, 48), (48, 64)), 3 * ((60, 9000),)])
+def test_a_video_holds_pictures_of_all_sizes(sizes, tmp_path):
     with new_video(tmp_path / "overlay.mp4", 10.0) as video:
-        for height, width in ((48, 64), (64, 48), (48, 64)):
+        for height, width in sizes:
             video.write(np.zeros((height, width, 3), np.uint8))
     assert cv2.VideoCapture(str(tmp_path / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
@@ -263,7 +264,8 @@ def test_a_video_holds_pictures_of_other_sizes_too(tmp_path):
 @pytest.mark.parametrize("pictures", [0, 40])
 def test_a_video_that_cannot_be_whole_does_not_appear(pictures, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (pictures, 48, 64, 3), np.uint8)
-    with full_disk(20_000), pytest.raises(OSError), new_video(tmp_path / "overlay.mp4", 10.0) as video:
+    cannot = pytest.raises(OutputError, match=r"overlay\.mp4 cannot be written .*--output")
+    with full_disk(20_000), cannot, new_video(tmp_path / "overlay.mp4", 10.0) as video:
         for picture in noise:
             video.write(picture)
     assert not list(tmp_path.iterdir())

@@ -263,6 +263,18 @@ def test_images_for_testing_may_all_be_without_a_mask(tmp_path, capsys, labelled
     assert (status == 1) == labelled == ("test: missing file: 1" in printed), printed
 
 
+@pytest.mark.parametrize("words", [(), ("--data.classes", "door", "road", "tree", "--data.ignore", "background")])
+def test_images_for_testing_may_all_be_without_a_shape(tmp_path, capsys, words):
+    root = tmp_path / "data"
+    labelled_folders.build_yolo(root)
+    for seed in (200, 201):
+        tiny_datasets.save_image(root / f"images/test/{seed}.jpg", seed)
+    content = yaml.safe_load((root / "data.yaml").read_text())
+    labelled_folders.put(root / "data.yaml", yaml.safe_dump({**content, "test": "images/test"}))
+    _, printed = check(root, capsys, *words, name="auto")
+    assert "train: 4 images" in printed and "test:" not in printed, printed
+
+
 def test_what_was_found_is_written_as_json(root, tmp_path, capsys):
     written = tmp_path / "found.json"
     settings = ("--data.ignore", "11", "--data.classes", *(f"c{index}" for index in range(11)), "--json", str(written))

@@ -168,6 +168,15 @@ def test_a_json_of_label_studio_without_a_region_is_background(tmp_path):
         section.open("train")
 
 
+def test_answers_to_other_questions_are_no_labels_of_label_studio(tmp_path):
+    labelled_folders.build_label_studio(tmp_path)
+    tasks = json.loads((tmp_path / "project.json").read_text())
+    for annotation in [done for task in tasks for done in task["annotations"]]:
+        annotation["result"] = [{"type": "choices", "value": {"choices": ["sunny"]}}]
+    labelled_folders.put(tmp_path / "weather.json", tasks)
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_a_table_of_label_studio_may_have_long_cells(tmp_path):
     labelled_folders.build_label_studio_png(tmp_path)
     header, *rows = (tmp_path / "project.csv").read_text().splitlines()

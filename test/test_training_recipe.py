@@ -232,6 +232,7 @@ def test_null_takes_a_value_back(tmp_path):
         ({"epochs": 2}, "--iterations 300", "--epochs null"),
         ({"epochs": None, "iterations": 2}, "--epochs 3", "--iterations null"),
         ({"stages": [{"epochs": 2}]}, "--stages.0.iterations 300", "--stages.0.epochs null"),
+        ({"epochs": 2, "stages": [{}, {}]}, "--iterations 300", "--epochs null"),
     ],
 )
 def test_a_second_duration_is_refused_with_the_words_that_take_the_first_back(tmp_path, keys, words, advice):

@@ -408,6 +408,20 @@ class TestListsOfSplits:
             *notes
         }
 
+    @pytest.mark.parametrize("run", ["", "run_1/"])
+    def test_a_list_may_name_masks(self, root, run):
+        for folder in ("images", "masks") if run else ():
+            shutil.copytree(root / folder, root / "run_2" / folder)
+            (root / run).mkdir(exist_ok=True)
+            (root / folder).rename(root / run / folder)
+        for split, names in LISTED.items():
+            labelled_folders.put(root / f"{run}{split}_masks.txt", "\n".join(f"masks/{name}.png" for name in names))
+        data = AutoData(root=str(root), classes=labelled_folders.NAMES)
+        for split, names in LISTED.items():
+            own = [sample.image for sample in data.open(split).samples if "run_2" not in sample.image.parts]
+            assert [image.stem for image in own] == names
+        assert not [note for note in data.found().notes if "lists name" in note]
+
     @pytest.mark.parametrize("head", ["image,mask\n", "", "images/lost.jpg,masks/lost.png\n"])
     def test_a_table_of_pairs_may_have_a_head_or_name_absent_files(self, root, head):
         for split, names in LISTED.items():

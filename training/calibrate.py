@@ -25,7 +25,7 @@ from dinov3_seg_ros.segmenter import HeadSegmentation, Segmenter
 from dinov3_seg_ros.support.command_line import run_command
 from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
-from training.evaluation.loop import check_classes, check_outside_data, segment_all
+from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
@@ -54,9 +54,8 @@ def calibrate(bundle: Bundle, settings: CalibrationSettings, output: Path, conso
     Raises:
         DatasetError: the classes differ, no pixel is labelled, or an item cannot be read.
         BundleError, BackboneError: the bundle's network cannot be loaded, or its logits are not finite.
-        OutputError: the folder holds something, lies in the data set's, or cannot be written.
+        OutputError: the folder holds something, or cannot be written.
     """
-    check_outside_data(output, settings.data)
     with new_folder(output):
         data = settings.data.open(settings.split)
         check_classes(bundle, data)

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_found(found, console)
         names: tuple[Split, ...] = typing.get_args(Split)
         splits = {split: check_split(recipe.data, split, options.threads, console) for split in names}
-        if not splits["test"].count:  # few data sets have one, or its labels
+        if splits["test"].count == splits["test"].unlabelled:  # few data sets have one, or its labels
             del splits["test"]
         taught = _check_pseudo_labels(recipe, options.threads, console)
         problems = find_problems(splits, taught, options.allow_empty)

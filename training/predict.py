@@ -81,7 +81,6 @@ def predict(
         task = progress.add_task("segmenting", total=total)
         video = None
         if settings.overlays and source.rate is not None:
-            stack.enter_context(writing(output / VIDEO_FILE))
             video = stack.enter_context(new_video(output / VIDEO_FILE, settings.video_rate(source.rate)))
         writer = FrameWriter(output, manifest, settings, video)
 

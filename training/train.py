@@ -34,6 +34,8 @@ from training.support.text import percent
 from training.support.writing import writing
 
 EVALUATION_FILE = "evaluation.json"
+# Its key for what the scores were computed from; what `training.evaluate --json` writes has none.
+_SOURCES = "computed_from"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,12 +99,19 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     if not process_state().is_main_process:
         return best
     if trainer.recipe.inference.looks_once:
-        with writing(trainer.output):
-            (trainer.output / EVALUATION_FILE).unlink(missing_ok=True)  # of a start with other views
+        _remove_evaluation(trainer.output)
         return best
     scores = _evaluate(trainer.output, trainer.recipe, console)
     console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
     return scores
+
+
+def _remove_evaluation(run: Path) -> None:
+    """Remove what `_evaluate` wrote in an earlier start, with other views; what the user keeps there stays."""
+    file = run / EVALUATION_FILE
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        if _SOURCES in json.loads(file.read_text(encoding="utf-8")):
+            file.unlink()
 
 
 def _evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -112,7 +121,7 @@ def _evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     settings = EvaluationSettings(data=recipe.data, inference=recipe.inference)
     source = {
         **settings.model_dump(mode="json", exclude={"data"}),  # the origins tell which images they are
-        "computed_from": {path.name: sha256_of_file(path) for path in (best / MANIFEST_FILE, run / ORIGINS_FILE)},
+        _SOURCES: {path.name: sha256_of_file(path) for path in (best / MANIFEST_FILE, run / ORIGINS_FILE)},
     }
     with contextlib.suppress(OSError, TypeError, ValueError):
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
 from dinov3_seg_ros.demo.recorder import Recorder, remove_pictures
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.frames.value_range import chosen_range
-from dinov3_seg_ros.frames.video import Video, new_video
+from dinov3_seg_ros.frames.video import new_video
 from dinov3_seg_ros.options import ComputeOptions, PublishOptions, ValueRange
 from dinov3_seg_ros.ros.local_graph import last_words, node_command, prepare, ros_arguments, running
 from dinov3_seg_ros.ros.parameters import changed_parameters
@@ -93,7 +92,7 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
     prepare()
     decode.backend(wait=True)  # compiled here once, so that the figures are not those of a node whose decode compiles
     colours = _fit_colour_classifier() if options.source == SCENES else None
-    with _new_video(options.output / _VIDEO_FILE, options.rate) as video:
+    with new_video(options.output / _VIDEO_FILE, options.rate) as video:
         rclpy.init(args=[])
         recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video, options.masks)
         try:
@@ -101,13 +100,13 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         finally:
             recorder.destroy_node()
             rclpy.try_shutdown()
-    summary = {
-        "bundle": bundle.manifest.name,
-        "source": options.source,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        **recorder.summary(),
-    }
-    write_json(options.output / "summary.json", summary)
+        summary = {
+            "bundle": bundle.manifest.name,
+            "source": options.source,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            **recorder.summary(),
+        }
+        write_json(options.output / "summary.json", summary)
     if recorder.doubt:
         print(f"warning: {recorder.doubt}", file=sys.stderr)
     return summary
@@ -121,15 +120,6 @@ def _check_source(options: argparse.Namespace, bundle: Bundle) -> None:
 
 def _value_range(options: argparse.Namespace, bundle: Bundle) -> ValueRange:
     return chosen_range(read_flags(PublishOptions, options).value_range, bundle.manifest.input.value_range)
-
-
-@contextlib.contextmanager
-def _new_video(path: Path, rate: float) -> Iterator[Video]:
-    try:
-        with new_video(path, rate) as video:
-            yield video
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error}); choose another folder with --output") from error
 
 
 def _record(recorder: Recorder, options: argparse.Namespace, bundle: Bundle, parameters: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ _COLOUR_MODES = ("RGB", "RGBA")
 # What Pillow makes of several channels of 16 bits.
 _MODES_OF_8_BITS = (*_COLOUR_MODES, "LA")
 # Names of Pillow.
-_MASK_FORMATS = ("PNG", "BMP", "TIFF")
+# Those whose pixels are never approximate.
+_MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 _LOSSY_COMPRESSIONS = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WEBP"}
 _PALETTE_MODES = ("P", "PA")
 _ALPHA_MODES = ("LA", "RGBA", "PA")

@@ -10,11 +10,15 @@ import cv2
 import numpy as np
 
 from dinov3_seg_ros.frames.sources import video_rate
+from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import replacing_file
+
+# The encoder of "mp4v" takes no longer sides.
+_LONGEST_SIDE = 8190
 
 
 class Video:
-    """A video file of the size of its first picture, to which others are resized."""
+    """A video file of the size of its first picture, at most 8190 pixels a side, to which others are resized."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self._path, self._rate = path, rate
@@ -25,7 +29,9 @@ class Video:
     def write(self, picture: np.ndarray) -> None:
         """Append a picture (H, W, 3) uint8 BGR."""
         if self._writer is None:
-            self._size = picture.shape[1], picture.shape[0]
+            height, width = picture.shape[:2]
+            scale = min(1.0, _LONGEST_SIDE / max(height, width))
+            self._size = max(1, round(width * scale)), max(1, round(height * scale))
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._path), codec, self._rate, self._size)
         # OpenCV leaves out pictures of other sizes.
@@ -52,9 +58,23 @@ def new_video(path: Path, rate: float) -> Iterator[Video]:
     """A video that appears under its name when it is complete.
 
     Raises:
-        OSError: it cannot be written, or holds fewer frames than were written.
+        OutputError: it cannot be written, holds fewer pictures than were written, or none was written.
     """
-    with replacing_file(path) as temporary:
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            temporary = stack.enter_context(replacing_file(path))
         video = Video(temporary, rate)
         yield video
-        video.close()
+        with _writing(path):
+            video.close()
+            stack.close()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error}); free some space, or choose another folder with --output"
+        ) from error

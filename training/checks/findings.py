@@ -62,8 +62,8 @@ class Findings:
         spare_masks: masks without an image.
         labelled: the label files with an image in the folder of those masks, which may be of more splits.
         turned: images with mask files that EXIF turns or mirrors, which no size tells.
-        without_shapes: number of images whose labels are shapes, and that have none: all of them is background, which
-            is of a class.
+        unlabelled: number of images whose labels are shapes, and that have none.
+        background_only: number of those of which all is of a class, since the background is.
         problems: kind -> one description for each.
     """
 
@@ -83,7 +83,8 @@ class Findings:
     spare_masks: list[Path] = field(default_factory=list)
     labelled: frozenset[Path] = frozenset()
     turned: list[str] = field(default_factory=list)
-    without_shapes: int = 0
+    unlabelled: int = 0
+    background_only: int = 0
     problems: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -99,10 +100,10 @@ class Findings:
                 f"EXIF tags turn or mirror {len(self.turned)} images and leave their size, such as {self.turned[0]}; "
                 "training and robot see them turned, so look whether their masks are turned too"
             )
-        if self.without_shapes > _FEW_EMPTY * self.readable:
+        if self.background_only > _FEW_EMPTY * self.readable:
             notes.append(
-                f"{self.without_shapes} of {self.readable} images have no shape and count as background; if nobody has "
-                "labelled them yet, leave them out of the export"
+                f"{self.background_only} of {self.readable} images have no shape and count as background; if nobody "
+                "has labelled them yet, leave them out of the export"
             )
         return notes
 
@@ -122,7 +123,7 @@ class _Item(NamedTuple):
     mask: bytes
     thumbnail: np.ndarray
     turned: bool
-    without_shapes: bool
+    unlabelled: bool
 
 
 def check_split(
@@ -193,7 +194,8 @@ def _add(findings: Findings, item: _Item | DatasetError, name: str) -> None:
     findings.thumbnails.append(item.thumbnail)
     if item.turned:
         findings.turned.append(findings.names[-1])
-    findings.without_shapes += item.without_shapes
+    findings.unlabelled += item.unlabelled
+    findings.background_only += item.unlabelled and not item.pixels[count:].any()
 
 
 def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
@@ -203,10 +205,9 @@ def _read(data: SegmentationDataset, index: int) -> _Item | DatasetError:
     except DatasetError as error:
         return error
     pixels = np.bincount(mask.ravel(), minlength=len(data.class_names))
-    of_classes = pixels[: len(data.class_names)]
-    without_shapes = int(of_classes.max()) == mask.size and _has_no_shapes(data, index)
+    unlabelled = int(pixels.max()) == mask.size and _has_no_shapes(data, index)
     turned = _is_turned_unseen(data, index)
-    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), turned, without_shapes)
+    return _Item(pixels, _hash(image), _hash(mask), thumbnail(image), turned, unlabelled)
 
 
 def _has_no_shapes(data: SegmentationDataset, index: int) -> bool:

@@ -32,7 +32,6 @@ from training.prediction.loop import Prediction, segment_frames
 from training.prediction.outputs import MASKS, VIDEO_FILE, FrameWriter
 from training.prediction.progress import frame_progress
 from training.prediction.settings import PredictionSettings
-from training.support.writing import writing
 
 # How to compute without another result.
 _SAME_RESULT = {"threads"}
@@ -213,7 +212,7 @@ def _draw_video(
         return
     owners = {file: content["partition"] for content in contents for file in content["files"]}
     path = output / VIDEO_FILE
-    with writing(path), new_video(path, job.settings.video_rate(source.rate)) as video:
+    with new_video(path, job.settings.video_rate(source.rate)) as video:
         writer = FrameWriter(output, manifest, job.settings, video)
         for name, image in source.source().frames:
             file = f"{MASKS}/{name}.png"

@@ -193,7 +193,8 @@ class AveragingSegmenter:
             sizes = sizes_in_words(self.runtime.sizes)
             raise ParameterError(
                 f"a view by these settings of inference has {size[0]}x{size[1]} pixels, and runtime "
-                f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch, which takes any size"
+                f"'{self.runtime.name}' has graphs for {sizes} only; use --runtime torch without --providers, which "
+                "takes any size"
             )
         with runtime_failures(self.runtime.description):
             return torch.as_tensor(self.runtime.start(canvas[None], [self._name]).logits()[self._name]).float()

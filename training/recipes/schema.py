@@ -187,9 +187,11 @@ class Recipe(Section):
     def _one_duration(self) -> Recipe:
         for number, stage in enumerate(self.by_stage()):
             if (stage.epochs is None) == (stage.iterations is None):
-                owner = f"stages.{number}." if self.stages else ""
-                back = f"; --{owner}epochs null or --{owner}iterations null takes one back" if stage.epochs else ""
-                raise ValueError(f"give either epochs or iterations{f' for stages.{number}' if owner else ''}{back}")
+                where = f" for stages.{number}" if self.stages else ""
+                owner = f"stages.{number}." if self.stages and self.stages[number].epochs else ""
+                words = f"--{owner}epochs null or --{owner}iterations null"
+                back = f"; on the command line {words} takes the recipe's back" if stage.epochs else ""
+                raise ValueError(f"give either epochs or iterations{where}{back}")
         return self
 
     @property

@@ -54,7 +54,8 @@ def _divided(tree: Tree, folder: LabelledFolder) -> LabelledFolder:
         DatasetError: a list of images for training or validation names none of them, and nothing else tells that split.
     """
     path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
-    listed = read_split_lists(tree, split_lists(tree), path_of.values())
+    mask_of = {path: sample.labels.relative_to(tree.root).as_posix() for sample, path in path_of.items()}
+    listed = read_split_lists(tree, split_lists(tree), mask_of)
     listed.check(tree, folder.samples, next(iter(path_of.values())))
     covered = set(listed.split_of.values())
     others: dict[Split | None, Split | None] = {own: None if own in covered else own for own in folder.samples}

@@ -96,12 +96,12 @@ class _Task(NamedTuple):
     Attributes:
         data: its texts, of which one is the path or address of its image.
         regions: of its annotation.
-        is_annotated: whether it says that somebody annotated it, as in "JSON"; only regions tell it in "JSON-MIN".
+        is_empty: whether its annotation says that there is nothing, as "JSON" can.
     """
 
     data: tuple[str, ...]
     regions: tuple[_Region, ...]
-    is_annotated: bool
+    is_empty: bool
 
 
 class _Parser:
@@ -179,7 +179,9 @@ class _Bits:
 def _exports(tree: Tree) -> dict[str, tuple[_Task, ...]]:
     """The tasks of each JSON of Label Studio; none where no task has a region that can be read."""
     found = {
-        name: tasks for name, tasks in _all_tasks(tree) if any(task.is_annotated or task.regions for task in tasks)
+        name: tasks
+        for name, tasks in _all_tasks(tree)
+        if any(task.regions for task in tasks) or (tasks and all(task.is_empty for task in tasks))
     }
     regions = (region for tasks in found.values() for task in tasks for region in task.regions)
     return found if any(region.kind in _KINDS for region in regions) else {}
@@ -223,12 +225,13 @@ def _task(task: dict[str, Any]) -> _Task | None:
         texts = tuple(value for value in data.values() if isinstance(value, str)) if isinstance(data, dict) else ()
         if not done or not texts:
             return None
-        return _Task(texts, tuple(_regions(done[0].get("result"), _image_of(texts))), is_annotated=True)
+        result = done[0].get("result")
+        return _Task(texts, tuple(_regions(result, _image_of(texts))), is_empty=not result)
     image = task.get("image")
     if not isinstance(image, str):
         return None
     regions = [region for value in task.values() if isinstance(value, list) for region in _regions(value, image)]
-    return _Task((image,), tuple(regions), is_annotated=False)
+    return _Task((image,), tuple(regions), is_empty=False)
 
 
 def _regions(written: Any, image: str) -> Iterator[_Region]:

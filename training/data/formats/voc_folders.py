@@ -57,13 +57,14 @@ def open_voc(tree: Tree, patterns: Patterns, classes: SourceClasses) -> Labelled
         patterns = Patterns(_IMAGES, _MASKS)
     folder = open_masks(tree, patterns, classes)
     path_of = {sample: sample.image.relative_to(tree.root).as_posix() for sample in folder.all_samples()}
+    mask_of = {path: sample.labels.relative_to(tree.root).as_posix() for sample, path in path_of.items()}
     lists = [
         (name, split)
         for name, split in split_lists(tree)
         if f"{_LISTS}/" in name
         and read_text(tree.path(name)).strip()  # tools write empty ones for splits without images
     ]
-    listed = read_split_lists(tree, lists, path_of.values())
+    listed = read_split_lists(tree, lists, mask_of)
     listed.check(tree, folder.samples, next(iter(path_of.values())))
     covered = set(listed.split_of.values())
     samples: dict[Split | None, list[Sample]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
@@ -56,22 +56,23 @@ def split_lists(tree: Tree) -> list[tuple[str, Split]]:
     return sorted(((name, split) for name, split in named if split is not None), key=lambda found: found[::-1])
 
 
-def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], images: Iterable[str]) -> ListedSplits:
+def read_split_lists(tree: Tree, lists: Iterable[tuple[str, Split]], mask_of: Mapping[str, str]) -> ListedSplits:
     """Find the images that lists name by their paths, by an end of them, or by their names, with or without suffix.
 
     Names may differ in case or in how accents are written; those that do not go first. An image of several lists is in
     the split of the first. A name that several images have tells nothing, unless one of them lies in fewer folders. If
-    there are images in the folder of a list, its lines name these, unless the folder of a path is elsewhere alone.
+    there are images in the folder of a list, its lines name these, unless the folder of a path is elsewhere alone. A
+    path of an image's mask names the image.
 
     Args:
         tree: the folder.
         lists: as `split_lists` gives them.
-        images: relative paths.
+        mask_of: the path of each image's mask by that of the image, both relative to the root.
 
     Raises:
         DatasetError: a list cannot be read.
     """
-    by_end = _ByEnd(list(images), folder_ends(tree.images))
+    by_end = _ByEnd(mask_of, folder_ends(tree.images))
     listed = ListedSplits()
     for name, split in lists:
         lines = list(_lines(tree, name, by_end))
@@ -88,17 +89,18 @@ class _ByEnd:
     """Images by each end of their paths, without suffix.
 
     Args:
-        images: relative paths.
+        mask_of: see `read_split_lists`.
         ends: the ends of the paths of all folders that an entry may mean, those of masks too; see `folder_ends`.
     """
 
-    def __init__(self, images: Sequence[str], ends: Container[str]) -> None:
-        self._images = images
+    def __init__(self, mask_of: Mapping[str, str], ends: Container[str]) -> None:
+        self._mask_of = mask_of
         self._folder_ends = ends
         self._exact: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
-        for image in images:
-            for end in path_ends(stem(image)):
+        for image, mask in mask_of.items():
+            of_mask = [end for end in path_ends(stem(mask)) if "/" in end]  # its name alone is that of the image
+            for end in dict.fromkeys([*path_ends(stem(image)), *of_mask]):
                 self._exact.setdefault(end, []).append(image)
                 self._alike.setdefault(plain(end), []).append(image)
 
@@ -107,8 +109,12 @@ class _ByEnd:
         folder, found = name, list[str]()
         while folder and not found:
             folder = parent(folder)
-            found = [image for image in self._images if image.startswith(f"{folder}/" if folder else "")]
+            found = [image for image in self._mask_of if image.startswith(f"{folder}/" if folder else "")]
         return found
+
+    def folder_ends(self, images: Iterable[str]) -> frozenset[str]:
+        """The ends of the paths of the folders that hold images and their masks; see `paths.folder_ends`."""
+        return folder_ends(name for image in images for name in (image, self._mask_of[image]))
 
     def find(self, entry: str, around: Container[str], folder_ends_around: Container[str]) -> list[str]:
         """The images whose path ends as the longest end of an entry, in the fewest folders; see `least_end`.
@@ -130,7 +136,7 @@ class _ByEnd:
 def _lines(tree: Tree, name: str, images: _ByEnd) -> Iterator[Sequence[str]]:
     """The images that each line of a list names, without the head that a table may have."""
     around = frozenset(images.around(name))
-    ends = folder_ends(around)
+    ends = images.folder_ends(around)
 
     def named(cells: Iterable[str]) -> Sequence[str]:
         entries = (entry for cell in cells for entry in _entries(cell))
