@@ -30,6 +30,7 @@ RUN_TOGETHER = {
     "test_export": "exports",
     "test_gate": "exports",
     "test_heads": "exports",
+    "test_openvino": "openvino",  # a process can load its library once
     "test_scenes": "scenes",
     "test_tensorrt": "exports",
     "test_training_cluster": "cluster",

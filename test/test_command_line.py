@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from robot_part import has_torch
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions
 from dinov3_seg_ros.support.command_line import (
@@ -61,7 +62,12 @@ def test_help_anywhere_prints_usage_and_all_options(name, words, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "absent"), [("check_dataset", "rich"), ("train", "pydantic"), ("import_head", "torch")]
+    ("name", "absent"),
+    [
+        ("check_dataset", "rich"),
+        pytest.param("train", "pydantic", marks=pytest.mark.skipif(not has_torch(), reason="torch is missed first")),
+        ("import_head", "torch"),
+    ],
 )
 def test_a_command_of_training_names_the_extra_that_is_not_installed(name, absent, tmp_path):
     (tmp_path / f"{absent}.py").write_text(f"raise ModuleNotFoundError('absent', name='{absent}')")
