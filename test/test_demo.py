@@ -22,7 +22,7 @@ from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.frames.video import Video, new_video
-from dinov3_seg_ros.support.errors import DatasetError, OutputError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError, TransportError
 
 
 def test_a_colour_classifier_learns_colours_and_ignores_void():
@@ -61,6 +61,14 @@ def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
     frames = list(open_source(str(tmp_path / "images"), tmp_path / "masks"))
     assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [9, 10]
     assert [int(mask[0, 0]) for _, mask in frames] == [9, 10]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of an image: for rooms, the demo would fit its colour classifier first."""
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "grey.png"), np.full((96, 128, 3), 100, np.uint8))
+    return tmp_path / "images"
 
 
 def write_kelvins(folder):
@@ -167,7 +175,7 @@ def test_demos_side_by_side_measure_each_its_own_stream_and_keep_pictures(tmp_pa
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
     command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path)]
-    command += ["--seconds", "9", "--rate", "10", "--size", "96", "128"]
+    command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]
     outputs, runs = [tmp_path / name for name in ("one", "other")], []
     with claimed_domain() as domain, contextlib.ExitStack() as stack:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
@@ -271,14 +279,48 @@ def test_a_video_that_cannot_be_whole_does_not_appear(pictures, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# A node that takes longer to load its models than its first sign of life, and then its first mask, may take.
-SLOW_NODE = f"""
-import sys
+class Heard:
+    """What the recorder has heard of a node."""
+
+    heard_node = node_subscribes = False
+    received = 0
+
+
+@pytest.mark.ros
+def test_models_are_waited_for_and_silence_is_not(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from dinov3_seg_ros.demo import __main__ as demo
+
+    now, node = [100.0], Heard()
+    monkeypatch.setattr(demo.time, "monotonic", lambda: now[0])
+    patience = demo._Patience(node, tmp_path)
+
+    def after(seconds, fault=""):
+        now[0] += seconds
+        with pytest.raises(TransportError, match=fault) if fault else contextlib.nullcontext():
+            patience.check()
+
+    after(90)
+    after(1, fault="nothing was heard of the segmentation node within 90 s")
+    node.heard_node = True
+    after(10_000)
+    after(10_000)
+    assert capsys.readouterr().out == "waiting for the models\n"
+    node.node_subscribes = True
+    after(10_000)
+    after(90)
+    after(1, fault="no mask arrived within 90 s after the node had loaded its models")
+    node.received = 1
+    after(10_000)
+
+
+# A node whose models take longer than it takes to say so.
+SLOW_NODE = """
 import time
 from dinov3_seg_ros import node
 from dinov3_seg_ros.ros.model_loader import Segmenter
 warm_up = Segmenter.warm_up
-Segmenter.warm_up = lambda segmenter: (time.sleep({TIMEOUT_S + 1}), warm_up(segmenter))
+Segmenter.warm_up = lambda segmenter: (time.sleep(3), warm_up(segmenter))
 node.main()
 """
 # The demo, with a node that a script stands for.
@@ -294,7 +336,7 @@ sys.exit(demo.main(sys.argv[3:]))
 
 
 @pytest.mark.ros
-def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
+def test_the_demo_tells_of_slow_models_and_takes_the_range_of_the_bundle(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96), value_range=(28000, 30040))
     grey, output = write_kelvins(tmp_path / "images"), tmp_path / "output"
@@ -303,7 +345,7 @@ def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
         (output / name).touch()
     command = [sys.executable, "-c", DEMO, str(TIMEOUT_S), SLOW_NODE, "--bundle", str(bundle.path)]
     command += ["--output", str(output), "--source", str(tmp_path / "images"), "--loop"]
-    command += ["--seconds", "10", "--rate", "10"]
+    command += ["--seconds", "6", "--rate", "10"]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150 + 2 * TIMEOUT_S)
@@ -316,11 +358,11 @@ def test_the_demo_waits_for_models_and_takes_the_range_of_the_bundle(tmp_path):
 
 
 @pytest.mark.ros
-def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
+def test_the_demo_does_not_wait_for_a_node_that_says_nothing(images, tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96))
     command = [sys.executable, "-c", DEMO, "2", "import time; time.sleep(600)"]
-    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
+    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output"), "--source", str(images)]
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 + 3 * TIMEOUT_S)
@@ -331,11 +373,11 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(tmp_path):
 
 @pytest.mark.ros
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_demo_without_a_traceback(number, tmp_path):
+def test_a_signal_ends_the_demo_without_a_traceback(number, images, tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96))
     command = [sys.executable, "-c", DEMO, str(TIMEOUT_S), "import time; time.sleep(600)"]
-    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output")]
+    command += ["--bundle", str(bundle.path), "--output", str(tmp_path / "output"), "--source", str(images)]
     log = tmp_path / "output" / "camera.log"
     with claimed_domain() as domain:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
@@ -369,18 +411,25 @@ def test_a_camera_waits_for_subscribers_as_long_as_it_is_told(capsys):
 
 
 @pytest.mark.ros
-def test_a_demo_that_cannot_run_says_why(tmp_path):
+def test_a_demo_that_cannot_run_says_why(images, tmp_path, capsys):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
-    source = ("--source", str(tmp_path / "nowhere"))
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96))
     picture = tmp_path / "o" / "overlay_0020.png"
     picture.parent.mkdir()
     picture.write_bytes(b"of the last run")
-    for options, said, keeps in (
-        (("--bundle", str(tmp_path)), "holds no bundle.json", True),
-        (("--bundle", str(bundle.path), *source), "there is no such file or folder", True),
-        (("--bundle", str(bundle.path), "--source", "999999"), "the camera ended: player: error: ", False),
-        (("--bundle", str(bundle.path), "--precision", "int8"), "no runtime can be used", False),
+    of_tiny = ["--bundle", str(bundle.path), "--source"]
+    from dinov3_seg_ros.demo import __main__ as demo
+
+    for options, said in (
+        (["--bundle", str(tmp_path)], "holds no bundle.json"),
+        ([*of_tiny, str(tmp_path / "nowhere")], "there is no such file or folder"),
+    ):
+        assert demo.main(["--output", str(tmp_path / "o"), *options]) == 1
+        assert said in capsys.readouterr().err
+        assert picture.exists()
+    for options, said in (
+        ([*of_tiny, "999999"], "the camera ended: player: error: "),
+        ([*of_tiny, str(images), "--precision", "int8"], "no runtime can be used"),
     ):
         command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--output", str(tmp_path / "o"), *options]
         with claimed_domain() as domain:
@@ -389,4 +438,4 @@ def test_a_demo_that_cannot_run_says_why(tmp_path):
         assert run.returncode == 1
         assert said in run.stderr
         assert "Traceback" not in run.stderr
-        assert picture.exists() == keeps
+        assert not picture.exists()

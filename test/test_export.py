@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -667,15 +666,20 @@ def test_a_disk_full_at_the_second_bundle_leaves_the_firsts_old_graphs(copy, tmp
     assert [path.name for path in (other.path / "onnx").iterdir()] == [".lock"]
 
 
+def export_with_another(path, both_are_ready):
+    both_are_ready.wait(300)
+    export([path], ExportOptions())
+
+
 def test_two_exports_at_once_both_end_well(copy):
     for left in (".work.k1ll3d__", ".64x96-fp32.k1ll3d__"):  # by exports that were killed
         (copy.path / "onnx" / left).mkdir(parents=True)
-    other = multiprocessing.get_context("spawn").Process(target=export, args=([copy.path], ExportOptions()))
+    context = multiprocessing.get_context("spawn")
+    both_are_ready = context.Barrier(2)
+    other = context.Process(target=export_with_another, args=(copy.path, both_are_ready))
     other.start()
-    until = time.monotonic() + 300
-    while other.is_alive() and time.monotonic() < until:  # at least one of them beside the other process
-        export([copy.path], ExportOptions())
-    other.join(timeout=1)
+    export_with_another(copy.path, both_are_ready)
+    other.join(timeout=300)
     other.kill()
     assert other.exitcode == 0
     assert Segmenter.from_bundle(copy.path, "onnx").runtime.sizes == (SIZE,)
