@@ -432,3 +432,10 @@ class TestNormalisation:
         write_preprocessor(tmp_path / "backbone", mean, [0.2, 0.2, 0.2])
         with pytest.raises(BackboneError, match=r"preprocessor_config\.json: image_mean and image_std must be three"):
             Trainer(recipe(), Console(quiet=True))
+
+    @pytest.mark.parametrize(("mean", "std"), [(123.7, 58.4), (0.5, 0.0), (-0.5, 0.5), (0.5, float("nan"))])
+    def test_a_preprocessor_of_other_values_is_refused(self, mean, std, tmp_path):
+        save_backbone(build("dinov3_convnext"), tmp_path / "backbone")
+        write_preprocessor(tmp_path / "backbone", 3 * [mean], 3 * [std])
+        with pytest.raises(BackboneError, match=r"preprocessor_config\.json: image_mean .* are not of values 0\.\.1"):
+            load_backbone(tmp_path / "backbone")

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest
+from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest, utf8_fault
 
 if TYPE_CHECKING:  # the doctor must start without pydantic, which the options need
     from dinov3_seg_ros.support.option_model import Options
@@ -169,8 +169,8 @@ def run_command(
         if any(word in _HELP for word in words) or (not words and parser.needs_words()):
             parser.show_help([word for word in words if word not in _HELP])
             return DONE
-        for word in words:
-            _check_utf8(word)
+        if fault := utf8_fault(words):
+            raise UsageError(fault)
         code = work(words) or DONE
         sys.stdout.flush()
         return code
@@ -274,18 +274,6 @@ def duration(text: str) -> int:
     if nanoseconds < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no duration; write a number with its unit: 0.5s, 200ms or 2min")
     return nanoseconds
-
-
-def _check_utf8(word: str) -> None:
-    """Raise UsageError where a word, which may name a file, is not in UTF-8: no result could name it."""
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        shown = word.encode(errors="backslashreplace").decode()
-        raise UsageError(
-            f"{shown} is not in UTF-8, which other programs could not read; rename the file or folder, such as with "
-            "convmv"
-        ) from error
 
 
 def _flag(name: str) -> str:

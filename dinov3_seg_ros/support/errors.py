@@ -137,3 +137,14 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or ""."""
     close = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def utf8_fault(names: Iterable[str]) -> str:
+    """What is wrong with the first name that is not in UTF-8, so that no result could hold it; empty where all are."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="backslashreplace").decode()
+            return f"{shown} is not in UTF-8, which other programs could not read; rename it, such as with convmv"
+    return ""

@@ -6,6 +6,7 @@ Importing this module does not import huggingface_hub, which a robot may lack.
 from __future__ import annotations
 
 import errno
+import os
 
 from dinov3_seg_ros.support.errors import one_line
 
@@ -27,7 +28,7 @@ def why_not_fetched(error: Exception, name: str) -> str:
     if isinstance(error, errors.GatedRepoError):
         return "is gated and this machine has no access to it"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "does not exist on Hugging Face (or is private), nor is there a local path of that name"
+        return f"does not exist on Hugging Face (or is private), nor is there such a path in {os.getcwd()}"
     if isinstance(error, errors.RevisionNotFoundError):
         return "has no such revision on Hugging Face"
     if isinstance(error, errors.RemoteEntryNotFoundError):
@@ -39,6 +40,6 @@ def why_not_fetched(error: Exception, name: str) -> str:
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
         return f"cannot be stored in the local cache ({one_line(error)})"
     return (
-        "is no local path, is not in the local cache, and Hugging Face cannot be reached "
+        f"is no path in {os.getcwd()}, is not in the local cache, and Hugging Face cannot be reached "
         f"({type(error).__name__}: {one_line(error)})"
     )

@@ -31,7 +31,7 @@ def read_preprocessor(path: Path) -> Normalisation | None:
     """The normalisation in a preprocessor_config.json; None where it does not normalise.
 
     Raises:
-        BackboneError: the file cannot be read, or its mean or standard deviation is not three numbers.
+        BackboneError: the file cannot be read, or its mean or standard deviation is not three numbers 0..1.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def normalisation_of(content: Mapping[str, Any], keys: tuple[str, str], where: s
     """The normalisation under two keys; None where one is absent.
 
     Raises:
-        BackboneError: a value is not three numbers; ``where`` names its source.
+        BackboneError: a value is not three numbers, or they are not of values 0..1; ``where`` names its source.
     """
     if any(content.get(key) is None for key in keys):
         return None
@@ -54,6 +54,11 @@ def normalisation_of(content: Mapping[str, Any], keys: tuple[str, str], where: s
         mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (content[key] for key in keys))
     except (TypeError, ValueError) as error:
         raise BackboneError(f"{where}: {keys[0]} and {keys[1]} must be three numbers each: {error}") from error
+    if not (all(0.0 <= value <= 1.0 for value in mean + std) and min(std) > 0.0):
+        raise BackboneError(
+            f"{where}: {keys[0]} {list(mean)} and {keys[1]} {list(std)} are not of values 0..1, which the backbone "
+            "gets; divide those of values 0..255 by 255"
+        )
     return mean, std
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
-from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.errors import DatasetError, utf8_fault
 from training.data.reading.paths import Paths, folder_ends, least_end, path_parts, plain, stem
 
 #: What `training.select` writes beside the images that it chose.
@@ -57,8 +57,11 @@ class Tree:
             folders[:] = [name for name in folders if not name.startswith(_FOREIGN_FOLDERS)]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
-            seen = (name for name in names if not name.startswith(".") and not _is_special(os.path.join(folder, name)))
-            yield from (_in_utf8(f"{prefix}{name}") for name in seen)
+            files = (name for name in names if not _is_special(os.path.join(folder, name)))
+            seen = [f"{prefix}{name}" for name in files if not name.startswith(".")]
+            if fault := utf8_fault(seen):
+                raise DatasetError(f"the name of the file {fault}")
+            yield from seen
 
     def path(self, name: str) -> Path:
         """Path of a file or folder."""
@@ -190,18 +193,6 @@ def _refuse(error: OSError) -> None:
 def _is_special(path: str) -> bool:
     """Whether a path leads to a pipe, a socket or a device, whose reader would wait; a link may lead nowhere."""
     return not os.path.isfile(path) and os.path.exists(path)
-
-
-def _in_utf8(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        shown = name.encode(errors="backslashreplace").decode()
-        raise DatasetError(
-            f"the name of the file {shown} is not in UTF-8, which other programs could not read; rename it, such as "
-            "with convmv"
-        ) from error
-    return name
 
 
 def _ends_match(path: list[str], pattern: list[str]) -> bool:
