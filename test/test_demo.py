@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -282,8 +283,7 @@ def test_a_video_that_cannot_be_whole_does_not_appear(pictures, tmp_path):
 class Heard:
     """What the recorder has heard of a node."""
 
-    heard_node = node_subscribes = False
-    received = 0
+    heard_node = node_subscribes = received = False
 
 
 @pytest.mark.ros
@@ -292,7 +292,7 @@ def test_models_are_waited_for_and_silence_is_not(monkeypatch, tmp_path, capsys)
     from dinov3_seg_ros.demo import __main__ as demo
 
     now, node = [100.0], Heard()
-    monkeypatch.setattr(demo.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now[0]))  # all other clocks go on
     patience = demo._Patience(node, tmp_path)
 
     def after(seconds, fault=""):
@@ -310,7 +310,7 @@ def test_models_are_waited_for_and_silence_is_not(monkeypatch, tmp_path, capsys)
     after(10_000)
     after(90)
     after(1, fault="no mask arrived within 90 s after the node had loaded its models")
-    node.received = 1
+    node.received = True
     after(10_000)
 
 
