@@ -495,6 +495,17 @@ def test_lower_precisions_stay_near_the_model(copy, precision, picture):
     assert precision in segmenter.runtime.description
 
 
+def test_8_bits_leave_the_convolution_that_reads_the_image_in_float(tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny", "dinov3_convnext")
+    (folder,) = export([bundle.path], ExportOptions(precision="int8_qdq", least_labels=0.0))
+    graph = onnx.load(folder / "backbone.onnx").graph
+    dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    stem, *others = [node for node in graph.node if node.op_type == "Conv"]
+    assert not dequantised.intersection(stem.input)
+    assert others
+    assert all(dequantised.issuperset(node.input[:2]) for node in others)
+
+
 @pytest.mark.parametrize("geometry", ["stretch", "letterbox"])
 def test_8_bits_are_calibrated_on_network_inputs_as_on_the_robot(tmp_path, geometry, monkeypatch):
     import cv2
