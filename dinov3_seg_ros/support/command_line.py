@@ -216,14 +216,12 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
     Raises:
         UsageError: a value cannot be used; the message names the flag.
     """
-    from dinov3_seg_ros.support.option_model import describe_options, select
+    from dinov3_seg_ros.support.option_model import select
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    sequences = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     try:
-        return select(
-            model, {name: tuple(value) if name in sequences else value for name, value in given.items()} | values
-        )
+        return select(model, given | lists | values)
     except ParameterError as error:
         # Messages begin with the option's name.
         message = str(error)
