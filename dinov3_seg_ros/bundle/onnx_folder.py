@@ -154,9 +154,23 @@ class Export:
             raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
         return self.folder / name
 
-    def check_classes(self, count: int) -> None:
-        """Raise ExportError where the head's graph computes another number of classes than the bundle names."""
-        named = len(self.bundle.classes.names)
+    def check_head(self, inputs: Collection[str], count: int) -> None:
+        """Check that ``bundle.json`` describes the head's graph.
+
+        Args:
+            inputs: names of its inputs.
+            count: how many classes it computes.
+
+        Raises:
+            ExportError: the bundle names not all the layers that it reads, or other classes.
+        """
+        layers, named = self.bundle.backbone.layers, len(self.bundle.classes.names)
+        unnamed = sorted(set(inputs) - {CANVASES, *map(map_name, layers)})
+        if unnamed:
+            raise ExportError(
+                f"{self.folder / HEAD_GRAPH} reads {', '.join(unnamed)}, but backbone.layers in {MANIFEST_FILE} is "
+                f"{layers}; correct the layers, or copy the bundle again"
+            )
         if count != named:
             raise ExportError(
                 f"{self.folder / HEAD_GRAPH} computes {count} classes, but {MANIFEST_FILE} names {named}; correct the "
