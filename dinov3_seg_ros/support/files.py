@@ -193,6 +193,25 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def why_not_whole(path: Path, digest: str, listed_in: str, again: str) -> str:
+    """What is wrong with a file of this SHA-256, which ``listed_in`` gives, and what to do; empty where it is whole.
+
+    ``again`` says how to get a whole copy.
+    """
+    try:
+        found = sha256_of_file(path) if path.is_file() else None
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}; let this user read it, or {again}"
+    if found is None:
+        return f"{path} is missing; {again}"
+    if found != digest:
+        return (
+            f"{path} is damaged or was changed: its SHA-256 differs from the one in {listed_in}; {again} "
+            "(with git, check that the file is not a Git LFS pointer)"
+        )
+    return ""
+
+
 def sha256_of_json(value: Any) -> str:
     """Return the hexadecimal SHA-256 of a value of JSON types; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
