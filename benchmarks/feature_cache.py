@@ -18,23 +18,14 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from random_models import MODELS
+
 from dinov3_seg_ros.model.identity import save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from training.loop.stages import StageRun
 from training.loop.trainer import Trainer
 from training.recipes.schema import Recipe
 
-VIT_S_PLUS = {
-    "model_type": "dinov3_vit",
-    "patch_size": 16,
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "num_register_tokens": 4,
-    "use_gated_mlp": True,
-    "hidden_act": "silu",
-}
 VIEWS = 2
 
 
@@ -84,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
-        save_backbone(build_backbone(VIT_S_PLUS), folder / "backbone")
+        save_backbone(build_backbone(MODELS["vits16plus"]), folder / "backbone")
         uncached = make_trainer(folder, options, views=0)
         computed = uncached.start(uncached.stages[0])
         epoch_seconds(computed, 0)  # renders the scenes

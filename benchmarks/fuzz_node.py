@@ -9,6 +9,7 @@ does not answer; at the end it prints the counts of /diagnostics.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,12 +34,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=resource_path("weights/demo"))
     options = parser.parse_args()
     for transport in ("raw", "compressed"):
-        with tempfile.TemporaryDirectory() as folder:
-            graph = Graph(Path(folder))
-            try:
-                report(graph, transport, options)
-            finally:
-                graph.close()
+        with tempfile.TemporaryDirectory() as folder, contextlib.closing(Graph(Path(folder))) as graph:
+            report(graph, transport, options)
 
 
 def report(graph: Graph, transport: str, options: argparse.Namespace) -> None:

@@ -28,18 +28,19 @@ class Round(NamedTuple):
 
 def miou(correct: np.ndarray, union: np.ndarray) -> float:
     """Of all validation images."""
-    ratios = Ratios(correct.shape[1])
-    for row in zip(correct, union, strict=True):
-        ratios.add(*row)
-    return ratios.mean() or 0.0
+    return _ratios(correct, union).mean() or 0.0
 
 
 def drawn(correct: np.ndarray, union: np.ndarray) -> np.ndarray:
     """MIoU of random draws of the validation images, (DRAWS,)."""
+    return _ratios(correct, union).draws(draw_images(len(correct), DRAWS))[:, -1]
+
+
+def _ratios(correct: np.ndarray, union: np.ndarray) -> Ratios:
     ratios = Ratios(correct.shape[1])
     for row in zip(correct, union, strict=True):
         ratios.add(*row)
-    return ratios.draws(draw_images(len(correct), DRAWS))[:, -1]
+    return ratios
 
 
 def labels_needed(curve: np.ndarray, counts: Sequence[int], target: float) -> float:

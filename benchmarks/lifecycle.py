@@ -9,6 +9,7 @@ released.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,12 +34,8 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=200)
     parser.add_argument("--bundle", type=Path, default=resource_path("weights/demo"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Graph(Path(folder))
-        try:
-            measure(graph, options)
-        finally:
-            graph.close()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Graph(Path(folder))) as graph:
+        measure(graph, options)
 
 
 def measure(graph: Graph, options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ summed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -54,11 +55,8 @@ def main() -> None:
             for name, (is_one, max_batch) in arrangements.items():
                 logs = folder / f"{number}_{name.replace(' ', '_')}"
                 logs.mkdir()
-                graph = Graph(logs)
-                try:
+                with contextlib.closing(Graph(logs)) as graph:
                     phase = measure(graph, [path.resolve() for path in bundles], cameras, is_one, max_batch, options)
-                finally:
-                    graph.close()
                 phases[name].append(phase)
                 print(f"{name}: {json.dumps(phase)}", file=sys.stderr, flush=True)
     if options.json:
@@ -91,8 +89,7 @@ def measure(
     heads = ["", *(f"{json.loads((path / 'bundle.json').read_text())['name']}/" for path in bundles[1:])]
     masks = {name: Masks(graph, [f"{name}/segmentation/{head}mask" for head in heads]) for name in names}
     counts = {name: Counts(graph, status) for name, status in statuses.items()}
-    cameras = Cameras(graph, [f"{name}/image" for name in names], tuple(options.frame))
-    try:
+    with contextlib.closing(Cameras(graph, [f"{name}/image" for name in names], tuple(options.frame))) as cameras:
         cameras.run(options.rate, _SETTLING_S, options.together)
         before = {name: counts[name].read() for name in names}
         for received in masks.values():
@@ -114,8 +111,6 @@ def measure(
                 "frames": account(stream["sent"][f"{name}/image"], before[name], counts[name].read()),
             }
         return {**{key: round(value, 2) for key, value in used.items()}, "cameras": found}
-    finally:
-        cameras.close()
 
 
 def merged(phases: list[dict[str, Any]]) -> dict[str, Any]:

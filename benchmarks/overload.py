@@ -10,6 +10,7 @@ dropped under a cause, or as dropped by the transport. A frame time is 1 / capac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -51,19 +52,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or export_demo(Path(folder) / "bundles", tuple(options.network_size))[0]
-        graph = Graph(Path(folder))
-        try:
+        with contextlib.closing(Graph(Path(folder))) as graph:
             print(json.dumps(measure(graph, bundle.resolve(), options), indent=2))
-        finally:
-            graph.close()
 
 
 def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure the capacity, then send the load; return where the frames went, latency and memory."""
     node = graph.start_node(bundle=bundle, threads=options.threads)
     masks, counts = Masks(graph, ["segmentation/mask"]), Counts(graph, "segmentation: camera")
-    cameras = Cameras(graph, ["image"], tuple(options.frame))
-    try:
+    with contextlib.closing(Cameras(graph, ["image"], tuple(options.frame))) as cameras:
         capacity = find_capacity(cameras, masks)
         frame_ms = 1000 / capacity
         print(f"capacity {capacity:.1f} frames per second, a frame time is {frame_ms:.1f} ms", file=sys.stderr)
@@ -100,8 +97,6 @@ def measure(graph: Graph, bundle: Path, options: argparse.Namespace) -> dict[str
             "memory_growth_percent": growth_percent([window["memory_mb"] for window in windows]),
             "windows": windows,
         }
-    finally:
-        cameras.close()
 
 
 def find_capacity(cameras: Cameras, masks: Masks) -> float:

@@ -18,9 +18,10 @@ from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.model.heads import Head, build_head
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.normalise import Normalise
+from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
 from dinov3_seg_ros.model.weights import build_backbone
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 # Spread of what an image-guided branch adds to the logits, as a share of their own spread: it moves edges, not regions.
 CORRECTION = 0.1
 MODELS = {

@@ -11,6 +11,7 @@ With --checkout the node runs from another checkout, so that two versions are co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import signal
@@ -43,12 +44,9 @@ def main() -> None:
         for number, (reliability, profile, size) in enumerate(cases):
             logs = Path(folder) / str(number)
             logs.mkdir()
-            graph = Graph(logs)
-            try:
+            with contextlib.closing(Graph(logs)) as graph:
                 row = {"reliability": reliability, "profile": profile, "size": size, "node": options.node}
                 print(json.dumps(row | measure(graph, bundle, row, options.checkout)), flush=True)
-            finally:
-                graph.close()
 
 
 def measure(graph: Graph, bundle: Path, case: dict[str, str], checkout: Path | None) -> dict[str, Any]:

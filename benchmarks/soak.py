@@ -9,6 +9,7 @@ throughout. The result is their growth after the first minute.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -34,12 +35,8 @@ def main() -> None:
     )
     parser.add_argument("--bundle", type=Path, default=DEMO)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Graph(Path(folder))
-        try:
-            print(json.dumps(measure(graph, options), indent=2))
-        finally:
-            graph.close()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Graph(Path(folder))) as graph:
+        print(json.dumps(measure(graph, options), indent=2))
 
 
 def measure(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
@@ -47,8 +44,8 @@ def measure(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
     node = graph.start_node(bundle=options.bundle.resolve())
     masks = Masks(graph, [f"segmentation/{name}" for name in ("mask", "confidence", "overlay")])
     jpegs = Masks(graph, ["segmentation/overlay/compressed"], CompressedImage)
-    counts, cameras = Counts(graph, "segmentation: camera"), Cameras(graph, ["image"], tuple(options.frame))
-    try:
+    counts = Counts(graph, "segmentation: camera")
+    with contextlib.closing(Cameras(graph, ["image"], tuple(options.frame))) as cameras:
         cameras.run(options.rate, 2.0)
         before, usage, samples, start = counts.read(), Usage([node]), [], time.monotonic()
         masks.take(), jpegs.take()
@@ -67,8 +64,6 @@ def measure(graph: Graph, options: argparse.Namespace) -> dict[str, Any]:
             "growth": growth(samples),
             "samples": samples,
         }
-    finally:
-        cameras.close()
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:

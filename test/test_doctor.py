@@ -21,6 +21,14 @@ def exported(tmp_path_factory):
     return write_exported_bundle(tmp_path_factory.mktemp("bundles") / "tiny", geometry="stretch")
 
 
+def install(folder, name, version, module):
+    """Write what tells Python that a distribution is installed."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (metadata / "top_level.txt").write_text(f"{module}\n")
+
+
 def findings(path):
     return {finding.subject: finding for finding in doctor.examine([path])}
 
@@ -142,22 +150,27 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
     ("installed", "named"),
     [
         (("onnxruntime", "onnxruntime-openvino"), ["onnxruntime, onnxruntime-openvino"]),
-        (("onnxruntime-openvino", "onnxruntime-gpu"), ["onnxruntime-openvino, onnxruntime-gpu"]),
+        (("onnxruntime-openvino", "onnxruntime-gpu"), ["onnxruntime-gpu, onnxruntime-openvino"]),
         (("opencv-python", "opencv-python-headless", "onnxruntime"), ["opencv-python, opencv-python-headless"]),
-        (("opencv-python-headless", "opencv-contrib-python"), ["opencv-python-headless, opencv-contrib-python"]),
+        (("opencv-python-headless", "opencv-contrib-python"), ["opencv-contrib-python, opencv-python-headless"]),
         (("onnxruntime", "onnxruntime-migraphx"), ["onnxruntime, onnxruntime-migraphx"]),
+        (("onnxruntime", "onnxruntime-of-tomorrow"), ["onnxruntime, onnxruntime-of-tomorrow"]),
         (("onnxruntime",), []),
         (("opencv-contrib-python", "onnxruntime-training"), []),
     ],
 )
-def test_packages_that_hold_the_same_module_are_a_fault(monkeypatch, installed, named):
-    monkeypatch.setattr(installation, "release", lambda *names: "1.24" if set(names) & set(installed) else None)
+def test_packages_that_hold_the_same_module_are_a_fault(tmp_path, monkeypatch, installed, named):
+    for name in installed:
+        install(tmp_path, name, "1.24", "cv2" if name.startswith("opencv") else "onnxruntime")
+    install(tmp_path, "onnxruntime-ep-plugin", "1.24", "onnxruntime_ep_plugin")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert [found.subject for found in installation.conflicts() if found.level == FAULT] == named
 
 
 @pytest.mark.parametrize("build", ["opencv-python", "opencv-python-headless", "opencv-contrib-python"])
-def test_opencv_5_is_replaced_by_the_same_build(monkeypatch, build):
-    monkeypatch.setattr(installation, "release", lambda *names: "5.0.1" if build in names else None)
+def test_opencv_5_is_replaced_by_the_same_build(tmp_path, monkeypatch, build):
+    install(tmp_path, build, "5.0.1", "cv2")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     (found,) = installation.conflicts()
     assert (found.level, found.subject, found.remedy) == (WARNING, build, f"pip install '{build}<5'")
 

@@ -733,6 +733,16 @@ def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what)
     assert Segmenter.from_bundle(other.path).runtime.name == "torch"
 
 
+def test_graphs_whose_head_reads_other_layers_than_the_bundle_names_are_refused(copy):
+    content = json.loads((copy.path / "bundle.json").read_text())
+    for kind in ("layers", "channels", "strides"):
+        content["backbone"][kind].pop()
+    (copy.path / "bundle.json").write_text(json.dumps(content))
+    said = r"head\.onnx reads layer_3, but backbone\.layers in bundle\.json is \[1, 2\]; correct"
+    with pytest.raises(ExportError, match=said):
+        Segmenter.from_bundle(copy.path, "onnx")
+
+
 @pytest.mark.parametrize("count", [4, 6])
 def test_graphs_of_more_or_fewer_classes_than_the_bundle_names_are_refused(copy, count):
     content = json.loads((copy.path / "bundle.json").read_text())

@@ -145,7 +145,6 @@ def test_files_in_a_replaced_folder_are_readable_by_others(tmp_path):
     assert (tmp_path / "bundle" / "weights" / "a").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the mask without setting another")
 def test_threads_that_write_at_once_leave_the_permissions_of_new_files(tmp_path, monkeypatch):
     set_mask = os.umask
 

@@ -405,7 +405,7 @@ class TestNormalisation:
         write_preprocessor(tmp_path, *SATELLITE)
         assert load_backbone(tmp_path / name).normalisation == expected
 
-    def test_a_vit_l_with_a_second_norm_takes_the_satellites_by_default_alone(self, recipe, tmp_path):
+    def test_a_vit_l_with_a_second_norm_takes_the_satellites_by_default_alone(self, recipe, tmp_path, caplog):
         torch.manual_seed(0)
         vit_l = {**CONFIGS["dinov3_vit"], "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 1}
         tensors = dinov3_as_timm(build_backbone(vit_l).checkpoint_tensors())
@@ -415,11 +415,14 @@ class TestNormalisation:
         renamed = load_backbone(tmp_path / "renamed.pth")
         own = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
         assert resolve(recipe(), renamed).input.normalisation == SATELLITE
+        assert "nothing says which mean" in caplog.text and "set input.mean and input.std" in caplog.text
+        caplog.clear()
         assert resolve(recipe(**own), renamed).input.normalisation == tuple(own.values())
         satellite = load_backbone(tmp_path / "dinov3_vitl16-eadcf0ff.pth")
         with pytest.raises(RecipeError, match=r"input\.mean is"):
             resolve(recipe(**own), satellite)
         assert load_backbone(tmp_path / "dinov3_vitl16_pretrain_lvd1689m.pth").normalisation == IMAGENET
+        assert "mean" not in caplog.text
 
     def test_a_saved_backbone_keeps_it(self, tmp_path):
         backbone = build("dinov3_convnext")

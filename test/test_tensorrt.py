@@ -671,6 +671,15 @@ def test_an_engine_of_other_classes_than_the_bundle_names_is_refused(trt, bundle
         segmenter(bundles[0])
 
 
+def test_an_engine_that_reads_other_layers_than_the_bundle_names_is_refused(trt, bundles):
+    content = json.loads((bundles[0].path / "bundle.json").read_text())
+    for kind in ("layers", "channels", "strides"):
+        content["backbone"][kind].pop()
+    (bundles[0].path / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(ExportError, match=r"head\.onnx reads layer_3, but backbone\.layers in bundle\.json is \["):
+        segmenter(bundles[0])
+
+
 def test_options_that_tensorrt_cannot_serve_are_refused_with_the_reason(trt, cuda, bundles):
     for device in ("cpu", "npu", "npu:1"):
         said = f"device '{device}' was asked for, but TensorRT computes on GPUs only; set device to cuda, or runtime"

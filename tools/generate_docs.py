@@ -50,12 +50,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is not current")
     check = parser.parse_args().check
-    stale = [path for path, text in generate().items() if path.read_text(encoding="utf-8") != text]
-    for path in stale:
+    stale = {path: text for path, text in generate().items() if path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
         if check:
             print(f"{path.relative_to(ROOT)} is not current; run: python tools/generate_docs.py", file=sys.stderr)
         else:
-            path.write_text(generate()[path], encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     return 1 if check and stale else 0
 

@@ -20,8 +20,6 @@ from dinov3_seg_ros.support.timing import StageTimes
 class _EagerPipeline(TimedPipeline):
     """Frames stretched, float preprocessing in NumPy, eager PyTorch in float32, one blend for each class."""
 
-    name: str
-
     def __init__(self, bundle: Bundle, size: tuple[int, int]) -> None:
         super().__init__(StageTimes())
         manifest = bundle.manifest

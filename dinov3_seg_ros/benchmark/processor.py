@@ -96,12 +96,11 @@ def torch_gemm_gflops(device: str, number_type: str = gemm_type("cuda"), side: i
 
 
 def peak_memory_mb(process_id: int | None = None) -> float:
-    """The peak memory of this process, or on Linux of another one that still runs: MB."""
+    """The peak memory of this process, or of another one that still runs: MB."""
     if process_id is not None:
         status = Path(f"/proc/{process_id}/status").read_text()
         return float(status.split("VmHWM:")[1].split()[0]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _gemm_gflops(device: str, threads: int) -> float | None:

@@ -24,6 +24,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from dinov3_seg_ros.benchmark.processor import peak_memory_mb
+from dinov3_seg_ros.benchmark.timed_pipeline import FramePipeline
 from dinov3_seg_ros.benchmark.trial import Trial
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
@@ -78,8 +79,8 @@ def running_node(bundle: Path, compute: ComputeOptions, frame: np.ndarray) -> It
         rclpy.try_shutdown()
 
 
-class NodePipeline:
-    """A `timed_pipeline.FramePipeline`; see `running_node`. Each frame waits for all outputs of the previous one.
+class NodePipeline(FramePipeline):
+    """A node as a pipeline; see `running_node`. Each frame waits for all outputs of the previous one.
 
     Attributes:
         startup_s: seconds from the start of the node's process to the arrival of its first mask.
@@ -87,7 +88,6 @@ class NodePipeline:
     """
 
     name = "node"
-    knows_classes = True
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ _ALPHA = 0.5
 Started = tuple[np.ndarray, StartedSegmentation]
 
 
-class FramePipeline(Protocol):
+class FramePipeline(ABC):
     """From a frame to its labels and overlay.
 
     Attributes:
@@ -29,33 +28,30 @@ class FramePipeline(Protocol):
     """
 
     name: str
-    knows_classes: bool
+    knows_classes = True
 
+    @abstractmethod
     def run(self, frame: np.ndarray) -> np.ndarray:
         """Return labels (H, W) of a frame (H, W, 3) uint8 RGB; the overlay is computed as well and dropped."""
 
+    @abstractmethod
     def forget(self) -> None:
         """Forget the durations so far, those of the first, slower frames."""
 
+    @abstractmethod
     def stages_ms(self) -> dict[str, dict[str, float]]:
         """``{stage: {"median": ms, "p95": ms}}`` of the frames since `forget`."""
 
 
-class TimedPipeline(ABC):
-    """A `FramePipeline` whose stages run in this process.
+class TimedPipeline(FramePipeline):
+    """A pipeline whose stages run in this process.
 
     Attributes:
         times: where they are recorded.
     """
 
-    knows_classes = True
-
     def __init__(self, times: StageTimes) -> None:
         self.times = times
-
-    @abstractmethod
-    def run(self, frame: np.ndarray) -> np.ndarray:
-        """See `FramePipeline.run`."""
 
     def forget(self) -> None:
         """See `FramePipeline.forget`."""

@@ -26,7 +26,7 @@ from dinov3_seg_ros.bundle.manifest import (
 )
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.support.errors import BundleError, HeadError, ParameterError
-from dinov3_seg_ros.support.files import sha256_of_file
+from dinov3_seg_ros.support.files import why_not_whole
 from dinov3_seg_ros.support.resources import resource_path
 
 if TYPE_CHECKING:
@@ -177,18 +177,8 @@ def _load(path: Path, again: str) -> Bundle:
     """The bundle in a folder; ``again`` says how to get a whole copy."""
     manifest = _read_manifest(path, again)
     for name, digest in manifest.files.items():
-        file = path / name
-        try:
-            found = sha256_of_file(file) if file.is_file() else None
-        except OSError as error:
-            raise BundleError(f"{file} cannot be read: {error.strerror}; let this user read it, or {again}") from error
-        if found is None:
-            raise BundleError(f"{file} is missing; {again}")
-        if found != digest:
-            raise BundleError(
-                f"{file} is damaged or was changed: its SHA-256 differs from the one in {MANIFEST_FILE}; "
-                f"{again} (with git, check that the file is not a Git LFS pointer)"
-            )
+        if why := why_not_whole(path / name, digest, MANIFEST_FILE, again):
+            raise BundleError(why)
     return Bundle(path, manifest)
 
 

@@ -31,7 +31,7 @@ from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
-from dinov3_seg_ros.support.files import sha256_of_file
+from dinov3_seg_ros.support.files import why_not_whole
 
 EXPORTS_FOLDER = "onnx"
 EXPORT_FILE = "export.json"
@@ -136,27 +136,31 @@ class Export:
             ExportError: it is missing or damaged.
         """
         for file in self._files(name):
-            path = self.folder / file
-            try:
-                found = sha256_of_file(path) if path.is_file() else None
-            except OSError as error:
-                raise ExportError(
-                    f"{path} cannot be read: {error.strerror}; let this user read it, or export the bundle again"
-                ) from error
-            if found is None:
-                raise ExportError(f"{path} is missing; export the bundle again")
-            if found != self.manifest.files[file]:
-                raise ExportError(
-                    f"{path} is damaged or was changed: its SHA-256 differs from the one in "
-                    f"{EXPORT_FILE}; export the bundle again"
-                )
+            if why := why_not_whole(
+                self.folder / file, self.manifest.files[file], EXPORT_FILE, "export the bundle again"
+            ):
+                raise ExportError(why)
         if name not in self.manifest.files:
             raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
         return self.folder / name
 
-    def check_classes(self, count: int) -> None:
-        """Raise ExportError where the head's graph computes another number of classes than the bundle names."""
-        named = len(self.bundle.classes.names)
+    def check_head(self, inputs: Collection[str], count: int) -> None:
+        """Check that ``bundle.json`` describes the head's graph.
+
+        Args:
+            inputs: names of its inputs.
+            count: how many classes it computes.
+
+        Raises:
+            ExportError: the bundle names not all the layers that it reads, or other classes.
+        """
+        layers, named = self.bundle.backbone.layers, len(self.bundle.classes.names)
+        unnamed = sorted(set(inputs) - {CANVASES, *map(map_name, layers)})
+        if unnamed:
+            raise ExportError(
+                f"{self.folder / HEAD_GRAPH} reads {', '.join(unnamed)}, but backbone.layers in {MANIFEST_FILE} is "
+                f"{layers}; correct the layers, or copy the bundle again"
+            )
         if count != named:
             raise ExportError(
                 f"{self.folder / HEAD_GRAPH} computes {count} classes, but {MANIFEST_FILE} names {named}; correct the "

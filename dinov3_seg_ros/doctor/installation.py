@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Iterator
@@ -11,42 +12,14 @@ from dinov3_seg_ros.support.installation import how_to_install
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
-# Packages that hold the same module; pip lets them overwrite each other.
-_BUILDS_OF_OPENCV = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-    "opencv-python-rolling",
-    "opencv-python-headless-rolling",
-    "opencv-contrib-python-rolling",
-    "opencv-contrib-python-headless-rolling",
-)
-_BUILDS_OF_ONNX_RUNTIME = (
-    "onnxruntime",
-    "onnxruntime-openvino",
-    "onnxruntime-gpu",
-    "onnxruntime-azure",
-    "onnxruntime-cann",
-    "onnxruntime-coreml",
-    "onnxruntime-directml",
-    "onnxruntime-gpu-extended",
-    "onnxruntime-migraphx",
-    "onnxruntime-rocm",
-    "onnxruntime-silicon",
-    "onnxruntime-training",
-    "onnxruntime-training-cpu",
-    "onnxruntime-trt-rtx",
-    "onnxruntime-webgpu",
-)
 
 
 def packages() -> Iterator[Finding]:
     """Check the packages that everything needs."""
     for module, distributions, remedy in (
-        ("numpy", ("numpy",), "pip install numpy"),
-        ("cv2", _BUILDS_OF_OPENCV, how_to_install("cv-headless")),
-        ("pydantic", ("pydantic",), f"pip install 'pydantic>={LEAST['pydantic']}'"),
+        ("numpy", ["numpy"], "pip install numpy"),
+        ("cv2", _builds_of("cv2"), how_to_install("cv-headless")),
+        ("pydantic", ["pydantic"], f"pip install 'pydantic>={LEAST['pydantic']}'"),
     ):
         version = release(*distributions)
         error = import_error(module)
@@ -61,6 +34,12 @@ def packages() -> Iterator[Finding]:
             yield Finding(FAULT, distribution, f"{version}: too old, {least} is needed", remedy)
 
 
+def _builds_of(module: str) -> list[str]:
+    """The installed distributions that hold a module, by name; pip lets them overwrite each other's."""
+    installed = importlib.metadata.distributions()
+    return sorted({found.name for found in installed if module in (found.read_text("top_level.txt") or "").split()})
+
+
 def _numbers(version: str) -> list[int]:
     """Major and minor number of a version."""
     return [int(part) for part in re.findall(r"\d+", version)[:2]]
@@ -69,12 +48,12 @@ def _numbers(version: str) -> list[int]:
 def conflicts() -> Iterator[Finding]:
     """Check for packages that overwrite each other."""
     remedy = "pip uninstall them all, then install the one you want"
-    for builds in (_BUILDS_OF_OPENCV, _BUILDS_OF_ONNX_RUNTIME):
-        installed = [name for name in builds if release(name)]
-        if len(installed) > 1:
+    for module in ("cv2", "onnxruntime"):
+        builds = _builds_of(module)
+        if len(builds) > 1:
             found = "are installed together and overwrite each other's module"
-            yield Finding(FAULT, ", ".join(installed), found, remedy)
-    for build in _BUILDS_OF_OPENCV:
+            yield Finding(FAULT, ", ".join(builds), found, remedy)
+    for build in _builds_of("cv2"):
         version = release(build)
         if version and _numbers(version) >= [5]:
             # Of another build, pip would install a second one.

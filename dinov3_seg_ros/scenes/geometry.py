@@ -25,9 +25,9 @@ class Geometry:
         self.boxes: list[tuple[np.ndarray, np.ndarray, tuple[int, ...], tuple[Material, ...]]] = []
         self.solids: list[tuple[np.ndarray, np.ndarray, int, float, int, Material]] = []
 
-    def part(self, label: int, x: float = 0.0, y: float = 0.0, z: float = 0.0, yaw: float = 0.0) -> Part:
+    def part(self, label: int, x: float = 0.0, y: float = 0.0, yaw: float = 0.0) -> Part:
         """Start an object of class ``label``, to be built in its own coordinates."""
-        return Part(self, label, x, y, z, yaw)
+        return Part(self, label, x, y, yaw)
 
     def room(
         self, half_x: float, half_y: float, height: float, labels: tuple[int, ...], materials: tuple[Material, ...]
@@ -89,12 +89,12 @@ class Geometry:
 class Part:
     """An object under construction: x to its right seen from behind, y to its front, z up, origin on the floor."""
 
-    def __init__(self, geometry: Geometry, label: int, x: float, y: float, z: float, yaw: float) -> None:
+    def __init__(self, geometry: Geometry, label: int, x: float, y: float, yaw: float) -> None:
         self._geometry = geometry
         self._label = int(label)
         cosine, sine = math.cos(yaw), math.sin(yaw)
         self._rotation: NDArray[np.float64] = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
-        self._position: NDArray[np.float64] = np.array((x, y, z))
+        self._position: NDArray[np.float64] = np.array((x, y, 0.0))
 
     def box(
         self,

@@ -81,7 +81,7 @@ def _smooth_noise(rng: np.random.Generator, cells_y: int, cells_x: int) -> Patte
     return large[border * step_y : border * step_y + SIZE, border * step_x : border * step_x + SIZE].clip(0.0, 1.0)
 
 
-def _fractal_noise(rng: np.random.Generator, coarsest: int = 4, octaves: int = 4) -> Pattern:
+def _fractal_noise(rng: np.random.Generator, coarsest: int, octaves: int) -> Pattern:
     total = np.zeros((SIZE, SIZE), np.float32)
     weight = 0.0
     for octave in range(octaves):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest, utf8_fault
+from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest, one_line, utf8_fault
 
 if TYPE_CHECKING:  # the doctor must start without pydantic, which the options need
     from dinov3_seg_ros.support.option_model import Options
@@ -175,14 +175,14 @@ def run_command(
         sys.stdout.flush()
         return code
     except SegmentationError as error:
-        print(f"{parser.name}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{parser.name}: error: {one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has seen enough; Python would complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:  # a full disk, a folder that may not be read
-        print(f"{parser.name}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{parser.name}: error: {one_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"{parser.name}: interrupted{f'; {note}' if note else ''}", file=sys.stderr)
@@ -216,14 +216,12 @@ def read_flags(model: type[AnyOptions], arguments: argparse.Namespace, **values:
     Raises:
         UsageError: a value cannot be used; the message names the flag.
     """
-    from dinov3_seg_ros.support.option_model import describe_options, select
+    from dinov3_seg_ros.support.option_model import select
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    sequences = [option.name for option in describe_options(model).values() if option.kind in ("texts", "size")]
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     try:
-        return select(
-            model, {name: tuple(value) if name in sequences else value for name, value in given.items()} | values
-        )
+        return select(model, given | lists | values)
     except ParameterError as error:
         # Messages begin with the option's name.
         message = str(error)
@@ -301,7 +299,3 @@ def _argument(option: Option) -> dict[str, Any]:
     elif not option.choices:
         found["metavar"] = option.name.rpartition("_")[2].upper()
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

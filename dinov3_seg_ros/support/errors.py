@@ -124,7 +124,7 @@ class OutputError(SegmentationError):
 
 def one_line(error: Exception) -> str:
     """The message of an error, without line breaks."""
-    return " ".join(str(error).split())
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def first_of(names: Iterable[object], most: int = 3) -> str:

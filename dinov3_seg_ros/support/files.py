@@ -10,7 +10,9 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from dinov3_seg_ros.support.errors import OutputError
 # From Linux's fcntl.h and fs.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-#: How `tempfile` ends a name, for `glob`; another hidden name may be the user's.
+#: How names of temporary files and folders end, for `glob`; another hidden name may be the user's.
 RANDOM_END = "[a-z0-9_]" * 8
 
 
@@ -48,16 +50,16 @@ def replacing_file(path: str | os.PathLike[str], durable: bool = True) -> Iterat
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _naming(path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+        temporary = path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
+        temporary.touch(exist_ok=False)
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         with _naming(path, temporary):
             yield temporary
         if durable:
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, mode)  # a writer may have made the file anew
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -98,14 +100,15 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _naming(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        temporary.mkdir()
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         with _naming(path, temporary):
             yield temporary
         # Some writers make files that only the owner can read, but another user may run the robot.
-        mask = _umask()
         for entry in (temporary, *temporary.rglob("*")):
-            os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~mask)
+            os.chmod(entry, mode if entry.is_dir() else mode & 0o666)
             if entry.is_file():
                 with open(entry, "rb") as handle:
                     os.fsync(handle.fileno())
@@ -190,6 +193,25 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def why_not_whole(path: Path, digest: str, listed_in: str, again: str) -> str:
+    """What is wrong with a file of this SHA-256, which ``listed_in`` gives, and what to do; empty where it is whole.
+
+    ``again`` says how to get a whole copy.
+    """
+    try:
+        found = sha256_of_file(path) if path.is_file() else None
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}; let this user read it, or {again}"
+    if found is None:
+        return f"{path} is missing; {again}"
+    if found != digest:
+        return (
+            f"{path} is damaged or was changed: its SHA-256 differs from the one in {listed_in}; {again} "
+            "(with git, check that the file is not a Git LFS pointer)"
+        )
+    return ""
+
+
 def sha256_of_json(value: Any) -> str:
     """Return the hexadecimal SHA-256 of a value of JSON types; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -246,28 +268,3 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     status: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     return status == 0
-
-
-def _umask() -> int:
-    """The permissions that new files lack."""
-    mask = _read_umask()
-    return _UMASK_AT_IMPORT if mask is None else mask
-
-
-def _read_umask() -> int | None:
-    """Read it from Linux; None elsewhere, and before Linux 4.7."""
-    try:
-        said = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return next((int(line.split()[1], 8) for line in said.splitlines() if line.startswith("Umask:")), None)
-
-
-def _ask_umask() -> int:
-    """Set another mask and this one again. Two threads that do so at once may leave the other one."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-_UMASK_AT_IMPORT = _ask_umask() if _read_umask() is None else 0o077

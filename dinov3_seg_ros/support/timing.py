@@ -13,6 +13,8 @@ import numpy as np
 STAGES = ("message_in", "preprocess", "backbone", "heads", "decode", "overlay", "message_out")
 #: The stages where a GPU computes: ``upload`` copies the network input to it, ``download`` the logits from it.
 GPU_STAGES = (*STAGES[:2], "upload", *STAGES[2:4], "download", *STAGES[4:])
+# Of each stage.
+_DURATIONS_KEPT = 300
 
 
 @contextlib.contextmanager
@@ -24,14 +26,9 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 class StageTimes:
-    """The most recent durations of each stage. Any thread may record and read.
+    """The most recent durations of each stage. Any thread may record and read."""
 
-    Args:
-        window: how many durations of a stage are kept.
-    """
-
-    def __init__(self, window: int = 300) -> None:
-        self._window = window
+    def __init__(self) -> None:
         self._seconds: dict[str, deque[float]] = {}
 
     @contextlib.contextmanager
@@ -58,7 +55,7 @@ class StageTimes:
 
     def add(self, name: str, seconds: float) -> None:
         """Record one duration of stage ``name``, seconds."""
-        self._seconds.setdefault(name, deque(maxlen=self._window)).append(seconds)
+        self._seconds.setdefault(name, deque(maxlen=_DURATIONS_KEPT)).append(seconds)
 
     def clear(self) -> None:
         """Forget all durations, such as those of the first, slower frame."""

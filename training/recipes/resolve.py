@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import local_process_count, process_state
+
+_logger = logging.getLogger(__name__)
 
 # The option that makes a head image-guided, and the head that takes it without being told.
 _DETAIL, _GUIDED_BY_DEFAULT = "detail", "aspp"
@@ -104,6 +107,13 @@ def _normalised(network: NetworkInput, backbone: Backbone, source: str | None) -
     """
     own = dict(zip(("mean", "std"), backbone.normalisation or IMAGENET, strict=True))
     is_certain = backbone.normalisation is not None and backbone.normalisation_is_certain
+    is_guessed = backbone.normalisation is not None and not is_certain and "auto" in (network.mean, network.std)
+    if is_guessed and process_state().is_main_process:
+        _logger.warning(
+            "nothing says which mean and standard deviation the weights from %s were trained with; their tensors look "
+            "like those of Meta's satellite model, whose numbers are taken; for others set input.mean and input.std",
+            source,
+        )
     for key, value in own.items():
         written = getattr(network, key)
         if written != "auto" and not is_certain:

@@ -18,12 +18,9 @@ _handed_out: ContextVar[list[torch.Tensor] | None] = ContextVar("_handed_out", d
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, BatchNorm, ReLU; keeps the spatial size, but for its stride."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, stride: int = 1
-    ) -> None:
-        padding = dilation * (kernel_size - 1) // 2
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.pretrained.configuration import count_blocks, dinov2_config
+from dinov3_seg_ros.model.pretrained.hugging_face import config_of
 from dinov3_seg_ros.support.errors import BackboneError
 
 _NAMES = {
@@ -49,7 +49,6 @@ def convert_dinov2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[
         BackboneError: a tensor does not belong to DINOv2, or one that tells the architecture is missing.
     """
     tensors = _as_meta({_CHUNKED.sub(r"blocks.\1", name): tensor for name, tensor in tensors.items()})
-    config = _config(tensors)
     converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         block = _BLOCK.fullmatch(name)
@@ -60,7 +59,7 @@ def convert_dinov2(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[
             converted[_NAMES[name]] = tensor
         else:
             raise _foreign(name)
-    return config, converted
+    return config_of(converted), converted
 
 
 def _as_meta(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,16 +77,6 @@ def _as_meta(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         }
     tensors.setdefault("mask_token", torch.zeros(1, channels))
     return tensors
-
-
-def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return dinov2_config(
-        patches=tensors["patch_embed.proj.weight"],
-        positions=tensors["pos_embed"],
-        registers=tensors.get("register_tokens"),
-        depth=count_blocks(tensors, _BLOCK),
-        swiglu="blocks.0.mlp.w12.weight" in tensors,
-    )
 
 
 def _block_part(part: str, tensor: Tensor, name: str) -> dict[str, Tensor]:

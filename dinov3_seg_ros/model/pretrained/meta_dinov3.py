@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinov3_seg_ros.model.pretrained.configuration import convnext_config, count_blocks, rope_periods, vit_config
+from dinov3_seg_ros.model.pretrained.configuration import count_blocks, count_heads, rope_periods
+from dinov3_seg_ros.model.pretrained.hugging_face import config_of
 from dinov3_seg_ros.support.errors import BackboneError
 
 _VIT_NAMES = {
@@ -69,33 +70,18 @@ def convert_meta_dinov3(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], 
             it are missing or contradict each other.
     """
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}
-    if "rope_embed.periods" in tensors:
-        return _vit_config(tensors), _vit_tensors(tensors)
-    return _convnext_config(tensors), _convnext_tensors(tensors)
-
-
-def _vit_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    channels, colours, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    gated = "blocks.0.mlp.w1.weight" in tensors
-    return vit_config(
-        channels=channels,
-        heads=_attention_heads(tensors["rope_embed.periods"], channels),
-        depth=count_blocks(tensors, _VIT_BLOCK),
-        hidden=_require(tensors, "blocks.0.mlp.w1.weight" if gated else "blocks.0.mlp.fc1.weight").shape[0],
-        gated=gated,
-        registers=_require(tensors, "storage_tokens").shape[1],
-        patch_size=patch_size,
-        colours=colours,
-        key_bias="blocks.0.attn.qkv.bias" in tensors and "blocks.0.attn.qkv.bias_mask" not in tensors,
-    )
-
-
-def _attention_heads(periods: Tensor, channels: int) -> int:
-    """Heads, since each has four channels per period of the position encoding; the periods must be the known ones."""
-    count = periods.numel()
-    if channels % (4 * count) or not torch.allclose(periods.float(), rope_periods(count), rtol=0.01):
+    if "rope_embed.periods" not in tensors:
+        converted = _convnext_tensors(tensors)
+        return config_of(converted), converted
+    # Each head has four channels for each period of the position encoding.
+    periods = tensors["rope_embed.periods"]
+    head_channels = 4 * periods.numel()
+    channels = tensors["patch_embed.proj.weight"].shape[0]
+    if channels % head_channels or not torch.allclose(periods.float(), rope_periods(periods.numel()), rtol=0.01):
         raise BackboneError("its position encoding (rope_embed.periods) is not that of a published DINOv3 model.")
-    return channels // (4 * count)
+    count_heads(channels, head_channels)  # refuses the 7B model before its tensors are copied
+    converted = _vit_tensors(tensors)
+    return config_of(converted, head_channels), converted
 
 
 def _vit_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,15 +133,6 @@ def _check_bias_mask(mask: Tensor, name: str) -> None:
         raise BackboneError(f"{name} masks something else than the bias of the keys.")
 
 
-def _convnext_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    stages = range(count_blocks(tensors, _CONVNEXT_BLOCK))
-    return convnext_config(
-        colours=tensors["downsample_layers.0.0.weight"].shape[1],
-        channels=[_require(tensors, f"stages.{stage}.0.gamma").shape[0] for stage in stages],
-        depths=[count_blocks(tensors, re.compile(rf"stages\.{stage}\.(\d+)\..+")) for stage in stages],
-    )
-
-
 def _convnext_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_convnext_name(name): tensor for name, tensor in tensors.items() if name not in _CONVNEXT_DROPPED}
 
@@ -188,9 +165,3 @@ def _lookup_part(parts: Mapping[str, str], part: str, name: str) -> str:
 
 def _foreign(name: str) -> BackboneError:
     return BackboneError(f"the tensor {name} does not belong to a DINOv3 backbone as Meta publishes it.")
-
-
-def _require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise BackboneError(f"the tensor {name} is missing.")
-    return tensors[name]

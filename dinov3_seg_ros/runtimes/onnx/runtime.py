@@ -74,7 +74,7 @@ class OnnxRuntime:
             self._backbones[size] = GraphSession(shared, BACKBONE_GRAPH, targets, precision, threads, maps)
             for export in of_size:
                 head = GraphSession(export, HEAD_GRAPH, targets, precision, threads, [LOGITS])
-                export.check_classes(head.channels(LOGITS))
+                export.check_head(head.inputs, head.channels(LOGITS))
                 self._heads[export.bundle_name, size] = head
         first = self.targets[0]
         self._check_used(first)

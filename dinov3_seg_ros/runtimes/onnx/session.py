@@ -36,6 +36,7 @@ class GraphSession:
         left: the types of the operators that are not computed by the first of ``targets``.
         used: the execution provider of the first of ``targets`` if that takes any operator, else the one that takes
             the most.
+        inputs: their names.
         cache: what its provider compiled; None where it keeps nothing.
 
     Raises:
@@ -78,7 +79,7 @@ class GraphSession:
             most = max(self.assigned, key=lambda name: self.assigned[name])
             self.used = first.provider.name if first.provider.name in self.assigned else most
         self.place = first.provider.memory(uses[0]) if self.used == first.provider.name else HOST
-        self._inputs = [node.name for node in self._session.get_inputs()]
+        self.inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = list(outputs)
 
     def channels(self, output: str) -> int:
@@ -89,7 +90,7 @@ class GraphSession:
         """Compute the outputs, and wait for them."""
         session = self._session  # another thread may close this one meanwhile
         binding = session.io_binding()
-        for name in self._inputs:
+        for name in self.inputs:
             binding.bind_ortvalue_input(name, inputs[name])
         for name in self._outputs:
             binding.bind_output(name, *(HOST if name == LOGITS else self.place))

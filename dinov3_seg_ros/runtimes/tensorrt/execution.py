@@ -72,6 +72,7 @@ class Execution:
         given: inputs that are on the GPU already, such as another engine's outputs.
 
     Attributes:
+        inputs: shape of each, without the batch, by name.
         tensors: every input and output by name.
 
     Raises:
@@ -93,7 +94,7 @@ class Execution:
         self._runs: dict[int, Callable[[], None]] = {}
         self._create_context = self._contexts_with_shared_memory()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self._inputs = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names if self._is_input(n)}
+        self.inputs = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names if self._is_input(n)}
         # Output shapes are known only once a context has its inputs' shapes.
         context = self._context(max_batch)
         self.tensors: dict[str, Tensor] = {}
@@ -148,7 +149,7 @@ class Execution:
             context = self._create_context()
             if context is None:
                 raise self._failure("there is not enough memory on the GPU")
-            for name, shape in self._inputs.items():
+            for name, shape in self.inputs.items():
                 self._check(context.set_input_shape(name, (batch, *shape)), f"{name} cannot have a batch of {batch}")
             self._contexts[batch] = context
         return self._contexts[batch]

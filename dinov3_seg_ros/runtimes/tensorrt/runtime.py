@@ -263,7 +263,7 @@ class TensorRTRuntime:
         heads = {e.bundle_name: self._execution(e, HEAD_GRAPH, backbone.tensors) for e in exports}
         logits = {name: head.tensors[LOGITS] for name, head in heads.items()}
         for export in exports:
-            export.check_classes(logits[export.bundle_name].shape[0])
+            export.check_head(heads[export.bundle_name].inputs, logits[export.bundle_name].shape[0])
         slots = [self._slot(backbone.tensors[CANVASES], logits) for _ in range(_SLOTS)]
         return _Network(backbone, heads, itertools.cycle(slots))
 
