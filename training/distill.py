@@ -34,6 +34,7 @@ from training.data.pseudo_labels import IMAGES, MASKS, PSEUDO_FILE
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
+from training.support.text import say
 from training.support.writing import new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
@@ -188,7 +189,7 @@ def _distill(options: argparse.Namespace, settings: DistillSettings, compute: Co
     images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
     labelled = find_labelled(options.labelled, chosen_range(settings.value_range, teacher.value_range))
     for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+        say(console, f"note: {note}")
     about = distill(images, labelled, teacher, options.output, settings, console)
     for name, reason in images.unreadable.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)

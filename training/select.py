@@ -34,6 +34,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import check_outside, write_json
 from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
+from training.support.text import say
 from training.support.writing import add_output, new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, open_with_target
 from training.unlabelled.description import Description, Pool, describe, make_pool
@@ -198,7 +199,7 @@ def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     images, target = open_with_target(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+        say(console, f"note: {note}")
     described = look_at_all(images, labelled, target, network, console)
     choices = choose(strategy, described.pool, options.count, options.seed)
     unreadable = dict(images.unreadable)
@@ -221,12 +222,11 @@ def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     for what, reasons in (("skipped", unreadable), ("skipped target image", unreadable_target)):
         for name, reason in reasons.items():
             print(f"{what}: {name}: {reason}", file=sys.stderr)
-    console.print(
+    say(
+        console,
         f"{len(choices)} of {len(described.names)} images chosen by {strategy}"
         f"{f' for {described.target} target images' if target is not None else ''}, beside {described.labelled} "
         f"labelled ones; written to {options.output}",
-        soft_wrap=True,
-        highlight=False,
     )
     return FAILED if unreadable or unreadable_target else DONE
 

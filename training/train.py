@@ -30,7 +30,7 @@ from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
 from training.support.processes import process_state
-from training.support.text import percent
+from training.support.text import percent, say
 from training.support.writing import writing
 
 EVALUATION_FILE = "evaluation.json"
@@ -81,12 +81,12 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     found = recipe.data.found()
     if found.kind != recipe.data.name or found.notes:
         for line in found.lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
     trainer = Trainer(recipe, console)
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:
         record = trainer.dry_run()
-        console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
+        say(console, f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
         return
     _run(trainer, resume, console)
 
@@ -95,14 +95,14 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     """Train; return the scores of the best bundle by the recipe's inference, which the main process evaluates."""
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
-    console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
+    say(console, f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}")
     if not process_state().is_main_process:
         return best
     if trainer.recipe.inference.looks_once:
         _remove_evaluation(trainer.output)
         return best
     scores = _evaluate(trainer.output, trainer.recipe, console)
-    console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+    say(console, f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
     return scores
 
 
@@ -143,7 +143,7 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
         interval = " to ".join(map(percent, score["interval"])) if score["interval"] else "undefined"
         table.add_row(name, percent(score["mean"]), interval, *map(percent, score["folds"]))
     console.print(table)
-    console.print(f"written to {output_folder(recipe) / SUMMARY_FILE}", soft_wrap=True)
+    say(console, f"written to {output_folder(recipe) / SUMMARY_FILE}")
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
