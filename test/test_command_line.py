@@ -81,10 +81,24 @@ def test_ctrl_c_while_a_command_of_training_imports_its_libraries_is_one_line(tm
     assert (ended.returncode, ended.stderr) == (130, "check_dataset: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("names", "heavy"),
+    [
+        ("select, push, import_head", {"torch", "transformers", "accelerate", "matplotlib"}),
+        ("train, evaluate, cache_features", {"transformers", "accelerate", "matplotlib"}),
+    ],
+)
+def test_help_waits_for_no_library_that_it_does_not_need(names, heavy):
+    pytest.importorskip("torch", reason="training needs PyTorch")
+    code = f"import sys; from training import {names}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy.intersection(ended.stdout.split())
+
+
 def run_with_library(name: str, library: str, source: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command of training with a library whose source this is."""
     (folder / f"{library}.py").write_text(source)
-    command = [sys.executable, "-m", f"training.{name}", "recipe.yaml"]
+    command = [sys.executable, "-m", f"training.{name}", "weights.pth", "names.txt", "--output", "bundle"]
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
 

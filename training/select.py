@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -37,11 +37,13 @@ from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.text import say
 from training.support.writing import add_output, new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, open_with_target
-from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
-from training.unlabelled.network import Network
 from training.unlabelled.strategies import AUTO, STRATEGIES, Choice, choose, resolved
+
+if TYPE_CHECKING:
+    from training.unlabelled.description import Description, Pool
+    from training.unlabelled.network import Network
 
 IMAGES = "images"
 _NETWORK_SIZE = (448, 448)
@@ -73,6 +75,8 @@ def look_at_all(
     Raises:
         DatasetError: a labelled image cannot be read, no image is left to choose, or no target image can be read.
     """
+    from training.unlabelled.description import describe, make_pool
+
     descriptions: list[Description] = []
     scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
     for sample in track(labelled.images, "labelled images", console=console, disable=hidden):
@@ -188,6 +192,8 @@ def _select(options: argparse.Namespace) -> int:
 
 def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     """Choose by a strategy, write what was chosen, and print where; return the exit code."""
+    from training.unlabelled.network import Network
+
     for source in (options.images, options.target, *options.labelled):
         if source is not None:
             check_outside(options.output, source)

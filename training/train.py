@@ -11,9 +11,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +23,6 @@ from training.data.splits import MOST_FOLDS
 from training.evaluate import EvaluationSettings, evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, fold_recipe, train_folds
 from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable, differences
-from training.loop.trainer import Trainer
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder
@@ -32,6 +30,9 @@ from training.recipes.schema import Recipe
 from training.support.processes import process_state
 from training.support.text import percent, say
 from training.support.writing import writing
+
+if TYPE_CHECKING:
+    from training.loop.trainer import Trainer
 
 EVALUATION_FILE = "evaluation.json"
 # Its key for what the scores were computed from; what `training.evaluate --json` writes has none.
@@ -82,6 +83,8 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     if found.kind != recipe.data.name or found.notes:
         for line in found.lines():
             say(console, line)
+    from training.loop.trainer import Trainer
+
     trainer = Trainer(recipe, console)
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:
@@ -137,6 +140,8 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
     if process_state().is_main_process:
         for fold in range(folds):
             check_startable(Path(fold_recipe(recipe, folds, fold).output), resume)
+    from training.loop.trainer import Trainer
+
     summary = train_folds(recipe, folds, lambda part: _run(Trainer(part, console), resume, console), console)
     table = Table("", "mean", "95 % interval", *(f"fold {number}" for number in range(folds)), title_justify="left")
     for name, score in [(name, summary[name]) for name in SCORES] + list(summary["per_class_iou"].items()):
@@ -148,6 +153,8 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
     """Print the value that stands for each "auto" of the recipe, and for each that is one by being left out."""
+    import torch
+
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
         if before in (None, "auto"):
