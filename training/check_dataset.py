@@ -138,8 +138,7 @@ def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
 
 def _print_findings(splits: Mapping[Split, Findings], console: Console) -> None:
     for split, findings in splits.items():
-        total = int(findings.pixels.sum()) + findings.ignored
-        ignored = percent(findings.ignored / total if total else None)
+        ignored = percent(findings.ignored / findings.total if findings.total else None)
         say(console, f"{split}: {findings.readable} images, ignored pixels {ignored}")
         for note in findings.notes():
             say(console, f"note: {split}: {note}")

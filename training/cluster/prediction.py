@@ -178,7 +178,7 @@ def _compute(
 ) -> Prediction:
     """Compute the partitions that are left; return their durations."""
     left = partitions.left(len(parts))
-    done = Prediction(timed_frames=0)
+    done = Prediction()
     if not left:
         return done
     count = source.count() if len(left) == len(parts) else None
@@ -194,7 +194,6 @@ def _compute(
         began, ended = math.inf, 0.0
         for text in opened.run(PredictionWorker, of_pool, tasks, pool):
             result = json.loads(text)
-            assert done.timed_frames is not None
             done.timed_frames += result["frames"]
             done.segmenting_seconds += result["segmenting_seconds"] / pool.processes
             began, ended = min(began, result["began"]), max(ended, result["ended"])

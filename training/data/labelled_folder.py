@@ -117,7 +117,7 @@ class LabelledFolderData(DataSettings):
     def found(self) -> Found:
         """See `DataSettings.found`."""
         kind, match, folder = self._read()
-        return Found(kind, _SURE[match.sure], match.why, tuple(self._notes(folder)))
+        return Found(kind, match.sure.name.lower(), match.why, tuple(self._notes(folder)))
 
     def robot_value_range(self) -> ValueRange:
         """See `DataSettings.robot_value_range`."""
@@ -242,9 +242,6 @@ def _check_images(folder: LabelledFolder) -> None:
 
 def _origin(sample: Sample) -> str:
     return f"{sample.labels} ({sample.written})" if sample.written else str(sample.labels)
-
-
-_SURE = {Sure.CERTAINLY: "certainly", Sure.PROBABLY: "probably", Sure.POSSIBLY: "possibly"}
 
 
 def _some(folder: LabelledFolder) -> list[Sample]:

@@ -270,7 +270,7 @@ class _Joined:
             )
 
     def _palette(self, items: Mapping[str, Items]) -> list[Colour]:
-        """The first colour of each class; where two would look the same, or one has none, colours of our own."""
+        """The first colour of each class; where it has none, one of our own."""
         own = [value_colour(entry.colours[0]) if entry.colours else None for entry in items.values()]
         made = default_palette(len(own))
         return [made[index] if colour is None else colour for index, colour in enumerate(own)]
