@@ -204,7 +204,7 @@ def _are_boxes(files: Mapping[str, _File]) -> bool:
     return 0 < boxes == sum(len(image.regions) for file in files.values() for image in file.images)
 
 
-def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+def _parse(sample: Sample) -> Drawing:
     image: _Image = sample.entry
     shapes = []
     for value, region in image.regions:

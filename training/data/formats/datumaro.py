@@ -123,7 +123,7 @@ def _item(item: dict[str, Any], labels: Sequence[str]) -> _Item:
     )
 
 
-def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+def _parse(sample: Sample) -> Drawing:
     item: _Item = sample.entry
     return Drawing([_shape(value, found, item.size) for value, found in item.regions], item.size)
 
