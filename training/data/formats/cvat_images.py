@@ -15,7 +15,6 @@ from training.data.classes.lists import classes_of_shapes
 from training.data.reading.content import laid_out_like, read_head, read_once
 from training.data.reading.paths import parent, split_named, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
-from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
     Shape,
@@ -28,6 +27,7 @@ from training.data.reading.shapes import (
     turned,
 )
 from training.data.reading.tree import Tree
+from training.data.run_lengths import region_of
 
 _ROOT = b"<annotations>"
 _HEAD = 4096
