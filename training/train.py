@@ -22,11 +22,12 @@ from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
 from training.evaluate import EvaluationSettings, evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, fold_recipe, train_folds
-from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable, differences
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
+from training.support.differences import differences
 from training.support.processes import process_state
 from training.support.text import percent, say
 from training.support.writing import writing
