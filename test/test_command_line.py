@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from robot_part import has_torch
@@ -70,12 +71,36 @@ def test_help_anywhere_prints_usage_and_all_options(name, words, capsys):
     ],
 )
 def test_a_command_of_training_names_the_extra_that_is_not_installed(name, absent, tmp_path):
-    (tmp_path / f"{absent}.py").write_text(f"raise ModuleNotFoundError('absent', name='{absent}')")
-    command = [sys.executable, "-m", f"training.{name}", "recipe.yaml"]
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    ended = run_with_library(name, absent, f"raise ModuleNotFoundError('absent', name='{absent}')", tmp_path)
     assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1, ended.stderr
     assert ended.stderr.startswith(f"{name}: error: {sys.prefix} has no {absent}; training needs the extra train: ")
+
+
+def test_ctrl_c_while_a_command_of_training_imports_its_libraries_is_one_line(tmp_path):
+    ended = run_with_library("check_dataset", "rich", "raise KeyboardInterrupt", tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "check_dataset: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "heavy"),
+    [
+        ("select, push, import_head", {"torch", "transformers", "accelerate", "matplotlib"}),
+        ("train, evaluate, cache_features", {"transformers", "accelerate", "matplotlib"}),
+    ],
+)
+def test_help_waits_for_no_library_that_it_does_not_need(names, heavy):
+    pytest.importorskip("torch", reason="training needs PyTorch")
+    code = f"import sys; from training import {names}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy.intersection(ended.stdout.split())
+
+
+def run_with_library(name: str, library: str, source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of training with a library whose source this is."""
+    (folder / f"{library}.py").write_text(source)
+    command = [sys.executable, "-m", f"training.{name}", "weights.pth", "names.txt", "--output", "bundle"]
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_ARGUMENTS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -64,11 +65,16 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> 
     return folder
 
 
+def sent(content: Any) -> Any:
+    """What arrives of a task or a result."""
+    return json.loads(json.dumps(content))
+
+
 class HereCluster:
     """Computes in this process; after ``dies_after`` tasks it fails as a killed command does."""
 
     dies_after: ClassVar[int | None] = None
-    tasks: ClassVar[list[str]] = []
+    tasks: ClassVar[list[Any]] = []
 
     def pool(self, processes, threads, may_use_gpus):
         return Pool(processes or 2, threads or 1, 0)
@@ -79,7 +85,7 @@ class HereCluster:
             if number == self.dies_after:
                 raise KeyboardInterrupt
             HereCluster.tasks.append(task)
-            yield worker.process(task)
+            yield sent(worker.process(sent(task)))
 
 
 @pytest.fixture
@@ -220,7 +226,7 @@ def test_a_run_goes_on_where_it_was_interrupted(bundle, tmp_path, here, capsys):
     assert predict(bundle, folder, output, *options) == 1
     assert "go on with --resume" in capsys.readouterr().err
     assert predict(bundle, folder, output, *options, "--resume") == 0
-    numbers = [json.loads(task)["number"] for task in here.tasks]
+    numbers = [task["number"] for task in here.tasks]
     assert sorted(numbers) == [0, 1, 2, 3], "each was computed once"
     check_like_one_process(bundle, folder, tmp_path)
     assert predict(bundle, folder, output, *options, "--resume") == 0
@@ -310,7 +316,7 @@ def test_a_damaged_partition_is_computed_again(bundle, tmp_path, here):
     here.dies_after = None
     here.tasks.clear()
     assert predict(bundle, folder, output, "--cluster", "auto", "--partition", 2, "--resume") == 0
-    assert sorted(json.loads(task)["number"] for task in here.tasks) == [0, 2]
+    assert sorted(task["number"] for task in here.tasks) == [0, 2]
     check_like_one_process(bundle, folder, tmp_path)
 
 
@@ -374,7 +380,7 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
 
 def test_a_part_is_the_same_after_it_was_sent():
     for part in (Part(names=("a.png", "b/c.jpg")), Part(topic="/front", start=5), Part(start=0, stop=7), Part()):
-        assert Part.from_json(part.to_json()) == part
+        assert Part.from_json(sent(dataclasses.asdict(part))) == part
 
 
 @pytest.mark.parametrize(
@@ -424,7 +430,7 @@ def test_feature_caches_are_computed_in_partitions_and_used(tmp_path, here, monk
     assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 130
     here.dies_after = None
     assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 0
-    keys = [tuple(key) for task in here.tasks for key in json.loads(task)[1]]
+    keys = [tuple(key) for task in here.tasks for key in task[1]]
     assert len(keys) == len(set(keys)) == 16, "each was computed once"
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
     assert cache_features.main([str(tmp_path / "many.yaml"), *options]) == 0
@@ -540,7 +546,7 @@ def test_a_killed_command_goes_on_where_it_was(exported, tmp_path, ray_here, her
     assert done
     assert not (output / "summary.json").exists()
     assert predict(exported, folder, output, *options, "--resume") == 0
-    assert not done & {f"{json.loads(task)['number']:06d}" for task in here.tasks}
+    assert not done & {f"{task['number']:06d}" for task in here.tasks}
     check_like_one_process(exported, folder, tmp_path)
 
 

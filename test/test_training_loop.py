@@ -109,6 +109,14 @@ def test_a_training_leaves_bundles_a_history_and_pictures(recipe, run):
     assert Segmenter.from_bundle(folder / "best", runtime="torch").segment([image])[0].labels.shape == (50, 70)
 
 
+def test_a_log_has_each_epoch_on_one_line(recipe, tmp_path):
+    with open(tmp_path / "log", "w") as file:
+        Trainer(recipe(), Console(file=file)).run()
+    epochs = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 2
+    assert all(re.search(r" mIoU \d+\.\d\d %  aAcc \d+\.\d\d %( \(best\))?$", line) for line in epochs)
+
+
 def test_the_written_recipe_is_resolved_and_trains_to_the_same_weights(recipe, run, tmp_path):
     first = run(recipe()).output
     written = load_recipe(first / "recipe.yaml", ["--output", str(tmp_path / "again")])

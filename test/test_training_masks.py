@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -257,6 +258,13 @@ def test_masks_without_class_names_show_the_map_to_write(tmp_path):
     write_masks(tmp_path, tiled(0, 255))
     with pytest.raises(DatasetError, match=r"no class names.*\{class_0: 0, class_255: 255\}"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+def test_the_masks_that_are_looked_at_are_spread_over_all(tmp_path):
+    write_named(tmp_path, [f"images/{number:02d}.png" for number in range(23)], "../masks/{}.png")
+    with pytest.raises(DatasetError) as told:
+        AutoData(root=str(tmp_path)).open("train")
+    assert re.findall(r"class_(\d+):", str(told.value)) == [str(number) for number in range(0, 24, 2)]
 
 
 def test_classes_counted_from_one_are_explained(tmp_path):

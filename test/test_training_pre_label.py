@@ -19,9 +19,8 @@ from dinov3_seg_ros.support.errors import RuntimeFailedError
 from training import pre_label as command
 from training.data import DATASETS
 from training.data.labelled_folder import AutoData
-from training.data.reading.run_lengths import region_of_coco
+from training.data.run_lengths import compressed, region_of_coco, run_lengths
 from training.data.writing.regions import find_regions
-from training.data.writing.run_lengths import compressed, run_lengths
 from training.unlabelled.teacher import Teacher
 
 FORMATS = ["labelme", "coco", "cvat"]

@@ -17,6 +17,7 @@ from dinov3_seg_ros.frames.overlay import blend_overlay
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
+from training import pre_label
 from training import predict as command
 from training.evaluation.inference import AveragingSegmenter, Inference
 
@@ -61,6 +62,17 @@ def test_an_image_gives_its_labels_and_an_overlay(bundle, tmp_path, capsys):
     assert said["classes"] == bundle.manifest.classes.names
     assert 0 < said["frames_per_second"] <= said["segmenting_frames_per_second"]
     assert "1 segmented" in capsys.readouterr().out
+
+
+def test_the_models_are_released_at_the_end(bundle, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self))
+    Image.fromarray(picture(50, 70)).save(tmp_path / "room.png")
+    assert predict(bundle, tmp_path / "room.png", tmp_path / "out") == 0
+    assert len(closed) == 1
+    words = [tmp_path / "room.png", "--bundle", bundle.path, bundle.path, "--output", tmp_path / "labels"]
+    assert pre_label.main([*map(str, words)]) == 0
+    assert len(closed) == 3
 
 
 def test_only_the_outputs_asked_for_are_written(bundle, tmp_path):

@@ -17,11 +17,11 @@ import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
 
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import OutputError, ParameterError
 from training import select as command
 from training.prediction.inputs import open_input
 from training.unlabelled.description import Pool, Regions, describe, make_pool
-from training.unlabelled.images import open_images
+from training.unlabelled.images import UnlabelledImage, open_images
 from training.unlabelled.labelled import find_labelled
 from training.unlabelled.network import Network
 from training.unlabelled.strategies import STRATEGIES, choose, resolved
@@ -352,6 +352,13 @@ def test_images_between_those_of_every_tell_the_bits_of_the_sensor(tmp_path):
     messages = [("/image", IMAGE, dark_and_bright(IMAGE, number, most)) for number, most in enumerate((200, 4095, 200))]
     images = open_images(write_bag(tmp_path / "bag", messages), every=2 * 10**9)
     assert [image.pixels.max() for image in images.take()] == [200, round(200 * 255 / 4095)]
+
+
+def test_an_image_too_large_for_png_is_one_message(tmp_path):
+    image = UnlabelledImage("a.png", np.zeros((1, 1_000_001, 3), np.uint8))
+    with pytest.raises(OutputError, match="PNG holds at most 1000000 pixels a side"):
+        image.copy_to(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_topics_and_times_are_of_whichever_is_a_recording(bundle, tmp_path, capsys):

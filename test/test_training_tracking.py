@@ -51,8 +51,9 @@ def runs(monkeypatch) -> list[Run]:
 
     config = types.SimpleNamespace(update=lambda values, **_: begun[-1].options.update(config=values))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, config=config))
-    for module in ("training.loop.tracking", "accelerate.tracking"):
-        monkeypatch.setattr(f"{module}.get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
+    monkeypatch.setattr(
+        "accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB]
+    )
     return begun
 
 
@@ -89,7 +90,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(runs, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_tracker_without_its_package_is_refused_before_the_first_step(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.loop.tracking.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(RecipeError, match=f"tracker is {name}, but its package is not installed: pip install {name}"):
         train(tiny_recipe(tmp_path, tracker=name))
     assert not (tmp_path / "run").exists()

@@ -24,15 +24,19 @@ import sys
 from types import TracebackType
 
 
-def _tell_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say in one line how to install what a command of training lacks."""
+def _tell_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say in one line how to install what a command of training lacks, or that it was interrupted while it started."""
+    from dinov3_seg_ros.support.command_line import INTERRUPTED
     from dinov3_seg_ros.support.installation import how_to_install
 
+    command = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+    if isinstance(error, KeyboardInterrupt):
+        print(f"{command}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)  # else Python would end with 1
     absent = error.name if isinstance(error, ModuleNotFoundError) else None
     if not absent or absent.partition(".")[0] in (__name__, "dinov3_seg_ros"):
         sys.__excepthook__(kind, error, trace)
         return
-    command = sys.argv[0].rpartition("/")[2].removesuffix(".py")
     print(
         f"{command}: error: {sys.prefix} has no {absent}; training needs the extra train: {how_to_install('train')}; "
         "or, in the checkout, make setup and then source .venv/bin/activate",
@@ -42,4 +46,4 @@ def _tell_missing(kind: type[BaseException], error: BaseException, trace: Traceb
 
 # So Python calls it while it looks for the module of a command, python -m training.train; others get their exceptions.
 if sys.argv[0] == "-m":
-    sys.excepthook = _tell_missing
+    sys.excepthook = _tell_in_one_line

@@ -15,8 +15,6 @@ from rich.console import Console
 from dinov3_seg_ros.support.command_line import UsageError, run_command, whole_number
 from dinov3_seg_ros.support.errors import RecipeError
 from training.cluster.arguments import add_cluster_arguments, read_cluster_arguments
-from training.cluster.features import cache_on_cluster
-from training.loop.trainer import Trainer
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe
@@ -46,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not recipe.cache.views:
             raise RecipeError("the recipe keeps no features; add --cache.views with the number of views of each image")
         if cluster is None:
+            from training.loop.trainer import Trainer
+
             Trainer(recipe, console).use_cache()
         else:
+            from training.cluster.features import cache_on_cluster
+
             cache_on_cluster(recipe, cluster, options.threads, console)
 
     return run_command(parser, work, arguments, "the same command goes on")

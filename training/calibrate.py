@@ -30,7 +30,7 @@ from training.evaluation.temperature import PixelSample, fit_temperature
 from training.recipes.of_bundle import find_data
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
-from training.support.text import percent
+from training.support.text import percent, say
 from training.support.writing import new_folder, writing
 
 
@@ -135,16 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = find_settings(bundle.manifest, options.dataset, overrides)
         done = calibrate(bundle, settings, options.output, console).manifest.calibration
         assert done is not None  # written just now
-        console.print(
+        say(
+            console,
             f"temperature {done.temperature:.3f}; expected calibration error of {done.images} images "
             f"{percent(done.ece_before)} before, {percent(done.ece)} now; written to {options.output}",
-            soft_wrap=True,
         )
         if any(find_exports(bundle)):
-            console.print(
-                f"it has no exports yet; make them with: python -m dinov3_seg_ros.export {options.output}",
-                soft_wrap=True,
-            )
+            say(console, f"it has no exports yet; make them with: python -m dinov3_seg_ros.export {options.output}")
 
     return run_command(parser, work, arguments)
 

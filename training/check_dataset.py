@@ -25,7 +25,7 @@ from training.data.pseudo_labels import JoinedImages
 from training.recipes.loading import DATA_HELP, load_data
 from training.recipes.overrides import SettingsParser
 from training.recipes.schema import Recipe, RecipeData
-from training.support.text import percent
+from training.support.text import percent, say
 from training.support.writing import writing
 
 #: How many problems of each kind are printed.
@@ -126,7 +126,7 @@ def _check_pseudo_labels(recipe: RecipeData | Recipe, threads: int, console: Con
 
 def _print_found(found: Found, console: Console) -> None:
     for line in found.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
@@ -138,27 +138,26 @@ def _class_cells(findings: Findings, index: int) -> tuple[str, str]:
 
 def _print_findings(splits: Mapping[Split, Findings], console: Console) -> None:
     for split, findings in splits.items():
-        total = int(findings.pixels.sum()) + findings.ignored
-        ignored = percent(findings.ignored / total if total else None)
-        console.print(f"{split}: {findings.readable} images, ignored pixels {ignored}", highlight=False)
+        ignored = percent(findings.ignored / findings.total if findings.total else None)
+        say(console, f"{split}: {findings.readable} images, ignored pixels {ignored}")
         for note in findings.notes():
-            console.print(f"note: {split}: {note}", markup=False, soft_wrap=True)
+            say(console, f"note: {split}: {note}")
         if split != "train" and findings.readable and findings.never_occurring():
             names = ", ".join(findings.never_occurring())
-            console.print(f"{split} never shows these classes, so that their IoU is undefined: {names}", markup=False)
+            say(console, f"{split} never shows these classes, so that their IoU is undefined: {names}")
 
 
 def _print_problems(problems: dict[str, list[str]], console: Console) -> None:
     for kind, told in problems.items():
-        console.print(f"{kind}: {len(told)}", style="red", highlight=False)
+        say(console, f"{kind}: {len(told)}", "red")
         for description in told[:NAMED]:
-            console.print(f"  {description}", markup=False, soft_wrap=True)
+            say(console, f"  {description}")
         if len(told) > NAMED:
-            console.print(f"  and {len(told) - NAMED} more", highlight=False)
+            say(console, f"  and {len(told) - NAMED} more")
         if remedy_of(kind):
-            console.print(f"  {remedy_of(kind)}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"  {remedy_of(kind)}")
     if not problems:
-        console.print("no problem found", style="green")
+        say(console, "no problem found", "green")
 
 
 if __name__ == "__main__":

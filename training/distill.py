@@ -8,6 +8,7 @@ averages views of each image too. What the teacher is not sure of is ignored. A 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from training.data.pseudo_labels import IMAGES, MASKS, PSEUDO_FILE
 from training.evaluation.inference import Inference
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
+from training.support.text import say
 from training.support.writing import new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, add_labelling_arguments, open_from
 from training.unlabelled.images import UnlabelledImages
@@ -184,12 +186,12 @@ def _distill(options: argparse.Namespace, settings: DistillSettings, compute: Co
     for source in (options.images, *options.labelled):
         check_outside(options.output, source)
     console = Console(markup=False)
-    teacher = Teacher(options.bundle, settings.inference, compute)
-    images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
-    labelled = find_labelled(options.labelled, chosen_range(settings.value_range, teacher.value_range))
-    for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False)
-    about = distill(images, labelled, teacher, options.output, settings, console)
+    with contextlib.closing(Teacher(options.bundle, settings.inference, compute)) as teacher:
+        images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
+        labelled = find_labelled(options.labelled, chosen_range(settings.value_range, teacher.value_range))
+        for note in labelled.notes:
+            say(console, f"note: {note}")
+        about = distill(images, labelled, teacher, options.output, settings, console)
     for name, reason in images.unreadable.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     print("kept of each class: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in about["kept"].items()))

@@ -38,7 +38,7 @@ from training.recipes.of_bundle import find_data, read_own
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.support.section import Section
-from training.support.text import percent
+from training.support.text import percent, say
 from training.support.writing import new_folder, writing
 
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with writing(options.json):  # last, so that nothing is lost where it fails
             write_json(options.json, scores)
         written = f"{options.json}" if options.report is None else f"{options.json} and {options.report}"
-        console.print(f"written to {written}", soft_wrap=True)
+        say(console, f"written to {written}")
 
     return run_command(parser, work, arguments)
 

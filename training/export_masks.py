@@ -28,6 +28,7 @@ from training.data.labelled_images import LabelledImages
 from training.recipes.loading import DATA_HELP, load_data
 from training.recipes.overrides import SettingsParser, apply_overrides
 from training.support.section import Section
+from training.support.text import say
 from training.support.writing import add_output, new_folder, writing
 
 
@@ -86,12 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with new_folder(options.output):
             check_outside(options.output, section.root)
             for line in section.found().lines():
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(console, line)
             data = section.open_all()
             export_masks(data, options.output, console)
-        console.print(
-            f"{len(data)} masks of {len(data.class_names)} classes written to {options.output}", soft_wrap=True
-        )
+        say(console, f"{len(data)} masks of {len(data.class_names)} classes written to {options.output}")
 
     return run_command(parser, work, arguments, "nothing was written")
 

@@ -9,19 +9,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.bundle.manifest import InputSection, Manifest, TrainingSection, checked_bundle_name
-from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
 from dinov3_seg_ros.frames.classes import ClassesSection, default_palette
 from dinov3_seg_ros.frames.preprocessing import check_geometry
-from dinov3_seg_ros.model.identity import backbone_identity
-from dinov3_seg_ros.model.weights import load_backbone
 from dinov3_seg_ros.support.command_line import CommandParser, run_command, whole_number
 from dinov3_seg_ros.support.errors import HeadError
-from training import dinov3_ros
-from training.recipes.resolve import lasting
 from training.support.writing import new_folder, writing
+
+if TYPE_CHECKING:
+    from dinov3_seg_ros.bundle.loading import Bundle
 
 _DEFAULT_BACKBONE = "facebook/dinov3-vits16plus-pretrain-lvd1689m"
 _LICENCES = (
@@ -37,7 +35,7 @@ def import_head(
     backbone_source: str,
     output: Path,
     name: str = "dinov3_ros",
-    network_size: tuple[int, int] = dinov3_ros.NETWORK_SIZE,
+    network_size: tuple[int, int] | None = None,
 ) -> Bundle:
     """Write a bundle whose logits equal those of the published module before its interpolation.
 
@@ -50,7 +48,7 @@ def import_head(
             The bundle refers to it.
         output: the bundle's folder; must be new or empty.
         name: of the bundle.
-        network_size: (height, width), pixels.
+        network_size: (height, width), pixels; None: that of the published head.
 
     Raises:
         HeadError: the files do not hold such a head, or the backbone does not fit it.
@@ -58,6 +56,13 @@ def import_head(
         ParameterError: the network size does not fit the backbone.
         OutputError: the folder holds something, or cannot be written.
     """
+    from dinov3_seg_ros.bundle.saving import describe_backbone, describe_head, save_bundle
+    from dinov3_seg_ros.model.identity import backbone_identity
+    from dinov3_seg_ros.model.weights import load_backbone
+    from training import dinov3_ros
+    from training.recipes.resolve import lasting
+
+    network_size = network_size or dinov3_ros.NETWORK_SIZE
     with new_folder(output):
         names = dinov3_ros.read_class_names(class_names)
         head = dinov3_ros.read_head(weights, len(names))
@@ -107,16 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs=2,
         type=whole_number(1),
         metavar=("HEIGHT", "WIDTH"),
-        default=dinov3_ros.NETWORK_SIZE,
         help="network size, pixels (default: that of the published head, 640 640)",
     )
 
     def work(words: list[str]) -> None:
         options = parser.parse_command(words)
-        height, width = options.size
-        bundle = import_head(
-            options.weights, options.class_names, options.backbone, options.output, options.name, (height, width)
-        )
+        size = options.size and tuple(options.size)
+        bundle = import_head(options.weights, options.class_names, options.backbone, options.output, options.name, size)
         print(f"bundle '{options.name}' with {len(bundle.manifest.classes.names)} classes in {bundle.path}")
 
     return run_command(parser, work, arguments)

@@ -7,6 +7,7 @@ is not sure of is left open. pre_label.json and the last lines of the output say
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,9 +184,9 @@ def _pre_label(options: argparse.Namespace, settings: PreLabelSettings, compute:
     """Label what the command line names, and print how it is read back; return the exit code."""
     check_outside(options.output, options.images)
     console = Console(markup=False)
-    teacher = Teacher(options.bundle, settings.inference, compute)
-    images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
-    summary = pre_label(images, teacher, options.output, settings, console)
+    with contextlib.closing(Teacher(options.bundle, settings.inference, compute)) as teacher:
+        images = open_from(options, chosen_range(settings.value_range, teacher.value_range))
+        summary = pre_label(images, teacher, options.output, settings, console)
     for name, reason in images.unreadable.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     print(

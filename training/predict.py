@@ -136,9 +136,9 @@ def _predict(options: argparse.Namespace, settings: PredictionSettings, compute:
     opened = open_input(options.input, value_range, options.topics)
     settings.check_rate(opened.rate)
     source = opened.source()
-    segmenter = open_segmenter(bundle, settings.inference, compute)
-    done = predict(segmenter, bundle.manifest, source, options.output, settings, Console(markup=False))
-    return _conclude(options, bundle.manifest, settings, compute, done, segmenter.runtime.description)
+    with contextlib.closing(open_segmenter(bundle, settings.inference, compute)) as segmenter:
+        done = predict(segmenter, bundle.manifest, source, options.output, settings, Console(markup=False))
+        return _conclude(options, bundle.manifest, settings, compute, done, segmenter.runtime.description)
 
 
 def _predict_on_cluster(

@@ -14,8 +14,6 @@ from rich.filesize import decimal
 from dinov3_seg_ros.bundle.hub import HubId, parse_hub_id
 from dinov3_seg_ros.bundle.loading import BUNDLE_HELP, load_bundle
 from dinov3_seg_ros.support.command_line import CommandParser, UsageError, run_command
-from training.sharing.shareable import prepare
-from training.sharing.upload import push
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"'{options.repository}' is no repository of the form OWNER/NAME; --help lists all options"
             )
+        from training.sharing.shareable import prepare
+        from training.sharing.upload import push
+
         hub_id = HubId(hub_id.repository, options.revision or hub_id.revision)
         bundle = load_bundle(options.bundle)
         shared = prepare(bundle, options.backbone, options.licence, pictures=not options.no_pictures)

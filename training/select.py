@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -34,13 +34,16 @@ from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import check_outside, write_json
 from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
+from training.support.text import say
 from training.support.writing import add_output, new_folder, writing
 from training.unlabelled.arguments import add_image_arguments, open_with_target
-from training.unlabelled.description import Description, Pool, describe, make_pool
 from training.unlabelled.images import UnlabelledImages
 from training.unlabelled.labelled import Labelled, find_labelled
-from training.unlabelled.network import Network
 from training.unlabelled.strategies import AUTO, STRATEGIES, Choice, choose, resolved
+
+if TYPE_CHECKING:
+    from training.unlabelled.description import Description, Pool
+    from training.unlabelled.network import Network
 
 IMAGES = "images"
 _NETWORK_SIZE = (448, 448)
@@ -72,6 +75,8 @@ def look_at_all(
     Raises:
         DatasetError: a labelled image cannot be read, no image is left to choose, or no target image can be read.
     """
+    from training.unlabelled.description import describe, make_pool
+
     descriptions: list[Description] = []
     scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
     for sample in track(labelled.images, "labelled images", console=console, disable=hidden):
@@ -187,6 +192,8 @@ def _select(options: argparse.Namespace) -> int:
 
 def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     """Choose by a strategy, write what was chosen, and print where; return the exit code."""
+    from training.unlabelled.network import Network
+
     for source in (options.images, options.target, *options.labelled):
         if source is not None:
             check_outside(options.output, source)
@@ -198,7 +205,7 @@ def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     images, target = open_with_target(options, network.network_input.value_range)
     labelled = find_labelled(options.labelled, network.network_input.value_range)
     for note in labelled.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+        say(console, f"note: {note}")
     described = look_at_all(images, labelled, target, network, console)
     choices = choose(strategy, described.pool, options.count, options.seed)
     unreadable = dict(images.unreadable)
@@ -221,12 +228,11 @@ def _select_into_folder(options: argparse.Namespace, strategy: str) -> int:
     for what, reasons in (("skipped", unreadable), ("skipped target image", unreadable_target)):
         for name, reason in reasons.items():
             print(f"{what}: {name}: {reason}", file=sys.stderr)
-    console.print(
+    say(
+        console,
         f"{len(choices)} of {len(described.names)} images chosen by {strategy}"
         f"{f' for {described.target} target images' if target is not None else ''}, beside {described.labelled} "
         f"labelled ones; written to {options.output}",
-        soft_wrap=True,
-        highlight=False,
     )
     return FAILED if unreadable or unreadable_target else DONE
 

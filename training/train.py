@@ -11,9 +11,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,15 +22,18 @@ from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
 from training.evaluate import EvaluationSettings, evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, fold_recipe, train_folds
-from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable, differences
-from training.loop.trainer import Trainer
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
+from training.support.differences import differences
 from training.support.processes import process_state
-from training.support.text import percent
+from training.support.text import percent, say
 from training.support.writing import writing
+
+if TYPE_CHECKING:
+    from training.loop.trainer import Trainer
 
 EVALUATION_FILE = "evaluation.json"
 # Its key for what the scores were computed from; what `training.evaluate --json` writes has none.
@@ -81,12 +83,14 @@ def _train(recipe: Recipe, dry_run: bool, resume: bool, console: Console) -> Non
     found = recipe.data.found()
     if found.kind != recipe.data.name or found.notes:
         for line in found.lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
+    from training.loop.trainer import Trainer
+
     trainer = Trainer(recipe, console)
     _print_resolved(recipe.model_dump(), trainer.recipe.model_dump(), console)
     if dry_run:
         record = trainer.dry_run()
-        console.print(f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
+        say(console, f"dry run: loss {record['loss']:.3f}, mIoU {percent(record['miou'])}; no run folder was written")
         return
     _run(trainer, resume, console)
 
@@ -95,14 +99,14 @@ def _run(trainer: Trainer, resume: bool, console: Console) -> Mapping[str, Any]:
     """Train; return the scores of the best bundle by the recipe's inference, which the main process evaluates."""
     best = trainer.run(resume)
     reached = f"best mIoU {percent(best['miou'])} in epoch {best['epoch']}"
-    console.print(f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}", soft_wrap=True)
+    say(console, f"{reached}; bundles in {trainer.output}: {BEST}, {BEST_LOSS}, {LAST}")
     if not process_state().is_main_process:
         return best
     if trainer.recipe.inference.looks_once:
         _remove_evaluation(trainer.output)
         return best
     scores = _evaluate(trainer.output, trainer.recipe, console)
-    console.print(f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
+    say(console, f"by the recipe's inference: mIoU {percent(scores['miou'])}; written to {EVALUATION_FILE}")
     return scores
 
 
@@ -137,17 +141,21 @@ def _cross_validate(recipe: Recipe, folds: int, resume: bool, console: Console) 
     if process_state().is_main_process:
         for fold in range(folds):
             check_startable(Path(fold_recipe(recipe, folds, fold).output), resume)
+    from training.loop.trainer import Trainer
+
     summary = train_folds(recipe, folds, lambda part: _run(Trainer(part, console), resume, console), console)
     table = Table("", "mean", "95 % interval", *(f"fold {number}" for number in range(folds)), title_justify="left")
     for name, score in [(name, summary[name]) for name in SCORES] + list(summary["per_class_iou"].items()):
         interval = " to ".join(map(percent, score["interval"])) if score["interval"] else "undefined"
         table.add_row(name, percent(score["mean"]), interval, *map(percent, score["folds"]))
     console.print(table)
-    console.print(f"written to {output_folder(recipe) / SUMMARY_FILE}", soft_wrap=True)
+    say(console, f"written to {output_folder(recipe) / SUMMARY_FILE}")
 
 
 def _print_resolved(written: dict[str, Any], resolved: dict[str, Any], console: Console) -> None:
     """Print the value that stands for each "auto" of the recipe, and for each that is one by being left out."""
+    import torch
+
     table = Table("auto", "is", title=f"recipe {resolved['name']}", title_justify="left")
     for key, before, after in differences(written, resolved):
         if before in (None, "auto"):

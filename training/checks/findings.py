@@ -19,6 +19,7 @@ from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.likeness import thumbnail
 from training.data import DataSection, IncompleteError, SegmentationDataset, Split
 from training.data.labelled_images import LabelledImages
+from training.support.spread import spread
 
 # So many masks, evenly spread, are compared by their palettes and by the values in them.
 _COMPARED_MASKS = 24
@@ -170,7 +171,7 @@ def _read_items(
     findings.class_names = data.class_names
     findings.pixels, findings.images = np.zeros((2, len(data.class_names)), np.int64)
     findings.count = len(data)
-    indices = _spread(len(data), most)
+    indices = spread(len(data), most)
     findings.looked_at = len(indices)
     with ThreadPoolExecutor(threads) as pool:
         items = pool.map(lambda index: _read(data, index), indices)
@@ -242,7 +243,7 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
     pixels: Counter[int] | None = None if data.mask_values is None else Counter()
     colour_of: dict[int, tuple[int, str]] = {}
     differ: tuple[str, str, int] | None = None
-    for index in _spread(len(data), _COMPARED_MASKS):
+    for index in spread(len(data), _COMPARED_MASKS):
         try:
             mask = data.pixels(index)
         except DatasetError:
@@ -264,10 +265,3 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
     by_value = dict(sorted(pixels.items()))
     ignored = [value for value in by_value if not any(first <= value <= last for first, last in classes)]
     return RawMasks(by_value, ignored, differ)
-
-
-def _spread(count: int, most: int | None) -> list[int]:
-    """Indices of ``most`` items, evenly spread over ``count``."""
-    if most is None or count <= most:
-        return list(range(count))
-    return [(2 * place + 1) * count // (2 * most) for place in range(most)]

@@ -19,7 +19,7 @@ from training.data import DataSection, SegmentationDataset, Split
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.data.pseudo_labels import PSEUDO_PREFIX
-from training.support.text import percent
+from training.support.text import percent, say
 
 #: From the kind of a problem, in one split or between two, to what was found of it.
 Problems = dict[str, list[str]]
@@ -132,10 +132,10 @@ def check_before_training(
         raise DatasetError(f"{said}. Nothing was written; `python -m training.check_dataset RECIPE` lists everything")
     for kind, told in problems.items():
         said = "; ".join(filter(None, (_first(told), remedy_of(kind))))
-        console.print(f"warning: {kind}: {len(told)}: {said}", style="yellow", markup=False, soft_wrap=True)
+        say(console, f"warning: {kind}: {len(told)}: {said}", "yellow")
     for split, own in splits.items():
         for note in own.notes():
-            console.print(f"note: {split}: {note}", style="yellow", markup=False, soft_wrap=True)
+            say(console, f"note: {split}: {note}", "yellow")
 
 
 def _of_labels(own: Findings, elsewhere: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ the next command computes what is absent.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,12 +57,12 @@ class FeatureWorker:
         self._stages = Trainer(job.recipe, Console(quiet=True)).caches(job.digest)
         self._caches = distinct(self._stages.by_stage)
 
-    def process(self, task: str) -> str:
+    def process(self, task: tuple[int, list[Sequence[int]]]) -> int:
         """Compute the samples of a task; see `Worker.process`. The result is their number."""
-        number, keys = json.loads(task)
+        number, keys = task
         samples: list[Key] = [(view, index) for view, index in keys]
         done = self._caches[number].fill(samples, self._stages.extract, self._stages.batch_size, workers=0)
-        return str(sum(done))
+        return sum(done)
 
 
 def cache_on_cluster(recipe: Recipe, cluster: ClusterSettings, threads: int, console: Console) -> None:
@@ -85,7 +84,7 @@ def cache_on_cluster(recipe: Recipe, cluster: ClusterSettings, threads: int, con
 
     def compute(missing: Sequence[Sequence[Key]]) -> Iterator[int]:
         tasks = [
-            json.dumps([number, keys[start : start + size]])
+            (number, keys[start : start + size])
             for number, keys in enumerate(missing)
             for start in range(0, len(keys), size)
         ]
@@ -95,7 +94,6 @@ def cache_on_cluster(recipe: Recipe, cluster: ClusterSettings, threads: int, con
             pool = opened.pool(cluster.processes, threads, may_use_gpus=True)
             pool = dataclasses.replace(pool, processes=min(pool.processes, len(tasks)))
             of_pool = dataclasses.replace(job, threads=pool.threads)
-            for result in opened.run(FeatureWorker, of_pool, tasks, pool):
-                yield int(result)
+            yield from opened.run(FeatureWorker, of_pool, tasks, pool)
 
     caches.fill(console, compute)

@@ -20,13 +20,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dinov3_seg_ros.support.errors import ClusterError, OutputError
 from dinov3_seg_ros.support.files import remove_temporaries, replacing_file, sha256_of_file, write_json
+from training.support.differences import differences
 from training.support.writing import check_free, only_writer, writing
 
 FOLDER, RUN_FILE, MANIFEST_FILE, JOINED_FILE = "partitions", "run.json", "manifest.json", "manifest.jsonl"
@@ -98,7 +99,8 @@ class Partitions:
                 f"{self._output} holds a run that did not end; go on with --resume, choose another folder with "
                 "--output, or remove it"
             )
-        changes = "; ".join(_changes(_read_run(path), run))
+        changed = differences(_read_run(path), run)
+        changes = "; ".join(f"{key} was {before}, now {now}" for key, before, now in changed)
         if changes:
             raise OutputError(
                 f"{self._output} cannot be resumed, since the rest would not fit what is there: {changes}. Undo that, "
@@ -271,16 +273,6 @@ def _read_run(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OutputError(f"{path} is no record of a run; choose another folder with --output")
     return content
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Each value that differs, for people."""
-    for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new)
-        elif old != new:
-            yield f"{key} was {old}, now {new}"
 
 
 def _rename(folder: Path, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import socket
 import time
@@ -94,11 +93,10 @@ class PredictionWorker:
         self._segmenter.warm_up()
         self._partitions = Partitions(Path(job.output))
 
-    def process(self, task: str) -> str:
+    def process(self, task: dict[str, Any]) -> dict[str, Any]:
         """Do the partition of a task; see `Worker.process`. The result has what its manifest says in short."""
-        content = json.loads(task)
-        part, done, began = Part.from_json(content["part"]), Prediction(), time.time()
-        with self._partitions.writing(content["number"], str(part)) as new:
+        part, done, began = Part.from_json(task["part"]), Prediction(), time.time()
+        with self._partitions.writing(task["number"], str(part)) as new:
             writer = FrameWriter(new.folder, self._manifest, self._settings)
             segment_frames(self._segmenter, self._input.source(part), writer, self._settings, done)
             new.facts = {
@@ -109,15 +107,13 @@ class PredictionWorker:
                 "runtime": self._segmenter.runtime.description,
                 "host": socket.gethostname(),
             }
-        return json.dumps(
-            {
-                "frames": done.frames,
-                "unreadable": len(done.unreadable),
-                "segmenting_seconds": done.segmenting_seconds,
-                "began": began,
-                "ended": time.time(),
-            }
-        )
+        return {
+            "frames": done.frames,
+            "unreadable": len(done.unreadable),
+            "segmenting_seconds": done.segmenting_seconds,
+            "began": began,
+            "ended": time.time(),
+        }
 
 
 def predict_on_cluster(
@@ -178,7 +174,7 @@ def _compute(
 ) -> Prediction:
     """Compute the partitions that are left; return their durations."""
     left = partitions.left(len(parts))
-    done = Prediction(timed_frames=0)
+    done = Prediction()
     if not left:
         return done
     count = source.count() if len(left) == len(parts) else None
@@ -189,12 +185,10 @@ def _compute(
         pool = opened.pool(cluster.processes, job.compute.threads, job.compute.device != "cpu")
         pool = dataclasses.replace(pool, processes=min(pool.processes, len(left)))
         of_pool = dataclasses.replace(job, compute=job.compute.model_copy(update={"threads": pool.threads}))
-        tasks = [json.dumps({"number": number, "part": parts[number].to_json()}) for number in left]
+        tasks = [{"number": number, "part": dataclasses.asdict(parts[number])} for number in left]
         shown = progress.add_task(f"segmenting ({pool.processes} processes)", total=count)
         began, ended = math.inf, 0.0
-        for text in opened.run(PredictionWorker, of_pool, tasks, pool):
-            result = json.loads(text)
-            assert done.timed_frames is not None
+        for result in opened.run(PredictionWorker, of_pool, tasks, pool):
             done.timed_frames += result["frames"]
             done.segmenting_seconds += result["segmenting_seconds"] / pool.processes
             began, ended = min(began, result["began"]), max(ended, result["ended"])

@@ -7,6 +7,7 @@ to the disk and not through Ray, whose object store stays small.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -51,8 +52,8 @@ Job = TypeVar("Job")
 class Worker(Protocol):
     """What computes tasks in a process of the cluster."""
 
-    def process(self, task: str) -> str:
-        """Compute a task; both are texts, such as JSON.
+    def process(self, task: Any) -> Any:
+        """Compute a task; both it and the result are of JSON types.
 
         Raises:
             SegmentationError: no process can do it; everything ends.
@@ -113,13 +114,13 @@ class Cluster:
             )
         return Pool(wanted, threads, 1 if any(gpus) else 0)
 
-    def run(self, open_worker: Callable[[Job], Worker], job: Job, tasks: Sequence[str], pool: Pool) -> Iterator[str]:
+    def run(self, open_worker: Callable[[Job], Worker], job: Job, tasks: Sequence[Any], pool: Pool) -> Iterator[Any]:
         """Compute tasks; yields their results as they come, in any order.
 
         Args:
             open_worker: called in each process, once.
             job: its argument; is pickled.
-            tasks: at least one.
+            tasks: at least one, of JSON types, as are the results.
             pool: the processes.
 
         Raises:
@@ -129,7 +130,7 @@ class Cluster:
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
+        rows = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
         results = rows.map(
             cast(Any, _Actor),  # a class is taken, but not in Ray's annotations
             fn_constructor_args=(open_worker, job),
@@ -141,7 +142,7 @@ class Cluster:
             for row in results.iter_rows():
                 if row["error"]:
                     raise ClusterError(f"a worker on {row['host']} cannot go on: {row['error']}")
-                yield str(row["result"])
+                yield json.loads(row["result"])
         except (ray.exceptions.RayError, ConnectionError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ClusterError(f"the cluster failed: {lines[-1] if lines else type(error).__name__}") from error
@@ -159,7 +160,7 @@ class _Actor:
         try:
             if self._worker is None:
                 self._worker = self._open_worker(self._job)
-            return {**told, "result": self._worker.process(row["task"])}
+            return {**told, "result": json.dumps(self._worker.process(json.loads(row["task"])))}
         except SegmentationError as error:
             return {**told, "error": f"{error}"}
 

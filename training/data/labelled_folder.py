@@ -26,6 +26,7 @@ from training.data.reading.protocol import LabelledFolder, Match, Patterns, Samp
 from training.data.reading.tree import Tree
 from training.data.splits import DEFAULT_VAL_FRACTION, MOST_FOLDS, Fold, divided, samples_of
 from training.support.section import Folder
+from training.support.spread import spread
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
@@ -116,7 +117,7 @@ class LabelledFolderData(DataSettings):
     def found(self) -> Found:
         """See `DataSettings.found`."""
         kind, match, folder = self._read()
-        return Found(kind, _SURE[match.sure], match.why, tuple(self._notes(folder)))
+        return Found(kind, match.sure.name.lower(), match.why, tuple(self._notes(folder)))
 
     def robot_value_range(self) -> ValueRange:
         """See `DataSettings.robot_value_range`."""
@@ -243,14 +244,11 @@ def _origin(sample: Sample) -> str:
     return f"{sample.labels} ({sample.written})" if sample.written else str(sample.labels)
 
 
-_SURE = {Sure.CERTAINLY: "certainly", Sure.PROBABLY: "probably", Sure.POSSIBLY: "possibly"}
-
-
 def _some(folder: LabelledFolder) -> list[Sample]:
     """A few samples, spread over all."""
     samples = folder.all_samples()
-    step = max(1, len(samples) // _LOOKED_AT)
-    return [sample for sample in samples[::step][:_LOOKED_AT] if sample.labels.is_file()]
+    chosen = [samples[index] for index in spread(len(samples), _LOOKED_AT)]
+    return [sample for sample in chosen if sample.labels.is_file()]
 
 
 def _has_alpha(sample: Sample) -> bool:

@@ -111,11 +111,7 @@ def split_samples(samples: Sequence[Sample], val_fraction: float, split: Split, 
             f"data.val_fraction is {val_fraction:g}, which leaves no image of {len(samples)} to train on; lower it, or "
             "add images"
         )
-    return [
-        sample
-        for index, sample in enumerate(samples)
-        if (index in held_out) == (split == "val") and index not in left_out
-    ]
+    return _part(samples, split, held_out, left_out)
 
 
 def fold_samples(samples: Sequence[Sample], fold: Fold, split: Split, group: str = "auto") -> list[Sample]:
@@ -136,17 +132,22 @@ def fold_samples(samples: Sequence[Sample], fold: Fold, split: Split, group: str
     """
     parts = _fold_parts(samples, fold.count, group)
     held_out, left_out = parts[fold.index]
-    chosen = [
-        sample
-        for index, sample in enumerate(samples)
-        if (index in held_out) == (split == "val") and index not in left_out
-    ]
+    chosen = _part(samples, split, held_out, left_out)
     if not chosen:
         raise DatasetError(
             f"data.folds is {fold.count}, which leaves fold {fold.index} without {split} images, of {len(samples)}; "
             "lower it, or add images"
         )
     return chosen
+
+
+def _part(samples: Sequence[Sample], split: Split, held_out: set[int], left_out: set[int]) -> list[Sample]:
+    """The samples for training, or those held out for validation; some are in neither part."""
+    return [
+        sample
+        for index, sample in enumerate(samples)
+        if (index in held_out) == (split == "val") and index not in left_out
+    ]
 
 
 def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple[set[int], set[int]]]:
@@ -168,14 +169,13 @@ def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple
     for name in sorted(units, key=lambda name: (-sizes[name], _digest(name))):
         own = units[name]
         if sizes[name] <= largest or (group != "auto" and len(units) > 1):
-            min(parts, key=lambda part: len(part[0]))[0].update(index for unit in own for index in unit)
+            min(parts, key=lambda part: len(part[0]))[0].update(*own)
             continue
         for fold, (chosen, beside) in enumerate(parts):
             start, end = (place * len(own) // count for place in (fold, fold + 1))
             gap = _border(end - start, len(own) - (end - start))
-            chosen.update(index for unit in own[start:end] for index in unit)
-            borders = (*own[max(start - gap, 0) : start], *own[end : end + gap])
-            beside.update(index for unit in borders for index in unit)
+            chosen.update(*own[start:end])
+            beside.update(*own[max(start - gap, 0) : start], *own[end : end + gap])
     return parts
 
 
@@ -203,10 +203,10 @@ def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> tup
     held_out: set[int] = set()
     for name in sorted(units, key=_digest):
         if len(held_out) + sizes[name] / 2 <= wanted:
-            held_out.update(index for unit in units[name] for index in unit)
+            held_out.update(*units[name])
     if not held_out:
         smallest = min(units, key=lambda name: (sizes[name], _digest(name)))
-        held_out.update(index for unit in units[smallest] for index in unit)
+        held_out.update(*units[smallest])
     return held_out, set()
 
 

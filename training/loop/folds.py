@@ -14,6 +14,7 @@ from dinov3_seg_ros.support.files import write_json
 from training.recipes.resolve import output_folder
 from training.recipes.schema import Recipe
 from training.support.processes import process_state
+from training.support.text import say
 from training.support.writing import writing
 
 #: The file of the summary, in the folder that holds those of the folds.
@@ -49,7 +50,7 @@ def train_folds(
         part.data.open("train"), part.data.open("val")
     scores = []
     for number, part in enumerate(recipes):
-        console.print(f"fold {number} of {folds}, into {part.output}", style="bold", soft_wrap=True)
+        say(console, f"fold {number} of {folds}, into {part.output}", "bold")
         scores.append(train(part))
     summary = summarise(scores)
     if process_state().is_main_process:

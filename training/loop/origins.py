@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 from torch import nn
@@ -16,8 +16,10 @@ from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import write_json
 from training.data import SegmentationDataset
 from training.data.contents import Contents
-from training.loop.bundle_writer import BundleWriter
 from training.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from training.loop.bundle_writer import BundleWriter
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from training.loop.tracking import RUN_FILE, Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
 from training.reports.pictures import draw_curves, write_predictions
+from training.support.differences import differences
 from training.support.writing import check_free, only_writer, writing
 
 Record = dict[str, Any]
@@ -266,16 +267,3 @@ def _check_steps(path: Path, checkpoint: Checkpoint | None, steps: int) -> None:
             f"{path} cannot be resumed: its training has taken {checkpoint.step} steps, the recipe now has {steps}; "
             "raise epochs or iterations, or train into another folder with --output"
         )
-
-
-def differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Differences of two nested mappings: (dotted key, value before, value after); None for an absent key."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            difference
-            for key in {**before, **after}
-            for difference in differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
-        return differences(dict(enumerate(before)), dict(enumerate(after)), prefix)
-    return [] if before == after else [(prefix, before, after)]

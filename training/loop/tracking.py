@@ -9,13 +9,13 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dinov3_seg_ros.support.errors import RecipeError
 from dinov3_seg_ros.support.files import write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -34,6 +34,8 @@ _logger = logging.getLogger(__name__)
 
 def check_tracker(name: str) -> None:
     """Raise RecipeError where the tracker's package is not installed."""
+    from accelerate.tracking import get_available_trackers
+
     if name != "none" and name not in [str(getattr(kind, "value", kind)) for kind in get_available_trackers()]:
         raise RecipeError(
             f"tracker is {name}, but its package is not installed: pip install {name}; or set tracker to "

@@ -52,7 +52,7 @@ from training.recipes.resolve import resolve
 from training.recipes.schema import Recipe
 from training.support.processes import lack_of_memory_explained, make_accelerator
 from training.support.randomness import Purpose, seed_torch
-from training.support.text import percent
+from training.support.text import percent, say
 
 _STEPS_OF_A_POINT = 20
 _DRY_RUN_STEPS = 2
@@ -134,7 +134,7 @@ class Trainer:
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
                 for note in folder.start(self._origins):
-                    self._console.print(note, style="yellow", markup=False, soft_wrap=True)
+                    say(self._console, note, "yellow")
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:
                 with lack_of_memory_explained():
@@ -144,10 +144,10 @@ class Trainer:
                     if not self._is_validated():
                         with self._averaged_weights():
                             self._bundles.save(folder.path / LAST, {"step": self._step, "interrupted": True})
-                    self._console.print(
+                    say(
+                        self._console,
                         f"the model after step {self._step} is in the bundle '{LAST}'; --resume goes on from the "
                         f"checkpoint, at most {self.recipe.checkpoint_minutes:g} minutes before",
-                        soft_wrap=True,
                     )
                 raise
         return best_record(self._records)
@@ -310,16 +310,17 @@ class Trainer:
                 folder.write_predictions(rows, self._val_data)
             folder.add(self._records)
             self._save_checkpoint(folder, run)
-        self._console.print(
+        say(
+            self._console,
             f"epoch {epoch:3d}  {record['seconds']:7.0f} s  loss {record['loss']:.4f}  validation loss "
             f"{record['val_loss']:.4f}  mIoU {percent(record['miou'])}  aAcc {percent(record['aacc'])}"
-            f"{' (best)' if BEST in led else ''}"
+            f"{' (best)' if BEST in led else ''}",
         )
         if "stopped_early" in record:
-            self._console.print(
+            say(
+                self._console,
                 f"no higher mIoU in {self.recipe.patience} validations: the training ends after {self._step} of "
                 f"{self.stages[-1].end} steps",
-                soft_wrap=True,
             )
         return record
 

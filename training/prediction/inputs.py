@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,15 +59,10 @@ class Part:
     start: int | None = None
     stop: int | None = None
 
-    def to_json(self) -> str:
-        """The part as text, which `from_json` reads."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value or value == 0})
-
     @classmethod
-    def from_json(cls, text: str) -> Part:
-        """The part that a text of `to_json` stands for."""
-        content = json.loads(text)
-        return cls(**{**content, "names": tuple(content.get("names", ()))})
+    def from_json(cls, content: Mapping[str, Any]) -> Part:
+        """The part whose fields, as `dataclasses.asdict` gives them, were sent as JSON."""
+        return cls(**{**content, "names": tuple(content["names"])})
 
     def __str__(self) -> str:
         if self.names:

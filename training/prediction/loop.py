@@ -28,7 +28,7 @@ class Prediction:
         unreadable: path of each file that could not be read -> reason.
         interrupted: whether the user ended the run.
         flicker: share of pixels whose label changes where the picture does not; None if it was not measured.
-        timed_frames: number of frames that the durations are of; None: all.
+        timed_frames: number of frames that the durations are of; fewer than all where a run was resumed.
     """
 
     frames: int = 0
@@ -37,7 +37,7 @@ class Prediction:
     unreadable: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     flicker: float | None = None
-    timed_frames: int | None = None
+    timed_frames: int = 0
 
     def summary(self) -> dict[str, Any]:
         """The content of the JSON file. Rates are in frames per second, None if there was no frame."""
@@ -45,7 +45,7 @@ class Prediction:
             "frames_per_second": self.seconds,
             "segmenting_frames_per_second": self.segmenting_seconds,
         }
-        timed = self.frames if self.timed_frames is None else self.timed_frames
+        timed = self.timed_frames
         return {
             "frames": self.frames,
             **{name: round(timed / seconds, 2) if timed else None for name, seconds in rates.items()},
@@ -101,6 +101,7 @@ def segment_frames(
                 if flicker is not None:
                     flicker.update(image, segmentation.labels)
                 done.frames += 1
+                done.timed_frames += 1
                 after_frame()
     finally:
         done.seconds = time.perf_counter() - started

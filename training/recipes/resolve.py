@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dinov3_seg_ros.bundle.loading import load_bundle
-from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import head_options
 from dinov3_seg_ros.model.pretrained.normalisation import IMAGENET
 from dinov3_seg_ros.support.cpu import this_cpu, usable_cores
 from dinov3_seg_ros.support.errors import RecipeError
 from training.recipes.schema import HeadChoice, NetworkInput, Recipe
 from training.support.processes import local_process_count, process_state
+
+if TYPE_CHECKING:
+    from dinov3_seg_ros.model.backbone import Backbone
 
 _logger = logging.getLogger(__name__)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.overlay import colour_mask, to_bgr
 from dinov3_seg_ros.support.files import replacing_file
 from training.support.text import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ROW_HEIGHT = 180
 # Of each picture in a row: a PNG file is at most a million pixels wide, and an image may have few lines.
@@ -90,6 +92,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _two_charts(height: float) -> tuple[Figure, Axes, Axes]:
     """A figure of so many inches with two charts side by side."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, height))  # pyplot would need a display and keep the figure
     # Fixed margins: matplotlib's layouts draw everything once more, and a run draws after each validation.
     left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.13, "top": 0.92})
@@ -102,6 +106,8 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -
     Args:
         counts: (C, C + 1), see `ConfusionMatrix`; the column of unlabelled pixels is left out where it is empty.
     """
+    from matplotlib.figure import Figure
+
     if not counts[:, -1].any():
         counts = counts[:, :-1]
     columns = [*class_names, "unlabelled"][: counts.shape[1]]

@@ -22,6 +22,7 @@ from dinov3_seg_ros.support.errors import RecipeError
 from dinov3_seg_ros.support.files import locked
 from training.samples.feature_cache import DISCARDED, KEY_FILE, KEY_LENGTH, CacheSettings, Extract, FeatureCache
 from training.samples.loader import Key
+from training.support.text import say
 from training.support.writing import writing
 
 #: Computes the keys that each cache lacks; yields numbers of samples that were written.
@@ -65,7 +66,7 @@ def fill_caches(
 
     is_outdated = _decided_by_main(main and any(cache.is_outdated(extract) for cache in caches))
     if not is_outdated and not sum(map(len, _missing(caches, accelerator)[1])):
-        console.print(f"feature cache: all {samples} samples are there", soft_wrap=True)
+        say(console, f"feature cache: all {samples} samples are there")
         return
     folder = Path(settings.folder)
     with contextlib.ExitStack() as stack:
@@ -80,10 +81,10 @@ def fill_caches(
         lacking = sum(map(len, everybodys))
         needed = sum(len(keys) * cache.sample_bytes() for cache, keys in zip(caches, everybodys, strict=True))
         present = _check_room(settings, needed)
-        console.print(
+        say(
+            console,
             f"feature cache: {lacking} of {samples} samples to compute, {_gb(needed)}; all caches in {folder} "
             f"take {_gb(present)} so far, at most {settings.max_gb:g} GB",
-            soft_wrap=True,
         )
         accelerator.wait_for_everyone()  # until all have looked how full the disk is
         with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -106,10 +107,10 @@ def _decided_by_main(decision: bool) -> bool:
 def _discard_outdated(caches: Sequence[FeatureCache], extract: Extract, console: Console) -> None:
     for cache in caches:
         if cache.is_outdated(extract):
-            console.print(
+            say(
+                console,
                 f"feature cache: the samples in {cache.folder} are not what is computed now (another version of a "
                 "library computed them); they are computed again",
-                soft_wrap=True,
             )
             cache.discard()
 
@@ -128,7 +129,7 @@ def _alone_in(folder: Path, console: Console) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder, wait=False))
         except BlockingIOError:
-            console.print(f"feature cache: another training is filling {folder}; waiting for it", soft_wrap=True)
+            say(console, f"feature cache: another training is filling {folder}; waiting for it")
             stack.enter_context(locked(folder))
         held = stack.pop_all()
     with held:

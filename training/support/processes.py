@@ -6,12 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
 
 from dinov3_seg_ros.support.errors import RecipeError
+
+if TYPE_CHECKING:  # accelerate takes a second, which no help of a command needs
+    from accelerate import Accelerator, PartialState
 
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # So long processes wait for each other: for the main one above all, which alone checks the data set and evaluates. One
@@ -24,6 +26,8 @@ def process_state() -> PartialState:
 
     Processes wait three hours for each other, also while the main one works alone, then all end.
     """
+    from accelerate import PartialState
+
     return PartialState(cpu=_on_cpu(), timeout=_PATIENCE)
 
 
@@ -43,6 +47,8 @@ def make_accelerator(precision: str, tracker: str = "none", folder: str | None =
     Raises:
         RecipeError: this machine does not support the precision.
     """
+    from accelerate import Accelerator
+
     process_state()  # accelerate would connect the processes with less patience
     try:
         return Accelerator(
@@ -71,5 +77,7 @@ def lack_of_memory_explained() -> Iterator[None]:
 
 def _on_cpu() -> bool:
     """Whether accelerate must be told to use CPUs: without a GPU it would not connect the processes otherwise."""
+    from accelerate.utils import parse_flag_from_env
+
     several = "LOCAL_RANK" in os.environ
     return parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())

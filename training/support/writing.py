@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from dinov3_seg_ros.support.command_line import CommandParser
@@ -98,6 +97,8 @@ def save_with_torch(content: Any, path: Path) -> None:
     Raises:
         OSError: the file cannot be written; torch itself would raise RuntimeError for a full disk.
     """
+    import torch
+
     with open(path, "wb") as handle:
         try:
             torch.save(content, handle)

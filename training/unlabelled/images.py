@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName, ImageReader, choose_topics, name_of_frame
 from dinov3_seg_ros.bag.message_types import known_types
 from dinov3_seg_ros.bag.recordings import check_metadata, messages_of, open_recording
+from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source
@@ -48,10 +48,11 @@ class UnlabelledImage(NamedTuple):
         Raises:
             OutputError: the file cannot be written.
         """
-        with writing(target), replacing_file(target) as temporary:
+        with writing(target):
             if self.file is None:
-                temporary.write_bytes(cv2.imencode(".png", to_bgr(self.pixels))[1].tobytes())
-            else:
+                write_picture(target, to_bgr(self.pixels))
+                return
+            with replacing_file(target) as temporary:
                 shutil.copyfile(self.file, temporary)
 
 

@@ -6,14 +6,16 @@ All are deterministic for a seed. Distances are Euclidean, between the features 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from dinov3_seg_ros.support.errors import ParameterError, nearest
 from training.unlabelled.coverage import Coverage
-from training.unlabelled.description import Pool
 from training.unlabelled.k_means import k_means, squared_distances
+
+if TYPE_CHECKING:
+    from training.unlabelled.description import Pool
 
 #: Stands for `CLASS_COVERAGE` with a head. Without one it stands for `COVERAGE` where there are target images, and for
 #: `TYPICAL` where there are none: the best of what docs/few_labels.md compares.
@@ -42,7 +44,7 @@ class Choice(NamedTuple):
     why: str
 
 
-Choose = Callable[[Pool, int, np.random.Generator], list[Choice]]
+Choose: TypeAlias = "Callable[[Pool, int, np.random.Generator], list[Choice]]"
 
 
 class Strategy(NamedTuple):

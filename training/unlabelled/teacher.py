@@ -80,6 +80,11 @@ class Teacher:
         window = (0.0, 0.0, float(height), float(width))
         return HeadSegmentation(logits, image.shape[:2], window, StageTimes())
 
+    def close(self) -> None:
+        """Release the models."""
+        for segmenter in self._segmenters:
+            segmenter.close()
+
 
 def _probabilities(head: HeadSegmentation, size: tuple[int, int]) -> Tensor:
     """Probabilities (1, C, h, w) on the CPU."""

@@ -92,7 +92,7 @@ def map_classes(written: Any, ignore: Any, source: SourceClasses) -> ClassMap:
     """Join what a recipe says of the classes with what the folder says.
 
     Args:
-        written: ``data.classes``, see `items.parse_classes`; None: the folder's own classes.
+        written: ``data.classes``, see `items.parse_classes`; None: the folder's own, which must be some.
         ignore: ``data.ignore``, see `items.parse_ignored`.
         source: the classes that the folder names.
 
@@ -131,7 +131,7 @@ class _Joined:
         colours, twice = self._colour_owners(items)
         if not values:
             values = self._values_without_any(items)
-        _check_ignored(ignored.values, values, as_number, self._counted_from_one(names, values))
+        _check_ignored(ignored.values, values, as_number, _counted_from_one(names, values))
         _check_ignored(ignored.colours, colours, as_colour, "")
         if self.ignore is None:
             ignored.values = [value for value in [unlabelled_value(count)] if value not in values]
@@ -144,7 +144,7 @@ class _Joined:
         ids, unlabelled = {name: index for index, name in enumerate(names)}, unlabelled_value(count)
         numbers = {value: ids[name] for value, name in values.items()} | dict.fromkeys(ignored.values, unlabelled)
         hues = {colour: ids[name] for colour, name in colours.items()} | dict.fromkeys(ignored.colours, unlabelled)
-        number_advice = self._number_advice(names, values, ignored.values)
+        number_advice = _number_advice(names, values, ignored.values)
         without = [own.colours[0] for name, own in items.items() if own.colours and name not in values.values()]
         no_numbers = f"but data.classes has colours without a value: {_as_values(without)}" if without else ""
         masks = MaskLabels(
@@ -153,13 +153,11 @@ class _Joined:
             no_colours=f"{twice}; give every class a colour, no two the same" if twice else MaskLabels.NO_COLOURS,
             no_numbers="" if self.source.drawn else no_numbers,
         )
-        return ClassMap(names, self._palette(items), masks)
+        return ClassMap(names, _palette(items), masks)
 
     def _items(self) -> dict[str, Items]:
         """The items of each class, without names."""
         if self.written is None:
-            if not self.source.classes:
-                raise DatasetError("the folder names no classes: list them under data.classes in the recipe")
             return {entry.name: Items(list(entry.values), list(entry.colours)) for entry in self.source.classes}
         if all(own is None for own in self.written.values()):
             return self._listed(list(self.written))
@@ -269,25 +267,28 @@ class _Joined:
                 + (f". Of these classes there is no label: {first_of(absent, _NAMED)}" if absent else "")
             )
 
-    def _palette(self, items: Mapping[str, Items]) -> list[Colour]:
-        """The first colour of each class; where two would look the same, or one has none, colours of our own."""
-        own = [value_colour(entry.colours[0]) if entry.colours else None for entry in items.values()]
-        made = default_palette(len(own))
-        return [made[index] if colour is None else colour for index, colour in enumerate(own)]
 
-    def _number_advice(self, names: Sequence[str], values: Mapping[int, str], ignored: Iterable[int]) -> str:
-        allowed = ranges(values) or "no values"
-        return (
-            f"allowed are {allowed} (the {len(names)} classes) and the ignored values {sorted(set(ignored))}: "
-            "correct the mask, or add the value to a class of data.classes or to data.ignore"
-        )
+def _palette(items: Mapping[str, Items]) -> list[Colour]:
+    """The first colour of each class; where it has none, one of our own."""
+    own = [value_colour(entry.colours[0]) if entry.colours else None for entry in items.values()]
+    made = default_palette(len(own))
+    return [made[index] if colour is None else colour for index, colour in enumerate(own)]
 
-    def _counted_from_one(self, names: Sequence[str], values: Mapping[int, str]) -> str:
-        """Advice for classes that seem to count from 1."""
-        if values != dict(enumerate(names)):
-            return ""
-        shown = ", ".join(f"{name}: {index + 1}" for index, name in enumerate(names[:3]))
-        return f". If the masks count the classes from 1, write data.classes as {{{shown}, ...}}"
+
+def _number_advice(names: Sequence[str], values: Mapping[int, str], ignored: Iterable[int]) -> str:
+    allowed = ranges(values) or "no values"
+    return (
+        f"allowed are {allowed} (the {len(names)} classes) and the ignored values {sorted(set(ignored))}: "
+        "correct the mask, or add the value to a class of data.classes or to data.ignore"
+    )
+
+
+def _counted_from_one(names: Sequence[str], values: Mapping[int, str]) -> str:
+    """Advice for classes that seem to count from 1."""
+    if values != dict(enumerate(names)):
+        return ""
+    shown = ", ".join(f"{name}: {index + 1}" for index, name in enumerate(names[:3]))
+    return f". If the masks count the classes from 1, write data.classes as {{{shown}, ...}}"
 
 
 def _check_ignored(ignored: Iterable[int], owner: Mapping[int, str], describe: Callable[[int], str], more: str) -> None:

@@ -17,9 +17,9 @@ from training.data.classes.lists import classes_of_shapes
 from training.data.reading.content import as_text, check_ids, laid_out_like, read_head, read_json, read_once
 from training.data.reading.paths import parent, split_named, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
-from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
 from training.data.reading.tree import Tree
+from training.data.run_lengths import region_of_coco
 
 _KEYS = ("images", "annotations", "categories")
 # Files of COCO's that hold no regions, or those of other files again.
@@ -204,7 +204,7 @@ def _are_boxes(files: Mapping[str, _File]) -> bool:
     return 0 < boxes == sum(len(image.regions) for file in files.values() for image in file.images)
 
 
-def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+def _parse(sample: Sample) -> Drawing:
     image: _Image = sample.entry
     shapes = []
     for value, region in image.regions:

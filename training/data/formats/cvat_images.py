@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from training.data.classes.lists import classes_of_shapes
 from training.data.reading.content import laid_out_like, read_head, read_once
 from training.data.reading.paths import parent, split_named, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
-from training.data.reading.run_lengths import region_of
 from training.data.reading.shapes import (
     Drawing,
     Shape,
@@ -27,6 +27,7 @@ from training.data.reading.shapes import (
     turned,
 )
 from training.data.reading.tree import Tree
+from training.data.run_lengths import region_of
 
 _ROOT = b"<annotations>"
 _HEAD = 4096
@@ -57,7 +58,7 @@ class CvatImages(Format):
             raise DatasetError(f"{tree.root} holds no XML of CVAT's (<annotations>)")
         labels = (label for file in files.values() for label in file.labels)
         classes = classes_of_shapes(labels, next(iter(files)))
-        reader = ShapeReader(_Parser(classes.value_of))
+        reader = ShapeReader(functools.partial(_parse, classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
             folder = parent(name)
@@ -96,34 +97,30 @@ class _File(NamedTuple):
     images: list[_Image]
 
 
-class _Parser:
-    """Gives the drawing of an image."""
+def _parse(values: Mapping[str, int], sample: Sample) -> Drawing:
+    """The drawing of an image."""
+    image: _Image = sample.entry
+    return Drawing([_shape(region, values) for region in image.regions], image.size)
 
-    def __init__(self, values: Mapping[str, int]) -> None:
-        self._values = values
 
-    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
-        image: _Image = sample.entry
-        return Drawing([self._shape(region) for region in image.regions], image.size)
-
-    def _shape(self, region: _Region) -> Shape:
-        if region.label not in self._values:
-            raise ValueError(f"the label '{region.label}' is not listed")
-        value, written = self._values[region.label], region.attributes
-        if region.kind == "mask":
-            at = int(written["top"]), int(written["left"])
-            lengths = [int(length) for length in written["rle"].split(",")]
-            return Shape(value, bitmap=region_of(lengths, int(written["height"]), int(written["width"])), at=at)
-        if region.kind == "ellipse":
-            centre, radii = _numbers(written, "cx", "cy"), _numbers(written, "rx", "ry")
-            return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
-        if region.kind == "box":
-            corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
-            return Shape(value, (from_corner(turned(corners, float(written.get("rotation", 0)))),))
-        points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
-        if region.kind == "polyline":
-            return Shape(value, thick_line(points, _LINE_WIDTH))
-        return Shape(value, (from_corner(points),))
+def _shape(region: _Region, values: Mapping[str, int]) -> Shape:
+    if region.label not in values:
+        raise ValueError(f"the label '{region.label}' is not listed")
+    value, written = values[region.label], region.attributes
+    if region.kind == "mask":
+        at = int(written["top"]), int(written["left"])
+        lengths = [int(length) for length in written["rle"].split(",")]
+        return Shape(value, bitmap=region_of(lengths, int(written["height"]), int(written["width"])), at=at)
+    if region.kind == "ellipse":
+        centre, radii = _numbers(written, "cx", "cy"), _numbers(written, "rx", "ry")
+        return Shape(value, (ellipse(centre, radii, float(written.get("rotation", 0))),))
+    if region.kind == "box":
+        corners = rectangle(ring([*_numbers(written, "xtl", "ytl"), *_numbers(written, "xbr", "ybr")]))
+        return Shape(value, (from_corner(turned(corners, float(written.get("rotation", 0)))),))
+    points = ring([[float(number) for number in pair.split(",")] for pair in written["points"].split(";")])
+    if region.kind == "polyline":
+        return Shape(value, thick_line(points, _LINE_WIDTH))
+    return Shape(value, (from_corner(points),))
 
 
 def _numbers(written: Mapping[str, str], *keys: str) -> list[float]:

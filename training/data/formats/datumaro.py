@@ -13,9 +13,9 @@ from training.data.formats.coco import folders_of_images, split_of_file
 from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
 from training.data.reading.paths import split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
-from training.data.reading.run_lengths import region_of_coco
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line, turned
 from training.data.reading.tree import Tree
+from training.data.run_lengths import region_of_coco
 
 _MARKS = (b'"categories"', b'"dm_format_version"', b'"items"')
 _HEAD = 4096
@@ -123,7 +123,7 @@ def _item(item: dict[str, Any], labels: Sequence[str]) -> _Item:
     )
 
 
-def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+def _parse(sample: Sample) -> Drawing:
     item: _Item = sample.entry
     return Drawing([_shape(value, found, item.size) for value, found in item.regions], item.size)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class LabelStudio(Format):
                     f"{absent[0]}; put the images beside the JSON, which does not hold them, or into a folder images "
                     "there"
                 )
-        reader = ShapeReader(_Parser(classes.value_of))
+        reader = ShapeReader(functools.partial(_parse, classes.value_of))
         return LabelledFolder(classes, samples, reader, unlabelled=count_unlabelled(tree, samples))
 
 
@@ -104,16 +105,11 @@ class _Task(NamedTuple):
     is_empty: bool
 
 
-class _Parser:
-    """Gives the drawing of a task."""
-
-    def __init__(self, values: dict[str, int]) -> None:
-        self._values = values
-
-    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
-        task: _Task = sample.entry
-        shapes = [_shape(region, self._values[region.label]) for region in task.regions]
-        return Drawing(shapes, task.regions[0].size if task.regions else None)
+def _parse(values: Mapping[str, int], sample: Sample) -> Drawing:
+    """The drawing of a task."""
+    task: _Task = sample.entry
+    shapes = [_shape(region, values[region.label]) for region in task.regions]
+    return Drawing(shapes, task.regions[0].size if task.regions else None)
 
 
 def _shape(region: _Region, value: int) -> Shape:

@@ -88,7 +88,7 @@ def _layers(tree: Tree) -> list[_Layer]:
     return sorted(layers, key=lambda layer: (layer.task, layer.annotation, layer.file))
 
 
-def _parse(sample: Sample, _size: tuple[int, int]) -> Drawing:
+def _parse(sample: Sample) -> Drawing:
     shapes = [Shape(value, bitmap=read_mask(file).values >= _HALF_OPAQUE) for value, file in sample.entry]
     bitmap = shapes[0].bitmap
     return Drawing(largest_first(shapes), None if bitmap is None else (bitmap.shape[0], bitmap.shape[1]))

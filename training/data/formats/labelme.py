@@ -8,6 +8,7 @@ import functools
 import math
 import posixpath
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Labelme(Format):
         return LabelledFolder(
             classes,
             samples,
-            ShapeReader(_Parser(classes.value_of, classes.ignored.values)),
+            ShapeReader(functools.partial(_parse, classes.value_of, classes.ignored.values[0])),
             spare,
             unlabelled=count_unlabelled(tree, samples),
         )
@@ -79,38 +80,34 @@ class _File(NamedTuple):
     inside: str = ""
 
 
-class _Parser:
-    """Gives the drawing of a labelme JSON."""
+def _parse(values: Mapping[str, int], ignored: int, sample: Sample) -> Drawing:
+    """The drawing of a JSON."""
+    content = read_json(sample.labels)
+    shapes = [_shape(shape, values, ignored) for shape in content["shapes"]]
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    return Drawing(shapes, (int(height), int(width)) if height and width else None)
 
-    def __init__(self, values: dict[str, int], ignored: tuple[int, ...]) -> None:
-        self._values, self._ignored = values, ignored
 
-    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
-        content = read_json(sample.labels)
-        shapes = [self._shape(shape) for shape in content["shapes"]]
-        height, width = content.get("imageHeight"), content.get("imageWidth")
-        return Drawing(shapes, (int(height), int(width)) if height and width else None)
-
-    def _shape(self, shape: dict[str, Any]) -> Shape:
-        label = shape["label"]
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"a shape has the label {label!r}")
-        value = self._ignored[0] if is_ignored_name(label) else self._values[plain_name(label)]
-        kind, points = shape.get("shape_type") or "polygon", ring(shape["points"])
-        if kind == "mask":
-            return _mask(shape["mask"], points, value)
-        if kind == "polygon":
-            return Shape(value, (points,))
-        if kind == "rectangle":
-            return Shape(value, (rectangle(points),))
-        if kind == "circle":
-            radius = math.dist(points[0], points[1])
-            return Shape(value, (ellipse(points[0], (radius, radius)),))
-        if kind in ("line", "linestrip"):
-            return Shape(value, thick_line(points, _LINE_WIDTH))
-        if kind in ("point", "points"):
-            return Shape(value, tuple(ellipse(point, (_POINT_RADIUS, _POINT_RADIUS)) for point in points))
-        raise ValueError(f"shape_type {kind} is not known")
+def _shape(shape: dict[str, Any], values: Mapping[str, int], ignored: int) -> Shape:
+    label = shape["label"]
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"a shape has the label {label!r}")
+    value = ignored if is_ignored_name(label) else values[plain_name(label)]
+    kind, points = shape.get("shape_type") or "polygon", ring(shape["points"])
+    if kind == "mask":
+        return _mask(shape["mask"], points, value)
+    if kind == "polygon":
+        return Shape(value, (points,))
+    if kind == "rectangle":
+        return Shape(value, (rectangle(points),))
+    if kind == "circle":
+        radius = math.dist(points[0], points[1])
+        return Shape(value, (ellipse(points[0], (radius, radius)),))
+    if kind in ("line", "linestrip"):
+        return Shape(value, thick_line(points, _LINE_WIDTH))
+    if kind in ("point", "points"):
+        return Shape(value, tuple(ellipse(point, (_POINT_RADIUS, _POINT_RADIUS)) for point in points))
+    raise ValueError(f"shape_type {kind} is not known")
 
 
 def _mask(encoded: str, corners: np.ndarray, value: int) -> Shape:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -50,38 +52,35 @@ class Supervisely(Format):
                 samples.setdefault(split_of(name), []).append(Sample(tree.path(image), tree.path(name)))
         count = sum(map(len, samples.values()))
         unlabelled = sum("/img/" in f"/{image}" for image in tree.images) - count
-        return LabelledFolder(classes, samples, ShapeReader(_Parser(classes.value_of)), spare, unlabelled)
+        reader = ShapeReader(functools.partial(_parse, classes.value_of))
+        return LabelledFolder(classes, samples, reader, spare, unlabelled)
 
 
-class _Parser:
-    """Gives the drawing of an annotation."""
+def _parse(values: Mapping[str, int], sample: Sample) -> Drawing:
+    """The drawing of an annotation."""
+    content = read_json(sample.labels)
+    size = content["size"]
+    return Drawing([_shape(found, values) for found in content["objects"]], (int(size["height"]), int(size["width"])))
 
-    def __init__(self, values: dict[str, int]) -> None:
-        self._values = values
 
-    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
-        content = read_json(sample.labels)
-        size = content["size"]
-        return Drawing([self._shape(found) for found in content["objects"]], (int(size["height"]), int(size["width"])))
-
-    def _shape(self, found: dict[str, Any]) -> Shape:
-        title, kind = found["classTitle"], found["geometryType"]
-        if title not in self._values:
-            raise ValueError(f"{_PROJECT} does not list the class '{title}'")
-        value = self._values[title]
-        if kind == "bitmap":
-            left, top = found["bitmap"]["origin"]
-            return Shape(value, bitmap=decode_bitmap(found["bitmap"]["data"]), at=(int(top), int(left)))
-        points = ring(found["points"]["exterior"])
-        if kind == "polygon":
-            return Shape(value, (points,), tuple(ring(hole) for hole in found["points"].get("interior", ())))
-        if kind == "rectangle":
-            return Shape(value, (rectangle(points),))
-        if kind == "line":
-            return Shape(value, thick_line(points, _LINE_WIDTH))
-        if kind == "point":
-            return Shape(value, (ellipse(points[0], (_POINT_RADIUS, _POINT_RADIUS)),))
-        raise ValueError(f"geometryType {kind} is not known")
+def _shape(found: dict[str, Any], values: Mapping[str, int]) -> Shape:
+    title, kind = found["classTitle"], found["geometryType"]
+    if title not in values:
+        raise ValueError(f"{_PROJECT} does not list the class '{title}'")
+    value = values[title]
+    if kind == "bitmap":
+        left, top = found["bitmap"]["origin"]
+        return Shape(value, bitmap=decode_bitmap(found["bitmap"]["data"]), at=(int(top), int(left)))
+    points = ring(found["points"]["exterior"])
+    if kind == "polygon":
+        return Shape(value, (points,), tuple(ring(hole) for hole in found["points"].get("interior", ())))
+    if kind == "rectangle":
+        return Shape(value, (rectangle(points),))
+    if kind == "line":
+        return Shape(value, thick_line(points, _LINE_WIDTH))
+    if kind == "point":
+        return Shape(value, (ellipse(points[0], (_POINT_RADIUS, _POINT_RADIUS)),))
+    raise ValueError(f"geometryType {kind} is not known")
 
 
 def decode_bitmap(data: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Via(Format):
             raise DatasetError(f"{tree.root} holds no JSON with regions of VGG Image Annotator")
         labels = {label for images in files.values() for image in images for label, _ in image.regions}
         classes = drawn_classes(tree, labels, next(iter(files)))
-        reader = ShapeReader(_Parser(classes.value_of))
+        reader = ShapeReader(functools.partial(_parse, classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, images in files.items():
             for image in images:
@@ -62,15 +63,10 @@ class _Image(NamedTuple):
     regions: tuple[tuple[str, Mapping[str, Any]], ...]
 
 
-class _Parser:
-    """Gives the drawing of an image."""
-
-    def __init__(self, values: Mapping[str, int]) -> None:
-        self._values = values
-
-    def __call__(self, sample: Sample, _size: tuple[int, int]) -> Drawing:
-        image: _Image = sample.entry
-        return Drawing([_shape(self._values[label], written) for label, written in image.regions])
+def _parse(values: Mapping[str, int], sample: Sample) -> Drawing:
+    """The drawing of an image."""
+    image: _Image = sample.entry
+    return Drawing([_shape(values[label], written) for label, written in image.regions])
 
 
 def _shape(value: int, written: Mapping[str, Any]) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from dinov3_seg_ros.frames.image_files import image_size
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND, READERS, agreed, find_classes, read_yaml_classes
@@ -80,7 +82,7 @@ class Yolo(Format):
         texts = [name for name in tree.with_suffix(".txt") if "labels" in plain(name).split("/")]
         spare = [tree.path(name) for name in texts if name not in known]
         count = max(value for entry in names.classes for value in entry.values)
-        read = ShapeReader(_Parser(count), needs_size=True)
+        read = ShapeReader(functools.partial(_parse, count))
         return LabelledFolder(names, samples, read, spare, unlabelled, splits.absent)
 
 
@@ -147,30 +149,27 @@ def _with_background(listed: SourceClasses) -> SourceClasses:
     return SourceClasses(classes, listed.origin, drawn=True)
 
 
-class _Parser:
-    """Gives the drawing of a text file, whose classes are below a count."""
+def _parse(count: int, sample: Sample) -> Drawing:
+    """The drawing of a text file, whose classes are below a count."""
+    if not sample.entry:
+        return Drawing([])
+    size = image_size(sample.source())
+    lines = [line for line in read_text(sample.labels).splitlines() if line.strip()]
+    return Drawing(largest_first(_shape(line, count, size) for line in lines), size)
 
-    def __init__(self, count: int) -> None:
-        self._count = count
 
-    def __call__(self, sample: Sample, size: tuple[int, int]) -> Drawing:
-        if not sample.entry:
-            return Drawing([])
-        lines = [line for line in read_text(sample.labels).splitlines() if line.strip()]
-        return Drawing(largest_first(self._shape(line, size) for line in lines))
-
-    def _shape(self, line: str, size: tuple[int, int]) -> Shape:
-        number, *numbers = line.split()
-        if not 0 <= int(number) < self._count:
-            raise ValueError(f"a line has the class {number}, but {self._count} classes have names")
-        points = np.array(numbers, np.float64).reshape(-1, 2)
-        if len(points) == 2:  # a box: centre, width and height
-            points = rectangle(np.stack([points[0] - points[1] / 2, points[0] + points[1] / 2]))
-        if np.abs(points - 0.5).max() > _MOST_OUTSIDE:
-            raise ValueError(f"the line '{line[:40]}' has no shares of the image's size from 0 to 1")
-        height, width = size
-        # Shares count from the corner of the first pixel.
-        return Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),))
+def _shape(line: str, count: int, size: tuple[int, int]) -> Shape:
+    number, *numbers = line.split()
+    if not 0 <= int(number) < count:
+        raise ValueError(f"a line has the class {number}, but {count} classes have names")
+    points = np.array(numbers, np.float64).reshape(-1, 2)
+    if len(points) == 2:  # a box: centre, width and height
+        points = rectangle(np.stack([points[0] - points[1] / 2, points[0] + points[1] / 2]))
+    if np.abs(points - 0.5).max() > _MOST_OUTSIDE:
+        raise ValueError(f"the line '{line[:40]}' has no shares of the image's size from 0 to 1")
+    height, width = size
+    # Shares count from the corner of the first pixel.
+    return Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),))
 
 
 def _has_boxes(tree: Tree, name: str) -> bool:

@@ -10,8 +10,9 @@ from training.data.base import DataSettings, Split
 from training.data.classes.lists import published_classes
 from training.data.classes.map import number_map
 from training.data.labelled_images import LabelledImages, complete
-from training.data.published.layout import find_pairs, find_parts, spread_evenly
+from training.data.published.layout import find_pairs, find_parts
 from training.support.section import Folder
+from training.support.spread import spread
 
 
 class CamVidData(DataSettings):
@@ -35,6 +36,6 @@ class CamVidData(DataSettings):
         images, masks = find_parts("CamVid", self.root, (f"{split}/images", split), (f"{split}/masks", f"{split}annot"))
         classes = published_classes("camvid", range(11), ignored=[11])
         samples, spare = find_pairs(images, masks)
-        if split == "train" and self.train_images is not None:
-            samples = spread_evenly(samples, self.train_images)
+        if split == "train":
+            samples = [samples[index] for index in spread(len(samples), self.train_images)]
         return complete(LabelledImages(self.root, samples, number_map(classes), spare_masks=spare))

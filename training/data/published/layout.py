@@ -63,12 +63,6 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[list[S
     return samples, [mask for stem, mask in mask_of.items() if stem not in image_of]
 
 
-def spread_evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose ``count`` samples at equal distances; all of them where there are fewer."""
-    count = min(count, len(samples))
-    return [samples[(2 * index + 1) * len(samples) // (2 * count)] for index in range(count)]
-
-
 def listed_names(path: Path) -> list[str]:
     """Stems that a text file lists, one in a line, alone or as the paths of files.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import unicodedata
@@ -83,18 +84,15 @@ class Pairing:
 def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None:
     """The rule that pairs most images with a mask; None where none pairs any."""
     best: Pairing | None = None
-    rules, keys = _RULES, [_whole_key, _bare_key]
-    if patterns != NO_PATTERNS:
-        rules, keys = {"data.images, data.masks": _by_patterns}, [*keys, _stem_key]
-    for title, divide in rules.items():
-        files = divide(tree, patterns)
+    if patterns == NO_PATTERNS:
+        divided, keys = {rule: divide(tree) for rule, divide in _RULES.items()}, [_whole_key, _bare_key]
+    else:
+        divided = {"data.images, data.masks": _by_patterns(tree, patterns)}
+        keys = [_whole_key, _bare_key, _stem_key]
+    for rule, files in divided.items():
         for key_of in keys:
-            found = _paired(
-                title,
-                [(key_of(name, patterns.images), name) for name in files.images],
-                [(key_of(name, patterns.masks), name) for name in files.masks],
-                [(key_of(name, patterns.images), name) for name in files.others],
-            )
+            of_image, of_mask = (functools.partial(key_of, pattern=pattern) for pattern in patterns)
+            found = _paired(rule, files, of_image, of_mask)
             if found.pairs and (best is None or len(found.pairs) > len(best.pairs)):
                 best = found
     return best if best is not None or patterns != NO_PATTERNS else _by_stems(tree)
@@ -102,12 +100,9 @@ def find_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS) -> Pairing | None
 
 def _by_stems(tree: Tree) -> Pairing | None:
     """Pair files of folders that have nothing else in common, such as ``image_2`` and ``semantic``; each stem once."""
-    files = _by_folders(tree, NO_PATTERNS)
-    found = _paired(
-        "by the names of files in folders of images and of masks",
-        [(_stem_key(name, None), name) for name in files.images or files.others],
-        [(_stem_key(name, None), name) for name in files.masks],
-    )
+    files = _by_folders(tree)
+    files = _Files(files.images or files.others, files.masks, [])
+    found = _paired("by the names of files in folders of images and of masks", files, _stem_key, _stem_key)
     return found if found.pairs and not found.twice else None
 
 
@@ -117,8 +112,9 @@ def _by_ending(tree: Tree, ending: str) -> Pairing | None:
     images = sorted(set(tree.images).difference(masks))
     found = _paired(
         f"masks end in {ending}",
-        [((plain(stem(name)),), name) for name in images],
-        [((plain(name.removesuffix(ending)),), name) for name in masks],
+        _Files(images, masks, []),
+        lambda image: (plain(stem(image)),),
+        lambda mask: (plain(mask.removesuffix(ending)),),
     )
     return found if found.pairs else None
 
@@ -160,17 +156,14 @@ class _Files(NamedTuple):
     others: list[str]
 
 
-def _paired(
-    rule: str,
-    images: Sequence[tuple[Key, str]],
-    masks: Sequence[tuple[Key, str]],
-    others: Sequence[tuple[Key, str]] = (),
-) -> Pairing:
+def _paired(rule: str, files: _Files, key_of_image: Callable[[str], Key], key_of_mask: Callable[[str], Key]) -> Pairing:
     """Pair files of the same key.
 
     Of files of which nothing is said, those with a mask are images too; and all of them, where images are rarely called
     so. Nothing else tells an image without a mask from a picture of something else.
     """
+    images, others = ([(key_of_image(name), name) for name in names] for names in (files.images, files.others))
+    masks = [(key_of_mask(name), name) for name in files.masks]
     named, with_mask = {key for key, _ in images}, {key for key, _ in masks}
     others = [other for other in others if other[0] not in named]
     labelled = [other for other in others if other[0] in with_mask]
@@ -199,12 +192,12 @@ def _by_roles(roles: Mapping[str, Role | None]) -> _Files:
     return _Files(of("image"), of("mask"), of(None))
 
 
-def _by_folders(tree: Tree, _patterns: Patterns) -> _Files:
+def _by_folders(tree: Tree) -> _Files:
     """Masks lie in folders whose names say so: ``masks``, ``train_labels``, ``camera_annotations``."""
     return _by_roles({name: _role_of_folders(name) for name in tree.images})
 
 
-def _by_names(tree: Tree, _patterns: Patterns) -> _Files:
+def _by_names(tree: Tree) -> _Files:
     """The first or the last word of a file's name says what it is: ``a_mask.png``, ``labels.png``.
 
     What has a mask is none itself: ``label_1.jpg`` beside ``label_1_mask.png``.
@@ -215,7 +208,7 @@ def _by_names(tree: Tree, _patterns: Patterns) -> _Files:
     return _by_roles(roles | {name: None for name, stem in stems.items() if stem in of_masks})
 
 
-def _by_suffixes(tree: Tree, _patterns: Patterns) -> _Files:
+def _by_suffixes(tree: Tree) -> _Files:
     """Photos and masks lie side by side: ``a.jpg`` and ``a.png``."""
     photos = [name for name in tree.images if _has_suffix(name, LOSSY_SUFFIXES)]
     stems = set(map(stem, photos))
@@ -233,7 +226,7 @@ def _by_patterns(tree: Tree, patterns: Patterns) -> _Files:
         with_mask = {_stem_key(name, patterns.masks) for name in masks}
         for name in sorted(known.difference(masks)):
             by_folders, by_name = _role_of_folders(name), _role_of_name(name)
-            if by_name == "mask" and _stem_key(name, None) in with_mask:  # what has a mask is none itself
+            if by_name == "mask" and _stem_key(name) in with_mask:  # what has a mask is none itself
                 by_name = None
             if "mask" not in (by_folders, by_name):
                 (images if "image" in (by_folders, by_name) else others).append(name)
@@ -244,7 +237,7 @@ def _by_patterns(tree: Tree, patterns: Patterns) -> _Files:
     return _Files([name for name in images if name not in chosen], masks, others)
 
 
-_RULES: dict[str, Callable[[Tree, Patterns], _Files]] = {
+_RULES: dict[str, Callable[[Tree], _Files]] = {
     "by the names of folders": _by_folders,
     "by the names of files": _by_names,
     "JPEG and PNG of the same name": _by_suffixes,
@@ -299,7 +292,7 @@ def _bare_key(name: str, pattern: str | None) -> Key:
     return (*filter(None, map(_bare, folders)), _bare(stem))
 
 
-def _stem_key(name: str, pattern: str | None) -> Key:
+def _stem_key(name: str, pattern: str | None = None) -> Key:
     """The stem alone: for folders that have nothing in common."""
     return (_without_pattern(name, pattern)[1],)
 

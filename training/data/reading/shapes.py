@@ -96,19 +96,16 @@ class ShapeReader:
     """Reads the labels of samples whose labels are shapes.
 
     Args:
-        parse: gives the drawing of a sample; it is given the size of the image, (height, width), if ``needs_size`` says
-            so, and else (0, 0).
-        needs_size: whether the shapes are given in shares of the image's size.
+        parse: gives the drawing of a sample; it can be pickled.
     """
 
-    def __init__(self, parse: Callable[[Sample, tuple[int, int]], Drawing], needs_size: bool = False) -> None:
-        self._parse, self._needs_size = parse, needs_size
+    def __init__(self, parse: Callable[[Sample], Drawing]) -> None:
+        self._parse = parse
 
     def __call__(self, sample: Sample) -> MaskPixels:
         """See `training.data.reading.protocol.ReadLabels`."""
-        size = image_size(sample.source()) if self._needs_size else (0, 0)
         try:
-            drawing = self._parse(sample, size)
+            drawing = self._parse(sample)
             if drawing.size is not None and not 0 < min(drawing.size) <= max(drawing.size) < _FARTHEST:
                 raise ValueError(f"the image is said to have {drawing.size[1]}x{drawing.size[0]} pixels")
         except DAMAGED as error:
@@ -117,7 +114,7 @@ class ShapeReader:
                 "export it anew",
                 "unreadable file",
             ) from error
-        return draw(drawing, drawing.size or (size if self._needs_size else image_size(sample.source())))
+        return draw(drawing, drawing.size or image_size(sample.source()))
 
 
 def ring(points: Any, offset: float = 0.0) -> Polygon:

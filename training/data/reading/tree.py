@@ -57,8 +57,8 @@ class Tree:
             folders[:] = [name for name in folders if not name.startswith(_FOREIGN_FOLDERS)]
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
-            files = (name for name in names if not _is_special(os.path.join(folder, name)))
-            seen = [f"{prefix}{name}" for name in files if not name.startswith(".")]
+            shown = (name for name in names if not name.startswith("."))
+            seen = [f"{prefix}{name}" for name in shown if not _is_special(os.path.join(folder, name))]
             if fault := utf8_fault(seen):
                 raise DatasetError(f"the name of the file {fault}")
             yield from seen

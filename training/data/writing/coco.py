@@ -10,9 +10,9 @@ import numpy as np
 
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.support.files import write_json
+from training.data.run_lengths import compressed, run_lengths
 from training.data.writing.protocol import LabelWriter, ShapeKind
 from training.data.writing.regions import Region
-from training.data.writing.run_lengths import compressed, run_lengths
 
 _FILE = "annotations.json"
 # COCO's coordinates count from the corner of the first pixel.

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.support.files import replacing_file, write_json
+from training.data.run_lengths import run_lengths
 from training.data.writing.protocol import LabelWriter, ShapeKind
 from training.data.writing.regions import Region
-from training.data.writing.run_lengths import run_lengths
 
 _FILE, _LABELS_FILE = "annotations.xml", "cvat_labels.json"
 # CVAT's coordinates count from the corner of the first pixel.
