@@ -22,7 +22,13 @@ from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
-from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
+from dinov3_seg_ros.ros.signals import (
+    begin_end,
+    end_on_hangup,
+    exit_without_threads,
+    ignore_until_exit,
+    leave_ending_to_rclpy,
+)
 from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
 
 # How to write a parameter of a type, for who has written one of another type.
@@ -60,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if rclpy.ok():
             raise
         return  # interrupted before there was anything to close
+    end_on_hangup()
     logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
     if ignored := remove_ros_args([sys.argv[0], *words])[1:]:

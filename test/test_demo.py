@@ -372,7 +372,7 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(images, tmp_path):
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_demo_without_a_traceback(number, images, tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
+from dinov3_seg_ros.ros.signals import end_on_hangup
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
     LOCALHOST_ONLY,
@@ -62,7 +63,11 @@ def last_words(log: Path) -> str:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would."""
+    """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would.
+
+    From now on SIGHUP ends this process as SIGTERM does, and what it runs with it.
+    """
+    end_on_hangup()
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
