@@ -273,9 +273,15 @@ class FrameLoop:
         style = Style.of(self._options())
         for name, head in result.heads.items():
             self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
-        stamp = seconds_of(frame.header.stamp)
-        delay = self._clock.now().nanoseconds * 1e-9 - stamp if stamp else None
-        self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
+        statistics, stamp = self.statistics[frame.camera], seconds_of(frame.header.stamp)
+        now = self._clock.now().nanoseconds * 1e-9
+        self._faults.note(frame.camera, statistics.segmented(frame.received, now - stamp if now and stamp else None))
+        if not now:
+            details = (
+                "use_sim_time is set, and nothing has arrived on /clock, so no latency can be measured; start the "
+                "simulator, play the recording with --clock, or leave use_sim_time out"
+            )
+            self._faults.note(frame.camera, statistics.noted("no time", details, raises_level=False))
 
     def _wanted_heads(self, camera: str) -> list[str]:
         return [n for n, output in self._outputs[camera].items() if self._switches.head_is_on(n) and output.wanted]

@@ -124,7 +124,7 @@ class CameraStatistics:
 
         Args:
             received: when it arrived, seconds of the monotonic clock.
-            delay: seconds from its stamp until now, by the node's clock; None for a frame without a stamp.
+            delay: seconds from its stamp until now, by the node's clock; None where one of them is unknown.
         """
         with self._lock:
             self._segmented += 1
