@@ -59,6 +59,8 @@ class SegmentationNode(LifecycleNode):
         last_error: of a transition that failed, or of models that failed later, until one succeeds; empty for none.
     """
 
+    _is_made = False  # until then, rclpy may destroy it, but there is nothing to close
+
     def __init__(self, end_process: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
@@ -82,6 +84,7 @@ class SegmentationNode(LifecycleNode):
         self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
         answer_transitions(self, self._answer)
+        self._is_made = True
 
     # Transitions
 
@@ -343,7 +346,12 @@ class SegmentationNode(LifecycleNode):
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
     def destroy_node(self) -> None:
-        """Destroy the node, and the DDS participant with it, if it is the last node of its context."""
+        """Close the node and destroy it, and the DDS participant with it, if it is the last node of its context."""
+        try:
+            if self._is_made:
+                self.close()
+        except Exception as error:
+            self.get_logger().error(f"the node could not be closed: {describe_error(error)}")
         super().destroy_node()
         destroy_state_machine(self)
 
