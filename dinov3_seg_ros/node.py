@@ -62,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rclpy.try_shutdown()
         hints = (f"; {hint}" for expected, hint in _HINTS.items() if f"expecting type '{expected}'" in str(error))
         sys.exit(f"segmentation: {error}{next(hints, '')}")
-    except Exception:
-        if rclpy.ok():
+    except Exception as error:
+        if not rclpy.ok():
+            return  # interrupted before there was anything to close
+        if type(error).__name__ != "RCLError":
             raise
-        return  # interrupted before there was anything to close
+        rclpy.try_shutdown()
+        sys.exit(f"segmentation: {error}")
     end_on_hangup()
     logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
