@@ -99,9 +99,6 @@ class CameraInput:
         def take(image: Any, info: Mapping[str, Any]) -> None:
             receive(camera, image, gaps.before(info, self._image.matched()))
 
-        def take_calibration(info: CameraInfo, _: Mapping[str, Any]) -> None:
-            self._take_calibration(info)
-
         self._name = name = topic(camera, "image")
         if transport != "raw":
             name = endpoints.below(name, transport)
@@ -109,7 +106,7 @@ class CameraInput:
         self._image = FollowingSubscription(endpoints, self._message_type, name, take)
         try:
             self._info = FollowingSubscription(
-                endpoints, CameraInfo, topic(camera, "camera_info"), take_calibration, follow_durability=True
+                endpoints, CameraInfo, topic(camera, "camera_info"), self._take_calibration, follow_durability=True
             )
         except BaseException:
             self._image.close()
@@ -174,7 +171,7 @@ class CameraInput:
         self._image.close()
         self._info.close()
 
-    def _take_calibration(self, info: CameraInfo) -> None:
+    def _take_calibration(self, info: CameraInfo, _message_info: Mapping[str, Any]) -> None:
         self.has_calibration = True
         try:
             check_camera_info(info)
