@@ -69,7 +69,7 @@ class SegmentationNode(LifecycleNode):
         self._settings = NodeParameters(self, self._wake.trigger)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
-        self._hang_watch = HangWatch(self._faults, end_process)
+        self._hang_watch = HangWatch(self.get_logger(), end_process)
         self._switches = Switches(self)
         self._bond = Bond(self)
         self._outputs = HeadOutputs(
