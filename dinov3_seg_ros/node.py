@@ -21,7 +21,6 @@ from rclpy.utilities import remove_ros_args
 from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
-from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.ros.signals import (
     begin_end,
     end_on_hangup,
@@ -29,7 +28,7 @@ from dinov3_seg_ros.ros.signals import (
     ignore_until_exit,
     leave_ending_to_rclpy,
 )
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.ros.transport import prepare_process
 
 # How to write a parameter of a type, for who has written one of another type.
 _HINTS = {
@@ -48,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "-h" in words or "--help" in words:
         print((__doc__ or "").strip().replace("``", ""))
         return
-    configure_transport()
-    warn_of_unfinished_segments()
-    keep_freed_memory()
+    prepare_process()
     leave_ending_to_rclpy()
     try:
         rclpy.init(args=[sys.argv[0], *words])
