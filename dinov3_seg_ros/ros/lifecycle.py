@@ -76,7 +76,8 @@ class SegmentationNode(LifecycleNode):
             self._endpoints, self._switches, self._settings, self.get_clock(), self._note_output_fault
         )
         self._loop: FrameLoop | None = None
-        self._last_loop: FrameLoop | None = None
+        # The same, or the one that was stopped last, whose last frame may still be processed.
+        self._newest_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
         self._announced: Segmenter | None = None
         self._is_configured = False
@@ -119,12 +120,12 @@ class SegmentationNode(LifecycleNode):
         if self._models.error is not None:
             raise SegmentationError(f"there are no models: {self._models.error}; clean the node up and configure it")
         self._refuse_while_hung()
-        if self._last_loop is not None and not self._last_loop.join(_SHORTLY_S):
+        if self._newest_loop is not None and not self._newest_loop.join(_SHORTLY_S):
             raise RuntimeFailedError(f"{_STUCK}; wait until it has")
         result = super().on_activate(state)
         try:
             self._outputs.publish_label_info(self._settings.current().confidence_threshold)
-            self._loop = FrameLoop(
+            self._loop = self._newest_loop = FrameLoop(
                 self._outputs.by_camera,
                 self._endpoints,
                 self._switches,
@@ -242,8 +243,8 @@ class SegmentationNode(LifecycleNode):
                 except (ParameterError, RuntimeFailedError):
                     return  # the transition will say it
             await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
-        elif name == "activate" and self._last_loop is not None:
-            await wait_in_thread(self, functools.partial(self._last_loop.join, STOP_S))
+        elif name == "activate" and self._newest_loop is not None:
+            await wait_in_thread(self, functools.partial(self._newest_loop.join, STOP_S))
         elif name in ("deactivate", "shutdown") and self._loop is not None:
             self._loop.stop()
             await wait_in_thread(self, functools.partial(self._loop.join, STOP_S))
@@ -341,7 +342,7 @@ class SegmentationNode(LifecycleNode):
 
     def join(self, timeout_s: float = STOP_S) -> str:
         """Wait until what `close` stopped has ended; return what has not after ``timeout_s``, or empty text."""
-        if self._last_loop is not None and not self._last_loop.join(timeout_s):
+        if self._newest_loop is not None and not self._newest_loop.join(timeout_s):
             return _STUCK
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
@@ -396,18 +397,14 @@ class SegmentationNode(LifecycleNode):
                 found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))
         return found
 
-    def _newest_loop(self) -> FrameLoop | None:
-        """The frame loop, or the one that was stopped last, whose last frame may still be processed."""
-        return self._loop or self._last_loop
-
     def _frame_ends(self) -> Callable[[float], bool] | None:
         """What waits until no frame uses the models any more."""
-        loop = self._newest_loop()
-        return None if loop is None else loop.join
+        return None if self._newest_loop is None else self._newest_loop.join
 
     def _look_for_hang(self) -> str:
-        loop = self._newest_loop()
-        return "" if loop is None else self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
+        if (loop := self._newest_loop) is None:
+            return ""
+        return self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
 
     def _stop(self) -> dict[str, CameraStatistics]:
         """Stop the frame loop; what became of its frames, by camera."""
@@ -415,7 +412,7 @@ class SegmentationNode(LifecycleNode):
         if (loop := self._loop) is None:
             return {}
         loop.stop()  # if this fails, closing the node tries again
-        self._loop, self._last_loop = None, loop
+        self._loop = None
         if not loop.join(_SHORTLY_S):
             loop.abandon()
             if self.context.ok():  # else the process is ending, which says it itself
