@@ -11,7 +11,7 @@ from typing import Any
 
 from dinov3_seg_ros.ros.cameras.worker import Pace
 
-#: A frame hangs when it takes longer than this, and this many times longer than the frame before, or the warm-up;
+#: A frame hangs when it takes longer than this, and this many times longer than both frames before, or the warm-up;
 #: frames that are segmented together may take as many times longer.
 LIMIT_S, LIMIT_TIMES = 10.0, 5.0
 
