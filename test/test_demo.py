@@ -119,7 +119,10 @@ def test_a_source_that_is_none_is_named(source, said):
         next(open_source(source))
 
 
-def test_a_missing_mask_is_named(tmp_path):
+@pytest.mark.parametrize("make", [lambda path: None, os.mkfifo, os.mkdir])
+def test_a_mask_that_is_no_file_is_named(make, tmp_path):
+    (tmp_path / "masks").mkdir()
+    make(tmp_path / "masks" / "a.png")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"masks/a\.png is missing"):
         list(open_source(str(tmp_path), tmp_path / "masks"))
