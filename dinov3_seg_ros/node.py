@@ -21,9 +21,14 @@ from rclpy.utilities import remove_ros_args
 from dinov3_seg_ros.ros.compatibility import RclError
 from dinov3_seg_ros.ros.health.fault_log import describe_error
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
-from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
-from dinov3_seg_ros.ros.signals import begin_end, exit_without_threads, ignore_until_exit, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.ros.signals import (
+    begin_end,
+    end_on_hangup,
+    exit_without_threads,
+    ignore_until_exit,
+    leave_ending_to_rclpy,
+)
+from dinov3_seg_ros.ros.transport import prepare_process
 
 # How to write a parameter of a type, for who has written one of another type.
 _HINTS = {
@@ -42,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "-h" in words or "--help" in words:
         print((__doc__ or "").strip().replace("``", ""))
         return
-    configure_transport()
-    warn_of_unfinished_segments()
-    keep_freed_memory()
+    prepare_process()
     leave_ending_to_rclpy()
     try:
         rclpy.init(args=[sys.argv[0], *words])
@@ -56,10 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rclpy.try_shutdown()
         hints = (f"; {hint}" for expected, hint in _HINTS.items() if f"expecting type '{expected}'" in str(error))
         sys.exit(f"segmentation: {error}{next(hints, '')}")
-    except Exception:
-        if rclpy.ok():
+    except Exception as error:
+        if not rclpy.ok():
+            return  # interrupted before there was anything to close
+        if type(error).__name__ != "RCLError":
             raise
-        return  # interrupted before there was anything to close
+        rclpy.try_shutdown()
+        sys.exit(f"segmentation: {error}")
+    end_on_hangup()
     logging.getLogger("dinov3_seg_ros").setLevel(logging.INFO)
     logging.getLogger("dinov3_seg_ros").addHandler(_RosLog(node))
     if ignored := remove_ros_args([sys.argv[0], *words])[1:]:

@@ -7,6 +7,9 @@ This file runs under the Python of `ros2`, the system's, which has none of the l
 it reads the parameters from a file, and what is imported here may import the standard library alone.
 """
 
+import os
+import re
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
@@ -47,7 +50,8 @@ def generate_launch_description() -> LaunchDescription:
 
 def _node(context: LaunchContext) -> list[LifecycleNode]:
     def value(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
+        # A launch file that includes this one may leave any argument empty.
+        return LaunchConfiguration(name).perform(context) or OTHERS.get(name, ("",))[0]
 
     # A value that cannot be used is refused here, before any process is started; the node refuses pairs of them.
     given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
@@ -61,13 +65,21 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 f"{name} is '{source}', but with cameras it is looked for below each prefix; give a relative name, "
                 f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
             )
+        if not re.fullmatch(r"(~?/)?[A-Za-z_{][\w{}]*(/[A-Za-z_{][\w{}]*)*", source, re.ASCII):
+            raise ParameterError(
+                f"{name} is '{source}', which is no name of a topic: those are letters, digits and underscores, with "
+                "single slashes between them, such as camera/image_raw"
+            )
     log_level = value("log_level")
     if log_level.rpartition(":=")[2].lower() not in LOG_LEVELS:
         raise ParameterError(f"log_level is '{log_level}'; use one of: {', '.join(LOG_LEVELS)}")
     sources = {"image": image, "camera_info": info}
     use_sim_time = value("use_sim_time")
     clock = {"use_sim_time": parse_option(USE_SIM_TIME, use_sim_time)} if use_sim_time else {}
-    if not value("params_file") and not given.get("bundles"):
+    file = os.path.expanduser(value("params_file"))
+    if file and not os.path.isfile(file):
+        raise ParameterError(f"params_file is '{file}', and there is no such file; give the path of a YAML file")
+    if not file and not given.get("bundles"):
         given.setdefault("bundle", str(resource_path("weights/demo")))
     return [
         LifecycleNode(
@@ -75,7 +87,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             name="segmentation",
             namespace=value("namespace"),
             parameters=[
-                value("params_file") or str(resource_path("config/segmentation.yaml")),
+                file or str(resource_path("config/segmentation.yaml")),
                 {name: to_parameter(PARAMETERS[name], found) for name, found in given.items()} | clock,
             ],
             remappings=[

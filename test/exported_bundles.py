@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from graphs import write_graphs
@@ -27,6 +28,7 @@ def write_exported_bundle(
     *,
     name: str = "tiny",
     num_classes: int = 5,
+    class_names: Sequence[str] = (),
     network_size: tuple[int, int] = (64, 96),
     geometry: str = "letterbox",
     seed: int = 1,
@@ -36,6 +38,7 @@ def write_exported_bundle(
 
     It holds no weights but those in the graphs. Bundles of any seed share one backbone.
     """
+    names = list(class_names) or [f"class_{i}" for i in range(num_classes)]
     path.mkdir(parents=True)
     _write_empty_safetensors(path / HEAD_FILE, {"seed": str(seed)})
     manifest = Manifest(
@@ -48,7 +51,7 @@ def write_exported_bundle(
             network_size=network_size, geometry=geometry, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
             value_range=value_range,
         ),
-        classes=ClassesSection(names=[f"class_{i}" for i in range(num_classes)], palette=default_palette(num_classes)),
+        classes=ClassesSection(names=names, palette=default_palette(len(names))),
         head=HeadSection(name="aspp"),
         files={HEAD_FILE: sha256_of_file(path / HEAD_FILE)},
     )  # fmt: skip

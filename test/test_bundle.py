@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def test_a_manifest_that_is_no_json_is_refused(bundle):
         load_bundle(bundle.path)
 
 
-def test_a_path_that_is_no_bundle_is_refused(tmp_path):
+def test_a_path_that_is_no_bundle_is_refused(bundle, tmp_path):
+    said = f"{bundle.path / 'bundle.json'}: this is a file in the folder {bundle.path}; give the folder of a bundle"
+    with pytest.raises(BundleError, match=re.escape(said)):
+        load_bundle(bundle.path / "bundle.json")
     with pytest.raises(BundleError, match="no such folder"):
         load_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"holds no bundle.json$"):

@@ -119,7 +119,10 @@ def test_a_source_that_is_none_is_named(source, said):
         next(open_source(source))
 
 
-def test_a_missing_mask_is_named(tmp_path):
+@pytest.mark.parametrize("make", [lambda path: None, os.mkfifo, os.mkdir])
+def test_a_mask_that_is_no_file_is_named(make, tmp_path):
+    (tmp_path / "masks").mkdir()
+    make(tmp_path / "masks" / "a.png")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"masks/a\.png is missing"):
         list(open_source(str(tmp_path), tmp_path / "masks"))
@@ -174,7 +177,7 @@ def test_the_demo_refuses_to_show_what_it_would_replace(source, tmp_path, capsys
 @pytest.mark.ros
 def test_demos_side_by_side_measure_each_its_own_stream_and_keep_pictures(tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
-    bundle = write_exported_bundle(tmp_path / "tiny", num_classes=len(scenes.CLASS_NAMES), network_size=(64, 96))
+    bundle = write_exported_bundle(tmp_path / "tiny", class_names=scenes.CLASS_NAMES, network_size=(64, 96))
     command = [sys.executable, "-m", "dinov3_seg_ros.demo", "--bundle", str(bundle.path)]
     command += ["--seconds", "6", "--rate", "10", "--size", "96", "128"]
     outputs, runs = [tmp_path / name for name in ("one", "other")], []
@@ -231,6 +234,35 @@ def test_given_masks_are_checked_for_being_class_ids(values, refusal, doubt, tmp
             recorder = Recorder("demo", ["floor", "wall"], None, tmp_path, video, masks=tmp_path / "masks")
             with pytest.raises(DatasetError, match=f"masks {refusal}") if refusal else contextlib.nullcontext():
                 recorder._on_truth(truth)
+            assert doubt in recorder.doubt and bool(doubt) == bool(recorder.doubt)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("names", "scored", "doubt"),
+    [(list(scenes.CLASS_NAMES), 1, ""), (["floor", "wall"], 0, "classes are not those of the synthetic rooms")],
+)
+def test_rooms_are_scored_for_a_bundle_of_their_classes_alone(names, scored, doubt, tmp_path):
+    rclpy = pytest.importorskip("rclpy", reason="no ROS 2 here")
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from dinov3_seg_ros.demo.recorder import Recorder
+    from dinov3_seg_ros.ros.cameras.messages import fill_image
+
+    mask = fill_image(Image(), np.array([[0, 1]], np.uint8), "mono8", Header())
+    with claimed_domain() as domain:
+        rclpy.init(args=[], domain_id=domain)
+        try:
+            recorder = Recorder("demo", names, None, tmp_path, Video(tmp_path / "overlay.mp4", 10.0))
+            recorder._on_truth(mask)
+            recorder._on_mask(mask)
+            summary = recorder.summary()
+            assert summary["scored"] == scored
+            assert (summary["miou"] is not None) == bool(scored)
             assert doubt in recorder.doubt and bool(doubt) == bool(recorder.doubt)
             recorder.destroy_node()
         finally:
@@ -372,7 +404,7 @@ def test_the_demo_does_not_wait_for_a_node_that_says_nothing(images, tmp_path):
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_demo_without_a_traceback(number, images, tmp_path):
     pytest.importorskip("rclpy", reason="no ROS 2 here")
     bundle = write_exported_bundle(tmp_path / "tiny", network_size=(64, 96))

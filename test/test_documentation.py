@@ -325,9 +325,9 @@ def test_every_message_that_troubleshooting_quotes_is_in_the_code():
 
 
 def test_troubleshooting_has_every_fault_that_a_camera_is_noted_for():
-    files = ("ros/health/camera_statistics.py", "ros/cameras/camera_info.py")
+    files = ("ros/health/camera_statistics.py", "ros/cameras/camera_info.py", "ros/cameras/frame_loop.py")
     nodes = [node for name in files for node in ast.walk(ast.parse((ROOT / "dinov3_seg_ros" / name).read_text()))]
-    noting = ("self._note", "self._noted_only", "MessageError")
+    noting = ("self.noted", "statistics.noted", "MessageError")
     calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in noting]
     faults = {call.args[0].value for call in calls if is_text(call.args[0])}
     assert len(faults) >= 6

@@ -12,7 +12,6 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 from dinov3_seg_ros.ros.cameras import hang_watch
 from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
 from dinov3_seg_ros.ros.cameras.worker import LatestFrameWorker, Pace
-from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
 pytestmark = pytest.mark.ros
 
@@ -38,7 +37,7 @@ def ends():
 
 @pytest.fixture
 def watch(lines, ends):
-    return HangWatch(FaultLog(lines), lambda: ends.append(True))
+    return HangWatch(lines, lambda: ends.append(True))
 
 
 def look(watch, pace, exit_after_s=0.0):

@@ -50,6 +50,20 @@ def parameters_of(node):
     return {"".join(part.text for part in key): value for key, value in node._Node__parameters[1].items()}
 
 
+def file_of(node):
+    """The parameter file that a node is given."""
+    if hasattr(node, "parameters"):
+        return node.parameters[0]
+    return "".join(part.text for part in node._Node__parameters[0].param_file)
+
+
+def ending_and_logging_of(node):
+    """Whether a node is started again when it ends, and its ROS arguments."""
+    if hasattr(node, "respawn"):
+        return node.respawn, node.ros_arguments
+    return node._ExecuteLocal__respawn, node._Node__ros_arguments
+
+
 def texts_of(value):
     """The words of a parameter; launch holds them as YAML, in parts."""
     return [word if isinstance(word, str) else yaml.safe_load("".join(part.text for part in word)) for word in value]
@@ -87,8 +101,22 @@ def test_a_launch_file_needs_no_library_of_the_nodes_environment(name):
 
 
 def test_seg_launch_starts_one_lifecycle_node():
-    (node,) = nodes_of_seg_launch(bundle="given", image_topic="given", namespace="given", params_file="given")
+    (node,) = nodes_of_seg_launch(bundle="given", image_topic="given", namespace="given")
     assert isinstance(node, LifecycleNode)
+
+
+def test_a_parameter_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my file.yaml").touch()
+    (node,) = nodes_of_seg_launch(params_file="~/my file.yaml")
+    assert file_of(node) == str(tmp_path / "my file.yaml")
+
+
+def test_what_an_including_launch_file_leaves_empty_has_its_default():
+    (node,) = nodes_of_seg_launch(**dict.fromkeys(("image_topic", "params_file", "log_level", "respawn"), ""))
+    assert remappings_of(node) == {"image": "image", "camera_info": "camera_info"}
+    assert file_of(node) == str(resource_path("config/segmentation.yaml"))
+    assert ending_and_logging_of(node) == (False, ["--log-level", "info"])
 
 
 def test_a_launch_file_knows_the_parameters_as_the_node_describes_them():
@@ -134,6 +162,11 @@ def test_a_value_range_is_a_word_or_two_numbers(text, value):
         ("use_sim_time", "yes"),
         ("log_level", "loud"),
         ("log_level", "segmentation:=loud"),
+        ("params_file", "/nowhere.yaml"),
+        ("image_topic", "/camera/image_raw/"),
+        ("image_topic", "camera image"),
+        ("image_topic", "camera//image"),
+        ("camera_info_topic", "../camera_info"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused_by_its_name(name, text):
@@ -170,7 +203,7 @@ def test_an_argument_of_several_values_is_refused_too(name, text, said):
     ],
 )
 def test_topics_of_one_camera_or_of_several_are_remapped(given, expected):
-    (node,) = nodes_of_seg_launch(bundle="given", params_file="given", **given)
+    (node,) = nodes_of_seg_launch(bundle="given", **given)
     assert expected.items() <= remappings_of(node).items()
 
 
@@ -186,11 +219,7 @@ def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, rela
 @pytest.mark.parametrize(("respawn", "log_level"), [("true", "debug"), ("False", "WARN"), ("True", "rcl:=fatal")])
 def test_respawn_and_log_level_reach_the_node(respawn, log_level):
     (node,) = nodes_of_seg_launch(bundle="given", respawn=respawn, log_level=log_level)
-    if hasattr(node, "respawn"):
-        found = node.respawn, node.ros_arguments
-    else:
-        found = node._ExecuteLocal__respawn, node._Node__ros_arguments
-    assert found == (respawn.lower() == "true", ["--log-level", log_level])
+    assert ending_and_logging_of(node) == (respawn.lower() == "true", ["--log-level", log_level])
 
 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("False", False), ("", None)])

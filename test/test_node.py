@@ -282,7 +282,8 @@ def test_repeated_signals_in_mid_stream_end_the_process_with_code_zero(graph, bu
     assert "dropped" not in node.log
 
 
-def test_a_process_that_ends_removes_its_shared_memory(graph, bundle):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGHUP])
+def test_a_process_that_ends_removes_its_shared_memory(graph, bundle, signal_number):
     node = graph.start_node(bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     camera.wait_for_subscriber()
@@ -290,7 +291,7 @@ def test_a_process_that_ends_removes_its_shared_memory(graph, bundle):
     opened = {os.path.realpath(link) for link in Path(f"/proc/{node.process.pid}/fd").iterdir()}
     locks = {Path(path) for path in opened if re.search(r"/fast(dds|rtps)_[0-9a-f]{16}_el$", path)}
     assert locks, opened
-    assert node.end() == 0, node.log
+    assert node.end(signal_number) == 0, node.log
     assert not [lock for lock in locks if lock.exists()]
     assert not [lock for lock in locks if lock.with_name(lock.name.removesuffix("_el")).exists()]
 

@@ -395,6 +395,17 @@ def test_a_frame_that_ends_after_the_node_was_cleaned_up_is_left_out(bundle, tmp
         assert "a frame was dropped" not in capfd.readouterr().err
 
 
+def test_a_node_that_is_destroyed_while_active_leaves_no_thread(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path), bond_heartbeat_period=0.05) as (_, node):
+        start(node)
+        ours = {"segmentation_worker", "bond"}
+        assert "segmentation_worker" in {thread.name for thread in threading.enumerate()}
+        node.destroy_node()
+        assert not ours & {thread.name for thread in threading.enumerate()}
+        time.sleep(0.2)
+        assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("broken", ["_wanted_heads", "_start_segmenting", "_finish", "_publish"])
 def test_an_unexpected_error_drops_one_frame_and_the_level_recovers(bundle, tmp_path, monkeypatch, broken):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):

@@ -167,6 +167,7 @@ def test_a_value_that_cannot_be_used_is_refused_with_those_that_can(start_with_f
         (["--ros-args", "-p", "threads:=1.5"], 1, "'INTEGER': threads; write a whole number, such as 1"),
         (["--ros-args", "-p", "overlay_alpha:=1"], 1, "overlay_alpha; write a number with a point, such as 1.0"),
         (["--ros-args", "-p", "bundle:=1e3"], 1, "bundle; put a text that looks like a number into quotes: "),
+        (["--ros-args", "-r", "__ns:=/robot/"], 1, "segmentation: error creating node: invalid node namespace: "),
         (["--ros-args", "-p", "autostart:=1"], 1, "autostart; write true or false"),
     ],
 )

@@ -111,6 +111,13 @@ def test_reliability_follows_publishers_and_no_image_is_lost_or_doubled(graph, s
     assert calibrations, "sent before the node was active, and kept by its publisher"
 
 
+def test_a_topic_that_is_open_with_another_type_is_told_by_its_remapping(graph, small_exported_bundle):
+    node = graph.start_node(bundle=small_exported_bundle.path, remap={"image": "camera_info"})
+    line = "topic camera_info cannot be opened; check the remappings: it is open with another type in this process: "
+    graph.spin_until(lambda: line in node.log, "the reason")
+    assert "qos_overrides" not in node.log
+
+
 def test_an_override_fixes_the_reliability_and_a_mismatch_is_told(graph, small_exported_bundle):
     fixed = {"qos_overrides./image.subscription.reliability": "reliable"}
     node = graph.start_node(bundle=small_exported_bundle.path, **fixed)

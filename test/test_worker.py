@@ -264,8 +264,34 @@ def test_a_turn_that_fails_is_over_for_the_pace():
     assert worker.pace().oldest_s == 0.0
 
 
+class CountedWorker(LatestFrameWorker):
+    """Tells of the end of each turn."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.done = threading.Semaphore(0)
+
+    def _leave(self, *turn):
+        super()._leave(*turn)
+        self.done.release()
+
+    def pace_after(self, item):
+        """How long the next turn may be expected to take, once the turn of an item is over."""
+        self.put("a", item)
+        assert self.done.acquire(timeout=5)
+        return self.pace().expected_s
+
+
+def test_a_turn_that_hung_is_no_measure_for_the_next_one():
+    worker = CountedWorker(lambda items: lambda: time.sleep(items[0][1]) or 1, on_error=lambda slots, error: None)
+    worker.start()
+    paces = [worker.pace_after(seconds) for seconds in (0.01, 0.5, 0.5)]
+    end(worker)
+    assert paces[1] < 0.5 <= paces[2], "from then on, turns take as long"
+
+
 def test_turns_that_compute_nothing_do_not_lower_the_pace():
-    finishes, done = iter([lambda: True, lambda: False, lambda: 1 / 0]), threading.Semaphore(0)
+    finishes = iter([lambda: True, lambda: False, lambda: 1 / 0])
 
     def start(items):
         finish = next(finishes, None)
@@ -274,19 +300,10 @@ def test_turns_that_compute_nothing_do_not_lower_the_pace():
         time.sleep(0.1 if items[0][1] == "slow" else 0.0)
         return finish
 
-    class Worker(LatestFrameWorker):
-        def _leave(self, *turn):
-            super()._leave(*turn)
-            done.release()
-
-    worker = Worker(start, on_error=lambda slots, error: None, expected_s=50.0)
+    worker = CountedWorker(start, on_error=lambda slots, error: None, expected_s=50.0)
     worker.start()
     assert worker.pace().expected_s == 50.0, "before the first turn"
-    paces = []
-    for item in ("slow", "skipped", "failed at the end", "failed at the start"):
-        worker.put("a", item)
-        assert done.acquire(timeout=5)
-        paces.append(worker.pace().expected_s)
+    paces = [worker.pace_after(item) for item in ("slow", "skipped", "failed at the end", "failed at the start")]
     end(worker)
     assert 0.1 <= paces[0] < 50.0
     assert all(pace >= paces[0] for pace in paces)

@@ -149,7 +149,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     try:
         folder = _folder(Path(given).expanduser())
         hub_id = None if folder.exists() else parse_hub_id(given)
-        is_folder = folder.is_dir()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
     except (OSError, RuntimeError) as error:  # the latter for the home of an unknown user
         shown = f"{given[:_MOST_SHOWN]}..." if len(given) > _MOST_SHOWN else given
         reason = getattr(error, "strerror", None) or str(error)
@@ -157,8 +157,9 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     if hub_id is not None:
         return _load_from_hub(hub_id)
     if not is_folder:
+        fault = f"this is a file in the folder {folder.parent}" if is_file else "there is no such folder"
         raise BundleError(
-            f"{folder}: there is no such folder; give the folder of a bundle (one that holds {MANIFEST_FILE}), "
+            f"{folder}: {fault}; give the folder of a bundle (one that holds {MANIFEST_FILE}), "
             f"OWNER/NAME of one on Hugging Face, or the name of one that comes with the package: {', '.join(SHIPPED)}"
         )
     return _load(folder, "copy the bundle again")

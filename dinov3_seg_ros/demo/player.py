@@ -20,9 +20,8 @@ from dinov3_seg_ros.frames.sources import Frame, open_source
 from dinov3_seg_ros.options import PublishOptions, ValueRange
 from dinov3_seg_ros.ros.camera_player import CameraPlayer
 from dinov3_seg_ros.ros.compatibility import RclError
-from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
-from dinov3_seg_ros.ros.signals import ignore_until_exit, interruptible, leave_ending_to_rclpy
-from dinov3_seg_ros.ros.transport import configure_transport, keep_freed_memory
+from dinov3_seg_ros.ros.signals import end_on_hangup, ignore_until_exit, interruptible, leave_ending_to_rclpy
+from dinov3_seg_ros.ros.transport import prepare_process
 from dinov3_seg_ros.support.command_line import (
     CommandParser,
     UsageError,
@@ -91,12 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_command(own_words)
         # Before ROS starts, whose end may crash the process and lose what is said of a source that cannot be read.
         frames = _begun(_frames(options, read_flags(PublishOptions, options).value_range))
-        configure_transport()
-        warn_of_unfinished_segments()
-        keep_freed_memory()
+        prepare_process()
         leave_ending_to_rclpy()
         rclpy.init(args=words)
         player = CameraPlayer(options.rate)
+        end_on_hangup()
         try:
             with interruptible():
                 player.wait_for_subscribers(options.subscribers, timeout_s=options.patience)

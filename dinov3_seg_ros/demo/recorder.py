@@ -14,6 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from dinov3_seg_ros import scenes
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.compression import write_picture
@@ -63,6 +64,7 @@ class Recorder(Node):
         super().__init__("recorder", namespace=namespace)
         self._names, self._colours, self._output, self._video = class_names, colours, output, video
         self._folder_of_masks, self._true_values = masks, set[int]()
+        self._has_other_classes = False
         self._frames: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._truths: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._masks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -97,7 +99,12 @@ class Recorder(Node):
 
     @property
     def doubt(self) -> str:
-        """Why the user's true masks may be none of class ids; empty for no reason."""
+        """Why true masks are not compared, or may be none of class ids; empty for no reason."""
+        if self._has_other_classes:
+            return (
+                "the bundle's classes are not those of the synthetic rooms, so its masks are not scored; for a score, "
+                "give your own images and masks with --source and --masks"
+            )
         if self._true_values != {0, 255}:
             return ""
         return (
@@ -133,6 +140,9 @@ class Recorder(Node):
         truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
         if self._folder_of_masks is not None:
             self._check_truth(truth, self._folder_of_masks)
+        elif self._names != list(scenes.CLASS_NAMES):
+            self._has_other_classes = True
+            return
         _remember(self._truths, stamp_of(message.header), truth)
         self._score(stamp_of(message.header))
 

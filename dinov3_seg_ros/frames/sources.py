@@ -126,7 +126,8 @@ def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterat
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    # A named pipe would be waited for.
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
     if mask is None:
         raise DatasetError(f"{path} is missing or cannot be read as an image")
     if mask.dtype != np.uint8 or mask.shape != size:

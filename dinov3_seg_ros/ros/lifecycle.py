@@ -59,6 +59,8 @@ class SegmentationNode(LifecycleNode):
         last_error: of a transition that failed, or of models that failed later, until one succeeds; empty for none.
     """
 
+    _is_made = False  # until then, rclpy may destroy it, but there is nothing to close
+
     def __init__(self, end_process: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__("segmentation", **options)
         self.state, self.last_error = "unconfigured", ""
@@ -67,14 +69,15 @@ class SegmentationNode(LifecycleNode):
         self._settings = NodeParameters(self, self._wake.trigger)
         self._endpoints = Endpoints(self)
         self._faults = FaultLog(self.get_logger())
-        self._hang_watch = HangWatch(self._faults, end_process)
+        self._hang_watch = HangWatch(self.get_logger(), end_process)
         self._switches = Switches(self)
         self._bond = Bond(self)
         self._outputs = HeadOutputs(
             self._endpoints, self._switches, self._settings, self.get_clock(), self._note_output_fault
         )
         self._loop: FrameLoop | None = None
-        self._last_loop: FrameLoop | None = None
+        # The same, or the one that was stopped last, whose last frame may still be processed.
+        self._newest_loop: FrameLoop | None = None
         self._recovery, self._next_step = Recovery(), Step.TRY_AGAIN
         self._announced: Segmenter | None = None
         self._is_configured = False
@@ -82,6 +85,7 @@ class SegmentationNode(LifecycleNode):
         self._models = Models(self._wake.trigger, self._note_unclosed)
         self._diagnostics = DiagnosticsPublisher(self, self._collect_diagnostics)
         answer_transitions(self, self._answer)
+        self._is_made = True
 
     # Transitions
 
@@ -116,12 +120,12 @@ class SegmentationNode(LifecycleNode):
         if self._models.error is not None:
             raise SegmentationError(f"there are no models: {self._models.error}; clean the node up and configure it")
         self._refuse_while_hung()
-        if self._last_loop is not None and not self._last_loop.join(_SHORTLY_S):
+        if self._newest_loop is not None and not self._newest_loop.join(_SHORTLY_S):
             raise RuntimeFailedError(f"{_STUCK}; wait until it has")
         result = super().on_activate(state)
         try:
             self._outputs.publish_label_info(self._settings.current().confidence_threshold)
-            self._loop = FrameLoop(
+            self._loop = self._newest_loop = FrameLoop(
                 self._outputs.by_camera,
                 self._endpoints,
                 self._switches,
@@ -239,8 +243,8 @@ class SegmentationNode(LifecycleNode):
                 except (ParameterError, RuntimeFailedError):
                     return  # the transition will say it
             await wait_in_thread(self, functools.partial(self._models.wait, CONFIGURE_S))
-        elif name == "activate" and self._last_loop is not None:
-            await wait_in_thread(self, functools.partial(self._last_loop.join, STOP_S))
+        elif name == "activate" and self._newest_loop is not None:
+            await wait_in_thread(self, functools.partial(self._newest_loop.join, STOP_S))
         elif name in ("deactivate", "shutdown") and self._loop is not None:
             self._loop.stop()
             await wait_in_thread(self, functools.partial(self._loop.join, STOP_S))
@@ -338,12 +342,17 @@ class SegmentationNode(LifecycleNode):
 
     def join(self, timeout_s: float = STOP_S) -> str:
         """Wait until what `close` stopped has ended; return what has not after ``timeout_s``, or empty text."""
-        if self._last_loop is not None and not self._last_loop.join(timeout_s):
+        if self._newest_loop is not None and not self._newest_loop.join(timeout_s):
             return _STUCK
         return "" if self._models.join(timeout_s) else "the models could not be closed: the GPU does not answer"
 
     def destroy_node(self) -> None:
-        """Destroy the node, and the DDS participant with it, if it is the last node of its context."""
+        """Close the node and destroy it, and the DDS participant with it, if it is the last node of its context."""
+        try:
+            if self._is_made:
+                self.close()
+        except Exception as error:
+            self.get_logger().error(f"the node could not be closed: {describe_error(error)}")
         super().destroy_node()
         destroy_state_machine(self)
 
@@ -388,18 +397,14 @@ class SegmentationNode(LifecycleNode):
                 found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))
         return found
 
-    def _newest_loop(self) -> FrameLoop | None:
-        """The frame loop, or the one that was stopped last, whose last frame may still be processed."""
-        return self._loop or self._last_loop
-
     def _frame_ends(self) -> Callable[[float], bool] | None:
         """What waits until no frame uses the models any more."""
-        loop = self._newest_loop()
-        return None if loop is None else loop.join
+        return None if self._newest_loop is None else self._newest_loop.join
 
     def _look_for_hang(self) -> str:
-        loop = self._newest_loop()
-        return "" if loop is None else self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
+        if (loop := self._newest_loop) is None:
+            return ""
+        return self._hang_watch.look(loop.pace(), self._settings.current().exit_after_hang)
 
     def _stop(self) -> dict[str, CameraStatistics]:
         """Stop the frame loop; what became of its frames, by camera."""
@@ -407,7 +412,7 @@ class SegmentationNode(LifecycleNode):
         if (loop := self._loop) is None:
             return {}
         loop.stop()  # if this fails, closing the node tries again
-        self._loop, self._last_loop = None, loop
+        self._loop = None
         if not loop.join(_SHORTLY_S):
             loop.abandon()
             if self.context.ok():  # else the process is ending, which says it itself

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
+from dinov3_seg_ros.ros.signals import end_on_hangup
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
     LOCALHOST_ONLY,
     PROFILE,
-    configure_transport,
     is_humble,
-    keep_freed_memory,
+    prepare_process,
     profile_variable,
 )
 from dinov3_seg_ros.support.resources import resource_path
@@ -31,15 +30,13 @@ def prepare() -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # rclpy's own handler calls it after its work
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    chosen = configure_transport(profile=LOCAL_PROFILE if is_humble() else PROFILE)
+    chosen = prepare_process(profile=LOCAL_PROFILE if is_humble() else PROFILE)
     if is_humble():  # it does not read that variable
         name, _, value = chosen.partition("=")
         if Path(value).resolve() == resource_path(PROFILE).resolve():
             os.environ[profile_variable()] = str(resource_path(LOCAL_PROFILE))
         elif name == "RMW_IMPLEMENTATION":  # with this one, Fast DDS would have no room for images
             os.environ.setdefault(LOCALHOST_ONLY, "1")
-    warn_of_unfinished_segments()
-    keep_freed_memory()
 
 
 def node_command(namespace: str, parameters: Mapping[str, Any]) -> list[str]:
@@ -62,7 +59,11 @@ def last_words(log: Path) -> str:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would."""
+    """Run a process with its output in a file; at the end send it SIGINT, as Ctrl-C would.
+
+    From now on SIGHUP ends this process as SIGTERM does, and what it runs with it.
+    """
+    end_on_hangup()
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:

@@ -34,6 +34,15 @@ def leave_ending_to_rclpy() -> None:
         signal.signal(number, _handle)
 
 
+def end_on_hangup() -> None:
+    """Take SIGHUP, of a terminal that closes, as SIGTERM, unless it is ignored, as under nohup.
+
+    Call once no hang is to be feared, such as that of ``rclpy.init``: Python's handlers wait for the call to return.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt at the first SIGINT or SIGTERM inside: for work that takes long, such as loading models.
@@ -55,8 +64,8 @@ def begin_end() -> None:
 
 
 def ignore_until_exit() -> None:
-    """Ignore SIGINT and SIGTERM until the interpreter has exited. Call after shutdown."""
-    for number in _ENDING:
+    """Ignore SIGINT, SIGTERM and SIGHUP until the interpreter has exited. Call after shutdown."""
+    for number in (*_ENDING, signal.SIGHUP):
         # In C first: a signal that arrives in the middle of `signal.signal` would be reported as an error.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).signal(int(number), ctypes.c_void_p(signal.SIG_IGN))

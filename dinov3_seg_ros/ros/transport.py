@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from dinov3_seg_ros.ros.shared_memory import warn_of_unfinished_segments
 from dinov3_seg_ros.support.resources import resource_path
 
 PROFILE = "config/fastdds.xml"
@@ -40,6 +41,14 @@ _RELEASES = {"humble": 3, "iron": 4, "jazzy": 7}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
+def prepare_process(profile: str = PROFILE) -> str:
+    """Do all that a process which sends images needs before ``rclpy.init``; see `configure_transport`."""
+    chosen = configure_transport(profile=profile)
+    warn_of_unfinished_segments()
+    keep_freed_memory()
+    return chosen
+
+
 def configure_transport(environment: MutableMapping[str, str] = os.environ, profile: str = PROFILE) -> str:
     """Give this process, and those it starts, enough shared memory for images, unless the user has chosen a transport.
 
@@ -62,7 +71,7 @@ def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
     Our own profile counts as one where it has been set, as in a process that another one of ours has started.
     """
     middleware = environment.get("RMW_IMPLEMENTATION", "")
-    if middleware and not is_fast_dds(middleware):
+    if middleware and "fastrtps" not in middleware:  # other than the default
         return f"RMW_IMPLEMENTATION={middleware}"
     for name in (profile_variable(), *TRANSPORT_VARIABLES):  # the one that is read goes before one that is not
         if environment.get(name):
@@ -79,11 +88,6 @@ def chosen_transport(environment: Mapping[str, str] = os.environ) -> str:
 def our_setting(profile: str = PROFILE) -> str:
     """``VARIABLE=PATH``: what makes Fast DDS use a profile in ``config/``."""
     return f"{profile_variable()}={resource_path(profile)}"
-
-
-def is_fast_dds(middleware: str) -> bool:
-    """Whether a value of ``RMW_IMPLEMENTATION`` names Fast DDS, the default."""
-    return not middleware or "fastrtps" in middleware
 
 
 def remedy_for_lost_images(middleware: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -14,7 +14,7 @@ from rclpy.clock import Clock
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.cameras.messages import seconds_of
-from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput, Style
+from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput
 from dinov3_seg_ros.ros.cameras.watch import CameraWatch
 from dinov3_seg_ros.ros.cameras.worker import Finish, LatestFrameWorker, Pace
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints
@@ -251,15 +251,16 @@ class FrameLoop:
                     self.statistics[frame.camera].dropped(STOPPED)
                     continue
                 with self._drop_frame_on_error(frame.camera, turn):
-                    self._publish(frame, self._smoothed(frame, result, turn), turn.segmenter)
+                    options = self._options()
+                    self._publish(frame, self._smoothed(frame, result, turn, options), turn, options)
                     turn.succeeded = True
         if turn.succeeded or turn.failure is not None:
             self._report(turn.segmenter, None if turn.succeeded else turn.failure)
         return turn.computed
 
-    def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn) -> Segmentation:
+    def _smoothed(self, frame: Frame, result: Segmentation, turn: _Turn, options: NodeOptions) -> Segmentation:
         """A frame's results, smoothed over time where that is wanted."""
-        weight = self._options().temporal_smoothing
+        weight = options.temporal_smoothing
         if not weight:
             turn.smoothers.pop(frame.camera, None)
             return result
@@ -269,13 +270,18 @@ class FrameLoop:
             # Of a driver that leaves stamps empty, the arrival must do.
             return result.smoothed(smoother, frame.rgb, seconds_of(frame.header.stamp) or frame.received)
 
-    def _publish(self, frame: Frame, result: Segmentation, segmenter: Segmenter) -> None:
-        style = Style.of(self._options())
+    def _publish(self, frame: Frame, result: Segmentation, turn: _Turn, options: NodeOptions) -> None:
         for name, head in result.heads.items():
-            self._outputs[frame.camera][name].publish(head, frame, style, segmenter.times)
-        stamp = seconds_of(frame.header.stamp)
-        delay = self._clock.now().nanoseconds * 1e-9 - stamp if stamp else None
-        self._faults.note(frame.camera, self.statistics[frame.camera].segmented(frame.received, delay))
+            self._outputs[frame.camera][name].publish(head, frame, options, turn.segmenter.times)
+        statistics, stamp = self.statistics[frame.camera], seconds_of(frame.header.stamp)
+        now = self._clock.now().nanoseconds * 1e-9
+        self._faults.note(frame.camera, statistics.segmented(frame.received, now - stamp if now and stamp else None))
+        if not now:
+            details = (
+                "use_sim_time is set, and nothing has arrived on /clock, so no latency can be measured; start the "
+                "simulator, play the recording with --clock, or leave use_sim_time out"
+            )
+            self._faults.note(frame.camera, statistics.noted("no time", details, raises_level=False))
 
     def _wanted_heads(self, camera: str) -> list[str]:
         return [n for n, output in self._outputs[camera].items() if self._switches.head_is_on(n) and output.wanted]

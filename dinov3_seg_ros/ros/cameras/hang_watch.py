@@ -7,11 +7,11 @@ process's share of the GPU can be replaced while it waits. So a hang is reported
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from dinov3_seg_ros.ros.cameras.worker import Pace
-from dinov3_seg_ros.ros.health.fault_log import FaultLog
 
-#: A frame hangs when it takes longer than this, and this many times longer than the frame before, or the warm-up;
+#: A frame hangs when it takes longer than this, and this many times longer than both frames before, or the warm-up;
 #: frames that are segmented together may take as many times longer.
 LIMIT_S, LIMIT_TIMES = 10.0, 5.0
 
@@ -20,15 +20,15 @@ class HangWatch:
     """Says once of each frame that it hangs, and that it has ended after all.
 
     Args:
-        faults: where it is said.
+        logger: of the node.
         end_process: called once, when a frame hangs for longer than is allowed.
 
     Attributes:
         hangs: whether a frame hangs.
     """
 
-    def __init__(self, faults: FaultLog, end_process: Callable[[], None]) -> None:
-        self._faults, self._end_process = faults, end_process
+    def __init__(self, logger: Any, end_process: Callable[[], None]) -> None:
+        self._logger, self._end_process = logger, end_process
         self.hangs = self._is_late = self._ends = False
 
     def look(self, pace: Pace, exit_after_s: float) -> str:
@@ -44,17 +44,17 @@ class HangWatch:
             if not (was_late and self._is_late):  # late once: the whole process may have been stopped for a while
                 return ""
             self.hangs = True
-            self._faults.fail(
+            self._logger.error(
                 f"{hang}. No mask is made until it ends. A thread that hangs cannot be stopped: start the process "
                 "again (Ctrl-C ends it within seconds). If it hangs again, look at the GPU's driver ('dmesg', "
                 "'nvidia-smi'). The parameter exit_after_hang lets the process end by itself"
             )
         elif pace.oldest_s < LIMIT_S:
             self.hangs = self._is_late = False
-            self._faults.inform("the frame that hung has ended after all; the node goes on")
+            self._logger.info("the frame that hung has ended after all; the node goes on")
             return ""
         if 0 < exit_after_s < pace.oldest_s and not self._ends:
             self._ends = True
-            self._faults.fail(f"the process ends, since exit_after_hang is {exit_after_s:.0f} s")
+            self._logger.error(f"the process ends, since exit_after_hang is {exit_after_s:.0f} s")
             self._end_process()
         return hang

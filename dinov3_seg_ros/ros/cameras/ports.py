@@ -66,28 +66,6 @@ class Frame(NamedTuple):
     calibration: Any
 
 
-class Style(NamedTuple):
-    """How results are published; may change from frame to frame.
-
-    Attributes:
-        threshold: see `OutputClasses.labels`.
-        alpha: weight of the colours in the overlay, 0..1.
-        with_names: whether the overlay has class names.
-        jpeg_quality: of the compressed overlay, 1..100.
-    """
-
-    threshold: int
-    alpha: float
-    with_names: bool
-    jpeg_quality: int
-
-    @classmethod
-    def of(cls, options: PublishOptions) -> Style:
-        """The style that the options ask for."""
-        threshold = confidence_threshold(options.confidence_threshold)
-        return cls(threshold, options.overlay_alpha, options.overlay_names, options.jpeg_quality)
-
-
 class CameraInput:
     """The subscriptions to one camera.
 
@@ -121,9 +99,6 @@ class CameraInput:
         def take(image: Any, info: Mapping[str, Any]) -> None:
             receive(camera, image, gaps.before(info, self._image.matched()))
 
-        def take_calibration(info: CameraInfo, _: Mapping[str, Any]) -> None:
-            self._take_calibration(info)
-
         self._name = name = topic(camera, "image")
         if transport != "raw":
             name = endpoints.below(name, transport)
@@ -131,7 +106,7 @@ class CameraInput:
         self._image = FollowingSubscription(endpoints, self._message_type, name, take)
         try:
             self._info = FollowingSubscription(
-                endpoints, CameraInfo, topic(camera, "camera_info"), take_calibration, follow_durability=True
+                endpoints, CameraInfo, topic(camera, "camera_info"), self._take_calibration, follow_durability=True
             )
         except BaseException:
             self._image.close()
@@ -196,7 +171,7 @@ class CameraInput:
         self._image.close()
         self._info.close()
 
-    def _take_calibration(self, info: CameraInfo) -> None:
+    def _take_calibration(self, info: CameraInfo, _message_info: Mapping[str, Any]) -> None:
         self.has_calibration = True
         try:
             check_camera_info(info)
@@ -255,16 +230,16 @@ class HeadOutput:
         """Whether any output that needs a segmentation has a subscriber."""
         return any(map(self._wants, _PICTURES))
 
-    def publish(self, found: Labelled, frame: Frame, style: Style, times: StageTimes) -> None:
+    def publish(self, found: Labelled, frame: Frame, options: PublishOptions, times: StageTimes) -> None:
         """Compute and publish the outputs that have subscribers, with the header of the frame."""
         wanted = {name for name in (*_PICTURES, "camera_info") if self._wants(name)}
         if not wanted & _PICTURES.keys():
             return
-        confidence = None
+        confidence, threshold = None, confidence_threshold(options.confidence_threshold)
         if "confidence" in wanted:
-            labels, confidence = self._classes.labels_and_confidence(found, style.threshold)
+            labels, confidence = self._classes.labels_and_confidence(found, threshold)
         else:
-            labels = self._classes.labels(found, style.threshold)
+            labels = self._classes.labels(found, threshold)
         header, send = frame.header, self._send
         with times.stage_in_parts("message_out") as sending:
             with sending():
@@ -286,13 +261,13 @@ class HeadOutput:
             if not wanted & {"overlay", "overlay/compressed"}:
                 return
             with times.stage("overlay"):
-                names = self._classes.names if style.with_names else None
-                overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, style.alpha, names))
+                names = self._classes.names if options.overlay_names else None
+                overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, options.overlay_alpha, names))
             with sending():
                 if "overlay" in wanted:
                     send("overlay", fill_image(Image(), overlay, "bgr8", header))
                 if "overlay/compressed" in wanted:
-                    jpeg, quality = CompressedImage(), style.jpeg_quality
+                    jpeg, quality = CompressedImage(), options.jpeg_quality
                     self._send_filled(frame, "overlay/compressed", fill_jpeg, jpeg, overlay, quality, header)
 
     def publish_label_info(self, stamp: Any, threshold: float) -> None:

@@ -90,7 +90,7 @@ class CameraWatch:
         if silence_s < _SILENCE_S:
             if told.lasts:
                 told.lasts = False
-                self._faults.inform(f"images{of_camera(camera)} arrive on {camera_input.image_topic}")
+                self._faults.logger.info(f"images{of_camera(camera)} arrive on {camera_input.image_topic}")
             return
         if now - told.examined_at < _SILENCE_S:
             return
@@ -100,7 +100,7 @@ class CameraWatch:
         # A later silence of the same kind waits too: a slow camera is silent again after each image.
         if silence.kind != told.kind or now - told.told_at >= _REPEAT_S:
             told.kind, told.told_at, told.lasts = silence.kind, now, True
-            self._faults.warn(
+            self._faults.logger.warning(
                 f"no image{of_camera(camera)} on {camera_input.image_topic} for {silence_s:.0f} s: {silence.reason}"
             )
 
@@ -117,7 +117,7 @@ class CameraWatch:
             told.uncalibrated_since = now
         if now - told.uncalibrated_since >= _SILENCE_S and not told.is_uncalibrated:
             told.is_uncalibrated = True
-            self._faults.warn(
+            self._faults.logger.warning(
                 f"no camera_info{of_camera(camera)} on {camera_input.info_topic}, so none is published with the masks: "
                 f"{camera_input.explain_missing_calibration()}"
             )

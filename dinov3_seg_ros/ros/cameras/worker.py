@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ class Pace(NamedTuple):
     Attributes:
         oldest_s: seconds that the oldest turn being processed has taken until now; 0 where there is none.
         expected_s: seconds that it may be expected to take (where there is none, a turn of one item): for each of its
-            items as long as the last turn took for one. A turn that computed nothing counts only where it took longer.
+            items as long as the shorter of the last two turns took for one, so that one that hung is no measure. A turn
+            that computed nothing counts only where it took longer.
     """
 
     oldest_s: float = 0.0
@@ -64,7 +66,7 @@ class LatestFrameWorker:
         self._condition = threading.Condition()
         self._stopping = False
         self._taken: list[_TakenItems] = []
-        self._expected_s = expected_s
+        self._last_s = deque([expected_s] if expected_s else [], maxlen=2)
         self._room = threading.Semaphore(2 if overlap else 1)
         self._started: SimpleQueue[tuple[_TakenItems, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
@@ -107,9 +109,12 @@ class LatestFrameWorker:
         """How long turns take; any thread may ask."""
         with self._condition:
             if not self._taken:
-                return Pace(0.0, self._expected_s)
+                return Pace(0.0, self._expected_s())
             oldest = self._taken[0]
-            return Pace(time.monotonic() - oldest.at, self._expected_s * len(oldest.slots))
+            return Pace(time.monotonic() - oldest.at, self._expected_s() * len(oldest.slots))
+
+    def _expected_s(self) -> float:
+        return min(self._last_s, default=0.0)
 
     def _take_turns(self) -> None:
         while items := self._next():
@@ -142,7 +147,8 @@ class LatestFrameWorker:
         with self._condition:
             self._taken.remove(taken)
             took_s = time.monotonic() - taken.at
-            self._expected_s = took_s / computed if computed else max(self._expected_s, took_s)
+            if computed or took_s > self._expected_s():
+                self._last_s.append(took_s / (computed or 1))
         self._room.release()
 
     def _report(self, slots: Sequence[str], error: BaseException) -> None:

@@ -236,11 +236,14 @@ def own_group() -> CallbackGroup:
 
 @contextlib.contextmanager
 def _opening(topic: str) -> Iterator[None]:
-    """Raise ParameterError where rclpy cannot open a topic with the overrides given."""
+    """Raise ParameterError where rclpy cannot open a topic with the overrides, or under the name, given."""
     try:
         yield
     except (InvalidQosOverridesError, ParameterException, RuntimeError) as error:
-        raise ParameterError(f"topic {topic} cannot be opened; check its qos_overrides: {error}") from error
+        remedy = "check its qos_overrides"
+        if "incompatible type" in str(error):
+            remedy = "check the remappings: it is open with another type in this process"
+        raise ParameterError(f"topic {topic} cannot be opened; {remedy}: {error}") from error
 
 
 def _described(qos: QoSProfile) -> str:

@@ -58,10 +58,13 @@ def explain_silence(
         return Silence("other type", f"{named}, but the node reads {message_type} there; {remedy}")
     if override := _override_in_the_way(topic, fixed, right):
         return Silence("no match", f"{named}, {override}")
+    instead = ""
+    if others := [publisher for publisher in publishers if publisher.message_type != message_type]:
+        instead = f"; to read {others[0]} instead: {how_to_read(topic, others[0].message_type, message_type, name)}"
     return Silence(
         "sends nothing",
         f"{named}; it sends nothing, or its images are lost on the way: compare with 'ros2 topic hz {topic}'; "
-        f"if they are lost, {remedy_for_lost_images(get_rmw_implementation_identifier())}",
+        f"if they are lost, {remedy_for_lost_images(get_rmw_implementation_identifier())}{instead}",
     )
 
 

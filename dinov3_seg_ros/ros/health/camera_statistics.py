@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from enum import Enum
 from typing import Any, NamedTuple
+
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from dinov3_seg_ros.support.timing import Rate, StageTimes
 
@@ -32,24 +33,18 @@ _STALE_AFTER_S = 3.0
 _LONGEST_DELAY_S, _LONGEST_LEAD_S = 60.0, 1.0
 
 
-class Level(Enum):
-    """How a camera does; the levels of diagnostic_msgs/DiagnosticStatus."""
-
-    OK, WARN, ERROR, STALE = range(4)
-
-
 class CameraReport(NamedTuple):
     """What /diagnostics tells of a camera.
 
     Attributes:
-        level: how it does.
+        level: how it does, as DiagnosticStatus has it.
         message: the same in words.
         values: counts and rates by name.
         latency: median and 95th percentile in ms, by where it was measured.
         last_error: details of the last fault; empty for none.
     """
 
-    level: Level
+    level: bytes
     message: str
     values: dict[str, Any]
     latency: dict[str, dict[str, float]]
@@ -80,7 +75,7 @@ class CameraStatistics:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._start = time.monotonic()
         self._last_received: float | None = None
         self._last_segmented = float("-inf")
@@ -112,23 +107,24 @@ class CameraStatistics:
             self._arrivals.append((self._last_received, lost))
             self._silence_reason = ""
             if not stamp:
-                return self._noted_only(
+                return self.noted(
                     "no stamp",
                     "the camera's driver leaves the stamp of its images at 0, and the masks have it from them: no "
                     "latency can be measured, and what needs the time of a mask, such as tf, cannot use it; correct "
                     "the driver",
+                    raises_level=False,
                 )
             last, self._last_stamp = self._last_stamp, stamp
             if last is None or stamp >= last:
                 return None
-            return self._note("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
+            return self.noted("stamp runs backwards", f"stamp {stamp:.3f} follows {last:.3f}")
 
     def segmented(self, received: float, delay: float | None) -> Fault | None:
         """Record that a frame was published; return what is wrong with its stamp.
 
         Args:
             received: when it arrived, seconds of the monotonic clock.
-            delay: seconds from its stamp until now, by the node's clock; None for a frame without a stamp.
+            delay: seconds from its stamp until now, by the node's clock; None where one of them is unknown.
         """
         with self._lock:
             self._segmented += 1
@@ -143,10 +139,11 @@ class CameraStatistics:
                     self._latency.add("end to end", delay)
                 return None
             # Usual where a recording is played.
-            return self._noted_only(
+            return self.noted(
                 "stamp of another clock",
                 f"the image's stamp and the node's clock differ by {abs(delay):.3f} s, so no latency can be measured; "
                 "play a recording with --clock, and set the node's parameter use_sim_time",
+                raises_level=False,
             )
 
     def dropped(self, cause: str, details: str = "") -> None:
@@ -160,20 +157,24 @@ class CameraStatistics:
             if details:
                 self._faults.append(Fault(cause, details, time.monotonic(), lost_frame=True))
 
-    def noted(self, name: str, details: str) -> Fault:
-        """Record a fault that drops no frame; return it."""
+    def noted(self, name: str, details: str, raises_level: bool = True) -> Fault:
+        """Record a fault that drops no frame; return it. One that lasts, where the masks are right, raises no level."""
         with self._lock:
-            return self._note(name, details)
+            fault = Fault(name, details, time.monotonic())
+            self._noted[name] += 1
+            if raises_level:
+                self._faults.append(fault)
+            return fault
 
     def silence_s(self) -> float:
         """Seconds since the last image, or since the subscription where there was none."""
         with self._lock:
-            return self._silence_s()
+            return time.monotonic() - (self._last_received or self._start)
 
     def receives(self, within_s: float) -> bool:
         """Whether an image has arrived in the last seconds."""
         with self._lock:
-            return self._last_received is not None and self._silence_s() < within_s
+            return self._last_received is not None and self.silence_s() < within_s
 
     def explain_silence(self, reason: str) -> None:
         """Record why no image arrives; the next one makes it void."""
@@ -183,7 +184,10 @@ class CameraStatistics:
     def loss(self) -> tuple[int, int] | None:
         """How many images of the last seconds were dropped by the transport, and how many were sent; None for few."""
         with self._lock:
-            return self._loss()
+            start = time.monotonic() - _MEMORY_S
+            recent = [lost for moment, lost in self._arrivals if moment > start]
+            lost, sent = sum(recent), sum(recent) + len(recent)
+            return (lost, sent) if lost >= max(_LEAST_LOST, _LEAST_LOST_SHARE * sent) else None
 
     def summary(self) -> str:
         """All counts, in one line."""
@@ -221,43 +225,23 @@ class CameraStatistics:
             last_error = self._faults[-1].details if self._faults else ""
             return CameraReport(level, message, values, self._latency.summary_ms(), last_error)
 
-    def _noted_only(self, name: str, details: str) -> Fault:
-        """Count a fault that does not raise the level: it would stay raised, and the masks are right."""
-        self._noted[name] += 1
-        return Fault(name, details, time.monotonic())
-
-    def _note(self, name: str, details: str) -> Fault:
-        fault = Fault(name, details, time.monotonic())
-        self._noted[name] += 1
-        self._faults.append(fault)
-        return fault
-
-    def _silence_s(self) -> float:
-        return time.monotonic() - (self._last_received or self._start)
-
-    def _loss(self) -> tuple[int, int] | None:
-        start = time.monotonic() - _MEMORY_S
-        recent = [lost for moment, lost in self._arrivals if moment > start]
-        lost, sent = sum(recent), sum(recent) + len(recent)
-        return (lost, sent) if lost >= max(_LEAST_LOST, _LEAST_LOST_SHARE * sent) else None
-
-    def _judge(self, topic: str) -> tuple[Level, str]:
+    def _judge(self, topic: str) -> tuple[bytes, str]:
         now = time.monotonic()
-        if (silence := self._silence_s()) > _STALE_AFTER_S:
+        if (silence := self.silence_s()) > _STALE_AFTER_S:
             kind = "no further image" if self._last_received else "no image yet"
             reason = f": {self._silence_reason}" if self._silence_reason else ""
-            return Level.STALE, f"{kind} on {topic} for {silence:.0f} s{reason}"
+            return DiagnosticStatus.STALE, f"{kind} on {topic} for {silence:.0f} s{reason}"
         recent = [fault for fault in self._faults if now - fault.moment < _MEMORY_S]
         if recent:
             found = ", ".join(sorted({fault.name for fault in recent}))
             if now - self._last_segmented > _MEMORY_S and any(fault.lost_frame for fault in recent):
-                return Level.ERROR, f"no frame could be segmented: {found}"
-            return Level.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
-        if loss := self._loss():
-            return Level.WARN, f"{LOST}: {describe_loss(*loss)}"
+                return DiagnosticStatus.ERROR, f"no frame could be segmented: {found}"
+            return DiagnosticStatus.WARN, f"faults in the last {_MEMORY_S:.0f} s: {found}"
+        if loss := self.loss():
+            return DiagnosticStatus.WARN, f"{LOST}: {describe_loss(*loss)}"
         if self._busy_since is not None and now - self._busy_since > _MEMORY_S:
-            return Level.WARN, f"no mask for {now - self._busy_since:.0f} s: the frames take too long"
-        return Level.OK, (
+            return DiagnosticStatus.WARN, f"no mask for {now - self._busy_since:.0f} s: the frames take too long"
+        return DiagnosticStatus.OK, (
             f"{self._output.per_second():.1f} of {self._input.per_second():.1f} frames per second segmented"
         )
 

@@ -11,19 +11,11 @@ from rclpy.clock import Clock
 from rclpy.node import Node
 
 from dinov3_seg_ros.ros.endpoints.distributions import ClockType
-from dinov3_seg_ros.ros.health.camera_statistics import CameraReport, Level
+from dinov3_seg_ros.ros.health.camera_statistics import CameraReport
 
 _PERIOD_S = 1.0
 # The form in which `_latencies` writes.
 _STAGE, _DURATIONS = re.compile(r"stage (\w+) \[ms\]"), re.compile(r"median ([\d.]+), 95th percentile ([\d.]+)")
-
-
-_LEVELS = {
-    Level.OK: DiagnosticStatus.OK,
-    Level.WARN: DiagnosticStatus.WARN,
-    Level.ERROR: DiagnosticStatus.ERROR,
-    Level.STALE: DiagnosticStatus.STALE,
-}
 
 
 class DiagnosticsPublisher:
@@ -101,7 +93,7 @@ def camera_status(name: str, report: CameraReport) -> DiagnosticStatus:
     values = {**report.values, **_latencies("latency {}", report.latency)}
     if report.last_error:
         values["last error"] = report.last_error
-    return _status(_LEVELS[report.level], name, report.message, values)
+    return _status(report.level, name, report.message, values)
 
 
 def stages_of(status: DiagnosticStatus) -> dict[str, dict[str, float]]:

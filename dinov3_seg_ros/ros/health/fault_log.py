@@ -16,35 +16,23 @@ _NOTE_PERIOD_S = 60.0
 class FaultLog:
     """Logs faults of cameras, throttled by camera and kind; rclpy's own throttle knows only places in the code.
 
-    Args:
+    Attributes:
         logger: of the node.
     """
 
     def __init__(self, logger: Any) -> None:
-        self._logger = logger
+        self.logger = logger
         self._logged: dict[tuple[str, str], float] = {}
 
     def drop(self, camera: str, fault: str, details: str) -> None:
         """Log a fault that cost a frame."""
         if self._is_due((camera, fault), _DROP_PERIOD_S):
-            self._logger.error(f"a frame{of_camera(camera)} was dropped: {details}")
+            self.logger.error(f"a frame{of_camera(camera)} was dropped: {details}")
 
     def note(self, camera: str, fault: Fault | None) -> None:
         """Log a fault that cost no frame; None logs nothing."""
         if fault and self._is_due((camera, fault.name), _NOTE_PERIOD_S):
-            self._logger.warning(f"{fault.name}{of_camera(camera)}: {fault.details}")
-
-    def fail(self, line: str) -> None:
-        """Log an error at once."""
-        self._logger.error(line)
-
-    def warn(self, line: str) -> None:
-        """Log a warning at once."""
-        self._logger.warning(line)
-
-    def inform(self, line: str) -> None:
-        """Log a line that warns of nothing."""
-        self._logger.info(line)
+            self.logger.warning(f"{fault.name}{of_camera(camera)}: {fault.details}")
 
     def _is_due(self, kind: tuple[str, str], period_s: float) -> bool:
         now = time.monotonic()
