@@ -208,13 +208,11 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> list[tuple[list
 def _shares(sessions: Sequence[GraphSession], first: Target) -> str:
     """Say which operators another provider than the first computes; empty where there are none."""
     assigned: Counter[str] = Counter()
-    left: Counter[str] = Counter()
     for session in sessions:
         assigned.update(session.assigned)
-        left.update(session.left)
     others = {name: count for name, count in assigned.items() if name != first.provider.name}
     if not others:
         return ""
     where = ", ".join(f"{count} on {name}" for name, count in sorted(others.items()))
-    kinds = ", ".join(sorted(left))
+    kinds = ", ".join(sorted({kind for session in sessions for kind in session.left}))
     return f"of {sum(assigned.values())} operators {where}: {kinds}"
