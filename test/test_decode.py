@@ -285,7 +285,7 @@ def test_other_float_types_and_layouts_decode_alike(either_backend, dtype):
     np.testing.assert_array_equal(decode.upsample_argmax(logits, (70, 50)), expected)
     channels_last = np.ascontiguousarray(logits.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(decode.upsample_argmax(channels_last, (70, 50)), expected)
-    unaligned = np.frombuffer(b"." + logits.tobytes(), dtype, offset=1).reshape(logits.shape)
+    unaligned = np.frombuffer(b"." + logits.astype(np.float32).tobytes(), np.float32, offset=1).reshape(logits.shape)
     np.testing.assert_array_equal(decode.upsample_argmax(unaligned, (70, 50)), expected)
     read_only = logits.copy()
     read_only.flags.writeable = False
