@@ -7,6 +7,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from full_disk import full_disk
 from test_encodings import HEIGHT, WIDTH, encoded, mosaic, smooth_rgb
 
 from dinov3_seg_ros.frames.compression import compressed_to_rgb, write_picture
@@ -106,6 +107,14 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(suffix, monkeypatc
         compressed_to_rgb(bomb, max_pixels=2000 * 1999)
 
 
+def test_a_picture_is_not_turned_as_its_orientation_tag_says():
+    data = picture_file(".jpg")
+    orientation = struct.pack("<4sIHHHIHHI", b"II*\0", 8, 1, 0x0112, 3, 1, 6, 0, 0)  # by a quarter
+    tagged = data[:2] + struct.pack(">2sH6s", b"\xff\xe1", 8 + len(orientation), b"Exif\0\0") + orientation + data[2:]
+    assert cv2.imdecode(np.frombuffer(tagged, np.uint8), cv2.IMREAD_COLOR).shape == (WIDTH, HEIGHT, 3)
+    assert np.array_equal(compressed_to_rgb(tagged), compressed_to_rgb(data))
+
+
 def test_a_jpeg_with_metadata_before_its_frame_header_is_read():
     data = picture_file(".jpg")
     comment = b"\xff\xff\xff\xfe\x00\x04ab"
@@ -121,6 +130,15 @@ def test_a_picture_too_large_for_its_format_is_refused_with_the_limit(name, size
         write_picture(tmp_path / name, np.zeros(size, np.uint8))
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == "", "OpenCV says nothing"
+
+
+def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path):
+    path = tmp_path / "mask.png"
+    write_picture(path, np.zeros((8, 8), np.uint8))
+    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+        write_picture(path, np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    assert not cv2.imread(str(path), cv2.IMREAD_UNCHANGED).any()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_long_description_is_quoted_in_part():

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -283,6 +285,8 @@ def test_other_float_types_and_layouts_decode_alike(either_backend, dtype):
     np.testing.assert_array_equal(decode.upsample_argmax(logits, (70, 50)), expected)
     channels_last = np.ascontiguousarray(logits.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(decode.upsample_argmax(channels_last, (70, 50)), expected)
+    unaligned = np.frombuffer(b"." + logits.astype(np.float32).tobytes(), np.float32, offset=1).reshape(logits.shape)
+    np.testing.assert_array_equal(decode.upsample_argmax(unaligned, (70, 50)), expected)
     read_only = logits.copy()
     read_only.flags.writeable = False
     np.testing.assert_array_equal(decode.upsample_argmax(read_only, (70, 50)), expected)
@@ -361,7 +365,7 @@ def test_tensors_other_than_floats_are_refused():
 
 def test_threads_that_decode_at_once_do_not_disturb_each_other(numba_only, monkeypatch):
     monkeypatch.setattr(numba_form, "thread_count", lambda: 4)
-    maps = [scene_logits(60, 20, 20, seed) for seed in range(4)]
+    maps = [scene_logits(60, 40, 40, seed) for seed in range(4)]
     alone = [decode.upsample_argmax(logits, (200, 300)) for logits in maps]
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda n: decode.upsample_argmax(maps[n % 4], (200, 300)), range(80)))
@@ -377,7 +381,7 @@ def _decode_in_child(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_decodes_as_its_parent_does(numba_only, monkeypatch):
     monkeypatch.setattr(numba_form, "thread_count", lambda: 2)
-    logits = scene_logits(60, 20, 20)
+    logits = scene_logits(60, 40, 40)
     expected = decode.upsample_argmax(logits, (200, 300))
     with multiprocessing.get_context("fork").Pool(1) as children:
         labels = children.apply_async(_decode_in_child, (logits,)).get(timeout=20)
@@ -390,6 +394,20 @@ def test_parts_run_once_each_and_errors_come_through():
     assert sorted(seen) == [(0, 3), (1, 3), (2, 3)]
     with pytest.raises(ZeroDivisionError):
         parallel.run_parts(lambda part, parts: 1 // (part - 1), 2)
+
+
+def test_an_error_comes_when_no_part_writes_any_more():
+    ended = []
+
+    def work(part, _parts):
+        if part == 0:
+            raise ZeroDivisionError
+        time.sleep(0.1)
+        ended.append(part)
+
+    with pytest.raises(ZeroDivisionError):
+        parallel.run_parts(work, 2)
+    assert ended == [1]
 
 
 @pytest.fixture
@@ -415,8 +433,16 @@ def test_a_thread_limit_bounds_the_parts_and_zero_lifts_it(thread_limit, cores):
     assert parallel.thread_count() == 6
 
 
+def test_a_higher_limit_holds_at_once(thread_limit, cores):
+    cores(6)
+    for threads in (2, 6):
+        thread_limit(threads)
+        together = threading.Barrier(threads)
+        parallel.run_parts(lambda *_, together=together: together.wait(2), threads)
+
+
 def test_labels_do_not_depend_on_the_thread_limit(numba_only, thread_limit):
-    logits = scene_logits(60, 20, 20)
+    logits = scene_logits(60, 40, 40)
     thread_limit(1)
     alone = decode.upsample_argmax(logits, (400, 600))
     thread_limit(0)

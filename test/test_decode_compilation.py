@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -67,6 +68,23 @@ def test_threads_that_decode_at_once_start_one_compiler_for_each_type(slow_compi
     assert decode.backend(wait=True) == "numba"
     for n, labels in enumerate(results):
         np.testing.assert_array_equal(labels, decode.upsample_argmax((few, many)[n % 2], (20, 20)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_while_the_compiler_works_has_its_own(slow_compiler):
+    decode.upsample_argmax(scene_logits(30, 10, 12), (80, 96))
+
+    def work():
+        slow_compiler.set()
+        os._exit(0 if decode.backend(wait=True) == "numba" else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(30)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_kernel_from_the_cache_is_waited_for(monkeypatch):

@@ -31,7 +31,7 @@ from dinov3_seg_ros.doctor.findings import OK, WARNING
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators
+from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators, store_compactly
 from dinov3_seg_ros.export.licences import licences_of_graphs
 from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -311,6 +311,11 @@ def test_weights_that_float16_holds_exactly_are_stored_as_float16(tmp_path):
     whole = [t for t in onnx.load(folder / "backbone.onnx").graph.initializer if np.prod(t.dims) >= 256]
     assert len(whole) > 8 and all(t.data_type == onnx.TensorProto.FLOAT16 for t in whole)
     assert find_exports(bundle)[0][0].manifest.parity["features"]["layer_3"]["cosine"] == 1.0
+    weights = onnx.numpy_helper.from_array(np.full(1 << 16, 0.1, np.float32), "w")  # which float16 only approaches
+    path = tmp_path / "other.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "other", [], [], [weights])), path)
+    store_compactly(path)
+    assert [each.data_type for each in onnx.load(path).graph.initializer] == [onnx.TensorProto.FLOAT]
 
 
 @pytest.mark.parametrize("is_too_large", [False, True])
@@ -631,6 +636,7 @@ def test_auto_takes_no_precision_that_was_not_verified(tmp_path):
     bundle = tiny_bundle(tmp_path / "tiny", "dinov3_vit", detail=True)
     (folder,) = export([bundle.path], ExportOptions(precision="bf16"))
     assert "Not verified" in (folder / "report.md").read_text()
+    assert not find_exports(bundle)[0][0].manifest.verified
     assert Segmenter.from_bundle(bundle.path).runtime.name == "torch"
     with pytest.raises(ExportError, match=r"backbone\.onnx cannot be loaded by ONNX Runtime"):
         Segmenter.from_bundle(bundle.path, "onnx", precision="bf16")

@@ -18,14 +18,14 @@ from openvino_plugin import NAME, loaded
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.bundle.loading import load_bundle
-from dinov3_seg_ros.bundle.onnx_folder import find_exports
+from dinov3_seg_ros.bundle.onnx_folder import HEAD_GRAPH, find_exports
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import choose
 from dinov3_seg_ros.runtimes.onnx import caches, plugins, providers, runtime, session, targets
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support import cpu
-from dinov3_seg_ros.support.cpu import Cpu
+from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.files import sha256_of_file, write_json
 
@@ -221,14 +221,14 @@ def test_unknown_packages_compute_graphs_as_they_are(copy, monkeypatch):
 
 @pytest.mark.parametrize("left", [2, 20])
 def test_operators_that_others_compute_are_said(copy, left, monkeypatch, caplog):
-    monkeypatch.setattr(session, "_assignment", lambda *_: ({NAME: 9, CPU: left}, {"Conv": left}))
+    monkeypatch.setattr(session, "_assignment", lambda *_: ({NAME: 9, CPU: left}, {"Conv"}))
     description = opened(copy).runtime.description
     assert description.endswith(f"fp32 (of {2 * (9 + left)} operators {2 * left} on {CPU}: Conv)")
     assert description in caplog.text
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(copy, monkeypatch):
-    monkeypatch.setattr(session, "_assignment", lambda *_: ({CPU: 9, "Odd": 1}, {"Conv": 10}))
+    monkeypatch.setattr(session, "_assignment", lambda *_: ({CPU: 9, "Odd": 1}, {"Conv"}))
     with pytest.raises(RuntimeUnavailableError, match=f"{NAME} on cpu .* takes no operator .* run on {CPU}, Odd"):
         opened(copy)
 
@@ -440,7 +440,22 @@ def test_another_graph_precision_or_release_is_compiled_anew(bundle, copy, store
     two = folders()
     monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
     opened(bundle).close()
-    assert len(one) < len(two) < len(folders())
+    three = folders()
+    monkeypatch.setattr(session, "this_cpu", lambda: this_cpu().model_copy(update={"name": "another"}))
+    opened(bundle).close()
+    assert len(one) < len(two) < len(three) < len(folders())
+
+
+def test_another_driver_has_compiled_graphs_of_its_own(bundle):
+    (export,), _ = find_exports(bundle)
+
+    def folder(driver):
+        device = types.SimpleNamespace(ep_metadata={"DRIVER": driver, "library_path": f"/{driver}"})
+        target = targets.Target(providers.provider(NAME), "gpu", listed=device)
+        with session._cache(export, HEAD_GRAPH, target, "fp32", 0).opened() as found:
+            return found
+
+    assert folder("1") == folder("1") != folder("2")
 
 
 def test_a_store_that_cannot_be_written_costs_only_time(bundle, monkeypatch, caplog):

@@ -30,6 +30,12 @@ def test_unlabelled_pixels_show_the_image(dtype, unlabelled):
     assert np.array_equal(overlay[1:], image[1:])
 
 
+def test_unlabelled_pixels_show_the_image_where_the_palette_is_full():
+    image = np.full((5, 5, 3), 100, np.uint8)
+    overlay = blend_overlay(image, np.full((5, 5), 255, np.uint8), default_palette(255))
+    assert np.array_equal(overlay, image)
+
+
 def test_smaller_labels_are_resized_to_the_image():
     labels = np.array([[0, 1], [2, 0]], np.uint8)
     overlay = blend_overlay(np.zeros((40, 60, 3), np.uint8), labels, PALETTE, alpha=1.0)

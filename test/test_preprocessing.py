@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinov3_seg_ros.frames.preprocessing import fill_canvas, place
+from dinov3_seg_ros.frames.preprocessing import fill_canvas, nearest_in_aspect, place
 from dinov3_seg_ros.options import GEOMETRIES
 from dinov3_seg_ros.support.errors import ImageError, ParameterError
 
@@ -69,6 +69,25 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     stripes[::2] = 254
     canvas, _ = canvas_of(stripes, "stretch")
     assert np.abs(canvas.astype(int) - 127).max() <= 1
+
+
+def test_a_side_that_grows_is_interpolated_where_the_other_shrinks():
+    image = np.zeros((192, 2, 3), np.uint8)
+    image[:, 1] = 200
+    canvas, _ = canvas_of(image, "stretch")
+    assert np.abs(np.diff(canvas[48, :, 0].astype(int))).max() <= 5
+
+
+SIZES = [(192, 320), (96, 128), (240, 320), (480, 640), (320, 240)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [((720, 1280), (192, 320)), ((1280, 720), (320, 240)), ((1080, 1440), (480, 640)), ((250, 330), (240, 320))],
+)
+def test_a_frame_takes_the_size_nearest_to_its_shape_and_then_to_its_area(frame, expected):
+    assert nearest_in_aspect(frame, SIZES) == expected
+    assert nearest_in_aspect(frame, SIZES[::-1]) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])

@@ -24,9 +24,11 @@ import dinov3_seg_ros
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
+from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
+from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
 from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.option_checks import parse_mask_size
@@ -85,8 +87,10 @@ def test_the_command_that_a_start_names_measures_what_it_asks_for(
     assert "was measured to be the best here" in reason
 
 
-@pytest.mark.parametrize("change", ["another GPU", "other visible GPUs", "another module", "another Jetson Linux"])
-def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "change", ["another GPU", "other visible GPUs", "another module", "another Jetson Linux", "fewer cores"]
+)
+def test_a_choice_holds_only_for_the_machine_that_it_was_measured_on(bundle, change, tmp_path, monkeypatch, caplog):
     information = tmp_path / "nvidia" / "gpus" / "0000:01:00.0" / "information"
     information.parent.mkdir(parents=True)
     (tmp_path / "nvidia" / "version").write_text("NVRM version: 580.1\n")
@@ -107,6 +111,8 @@ def test_a_choice_holds_only_for_the_gpus_that_it_was_measured_on(bundle, change
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         case "another module":  # of which CUDA says no more than "Orin"
             (tmp_path / "_MODEL").write_text("NVIDIA Jetson Orin NX\0")
+        case "fewer cores":
+            monkeypatch.setattr(measured, "usable_cores", lambda: 1000)
         case _:
             (tmp_path / "_TEGRA_RELEASE").write_text("# R36 (release), REVISION: 5.0\n")
     assert "was measured" not in Segmenter.from_bundle(bundle.path).runtime_reason
@@ -198,6 +204,15 @@ def test_a_choice_for_several_bundles_holds_in_any_order(bundle, further, tmp_pa
     assert "was measured" not in Segmenter.from_bundle(further.path).runtime_reason, "another question"
 
 
+def test_bundles_without_exports_have_choices_of_their_own(own_cache, bundle, further, tmp_path):
+    one, other = (load_bundle(shutil.copytree(each.path, tmp_path / each.path.name)) for each in (bundle, further))
+    for each in (one, other):
+        shutil.rmtree(each.path / "onnx")
+    measured.keep([one], ComputeOptions(), "torch, cpu, fp32", [])
+    assert measured.kept([one], ComputeOptions()) is not None
+    assert measured.kept([other], ComputeOptions()) is None
+
+
 def test_a_cache_folder_that_is_a_file_holds_no_choice_and_no_warning(bundle, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(bundle.path / "bundle.json"))
     with caplog.at_level("INFO", "dinov3_seg_ros"):
@@ -275,6 +290,25 @@ def test_frames_of_mixed_sizes_come_back_in_order(bundle):
 @pytest.mark.parametrize(("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), ((30, 40), (30, 40))])
 def test_labels_have_the_size_asked_for(bundle, size, expected):
     assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
+
+
+def test_a_runtime_is_closed_where_the_network_size_does_not_fit(bundle, monkeypatch):
+    closed, close = [], OnnxRuntime.close
+    monkeypatch.setattr(OnnxRuntime, "close", lambda self: closed.append(self) or close(self))
+    with pytest.raises(ParameterError, match="does not fit the backbone"):
+        Segmenter.from_bundle(bundle.path, "onnx", geometry="native", network_size=(65, 97))
+    assert len(closed) == 1
+
+
+def test_no_pass_has_more_frames_than_max_batch(bundle, monkeypatch):
+    segmenter = Segmenter.from_bundle(bundle.path, max_batch=2)
+    start, frames = segmenter.runtime.start, []
+    monkeypatch.setattr(segmenter.runtime, "start", lambda *given: frames.append(len(given[0])) or start(*given))
+    pictures = [picture(seed=seed) for seed in range(5)]
+    found = segmenter.segment(pictures)
+    assert frames == [2, 2, 1]
+    for one, each in zip(found, pictures, strict=True):
+        assert np.array_equal(one.labels, segmenter.segment([each])[0].labels)
 
 
 def test_every_stage_is_timed(bundle):

@@ -120,6 +120,7 @@ def test_a_window_with_padding_moves_logits_by_the_same_pixels():
         pytest.param(view(0), 0.1, WHOLE, id="the same stamp again"),
         pytest.param(view(0, seed=1), 0.2, WHOLE, id="a cut"),
         pytest.param(view(0)[:100], 0.2, WHOLE, id="another size of the frame"),
+        pytest.param(cv2.resize(view(0), (320, 240)), 0.2, WHOLE, id="a larger frame of the same shape"),
         pytest.param(view(0), 0.2, (0.0, 0.0, 10.0, 20.0), id="another window"),
     ],
 )
@@ -130,6 +131,15 @@ def test_nothing_is_carried_over(image, seconds, window):
     given = logits_of(random_logits(7), window)
     found = smoother.smooth(image, seconds, given)
     assert (labels(found) == labels(given)).all()
+
+
+def test_the_frame_before_counts_by_the_square_of_how_well_the_pictures_agree():
+    before, after = view(0) // 2, view(0) // 2 + 15  # of 30, at which they agree by exp(-1)
+    smoother = TemporalSmoother(0.8)
+    smoother.smooth(before, 0.0, logits_of(np.ones((1, 2, 15, 20), np.float32)))
+    found = smoother.smooth(after, 0.1, logits_of(np.zeros((1, 2, 15, 20), np.float32)))
+    share = np.median(found["head"].values)
+    assert share == pytest.approx(0.8 * np.exp(-2 * 0.5**2), abs=0.05)
 
 
 def test_after_a_cut_the_new_scene_is_smoothed():

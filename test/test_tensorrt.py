@@ -646,14 +646,26 @@ def test_engines_are_compared_without_onnx_runtime(trt, bundles, monkeypatch):
         segmenter(bundles[0], max_batch=2)
 
 
-def test_auto_takes_no_engine_that_cannot_be_compared(trt, bundles):
+def test_auto_takes_no_engine_that_cannot_be_compared(trt, cuda, bundles):
     write_graphs(bundles[0], reference=False)
     shutil.rmtree(bundles[0].path / "onnx" / "64x96-fp16")
     chosen = Segmenter.from_bundle(bundles[0].path)
     assert chosen.runtime.name == "onnx"
     assert "cannot be compared with the PyTorch model" in chosen.runtime_reason
+    assert not cuda.device and not cuda.objects, "it is closed"
     named = segmenter(bundles[0])
     assert "fp32, unverified (the export holds no reference" in named.runtime.description
+
+
+def test_feature_maps_in_bfloat16_are_read_as_float32(trt):
+    execution = importlib.import_module(f"{_OURS}.execution")
+    values = np.array([[1.5, -0.0078125, 2.0**100]], np.float32)
+
+    def copy(array, address):
+        array[:] = values.view(np.uint32) >> 16
+
+    stream = SimpleNamespace(from_gpu=copy, wait=lambda: None)
+    assert np.array_equal(execution.Tensor(0, (3,), trt.DataType.BF16).read(stream, 1), values)
 
 
 def test_a_head_of_another_type_than_the_feature_maps_is_refused(trt, bundles):

@@ -142,10 +142,7 @@ def host_backend(wait: bool = False) -> str:
 
 
 def _compilation(label_type: np.dtype[Any]) -> _Compilation:
-    found = _compilations.get(label_type)
-    if found is None:
-        with _lock:
-            found = _compilations.get(label_type)
-            if found is None:
-                found = _compilations[label_type] = _Compilation(label_type)
-    return found
+    with _lock:
+        if label_type not in _compilations:
+            _compilations[label_type] = _Compilation(label_type)
+        return _compilations[label_type]

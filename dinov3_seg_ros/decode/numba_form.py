@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from dinov3_seg_ros.decode.grid import Bytes, Floats, Grid, Labels
@@ -30,23 +28,14 @@ def decode(logits: Floats, grid: Grid, labels: Labels, confidence: Bytes | None)
     with_confidence = confidence is not None
     reach = grid.reach if with_confidence else 0.0
     if confidence is None:
-        confidence = _no_confidence(len(labels))
+        confidence = np.empty((len(labels), 0, 0), np.uint8)
     rows, columns = grid.axes
     by_cells = grid.values_per_cell >= _VALUES_WORTH_A_CELL
-    parts = _part_count(grid, by_cells, with_confidence)
-    if parts == 1:
-        kernel(logits, rows, columns, labels, confidence, with_confidence, reach, by_cells, 0, 1)
-        return
 
     def decode_part(part: int, parts: int) -> None:
         kernel(logits, rows, columns, labels, confidence, with_confidence, reach, by_cells, part, parts)
 
-    run_parts(decode_part, parts)
-
-
-@lru_cache(maxsize=64)
-def _no_confidence(batch: int) -> Bytes:
-    return np.empty((batch, 0, 0), np.uint8)
+    run_parts(decode_part, _part_count(grid, by_cells, with_confidence))
 
 
 def _part_count(grid: Grid, by_cells: bool, with_confidence: bool) -> int:

@@ -56,8 +56,4 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(1, thread_count() - 1), thread_name_prefix="decode")
 
 
-def _forget_pool() -> None:
-    _pool.cache_clear()
-
-
-os.register_at_fork(after_in_child=_forget_pool)  # a forked child has the pool, but none of its threads
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool, but none of its threads

@@ -34,6 +34,7 @@ from dinov3_seg_ros.bundle.onnx_folder import (
     Export,
     ExportManifest,
     export_folder,
+    find_graphs,
 )
 from dinov3_seg_ros.export import graph_files, parity, quantisation
 from dinov3_seg_ros.export.graphs import BackboneGraph, HeadGraph, export_backbone, export_head, fuse, store_compactly
@@ -188,7 +189,8 @@ class _Job:
         options = ComputeOptions(
             runtime="tensorrt", precision=precision, network_size=self._size, max_batch=self._options.max_batch
         )
-        with contextlib.closing(TensorRTRuntime(self._bundles, options)) as found:
+        graphs, _ = find_graphs(self._bundles, [precision], self._size, asked=True)
+        with contextlib.closing(TensorRTRuntime(self._bundles, options, graphs[precision])) as found:
             record = {"machine": found.description, **self._compare_with_model(found)}
             try:
                 parity.check(record, precision, self._options.least_labels, "the TensorRT engines", _ENGINES_REMOVED)

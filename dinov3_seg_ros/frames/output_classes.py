@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dinov3_seg_ros.frames.classes import Byte, ClassesSection, label_type, unlabelled_value
+from dinov3_seg_ros.frames.classes import Byte, ClassesSection, Colour, label_type, unlabelled_value
 from dinov3_seg_ros.frames.overlay import colour_mask
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.yaml_text import parse_yaml
@@ -109,31 +109,22 @@ class OutputClasses:
         """
         chosen = chosen or ClassList()
         ids = {name: index for index, name in enumerate(classes.names)}
-        groups: tuple[tuple[int, ...], ...] | None = None
-        if chosen.classes is None:
-            names, lookup = tuple(classes.names), None
-            colours = dict(zip(names, classes.palette, strict=True))
-            unlabelled = classes.unlabelled
-        else:
-            names = tuple(chosen.classes)
-            unlabelled = unlabelled_value(len(names))
-            colours = {}
-            published_as: dict[tuple[int, ...], int] = {}
-            for published, (name, sources) in enumerate(chosen.classes.items()):
-                known = [ids[source] for source in sources if source in ids]
-                if known:
-                    published_as[tuple(sorted(known))] = published
-                    colours[name] = classes.palette[known[0]]
-            named = set(itertools.chain(*published_as))
-            groups = tuple(sorted([*published_as, *((index,) for index in ids.values() if index not in named)]))
-            decoded_unlabelled = unlabelled_value(len(groups))
-            lookup = np.full(decoded_unlabelled + 1, unlabelled, label_type(len(names)))
-            for position, group in enumerate(groups):
-                lookup[position] = published_as.get(group, unlabelled)
-            if len(groups) == len(ids):
-                groups = None  # the positions are the ids
-            if names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names))):
-                lookup = None
+        published_classes = chosen.classes or {name: [name] for name in classes.names}
+        names, unlabelled = tuple(published_classes), unlabelled_value(len(published_classes))
+        colours: dict[str, Colour] = {}
+        published_as: dict[tuple[int, ...], int] = {}
+        for published, (name, sources) in enumerate(published_classes.items()):
+            known = [ids[source] for source in sources if source in ids]
+            if known:
+                published_as[tuple(sorted(known))] = published
+                colours[name] = classes.palette[known[0]]
+        named = set(itertools.chain(*published_as))
+        decoded = tuple(sorted([*published_as, *((index,) for index in ids.values() if index not in named)]))
+        lookup = np.full(unlabelled_value(len(decoded)) + 1, unlabelled, label_type(len(names)))
+        for position, group in enumerate(decoded):
+            lookup[position] = published_as.get(group, unlabelled)
+        is_same = names == tuple(classes.names) and np.array_equal(lookup[: len(names)], np.arange(len(names)))
+        groups = decoded if len(decoded) < len(ids) else None  # else the positions are the ids
         colours |= {name: chosen.palette[name] for name in names if name in chosen.palette}
         same = next((name for name, colour in colours.items() if colour == chosen.unlabelled_colour), None)
         if same is not None:
@@ -143,7 +134,7 @@ class OutputClasses:
             )
         unlabelled_colour = chosen.unlabelled_colour or _unused_colour(colours.values())
         palette = tuple(colours.get(name, (0, 0, 0)) for name in names)
-        return cls(names, palette, unlabelled, groups, lookup, unlabelled_colour)
+        return cls(names, palette, unlabelled, groups, None if is_same else lookup, unlabelled_colour)
 
     def labels(self, found: Labelled, threshold: int = 0) -> np.ndarray:
         """Published labels, (H, W) uint8 or uint16.

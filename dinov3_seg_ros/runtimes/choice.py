@@ -18,7 +18,7 @@ from typing import NamedTuple
 from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.options import FRAME_SIZED, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import gate, measured
-from dinov3_seg_ros.runtimes.failures import runtime_failures
+from dinov3_seg_ros.runtimes.failures import failure, runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Candidate, OpenedRuntime, Runtime, RuntimeType
 from dinov3_seg_ros.runtimes.pytorch.candidates import torch_candidates
 from dinov3_seg_ros.support.errors import (
@@ -210,19 +210,15 @@ def open_checked(
         ExportError: it does not compute what the model computes.
         RuntimeFailedError, BackboneError, BundleError, ExportError: it cannot be loaded or run.
     """
-    runtime = _open(candidate)
-    try:
-        unverified = _compare(runtime, candidate, bundles, options)
-    except DisagreementError as error:
-        if not runtime.refuse(error):
-            raise
-        _logger.warning("%s; what was kept of it is deleted, and it is opened anew", error)
+    for is_last in (False, True):
         runtime = _open(candidate)
         try:
             unverified = _compare(runtime, candidate, bundles, options)
-        except DisagreementError as again:
-            runtime.refuse(again)
-            raise
+            break
+        except DisagreementError as error:
+            if not runtime.refuse(error) or is_last:
+                raise
+            _logger.warning("%s; what was kept of it is deleted, and it is opened anew", error)
     if unverified and candidate.graphs is not None and not candidate.is_as_exported:
         if not may_be_unverified:
             runtime.close()
@@ -236,12 +232,12 @@ def open_checked(
 
 
 def _open(candidate: Candidate) -> OpenedRuntime:
-    with runtime_failures(candidate.label):
-        try:
-            return candidate.open()
-        except SegmentationError as error:  # says already what is to blame
-            known = error
-    raise known
+    try:
+        return candidate.open()
+    except SegmentationError:  # says already what is to blame
+        raise
+    except Exception as error:  # the libraries' errors have no common base but Exception
+        raise failure(candidate.label, error) from error
 
 
 def _compare(runtime: OpenedRuntime, candidate: Candidate, bundles: Sequence[Bundle], options: ComputeOptions) -> str:

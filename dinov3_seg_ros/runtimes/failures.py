@@ -41,8 +41,13 @@ def runtime_failures(description: str) -> Iterator[None]:
     except (ExportError, ImageError, ParameterError, RuntimeFailedError):
         raise
     except Exception as error:  # the libraries' errors have no common base but Exception
-        reason = one_line(error) or type(error).__name__
-        raise RuntimeFailedError(f"{description} failed: {reason}{_remedy(error, reason)}") from error
+        raise failure(description, error) from error
+
+
+def failure(description: str, error: Exception) -> RuntimeFailedError:
+    """The error for what a library raised; see `runtime_failures`."""
+    reason = one_line(error) or type(error).__name__
+    return RuntimeFailedError(f"{description} failed: {reason}{_remedy(error, reason)}")
 
 
 def is_out_of_memory(reason: str) -> bool:

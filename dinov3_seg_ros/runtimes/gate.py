@@ -28,7 +28,6 @@ from dinov3_seg_ros.bundle.onnx_folder import REFERENCE_FILE, Export, Graphs, fi
 from dinov3_seg_ros.runtimes.agreement import THRESHOLDS, Difference
 from dinov3_seg_ros.runtimes.protocol import Candidate, Runtime
 from dinov3_seg_ros.support.errors import DisagreementError, ExportError
-from dinov3_seg_ros.support.files import replacing_file
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
@@ -69,13 +68,12 @@ class Reference:
         return cls(canvases, sketches, sketch(logits), labels, confidence)
 
     def write(self, path: Path) -> None:
-        """Write it to a file; pictures are stored as PNG."""
+        """Write it to a file ``.npz``; pictures are stored as PNG."""
         arrays: dict[str, Any] = {f"maps/{name}": array for name, array in self.maps.items()}
         for name in ("canvases", "labels", "confidence"):
             for index, picture in enumerate(getattr(self, name)):
                 arrays[f"{name}/{index}"] = cv2.imencode(".png", picture)[1]
-        with replacing_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, logits=self.logits, reached=np.float64(self.reached), **arrays)
+        np.savez(path, logits=self.logits, reached=np.float64(self.reached), **arrays)
 
     @classmethod
     def read(cls, path: Path) -> Reference:

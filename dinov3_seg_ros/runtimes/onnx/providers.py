@@ -74,8 +74,13 @@ class Provider:
         """Return the precisions that ``auto`` tries on a device, best first, where the user named the provider."""
         return ("fp32",)
 
-    def gains(self, use: Use) -> Sequence[str]:
-        """Return the precisions in which ``auto`` takes it, unmeasured, though it is not preferred; best first."""
+    def gains(self, use: Use, asked: bool = False) -> Sequence[str]:
+        """Return the precisions in which it is taken, unmeasured, though it is not preferred; best first.
+
+        Args:
+            use: on what.
+            asked: whether the user asked for a precision, which no other provider may have.
+        """
         return ()
 
     def options(self, use: Use) -> dict[str, str]:
@@ -158,9 +163,12 @@ class OpenVino(Provider):
             return ("bf16", "fp32") if this_cpu().multiplies_bf16 else ("fp32",)
         return ("fp16", "fp32") if use.kind == "gpu" else ("fp16",)
 
-    def gains(self, use: Use) -> Sequence[str]:
-        """bf16 alone: in float32 ONNX Runtime's own is as fast, and an integrated GPU may be slower than the CPU."""
-        return ("bf16",) if use.kind == "cpu" and this_cpu().multiplies_bf16 else ()
+    def gains(self, use: Use, asked: bool = False) -> Sequence[str]:
+        """bf16 alone: in float32 ONNX Runtime's own is as fast, and an integrated GPU may be slower than the CPU.
+
+        Where it is asked for, on every CPU: ONNX Runtime's own cannot compute it.
+        """
+        return ("bf16",) if use.kind == "cpu" and (asked or this_cpu().multiplies_bf16) else ()
 
     def options(self, use: Use) -> dict[str, str]:
         """One stream: frames come one after the other. The option ``num_of_threads`` has no effect on packages."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -90,7 +90,7 @@ class OnnxRuntime:
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
         """Return on what the graphs would run; see `protocol.RuntimeType.candidates`."""
         layers = shared_layers(bundles)
-        ways = list(_ways(bundles, options))
+        ways = _ways(bundles, options)
         size, asked = options.network_size, options.precision != "auto"
         try:
             by_precision, passed_over = find_graphs(bundles, [graphs for _, _, graphs, _ in ways], size, asked=asked)
@@ -168,8 +168,8 @@ class OnnxRuntime:
             )
 
 
-def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> Iterator[tuple[list[Target], str, str, bool]]:
-    """Yield targets, precision, precision of the graphs, and whether only a measurement may choose it; best first.
+def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> list[tuple[list[Target], str, str, bool]]:
+    """Return targets, precision, precision of the graphs, and whether only a measurement may choose it; best first.
 
     Raises:
         RuntimeUnavailableError: what was asked for is not here.
@@ -179,8 +179,8 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> Iterator[tuple[
         chosen = [targets_of(options, bundles)]
     else:
         chosen = [[target] for target in targets_here(options, bundles)]
+    ways: list[tuple[list[Target], str, str, bool]] = []
     refused: list[str] = []
-    found = False
     by_name = bool(options.providers) or options.device not in ("auto", "cpu")
     for targets in chosen:
         first = targets[0]
@@ -189,35 +189,30 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> Iterator[tuple[
             if by_name:
                 raise ParameterError(f"{first} takes one frame in a pass; set max_batch to 1")
             continue
-        offered = rules.precisions(use)
-        if options.precision != "auto":
-            if options.precision not in offered:
-                refused.append(f"{first} has no precision '{options.precision}', only {', '.join(offered)}")
-                continue
-            # On CPUs, ONNX Runtime's own cannot compute bf16, and OpenVINO can on all of them.
-            gains = ("bf16",) if rules.name == OPENVINO else rules.gains(use)
-            is_taken = by_name or rules.is_preferred or options.precision in gains
-            found = True
-            yield targets, options.precision, offered[options.precision], not is_taken
+        offered, is_trusted = rules.precisions(use), by_name or rules.is_preferred
+        if options.precision == "auto":
+            taken = rules.automatic(use) if is_trusted else rules.gains(use)
+            wanted = [*taken, *(name for name in offered if name not in taken)]
+        elif options.precision in offered:
+            taken = list(offered) if is_trusted else rules.gains(use, asked=True)
+            wanted = [options.precision]
+        else:
+            refused.append(f"{first} has no precision '{options.precision}', only {', '.join(offered)}")
             continue
-        automatic = rules.automatic(use) if by_name or rules.is_preferred else rules.gains(use)
-        for precision in [*automatic, *(name for name in offered if name not in automatic)]:
-            found = True
-            yield targets, precision, offered[precision], precision not in automatic
-    if not found:
+        ways += [(targets, name, offered[name], name not in taken) for name in wanted]
+    if not ways:
         raise RuntimeUnavailableError("; ".join(refused) or f"no provider serves device '{options.device}'")
+    return ways
 
 
 def _shares(sessions: Sequence[GraphSession], first: Target) -> str:
     """Say which operators another provider than the first computes; empty where there are none."""
     assigned: Counter[str] = Counter()
-    left: Counter[str] = Counter()
     for session in sessions:
         assigned.update(session.assigned)
-        left.update(session.left)
     others = {name: count for name, count in assigned.items() if name != first.provider.name}
     if not others:
         return ""
     where = ", ".join(f"{count} on {name}" for name, count in sorted(others.items()))
-    kinds = ", ".join(sorted(left))
+    kinds = ", ".join(sorted({kind for session in sessions for kind in session.left}))
     return f"of {sum(assigned.values())} operators {where}: {kinds}"

@@ -117,18 +117,18 @@ def _open(
     return ort.InferenceSession(path, options)
 
 
-def _assignment(session: ort.InferenceSession, first: Target) -> tuple[dict[str, int], dict[str, int]]:
-    """Number of operators by provider, and by type of those that ``first`` left to others."""
+def _assignment(session: ort.InferenceSession, first: Target) -> tuple[dict[str, int], set[str]]:
+    """Number of operators by provider, and the types of those that ``first`` left to others."""
     if first.is_host or not hasattr(session, "get_provider_graph_assignment_info"):
-        return {}, {}
+        return {}, set()
     assigned: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    left: set[str] = set()
     for part in session.get_provider_graph_assignment_info():
         nodes = part.get_nodes()
         assigned[part.ep_name] += len(nodes)
         if part.ep_name != first.provider.name:
             left.update(node.op_type for node in nodes)
-    return dict(assigned), dict(left)
+    return dict(assigned), left
 
 
 def _cache(export: Export, name: str, target: Target, precision: str, threads: int) -> GraphCache | None:

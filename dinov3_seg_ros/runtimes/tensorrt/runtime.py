@@ -126,28 +126,19 @@ class TensorRTRuntime:
     name = "tensorrt"
     logits_device = "cpu"
 
-    def __init__(
-        self,
-        bundles: Sequence[Bundle],
-        options: ComputeOptions,
-        graphs: Graphs | None = None,
-    ) -> None:
+    def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions, graphs: Graphs) -> None:
         """Load or build the engines.
 
         Args:
             bundles: whose heads to run.
-            options: how to compute.
-            graphs: one export of each bundle by network size; by default those in the bundles' folders.
+            options: how to compute; the precision is that of the graphs.
+            graphs: one export of each bundle by network size.
 
         Raises:
             ExportError: TensorRT cannot build an engine, or one was refused before.
-            RuntimeUnavailableError: there is no GPU, it fails, or there are no exports.
+            RuntimeUnavailableError: there is no GPU, or it fails.
         """
-        precisions, gpu = usable(options)
-        precision: str = options.precision
-        if graphs is None:
-            found, _ = find_graphs(bundles, precisions, options.network_size, asked=precision != "auto")
-            precision, graphs = next(iter(found.items()))
+        _, gpu = usable(options)
         gpu.use()
         self.device = gpu.device
         self.sizes: tuple[tuple[int, int], ...] | None = tuple(graphs)
@@ -166,7 +157,7 @@ class TensorRTRuntime:
         except BaseException:
             self.close()
             raise
-        self.description = f"TensorRT {trt.__version__}, {gpu.name} ({gpu.device}), {precision}"
+        self.description = f"TensorRT {trt.__version__}, {gpu.name} ({gpu.device}), {options.precision}"
 
     @classmethod
     def candidates(cls, bundles: Sequence[Bundle], options: ComputeOptions) -> list[Candidate]:
