@@ -25,13 +25,21 @@ from graphs import write_graphs
 from dinov3_seg_ros import scenes
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.bundle.loading import load_bundle
-from dinov3_seg_ros.bundle.onnx_folder import find_exports
+from dinov3_seg_ros.bundle.onnx_folder import CANVASES, find_exports
 from dinov3_seg_ros.doctor import computing
 from dinov3_seg_ros.doctor.findings import OK, WARNING
 from dinov3_seg_ros.export import exporter
 from dinov3_seg_ros.export.__main__ import main
 from dinov3_seg_ros.export.exporter import ExportOptions, export
-from dinov3_seg_ros.export.graphs import HeadGraph, export_head, fuse, operators, store_compactly
+from dinov3_seg_ros.export.graphs import (
+    BackboneGraph,
+    HeadGraph,
+    export_backbone,
+    export_head,
+    fuse,
+    operators,
+    store_compactly,
+)
 from dinov3_seg_ros.export.licences import licences_of_graphs
 from dinov3_seg_ros.model.heads import HEADS, build_head
 from dinov3_seg_ros.model.normalise import Normalise
@@ -82,6 +90,23 @@ def test_every_familys_graphs_give_the_labels_of_pytorch(family, tmp_path, pictu
     assert len(np.unique(expected.labels)) > 1
     assert (result.labels == expected.labels).mean() >= 0.9995
     assert np.abs(result.confidence.astype(int) - expected.confidence).max() <= 1
+
+
+@pytest.mark.parametrize("family", ["dinov3_vit", "dinov3_convnext"])
+def test_the_first_convolution_reads_pixels_that_bfloat16_holds_exactly(family, tmp_path):
+    bundle = tiny_bundle(tmp_path / "tiny", family)
+    backbone, own = bundle.load_backbone(), bundle.manifest.input
+    graph = BackboneGraph(backbone, SIZE, own.mean, own.std)
+    export_backbone(graph, SIZE, tmp_path / "backbone.onnx", {})
+    model = onnx.load(tmp_path / "backbone.onnx")
+    read = next(node.input[0] for node in model.graph.node if node.op_type == "Conv")
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(read))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    canvas = np.resize(np.arange(256, dtype=np.uint8), (1, *SIZE, 1)).repeat(3, axis=3)
+    (pixels,) = session.run(None, {CANVASES: canvas})
+    assert len(np.unique(pixels[:, 0])) == 256
+    assert np.array_equal(pixels, torch.from_numpy(pixels).bfloat16().float())
 
 
 def test_an_image_guided_heads_graphs_give_the_labels_of_pytorch(tmp_path, picture):

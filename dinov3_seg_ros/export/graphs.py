@@ -2,7 +2,8 @@
 
 The precision is in the graph, because TensorRT 11 has no other way. Weights and activations have the wanted type;
 normalisation and attention stay in float32, which DINOv3 needs on several inference libraries. A BatchNorm
-directly behind a convolution is folded into it, before its weights are rounded.
+directly behind a convolution is folded into it, before its weights are rounded; so is what the normalisation of the
+image would round.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ _PLAIN_ATTENTION, _FUSED_ATTENTION = "dinov3_seg_ros_plain", "dinov3_seg_ros_fus
 _WORTH_COMPACTING = 256
 _CANVASES_OF_HEAD = "head/canvases"
 _EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
+_PIXEL_STEPS = 64.0  # a power of two, near what 255 times a standard deviation is
 
 
 class BackboneGraph(nn.Module):
     """Network inputs (N, H, W, 3) uint8 RGB to feature maps, as exported.
 
-    Changes the types, norms and attention of the backbone that it is given.
+    Changes the types, norms, attention and first convolution of the backbone that it is given.
 
     Args:
         backbone: frozen.
@@ -65,7 +67,7 @@ class BackboneGraph(nn.Module):
         fused_attention: bool = False,
     ) -> None:
         super().__init__()
-        self._normalise, self._dtype = Normalise(mean, std), dtype
+        self._normalise, self._dtype = _leave_rounding_to_first_convolution(backbone, mean, std), dtype
         if hasattr(backbone.model, "set_attn_implementation"):
             AttentionInterface.register(_PLAIN_ATTENTION, _attention_in_float32)
             AttentionInterface.register(_FUSED_ATTENTION, _attention_of_onnx_runtime)
@@ -365,6 +367,25 @@ def _make_positions_constant(model: nn.Module, size: tuple[int, int]) -> None:
             positions = embeddings.interpolate_pos_encoding(torch.zeros(1, tokens, config.hidden_size), *size)
         embeddings.register_buffer("positions_of_size", positions, persistent=False)
         embeddings.interpolate_pos_encoding = lambda *_: embeddings.positions_of_size
+
+
+def _leave_rounding_to_first_convolution(backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Normalise:
+    """Fold into the first convolution what bfloat16 would round of normalised pixels; return what is left to do before.
+
+    Pixels less a whole number, in 64ths, are exact in 8 bits of precision, which OpenVINO computes with, whatever the
+    type of the graph. Padding is 0 after the whole normalisation alone, so a convolution that pads keeps it.
+    """
+    first = next((part for part in backbone.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None or first.padding not in ((0, 0), "valid"):
+        return Normalise(mean, std)
+    centres = [round(255 * m) / 255 for m in mean]
+    scale = torch.tensor([_PIXEL_STEPS / (255 * s) for s in std])[:, None, None]
+    shift = torch.tensor([(c - m) / s for c, m, s in zip(centres, mean, std, strict=True)])[:, None, None]
+    with torch.no_grad():
+        shifted = (first.weight * shift).sum((1, 2, 3))
+        first.bias = nn.Parameter(shifted if first.bias is None else first.bias + shifted, requires_grad=False)
+        first.weight = nn.Parameter(first.weight * scale, requires_grad=False)
+    return Normalise(centres, [_PIXEL_STEPS / 255] * 3)
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
