@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -116,6 +117,12 @@ def small_exported_bundle(tmp_path_factory):
     from exported_bundles import write_exported_bundle
 
     return write_exported_bundle(tmp_path_factory.mktemp("bundle") / "tiny", network_size=(32, 32))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_on_hangup():
+    """Processes inherit what is ignored: under nohup, none would end as one whose terminal closes."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

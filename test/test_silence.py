@@ -92,6 +92,8 @@ def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():
     assert "'ros2 topic hz /image'; if they are lost, " in silence.reason
     remedy = "set image_transport:=compressed and remap image/compressed:=/image"
     assert silence.reason.endswith(f"; to read /driver ({COMPRESSED_IMAGE}, best effort) instead: {remedy}")
+    beside_no_picture = explained("/image", publishers=[publisher(IMAGE), publisher("std_msgs/msg/String")])
+    assert "instead" not in beside_no_picture.reason
 
 
 def test_a_missing_calibration_is_explained_by_who_publishes_one():

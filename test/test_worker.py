@@ -282,12 +282,34 @@ class CountedWorker(LatestFrameWorker):
         return self.pace().expected_s
 
 
-def test_a_turn_that_hung_is_no_measure_for_the_next_one():
-    worker = CountedWorker(lambda items: lambda: time.sleep(items[0][1]) or 1, on_error=lambda slots, error: None)
+def sleeping_worker(**options):
+    """A worker whose turns end after as many seconds as their first item says."""
+    worker = CountedWorker(
+        lambda items: lambda: time.sleep(items[0][1]) or 1, on_error=lambda slots, error: None, **options
+    )
     worker.start()
+    return worker
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_turn_that_hung_is_no_measure_for_the_next_one(overlap):
+    worker = sleeping_worker(overlap=overlap)
     paces = [worker.pace_after(seconds) for seconds in (0.01, 0.5, 0.5)]
     end(worker)
     assert paces[1] < 0.5 <= paces[2], "from then on, turns take as long"
+
+
+def test_a_turn_that_waited_while_another_hung_counts_from_the_end_of_that():
+    worker = sleeping_worker(overlap=True)
+    worker.pace_after(0.01)
+    worker.put("a", 1.0)
+    time.sleep(0.1)
+    worker.put("a", 0.3)
+    assert worker.done.acquire(timeout=5)
+    assert worker.pace().oldest_s < 0.3
+    assert worker.done.acquire(timeout=5)
+    assert worker.pace().expected_s < 1.0
+    end(worker)
 
 
 def test_turns_that_compute_nothing_do_not_lower_the_pace():

@@ -21,7 +21,7 @@ from dinov3_seg_ros import decode, scenes
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.demo.colour_baseline import ColourClassifier
 from dinov3_seg_ros.demo.player import SCENES, add_source_arguments
-from dinov3_seg_ros.demo.recorder import Recorder, remove_pictures
+from dinov3_seg_ros.demo.recorder import Recorder, are_of_rooms, remove_pictures
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.frames.video import new_video
@@ -91,10 +91,11 @@ def _run(options: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, A
         raise OutputError(f"{options.output} cannot be written ({error}); choose another with --output") from error
     prepare()
     decode.backend(wait=True)  # compiled here once, so that the figures are not those of a node whose decode compiles
-    colours = _fit_colour_classifier() if options.source == SCENES else None
+    names = bundle.manifest.classes.names
+    colours = _fit_colour_classifier() if options.source == SCENES and are_of_rooms(names) else None
     with new_video(options.output / _VIDEO_FILE, options.rate) as video:
         rclpy.init(args=[])
-        recorder = Recorder(_NAMESPACE, bundle.manifest.classes.names, colours, options.output, video, options.masks)
+        recorder = Recorder(_NAMESPACE, names, colours, options.output, video, options.masks)
         try:
             _record(recorder, options, bundle, parameters)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Recorder(Node):
         truth = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
         if self._folder_of_masks is not None:
             self._check_truth(truth, self._folder_of_masks)
-        elif self._names != list(scenes.CLASS_NAMES):
+        elif not are_of_rooms(self._names):
             self._has_other_classes = True
             return
         _remember(self._truths, stamp_of(message.header), truth)
@@ -209,6 +210,11 @@ class Recorder(Node):
         self._counts["scored"] += 1
         if self._colours is not None and stamp in self._frames and self._counts["scored"] % _COLOUR_EVERY == 1:
             self._colour_scores.update(truth, self._colours.predict(read_image(self._frames[stamp])))
+
+
+def are_of_rooms(class_names: Sequence[str]) -> bool:
+    """Whether classes are those of the synthetic rooms, so that masks of them can be compared with the rooms' own."""
+    return tuple(class_names) == tuple(scenes.CLASS_NAMES)
 
 
 def remove_pictures(folder: Path) -> None:

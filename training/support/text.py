@@ -21,4 +21,4 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iter
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a message on a line of its own, as it is: rich would wrap, colour and interpret it."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

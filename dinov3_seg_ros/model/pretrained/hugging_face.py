@@ -43,7 +43,7 @@ def config_of(tensors: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS)
             return _convnext_config(tensors)
         return _dinov3_config(tensors, head_channels)
     except KeyError as error:
-        raise BackboneError(f"the tensor {error.args[0]} is missing.") from error
+        raise BackboneError(f"the tensor {error.args[0]}, as transformers names it, is missing.") from error
 
 
 def _bare(name: str) -> str:

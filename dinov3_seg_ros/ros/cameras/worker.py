@@ -67,6 +67,7 @@ class LatestFrameWorker:
         self._stopping = False
         self._taken: list[_TakenItems] = []
         self._last_s = deque([expected_s] if expected_s else [], maxlen=2)
+        self._left_at = 0.0
         self._room = threading.Semaphore(2 if overlap else 1)
         self._started: SimpleQueue[tuple[_TakenItems, Finish] | None] = SimpleQueue()
         self._hand_over = self._started.put if overlap else self._end_turn
@@ -111,7 +112,11 @@ class LatestFrameWorker:
             if not self._taken:
                 return Pace(0.0, self._expected_s())
             oldest = self._taken[0]
-            return Pace(time.monotonic() - oldest.at, self._expected_s() * len(oldest.slots))
+            return Pace(self._took_s(oldest), self._expected_s() * len(oldest.slots))
+
+    def _took_s(self, taken: _TakenItems) -> float:
+        # One that was taken while another hung has only waited until then.
+        return time.monotonic() - max(taken.at, self._left_at)
 
     def _expected_s(self) -> float:
         return min(self._last_s, default=0.0)
@@ -146,7 +151,7 @@ class LatestFrameWorker:
     def _leave(self, taken: _TakenItems, computed: int) -> None:
         with self._condition:
             self._taken.remove(taken)
-            took_s = time.monotonic() - taken.at
+            took_s, self._left_at = self._took_s(taken), time.monotonic()
             if computed or took_s > self._expected_s():
                 self._last_s.append(took_s / (computed or 1))
         self._room.release()

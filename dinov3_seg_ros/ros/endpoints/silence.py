@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, how_to_read
+from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, PICTURE_TYPES, how_to_read
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher, policy_name
 from dinov3_seg_ros.ros.transport import remedy_for_lost_images
 from dinov3_seg_ros.support.errors import first_of
@@ -59,7 +59,7 @@ def explain_silence(
     if override := _override_in_the_way(topic, fixed, right):
         return Silence("no match", f"{named}, {override}")
     instead = ""
-    if others := [publisher for publisher in publishers if publisher.message_type != message_type]:
+    if others := [p for p in publishers if p.message_type != message_type and p.message_type in PICTURE_TYPES]:
         instead = f"; to read {others[0]} instead: {how_to_read(topic, others[0].message_type, message_type, name)}"
     return Silence(
         "sends nothing",
