@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from training.recipes import resolve
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
 from training.samples.loader import BatchLoader
+from training.support.text import say
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 DINOV3 = {
@@ -82,6 +84,13 @@ def run():
     """Train by a recipe; gives the trainer afterwards."""
 
     return trainings.train
+
+
+def test_a_message_is_printed_as_it_is():
+    console = Console(file=io.StringIO(), width=20, force_terminal=False)
+    text = "/data/run:100:a [bold] and more than a line is wide"
+    say(console, text)
+    assert console.file.getvalue() == f"{text}\n"
 
 
 def saved_backbone(folder: Path, config: dict) -> str:

@@ -113,8 +113,9 @@ def _normalised(network: NetworkInput, backbone: Backbone, source: str | None) -
     is_guessed = backbone.normalisation is not None and not is_certain and "auto" in (network.mean, network.std)
     if is_guessed and process_state().is_main_process:
         _logger.warning(
-            "nothing says which mean and standard deviation the weights from %s were trained with; their tensors look "
-            "like those of Meta's satellite model, whose numbers are taken; for others set input.mean and input.std",
+            "warning: nothing says which mean and standard deviation the weights from %s were trained with; their "
+            "tensors look like those of Meta's satellite model, whose numbers are taken; for others set input.mean and "
+            "input.std",
             source,
         )
     for key, value in own.items():
