@@ -26,9 +26,11 @@ from dinov3_seg_ros.support.resources import resource_path
 def prepare() -> None:
     """Set up this process, and those it starts, for a graph that stays on this machine; before ``rclpy.init``.
 
-    Call in the main thread: SIGTERM raises KeyboardInterrupt from now on, as SIGINT does.
+    Call in the main thread: SIGTERM raises KeyboardInterrupt from now on, and so does SIGINT, even where it was
+    ignored, as in what a script runs in the background: rclpy takes it all the same.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # rclpy's own handler calls it after its work
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # rclpy's own handler calls it after its work
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     chosen = prepare_process(profile=LOCAL_PROFILE if is_humble() else PROFILE)
     if is_humble():  # it does not read that variable
