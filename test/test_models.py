@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from dinov3_seg_ros.bundle import loading
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros import model_loader
 from dinov3_seg_ros.ros.model_loader import Models
 from dinov3_seg_ros.segmenter import Segmenter
+from dinov3_seg_ros.support import files
 from dinov3_seg_ros.support.files import sha256_of_file
 
 
@@ -106,7 +106,7 @@ def test_a_bundles_files_are_hashed_once(options, monkeypatch):
         hashed.append(path.name)
         return sha256_of_file(path)
 
-    monkeypatch.setattr(loading, "sha256_of_file", note)
+    monkeypatch.setattr(files, "sha256_of_file", note)
     models = Models(lambda: None, fail)
     models.load(options)
     assert models.wait(60)
