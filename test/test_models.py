@@ -111,7 +111,6 @@ def test_a_bundles_files_are_hashed_once(options, monkeypatch):
     models.load(options)
     assert models.wait(60)
     assert models.error is None
-    assert "head.safetensors" in hashed
-    assert len(hashed) == len(set(hashed))
+    assert hashed.count("head.safetensors") == 1, "an export's graphs are hashed again when they are opened"
     models.release()
     assert models.join(60)
