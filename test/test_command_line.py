@@ -67,7 +67,9 @@ def test_help_anywhere_prints_usage_and_all_options(name, words, capsys):
     [
         ("check_dataset", "rich"),
         pytest.param("train", "pydantic", marks=pytest.mark.skipif(not has_torch(), reason="torch is missed first")),
-        ("import_head", "torch"),
+        pytest.param(
+            "import_head", "torch", marks=pytest.mark.skipif(not has_torch(), reason="others are missed first")
+        ),
     ],
 )
 def test_a_command_of_training_names_the_extra_that_is_not_installed(name, absent, tmp_path):
