@@ -36,8 +36,7 @@ def packages() -> Iterator[Finding]:
 
 def _builds_of(module: str) -> list[str]:
     """The installed distributions that hold a module, by name; pip lets them overwrite each other's."""
-    installed = importlib.metadata.distributions()
-    return sorted({found.name for found in installed if module in (found.read_text("top_level.txt") or "").split()})
+    return sorted(set(importlib.metadata.packages_distributions().get(module, ())))
 
 
 def _numbers(version: str) -> list[int]:
