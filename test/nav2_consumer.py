@@ -1,6 +1,6 @@
 """A consumer with the rules of a Nav2 semantic costmap layer, which trusts what arrives and indexes it blindly.
 
-Written from the behaviour of kiwicampus/semantic_segmentation_layer: mask and confidence come best effort and are
+Written from the behaviour of ros-navigation/semantic_segmentation_layer: mask and confidence come best effort and are
 paired by exact stamp with each other and with a point cloud of the same width and height; neither encoding nor step is
 looked at; frames are refused until the class names have arrived.
 """

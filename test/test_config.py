@@ -49,11 +49,37 @@ def test_every_panel_of_the_foxglove_layout_is_configured():
     assert panels(layout["layout"]) == set(layout["configById"])
 
 
-def test_the_costmap_knows_exactly_the_classes_that_are_published():
-    costmap = yaml.safe_load(read("nav2_costmap.yaml"))["local_costmap"]["local_costmap"]["ros__parameters"]
-    camera = costmap["semantic_layer"]["camera"]
+@pytest.fixture
+def costmap_layer():
+    costmap = yaml.safe_load(read("nav2_costmap.yaml"))
+    return costmap["local_costmap"]["local_costmap"]["ros__parameters"]["semantic_layer"]
+
+
+def test_the_costmap_knows_exactly_the_classes_that_are_published(costmap_layer):
+    camera = costmap_layer["camera"]
     known = {name for kind in camera["class_types"] for name in camera[kind]["classes"]}
     assert known == set(load_class_list(resource_path("config/classes/navigation.yaml")).classes)
+
+
+def test_the_costmap_keeps_clouds_until_a_slow_mask_arrives(costmap_layer):
+    rate_hz, latency_s = 30, 0.9
+    assert costmap_layer["sensor_data_depth"] > rate_hz * latency_s
+
+
+def test_floor_costs_nothing_but_counts_before_unlabelled_pixels_of_its_tile(costmap_layer):
+    camera, cost_of_unlabelled = costmap_layer["camera"], 0
+    assert camera["use_cost_selection"]
+    floor, blocked = (camera[kind] for kind in camera["class_types"])
+    assert cost_of_unlabelled < floor["max_cost"] < blocked["max_cost"]
+    assert floor["base_cost"] == 0
+    assert floor["mark_confidence"] >= 255, "a confidence above it would raise the tile to max_cost"
+
+
+@pytest.mark.parametrize("name", ["segmentation.rviz", "foxglove_layout.json"])
+def test_viewers_show_colours_since_class_ids_look_black(name):
+    found = topics_in(json.loads(read(name)) if name.endswith("json") else yaml.safe_load(read(name)))
+    assert {"/segmentation/color_mask", "/segmentation/overlay/compressed"} <= found
+    assert "/segmentation/mask" not in found
 
 
 def test_nav2s_manager_manages_the_node_by_the_name_it_has():
