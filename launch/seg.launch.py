@@ -63,7 +63,8 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
         if cameras and source.startswith(("/", "~")):
             raise ParameterError(
                 f"{name} is '{source}', but with cameras it is looked for below each prefix; give a relative name, "
-                f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}"
+                f"such as {name}:={source.rpartition('/')[2]} for {cameras[0]}/{source.rpartition('/')[2]}. Cameras "
+                "whose topics do not end alike are remapped one by one: docs/node.md has the command"
             )
         if not re.fullmatch(r"(~?/)?[A-Za-z_{][\w{}]*(/[A-Za-z_{][\w{}]*)*", source, re.ASCII):
             raise ParameterError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -124,6 +125,13 @@ def test_class_names_can_be_read_and_not_be_set(running, bundle):
     result = node.set_parameter("class_names", ["other"])
     assert not result.successful
     assert "read-only" in result.reason
+
+
+def test_without_label_info_the_log_says_what_is_missing(running):
+    _, node, _ = running
+    is_missing = importlib.util.find_spec("vision_msgs") is None
+    assert is_missing == ("segmentation/label_info is not published" in node.log)
+    assert is_missing == ("vision_msgs cannot be used: No module named 'vision_msgs'; sudo apt install" in node.log)
 
 
 def test_overlay_alpha_changes_while_running_within_its_range(running):

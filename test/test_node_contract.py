@@ -195,6 +195,12 @@ def test_masks_are_smoothed_over_time_where_that_is_wanted(quiet, segmenter):
         message.header.stamp.sec = message.header.stamp.nanosec = 0
         found = image_of(camera.send_until_answered(message, masks))
     assert not np.array_equal(found, alone), "of a driver that leaves stamps empty, the arrival counts"
+    assert "no smoothing" not in node.log
+    for second in range(200, 211):  # the first is a step back
+        message = camera.message(frame)
+        message.header.stamp.sec, message.header.stamp.nanosec = second, 0
+        camera.send_until_answered(message, masks)
+    graph.spin_until(lambda: "no smoothing: the last 10 frames came more than 0.5 s" in node.log, "the note")
     assert node.set_parameter("temporal_smoothing", 0.0).successful
     message = camera.message(frames[-1])
     assert np.array_equal(image_of(camera.send_until_answered(message, masks)), alone)

@@ -568,6 +568,43 @@ def test_a_picture_too_wide_for_jpeg_costs_no_other_output(bundle, tmp_path, cap
     assert "Traceback" not in said and "imencode" not in said
 
 
+def test_an_output_whose_sending_holds_up_the_next_frame_is_noted_with_a_smaller_one(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path), cameras=["front"]) as (graph, node):
+        start(node)
+        outputs = ("mask", "confidence")
+        received = {name: graph.listen(f"front/segmentation/{name}") for name in outputs}
+        publishers = node._outputs.by_camera["front"]["tiny"]._publishers
+        for name in outputs:
+            graph.spin_until(publishers[name].get_subscription_count, f"a subscription to {name}")
+            publishers[name] = _SlowLink(publishers[name])
+        node._loop._receive("front", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+        graph.spin_until(lambda: all(received.values()), "both images")
+        statistics = node._loop.statistics["front"]
+        graph.spin_until(lambda: statistics.summary() == "1 received, 1 segmented", "the end of the frame")
+        level, values = values_of(node)
+        assert level == OK, "the node itself is well"
+        level, values = values_of(node, "front")
+        assert level == WARN
+        assert values["noted: slow subscriber"] == "2"
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "slow subscriber" in line]
+    assert "sending an image on /front/segmentation/mask took 0." in said
+    assert said.endswith("read /front/segmentation/mask/compressed there")
+
+
+class _SlowLink:
+    """A publisher whose messages take as long as over a slow network."""
+
+    def __init__(self, publisher):
+        self._publisher = publisher
+
+    def publish(self, message):
+        time.sleep(0.15)
+        self._publisher.publish(message)
+
+    def __getattr__(self, name):
+        return getattr(self._publisher, name)
+
+
 def test_a_runtime_that_fails_now_and_then_does_not_fill_the_log(bundle, tmp_path, capfd):
     with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
         start(node)

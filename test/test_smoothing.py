@@ -133,6 +133,15 @@ def test_nothing_is_carried_over(image, seconds, window):
     assert (labels(found) == labels(given)).all()
 
 
+def test_frames_that_come_after_a_gap_are_counted_until_one_comes_in_time():
+    smoother = TemporalSmoother(0.7)
+    counts = []
+    for seconds in (0.0, 0.6, 1.2, 1.7, 2.3):
+        smoother.smooth(view(0), seconds, logits_of(random_logits(0)))
+        counts.append(smoother.gaps)
+    assert counts == [1, 2, 3, 0, 1]
+
+
 def test_the_frame_before_counts_by_the_square_of_how_well_the_pictures_agree():
     before, after = view(0) // 2, view(0) // 2 + 15  # of 30, at which they agree by exp(-1)
     smoother = TemporalSmoother(0.8)

@@ -72,13 +72,13 @@ def ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{release('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
-    from dinov3_seg_ros.ros.cameras.ports import HAS_LABEL_INFO
+    from dinov3_seg_ros.ros.cameras.ports import NO_LABEL_INFO
 
-    if not HAS_LABEL_INFO:
+    if NO_LABEL_INFO:
         yield Finding(
             WARNING,
             "vision_msgs",
-            "not usable: segmentation/label_info is not published (class names remain a parameter)",
+            f"segmentation/label_info is not published (class names remain a parameter): {NO_LABEL_INFO}",
             "with ROS 2 installed: sudo apt install ros-$ROS_DISTRO-vision-msgs (PyPI has no build of it)",
         )
     else:

@@ -43,10 +43,12 @@ class TemporalSmoother:
 
     Attributes:
         weight: of the frames before, from 0 up to but not including 1; may be changed at any time.
+        gaps: how many frames in a row, the newest one last, came after a gap.
     """
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
+        self.gaps = 0
         self._motion = MotionEstimator()
         self._seconds = -math.inf
         self._before: dict[str, Logits] = {}
@@ -65,6 +67,7 @@ class TemporalSmoother:
         """
         motion = self._motion.follow(image)
         gap, self._seconds = seconds - self._seconds, seconds
+        self.gaps = self.gaps + 1 if gap > LONGEST_GAP_S else 0
         before, self._before = self._before, {name: _finer(logits) for name, logits in heads.items()}
         if motion is None or motion.is_cut or not 0 < gap <= LONGEST_GAP_S:
             return dict(heads)

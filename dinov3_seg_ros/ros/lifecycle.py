@@ -15,6 +15,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.ros.bond import Bond
 from dinov3_seg_ros.ros.cameras.frame_loop import FrameLoop
 from dinov3_seg_ros.ros.cameras.hang_watch import HangWatch
+from dinov3_seg_ros.ros.cameras.ports import NO_LABEL_INFO
 from dinov3_seg_ros.ros.compatibility import answer_transitions, destroy_state_machine
 from dinov3_seg_ros.ros.endpoints.qos import Endpoints, own_group
 from dinov3_seg_ros.ros.head_outputs import HeadOutputs
@@ -369,6 +370,11 @@ class SegmentationNode(LifecycleNode):
             self._outputs.check(manifests)
             return
         self._outputs.create(manifests, self._settings.current())
+        if NO_LABEL_INFO:
+            self.get_logger().info(
+                f"segmentation/label_info is not published, which Nav2's semantic layer needs: {NO_LABEL_INFO}; "
+                "sudo apt install ros-$ROS_DISTRO-vision-msgs"
+            )
         if self.state == "active":
             super().on_activate(_ACTIVE)  # rclpy enables the publishers that are there on the transition
             self._outputs.publish_label_info(self._settings.current().confidence_threshold)

@@ -49,8 +49,8 @@ def check_cameras(names: Sequence[str]) -> None:
     for name in names:
         if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII) or names.count(name) > 1:
             raise ParameterError(
-                f"cameras holds '{name}'; each name must occur once, start with a letter, and consist of letters, "
-                "digits and underscores"
+                f"cameras holds '{name}'; each must occur once, and is a name, or several with slashes between them: "
+                "letters, digits and underscores, a letter first"
             )
 
 

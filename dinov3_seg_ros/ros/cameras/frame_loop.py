@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rclpy.clock import Clock
 
-from dinov3_seg_ros.frames.smoothing import TemporalSmoother
+from dinov3_seg_ros.frames.smoothing import LONGEST_GAP_S, TemporalSmoother
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, Frame, HeadOutput
@@ -43,6 +43,8 @@ Outputs = Mapping[str, Mapping[str, HeadOutput]]
 Report = Callable[[Segmenter, RuntimeFailedError | None], None]
 
 _RUNTIME_FAILED = "runtime failed"
+# So many frames in a row that are too far apart to be smoothed are no accident.
+_MOST_GAPS = 10
 
 
 class _Started(NamedTuple):
@@ -268,7 +270,16 @@ class FrameLoop:
         smoother.weight = weight
         with turn.segmenter.times.stage("smoothing"):
             # Of a driver that leaves stamps empty, the arrival must do.
-            return result.smoothed(smoother, frame.rgb, seconds_of(frame.header.stamp) or frame.received)
+            result = result.smoothed(smoother, frame.rgb, seconds_of(frame.header.stamp) or frame.received)
+        if smoother.gaps >= _MOST_GAPS:
+            details = (
+                f"the last {smoother.gaps} frames came more than {LONGEST_GAP_S} s after the one before, so "
+                "temporal_smoothing costs time and has no effect; set it to 0, or segment more frames a second"
+            )
+            self._faults.note(
+                frame.camera, self.statistics[frame.camera].noted("no smoothing", details, raises_level=False)
+            )
+        return result
 
     def _publish(self, frame: Frame, result: Segmentation, turn: _Turn, options: NodeOptions) -> None:
         for name, head in result.heads.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from dinov3_seg_ros.ros.endpoints.publishers import type_name
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS, OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.ros.endpoints.sequence import SequenceGaps
 from dinov3_seg_ros.ros.endpoints.silence import Silence, explain_missing_calibration, explain_silence
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, one_line
 from dinov3_seg_ros.support.timing import StageTimes
 
 # vision_msgs is optional: without it, or with a broken build of it (which raises errors of many types), masks are still
@@ -30,10 +31,11 @@ try:
     from vision_msgs.msg import LabelInfo, VisionClass
 
     check_for_type_support(LabelInfo)
-except Exception:
+    #: Why ``segmentation/label_info`` cannot be published; empty where it can.
+    NO_LABEL_INFO = ""
+except Exception as error:
     LabelInfo = VisionClass = None
-#: Whether ``segmentation/label_info`` can be published.
-HAS_LABEL_INFO = LabelInfo is not None
+    NO_LABEL_INFO = f"vision_msgs cannot be used: {one_line(error)}"
 
 #: Message type and reader of pixels, by the parameter image_transport.
 TRANSPORTS = {"raw": (Image, read_image), "compressed": (CompressedImage, read_compressed_image)}
@@ -46,6 +48,8 @@ _PICTURES = {
     "overlay": Image,
     "overlay/compressed": CompressedImage,
 }
+# Who publishes waits until the message is on its way: on a slow link that is long.
+_SLOW_S = 0.1
 
 
 class Frame(NamedTuple):
@@ -200,7 +204,8 @@ class HeadOutput:
         classes: OutputClasses,
         note_fault: Callable[[str, str, str], None],
     ) -> None:
-        self._endpoints, self._classes, self._note_fault = endpoints, classes, note_fault
+        self._endpoints, self._classes = endpoints, classes
+        self._camera, self._note_fault = camera, note_fault
         self._publishers: dict[str, Any] = {}
 
         def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
@@ -248,11 +253,11 @@ class HeadOutput:
                 if confidence is not None:
                     send("confidence", fill_image(Image(), confidence, "mono8", header))
                 if "mask/compressed" in wanted:
-                    self._send_filled(frame, "mask/compressed", fill_png, CompressedImage(), labels, header)
+                    self._send_filled("mask/compressed", fill_png, CompressedImage(), labels, header)
                 if "camera_info" in wanted and frame.calibration is not None:
                     sizes = frame.rgb.shape[:2], labels.shape
                     info = CameraInfo()
-                    self._send_filled(frame, "camera_info", fill_camera_info, info, frame.calibration, *sizes, header)
+                    self._send_filled("camera_info", fill_camera_info, info, frame.calibration, *sizes, header)
             if "color_mask" in wanted:
                 with times.stage("overlay"):
                     coloured = to_bgr(self._classes.coloured(labels))
@@ -268,7 +273,7 @@ class HeadOutput:
                     send("overlay", fill_image(Image(), overlay, "bgr8", header))
                 if "overlay/compressed" in wanted:
                     jpeg, quality = CompressedImage(), options.jpeg_quality
-                    self._send_filled(frame, "overlay/compressed", fill_jpeg, jpeg, overlay, quality, header)
+                    self._send_filled("overlay/compressed", fill_jpeg, jpeg, overlay, quality, header)
 
     def publish_label_info(self, stamp: Any, threshold: float) -> None:
         """Publish the latched class names, and the confidence threshold (0..1); needs vision_msgs.
@@ -282,7 +287,7 @@ class HeadOutput:
         message.class_map = [
             VisionClass(class_id=index, class_name=name) for index, name in enumerate(self._classes.names)
         ]
-        self._send("label_info", message)
+        self._publishers["label_info"].publish(message)
 
     def close(self) -> None:
         """Remove the publishers."""
@@ -294,14 +299,25 @@ class HeadOutput:
         return bool(self._publishers[name].get_subscription_count())
 
     def _send(self, name: str, message: Any) -> None:
-        self._publishers[name].publish(message)
+        publisher = self._publishers[name]
+        start = time.monotonic()
+        publisher.publish(message)
+        if (took := time.monotonic() - start) > _SLOW_S:
+            smaller = self._publishers.get(f"{name}/compressed")
+            advice = f"read {smaller.topic_name} there" if smaller else "have fewer or smaller images sent there"
+            self._note_fault(
+                self._camera,
+                "slow subscriber",
+                f"sending an image on {publisher.topic_name} took {took:.2f} s, for which the next frame waits; a "
+                f"subscriber is on a slow link: {advice}",
+            )
 
-    def _send_filled(self, frame: Frame, name: str, fill: Callable[..., Any], *given: Any) -> None:
+    def _send_filled(self, name: str, fill: Callable[..., Any], *given: Any) -> None:
         """Publish the message that ``fill`` makes of what is given; one that cannot be made is left out."""
         try:
             message = fill(*given)
         except MessageError as error:
-            self._note_fault(frame.camera, error.fault, f"{name} is not sent: {error}")
+            self._note_fault(self._camera, error.fault, f"{name} is not sent: {error}")
         else:
             self._send(name, message)
 
