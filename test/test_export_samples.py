@@ -45,6 +45,8 @@ KINDS = {
     "grey of three channels": (Image.fromarray(np.dstack([IDS] * 3).astype(np.uint8)), {"classes": ["a", "b", "c"]}),
     "16 bits": (Image.fromarray((IDS * 7100).astype(np.uint16)), {"classes": {"a": 0, "b": 7100}, "ignore": 14200}),
     "a range, and the rest": (Image.fromarray(IDS.astype(np.uint8)), {"classes": {"a": "1-2", "b": "rest"}}),
+    "one bit": (Image.fromarray(IDS > 0), {"classes": ["a", "b"]}),
+    "one bit, by colour": (Image.fromarray(IDS > 0), {"classes": {"a": [255, 255, 255], "b": [0, 0, 0]}}),
     "half size": (
         Image.fromarray(IDS[::2, ::2].astype(np.uint8)),
         {"classes": ["a", "b", "c"], "resize_masks": True},

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_datasets
 from labelled_folders import check_truth, edit, regions_of, shorten
+from PIL import Image
 
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.labelled_folder import AutoData
@@ -24,6 +25,13 @@ def test_masks_of_label_studio_without_their_tasks_are_explained(tmp_path):
     (tmp_path / "project.csv").unlink()
     with pytest.raises(DatasetError, match=r"which image task 7 is \(6 of 6 tasks\): export the same project as CSV"):
         AutoData(root=str(tmp_path)).open("train")
+
+
+def test_masks_of_label_studio_may_be_made_smaller(tmp_path):
+    labelled_folders.build_label_studio_png(tmp_path)
+    for path in tmp_path.rglob("task-*.png"):
+        Image.open(path).convert("1").save(path)
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])

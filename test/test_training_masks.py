@@ -234,6 +234,83 @@ def test_an_alpha_channel_is_dropped_and_told(tmp_path):
     assert any("alpha" in note for note in AutoData(root=str(tmp_path), **settings).found().notes)
 
 
+ROAD, BLACK, WHITE = (128, 64, 128), (0, 0, 0), (255, 255, 255)
+
+
+def as_small_as_can_be(picture: Image.Image) -> Image.Image:
+    """The same pixels in the smallest kind of PNG, as programs that shrink files store them."""
+    pixels = np.array(picture.convert("RGB"))
+    if (pixels != pixels[..., :1]).any():
+        return picture.convert("P", palette=Image.Palette.ADAPTIVE)
+    return Image.fromarray(pixels[..., 0]).convert("1" if set(np.unique(pixels)) <= {0, 255} else "L")
+
+
+@pytest.mark.parametrize(
+    ("masks", "settings"),
+    [
+        pytest.param(
+            [tiled(0, 255), tiled(0, 128), tiled(0, 255, 128)],
+            {"classes": {"road": 255, "curb": 128, "other": "rest"}},
+            id="numbers",
+        ),
+        pytest.param([tiled(0, 255), tiled(0, 1), tiled(2, 1)], {"classes": ["a", "b", "c"]}, id="void in white"),
+        pytest.param([tiled(0, 255), tiled(255)], {"classes": {"rest of it": 0, "object": 255}}, id="black and white"),
+        pytest.param(
+            [tiled(ROAD, BLACK), tiled(BLACK), tiled(BLACK, ROAD)],
+            {"classes": {"road": ROAD, "background": BLACK}},
+            id="colours, some masks all black",
+        ),
+        pytest.param(
+            [tiled(ROAD, BLACK), tiled(WHITE, BLACK), tiled((9, 9, 9), BLACK)],
+            {"classes": {"road": ROAD, "line": WHITE, "kerb": [9, 9, 9], "background": BLACK}},
+            id="colours, some masks all grey",
+        ),
+        pytest.param(
+            [tiled(ROAD, BLACK), tiled(BLACK), tiled(WHITE, BLACK)],
+            {"classes": {"road": ROAD, "line": WHITE, "other": "rest"}},
+            id="colours, and others",
+        ),
+        pytest.param(
+            [tiled(WHITE, BLACK), tiled(BLACK), tiled(BLACK, WHITE)],
+            {"classes": {"road": WHITE, "background": BLACK}},
+            id="black and white as colours",
+        ),
+    ],
+)
+def test_masks_made_smaller_without_loss_keep_their_labels(tmp_path, masks, settings):
+    pictures = [Image.fromarray(mask) for mask in masks for _ in range(3)]
+    for kind, stored in (("large", pictures), ("small", list(map(as_small_as_can_be, pictures)))):
+        for number, picture in enumerate(stored):
+            tiny_datasets.save_image(tmp_path / kind / "images" / f"{number}.png", number)
+            (tmp_path / kind / "masks").mkdir(exist_ok=True)
+            picture.save(tmp_path / kind / "masks" / f"{number}.png")
+    large, small = (AutoData(root=str(tmp_path / kind), **settings).open_all() for kind in ("large", "small"))
+    assert "1" in {Image.open(path).mode for path in (tmp_path / "small/masks").iterdir()}
+    for index in range(len(large)):
+        assert np.array_equal(small.mask(index), large.mask(index)), small.describe(index)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"classes": ["background", "object"]}, [0, 1]),
+        ({"classes": {"background": 0, "object": 255}}, [0, 1]),
+        ({"classes": {"object": WHITE, "background": BLACK}}, [1, 0]),
+        ({"classes": {"background": BLACK, "object": ROAD}}, [0, 1]),
+    ],
+)
+def test_white_of_masks_of_one_bit_is_what_the_classes_have(tmp_path, settings, expected):
+    write_masks(tmp_path, picture=Image.fromarray(tiled(False, True, kind=bool)))
+    assert first_labels(tmp_path, 2, **settings) == expected
+
+
+def test_masks_of_numbers_beside_some_with_a_palette_stay_numbers(tmp_path):
+    write_masks(tmp_path, picture=palette_picture([BLACK, ROAD]))
+    labelled_folders.put(tmp_path / "masks/2.png", tiled(1, 0))
+    data = AutoData(root=str(tmp_path), classes={"background": [0, 0, 0], "road": list(ROAD)}).open_all()
+    assert [data.mask(index)[0, :2].tolist() for index in range(3)] == [[0, 1], [0, 1], [1, 0]]
+
+
 def palette_picture(colours: list[tuple[int, int, int]]) -> Image.Image:
     """A palette image whose columns are its indices in turn."""
     picture = Image.fromarray(tiled(*range(len(colours)))).convert("L")

@@ -56,6 +56,8 @@ class MaskValues(BaseModel):
         colours: red, green, blue and label of each colour; None where masks of colours cannot be read.
         rest: label of everything else; None where that is an error.
         grey_numbers: whether masks of colours whose channels are equal hold numbers although classes have colours.
+        grey_colours: whether masks of one channel hold grey colours, not numbers.
+        bilevel_ones: whether white in masks of one bit is the number 1, not 255.
         resize: whether a mask of another size than its image is resized to it, by nearest neighbour.
     """
 
@@ -65,6 +67,8 @@ class MaskValues(BaseModel):
     colours: list[tuple[Byte, Byte, Byte, _Label]] | None = None
     rest: _Label | None = None
     grey_numbers: bool = False
+    grey_colours: bool = False
+    bilevel_ones: bool = False
     resize: bool = False
 
     @classmethod

@@ -20,7 +20,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
-READING_VERSION = 3
+READING_VERSION = 4
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -70,11 +70,22 @@ class MaskPixels(NamedTuple):
         values: (H, W) uint32: numbers; where ``coloured``, colours as `colour_value` gives them.
         coloured: whether the values are colours.
         palette: (n,) uint32 colours of the numbers 0 to n - 1, where the file has a palette.
+        bilevel: whether the file has one bit for each pixel. Its values are 0 and 255, black and white, as in the file
+            of 8 bits that a program for smaller files may have made it from.
     """
 
     values: np.ndarray
     coloured: bool = False
     palette: np.ndarray | None = None
+    bilevel: bool = False
+
+    def numbers(self, bilevel_ones: bool) -> np.ndarray:
+        """The values as numbers (H, W) uint32.
+
+        Args:
+            bilevel_ones: whether white of a file of one bit is 1, not 255.
+        """
+        return self.values // 255 if self.bilevel and bilevel_ones else self.values
 
 
 def colour_value(colour: Colour) -> int:
@@ -223,7 +234,8 @@ def _mask_pixels(picture: Image.Image, source: object) -> MaskPixels:
         )
     if picture.mode in _NUMBER_MODES:
         pixels = np.array(picture)
-        return MaskPixels((pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.uint32))
+        numbers = (pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.uint32)
+        return MaskPixels(255 * numbers, bilevel=True) if picture.mode == "1" else MaskPixels(numbers)
     raise ItemError(f"{source} is a picture of mode {picture.mode}, which no mask should have", "unreadable file")
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from dinov3_seg_ros.frames.classes import MaskValues, label_type, unlabelled_value
+from dinov3_seg_ros.frames.classes import VALUE_COUNT, MaskValues, label_type, unlabelled_value
 from dinov3_seg_ros.frames.image_files import ImageSource, MaskPixels, colour_value, is_turned, value_colour
 from dinov3_seg_ros.support.errors import ItemError
 
@@ -50,6 +50,10 @@ class LabelTable:
         """Whether every value is allowed."""
         return self.rest is not None or bool(np.isin(values, self._values).all())
 
+    def names(self, values: np.ndarray) -> bool:
+        """Whether any of the values is one of those that have a label of their own."""
+        return bool(np.isin(values, self._values).any())
+
     def labels(self, values: np.ndarray, source: object) -> np.ndarray:
         """Labels (H, W), uint8 (uint16 above 255 classes), of the values (H, W) uint32 that ``source`` holds.
 
@@ -80,7 +84,7 @@ class MaskLabels:
     Attributes:
         numbers: labels of numbers.
         colours: labels of colours; None where the classes have none.
-        grey_numbers: see `MaskValues`.
+        grey_numbers, grey_colours, bilevel_ones: see `MaskValues`.
         no_colours: why there are no labels of colours; ends a message.
         no_numbers: why masks of numbers cannot be read although masks of colours can; ends a message, empty where they
             can be read.
@@ -94,6 +98,8 @@ class MaskLabels:
     numbers: LabelTable
     colours: LabelTable | None = None
     grey_numbers: bool = False
+    grey_colours: bool = False
+    bilevel_ones: bool = False
     no_colours: str = NO_COLOURS
     no_numbers: str = ""
 
@@ -118,6 +124,8 @@ class MaskLabels:
             LabelTable(numbers, class_count, as_number, advice, values.rest),
             colours,
             values.grey_numbers,
+            values.grey_colours,
+            values.bilevel_ones,
             "the bundle was trained on masks of numbers; give masks like these",
             no_numbers,
         )
@@ -130,6 +138,8 @@ class MaskLabels:
             colours=None if self.colours is None else [(*value_colour(value), label) for value, label in colours],
             rest=self.numbers.rest,
             grey_numbers=self.grey_numbers,
+            grey_colours=self.grey_colours,
+            bilevel_ones=self.bilevel_ones,
             resize=resize,
         )
 
@@ -146,7 +156,9 @@ class MaskLabels:
         if mask.palette is not None and self.colours is not None:
             return _palette_labels(mask.values, mask.palette, source, self.colours)
         if not mask.coloured:
-            return self._number_labels(mask.values, source)
+            if self.colours is not None and self.grey_colours:
+                return self.colours.labels(as_greys(mask.values), source)
+            return self._number_labels(mask.numbers(self.bilevel_ones), source)
         if self.colours is not None and not (self.grey_numbers and is_grey(mask.values)):
             return self.colours.labels(mask.values, source)
         if is_grey(mask.values):
@@ -200,6 +212,11 @@ def fit_to_image(
 def is_grey(values: np.ndarray) -> bool:
     """Whether the three channels of every colour are equal."""
     return bool((values % 256 * 65793 == values).all())
+
+
+def as_greys(values: np.ndarray) -> np.ndarray:
+    """The grey colours of numbers (H, W) uint32, as `colour_value` gives them; above 255 a number that is no colour."""
+    return np.where(values < 256, 65793 * values, VALUE_COUNT)
 
 
 def as_number(value: int) -> str:

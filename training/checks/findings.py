@@ -240,7 +240,8 @@ def _hash(array: np.ndarray) -> bytes:
 
 def _raw_masks(data: LabelledImages) -> RawMasks:
     """What masks hold, from some of them; a mask that cannot be read is reported elsewhere."""
-    pixels: Counter[int] | None = None if data.mask_values is None else Counter()
+    kinds = data.mask_values
+    pixels: Counter[int] | None = None if kinds is None or kinds.grey_colours else Counter()
     colour_of: dict[int, tuple[int, str]] = {}
     differ: tuple[str, str, int] | None = None
     for index in spread(len(data), _COMPARED_MASKS):
@@ -248,7 +249,8 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
             mask = data.pixels(index)
         except DatasetError:
             continue
-        present, counts = np.unique(mask.values, return_counts=True)
+        values = mask.numbers(kinds is not None and kinds.bilevel_ones)
+        present, counts = np.unique(values, return_counts=True)
         if mask.coloured:
             pixels = None
         elif pixels is not None:
@@ -259,9 +261,9 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
             colour, first = colour_of.setdefault(value, (int(mask.palette[value]), data.describe(index)))
             if differ is None and colour != int(mask.palette[value]):
                 differ = first, data.describe(index), value
-    if pixels is None or data.mask_values is None:
+    if pixels is None or kinds is None:
         return RawMasks(palettes_differ=differ)
-    classes = [(first, last) for first, last, label in data.mask_values.numbers if label != data.ignore_value]
+    classes = [(first, last) for first, last, label in kinds.numbers if label != data.ignore_value]
     by_value = dict(sorted(pixels.items()))
     ignored = [value for value in by_value if not any(first <= value <= last for first, last in classes)]
     return RawMasks(by_value, ignored, differ)

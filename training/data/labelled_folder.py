@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import has_alpha
-from dinov3_seg_ros.frames.mask_labels import is_grey
+from dinov3_seg_ros.frames.mask_labels import as_greys, is_grey
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Split
@@ -30,6 +31,8 @@ from training.support.spread import spread
 
 # So many masks, evenly spread, tell how the others must be read.
 _LOOKED_AT = 12
+# Of larger masks, so many rows and columns tell it.
+_ENOUGH_ROWS = 500
 
 
 class LabelledFolderData(DataSettings):
@@ -150,7 +153,7 @@ class LabelledFolderData(DataSettings):
                 f"{self.root}/classes.yaml{_values_found(folder)}"
             )
         class_map = map_classes(self.classes, self.ignore, source)
-        return class_map if not folder.masks else _decide_grey(class_map, folder)
+        return _decide_kinds(class_map, folder) if folder.masks else class_map
 
     def _resolved_fraction(self, folder: LabelledFolder) -> float | Literal["auto"]:
         needed = self.val_fraction == "auto" and self.folds is None and not folder.samples.get("val")
@@ -258,22 +261,33 @@ def _has_alpha(sample: Sample) -> bool:
         return False  # reading it will say why
 
 
-def _decide_grey(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
-    """Say how masks of colours that are all grey are read where classes have colours, once for the data set."""
-    colours = class_map.masks.colours
-    if colours is None:
-        return class_map
-    greys = []
+def _decide_kinds(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
+    """Say how masks that may hold numbers or colours are read, once for the data set.
+
+    Programs that make files smaller store a mask whose colours are all grey with one channel, and one that is black and
+    white with one bit. So among masks of colours, such files hold colours too.
+    """
+    labels = class_map.masks
+    masks = []
     for sample in _some(folder):
-        try:
+        with contextlib.suppress(ItemError):  # reading it will say why
             mask = folder.read(sample)
-        except ItemError:
-            continue
-        if not mask.coloured or not is_grey(mask.values):
-            return class_map
-        greys.append(mask.values)
-    numbers = bool(greys) and not all(colours.covers(values) for values in greys)
-    return class_map._replace(masks=dataclasses.replace(class_map.masks, grey_numbers=numbers))
+            step = 1 + min(mask.values.shape) // _ENOUGH_ROWS
+            masks.append(mask._replace(values=np.unique(mask.values[::step, ::step])))
+    all_bilevel = bool(masks) and all(mask.bilevel for mask in masks)
+    labels = dataclasses.replace(labels, bilevel_ones=all_bilevel and labels.numbers.names(np.array([1])))
+    if (colours := labels.colours) is not None:
+        has_hues = any(mask.palette is not None or (mask.coloured and not is_grey(mask.values)) for mask in masks)
+        greys = [mask.values for mask in masks if mask.coloured]
+        single = [as_greys(mask.values) for mask in masks if not mask.coloured and mask.palette is None]
+        lit = [values[values > 0] for values in single]
+        are_named = any(map(colours.names, lit)) if any(values.size for values in lit) else has_hues
+        labels = dataclasses.replace(
+            labels,
+            grey_numbers=bool(greys) and not has_hues and not all(map(colours.covers, greys)),
+            grey_colours=are_named and all(map(colours.covers, single)),
+        )
+    return class_map._replace(masks=labels)
 
 
 def _values_found(folder: LabelledFolder) -> str:
