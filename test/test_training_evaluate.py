@@ -468,6 +468,35 @@ def test_the_test_split_is_evaluated_when_asked_for(bundle, data, tmp_path, capf
     assert "the folder has no test split; its splits are: val" in capfd.readouterr().err
 
 
+def test_of_a_folder_without_splits_all_images_can_be_scored(bundle, data, tmp_path, capfd):
+    shutil.copytree(data / "val", tmp_path / "field")
+    assert run(bundle, tmp_path / "field", tmp_path)["images"] == 1
+    said = capfd.readouterr().out
+    assert "1 images: the split val\n" in said
+    assert "note: the folder has no validation split: 20% of the images are kept for it" in said
+    scores = run(bundle, tmp_path / "field", tmp_path, "--split", "all")
+    assert scores["miou"] == run(bundle, data, tmp_path)["miou"]
+    assert "3 images: all splits\n" in capfd.readouterr().out
+    assert evaluate.main([str(bundle.path), "--dataset", "scenes", "--split", "all"]) == 1
+    assert "data set 'scenes' has no items but those of its splits; choose train or val" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [evaluate, calibrate])
+def test_the_share_kept_in_training_gives_way_to_another_folders_own_split(bundle, data, tmp_path, command, capfd):
+    names = bundle.manifest.classes.names
+    own = {"name": "auto", "root": str(tmp_path / "gone"), "classes": names, "val_fraction": 0.4}
+    recipe = {"recipe": {"data": own}}
+    path = changed_copy(bundle, tmp_path / "trained", lambda manifest: manifest.update(training=recipe))
+    option, output = ("--output", tmp_path / "out") if command is calibrate else ("--json", tmp_path / "out.json")
+    arguments = [str(path), option, str(output), "--data.root", str(data)]
+    assert command.main(arguments) == 0, capfd.readouterr().err
+    if command is evaluate:
+        assert json.loads(output.read_text())["images"] == 3
+    arguments[2] = str(tmp_path / "other")
+    assert command.main([*arguments, "--data.val_fraction", "0.5"]) == 1
+    assert "has a validation split of its own" in capfd.readouterr().err
+
+
 def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp_path):
     report = tmp_path / "report"
     scores = run(bundle, data, tmp_path, "--report", str(report))

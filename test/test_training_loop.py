@@ -273,6 +273,35 @@ def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run
         Trainer(recipe(backbone=backbone, head=other), Console(quiet=True))
 
 
+@pytest.mark.parametrize("detail", [False, True])
+def test_a_head_starts_with_the_weights_of_its_classes_wherever_they_stand(recipe, run, tmp_path, detail):
+    options = {"width": 16, "detail": detail}
+    folder = run(recipe(head={"options": options})).output / "best"
+    before = load_bundle(folder)
+    *rest, first = before.manifest.classes.names[::-1]
+    backbone = {"source": str(folder / "backbone"), "layers": [1, 2, 3], "storage": "embedded"}
+    names = [*rest, "added", first]
+    for number in range(4):
+        tiny_datasets.save_image(tmp_path / f"data/images/{number}.png", number)
+        tiny_datasets.save_mask(tmp_path / f"data/masks/{number}.png", tiny_datasets.values_of(range(12), number))
+    said = io.StringIO()
+    made = recipe(
+        backbone=backbone,
+        head={"start_from": str(folder), "options": options},
+        data={"name": "auto", "root": str(tmp_path / "data"), "classes": names},
+        epochs=1,
+        output=str(tmp_path / "second"),
+    )
+    trainer = Trainer(made, Console(file=said, width=200))
+    maps = [torch.randn(1, channels, 8, 8) for channels in trainer.model.head.in_channels]
+    image = torch.randn(1, 3, 32, 32) if detail else None
+    with torch.no_grad():
+        old, new = (head.eval()(maps, image) for head in (before.load_head(), trainer.model.head))
+    torch.testing.assert_close(new[:, [*range(len(names) - 2), -1]], old[:, [*range(1, len(names) - 1)[::-1], 0]])
+    trainer.run()
+    assert f"classes of the head since {folder}: new: added" in said.getvalue()
+
+
 def test_a_reference_holds_no_backbone(recipe, run, tmp_path):
     source = saved_backbone(tmp_path / "source", CONVNEXT)
     folder = run(recipe(backbone={"source": source, "storage": "reference"})).output

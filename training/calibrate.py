@@ -27,7 +27,7 @@ from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
 from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
-from training.recipes.of_bundle import find_data
+from training.recipes.of_bundle import find_data, with_own_split
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
 from training.support.text import percent, say
@@ -97,7 +97,8 @@ def find_settings(manifest: Manifest, dataset: str | None = None, overrides: Seq
         SegmentationError: the data set or the overrides do not fit.
     """
     overrides = separated(overrides)
-    return apply_overrides(CalibrationSettings(data=find_data(dataset, manifest, overrides)), overrides)
+    settings = CalibrationSettings(data=find_data(dataset, manifest, overrides))
+    return with_own_split(apply_overrides(settings, overrides), overrides)
 
 
 def _sample(bundle: Bundle, data: SegmentationDataset, console: Console) -> PixelSample:

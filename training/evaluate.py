@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,7 +34,7 @@ from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
 from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.scores import Scores, per_class_name
-from training.recipes.of_bundle import find_data, read_own
+from training.recipes.of_bundle import find_data, read_own, with_own_split
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.support.section import Section
@@ -46,8 +46,8 @@ class EvaluationSettings(Section):
     """The settings that the command line can change."""
 
     data: DataSection
-    split: Split = "val"
-    """Which part of the data set."""
+    split: Split | Literal["all"] = "val"
+    """Which part of the data set; all: every image of a folder, also those that were trained on."""
     inference: Inference = Inference()
     """Which views of each image are averaged; default: as the bundle's recipe says."""
     boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -169,7 +169,10 @@ def evaluate_bundle(
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
     """
     compute, settings = compute or ComputeOptions(), settings or find_settings(path)
-    data = settings.data.open(settings.split)
+    data = settings.data.open_all() if settings.split == "all" else settings.data.open(settings.split)
+    say(console, f"{len(data)} images: {'all splits' if settings.split == 'all' else f'the split {settings.split}'}")
+    for note in settings.data.found().notes:
+        say(console, f"note: {note}")
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
         raise DatasetError("temporal_smoothing is for images that follow one another in time; add --sequence True")
@@ -215,7 +218,7 @@ def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[st
     manifest, overrides = load_bundle(path).manifest, separated(overrides)
     inference = read_own(manifest, "inference", Inference, "correct it in its bundle.json")
     settings = EvaluationSettings(data=find_data(dataset, manifest, overrides), inference=inference)
-    return apply_overrides(settings, overrides)
+    return with_own_split(apply_overrides(settings, overrides), overrides)
 
 
 def _evaluate_one(

@@ -94,6 +94,18 @@ class DataSettings(Section, ABC):
             DatasetError: files are missing; the message says which, and how the folder must look.
         """
 
+    def open_all(self) -> SegmentationDataset:
+        """The items of all splits, and those of none.
+
+        Raises:
+            DatasetError: see `open`; or the data set's splits cannot be opened together.
+        """
+        raise DatasetError(f"data set '{self.name}' has no items but those of its splits; choose train or val")
+
+    def with_own_split(self) -> DataSettings:
+        """The same section, but with the folder's own split where it has one, in place of a share of its images."""
+        return self
+
     def resolved(self) -> DataSettings:
         """The section with every "auto" replaced by its value on this machine."""
         return self

@@ -84,11 +84,7 @@ class LabelledFolderData(DataSettings):
         return self._open(lambda folder: self._samples_of(split, folder))
 
     def open_all(self) -> LabelledImages:
-        """The items of all splits, and those of none.
-
-        Raises:
-            DatasetError: see `open`.
-        """
+        """See `DataSettings.open_all`."""
         return self._open(LabelledFolder.all_samples)
 
     def _samples_of(self, split: Split, folder: LabelledFolder) -> list[Sample]:
@@ -116,6 +112,11 @@ class LabelledFolderData(DataSettings):
                 labels,
             )
         )
+
+    def with_own_split(self) -> LabelledFolderData:
+        """See `DataSettings.with_own_split`."""
+        has_split = self.val_fraction != "auto" and self._read()[2].samples.get("val")
+        return self.model_copy(update={"val_fraction": "auto"}) if has_split else self
 
     def found(self) -> Found:
         """See `DataSettings.found`."""

@@ -12,7 +12,7 @@ from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.heads import Head, build_head
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.model.weights import build_backbone, load_backbone
-from dinov3_seg_ros.support.errors import HeadError
+from dinov3_seg_ros.support.errors import HeadError, first_of
 from training.recipes.schema import BackboneChoice, HeadChoice
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -99,21 +99,43 @@ def make_backbone(choice: BackboneChoice) -> Backbone:
     return backbone
 
 
-def make_head(choice: HeadChoice, backbone: Backbone, num_classes: int) -> Head:
+def make_head(choice: HeadChoice, backbone: Backbone, class_names: Sequence[str]) -> Head:
     """Build the head of a recipe for the maps of ``backbone``, with random weights or those of another bundle.
+
+    Classes keep the weights that they have in the other bundle, by name. New ones have random weights.
 
     Raises:
         HeadError: see `dinov3_seg_ros.model.heads.build_head`; or the other bundle's weights have another shape.
         BundleError: the bundle to start from cannot be read.
     """
     head = build_head(
-        choice.name, backbone.channels, backbone.strides, num_classes, variant=choice.variant, **choice.options
+        choice.name, backbone.channels, backbone.strides, len(class_names), variant=choice.variant, **choice.options
     )
     if choice.start_from is not None:
+        bundle = load_bundle(choice.start_from)
+        id_of = {name: index for index, name in enumerate(bundle.manifest.classes.names)}
+        sources = [id_of.get(name) for name in class_names]
         try:
-            head.load_weights(load_bundle(choice.start_from).load_head().state_dict())
+            head.load_weights(head.weights_for_classes(bundle.load_head().state_dict(), sources))
         except HeadError as error:
             raise HeadError(
                 f"head.start_from is {choice.start_from}, whose head is not this recipe's: {error}"
             ) from error
     return head
+
+
+def changed_classes(choice: HeadChoice, class_names: Sequence[str]) -> str:
+    """Which classes the head of a recipe does not share with the bundle that it starts from; empty for none.
+
+    Raises:
+        BundleError: that bundle cannot be read.
+    """
+    if choice.start_from is None:
+        return ""
+    before = load_bundle(choice.start_from).manifest.classes.names
+    new, gone = (
+        [name for name in class_names if name not in before],
+        [name for name in before if name not in class_names],
+    )
+    said = [f"{what}: {first_of(names, 10)}" for what, names in (("new", new), ("no longer there", gone)) if names]
+    return f"classes of the head since {choice.start_from}: {'; '.join(said)}" if said else ""

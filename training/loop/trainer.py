@@ -25,7 +25,7 @@ from training.data.pseudo_labels import JoinedImages
 from training.loop.bundle_writer import BundleWriter
 from training.loop.caching import StageCaches
 from training.loop.checkpoint import Checkpoint
-from training.loop.model import SegmentationModel, make_backbone, make_head
+from training.loop.model import SegmentationModel, changed_classes, make_backbone, make_head
 from training.loop.origins import Origins, find_origins
 from training.loop.parts import (
     make_loss,
@@ -89,7 +89,7 @@ class Trainer:
         self.output = Path(recipe.output)
         if recipe.cache.views and backbone.trainable_blocks != 0:
             raise RecipeError("cache.views asks for the features of a frozen backbone, but the backbone trains; set 0")
-        head = make_head(recipe.head, backbone, len(self._train_data.class_names))
+        head = make_head(recipe.head, backbone, self._train_data.class_names)
         freeze_norm = recipe.batch_norm == "frozen"
         mean, std = backbone.normalisation = recipe.input.normalisation
         self.model = SegmentationModel(backbone, head, mean, std, freeze_norm)
@@ -133,7 +133,8 @@ class Trainer:
                 folder = stack.enter_context(
                     RunFolder(self.output, self.recipe, self.stages[-1].end, self._tracker, resume)
                 )
-                for note in folder.start(self._origins):
+                changes = changed_classes(self.recipe.head, self._train_data.class_names)
+                for note in [*folder.start(self._origins), *([changes] if changes else [])]:
                     say(self._console, note, "yellow")
             checkpoint = self._shared(folder.checkpoint if folder is not None else None)
             try:

@@ -61,6 +61,19 @@ def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str])
         raise DatasetError(f"no data set has the name '{dataset}' ({', '.join(DATASETS)}), and {error}") from error
 
 
+def with_own_split(settings: AnySection, overrides: Sequence[str]) -> AnySection:
+    """Settings whose section ``data`` takes the own split of a folder that the overrides name, where it has one.
+
+    The recipe in a bundle holds the share of images that was kept for validation in the folder of its training.
+
+    Raises:
+        DatasetError: the folder cannot be read.
+    """
+    if "--data.root" not in overrides or "--data.val_fraction" in overrides:
+        return settings
+    return settings.model_copy(update={"data": settings.data.with_own_split()})  # type: ignore[attr-defined]
+
+
 def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:
     """The section of a data set that only its name selects. Required values come from the overrides and the bundle."""
     section = DATASETS[dataset]

@@ -88,7 +88,8 @@ class HeadChoice(Section):
     """Keyword options of the head's class. The ASPP head's ``detail`` is auto by default: image-guided where all maps
     have one stride, as those of a ViT."""
     start_from: str | None = None
-    """Bundle whose head has the first weights, of the same shape; null: random weights."""
+    """Bundle whose head has the first weights; classes keep theirs by name, new ones start from random weights. null:
+    all weights are random."""
 
     @field_validator("options")
     @classmethod

@@ -105,9 +105,34 @@ class Head(nn.Module, ABC):
 
         So a temperature costs nothing at run time.
         """
-        for layer in [self.classifier, *([self.detail.classifier] if self.detail is not None else [])]:
-            for parameter in layer.parameters():
-                parameter.mul_(factor)
+        for parameter in self._parameters_of_classes().values():
+            parameter.mul_(factor)
+
+    @torch.no_grad()
+    def weights_for_classes(
+        self, tensors: Mapping[str, torch.Tensor], sources: Sequence[int | None]
+    ) -> dict[str, torch.Tensor]:
+        """The weights of another head in the order of this head's classes, for `load_weights`.
+
+        Args:
+            tensors: weights of the other head, by name.
+            sources: for each class of this head, its id in the other head; None: the weights that this head has.
+        """
+        chosen = dict(tensors)
+        for name, own in self._parameters_of_classes().items():
+            given = tensors.get(name)
+            if given is not None and given.shape[1:] == own.shape[1:]:
+                chosen[name] = torch.stack(
+                    [own[index] if source is None else given[source] for index, source in enumerate(sources)]
+                )
+        return chosen
+
+    def _parameters_of_classes(self) -> dict[str, nn.Parameter]:
+        """The parameters by name whose first axis is that of the classes: of the last layer of every branch."""
+        layers = {"classifier": self.classifier}
+        if self.detail is not None:
+            layers["detail.classifier"] = self.detail.classifier
+        return {f"{place}.{name}": own for place, layer in layers.items() for name, own in layer.named_parameters()}
 
     def check_maps(self, maps: Sequence[torch.Tensor]) -> None:
         """Raise HeadError unless ``maps`` has the number and the channels this head was built for."""
