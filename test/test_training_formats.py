@@ -589,6 +589,17 @@ def test_boxes_without_polygons_are_explained(tmp_path):
     assert set(np.unique(AutoData(root=str(tmp_path), format="yolo").open("train").mask(0))) == {0, 1}
 
 
+def test_boxes_among_polygons_of_yolo_are_counted(tmp_path):
+    labelled_folders.build_yolo(tmp_path)
+    assert not any("box" in note for note in AutoData(root=str(tmp_path)).found().notes)
+    for path in tmp_path.glob("*/labels/*.txt"):
+        if path.stem != "train_0000":
+            path.write_text(f"{path.read_text()}1 0.5 0.5 0.2 0.2\n\n")
+    (tmp_path / "train/labels/classes.txt").write_text("the name of five words\n")
+    boxes = sum(tiny_datasets.COUNTS.values()) - 1
+    assert f"{boxes} annotations have a box alone, which is filled" in AutoData(root=str(tmp_path)).found().notes
+
+
 @pytest.mark.parametrize(
     ("file", "said"), [("export.zip", "Unpack the archive"), ("masks/0.npy", "Masks must be PNG, BMP or TIFF")]
 )

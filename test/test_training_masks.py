@@ -325,6 +325,21 @@ def test_palette_masks_are_read_by_colour_where_classes_have_colours(tmp_path):
     assert first_labels(tmp_path, 2, classes=["a", "b"]) == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classes.txt", "# two classes\na c 200 0 0 #123456\nb 0 200 0  # green\n"),
+        ("classes.txt", "# two classes\na c #c80000\nb: #00C800  # green\n"),
+        ("classes.yaml", "a c: '#c80000'\nb: '#00C800'\n"),
+    ],
+)
+def test_files_of_classes_write_colours_as_numbers_or_hexadecimal_digits(tmp_path, file, text):
+    write_masks(tmp_path, picture=palette_picture([(0, 200, 0), (200, 0, 0)]))
+    (tmp_path / file).write_text(text)
+    assert first_labels(tmp_path, 2) == [1, 0]
+    assert AutoData(root=str(tmp_path)).open("train").class_names == ["a c", "b"]
+
+
 def test_a_palette_that_disagrees_with_the_classes_is_refused(tmp_path):
     write_masks(tmp_path, picture=palette_picture([(0, 200, 0), (1, 2, 3)]))
     with pytest.raises(DatasetError, match=r"colour \[1, 2, 3\].*has a palette.*classes without colours"):

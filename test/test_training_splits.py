@@ -30,9 +30,12 @@ def split(names: list[str], fraction: float = 0.2, group: str = "auto") -> tuple
 @pytest.mark.parametrize(
     ("name", "group", "source", "frame"),
     [
-        (ROBOFLOW, "./frame_", "frame_0014", 14),
-        ("run_1/0007", "run_1/", "run_1/0007", 7),
-        ("0006R0_f00930", "./0006R0_f", "0006R0_f00930", 930),
+        (ROBOFLOW, "./frame_", "frame_0014", "0014"),
+        (f"d3059b10-{ROBOFLOW}", "./frame_", "d3059b10-frame_0014", "0014"),
+        ("d3059b10-kitchen", "d3059b10-kitchen", "d3059b10-kitchen", None),
+        ("run_1/0007", "run_1/", "run_1/0007", "0007"),
+        ("0006R0_f00930", "./0006R0_f", "0006R0_f00930", "00930"),
+        ("rgb/1305031102.175304", "rgb/", "rgb/1305031102.175304", "1305031102.175304"),
         ("iid_frame_0003/rgb", "iid_frame_0003/rgb", "iid_frame_0003/rgb", None),
         ("kitchen", "kitchen", "kitchen", None),
         (f"kitchen_jpg.rf.{0:032x}", "kitchen", "kitchen", None),
@@ -66,12 +69,39 @@ def test_versions_of_one_image_are_never_in_both_parts():
 
 def test_a_single_video_is_split_by_runs_of_frames():
     train, val = split([f"frame_{n:04d}_jpg.rf.{v:032x}" for n in range(480) for v in range(3)])
-    frames = {part: sorted({origin.frame for origin in origins_of(own)}) for part, own in (("t", train), ("v", val))}
+    frames = {
+        part: sorted({int(origin.frame) for origin in origins_of(own)}) for part, own in (("t", train), ("v", val))
+    }
     assert set(frames["t"]).isdisjoint(frames["v"])
     ends = [frame for frame in frames["v"] if frame + 1 not in frames["v"]]
     assert (len(frames["v"]), len(ends)) == (96, 3)
     assert min(abs(one - other) for one in frames["t"] for other in frames["v"]) == 5
     assert len(frames["t"]) == 480 - 96 - 5 * 4
+
+
+def seconds_and_nanoseconds(frame: int) -> tuple[int, int]:
+    """Time of a frame of a camera at 30 Hz."""
+    return divmod(1_305_031_102_000_000_000 + frame * 10**9 // 30, 10**9)
+
+
+@pytest.mark.parametrize(
+    "name_of",
+    [
+        lambda n: f"{n * 0x9E3779B1 % 2**32:08x}-frame_{n:04d}",  # uploaded to Label Studio
+        lambda n: f"{n % 880 * 0x9E3779 % 2**24:06x}__frame_{n}",  # downloaded by it, some prefixes twice
+        lambda n: f"{n * 0x9E3779B1 % 2**32:08x}-{1305031102 + n / 32}",
+        lambda n: f"{1305031102 + n / 30:.6f}",
+        lambda n: f"rgb_{1305031102 + n / 32}",
+        lambda n: "{}.{}".format(*seconds_and_nanoseconds(n)),
+        lambda n: "{}_{}".format(*seconds_and_nanoseconds(n)),
+        lambda n: "{}-{:09d}_left".format(*seconds_and_nanoseconds(n)),
+    ],
+)
+def test_frames_are_told_by_their_time_or_behind_a_prefix_of_their_own(name_of):
+    frame_of = {name_of(n): n for n in range(900)}
+    expected = split([f"frame_{n:04d}" for n in range(900)])
+    for names, plain in zip(split(list(frame_of)), expected, strict=True):
+        assert [frame_of[name] for name in names] == [int(name[-4:]) for name in plain]
 
 
 @pytest.mark.parametrize(("count", "left_out"), [(2, 0), (4, 1), (20, 1), (45, 1), (100, 3)])
@@ -92,9 +122,10 @@ def test_a_group_far_larger_than_the_share_is_not_kept_for_validation():
     assert {name[0] for name in val} == {"U"}, "the smallest, where none fits"
 
 
-def test_of_several_videos_whole_ones_are_kept_for_validation():
-    train, val = split([f"drive_{drive:02d}/{n:04d}" for drive in range(10) for n in range(30)])
-    assert {name.split("/")[0] for name in train}.isdisjoint(name.split("/")[0] for name in val)
+@pytest.mark.parametrize("video", ["drive_{:02d}/", "202405{:02d}-", "cafe00{:02d}-", "13050311{:02d}_"])
+def test_of_several_videos_whole_ones_are_kept_for_validation(video):
+    train, val = split([f"{video.format(drive)}{n:04d}" for drive in range(10) for n in range(30)])
+    assert {name[:-4] for name in train}.isdisjoint(name[:-4] for name in val)
     assert len(val) == 60
 
 

@@ -11,7 +11,13 @@ from dinov3_seg_ros.support.errors import DatasetError
 
 # Roboflow names each version <name>_<suffix>.rf.<hash>.<suffix>.
 _ROBOFLOW = re.compile(r"(?P<source>.+)_(jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-zA-Z]{16,}", re.IGNORECASE)
-_NUMBERED = re.compile(r"(?P<video>.*?)(?P<frame>\d+)\D{0,12}")
+# Label Studio puts such a prefix before the names of images that somebody uploaded, or that it downloaded.
+_UPLOADED = re.compile(r"(?P<prefix>[0-9a-f]{8}-|[0-9a-f]{6}__)(?P<name>.+)")
+# Unix seconds with a fraction are one number.
+_NUMBERED = re.compile(r"(?P<video>.*?)(?P<frame>(?<!\d)\d{10}\.\d+|\d+)\D{0,12}")
+# Where any name has nine digits behind the seconds, all have nanoseconds there, perhaps without zeros at the front.
+_NANOSECONDS = re.compile(r"(?<!\d)\d{10}[._-]\d{9}(?!\d)")
+_WITH_NANOSECONDS = re.compile(r"(?P<video>.*?)(?P<frame>(?<!\d)\d{10}[._-]\d+|\d+)\D{0,12}")
 
 
 class Origin(NamedTuple):
@@ -20,12 +26,13 @@ class Origin(NamedTuple):
     Attributes:
         group: the video, sequence or other group; images of one group look alike.
         source: the image that this one is a version of; its own name where it is none.
-        frame: number in the group; None where the name has none.
+        frame: its number or time in the group, as the name has it; `in_order` sorts them. None where the name
+            has none.
     """
 
     group: str
     source: str
-    frame: int | None
+    frame: str | None
 
 
 def origins_of(names: Sequence[str], pattern: str | None = None) -> list[Origin]:
@@ -34,18 +41,23 @@ def origins_of(names: Sequence[str], pattern: str | None = None) -> list[Origin]
     Args:
         names: paths of the images, relative to one folder, with ``/``, without the last suffix and folders of splits.
         pattern: a regular expression that matches in each name; its first parentheses, else all that it matches, name
-            the group. None: videos and sequences are told by a number at the end of the name, and by the folder.
+            the group. None: videos and sequences are told by a number or time at the end of the name, and by the
+            folder.
 
     Raises:
         DatasetError: the pattern is no regular expression, or does not match in a name.
     """
+    sources = [source_of(name) for name in names]
+    stems = _own_stems(sources)
+    numbered = _WITH_NANOSECONDS if any(map(_NANOSECONDS.search, stems.values())) else _NUMBERED
+    origins = [_by_name(source, numbered.fullmatch(stems[source])) for source in sources]
     if pattern is None:
-        return [_by_name(name) for name in names]
+        return origins
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DatasetError(f"data.group is '{pattern}', which is no regular expression: {error}") from error
-    return [_by_pattern(name, expression) for name in names]
+    return [origin._replace(group=_group(name, expression)) for name, origin in zip(names, origins, strict=True)]
 
 
 def source_of(name: str) -> str:
@@ -56,21 +68,28 @@ def source_of(name: str) -> str:
     return (PurePath(folder) / version["source"]).as_posix() if version else name
 
 
-def _by_name(name: str) -> Origin:
-    source = source_of(name)
-    folder, stem = _parted(source)
-    numbered = _NUMBERED.fullmatch(stem)
+def _own_stems(sources: Sequence[str]) -> dict[str, str]:
+    """Of each source, the stem that its image had before Label Studio put a prefix before it."""
+    stems = {source: _parted(source)[1] for source in sources}
+    uploaded = {source: found for source, stem in stems.items() if (found := _UPLOADED.fullmatch(stem))}
+    prefixes = {found["prefix"] for found in uploaded.values()}
+    # Label Studio draws one for each image; what many images share names their video, and digits alone are a date.
+    if len(prefixes) > len(uploaded) / 2 and not all(prefix.rstrip("-_").isdecimal() for prefix in prefixes):
+        stems |= {source: found["name"] for source, found in uploaded.items()}
+    return stems
+
+
+def _by_name(source: str, numbered: re.Match[str] | None) -> Origin:
     if numbered is None:
         return Origin(source, source, None)
-    return Origin(f"{folder}/{numbered['video']}", source, int(numbered["frame"]))
+    return Origin(f"{_parted(source)[0]}/{numbered['video']}", source, numbered["frame"])
 
 
-def _by_pattern(name: str, expression: re.Pattern[str]) -> Origin:
+def _group(name: str, expression: re.Pattern[str]) -> str:
     found = expression.search(name)
     if found is None:
         raise DatasetError(f"data.group is '{expression.pattern}', which does not match in the image name '{name}'")
-    origin = _by_name(name)
-    return Origin(found[1] if expression.groups and found[1] is not None else found[0], origin.source, origin.frame)
+    return found[1] if expression.groups and found[1] is not None else found[0]
 
 
 def _parted(name: str) -> tuple[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from dinov3_seg_ros.frames.order import in_order
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.grouping import origins_of
@@ -181,11 +183,13 @@ def _fold_parts(samples: Sequence[Sample], count: int, group: str) -> list[tuple
 
 def _units(names: Sequence[str], group: str) -> dict[str, list[list[int]]]:
     """By group, the indices of its frames' images, in the order of the frames."""
-    groups: dict[str, dict[tuple[int, str], list[int]]] = {}
+    groups: dict[str, dict[tuple[str, str], list[int]]] = {}
     for index, origin in enumerate(origins_of(names, None if group == "auto" else group)):
-        place = (-1 if origin.frame is None else origin.frame, origin.source)
-        groups.setdefault(origin.group, {}).setdefault(place, []).append(index)
-    return {name: [frames[place] for place in sorted(frames)] for name, frames in groups.items()}
+        groups.setdefault(origin.group, {}).setdefault((origin.frame or "", origin.source), []).append(index)
+    return {
+        name: [frames[place] for place in in_order(sorted(frames), operator.itemgetter(0))]
+        for name, frames in groups.items()
+    }
 
 
 def _held_out(samples: Sequence[Sample], val_fraction: float, group: str) -> tuple[set[int], set[int]]:

@@ -48,6 +48,15 @@ class Items:
     rest: bool = False
 
 
+def hexadecimal_colour(text: str) -> Colour | None:
+    """The colour that a text ``#rrggbb`` stands for; None where it is none."""
+    found = _HEX_COLOUR.fullmatch(text.strip())
+    if found is None:
+        return None
+    red, green, blue = bytes.fromhex(found[1])
+    return red, green, blue
+
+
 def checked_name(name: Any) -> str:
     """The name of a class as it stands in YAML.
 
@@ -176,9 +185,8 @@ def _add(item: Any, items: Items, owner: str) -> None:
         if last < first:
             raise ValueError(f"{owner} has the range {item}, which ends before it begins")
         items.values += range(first, last + 1)
-    elif found := _HEX_COLOUR.fullmatch(item.strip()):
-        red, green, blue = bytes.fromhex(found[1])
-        items.colours.append(colour_value((red, green, blue)))
+    elif (colour := hexadecimal_colour(item)) is not None:
+        items.colours.append(colour_value(colour))
     elif item == _REST:
         items.rest = True
     else:

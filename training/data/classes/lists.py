@@ -10,7 +10,7 @@ from typing import Any
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.image_files import colour_value
 from dinov3_seg_ros.support.errors import DatasetError
-from training.data.classes.items import checked_name
+from training.data.classes.items import checked_name, hexadecimal_colour
 from training.data.classes.map import SourceClass, SourceClasses
 from training.data.reading.content import read_csv, read_json, read_text, read_yaml
 from training.data.reading.tree import Tree
@@ -117,8 +117,8 @@ def is_ignored_name(name: str) -> bool:
 
 
 def read_yaml_classes(path: Path) -> SourceClasses:
-    """Classes of a YAML file: a list of names, a mapping of names to colours [r, g, b] or to values, or Ultralytics'
-    ``names``.
+    """Classes of a YAML file: a list of names, a mapping of names to colours [r, g, b] or "#rrggbb" or to values, or
+    Ultralytics' ``names``.
 
     Raises:
         DatasetError: the file holds something else, or two classes have the same name.
@@ -148,6 +148,7 @@ def read_yaml_classes(path: Path) -> SourceClasses:
 def read_text_classes(path: Path) -> SourceClasses:
     """Classes of a text file, one in a line: a name; a name and a colour; or a colour and a name.
 
+    A colour is three numbers, or ``#rrggbb`` behind the name. Any other ``#`` begins a comment.
     ``__ignore__`` is no class, and the values of the others count without it, as labelme counts them.
 
     Raises:
@@ -155,7 +156,8 @@ def read_text_classes(path: Path) -> SourceClasses:
     """
     entries: list[tuple[str, Colour | None]] = []
     for line in read_text(path).splitlines():
-        text = line.partition("#")[0].strip()
+        text, _, comment = line.partition("#")
+        text, colour = text.strip(), hexadecimal_colour("#" + comment.partition("#")[0])
         if not text or is_ignored_name(text):
             continue
         parts = [part for part in _SEPARATORS.split(text) if part]
@@ -164,6 +166,8 @@ def read_text_classes(path: Path) -> SourceClasses:
             entries.append((" ".join(parts[:-3]), _colour(parts[-3:], parts[0], path)))
         elif len(parts) >= 4 and all(numbers[:3]):
             entries.append((" ".join(parts[3:]), _colour(parts[:3], parts[3], path)))
+        elif colour is not None:
+            entries.append((" ".join(parts), colour))
         else:
             entries.append((text, None))
     return _of_entries(entries, path)
@@ -281,8 +285,9 @@ def _check_names(names: Iterable[Any], path: Path) -> None:
 
 
 def _colour(value: Any, name: str, path: Path) -> Colour:
+    hexadecimal = hexadecimal_colour(value) if isinstance(value, str) else None
     try:
-        red, green, blue = map(int, value)
+        red, green, blue = map(int, hexadecimal or value)
     except (TypeError, ValueError):
         red = green = blue = -1
     if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import BACKGROUND, READERS, agreed, find_classes, read_yaml_classes
 from training.data.classes.map import SourceClass, SourceClasses
-from training.data.reading.content import read_text, read_yaml
+from training.data.reading.content import read_once, read_text, read_yaml
 from training.data.reading.paths import Paths, parent, plain, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, largest_first, rectangle
@@ -27,6 +28,8 @@ _CONFIGURATIONS = (".yaml", ".yml")
 # As tools call the file. Another YAML file that cannot be read may be anything, such as a camera's calibration.
 _OWN_NAMES = ("data", "dataset")
 _LOOKED_AT = 20
+# Words of a line: its class, centre, width and height.
+_LENGTH_OF_BOX = 5
 # By how much shares may differ from 0.5; tools round, and some let shapes leave the image.
 _MOST_OUTSIDE = 1.0
 
@@ -36,9 +39,9 @@ class Yolo(Format):
 
     Names stand in the YAML file beside them, and for each split folders or text files that list its images. Where a
     split has a list, only images that it names are in it, as in Ultralytics. The class 0 is the background, which
-    Ultralytics' files do not name. Small polygons lie over large ones, as in Ultralytics' own conversion. An image
-    without a text file is all background, if the YAML file names it or its folder, or images beside it have texts:
-    others are masks, results and the like.
+    Ultralytics' files do not name. Small polygons lie over large ones, as in Ultralytics' own conversion. Boxes among
+    polygons are filled. An image without a text file is all background, if the YAML file names it or its folder, or
+    images beside it have texts: others are masks, results and the like.
     """
 
     name = "yolo"
@@ -83,7 +86,8 @@ class Yolo(Format):
         spare = [tree.path(name) for name in texts if name not in known]
         count = max(value for entry in names.classes for value in entry.values)
         read = ShapeReader(functools.partial(_parse, count))
-        return LabelledFolder(names, samples, read, spare, unlabelled, splits.absent)
+        boxes = sum(_count_boxes(sample.labels) for own in samples.values() for sample in own if sample.entry)
+        return LabelledFolder(names, samples, read, spare, unlabelled, splits.absent, boxes=boxes)
 
 
 def _label_files(tree: Tree) -> dict[str, str]:
@@ -174,15 +178,28 @@ def _shape(line: str, count: int, size: tuple[int, int]) -> Shape:
 
 def _has_boxes(tree: Tree, name: str) -> bool:
     """Whether every line of a file is a class, a centre, width and height."""
-    lines = [line.split() for line in read_text(tree.path(name)).splitlines() if line.strip()]
-    return bool(lines) and all(len(line) == 5 and line[0].isdecimal() for line in lines)
+    lines = _lines(tree.path(name))
+    return bool(lines) and all(len(line) == _LENGTH_OF_BOX and line[0].isdecimal() for line in lines)
 
 
 def _has_polygons(tree: Tree, name: str) -> bool:
     """Whether every line of a file is a class and at least three points."""
-    lines = [line.split() for line in read_text(tree.path(name)).splitlines() if line.strip()]
+    lines = _lines(tree.path(name))
     try:
         shares = [[float(number) for number in line[1:]] for line in lines if line[0].isdecimal()]
     except ValueError:
         return False
     return bool(lines) and len(shares) == len(lines) and all(len(own) >= 6 and len(own) % 2 == 0 for own in shares)
+
+
+@read_once
+def _count_boxes(path: Path) -> int:
+    """Number of boxes in a file; 0 where it cannot be read, as reading its labels will tell."""
+    with contextlib.suppress(DatasetError):
+        return sum(len(line) == _LENGTH_OF_BOX for line in _lines(path))
+    return 0
+
+
+def _lines(path: Path) -> list[list[str]]:
+    """The words of each line that is not empty."""
+    return [line.split() for line in read_text(path).splitlines() if line.strip()]
