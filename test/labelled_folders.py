@@ -221,7 +221,8 @@ def build_coco(root: Path) -> None:
             for region in regions(seed):
                 points = [number for corner in corners(region) for number in corner]
                 annotation = {"id": len(annotations), "image_id": seed, "category_id": region[0], "iscrowd": 0}
-                annotations.append(annotation | {"segmentation": [points[:2] * 3, points]})  # a corner once more
+                parts = [points[:2] * 3, points] if region[0] == 2 else [points]  # a corner of the road once more
+                annotations.append(annotation | {"segmentation": parts})
             counts = run_lengths((truth(seed) == 1).T)  # the door once more
             annotations[-2]["segmentation"] = {"counts": counts, "size": [HEIGHT, WIDTH]}
         categories = [{"id": 0, "name": "rooms", "supercategory": "none"}]

@@ -81,6 +81,8 @@ def test_the_range_is_told_once_with_what_was_found(tmp_path):
     chosen = data.model_copy(update={"value_range": (64, 2000)})
     assert "64 to 2000 become 0 to 255" in chosen.found().notes[0]
     assert data.open("train").contents().digest() != chosen.open("train").contents().digest()
+    write_folder(tmp_path, lambda pixels: in_bits(pixels, 10))
+    assert said.replace("4095", "1023") in data.found().notes, "the files are others now"
 
 
 def test_8_bit_images_are_not_touched_by_a_range(tmp_path):
