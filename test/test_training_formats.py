@@ -459,6 +459,14 @@ DAMAGES = [
     (
         "datumaro",
         "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][0]["rle"].update(
+            size=[20, 24], counts=labelled_folders.compressed_runs([0, 480])
+        ),
+        "a mask has 24x20 pixels, its image 48x40",
+    ),
+    (
+        "datumaro",
+        "annotations/train.json",
         lambda c: c["items"][0]["annotations"][0].update(label_id=9),
         "not laid out",
     ),

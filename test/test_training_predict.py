@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,14 @@ from bundles import write_tiny_bundle
 from PIL import Image
 from recordings import IMAGE, hide_first_topic, image, write_bag
 
-from dinov3_seg_ros.bundle.loading import Bundle
+from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.frames.overlay import blend_overlay
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
 from training import pre_label
 from training import predict as command
+from training.data.labelled_folder import AutoData
 from training.evaluation.inference import AveragingSegmenter, Inference
 
 
@@ -123,6 +125,23 @@ def test_subfolders_are_kept_and_unreadable_images_reported(bundle, tmp_path, ca
     assert "2 segmented" in said.out
     assert "1 skipped" in said.out
     assert list(summary(tmp_path / "out")["unreadable"]) == [str(folder / "broken.jpg")]
+
+
+def test_16_bit_images_are_seen_as_the_bundle_says(bundle, tmp_path):
+    thermal, folder = shutil.copytree(bundle.path, tmp_path / "thermal"), tmp_path / "images"
+    manifest = json.loads((thermal / "bundle.json").read_text())
+    manifest["input"]["value_range"] = [28000, 30040]
+    (thermal / "bundle.json").write_text(json.dumps(manifest))
+    folder.mkdir()
+    assert cv2.imwrite(str(folder / "a.png"), 28000 + 8 * picture(48, 64)[..., ::-1].astype(np.uint16))
+    expected = Segmenter.from_bundle(bundle.path).segment([picture(48, 64)])[0].labels
+    assert predict(load_bundle(thermal), folder, tmp_path / "out", "--overlays", False) == 0
+    assert np.array_equal(np.array(Image.open(tmp_path / "out/masks/a.png")), expected)
+    exact = ("--format", "coco", "--shapes", "masks", "--least_area", 0, "--threshold", 0)
+    line = [folder, "--bundle", thermal, "--output", tmp_path / "labelled", "--runtime", "torch", *exact]
+    assert pre_label.main([*map(str, line)]) == 0
+    section = AutoData.model_validate(json.loads((tmp_path / "labelled/pre_label.json").read_text())["data"])
+    assert np.array_equal(section.open_all().mask(0), expected)
 
 
 @pytest.fixture
