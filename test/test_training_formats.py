@@ -43,7 +43,7 @@ def test_a_folder_is_found_and_read_without_more_settings(tmp_path, name):
     found = section.found()
     assert found.kind == name and found.why, found
     check_truth(section)
-    assert section.resolved().format == name
+    assert (section.resolved().format, section.resolved().val_fraction) == (name, "auto")
 
 
 def test_a_tilde_in_root_is_the_users_folder(tmp_path, monkeypatch):

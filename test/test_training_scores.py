@@ -11,7 +11,7 @@ from training.evaluation.bootstrap import Ratios, draw_images, intervals
 from training.evaluation.regions import near_boundary, thin
 from training.evaluation.reliability import Reliability
 from training.evaluation.scores import Scores
-from training.evaluation.temperature import PixelSample, fit_temperature
+from training.evaluation.temperature import MOST_PIXELS, PixelSample, fit_temperature
 
 NAMES = ["a", "b", "c"]
 IGNORED = 255
@@ -155,8 +155,18 @@ class TestReliability:
         assert points[0.9]["miou"] == 1.0 and points[0.9]["threshold"] == pytest.approx(250 / 255)
         assert points[1.0]["miou"] == pytest.approx((0.9 + 0.9 + 0) / 3)
 
+    def test_an_unlabelled_prediction_counts_as_wrong(self):
+        truth, reliability = np.zeros((2, 2), np.uint8), Reliability(3)
+        reliability.update(truth, np.array([[0, 0], [0, IGNORED]], np.uint8), sure(truth))
+        assert reliability.error() == 0.25 and reliability.coverage()[0]["miou"] == 0.75
+
 
 class TestTemperature:
+    def test_of_many_images_each_gives_few_pixels(self):
+        pixels = PixelSample(MOST_PIXELS // 10)
+        pixels.add(torch.zeros(1, 3, 4, 4), (0.0, 0.0, 4.0, 4.0), np.zeros((16, 16), np.uint8), 3, 0)
+        assert len(pixels.tensors()[1]) == 10
+
     def test_it_finds_what_the_logits_were_multiplied_by(self):
         torch.manual_seed(0)
         logits = 3 * torch.randn(50_000, 5)
