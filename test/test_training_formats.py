@@ -644,6 +644,12 @@ def test_shapes_of_every_kind_cover_what_their_tool_draws(tmp_path, kind, shape,
     assert ((rows.min(), rows.max(), columns.min(), columns.max()), len(rows)) == (box, area)
 
 
+def test_subsets_of_cvat_are_the_splits_whatever_the_folder_of_the_images(tmp_path):
+    labelled_folders.build_cvat_images(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "train")
+    check_truth(AutoData(root=str(tmp_path)))
+
+
 def test_tracks_of_a_video_are_explained(tmp_path):
     text = "<annotations><version>1.1</version><meta/><track id='0' label='road'/></annotations>"
     labelled_folders.put(tmp_path / "annotations.xml", text)
