@@ -106,8 +106,8 @@ def build_cvat_images(root: Path) -> None:
         runs = ", ".join(map(str, run_lengths(covered)))
         shapes = [
             f'<mask label="tree" rle="{runs}" left="{tree[2] - 1}" top="{tree[1] - 1}" width="{covered.shape[1]}" '
-            f'height="{covered.shape[0]}" z_order="2"/>',
-            f'<polygon label="road" points="{points}" z_order="0"/>',
+            f'height="{covered.shape[0]}" z_order="10"/>',
+            f'<polygon label="road" points="{points}" z_order="9"/>',
             f'<box label="door" xtl="{left}" ytl="{top}" xbr="{right}.5" ybr="{bottom}.5" z_order="1"/>',
             '<points label="door" points="1.0,30.0" z_order="3"/><tag label="road"/>',
         ]
@@ -221,13 +221,12 @@ def build_coco(root: Path) -> None:
             for region in regions(seed):
                 points = [number for corner in corners(region) for number in corner]
                 annotation = {"id": len(annotations), "image_id": seed, "category_id": region[0], "iscrowd": 0}
-                annotations.append(annotation | {"segmentation": [points]})
+                parts = [points[:2] * 3, points] if region[0] == 2 else [points]  # a corner of the road once more
+                annotations.append(annotation | {"segmentation": parts})
             counts = run_lengths((truth(seed) == 1).T)  # the door once more
             annotations[-2]["segmentation"] = {"counts": counts, "size": [HEIGHT, WIDTH]}
         categories = [{"id": 0, "name": "rooms", "supercategory": "none"}]
-        categories += [
-            {"id": index, "name": name, "supercategory": "rooms"} for index, name in enumerate(NAMES) if index
-        ]
+        categories += [{"id": index, "name": NAMES[index], "supercategory": "rooms"} for index in (1, 3, 2)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         put(root / folder / "_annotations.coco.json", content)
 
@@ -303,13 +302,14 @@ def build_label_studio(root: Path) -> None:
         results[2] = {"type": "brushlabels", "value": value, **size}
         image = f"/data/upload/1/0a1b2c3d-{stem}.jpg"
         done = [{"was_cancelled": True, "result": results[:1]}, {"was_cancelled": False, "result": results}]
+        done.append({"was_cancelled": False, "result": results[1:]})  # of another annotator, which does not count
         tasks.append({"id": seed, "data": {"image": image}, "annotations": done})
     put(root / "project.json", tasks)
 
 
 def packed_brush(region: np.ndarray) -> list[int]:
     """A region as Label Studio packs brushes: run lengths of the words of RGBA pixels."""
-    words = np.repeat(region.ravel(), 4) * np.uint8(255)
+    words = np.where(region.reshape(-1, 1), np.uint8(255), np.array([0, 0, 0, 127], np.uint8)).ravel()
     bits = f"{words.size:032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in (3, 4, 8, 16))
     edges = np.flatnonzero(np.diff(words)) + 1
     for start, end in zip([0, *edges], [*edges, words.size], strict=True):
@@ -364,7 +364,7 @@ def build_label_studio_png(root: Path) -> None:
         tiny_datasets.save_image(root / "images" / split / f"0a1b2c3d-{stem}.jpg", seed)
         rows.append(f"{number},/data/upload/1/0a1b2c3d-{stem}.jpg,1")
         for label in NAMES[1:]:
-            layer = (truth(seed) == NAMES.index(label)) * np.uint8(255)
+            layer = np.where(truth(seed) == NAMES.index(label), np.uint8(255), np.uint8(127))
             put(root / "masks" / f"task-{number}-annotation-{number + 50}-by-1-tag-{label}-0.png", layer)
             # A later annotation of the same task does not count.
             put(root / "masks" / f"task-{number}-annotation-{number + 90}-by-2-tag-{label}-0.png", 255 - layer)

@@ -254,6 +254,15 @@ def test_a_head_on_a_gated_backbone_is_shared_alone(hub, tmp_path, monkeypatch, 
         loaded.load_backbone()
 
 
+@pytest.mark.parametrize(("name", "pictures"), [("best", {"predictions.png", "curves.png"}), ("last", {"curves.png"})])
+def test_pictures_of_predictions_are_shared_with_the_best_model_alone(hub, tmp_path, name, pictures):
+    bundle = write_tiny_bundle(tmp_path / "run" / name)
+    for file in ("recipe.yaml", "predictions.png", "curves.png"):
+        (tmp_path / "run" / file).write_bytes(b"")
+    shared = prepare(bundle, licence="apache-2.0").files
+    assert {path for path in shared if path.startswith("pictures/")} == {f"pictures/{file}" for file in pictures}
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_weights_derived_from_metas_keep_their_own_name_and_metas_licence(hub, tmp_path, capsys, gated):
     derived = "me/dinov3-convnext-tiny-pretrain-lvd1689m-thermal"

@@ -31,6 +31,7 @@ from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.resources import resource_path
 from training import calibrate, evaluate, train
 from training.evaluation.inference import AveragingSegmenter, Inference, open_segmenter
+from training.evaluation.scores import Scores
 from training.loop.trainer import Trainer
 from training.reports.pictures import captioned, prediction_row, write_predictions
 
@@ -285,6 +286,20 @@ def test_the_default_evaluation_sees_what_the_robot_sees(bundle, data, tmp_path)
     assert scores | matrix.summary(bundle.manifest.classes.names) == scores
     assert 0 < scores["boundary_miou"] < 1
     assert scores["per_class_boundary_iou"].keys() == scores["per_class_iou"].keys()
+
+
+def test_boundaries_and_thin_objects_are_as_wide_as_asked_for(bundle, tmp_path):
+    image = picture(48, 64)
+    found = Segmenter.from_bundle(bundle.path).segment([image])[0]
+    truth = np.full((48, 64), found.labels.min(), np.uint8)
+    truth[:, 10:13] = truth[:, 30:44] = found.labels.max()
+    for kind, pixels in (("images", image), ("masks", truth)):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "val" / kind / "0.png")
+    expected = Scores(bundle.manifest.classes.names, 0.05, 0.2)
+    expected.update(truth, found.labels, found.confidence)
+    scores = run(bundle, tmp_path, tmp_path, "--boundary_width", "0.05", "--thin_width", "0.2", "--bootstrap", "0")
+    assert scores | expected.summary() == scores
 
 
 def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, tmp_path):

@@ -25,12 +25,14 @@ def test_without_two_frames_to_compare_there_is_no_flicker():
     assert flicker.share() is None
 
 
-@pytest.mark.parametrize("shift", [0, 8])
-def test_labels_that_move_with_the_picture_do_not_flicker(shift):
+@pytest.mark.parametrize(("shift", "enlarged"), [(0, 1), (8, 1), (8, 8)])
+def test_labels_that_move_with_the_picture_do_not_flicker(shift, enlarged):
     flicker, wide = Flicker(), np.tile(np.arange(10, dtype=np.uint8).repeat(32), (SIZE[0], 1))
     for frame in range(3):
         start = shift * frame
-        flicker.update(view(start), wide[:, start : start + SIZE[1]])
+        pictures = view(start), wide[:, start : start + SIZE[1]]
+        image, labels = (np.repeat(np.repeat(picture, enlarged, 0), enlarged, 1) for picture in pictures)
+        flicker.update(image, labels)
     assert flicker.share() < 0.01
 
 

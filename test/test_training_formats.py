@@ -11,6 +11,7 @@ import shutil
 import unicodedata
 import zlib
 from pathlib import Path
+from typing import Any
 
 import labelled_folders
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_folder_is_found_and_read_without_more_settings(tmp_path, name):
     found = section.found()
     assert found.kind == name and found.why, found
     check_truth(section)
-    assert section.resolved().format == name
+    assert (section.resolved().format, section.resolved().val_fraction) == (name, "auto")
 
 
 def test_a_tilde_in_root_is_the_users_folder(tmp_path, monkeypatch):
@@ -458,6 +459,14 @@ DAMAGES = [
     (
         "datumaro",
         "annotations/train.json",
+        lambda c: c["items"][0]["annotations"][0]["rle"].update(
+            size=[20, 24], counts=labelled_folders.compressed_runs([0, 480])
+        ),
+        "a mask has 24x20 pixels, its image 48x40",
+    ),
+    (
+        "datumaro",
+        "annotations/train.json",
         lambda c: c["items"][0]["annotations"][0].update(label_id=9),
         "not laid out",
     ),
@@ -537,21 +546,108 @@ def test_labels_that_are_links_to_nowhere_are_named(tmp_path, name, pattern):
         AutoData(root=str(tmp_path)).open("train")
 
 
-@pytest.mark.parametrize("kind", ["cvat_images", "datumaro"])
-def test_boxes_are_turned_as_cvat_turned_them(tmp_path, kind):
-    tiny_datasets.save_image(tmp_path / "a.jpg", 0)
-    labels = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
-    box = '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22" rotation="90.0"/>'
-    image = f'<image id="0" name="a.jpg" width="48" height="40">{box}</image>'
-    found = {"type": "bbox", "label_id": 0, "bbox": [10.0, 18.0, 20.0, 4.0], "attributes": {"rotation": 90.0}}
-    item = {"id": "a", "annotations": [found], "image": {"path": "a.jpg", "size": [40, 48]}}
-    if kind == "cvat_images":
-        labelled_folders.put(tmp_path / "annotations.xml", f"<annotations>{labels}{image}</annotations>")
-    else:
+def write_shape(root: Path, kind: str, shape: Any) -> None:
+    """An image of 48x40 pixels with one shape, a road, as a tool writes it."""
+    tiny_datasets.save_image(root / ("rooms/img/a.jpg" if kind == "supervisely" else "a.jpg"), 0)
+    if kind == "labelme":
+        shapes = [{"label": "road", **shape}]
+        labelled_folders.put(root / "a.json", {"imagePath": "a.jpg", "shapes": shapes})
+    elif kind == "cvat_images":
+        labels = "<meta><task><labels><label><name>road</name></label></labels></task></meta>"
+        image = f'<image id="0" name="a.jpg" width="48" height="40">{shape}</image>'
+        labelled_folders.put(root / "annotations.xml", f"<annotations>{labels}{image}</annotations>")
+    elif kind == "datumaro":
+        item = {"id": "a", "annotations": [{"label_id": 0, **shape}], "image": {"path": "a.jpg", "size": [40, 48]}}
         categories = {"label": {"labels": [{"name": "road"}]}}
-        labelled_folders.put(tmp_path / "default.json", {"categories": categories, "items": [item]})
-    rows, columns = np.nonzero(AutoData(root=str(tmp_path)).open_all().mask(0))
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 18, 22)
+        labelled_folders.put(root / "default.json", {"categories": categories, "items": [item]})
+    elif kind == "label_studio":
+        result = {"value": shape, "original_height": 40, "original_width": 48}
+        labelled_folders.put(root / "a.json", [{"data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}])
+    elif kind == "via":
+        region = {"shape_attributes": shape, "region_attributes": {"class": "road"}}
+        labelled_folders.put(root / "via_region_data.json", {"a": {"filename": "a.jpg", "regions": [region]}})
+    else:
+        content = {"size": {"height": 40, "width": 48}, "objects": [{"classTitle": "road", **shape}]}
+        labelled_folders.put(root / "meta.json", {"classes": [{"title": "road"}]})
+        labelled_folders.put(root / "rooms/ann/a.jpg.json", content)
+
+
+def mask_of_labelme(left: int, top: int) -> dict[str, object]:
+    """A mask of 10x10 pixels, of which the right half is set."""
+    picture = io.BytesIO()
+    Image.fromarray(np.repeat([[0] * 5 + [255] * 5], 10, 0).astype(np.uint8)).save(picture, "PNG")
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    return {"shape_type": "mask", "points": [[left + 9, top + 9], [left, top]], "mask": encoded}
+
+
+#: Two squares around one middle.
+SQUARE = [[[20 - r, 20 - r], [20 + r, 20 - r], [20 + r, 20 + r], [20 - r, 20 + r]] for r in (10, 5)]
+
+
+def in_percent(x: int, y: int) -> dict[str, float]:
+    """The middle of a pixel, as Label Studio gives it."""
+    return {"x": 100 * (x + 0.5) / 48, "y": 100 * (y + 0.5) / 40}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "box", "area"),
+    [
+        ("labelme", {"shape_type": "circle", "points": [[24, 20], [24, 10]]}, (10, 30, 14, 34), 349),
+        ("labelme", {"shape_type": "linestrip", "points": [[14, 9], [34, 9], [34, 29]]}, (4, 34, 9, 39), 536),
+        ("labelme", {"shape_type": "points", "points": [[24, 10], [24, 30]]}, (5, 35, 19, 29), 202),
+        ("labelme", mask_of_labelme(-7, -2), (0, 7, 0, 2), 24),
+        ("labelme", mask_of_labelme(40, 36), (36, 39, 45, 47), 12),
+        ("cvat_images", '<box label="road" xtl="10" ytl="18" xbr="30" ybr="22" rotation="90"/>', (10, 30, 18, 22), 105),
+        ("cvat_images", '<ellipse label="road" cx="24" cy="20" rx="10" ry="4" rotation="90"/>', (10, 30, 20, 28), 157),
+        ("cvat_images", '<polyline label="road" points="10,20;30,20;30,10"/>', (10, 20, 10, 30), 31),
+        (
+            "datumaro",
+            {"type": "bbox", "bbox": [10, 18, 20, 4], "attributes": {"rotation": 90.0}},
+            (10, 30, 18, 22),
+            105,
+        ),
+        ("datumaro", {"type": "polyline", "points": [10, 20, 30, 20, 30, 10]}, (10, 20, 10, 30), 31),
+        (
+            "label_studio",
+            {"rectanglelabels": ["road"], **in_percent(24, 10), "width": 25, "height": 20, "rotation": 90},
+            (10, 22, 16, 24),
+            117,
+        ),
+        (
+            "label_studio",
+            {"ellipselabels": ["road"], **in_percent(24, 20), "radiusX": 25, "radiusY": 10, "rotation": 90},
+            (8, 32, 20, 28),
+            183,
+        ),
+        ("via", {"name": "circle", "cx": 24, "cy": 20, "r": 10}, (10, 30, 14, 34), 349),
+        ("via", {"name": "ellipse", "cx": 24, "cy": 20, "rx": 10, "ry": 4, "theta": np.pi / 2}, (10, 30, 20, 28), 157),
+        ("via", {"name": "polyline", "all_points_x": [10, 30, 30], "all_points_y": [20, 20, 10]}, (10, 20, 10, 30), 31),
+        (
+            "supervisely",
+            {"geometryType": "polygon", "points": {"exterior": SQUARE[0], "interior": [SQUARE[1]]}},
+            (10, 30, 10, 30),
+            21 * 21 - 11 * 11,
+        ),
+        (
+            "supervisely",
+            {"geometryType": "line", "points": {"exterior": [[10, 20], [30, 20], [30, 10]]}},
+            (10, 20, 10, 30),
+            31,
+        ),
+        ("supervisely", {"geometryType": "point", "points": {"exterior": [[24, 20]]}}, (19, 21, 23, 25), 9),
+    ],
+)
+def test_shapes_of_every_kind_cover_what_their_tool_draws(tmp_path, kind, shape, box, area):
+    write_shape(tmp_path, kind, shape)
+    mask = AutoData(root=str(tmp_path)).open_all().mask(0)
+    rows, columns = np.nonzero(mask)
+    assert ((rows.min(), rows.max(), columns.min(), columns.max()), len(rows)) == (box, area)
+
+
+def test_subsets_of_cvat_are_the_splits_whatever_the_folder_of_the_images(tmp_path):
+    labelled_folders.build_cvat_images(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "train")
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_tracks_of_a_video_are_explained(tmp_path):

@@ -40,8 +40,8 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_folder(root: Path, convert, suffix: str = ".png", grey: bool = False) -> Path:
-    """Two training images, of which one is dark, and a validation image, as ``convert`` changes them."""
-    for name, brightest in (("train/images/a", 40), ("train/images/b", 255), ("val/images/c", 200)):
+    """Two training images, of which one is dark as is the validation image, as ``convert`` changes them."""
+    for name, brightest in (("train/images/a", 40), ("train/images/b", 255), ("val/images/c", 60)):
         save(root / f"{name}{suffix}", convert(picture(brightest, grey)))
         mask = np.repeat([np.arange(WIDTH) >= WIDTH // 2], HEIGHT, axis=0).astype(np.uint8)
         save(root / f"{name.replace('images', 'masks')}.png", mask)
@@ -57,7 +57,7 @@ def images(root: Path, split: str = "train", **settings: object) -> list[np.ndar
 @pytest.mark.parametrize(("suffix", "grey"), [(".png", False), (".png", True), (".tiff", False), (".tiff", True)])
 def test_images_of_any_sensor_look_like_their_8_bit_pictures(tmp_path, bits, suffix, grey):
     root = write_folder(tmp_path, lambda pixels: in_bits(pixels, bits), suffix, grey)
-    for split, brightest in (("train", [40, 255]), ("val", [200])):
+    for split, brightest in (("train", [40, 255]), ("val", [60])):
         for image, value in zip(images(root, split), brightest, strict=True):
             expected = picture(value, grey)
             expected = np.dstack(3 * [expected]) if grey else expected
@@ -81,6 +81,8 @@ def test_the_range_is_told_once_with_what_was_found(tmp_path):
     chosen = data.model_copy(update={"value_range": (64, 2000)})
     assert "64 to 2000 become 0 to 255" in chosen.found().notes[0]
     assert data.open("train").contents().digest() != chosen.open("train").contents().digest()
+    write_folder(tmp_path, lambda pixels: in_bits(pixels, 10))
+    assert said.replace("4095", "1023") in data.found().notes, "the files are others now"
 
 
 def test_8_bit_images_are_not_touched_by_a_range(tmp_path):

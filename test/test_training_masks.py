@@ -227,6 +227,11 @@ def test_grey_masks_hold_numbers_although_classes_have_colours(tmp_path):
     assert first_labels(tmp_path, 2, classes={"a": [0, 0, 0], "b": [200, 0, 0]}) == [0, 1]
 
 
+def test_grey_masks_hold_colours_where_classes_have_just_these(tmp_path):
+    write_masks(tmp_path, tiled((0, 0, 0), (200, 200, 200)))
+    assert first_labels(tmp_path, 2, classes={"a": [0, 0, 0], "b": [200, 200, 200]}) == [0, 1]
+
+
 def test_an_alpha_channel_is_dropped_and_told(tmp_path):
     write_masks(tmp_path, tiled((200, 0, 0, 0), (0, 200, 0, 255)))
     settings = {"classes": {"a": "#c80000", "b": [[0, 200, 0], [9, 9, 9]]}}

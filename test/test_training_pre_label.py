@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from training import pre_label as command
 from training.data import DATASETS
 from training.data.labelled_folder import AutoData
 from training.data.run_lengths import compressed, region_of_coco, run_lengths
+from training.data.writing import WRITERS
 from training.data.writing.regions import find_regions
 from training.unlabelled.teacher import Teacher
 
@@ -83,6 +85,8 @@ def test_small_regions_join_what_encloses_them_or_stay_open():
     labels[35:37, 35:37] = 1  # where nothing is
     (region,) = find_regions(labels, 2, least_area=16)
     assert (region.label, region.area, len(region.polygons)) == (0, 625, 1)
+    labels[range(13, 30), range(13, 30)] = 1  # a line, of which no two pixels share a side
+    assert [(region.label, region.area) for region in find_regions(labels, 2, least_area=16)] == [(0, 608), (1, 17)]
 
 
 def test_small_regions_stay_open_where_no_shape_means_background():
@@ -101,6 +105,30 @@ def test_small_regions_stay_open_where_no_shape_means_background():
     expected[10:15, 10:15] = expected[2:4, 2:4] = "__ignore__"
     expected[20:32, 20:32] = "person"
     assert np.array_equal(painted, expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_parts_of_one_region_stay_together_and_have_its_box(tmp_path, kind):
+    labels = np.full((40, 50), 1)
+    labels[5:25, 10:40] = labels[30:33, 2:9] = 0  # with a hole, and without
+    labels[10:15, 20:30] = 1
+    writer = WRITERS[kind](tmp_path, ["road"], [(9, 9, 9)], "polygons")
+    writer.add("a.png", labels.shape, find_regions(labels, 1))
+    writer.finish()
+    if kind == "coco":
+        annotations = json.loads((tmp_path / "annotations.json").read_text())["annotations"]
+        assert [(found["bbox"], found["area"]) for found in annotations] == [
+            ([10, 5, 30, 20], 550),
+            ([2, 30, 7, 3], 21),
+        ]
+        groups = [number for number, found in enumerate(annotations) for _ in found["segmentation"]]
+    elif kind == "labelme":
+        shapes = json.loads((tmp_path / "images/a.json").read_text())["shapes"]
+        groups = [shape["group_id"] for shape in shapes]
+    else:
+        groups = [shape.get("group_id") for shape in ElementTree.parse(tmp_path / "annotations.xml").iter("polygon")]
+    assert groups[0] is not None and groups[:-1] == [groups[0]] * (len(groups) - 1) and len(groups) > 2
+    assert groups[-1] != groups[0]
 
 
 def mask_and_run_lengths(seed: int) -> tuple[np.ndarray, str]:

@@ -168,6 +168,17 @@ def test_a_share_that_leaves_nothing_to_train_on_is_refused():
         split(["only"])
 
 
+def test_images_for_testing_are_those_that_the_folder_names_and_no_others():
+    samples = [Sample(Path(f"/data/{letter}.jpg"), Path(f"/data/{letter}.png")) for letter in "abcdefghij"]
+    for folder in ({None: samples}, {"train": samples}):
+        assert len(samples_of("val", folder, 0.5)) == 5
+        with pytest.raises(DatasetError, match="the folder has no test split"):
+            samples_of("test", folder, "auto")
+    divided = {"train": samples[:4], "val": samples[4:6], "test": samples[6:]}
+    for fold in (None, Fold(0, 2)):
+        assert samples_of("test", divided, "auto", fold=fold) == samples[6:]
+
+
 def folds(names: list[str], count: int, group: str = "auto") -> list[tuple[set[str], set[str]]]:
     """Training and validation names of each fold."""
     samples = [Sample(Path("/data") / f"{name}.jpg", Path("/data") / f"{name}.png") for name in names]

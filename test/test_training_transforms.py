@@ -208,7 +208,29 @@ def test_grey_removes_all_colour_and_no_setting_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     grey = change_colours(image, Augmentation(grey=1.0), np.random.default_rng(0))
     assert np.ptp(grey, axis=2).max() == 0
+    assert np.abs(grey[..., 0].astype(int) - cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).max() <= 1
     assert np.array_equal(change_colours(image, Augmentation(), np.random.default_rng(0)), image)
+
+
+@pytest.mark.parametrize("hue", [0.1, 0.5])
+def test_the_hue_turns_as_far_as_its_strength(hue):
+    red, turns = np.full((1, 1, 3), (255, 0, 0), np.uint8), []
+    for key in range(60):
+        changed = change_colours(red, Augmentation(hue=hue), np.random.default_rng(key))
+        turn = cv2.cvtColor(changed, cv2.COLOR_RGB2HSV_FULL)[0, 0, 0] / 256
+        turns.append(turn - (turn > 0.5))
+    assert 0.8 * hue < max(turns) <= hue + 0.01
+    assert -hue - 0.01 <= min(turns) < -0.8 * hue
+
+
+def test_contrast_leaves_mid_grey_and_brightness_shifts_all():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    halved = change_colours(ramp, Augmentation(contrast=(0.5, 0.5)), np.random.default_rng(0))[0, :, 0].astype(int)
+    assert (halved[0], halved[-1]) == (64, 191) and abs(halved[127] - 127) <= 1
+    for key in range(10):
+        shifted = change_colours(ramp, Augmentation(brightness=0.2), np.random.default_rng(key)).astype(int) - ramp
+        middle = shifted[0, 60:196]
+        assert np.ptp(middle) <= 1 and 0 < abs(middle.mean()) <= 51
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():

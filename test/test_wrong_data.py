@@ -422,6 +422,14 @@ def test_an_image_that_exif_turns_without_another_size_is_noted(orientation, roo
     assert note in said and note in train(tmp_path, root, "dry run")
 
 
+def test_an_image_that_exif_turns_as_its_mask_lies_is_not_noted(root, capsys):
+    mask = first(root, "train", "masks")
+    save(mask, np.rot90(np.array(Image.open(mask)), -1))
+    turned_by_exif(root)
+    status, said, found = check(root, capsys)
+    assert (status, found["problems"]) == (0, []) and "EXIF" not in said
+
+
 @pytest.mark.parametrize("flip", [0.0, 0.5])
 def test_classes_of_two_sides_are_named_where_images_are_mirrored(flip, root, tmp_path):
     console = Console(width=1000, record=True, file=(tmp_path / "said.txt").open("w"))

@@ -96,10 +96,12 @@ class OpenLabels:
         confidence = found.confidence  # decodes the labels too
         return np.where(confidence >= self._level, self._label_of[found.labels], self.open).astype(np.int32)
 
-    def data_section(self, root: Path, kind: str) -> dict[str, Any]:
-        """The section ``data`` of a recipe that reads the labels back."""
+    def data_section(self, root: Path, kind: str, value_range: ValueRange) -> dict[str, Any]:
+        """The section ``data`` of a recipe that reads the labels back, and the images as they were labelled."""
         ignored = [IGNORED_LABEL] if self._has_background else [BACKGROUND]
         section: dict[str, Any] = {"name": "auto", "root": str(root), "classes": self._classes}
+        if value_range != "auto":
+            section["value_range"] = value_range if isinstance(value_range, str) else list(value_range)
         # labelme's own name for it needs no mention.
         return section if self._has_background and kind == "labelme" else {**section, "ignore": ignored}
 
@@ -113,7 +115,7 @@ def pre_label(
         images: the images.
         teacher: labels them.
         output: folder; pre_label.json is written last.
-        settings: what to write; ``inference`` and ``value_range`` are not read here.
+        settings: what to write; ``inference`` is not read here, and ``value_range`` only written down.
         console: shows the progress if it is a terminal.
 
     Returns:
@@ -124,6 +126,7 @@ def pre_label(
         OutputError: something cannot be written.
     """
     labels = OpenLabels(teacher.classes, settings.threshold)
+    value_range = chosen_range(settings.value_range, teacher.value_range)
     count = len(labels.names)
     written = regions_written = 0
     covered = 0.0
@@ -151,7 +154,7 @@ def pre_label(
             "sure": round(covered / written, 4),
             "unreadable": dict(images.unreadable),
             "settings": settings.model_dump(mode="json"),
-            "data": labels.data_section(output, settings.format),
+            "data": labels.data_section(output, settings.format, value_range),
         }
         write_json(output / SUMMARY_FILE, summary)
     return summary

@@ -25,7 +25,7 @@ class Flicker:
         self._changed = self._compared = 0
 
     def update(self, image: np.ndarray, labels: np.ndarray, truth: np.ndarray | None = None) -> None:
-        """Take the next frame. After a cut to another scene, or a change of size, nothing is compared.
+        """Take the next frame. After a cut to another scene, or a change of the image's size, nothing is compared.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -34,7 +34,7 @@ class Flicker:
         """
         motion, before = self._motion.follow(image), self._before
         self._before = labels, truth
-        if motion is None or motion.is_cut or before is None or before[0].shape != labels.shape:
+        if motion is None or motion.is_cut or before is None:
             return
         size = labels.shape[::-1]
         scale = np.divide(size, motion.flow.shape[1::-1]).astype(np.float32)
