@@ -173,7 +173,7 @@ def _shape(line: str, count: int, size: tuple[int, int]) -> Shape:
         raise ValueError(f"the line '{line[:40]}' has no shares of the image's size from 0 to 1")
     height, width = size
     # Shares count from the corner of the first pixel.
-    return Shape(int(number) + 1, (np.floor(points * (width, height) - 1e-3),))
+    return Shape(int(number) + 1, (np.floor(points * (width, height) + 1e-3),))
 
 
 def _has_boxes(tree: Tree, name: str) -> bool:
