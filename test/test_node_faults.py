@@ -137,23 +137,18 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
         statistics = node._loop.statistics
-        for count in (1, 2):
-            is_computing.clear(), may_end.clear()
-            node._loop._receive("good", messages["good"], 0)
-            assert is_computing.wait(10)
-            for name, message in messages.items():  # they wait together, as the network is busy
-                node._loop._receive(name, message, 0)
-            may_end.set()
-            summary = f"{count} received, {count} runtime failed"
-            graph.spin_until(lambda wanted=summary: statistics["bad"].summary() == wanted, "the end of the bad frame")
-            summary = f"{2 * count} received, {2 * count} segmented"
-            graph.spin_until(lambda wanted=summary: statistics["good"].summary() == wanted, "the good frames")
-        graph.spin_until(lambda: len(masks["good"]) == 4, "the masks of the good frames")
+        node._loop._receive("good", messages["good"], 0)
+        assert is_computing.wait(10)
+        for name, message in messages.items():  # they wait together, as the network is busy
+            node._loop._receive(name, message, 0)
+        may_end.set()
+        graph.spin_until(lambda: statistics["bad"].summary() == "1 received, 1 runtime failed", "the bad frame's end")
+        graph.spin_until(lambda: statistics["good"].summary() == "2 received, 2 segmented", "the good frames' end")
+        graph.spin_until(lambda: len(masks["good"]) == 2, "the masks of the good frames")
         assert all(mask.header == messages["good"].header for mask in masks["good"])
-        assert batches == 2 * [1, 2, 1, 1], "one alone, then both together, then each alone"
+        assert batches == [1, 2, 1, 1], "one alone, then both together, then each alone"
         assert masks["bad"] == []
-        node._follow_models()
-    assert "the runtime failed twice" not in capfd.readouterr().err, "it made masks each time"
+    assert "the runtime is tried again" not in capfd.readouterr().err, "it has made a mask"
 
 
 def test_a_camera_counts_as_silent_from_its_subscription_on(bundle, tmp_path, monkeypatch):
@@ -607,8 +602,9 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         assert node.trigger_configure() == SUCCESS
         assert node._models.segmenter.warm_up_s > 0
         node._models.segmenter.warm_up_s = 100.0
+        node._models.segmenter.times.add("backbone", 1.0)
         assert node.trigger_activate() == SUCCESS
-        assert not [key for key in values_of(node)[1] if key.startswith("stage ")], "it is no measure of frames"
+        assert not [key for key in values_of(node)[1] if key.startswith("stage ")], "of an earlier activation"
         for _ in range(2):
             assert node._loop.pace().expected_s == 100.0
             node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)

@@ -278,10 +278,14 @@ def test_cameras_whose_topics_are_swapped_follow_their_own_publishers(graph):
             "/left/image": "reliable (the publishers')",
             "/front/image": "best effort (the publishers')",
         }
+        further = graph.peer.create_publisher(Image, "/left/image", qos_profile_sensor_data)
+        graph.spin_until(lambda: len(both[0].publishers()) == 2, "a further publisher")
+        both[0].follow()
+        assert both[0].reliability == "best effort (the publishers')"
         for camera in both:
             camera.close()
-        graph.peer.create_publisher(Image, "/left/image", qos_profile_sensor_data)
-        graph.spin_until(lambda: len(both[0].publishers()) == 2, "another publisher")
+        graph.peer.destroy_publisher(further)
+        graph.spin_until(lambda: len(both[0].publishers()) == 1, "the end of the publisher")
         both[0].follow()
         graph.spin_until(
             lambda: not any(map(graph.peer.count_subscribers, ("/left/image", "/front/image"))), "their end"
