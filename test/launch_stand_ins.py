@@ -46,7 +46,7 @@ class Node:
     def __init__(self, *, executable, name, output, package=None, namespace=None, parameters=(), remappings=(),
                  arguments=(), ros_arguments=(), respawn=False, respawn_delay=0.0):  # fmt: skip
         self.parameters, self.remappings, self.namespace = parameters, remappings, namespace
-        self.respawn, self.ros_arguments = respawn, ros_arguments
+        self.respawn, self.ros_arguments, self.arguments = respawn, ros_arguments, arguments
 
 
 class LifecycleNode(Node):

@@ -27,6 +27,7 @@ from recordings import (
     header,
     hide_first_topic,
     image,
+    image_of,
     metadata_of,
     picture,
     pixels,
@@ -42,6 +43,7 @@ from dinov3_seg_ros.bag import __main__ as command
 from dinov3_seg_ros.bag import outputs as bag
 from dinov3_seg_ros.bag.outputs import BagSegmenter
 from dinov3_seg_ros.bag.recordings import messages_of, open_recording
+from dinov3_seg_ros.frames.overlay import blend_overlay
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import Segmenter
@@ -116,6 +118,33 @@ def test_compressed_images_are_segmented_and_classes_are_chosen(segmenter, tmp_p
     mask = pixels(contents(tmp_path / "out")["/segmentation/mask"][0][1])
     expected = segmenter.segment([picture(0)], size=(6, 8))[0].labels
     assert np.array_equal(mask, np.where(expected == 1, 0, 255))
+
+
+def test_threshold_and_overlay_are_as_the_options_say(segmenter, tmp_path):
+    rgb = cv2.resize(picture(0), (160, 120), interpolation=cv2.INTER_CUBIC)
+    found, classes = segmenter.segment([rgb])[0], segmenter.manifests["tiny"].classes
+    least = int(np.median(found.confidence))
+    options = PublishOptions(confidence_threshold=least / 255, overlay_alpha=0.8, overlay_names=True)
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image_of(rgb, 10**9))])
+    BagSegmenter(segmenter, options, ["mask", "confidence", "overlay"]).process(source, tmp_path / "out")
+    published = {topic: pixels(messages[0][1]) for topic, messages in contents(tmp_path / "out").items()}
+    labels = published["/segmentation/mask"]
+    assert np.array_equal(labels, np.where(found.confidence < least, 255, found.labels))
+    assert np.array_equal(published["/segmentation/confidence"], np.where(labels == 255, 0, found.confidence))
+    named, bare = (blend_overlay(rgb, labels, classes.palette, 0.8, names) for names in (classes.names, None))
+    assert np.array_equal(published["/segmentation/overlay"][..., ::-1], named)
+    assert not np.array_equal(named, bare)
+
+
+def test_further_heads_have_topics_of_their_own(bundle, tmp_path):
+    further = write_exported_bundle(tmp_path / "further", name="further", num_classes=3, network_size=(32, 32), seed=9)
+    source = write_bag(tmp_path / "in", [("/front/image", IMAGE, image(0))])
+    with contextlib.closing(Segmenter.from_bundle([bundle.path, further.path])) as both:
+        BagSegmenter(both, outputs=["mask"]).process(source, tmp_path / "out")
+        heads = both.segment([picture(0)])[0].heads
+    found = contents(tmp_path / "out")
+    for head, topic in (("tiny", "/front/segmentation/mask"), ("further", "/front/segmentation/further/mask")):
+        assert np.array_equal(pixels(found[topic][0][1]), heads[head].labels)
 
 
 def test_16_bit_images_of_each_topic_have_a_range_of_their_own(segmenter, tmp_path, caplog):
@@ -493,14 +522,16 @@ def test_the_command_reports_what_it_did_and_what_is_wrong(bundle, tmp_path, cap
 
 
 def test_the_flags_of_the_options_take_effect(bundle, tmp_path, capsys):
-    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(3)])
+    messages = [("/image", IMAGE, image(number)) for number in range(3)]
+    source = write_bag(tmp_path / "in", [*messages, ("/other/image", IMAGE, image(3))])
     (tmp_path / "classes.yaml").write_text("classes: [class_1]")
     write_graphs(bundle, size=(64, 64), head_seed=8)
     computing = ["--runtime", "onnx", "--network-size", "64", "64", "--geometry", "stretch", "--max-batch", "2"]
     publishing = ["--mask-size", "8x6", "--class-list", str(tmp_path / "classes.yaml"), "--outputs", "mask"]
     where = ["--bundle", str(bundle.path), str(source), str(tmp_path / "out")]
-    assert command.main([*computing, *publishing, *where]) == 0
+    assert command.main(["--topics", "/image", "--storage", "mcap", *computing, *publishing, *where]) == 0
     assert "3 frames segmented" in capsys.readouterr().out
+    assert (tmp_path / "out" / "out.mcap").exists()
     with contextlib.closing(
         Segmenter.from_bundle(bundle.path, runtime="onnx", network_size=(64, 64), geometry="stretch")
     ) as segmenter:

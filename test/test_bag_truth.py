@@ -179,6 +179,23 @@ def test_one_image_of_each_window_is_written_the_sharpest_if_asked(tmp_path):
         assert (done.written, done.passed_over) == ({"/image": 3}, 3)
 
 
+def test_the_flags_of_extract_take_effect(tmp_path, capsys):
+    blurred, large = cv2.GaussianBlur(picture(0), (5, 5), 2), np.zeros((64, 65, 3), np.uint8)
+    frames = {10_000: blurred, 10_100: picture(0), 10_200: large}
+    messages = [("/image", IMAGE, image_of(rgb, milliseconds * 10**6)) for milliseconds, rgb in frames.items()]
+    source = write_bag(tmp_path / "in", [("/other", IMAGE, image(0)), *messages])
+    flags = ["--topics", "/image", "--every", "500ms", "--sharpest", "--max-pixels", str(64 * 64)]
+    assert command.main(["extract", str(source), str(tmp_path / "frames"), *flags]) == 0
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["image-0000000010100000000.png"]
+    assert "skipped: 1 (too many pixels), first /image at " in capsys.readouterr().err
+
+
+def test_an_image_of_a_time_before_1970_is_left_out(tmp_path):
+    messages = [("/image", IMAGE, image_of(picture(0), stamp)) for stamp in (-(10**9), 10**9)]
+    done = extract(write_bag(tmp_path / "in", messages), tmp_path / "frames")
+    assert (done.written, done.skipped.counts) == ({"/image": 1}, {"negative stamp": 1})
+
+
 def test_the_first_image_of_a_window_that_can_be_read_is_written(tmp_path):
     depth = at(1, 10_000)
     depth.encoding = "16UC1"
@@ -280,7 +297,7 @@ def test_a_wrong_command_line_of_extract_is_named(tmp_path, capsys, words, said)
 WRONG_MASKS = {
     "colour": (np.zeros((*SIZE, 3), np.uint8), None, "must be a grey PNG of 8 or 16 bits"),
     "size": (np.zeros((24, 30), np.uint8), None, "is 30x24 pixels and its image in the recording 32x24"),
-    "value": (np.full(SIZE, 3, np.uint8), ["a", "b"], "has the value 3, but classes.yaml names 2 classes, 0 to 1"),
+    "value": (np.full(SIZE, 2, np.uint8), ["a", "b"], "has the value 2, but classes.yaml names 2 classes, 0 to 1"),
     "classes": (np.zeros(SIZE, np.uint8), {"a": 0}, "must hold a list of class names"),
     "date": (np.zeros(SIZE, np.uint8), "- 2026-13-45", r"classes.yaml cannot be read: .*month"),
 }
@@ -313,18 +330,20 @@ def test_a_mask_of_one_bit_is_refused_since_opencv_scales_it(tmp_path):
 
 
 def test_masks_that_belong_to_no_image_are_named(tmp_path, capsys):
-    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0)), ("/depth", IMAGE, image(0, "32FC1"))])
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0)), ("/depth", IMAGE, b"cut off")])
     names = ["room.png", "other-0000001000000000007.png", "image-0000001000000000008.png"]
     masks = write_masks(tmp_path / "masks", dict.fromkeys(names, np.zeros(SIZE, np.uint8)))
     words = ["insert", str(source), str(masks), str(tmp_path / "out")]
     assert command.main(words) == 1
     assert "bag insert: error: no mask in" in capsys.readouterr().err
     cv2.imwrite(str(masks / FIRST), np.zeros(SIZE, np.uint8))
-    assert command.main(words) == 0
+    assert command.main([*words, "--storage", "mcap"]) == 0
+    assert (tmp_path / "out" / "out.mcap").exists()
     said = capsys.readouterr()
     assert f"1 masks on {TRUTH}; without class names, for which" in said.out
     reasons = ("not named by topic and stamp", "no images on this topic", "no image of this stamp")
     assert all(f"skipped: 1 ({reason}), first" in said.err for reason in reasons)
+    assert said.err.count("skipped: ") == len(reasons), "topics without masks are only copied"
 
 
 def test_a_folder_without_masks_tells_the_command_that_makes_them(tmp_path):
@@ -359,6 +378,31 @@ def test_a_bundle_is_scored_on_images_with_a_mask_of_their_stamp(segmenter, tmp_
     assert np.array_equal(done.matrix.counts, expected_scores(segmenter, masks).counts)
 
 
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_a_true_mask_is_read_with_its_own_step_and_byte_order(segmenter, tmp_path, big_endian):
+    mask = random_mask(0, 5, np.uint16)
+    rows = np.ascontiguousarray(mask.astype(">u2" if big_endian else "<u2")).view(np.uint8)
+    truth = truth_message(0, mask)
+    truth.is_bigendian, truth.step = int(big_endian), rows.shape[1] + 6
+    truth.data = np.pad(rows, ((0, 0), (0, 6)), constant_values=9).reshape(-1)
+    done = score(segmenter, write_bag(tmp_path / "in", [("/image", IMAGE, image(0)), (TRUTH, IMAGE, truth)]))
+    assert np.array_equal(done.matrix.counts, expected_scores(segmenter, {0: mask}).counts)
+
+
+def test_true_masks_that_fit_no_image_or_are_damaged_are_named(segmenter, tmp_path):
+    mask = random_mask(0, 5)
+    smaller, short, narrow, empty = (truth_message(number, mask) for number in range(1, 5))
+    smaller.height, smaller.data = SIZE[0] // 2, smaller.data[: smaller.data.size // 2]
+    short.data = short.data[:-1]
+    narrow.width = narrow.step + 1
+    empty.height, empty.data = 0, empty.data[:0]
+    truths = [truth_message(0, mask), smaller, short, narrow, empty]
+    messages = [("/image", IMAGE, image(number)) for number in range(5)] + [(TRUTH, IMAGE, truth) for truth in truths]
+    done = score(segmenter, write_bag(tmp_path / "in", messages))
+    assert done.frames == 1
+    assert done.skipped.counts == {"sizes differ": 1, "wrong length of data": 1, "no mask": 2}
+
+
 def test_classes_are_matched_by_their_names(bundle, segmenter, tmp_path, capsys):
     order = [3, 0, 4]
     masks = {number: random_mask(number, 3) for number in range(2)}
@@ -384,7 +428,7 @@ def test_classes_are_matched_by_their_names(bundle, segmenter, tmp_path, capsys)
         score(segmenter, tmp_path / "other")
 
 
-def test_with_smoothing_the_images_between_count_too(segmenter, tmp_path):
+def test_with_smoothing_the_images_between_count_too(bundle, segmenter, tmp_path):
     still = cv2.resize(picture(0), (64, 48), interpolation=cv2.INTER_CUBIC).astype(int)
     noise = [np.random.default_rng(seed).integers(-20, 21, still.shape) for seed in range(3)]
     frames = [np.clip(still + change, 0, 255).astype(np.uint8) for change in noise]
@@ -400,6 +444,9 @@ def test_with_smoothing_the_images_between_count_too(segmenter, tmp_path):
         done = score(segmenter, source, options=PublishOptions(temporal_smoothing=weight))
         assert (done.frames, done.skipped.counts) == (1, {})
         assert (np.trace(done.matrix.counts) == smoothed.size) == is_equal
+    words = ["score", str(source), "--bundle", str(bundle.path), "--json", str(tmp_path / "score.json")]
+    assert command.main([*words, "--temporal-smoothing", "0.8"]) == 0
+    assert json.loads((tmp_path / "score.json").read_text())["miou"] == 1.0
 
 
 def test_images_without_truth_tell_the_bits_of_the_sensor_too(segmenter, tmp_path):
@@ -414,7 +461,7 @@ def test_images_without_truth_tell_the_bits_of_the_sensor_too(segmenter, tmp_pat
     assert np.trace(score(segmenter, source).matrix.counts) == labels[0].size
 
 
-def test_a_recording_without_fitting_truth_is_named(segmenter, tmp_path):
+def test_a_recording_without_fitting_truth_is_named(bundle, segmenter, tmp_path):
     messages = [("/image", IMAGE, image(0)), ("/image/compressed", COMPRESSED, compressed(0))]
     bare = write_bag(tmp_path / "bare", messages)
     with pytest.raises(
@@ -427,6 +474,7 @@ def test_a_recording_without_fitting_truth_is_named(segmenter, tmp_path):
     with pytest.raises(DatasetError, match=r"several topics .* name one of each namespace with --topics: /image, /im"):
         score(segmenter, both)
     assert score(segmenter, both, ["/image/compressed"]).frames == 1
+    assert command.main(["score", str(both), "--bundle", str(bundle.path), "--topics", "/image/compressed"]) == 0
     unknown = write_bag(tmp_path / "unknown", [messages[0], (TRUTH, IMAGE, truth_message(0, random_mask(0, 9)))])
     with pytest.raises(
         DatasetError, match=r"/segmentation/truth at 1000000000007 ns has the value [5-8], which is none"

@@ -160,5 +160,7 @@ def test_a_calibration_that_comes_late_or_without_images_is_not_missed(camera, s
     camera.wants_calibration = True
     assert not any("camera_info" in line for line in camera.wait(60)), "there are no images"
     assert not any("camera_info" in line for line in play(camera, statistics, 4))
+    camera.wait(6)
+    assert not any("camera_info" in line for line in play(camera, statistics, 4)), "images began anew"
     camera.has_calibration = True
     assert play(camera, statistics, 60) == []

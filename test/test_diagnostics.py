@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from dinov3_seg_ros.ros.health.camera_statistics import REPLACED, UNWANTED, CameraStatistics
+from dinov3_seg_ros.ros.health.camera_statistics import LIMITED, REPLACED, UNWANTED, CameraStatistics, Fault
 from dinov3_seg_ros.ros.health.diagnostics import camera_status, node_status, stages_of
+from dinov3_seg_ros.ros.health.fault_log import FaultLog
 from dinov3_seg_ros.support.timing import Rate
 
 pytestmark = pytest.mark.ros
@@ -29,6 +30,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("dinov3_seg_ros.ros.health.camera_statistics.time", clock)
+    monkeypatch.setattr("dinov3_seg_ros.ros.health.fault_log.time", clock)
     monkeypatch.setattr("dinov3_seg_ros.support.timing.time", clock)
     return clock
 
@@ -58,10 +60,12 @@ def test_frames_are_counted_by_what_became_of_them(clock):
         statistics.segmented(received=clock.now - latency, delay=2 * latency)
     for _ in range(6):
         statistics.dropped(REPLACED)
+    assert status_of(statistics)[:2] == (OK, "3.0 of 10.0 frames per second segmented")
     statistics.dropped("damaged data", "it is damaged")
     level, message, values = status_of(statistics)
     assert (level, message) == (WARN, "faults in the last 10 s: damaged data")
     assert (values["frames received"], values["frames segmented"]) == ("10", "3")
+    assert (values["input rate [Hz]"], values["output rate [Hz]"]) == ("10.0", "3.0")
     assert (values[f"dropped: {REPLACED}"], values["dropped: damaged data"]) == ("6", "1")
     assert values["frames dropped by the transport"] == "0"
     assert values["latency in the node [ms]"] == "median 20.00, 95th percentile 29.00"
@@ -104,12 +108,14 @@ def test_a_loss_is_a_warning_from_three_images_and_five_percent_on(clock):
 
 def test_the_reason_of_a_silence_is_told_until_an_image_arrives(clock):
     statistics = CameraStatistics()
+    assert not statistics.receives(within_s=5.0), "there has been no image"
     clock.now += 6
     assert statistics.silence_s() == 6
     statistics.explain_silence("nobody publishes there")
     assert status_of(statistics)[1] == "no image yet on /front/image for 6 s: nobody publishes there"
     statistics.received(1.0)
     clock.now += 4
+    assert statistics.receives(within_s=5.0) and not statistics.receives(within_s=4.0)
     assert status_of(statistics)[1] == "no further image on /front/image for 4 s"
 
 
@@ -136,6 +142,7 @@ def test_a_node_that_makes_no_mask_for_ten_seconds_is_a_warning(clock):
         clock.now += 1
         statistics.received(float(second))
         statistics.dropped(REPLACED)
+        statistics.dropped(LIMITED)  # max_rate goes before
     assert status_of(statistics)[:2] == (WARN, "no mask for 11 s: the frames take too long")
     statistics.segmented(clock.now, delay=0.0)
     assert status_of(statistics)[0] == OK
@@ -149,11 +156,12 @@ def test_a_node_that_makes_no_mask_for_ten_seconds_is_a_warning(clock):
 
 def test_stamps_that_run_backwards_or_of_another_clock_are_noted(clock):
     statistics = CameraStatistics()
-    for stamp in (5.0, 6.0, 1.0):
+    for stamp, level in ((5.0, OK), (6.0, OK), (6.0, OK), (1.0, WARN)):
         statistics.received(stamp)
         statistics.segmented(clock.now, delay=-3.0)
+        assert status_of(statistics)[0] == level, "of another clock, masks are right all the same"
     values = status_of(statistics)[2]
-    assert (values["noted: stamp runs backwards"], values["noted: stamp of another clock"]) == ("1", "3")
+    assert (values["noted: stamp runs backwards"], values["noted: stamp of another clock"]) == ("1", "4")
     assert "latency end to end [ms]" not in values
 
 
@@ -217,5 +225,39 @@ def test_a_faulty_stamp_is_returned_to_be_logged(clock):
     statistics = CameraStatistics()
     assert statistics.received(5.0) is None
     assert statistics.received(4.0).details == "stamp 4.000 follows 5.000"
-    assert statistics.segmented(clock.now, delay=0.1) is None
-    assert "differ by 1000.000 s" in statistics.segmented(clock.now, delay=1000.0).details
+    assert statistics.segmented(clock.now, delay=59.0) is None
+    assert "differ by 61.000 s" in statistics.segmented(clock.now, delay=61.0).details
+
+
+class Lines(list):
+    """Takes the place of a logger."""
+
+    def error(self, line):
+        self.append(line)
+
+    warning = error
+
+
+def test_faults_are_logged_once_in_a_while_by_camera_and_kind(clock):
+    lines = Lines()
+    log = FaultLog(lines)
+
+    def logged():
+        del lines[:]
+        for camera in ("front", "left"):
+            log.drop(camera, "damaged data", "cut off")
+            log.note(camera, Fault("no stamp", "it is 0", clock.now))
+            log.note(camera, None)
+        return list(lines)
+
+    drops, notes = ([f"{kind.format(camera)}" for camera in ("front", "left")] for kind in (
+        "a frame of camera '{}' was dropped: cut off", "no stamp of camera '{}': it is 0"
+    ))  # fmt: skip
+    assert sorted(logged()) == drops + notes
+    assert logged() == []
+    clock.now += 5
+    assert logged() == drops, "frames are lost"
+    log.drop("left", "no pixels", "0x0")
+    assert lines[2:] == ["a frame of camera 'left' was dropped: 0x0"]
+    clock.now += 55
+    assert sorted(logged()) == drops + notes

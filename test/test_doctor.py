@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from closed_folder import make_closed_folder
@@ -120,6 +121,28 @@ def test_files_of_killed_processes_are_findings_with_the_remedy(tmp_path, monkey
     ]
     assert "1 files (3 MB)" in found[1].detail
     assert all(finding.remedy == "python -m dinov3_seg_ros.doctor --clean" for finding in found[:2])
+
+
+@pytest.mark.parametrize(("free_mb", "level"), [(127, WARNING), (128, OK)])
+def test_too_little_room_in_shared_memory_is_a_warning(monkeypatch, free_mb, level):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free_mb << 20))
+    *_, found = communication.shared_memory()
+    assert (found.level, found.subject) == (level, "/dev/shm")
+    assert f"{free_mb} MB free" in found.detail and ("--shm-size" in found.remedy) == (level == WARNING)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "is_old"),
+    [("pydantic", "2.9.2", True), ("pydantic", "2.10.0", False), ("transformers", "4.57.1", True)],
+)
+def test_a_package_that_is_too_old_is_a_fault(tmp_path, monkeypatch, name, version, is_old):
+    install(tmp_path, name, version, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    faults = {found.subject: found for found in installation.packages() if found.level == FAULT}
+    assert list(faults) == [name] * is_old
+    if is_old:
+        assert faults[name].detail.startswith(f"{version}: too old, ")
+        assert faults[name].remedy.startswith(f"pip install '{name}>=")
 
 
 def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):

@@ -51,9 +51,10 @@ def test_a_hang_is_told_once_and_its_end_too(watch, lines, ends):
     assert "has not ended for 11 s" in look(watch, Pace(11.0, 0.1))
     assert "has not ended for 3600 s" in look(watch, Pace(3600.0, 0.1))
     assert len(lines) == 1 and watch.hangs
-    assert look(watch, Pace(0.2, 3601.0)) == ""
+    assert watch.look(Pace(0.2, 3601.0), 0.0) == ""
     assert "has ended after all" in lines[1] and not watch.hangs
-    assert look(watch, Pace(12.0, 0.1))
+    assert watch.look(Pace(12.0, 0.1), 0.0) == "", "it may be the process again that was stopped"
+    assert watch.look(Pace(13.0, 0.1), 0.0)
     assert len(lines) == 3 and ends == []
 
 

@@ -112,6 +112,16 @@ def test_a_parameter_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     assert file_of(node) == str(tmp_path / "my file.yaml")
 
 
+def test_the_demos_bundle_is_taken_where_neither_argument_nor_file_names_one(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    found = [
+        texts_of([parameters.get("bundle")])[0] if "bundle" in parameters else None
+        for given in ({}, {"bundles": "one, other"}, {"params_file": str(tmp_path / "mine.yaml")}, {"bundle": "mine"})
+        for parameters in [parameters_of(*nodes_of_seg_launch(**given))]
+    ]
+    assert found == [str(resource_path("weights/demo")), None, None, "mine"]
+
+
 def test_what_an_including_launch_file_leaves_empty_has_its_default():
     (node,) = nodes_of_seg_launch(**dict.fromkeys(("image_topic", "params_file", "log_level", "respawn"), ""))
     assert remappings_of(node) == {"image": "image", "camera_info": "camera_info"}
@@ -228,8 +238,16 @@ def test_use_sim_time_is_a_parameter_only_where_it_is_given(text, expected):
     assert parameters_of(node).get("use_sim_time") is expected
 
 
-def test_demo_launch_adds_a_camera():
-    assert sum(isinstance(entity, Node) for entity in entities_of("demo.launch.py")) == 1
+def test_demo_launch_adds_a_camera_with_its_arguments():
+    context, entities = LaunchContext(), entities_of("demo.launch.py")
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            context.launch_configurations[entity.name] = f"the {entity.name}"
+    (camera,) = (entity for entity in entities if isinstance(entity, Node))
+    words = camera.arguments if hasattr(camera, "arguments") else camera._Node__arguments
+    assert [word if isinstance(word, str) else word.perform(context) for word in words] == [
+        "--source", "the source", "--rate", "the rate", "--seconds", "the seconds",
+    ]  # fmt: skip
 
 
 def test_nav2_launch_adds_a_manager_which_starts_the_node():

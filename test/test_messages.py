@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from types import SimpleNamespace
 
@@ -61,6 +62,7 @@ def test_a_mask_of_many_classes_is_sent_with_sixteen_bits():
     labels = np.array([[0, 300], [65535, 7]], np.uint16)
     message = fill_image(SimpleNamespace(data=array("B")), labels, mask_encoding(labels), None)
     assert (message.encoding, message.step) == ("mono16", 4)
+    assert message.is_bigendian == (sys.byteorder == "big")
     assert np.array_equal(np.frombuffer(message.data, np.uint16).reshape(2, 2), labels)
 
 

@@ -88,7 +88,7 @@ def test_confidence_and_overlay_have_the_frames_header_and_size(running, segment
 
 
 def test_frames_of_any_size_encoding_and_padding_are_read_correctly(running, segmenter):
-    graph, _, camera = running
+    graph, node, camera = running
     masks = graph.listen("segmentation/mask")
     for height, width in ((120, 200), (333, 77), (64, 96)):
         rgb = picture(height, width)
@@ -101,6 +101,8 @@ def test_frames_of_any_size_encoding_and_padding_are_read_correctly(running, seg
         padded.data.frombytes(rows)
         for message in (camera.message(rgb), padded):
             assert np.array_equal(image_of(camera.send_until_answered(message, masks)), expected)
+    camera.send_until_answered(camera.message(16 * picture(64, 96)[..., 0].astype(np.uint16), "mono16"), masks)
+    assert "[segmentation]: 16-bit images on /image have 12 significant bits" in node.log
 
 
 def test_bad_frames_are_logged_and_the_next_good_one_is_answered(running):
@@ -112,6 +114,10 @@ def test_bad_frames_are_logged_and_the_next_good_one_is_answered(running):
     narrow.step = 10
     empty = Image(header=Header(frame_id="empty"))
     camera.send_until(unknown, lambda: "64FC7" in node.log, "a line in the log")
+    assert node.set_parameter("max_pixels", 4799).successful
+    large = camera.message(picture(60, 80))
+    camera.send_until(large, lambda: "4799" in node.log, "a line in the log")
+    assert node.set_parameter("max_pixels", 1 << 25).successful
     for message in (unknown, short, narrow, empty):
         camera.send(message)
         graph.spin_for(0.1)  # otherwise the good frame may replace the bad one before it is looked at
@@ -154,6 +160,7 @@ def test_a_late_subscriber_gets_the_class_names_with_their_ids(running, bundle):
     found = {entry.class_id: entry.class_name for entry in received[0].class_map}
     assert found == dict(enumerate(bundle.manifest.classes.names))
     assert received[0].threshold == 0.0
+    assert received[0].header.stamp.sec > 0
     for threshold in (0.5, 0.0):
         assert node.set_parameter("confidence_threshold", threshold).successful
         graph.spin_until(lambda wanted=threshold: received[-1].threshold == wanted, "the new threshold")
@@ -186,11 +193,21 @@ def test_each_state_holds_what_it_should(graph, bundle):
         camera.wait_for_subscriber()
         camera.send_until_answered(camera.message(picture()), masks)
         assert node.change_state("deactivate")
-        graph.spin_until(lambda: not camera._publisher.get_subscription_count(), "the end of the subscription")
+        assert "frames since activation: " in node.log
+        graph.spin_until(
+            lambda: not camera._publisher.get_subscription_count() and not graph.peer.count_subscribers("/camera_info"),
+            "the end of the subscriptions",
+        )
         assert node.change_state("cleanup")
     assert node.state() == "unconfigured"
     graph.spin_until(lambda: not graph.peer.count_publishers("/segmentation/mask"), "the end of the topics")
+    graph.spin_until(lambda: "/segmentation/heads/tiny/enable" not in services(graph), "the end of the head's switch")
+    assert "/segmentation/enable" in services(graph)
     assert node.process.poll() is None
+
+
+def services(graph):
+    return [name for name, _ in graph.peer.get_service_names_and_types()]
 
 
 def test_an_unknown_transition_does_not_end_the_process(graph, bundle):
@@ -244,13 +261,16 @@ def test_compressed_images_are_read(graph, bundle, segmenter):
 
 def test_the_node_takes_the_value_range_of_its_bundle(graph, tmp_path):
     bundle = write_exported_bundle(tmp_path / "thermal", value_range=(28000, 30040))
-    graph.start_node(bundle=bundle.path)
+    node = graph.start_node(bundle=bundle.path)
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     camera.wait_for_subscriber()
     grey = picture()[..., 0]
     mask = camera.send_until_answered(camera.message(28000 + 8 * np.uint16(grey), "mono16"), masks)
     expected = Segmenter.from_bundle(bundle.path).segment([np.dstack(3 * [grey])])[0].labels
     assert np.array_equal(image_of(mask), expected)
+    assert node.set_parameter("value_range", [0, 255]).successful
+    mask = camera.send_until_answered(camera.message(np.uint16(grey), "mono16"), masks)
+    assert np.array_equal(image_of(mask), expected), "the parameter goes before"
 
 
 def test_the_node_runs_with_rclpy_as_humble_has_it(graph, bundle, segmenter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from exported_bundles import write_exported_bundle
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
+from diagnostic_msgs.msg import DiagnosticArray
 from diagnostics_reader import ERROR, OK, STALE, WARN, DiagnosticsReader
 from nav2_consumer import Nav2Consumer
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -20,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dinov3_seg_ros import decode
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.segmenter import Segmenter
 
 pytestmark = pytest.mark.ros
@@ -65,7 +68,7 @@ def quiet(running):
     yield graph, node, camera
     for subscription in list(graph.peer.subscriptions):
         graph.peer.destroy_subscription(subscription)
-    for name, value in {"confidence_threshold": 0.0, "overlay_alpha": 0.5, "jpeg_quality": 80}.items():
+    for name, value in {"confidence_threshold": 0.0, "overlay_names": False, "jpeg_quality": 80}.items():
         assert node.set_parameter(name, value).successful
     for name in ("enable", "heads/first/enable", "heads/further/enable"):
         node.switch(name, True)
@@ -201,9 +204,30 @@ def test_masks_are_smoothed_over_time_where_that_is_wanted(quiet, segmenter):
         message.header.stamp.sec, message.header.stamp.nanosec = second, 0
         camera.send_until_answered(message, masks)
     graph.spin_until(lambda: "no smoothing: the last 10 frames came more than 0.5 s" in node.log, "the note")
+    for number, (frame, weight) in enumerate(((frames[0], 0.8), (frames[-1], 0.0), (frames[-1], 0.8))):
+        assert node.set_parameter("temporal_smoothing", weight).successful
+        message = camera.message(frame)
+        message.header.stamp.sec, message.header.stamp.nanosec = 300, 10**8 * number
+        found = image_of(camera.send_until_answered(message, masks))
+    assert np.array_equal(found, alone), "what was before it was switched off is forgotten"
     assert node.set_parameter("temporal_smoothing", 0.0).successful
     message = camera.message(frames[-1])
     assert np.array_equal(image_of(camera.send_until_answered(message, masks)), alone)
+
+
+def test_names_in_the_overlay_and_its_quality_change_at_once(quiet):
+    graph, node, camera = quiet
+    overlays = graph.listen("segmentation/overlay")
+    pictures = graph.listen("segmentation/overlay/compressed", message_type=CompressedImage)
+    found = []
+    for names, quality in ((False, 80), (True, 5)):
+        assert node.set_parameter("overlay_names", names).successful
+        assert node.set_parameter("jpeg_quality", quality).successful
+        overlays.clear(), pictures.clear()
+        camera.send_until(camera.message(picture()), lambda: overlays and pictures, "both overlays")
+        found.append((image_of(overlays[-1]), len(pictures[-1].data)))
+    assert not np.array_equal(found[0][0], found[1][0]), "without names, and with them"
+    assert found[0][1] > 1.3 * found[1][1]
 
 
 def test_heads_and_the_whole_node_are_switched_while_running(quiet):
@@ -265,6 +289,7 @@ def test_a_subscriber_that_does_not_match_is_named_with_both_sides(quiet):
 def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     graph, _, camera = quiet
     reader, masks = DiagnosticsReader(graph), graph.listen("segmentation/mask")
+    arrays = graph.listen("/diagnostics", reliable=True, message_type=DiagnosticArray)
     name = "segmentation: camera"
     camera.send_until_answered(camera.message(picture()), masks)
     status = reader.wait(name, lambda status: status.values["output rate [Hz]"] > "0.0", "a rate")
@@ -280,6 +305,7 @@ def test_diagnostics_tell_rates_latency_runtime_and_silence(quiet):
     assert "median" in node_status.values["stage backbone [ms]"]
     status = reader.wait(name, lambda status: status.level == STALE, "silence")
     assert "no further image on /image for" in status.message
+    assert abs(time.time() - seconds_of(arrays[-1].header.stamp)) < 30.0
 
 
 def test_a_failed_transition_is_an_error_until_one_succeeds(bundles, tmp_path):

@@ -22,10 +22,14 @@ from ros_graph import Graph
 from sensor_msgs.msg import CompressedImage
 
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros import lifecycle
 from dinov3_seg_ros.ros import model_loader as models
+from dinov3_seg_ros.ros.cameras.ports import HAS_LABEL_INFO, LabelInfo
+from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
+from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import BundleError, RuntimeFailedError
 
 pytestmark = pytest.mark.ros
@@ -110,7 +114,7 @@ def values_of(node, camera=None):
     return status.level, {pair.key: pair.value for pair in status.values}
 
 
-def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_path, monkeypatch):
+def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_path, monkeypatch, capfd):
     with node_here(tmp_path, bundle=str(bundle.path), cameras=["good", "bad"], max_batch=2) as (graph, node):
         start(node)
         cameras = {name: graph.camera(f"{name}/image") for name in ("good", "bad")}
@@ -119,8 +123,11 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
             publisher = node._outputs.by_camera[name]["tiny"]._publishers["mask"]
             graph.spin_until(publisher.get_subscription_count, f"a subscription to the mask of {name}")
         batches, run = [], node._models.segmenter.runtime.start
+        is_computing, may_end = threading.Event(), threading.Event()
 
         def start_dark_frames(canvases, heads):
+            is_computing.set()
+            assert may_end.wait(10)
             batches.append(len(canvases))
             if canvases.max() == 255:
                 raise RuntimeError("made to fail")
@@ -129,14 +136,19 @@ def test_a_failing_frame_in_a_batch_drops_no_other_cameras_frame(bundle, tmp_pat
         monkeypatch.setattr(node._models.segmenter.runtime, "start", start_dark_frames)
         pictures = {"good": np.zeros((32, 32, 3), np.uint8), "bad": np.full((32, 32, 3), 255, np.uint8)}
         messages = {name: cameras[name].message(pictures[name]) for name in cameras}
-        # Together, as no two messages can be sent at the same moment.
-        node._loop._worker._start([(name, (message, 0.0)) for name, message in messages.items()])()
-        graph.spin_until(lambda: masks["good"], "the mask of the good frame")
-        assert masks["good"][0].header == messages["good"].header
-        assert batches == [2, 1, 1], "first together, then each alone"
+        statistics = node._loop.statistics
+        node._loop._receive("good", messages["good"], 0)
+        assert is_computing.wait(10)
+        for name, message in messages.items():  # they wait together, as the network is busy
+            node._loop._receive(name, message, 0)
+        may_end.set()
+        graph.spin_until(lambda: statistics["bad"].summary() == "1 received, 1 runtime failed", "the bad frame's end")
+        graph.spin_until(lambda: statistics["good"].summary() == "2 received, 2 segmented", "the good frames' end")
+        graph.spin_until(lambda: len(masks["good"]) == 2, "the masks of the good frames")
+        assert all(mask.header == messages["good"].header for mask in masks["good"])
+        assert batches == [1, 2, 1, 1], "one alone, then both together, then each alone"
         assert masks["bad"] == []
-        assert node._loop.statistics["bad"].summary() == "1 runtime failed"
-        assert node._loop.statistics["good"].summary() == "1 segmented"
+    assert "the runtime is tried again" not in capfd.readouterr().err, "it has made a mask"
 
 
 def test_a_camera_counts_as_silent_from_its_subscription_on(bundle, tmp_path, monkeypatch):
@@ -185,11 +197,20 @@ def test_a_bundle_that_comes_late_is_published_from_then_on(bundle, tmp_path, sl
         slow_bundle.set()
         end_loading(node)
         assert list(node.get_parameter("class_names").value) == list(bundle.manifest.classes.names)
+        if HAS_LABEL_INFO:
+            class_names = []
+            graph.peer.create_subscription(LabelInfo, "segmentation/label_info", class_names.append, LATCHED_QOS)
+            graph.spin_until(lambda: class_names, "the class names")
         masks = graph.listen("segmentation/mask")
         publisher = node._outputs.by_camera[""]["tiny"]._publishers["mask"]
         graph.spin_until(publisher.get_subscription_count, "a subscription to the mask")
-        node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)
+        image = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8))
+        image.header.stamp.sec = image.header.stamp.nanosec = 0
+        node._loop._receive("", image, 0)
         graph.spin_until(lambda: masks, "a mask")
+        graph.spin_until(lambda: "segmented" in node._loop.statistics[""].summary(), "the end of the frame")
+        values = values_of(node)[1] | node._loop.reports()[""].values
+        assert "noted: no stamp" in values and "noted: stamp of another clock" not in values
         assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
         assert node._outputs.by_camera == {}
 
@@ -203,6 +224,28 @@ def test_models_that_come_between_configuring_and_activating_get_one_worker(bund
         assert node.trigger_activate() == SUCCESS
         node._follow_models()
         assert [thread.name for thread in set(threading.enumerate()) - before] == ["segmentation_worker"]
+
+
+def test_models_that_nobody_wants_any_more_are_closed_before_others_are_loaded(bundle, monkeypatch):
+    steps, may_load, from_bundle, close = [], threading.Event(), Segmenter.from_bundle, OnnxRuntime.close
+
+    def load(*given, **options):
+        steps.append("load")
+        assert may_load.wait(60)
+        return from_bundle(*given, **options)
+
+    monkeypatch.setattr(Segmenter, "from_bundle", load)
+    monkeypatch.setattr(OnnxRuntime, "close", lambda runtime: (steps.append("close"), close(runtime)))
+    loader = models.Models(lambda: None, pytest.fail)
+    for _ in range(2):
+        loader.load(NodeOptions(bundle=str(bundle.path)))
+        time.sleep(0.1)
+    assert steps == ["load"]
+    may_load.set()
+    assert loader.wait(60)
+    assert steps == ["load", "close", "load"]
+    loader.release()
+    assert loader.join(60)
 
 
 @pytest.mark.parametrize(
@@ -509,12 +552,49 @@ def test_models_read_again_with_other_classes_are_not_published(bundle, tmp_path
     with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
         start(node)
         monkeypatch.setattr(models, "load_bundle", read)
-        for _ in range(2):
-            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        failed, failure = node._models.segmenter, RuntimeFailedError("out of memory")
+        for _ in range(3):  # another frame was under way
+            node._note_turn(failed, failure)
         node._follow_models()
         end_loading(node)
+        node._note_turn(failed, failure)
+        node._follow_models()
         assert node.state == state
         assert ("the bundle was changed on disk" in node.last_error) == (state == "inactive")
+
+
+def test_failures_before_a_cleanup_do_not_count_after_it(bundle, tmp_path, capfd):
+    with node_here(tmp_path, bundle=str(bundle.path)) as (_, node):
+        start(node)
+        for _ in range(2):
+            node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        start(node)
+        node._note_turn(node._models.segmenter, RuntimeFailedError("out of memory"))
+        node._follow_models()
+        assert (node.state, node.last_error) == ("active", "")
+    assert "the runtime failed twice" not in capfd.readouterr().err
+
+
+def test_a_failed_activation_leaves_nothing_behind(bundle, tmp_path):
+    odd = {"qos_overrides./image.subscription.reliability": "odd"}
+    with node_here(tmp_path, bundle=str(bundle.path), **odd) as (_, node):
+        assert node.trigger_configure() == SUCCESS
+        assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
+        assert "segmentation_worker" not in {thread.name for thread in threading.enumerate()}
+        assert len(node._collect_diagnostics()) == 1, "nothing is told of a camera"
+
+
+def test_each_camera_has_a_rate_of_its_own(bundle, tmp_path):
+    with node_here(tmp_path, bundle=str(bundle.path), cameras=["front", "left"], max_rate=0.1) as (graph, node):
+        start(node)
+        image = graph.camera("other").message(np.zeros((32, 32, 3), np.uint8))
+        for _ in range(2):
+            for camera in ("front", "left"):
+                node._loop._receive(camera, image, 0)
+        for statistics in node._loop.statistics.values():
+            graph.spin_until(lambda found=statistics: found.summary().count(" 1 ") == 2, "the end of the frames")
+            assert "1 above max_rate" in statistics.summary()
 
 
 def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, tmp_path):
@@ -522,7 +602,9 @@ def test_a_slow_frame_after_the_warm_up_or_skipped_frames_does_not_hang(bundle, 
         assert node.trigger_configure() == SUCCESS
         assert node._models.segmenter.warm_up_s > 0
         node._models.segmenter.warm_up_s = 100.0
+        node._models.segmenter.times.add("backbone", 1.0)
         assert node.trigger_activate() == SUCCESS
+        assert not [key for key in values_of(node)[1] if key.startswith("stage ")], "of an earlier activation"
         for _ in range(2):
             assert node._loop.pace().expected_s == 100.0
             node._loop._receive("", graph.camera("other").message(np.zeros((32, 32, 3), np.uint8)), 0)

@@ -19,6 +19,7 @@ from ros_graph import Graph
 from rosgraph_msgs.msg import Clock
 
 from dinov3_seg_ros.ros.bond import HAS_BOND
+from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.lifecycle import CONFIGURE_S
 
 pytestmark = pytest.mark.ros
@@ -50,6 +51,7 @@ def test_nav2s_manager_takes_over_a_node_that_started_itself(graph, bundle):
     manager.wait_for_bond()
     heartbeat = manager.heartbeats[-1]
     assert (heartbeat.id, heartbeat.active, heartbeat.heartbeat_period) == ("segmentation", True, 0.25)
+    assert 0.0 <= time.monotonic() - seconds_of(heartbeat.header.stamp) < 30.0, "in steady time"
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     camera.send_until_answered(camera.message(PICTURE), masks)
     first = heartbeat.instance_id
@@ -72,6 +74,7 @@ def test_the_bonds_period_is_as_asked_for_whoever_activates(graph, bundle, perio
         graph.spin_until(lambda: len(manager.heartbeats) > 3, "heartbeats")
         assert manager.heartbeats[0].heartbeat_period == pytest.approx(period)
     else:
+        manager.change(STARTUP)
         graph.spin_for(0.6)
         assert manager.heartbeats == []
 
@@ -246,6 +249,11 @@ def test_clocks_that_stand_still_or_jump_change_nothing(graph, bundle):
     camera, masks = graph.camera(), graph.listen("segmentation/mask")
     reader = DiagnosticsReader(graph)
     clock = graph.peer.create_publisher(Clock, "/clock", 10)
+    camera.send_until_answered(camera.message(PICTURE), masks)
+    status = reader.wait(
+        "segmentation: camera", lambda status: "noted: no time" in status.values, "the lack of a clock"
+    )
+    assert status.level == OK, "the masks are right all the same"
     for second in (None, 1_000, 1_000, 5_000_000, 10):  # none yet, it stands still, it jumps ahead, it jumps back
         if second is not None:
             assert "no time: use_sim_time is set, and nothing has arrived on /clock" in node.log

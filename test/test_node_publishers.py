@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
+import rclpy
 from diagnostics_reader import STALE, WARN, DiagnosticsReader
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
@@ -23,8 +24,10 @@ from ros_graph import ROOT, TIMEOUT_S, Graph
 from segment_five import picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from dinov3_seg_ros.ros.cameras.ports import CameraInput, HeadOutput
 from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
-from dinov3_seg_ros.ros.endpoints.qos import Endpoints
+from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS, Endpoints
+from dinov3_seg_ros.support.errors import ParameterError
 
 pytestmark = pytest.mark.ros
 
@@ -275,16 +278,101 @@ def test_cameras_whose_topics_are_swapped_follow_their_own_publishers(graph):
             "/left/image": "reliable (the publishers')",
             "/front/image": "best effort (the publishers')",
         }
+        further = graph.peer.create_publisher(Image, "/left/image", qos_profile_sensor_data)
+        graph.spin_until(lambda: len(both[0].publishers()) == 2, "a further publisher")
+        both[0].follow()
+        assert both[0].reliability == "best effort (the publishers')"
+        for camera in both:
+            camera.close()
+        graph.peer.destroy_publisher(further)
+        graph.spin_until(lambda: len(both[0].publishers()) == 1, "the end of the publisher")
+        both[0].follow()
+        graph.spin_until(
+            lambda: not any(map(graph.peer.count_subscribers, ("/left/image", "/front/image"))), "their end"
+        )
 
 
-def test_a_mismatch_on_a_swapped_topic_names_its_own_publisher(graph):
+def test_the_message_sent_before_is_asked_for_where_all_publishers_of_the_type_keep_it(graph):
+    graph.peer.create_publisher(CameraInfo, "camera_info", LATCHED)
+    volatile = graph.peer.create_publisher(CameraInfo, "camera_info", 10)
+    other = rclpy.Context()
+    rclpy.init(args=[], context=other, domain_id=graph.domain)
+    of_another_type = rclpy.create_node("other", context=other)
+    of_another_type.create_publisher(Image, "camera_info", qos_profile_sensor_data)
+
+    def durabilities():
+        following.follow()
+        found = graph.peer.get_subscriptions_info_by_topic("camera_info")
+        return {subscription.qos_profile.durability for subscription in found}
+
+    with remapped(graph, {}) as endpoints:
+        following = FollowingSubscription(endpoints, CameraInfo, "camera_info", print, follow_durability=True)
+        graph.spin_until(lambda: len(following.publishers()) == 3, "the publishers")
+        assert durabilities() == {DurabilityPolicy.VOLATILE}
+        assert following.reliability == "reliable (the publishers')"
+        graph.peer.destroy_publisher(volatile)
+        graph.spin_until(lambda: DurabilityPolicy.TRANSIENT_LOCAL in durabilities(), "another subscription")
+    of_another_type.destroy_node()
+    rclpy.try_shutdown(context=other)
+
+
+def test_a_mismatch_on_a_swapped_topic_names_its_own_publisher(graph, capfd):
     graph.peer.create_publisher(Image, "/left/image", qos_profile_sensor_data)
     fixed = {"qos_overrides./left/image.subscription.reliability": "reliable"}
     with remapped(graph, SWAPPED, **fixed) as endpoints:
-        FollowingSubscription(endpoints, Image, "front/image", print)
+        camera = FollowingSubscription(endpoints, Image, "front/image", print)
         (line,) = graph.spin_until(endpoints.mismatches, "a mismatch")
         assert line.startswith("/left/image: subscriber /remapped (reliable, ")
         assert "publisher /peer (best effort, " in line
+        assert endpoints.mismatches() == [line]
+        camera.close()
+        assert endpoints.mismatches() == [], "there is no subscription any more"
+    assert capfd.readouterr().err.count(line) == 1
+
+
+def test_a_publisher_that_was_withdrawn_mismatches_nobody(graph):
+    graph.peer.create_subscription(Image, "mask", print, LATCHED)
+    with remapped(graph, {}) as endpoints:
+        publisher = endpoints.advertise(Image, "mask", OUTPUT_QOS)
+        graph.spin_until(endpoints.mismatches, "a mismatch")
+        endpoints.withdraw(publisher)
+        assert endpoints.mismatches() == []
+
+
+def test_an_override_of_one_publisher_changes_no_other(graph):
+    fixed = {"qos_overrides./mask.publisher.reliability": "best_effort", "qos_overrides./mask.publisher.depth": 1}
+    with remapped(graph, {}, **fixed) as endpoints:
+        for topic in ("mask", "overlay"):
+            endpoints.advertise(Image, topic, OUTPUT_QOS)
+
+        def offered():
+            found = [graph.peer.get_publishers_info_by_topic(topic) for topic in ("mask", "overlay")]
+            return [publisher.qos_profile.reliability for publishers in found for publisher in publishers]
+
+        graph.spin_until(lambda: len(offered()) == 2, "both publishers")
+        assert offered() == [BEST_EFFORT, RELIABLE]
+
+
+def test_a_topic_that_cannot_be_opened_leaves_none_of_the_others_open(graph):
+    odd = ("/camera_info.subscription", "/segmentation/overlay.publisher")
+    with remapped(graph, {}, **{f"qos_overrides.{name}.reliability": "odd" for name in odd}) as endpoints:
+        with pytest.raises(ParameterError, match="topic /camera_info cannot be opened"):
+            CameraInput(endpoints, "", "raw", print, print)
+        with pytest.raises(ParameterError, match="topic segmentation/overlay cannot be opened"):
+            HeadOutput(endpoints, "", "", None, print)
+        graph.spin_for(0.1)
+        assert graph.peer.count_subscribers("/image") == graph.peer.count_publishers("/segmentation/mask") == 0
+
+
+def test_a_calibration_that_cannot_be_used_is_not_missing(graph):
+    faults, infos = [], graph.peer.create_publisher(CameraInfo, "camera_info", LATCHED)
+    infos.publish(CameraInfo(height=60, width=80, d=[float("nan")]))
+    with remapped(graph, {}) as endpoints:
+        camera = CameraInput(endpoints, "", "raw", print, lambda *fault: faults.append(fault))
+        assert not camera.has_calibration
+        graph.spin_until(lambda: camera.follow() or faults, "the fault")
+        assert (camera.has_calibration, camera.calibration) == (True, None)
+        assert faults[0][:2] == ("", "camera_info not finite")
 
 
 def test_images_on_the_name_that_is_remapped_are_found(graph):

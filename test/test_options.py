@@ -60,6 +60,11 @@ def test_a_gpu_may_be_chosen_by_its_number(device):
     assert ComputeOptions(device=device).device == device
 
 
+@pytest.mark.parametrize("runtime", ["auto", "onnx"])
+def test_providers_choose_onnx_runtime(runtime):
+    assert ComputeOptions(providers=("CPUExecutionProvider",), runtime=runtime).runtime == "onnx"
+
+
 def test_every_option_has_a_kind_a_description_and_its_own_name():
     described = describe_options(NodeOptions)
     assert list(described) == list(NodeOptions.model_fields)

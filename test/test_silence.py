@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here")
 
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, decoded_topic
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher
@@ -18,8 +18,8 @@ FFMPEG = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
 VIDEO = "foxglove_msgs/msg/CompressedVideo"
 
 
-def publisher(kind, node="/driver", reliability=ReliabilityPolicy.BEST_EFFORT):
-    return Publisher(node, kind, QoSProfile(depth=1, reliability=reliability))
+def publisher(kind, node="/driver", reliability=ReliabilityPolicy.BEST_EFFORT, **qos):
+    return Publisher(node, kind, QoSProfile(depth=1, reliability=reliability, **qos))
 
 
 def explained(topic, wanted=IMAGE, publishers=(), pictures=None, fixed=None, name="image"):
@@ -83,6 +83,12 @@ def test_a_policy_that_the_user_fixed_is_told_by_its_parameter(policy, asked):
     assert silence.kind == "no match"
     remedy = f"remove the parameter qos_overrides./image.subscription.{policy}"
     assert silence.reason.endswith(f"but the node asks for {asked}; {remedy}")
+
+
+def test_a_policy_that_any_publisher_matches_is_not_in_the_way():
+    latched = publisher(IMAGE, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    fixed = {"reliability": "best effort", "durability": "volatile"}
+    assert explained("/image", publishers=[latched], fixed=fixed).kind == "sends nothing"
 
 
 def test_a_publisher_that_matches_sends_nothing_or_is_lost_on_the_way():

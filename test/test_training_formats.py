@@ -685,6 +685,15 @@ def test_boxes_without_polygons_are_explained(tmp_path):
     assert set(np.unique(AutoData(root=str(tmp_path), format="yolo").open("train").mask(0))) == {0, 1}
 
 
+def test_corners_of_yolo_on_whole_pixels_are_those_pixels(tmp_path):
+    labelled_folders.build_yolo(tmp_path)
+    corners = ((10, 10), (20, 10), (20, 30), (10, 30))
+    shares = " ".join(f"{x / labelled_folders.WIDTH:.6g} {y / labelled_folders.HEIGHT:.6g}" for x, y in corners)
+    (tmp_path / "train/labels/train_0000.txt").write_text(f"0 {shares}\n")
+    rows, columns = np.nonzero(AutoData(root=str(tmp_path)).open("train").mask(0))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 20)
+
+
 def test_boxes_among_polygons_of_yolo_are_counted(tmp_path):
     labelled_folders.build_yolo(tmp_path)
     assert not any("box" in note for note in AutoData(root=str(tmp_path)).found().notes)

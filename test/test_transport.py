@@ -17,7 +17,7 @@ from exported_bundles import write_exported_bundle
 from dinov3_seg_ros.doctor import communication
 from dinov3_seg_ros.doctor.__main__ import examine, main
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
-from dinov3_seg_ros.ros.local_graph import prepare
+from dinov3_seg_ros.ros.local_graph import node_command, prepare
 from dinov3_seg_ros.ros.shared_memory import remove_dead_segments
 from dinov3_seg_ros.ros.transport import (
     LOCAL_PROFILE,
@@ -98,6 +98,7 @@ def test_on_humble_a_node_that_shall_stay_on_its_machine_gets_no_profile(in_empt
         ({}, "3.3.15", {"FASTRTPS_DEFAULT_PROFILES_FILE": LOCAL_PROFILE}),
         ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, "3.3.15", {"ROS_LOCALHOST_ONLY": "1"}),
         (AS_DOCUMENTED, "9.1.0", {}),
+        ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF", **AS_DOCUMENTED}, "9.1.0", {}),
         (AS_DOCUMENTED, "3.3.15", {"FASTRTPS_DEFAULT_PROFILES_FILE": LOCAL_PROFILE}),
         ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/own/profile.xml"}, "3.3.15", {}),
     ],
@@ -114,6 +115,14 @@ def test_a_graph_of_our_own_stays_on_this_machine(in_empty_folder, monkeypatch, 
         found = {name: os.environ[name] for name in names if name in os.environ}
     paths = {name: str(resource_path(value)) if "/" in value else value for name, value in expected.items()}
     assert found == {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", **given, **paths}
+
+
+def test_parameters_that_are_off_or_zero_are_given_to_a_node_too():
+    command = node_command("robot", {"bundle": "demo", "threads": None, "cuda_graphs": False, "max_rate": 0.0})
+    assert command[1:3] == ["-m", "dinov3_seg_ros.node"]
+    assert command[3:] == [
+        "--ros-args", "-r", "__ns:=/robot", "-p", "bundle:=demo", "-p", "cuda_graphs:=False", "-p", "max_rate:=0.0",
+    ]  # fmt: skip
 
 
 def test_the_profile_of_a_local_graph_sends_to_no_other_machine():
@@ -260,6 +269,8 @@ def test_ports_are_removed_once_no_process_reads_them(tmp_path):
         for name in (port, f"sem.{port}_mutex", f"{port}_{'sl' if port.endswith('1') else 'el'}"):
             (tmp_path / name).write_bytes(b"content")
             os.utime(tmp_path / name, (old, old))
+    (tmp_path / "fastdds_port7001_el").touch()  # free, but the other lock is held
+    os.utime(tmp_path / "fastdds_port7001_el", (old, old))
     (tmp_path / "fastdds_port7007").write_bytes(b"new")
     with (
         (tmp_path / "fastdds_port7001_sl").open("rb") as first,

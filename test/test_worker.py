@@ -291,6 +291,18 @@ def sleeping_worker(**options):
     return worker
 
 
+def test_the_pace_is_that_of_one_item_where_several_are_computed_together():
+    worker = CountedWorker(
+        lambda items: lambda: time.sleep(0.02 * len(items)) or len(items), lambda slots, error: None, max_items=4
+    )
+    for slot in "abcd":
+        worker.put(slot, 0)
+    worker.start()
+    assert worker.done.acquire(timeout=5)
+    end(worker)
+    assert 0.02 <= worker.pace().expected_s < 0.08
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_turn_that_hung_is_no_measure_for_the_next_one(overlap):
     worker = sleeping_worker(overlap=overlap)
@@ -329,3 +341,15 @@ def test_turns_that_compute_nothing_do_not_lower_the_pace():
     end(worker)
     assert 0.1 <= paces[0] < 50.0
     assert all(pace >= paces[0] for pace in paces)
+
+
+def test_turns_that_compute_nothing_and_always_take_long_count():
+    def start(items):
+        time.sleep(0.02)
+        return lambda: 0
+
+    worker = CountedWorker(start, on_error=lambda slots, error: None)
+    worker.start()
+    paces = [worker.pace_after("skipped") for _ in range(2)]
+    end(worker)
+    assert all(pace >= 0.02 for pace in paces)
