@@ -766,6 +766,15 @@ def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what)
     assert Segmenter.from_bundle(other.path).runtime.name == "torch"
 
 
+@pytest.mark.parametrize(("field", "what"), [("mean", "mean"), ("std", "standard deviation")])
+def test_graphs_of_another_normalisation_are_refused(exported, field, what):
+    network = exported.manifest.input.model_copy(update={field: (0.5, 0.5, 0.5)})
+    manifest = exported.manifest.model_copy(update={"input": network})
+    usable, refused = find_exports(dataclasses.replace(exported, manifest=manifest))
+    assert usable == []
+    assert re.search(f"was exported with another {what} than the bundle's", " ".join(refused))
+
+
 def test_graphs_whose_head_reads_other_layers_than_the_bundle_names_are_refused(copy):
     content = json.loads((copy.path / "bundle.json").read_text())
     for kind in ("layers", "channels", "strides"):
