@@ -13,6 +13,7 @@ import pytest
 from closed_folder import make_closed_folder
 
 from dinov3_seg_ros.support.files import (
+    cache_folder,
     is_writable,
     locked,
     remove_temporaries,
@@ -170,6 +171,16 @@ def test_the_digest_of_a_json_file_follows_its_content(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1}
     write_json(tmp_path / "a.json", {"größe": 2})
     assert sha256_of_file(tmp_path / "a.json") != first
+
+
+def test_a_user_without_a_home_has_no_cache_and_no_error(monkeypatch):
+    def unknown(_user):
+        raise KeyError
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as of a container that runs as any number
+    assert not is_writable(cache_folder("graphs"))
 
 
 def test_a_folder_below_one_that_may_not_be_looked_into_is_not_writable(tmp_path, monkeypatch):

@@ -375,6 +375,7 @@ class TestNormalisation:
         mean = (0.5, 0.5, 0.5)
         trainer = Trainer(recipe(mean=mean), Console(quiet=True))
         assert trainer.recipe.input.normalisation == (mean, IMAGENET[1])
+        assert trainer.model.backbone.normalisation == (mean, IMAGENET[1]), "an embedded copy says it too"
 
     def test_a_recipe_that_says_otherwise_is_refused_with_both(self, recipe, tmp_path):
         write_preprocessor(tmp_path / "backbone", *SATELLITE)
@@ -429,6 +430,11 @@ class TestNormalisation:
         backbone.normalisation = SATELLITE
         save_backbone(backbone, tmp_path / "saved")
         assert load_backbone(tmp_path / "saved").normalisation == SATELLITE
+
+    def test_a_preprocessor_that_does_not_normalise_tells_nothing(self, recipe, tmp_path):
+        content = {"do_normalize": False, "image_mean": SATELLITE[0], "image_std": SATELLITE[1]}
+        (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(content))
+        assert load_backbone(tmp_path / "backbone").normalisation is None
 
     @pytest.mark.parametrize("mean", [[0.5, 0.5], "grey", [0.5, 0.5, None]])
     def test_a_damaged_preprocessor_is_named(self, mean, recipe, tmp_path):
