@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -315,14 +316,20 @@ def interrupt_at(monkeypatch, interrupted_step):
     monkeypatch.setattr(StageRun, "step", interrupted)
 
 
-def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
+def test_an_interrupted_training_leaves_the_last_bundle_with_averaged_weights(recipe, run, monkeypatch):
     interrupt_at(monkeypatch, 3)
-    made = recipe()
+    made = recipe(ema=0.5, evaluate_every=9, checkpoint_minutes=0)
+    trainer = Trainer(made, Console(quiet=True))
     with pytest.raises(KeyboardInterrupt):
-        run(made)
-    bundle = load_bundle(Path(made.output) / "last")
+        trainer.run()
+    bundle = load_bundle(trainer.output / "last")
     assert bundle.manifest.training.metrics == {"step": 3, "interrupted": True}
-    bundle.load_head()
+    with trainer.average.applied():
+        assert not changed(trainer.model.head.state_dict(), bundle.load_head().state_dict())
+    shutil.rmtree(bundle.path)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, resume=True)
+    assert not bundle.path.exists(), "it has taken no step since"
 
 
 def test_interrupted_after_a_validation_it_leaves_the_bundle_of_that(recipe, run, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -24,7 +25,8 @@ from trainings import changed, forget_accelerator, records, resume_with_one_thre
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import locked
-from training.loop.checkpoint import read_checkpoint
+from training.loop import trainer as trainer_module
+from training.loop.checkpoint import read_checkpoint, write_checkpoint
 from training.loop.run_folder import RunFolder
 from training.loop.stages import StageRun
 from training.loop.trainer import Trainer
@@ -233,9 +235,13 @@ def test_what_changes_no_weights_may_change(tmp_path, unbroken, changes):
     assert not changed(weights(output), weights(unbroken[0]))
 
 
-def test_a_finished_training_may_be_made_longer(tmp_path):
-    train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"}))
+def test_a_finished_training_may_be_made_longer_and_keeps_its_time_and_history(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_STEPS_OF_A_POINT", 1)
+    path = train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"})).output / "checkpoint.pt"
+    write_checkpoint(path, dataclasses.replace(read_checkpoint(path), seconds=1000.0))
     longer = train(tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}), resume=True).output
+    assert records(longer)[-1]["seconds"] > 1000
+    assert [point["step"] for point in read_checkpoint(path).points] == [1, 2, 3, 4]
     at_once = tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}, output=str(tmp_path / "at_once"))
     assert not changed(weights(longer), weights(train(at_once).output))
 
