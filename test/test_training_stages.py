@@ -117,6 +117,16 @@ def test_a_step_is_no_longer_than_the_norm_that_gradients_are_clipped_to(tmp_pat
     assert 0 < sum(moved).sqrt() <= steps * 1e-3 * (1 + 1e-3)
 
 
+def test_each_step_has_random_numbers_of_its_own(tmp_path):
+    forget_accelerator()
+    trainer, seeds = Trainer(tiny_recipe(tmp_path), Console(quiet=True)), []
+    trainer.model.head.dropout.register_forward_hook(
+        lambda module, *_: seeds.extend([torch.initial_seed()] if module.training else [])
+    )
+    steps = trainer.dry_run()["step"]
+    assert len(set(seeds)) == len(seeds) == steps == 2
+
+
 def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(tmp_path):
     trainer = train(tiny_recipe(tmp_path, batch_norm="frozen"))
     norms = [m for m in trainer.model.head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
