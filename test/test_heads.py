@@ -269,6 +269,15 @@ class TestDetail:
             head([torch.zeros(1, 8, 4, 4)])
 
 
+@pytest.mark.parametrize(("name", "options"), [("aspp", {"width": 16}), ("linear", {}), ("pyramid", THIN)])
+def test_the_classifier_gets_no_channel_that_was_dropped_and_on_the_robot_all(name, options):
+    head, maps = build_head(name, *PYRAMID, 3, dropout=1.0, **options), make_maps(*PYRAMID)
+    logits = head.train()(maps)
+    bias = head.classifier.bias[:, None, None].expand_as(logits)
+    torch.testing.assert_close(logits, bias)
+    assert not torch.isclose(head.eval()(maps), bias).all()
+
+
 def test_the_default_aspp_is_small_and_sees_far():
     head = build_head("aspp", [384], [16], 134).eval()
     assert parameters(head) <= 700_000

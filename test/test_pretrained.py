@@ -189,6 +189,7 @@ def test_positions_of_dinov2_that_are_no_square_are_refused(layout, tmp_path):
 def test_dinov2_loads_in_the_layouts_of_meta_and_timm(name, layout, tmp_path):
     backbone = build(name)
     torch.save(layout(backbone.checkpoint_tensors()), tmp_path / "any.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))  # of another file that lies there
     assert_same_features(tmp_path / "any.pth", backbone)
 
 
@@ -221,11 +222,12 @@ def test_timms_variants_without_a_bias_have_zeros(tmp_path):
     "wrap",
     [
         lambda tensors: {"model": tensors, "epoch": 3},
+        lambda tensors: {"model": {n: torch.zeros_like(t) for n, t in tensors.items()}, "model_ema": tensors},
         lambda tensors: {"teacher": {**{f"backbone.{n}": t for n, t in tensors.items()}, "head.weight": torch.ones(1)}},
         lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
         lambda tensors: {"state_dict": {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}},
     ],
-    ids=["model", "teacher.backbone", "module", "compiled"],
+    ids=["model", "average", "teacher.backbone", "module", "compiled"],
 )
 def test_the_backbone_is_found_in_what_a_training_stored(wrap, tmp_path):
     backbone = build("dinov2")

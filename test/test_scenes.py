@@ -156,6 +156,18 @@ def test_masks_do_not_depend_on_camera_effects():
     assert flawed[0].mean() < 0.9 * clean[0].mean()
 
 
+def test_each_frame_has_noise_of_its_own():
+    scene, noises = scenes.Scene("val", 1), []
+    for seconds in (2.0, 2.1):
+        clean, noisy = (
+            scene.render(scene.camera_at(seconds), SMALL, scenes.CameraEffects(noise=noise, blur=0.0))[0].astype(int)
+            for noise in (0.0, 6.0)
+        )
+        noises.append((noisy - clean).ravel())
+    assert min(noise.std() for noise in noises) > 2
+    assert abs(np.corrcoef(noises)[0, 1]) < 0.1
+
+
 def test_the_robots_path_is_smooth_closed_and_free_of_obstacles():
     for index in range(4):
         scene = scenes.Scene("val", index)

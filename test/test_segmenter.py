@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_graphs
 from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
@@ -276,6 +278,13 @@ def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_
         segmenter.start([picture()], size="large")
     with pytest.raises(ParameterError, match=r"no graph for network size \(96, 96\); it has: 64x96"):
         Segmenter([bundle], segmenter.runtime, network_size=(96, 96))
+
+
+def test_exports_that_lack_a_layer_of_another_bundle_are_not_used(bundle, further):
+    backbone = further.manifest.backbone.model_copy(update={"layers": [0, 1, 2]})
+    other = replace(further, manifest=further.manifest.model_copy(update={"backbone": backbone}))
+    with pytest.raises(RuntimeUnavailableError, match="has no exported graphs of fp32"):
+        find_graphs([bundle, other], ["fp32"], None, asked=True)
 
 
 def test_a_size_that_was_not_exported_is_refused_with_the_command(bundle):
