@@ -17,6 +17,7 @@ import tiny_datasets
 import torch
 import trainings
 import yaml
+from bundles import tiny_backbone, write_tiny_bundle
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -183,8 +184,7 @@ def test_only_the_trained_stage_changes_its_weights_and_batch_statistics(recipe,
 
 def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run, tmp_path):
     source = saved_backbone(tmp_path / "source", CONVNEXT)
-    backbone = {"source": source, "layers": [2, 3], "trainable": 1, "storage": "delta"}
-    trainer = run(recipe(backbone=backbone))
+    trainer = run(recipe(backbone={"source": source, "layers": [2, 3], "trainable": 1}))
     bundle = load_bundle(trainer.output / "last")
     delta = load_file(bundle.path / DELTA_FILE)
     assert delta and all("stages.3." in name for name in delta)
@@ -262,6 +262,16 @@ def test_heads_on_maps_of_one_stride_are_image_guided(recipe, layers, options, g
     assert trainer.recipe.head.options.get("detail", False) is guided
 
 
+@pytest.mark.parametrize(("layers", "guided"), [([3], False), ([1, 2, 3], True)])
+def test_a_head_that_starts_from_a_bundles_is_image_guided_as_that_is(recipe, tmp_path, layers, guided):
+    bundle = write_tiny_bundle(
+        tmp_path / "first", backbone=tiny_backbone(layers), num_classes=len(scenes.CLASS_NAMES), detail=guided
+    )
+    head = {"start_from": str(bundle.path), "options": {"width": 16}}
+    made = recipe(backbone={"config": CONVNEXT, "layers": layers}, head=head)
+    assert Trainer(made, Console(quiet=True)).model.head.reads_images is guided
+
+
 def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run, tmp_path):
     folder = run(recipe()).output / "best"
     trained = load_bundle(folder).load_head().state_dict()
@@ -274,10 +284,12 @@ def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run
         Trainer(recipe(backbone=backbone, head=other), Console(quiet=True))
 
 
-def test_a_reference_holds_no_backbone(recipe, run, tmp_path):
-    source = saved_backbone(tmp_path / "source", CONVNEXT)
-    folder = run(recipe(backbone={"source": source, "storage": "reference"})).output
+def test_a_reference_holds_no_backbone_and_finds_it_from_any_folder(recipe, run, tmp_path, monkeypatch):
+    saved_backbone(tmp_path / "source", CONVNEXT)
+    monkeypatch.chdir(tmp_path)
+    folder = run(recipe(backbone={"source": "source"})).output
     assert sorted(file.name for file in (folder / "best").iterdir()) == ["bundle.json", "head.safetensors"]
+    monkeypatch.chdir("/")
     load_bundle(folder / "best").load_backbone()
 
 
