@@ -593,6 +593,16 @@ class TestIdentity:
         assert len(backbone_identity(build())) == 64
         assert backbone_identity(build([0])) == backbone_identity(build([1, 2]))
 
+    @pytest.mark.parametrize("name", ["dinov3_vit", "dinov2"])
+    def test_the_mask_token_which_only_pretraining_uses_leaves_it(self, name):
+        backbone = FAMILIES[name].build()
+        before = backbone_identity(backbone)
+
+        with torch.no_grad():
+            backbone.get_parameter("model.embeddings.mask_token").add_(1.0)
+
+        assert backbone_identity(backbone) == before
+
     def test_the_smallest_change_of_a_weight_changes_it(self):
         backbone = FAMILIES["dinov3_vit"].build()
         before = backbone_identity(backbone)
@@ -602,9 +612,21 @@ class TestIdentity:
 
         assert backbone_identity(backbone) != before
 
-    @pytest.mark.parametrize("option", [{"num_attention_heads": 4}, {"layer_norm_eps": 1e-6}, {"rope_theta": 50.0}])
-    def test_configuration_that_weights_do_not_tell_changes_it(self, option):
-        family = FAMILIES["dinov3_vit"]
+    @pytest.mark.parametrize(
+        ("name", "option"),
+        [
+            *(("dinov3_vit", {"num_attention_heads": 4}), ("dinov3_vit", {"layer_norm_eps": 1e-6})),
+            *(("dinov3_vit", {"rope_theta": 50.0}), ("dinov3_vit", {"hidden_act": "relu"})),
+            *(("dinov3_convnext", {"layer_norm_eps": 1e-5}), ("dinov3_convnext", {"hidden_act": "relu"})),
+            *((name, {"num_attention_heads": 4}) for name in ("dinov2", "dinov2_with_registers")),
+            *((name, {"layer_norm_eps": 1e-5}) for name in ("dinov2", "dinov2_with_registers")),
+            *((name, {"hidden_act": "relu"}) for name in ("dinov2", "dinov2_with_registers")),
+            *(("resnet", {"hidden_act": "gelu"}), ("resnet", {"downsample_in_bottleneck": True})),
+        ],
+        ids=str,
+    )
+    def test_configuration_that_weights_do_not_tell_changes_it(self, name, option):
+        family = FAMILIES[name]
         other = Family({**family.config, **option}, family.channels, family.strides)
 
         assert backbone_identity(other.build()) != backbone_identity(family.build())

@@ -61,6 +61,8 @@ def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
     for measured in (result, *result["baselines"].values()):
         assert all(measured["stages_ms"][stage]["median"] > 0 for stage in stages)
         assert measured["outside_backbone"] > 0
+    for other in result["baselines"].values():
+        assert other["ratio"] == pytest.approx(other["total_ms"]["median"] / result["total_ms"]["median"], abs=0.01)
     assert result["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
     assert result["baselines"]["dinov3_ros"]["equal_labels"] is None, "its head has weights of its own"
     assert result["classes_in_view"] == result["baselines"]["naive PyTorch"]["classes_in_view"] > 1
@@ -97,11 +99,13 @@ def test_more_than_255_classes_are_compared_as_they_are(tmp_path):
     assert json.loads(file.read_text())["baselines"]["naive PyTorch"]["equal_labels"] >= 0.9995
 
 
-def test_the_network_size_reported_is_that_of_the_canvas(bundle, tmp_path):
+def test_the_network_size_and_operations_reported_are_those_of_the_canvas(bundle, tmp_path):
     file = tmp_path / "result.json"
     command = [str(bundle.path), "--runtime", "torch", "--geometry", "native", "--frame-size", "130", "200"]
     assert main([*command, "--frames", "1", "--json", str(file)]) == 0
-    assert json.loads(file.read_text())["network_size"] == [128, 192]
+    result = json.loads(file.read_text())
+    assert result["network_size"] == [128, 192]
+    assert result["backbone"]["gflop"] == pytest.approx(backbone_gflop(bundle, (128, 192)), rel=1e-3)
 
 
 def test_the_providers_asked_for_are_those_of_onnx_runtime(capsys):

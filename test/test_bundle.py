@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
         (lambda m: m["input"].update(mean=[0.5, float("nan"), 0.5]), "input.mean.1: Input should be a finite number"),
         (lambda m: m["input"].update(std=[0.5, 0.5, float("inf")]), "input.std.2: Input should be a finite number"),
+        (lambda m: m["input"].update(std=[0.5, 0.0, 0.5]), "input.std.1: Input should be greater than 0"),
         (lambda m: m["backbone"]["layers"].pop(), "backbone: .*layers, channels and strides are not equally many"),
         (lambda m: m["input"].update(network_size=[63, 96]), "multiples of 32"),
         (lambda m: m.update(nmae="x"), "nmae: Extra inputs"),
@@ -139,6 +141,14 @@ def test_a_file_that_cannot_be_read_is_named(bundle):
 def test_a_head_that_does_not_fit_its_description_is_refused(bundle):
     change_manifest(bundle, lambda m: m["head"]["options"].update(width=32))
     with pytest.raises(BundleError, match=r"head.safetensors does not fit"):
+        load_bundle(bundle.path).load_head()
+
+
+@pytest.mark.parametrize(("detail", "said", "does"), [(True, "false", "reads"), (False, "true", "does not read")])
+def test_a_manifest_that_is_wrong_about_what_the_head_reads_is_refused(tmp_path, detail, said, does):
+    bundle = write_tiny_bundle(tmp_path / "bundle", detail=detail)
+    change_manifest(bundle, lambda m: m["head"].update(reads_images=not detail))
+    with pytest.raises(BundleError, match=rf"head\.reads_images is {said}, but a head 'aspp' .* {does} the image"):
         load_bundle(bundle.path).load_head()
 
 
@@ -224,12 +234,28 @@ def test_a_manifest_without_backbone_options_means_their_defaults(bundle):
     assert load_bundle(bundle.path).manifest == bundle.manifest
 
 
-def test_bundles_that_cannot_share_a_pass_name_the_field(bundle, tmp_path):
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("backbone", "identity", "0" * 64),
+        ("backbone", "feature_norm", "final"),
+        ("input", "network_size", (96, 96)),
+        ("input", "geometry", "stretch"),
+        ("input", "mean", (0.5, 0.5, 0.5)),
+        ("input", "std", (0.5, 0.5, 0.5)),
+        ("input", "value_range", (0, 4095)),
+    ],
+)
+def test_bundles_that_cannot_share_a_pass_name_the_field(bundle, tmp_path, section, field, value):
     alike = write_tiny_bundle(tmp_path / "alike", name="alike", num_classes=3, seed=5)
     check_shared_backbone([bundle, alike])
-    larger = write_tiny_bundle(tmp_path / "larger", name="larger", network_size=(96, 96))
-    with pytest.raises(BundleError, match=r"input.network_size is \(64, 96\) in one and \(96, 96\)"):
-        check_shared_backbone([bundle, larger])
-    twin = write_tiny_bundle(tmp_path / "twin")
+    changed = getattr(alike.manifest, section).model_copy(update={field: value})
+    other = replace(alike, manifest=alike.manifest.model_copy(update={section: changed}))
+    ours = getattr(getattr(bundle.manifest, section), field)
+    with pytest.raises(BundleError, match=re.escape(f"{section}.{field} is {ours} in one and {value} in the other")):
+        check_shared_backbone([bundle, other])
+
+
+def test_bundles_of_one_name_cannot_share_a_pass(bundle):
     with pytest.raises(BundleError, match="named 'tiny'"):
-        check_shared_backbone([bundle, twin])
+        check_shared_backbone([bundle, bundle])

@@ -16,6 +16,7 @@ from dinov3_seg_ros.support.command_line import (
     CommandParser,
     UsageError,
     add_flags,
+    duration,
     read_flags,
     run_command,
     share,
@@ -176,6 +177,17 @@ def test_what_is_wrong_with_a_line_is_named(line, message):
     with pytest.raises(UsageError) as error:
         parser().parse_command(line.split())
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        *((share, "0", 0.0), (share, "1", 1.0), (whole_number(2, 20), "2", 2), (whole_number(2, 20), "20", 20)),
+        *((duration, "200ms", 200_000_000), (duration, "0.5s", 500_000_000), (duration, "2min", 120_000_000_000)),
+    ],
+)
+def test_a_value_is_read_up_to_its_bounds_and_in_every_unit(read, text, value):
+    assert read(text) == value
 
 
 def test_a_word_for_a_command_without_arguments_is_named_alone():

@@ -362,6 +362,15 @@ def test_a_large_graph_leaves_no_stale_weights_file(is_too_large, tmp_path, monk
         assert min(int(place["offset"]) for place in places) == 0
         assert max(int(place["offset"]) + int(place["length"]) for place in places) == weights.stat().st_size
     assert Segmenter.from_bundle(bundle.path, "onnx").runtime.sizes == (SIZE,)
+    if is_too_large:  # what is kept of a graph, such as an engine, is of these weights
+        (own,), _ = find_exports(bundle)
+        weights.write_bytes(b"others")
+        with pytest.raises(ExportError, match=r"backbone\.onnx\.data is damaged"):
+            own.graph("backbone.onnx")
+        files = {**own.manifest.files, weights.name: "0" * 64}
+        other = dataclasses.replace(own, manifest=own.manifest.model_copy(update={"files": files}))
+        assert other.digest("backbone.onnx") != own.digest("backbone.onnx")
+        assert other.digest("head.onnx") == own.digest("head.onnx")
 
 
 @pytest.mark.parametrize("spoilt", ["reference", "found"])
@@ -764,6 +773,15 @@ def test_graphs_of_another_bundle_are_refused(exported, tmp_path, options, what)
     with pytest.raises(RuntimeUnavailableError, match=f"was exported with another {what} than the bundle's"):
         Segmenter.from_bundle(other.path, "onnx")
     assert Segmenter.from_bundle(other.path).runtime.name == "torch"
+
+
+@pytest.mark.parametrize(("field", "what"), [("mean", "mean"), ("std", "standard deviation")])
+def test_graphs_of_another_normalisation_are_refused(exported, field, what):
+    network = exported.manifest.input.model_copy(update={field: (0.5, 0.5, 0.5)})
+    manifest = exported.manifest.model_copy(update={"input": network})
+    usable, refused = find_exports(dataclasses.replace(exported, manifest=manifest))
+    assert usable == []
+    assert re.search(f"was exported with another {what} than the bundle's", " ".join(refused))
 
 
 def test_graphs_whose_head_reads_other_layers_than_the_bundle_names_are_refused(copy):

@@ -13,7 +13,9 @@ import pytest
 from closed_folder import make_closed_folder
 
 from dinov3_seg_ros.support.files import (
+    cache_folder,
     is_writable,
+    lies_in,
     locked,
     remove_temporaries,
     replacing_file,
@@ -136,13 +138,25 @@ def test_a_lock_has_one_holder(tmp_path, kind):
         pass
 
 
-def test_files_in_a_replaced_folder_are_readable_by_others(tmp_path):
+def test_what_is_replaced_is_readable_by_others_whatever_the_writer_made(tmp_path):
+    with replacing_file(tmp_path / "weights") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
     with replacing_folder(tmp_path / "bundle") as temporary:
         (temporary / "weights").mkdir()
         (temporary / "weights" / "a").touch(mode=0o600)
     mask = os.umask(0)
     os.umask(mask)
-    assert (tmp_path / "bundle" / "weights" / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+    for file in (tmp_path / "weights", tmp_path / "bundle" / "weights" / "a"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_path_lies_in_a_folder_by_links_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert lies_in(tmp_path / "link" / "out", tmp_path / "images")
+    assert lies_in(tmp_path / "images" / "out", tmp_path / "link")
+    assert not lies_in(tmp_path / "images_out", tmp_path / "images")
 
 
 def test_threads_that_write_at_once_leave_the_permissions_of_new_files(tmp_path, monkeypatch):
@@ -170,6 +184,16 @@ def test_the_digest_of_a_json_file_follows_its_content(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1}
     write_json(tmp_path / "a.json", {"größe": 2})
     assert sha256_of_file(tmp_path / "a.json") != first
+
+
+def test_a_user_without_a_home_has_no_cache_and_no_error(monkeypatch):
+    def unknown(_user):
+        raise KeyError
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as of a container that runs as any number
+    assert not is_writable(cache_folder("graphs"))
 
 
 def test_a_folder_below_one_that_may_not_be_looked_into_is_not_writable(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,6 +184,45 @@ def test_saved_and_loaded_weights_give_the_same_logits(case, tmp_path):
         assert torch.equal(head(*case.inputs()), other(*case.inputs()))
 
 
+def waves(*shape):
+    """Numbers that no random generator makes, and that hardly repeat: the same with every release of PyTorch."""
+    return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 1.7).reshape(shape).float()
+
+
+# Mean and standard deviation of logits, for weights, maps and images that are `waves`.
+LOGITS = {
+    "aspp-atrous-single": (-473.95, 727.52),
+    "aspp-atrous-pyramid": (-534.33, 728.30),
+    "aspp-detail-single": (-72210, 87137),
+    "aspp-detail-pyramid": (-115243, 86862),
+    "aspp-detail-fine-map": (-522.78, 446.91),
+    "aspp-plain-single": (-260118, 2608674),
+    "linear-pyramid": (29.236, 2.9713),
+    "linear-factors": (-0.33160, 16.054),
+    "linear-detail": (-438.82, 381.13),
+    "pyramid-fpn-ppm": (0.24692, 2.9637),
+    "pyramid-fpn": (0.40128, 5.0156),
+    "pyramid-ppm": (0.22822, 2.7022),
+    "pyramid-neither": (-0.39640, 14.382),
+    "pyramid-detail": (-454.52, 386.33),
+    "unet-patch-14": (1.0347, 6.3348),
+    "unet-skips": (0.031076, 2.4878),
+    "unet-without-skips": (0.38014, 2.4015),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_weights_give_the_logits_of_earlier_releases(name):
+    """Else the bundles that users have would give other labels from one release to the next."""
+    case = CASES[name]
+    head = case.build()
+    head.load_weights({key: waves(*tensor.shape) + ("var" in key) * 1.5 for key, tensor in head.state_dict().items()})
+    maps = [waves(2, *m.shape[1:]) for m in case.maps()]
+    with torch.inference_mode():
+        logits = head(maps, waves(2, 3, *case.size))
+    assert (logits.mean().item(), logits.std().item()) == pytest.approx(LOGITS[name], rel=1e-3)
+
+
 def test_maps_of_other_channels_are_refused_with_both_named(case):
     with pytest.raises(HeadError, match="was built for"):
         case.build()([torch.zeros(1, 3, 4, 4) for _ in case.channels])
@@ -227,6 +267,15 @@ class TestDetail:
         head = build_head("aspp", [8], [16], 3, detail=True).eval()
         with pytest.raises(HeadError, match="image-guided"):
             head([torch.zeros(1, 8, 4, 4)])
+
+
+@pytest.mark.parametrize(("name", "options"), [("aspp", {"width": 16}), ("linear", {}), ("pyramid", THIN)])
+def test_the_classifier_gets_no_channel_that_was_dropped_and_on_the_robot_all(name, options):
+    head, maps = build_head(name, *PYRAMID, 3, dropout=1.0, **options), make_maps(*PYRAMID)
+    logits = head.train()(maps)
+    bias = head.classifier.bias[:, None, None].expand_as(logits)
+    torch.testing.assert_close(logits, bias)
+    assert not torch.isclose(head.eval()(maps), bias).all()
 
 
 def test_the_default_aspp_is_small_and_sees_far():

@@ -189,6 +189,7 @@ def test_positions_of_dinov2_that_are_no_square_are_refused(layout, tmp_path):
 def test_dinov2_loads_in_the_layouts_of_meta_and_timm(name, layout, tmp_path):
     backbone = build(name)
     torch.save(layout(backbone.checkpoint_tensors()), tmp_path / "any.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))  # of another file that lies there
     assert_same_features(tmp_path / "any.pth", backbone)
 
 
@@ -221,11 +222,12 @@ def test_timms_variants_without_a_bias_have_zeros(tmp_path):
     "wrap",
     [
         lambda tensors: {"model": tensors, "epoch": 3},
+        lambda tensors: {"model": {n: torch.zeros_like(t) for n, t in tensors.items()}, "model_ema": tensors},
         lambda tensors: {"teacher": {**{f"backbone.{n}": t for n, t in tensors.items()}, "head.weight": torch.ones(1)}},
         lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
         lambda tensors: {"state_dict": {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}},
     ],
-    ids=["model", "teacher.backbone", "module", "compiled"],
+    ids=["model", "average", "teacher.backbone", "module", "compiled"],
 )
 def test_the_backbone_is_found_in_what_a_training_stored(wrap, tmp_path):
     backbone = build("dinov2")
@@ -375,6 +377,7 @@ class TestNormalisation:
         mean = (0.5, 0.5, 0.5)
         trainer = Trainer(recipe(mean=mean), Console(quiet=True))
         assert trainer.recipe.input.normalisation == (mean, IMAGENET[1])
+        assert trainer.model.backbone.normalisation == (mean, IMAGENET[1]), "an embedded copy says it too"
 
     def test_a_recipe_that_says_otherwise_is_refused_with_both(self, recipe, tmp_path):
         write_preprocessor(tmp_path / "backbone", *SATELLITE)
@@ -429,6 +432,11 @@ class TestNormalisation:
         backbone.normalisation = SATELLITE
         save_backbone(backbone, tmp_path / "saved")
         assert load_backbone(tmp_path / "saved").normalisation == SATELLITE
+
+    def test_a_preprocessor_that_does_not_normalise_tells_nothing(self, recipe, tmp_path):
+        content = {"do_normalize": False, "image_mean": SATELLITE[0], "image_std": SATELLITE[1]}
+        (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(content))
+        assert load_backbone(tmp_path / "backbone").normalisation is None
 
     @pytest.mark.parametrize("mean", [[0.5, 0.5], "grey", [0.5, 0.5, None]])
     def test_a_damaged_preprocessor_is_named(self, mean, recipe, tmp_path):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from bundles import TINY_BACKBONES, made_backbone, write_tiny_bundle
+from bundles import TINY_BACKBONES, made_backbone, tiny_backbone, write_tiny_bundle
 from test_segmenter import picture
 from torch._dynamo.exc import TorchDynamoException
 
@@ -76,6 +76,19 @@ def test_several_heads_share_one_backbone_pass(bundle, further):
         assert np.array_equal(result.heads[single.manifest.name].labels, expected)
     assert result.heads["further"].labels.dtype == np.uint16
     assert list(segmenter.segment([picture()], heads=["further"])[0].heads) == ["further"]
+
+
+def test_heads_of_other_layers_share_a_pass_at_a_size_that_suits_the_coarsest(tmp_path):
+    paths = [
+        write_tiny_bundle(tmp_path / name, name=name, backbone=tiny_backbone([layer]), geometry="native").path
+        for name, layer in (("fine", 1), ("coarse", 3))
+    ]
+    segmenter = Segmenter.from_bundle(paths, "torch")
+    assert segmenter.canvas_size((72, 104)) == Segmenter.from_bundle(paths[1], "torch").canvas_size((72, 104))
+    result = segmenter.segment([picture(64, 96)])[0]
+    for path in paths:
+        alone = Segmenter.from_bundle(path, "torch").segment([picture(64, 96)])[0].labels
+        assert np.array_equal(result.heads[path.name].labels, alone)
 
 
 def noting(classes, function):

@@ -156,6 +156,18 @@ def test_masks_do_not_depend_on_camera_effects():
     assert flawed[0].mean() < 0.9 * clean[0].mean()
 
 
+def test_each_frame_has_noise_of_its_own():
+    scene, noises = scenes.Scene("val", 1), []
+    for seconds in (2.0, 2.1):
+        clean, noisy = (
+            scene.render(scene.camera_at(seconds), SMALL, scenes.CameraEffects(noise=noise, blur=0.0))[0].astype(int)
+            for noise in (0.0, 6.0)
+        )
+        noises.append((noisy - clean).ravel())
+    assert min(noise.std() for noise in noises) > 2
+    assert abs(np.corrcoef(noises)[0, 1]) < 0.1
+
+
 def test_the_robots_path_is_smooth_closed_and_free_of_obstacles():
     for index in range(4):
         scene = scenes.Scene("val", index)
@@ -175,10 +187,11 @@ def test_the_robots_path_is_smooth_closed_and_free_of_obstacles():
 def test_consecutive_frames_of_a_walk_are_alike_until_the_next_room():
     frames = list(itertools.islice(scenes.walk("val", 3, SMALL, rate_hz=2.0), 14))
     per_scene = round(scenes.SECONDS_PER_SCENE * 2.0)
-    quick = list(itertools.islice(scenes.walk("val", 3, SMALL, rate_hz=20.0), 5))
+    quick = list(itertools.islice(scenes.walk("val", 3, SMALL, rate_hz=20.0), 11))
     agreement = [(before[1] == after[1]).mean() for before, after in itertools.pairwise(quick)]
     assert min(agreement) > 0.9
     assert (frames[0][1] == quick[0][1]).all()
+    assert (frames[1][1] == quick[10][1]).all(), "half a second later, at any rate"
     next_room = scenes.Scene("val", 4)
     assert (frames[per_scene][1] == next_room.render(next_room.camera_at(0.0), SMALL)[1]).all()
 

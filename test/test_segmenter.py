@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,12 +26,13 @@ from dinov3_seg_ros import decode
 from dinov3_seg_ros.benchmark import choosing
 from dinov3_seg_ros.benchmark.__main__ import main
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.bundle.onnx_folder import find_graphs
 from dinov3_seg_ros.options import GEOMETRIES, RUNTIME_NAMES, ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import RUNTIMES
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
 from dinov3_seg_ros.segmenter import Segmenter, limit_threads
-from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeFailedError, RuntimeUnavailableError
 from dinov3_seg_ros.support.option_checks import parse_mask_size
 
 
@@ -130,7 +132,7 @@ OWN = (64, 96)
         ([OWN], [(32, 32)], OWN, ["int8"]),
     ],
 )
-def test_all_candidates_are_timed_at_one_size(fp32, int8, timed_at, refused, tmp_path, monkeypatch):
+def test_all_candidates_are_timed_at_one_size_in_batches(fp32, int8, timed_at, refused, tmp_path, monkeypatch):
     bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
     shutil.rmtree(bundle.path / "onnx")
     for precision, sizes in {"fp32": fp32, "int8": int8}.items():
@@ -138,9 +140,10 @@ def test_all_candidates_are_timed_at_one_size(fp32, int8, timed_at, refused, tmp
             write_graphs(bundle, precision, size=size)
     timed = set()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(measured, "time_pass", lambda _, size, *__: timed.add(size) or 1.0)
-    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu", geometry="native"))
-    assert timed == {timed_at}
+    monkeypatch.setattr(measured, "time_pass", lambda _, size, count, *__: timed.add((size, count)) or 1.0)
+    options = ComputeOptions(runtime="onnx", device="cpu", geometry="native", max_batch=3)
+    choice = choosing.choose([bundle.path], options)
+    assert timed == {(timed_at, 3)}
     problems = {figure.label.split(", ")[-1]: figure.problem for figure in choice.figures if figure.problem}
     assert list(problems) == refused
     assert all("no export for 64x96" in problem and "only for 32x32" in problem for problem in problems.values())
@@ -175,6 +178,25 @@ def test_those_that_are_nearly_equal_are_timed_again_in_turn(tmp_path, monkeypat
     choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu"))
     assert calls == ["int8", "fp32", "fp16", "int8", "fp32", "fp32", "int8"]
     assert choice.label.endswith("fp32")
+
+
+def test_what_fails_when_it_is_timed_again_is_not_chosen(tmp_path, monkeypatch):
+    calls = []
+
+    def time_pass(runtime, *_):
+        calls.append(runtime.description.split(", ")[-1])
+        if calls.count("fp32") == 2 and calls[-1] == "fp32":
+            raise RuntimeFailedError("out of memory")
+        return {"int8": 10.0, "fp32": 9.0}[calls[-1]]
+
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
+    write_graphs(bundle, "int8", size=OWN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(measured, "time_pass", time_pass)
+    choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu"))
+    assert choice.label.endswith("int8")
+    assert [figure.problem for figure in choice.figures if figure.label.endswith("fp32")] == ["out of memory"]
+    assert choosing.table(choice).splitlines()[0].startswith(choice.label), "the fastest comes first"
 
 
 def test_a_pass_is_timed_with_its_decode_once_the_clock_has_settled(bundle, monkeypatch):
@@ -246,14 +268,23 @@ def test_several_heads_have_the_labels_of_each_alone(bundle, further):
     assert list(segmenter.segment([picture()], heads=["further"])[0].heads) == ["further"]
 
 
-def test_images_heads_and_sizes_that_cannot_be_used_are_refused(bundle):
+def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_is_computed(bundle):
     segmenter = Segmenter.from_bundle(bundle.path)
     with pytest.raises(ImageError, match="uint8 RGB"):
-        segmenter.segment([np.zeros((4, 4, 3))])
+        segmenter.start([np.zeros((4, 4, 3))])
     with pytest.raises(ParameterError, match="no head 'depth'"):
-        segmenter.segment([picture()], heads=["depth"])
+        segmenter.start([picture()], heads=["depth"])
     with pytest.raises(ParameterError, match="mask size"):
-        segmenter.segment([picture()], size="large")
+        segmenter.start([picture()], size="large")
+    with pytest.raises(ParameterError, match=r"no graph for network size \(96, 96\); it has: 64x96"):
+        Segmenter([bundle], segmenter.runtime, network_size=(96, 96))
+
+
+def test_exports_that_lack_a_layer_of_another_bundle_are_not_used(bundle, further):
+    backbone = further.manifest.backbone.model_copy(update={"layers": [0, 1, 2]})
+    other = replace(further, manifest=further.manifest.model_copy(update={"backbone": backbone}))
+    with pytest.raises(RuntimeUnavailableError, match="has no exported graphs of fp32"):
+        find_graphs([bundle, other], ["fp32"], None, asked=True)
 
 
 def test_a_size_that_was_not_exported_is_refused_with_the_command(bundle):
@@ -309,6 +340,24 @@ def test_no_pass_has_more_frames_than_max_batch(bundle, monkeypatch):
     assert frames == [2, 2, 1]
     for one, each in zip(found, pictures, strict=True):
         assert np.array_equal(one.labels, segmenter.segment([each])[0].labels)
+
+
+def test_the_longest_pass_of_the_warm_up_is_remembered(tmp_path, monkeypatch):
+    """The node takes it for the time that a frame may need: of several sizes, the first may be the slowest."""
+    bundle = write_exported_bundle(tmp_path / "tiny", network_size=(32, 64), geometry="native")
+    write_graphs(bundle, size=(64, 32))
+    segmenter = Segmenter.from_bundle(bundle.path)
+    start, sizes = segmenter.runtime.start, []
+
+    def slow_at_first(canvases, heads):
+        time.sleep(0 if sizes else 0.2)
+        sizes.append(canvases.shape[1:3])
+        return start(canvases, heads)
+
+    monkeypatch.setattr(segmenter.runtime, "start", slow_at_first)
+    segmenter.warm_up()
+    assert sorted(sizes) == [(32, 64), (64, 32)]
+    assert segmenter.warm_up_s >= 0.2
 
 
 def test_every_stage_is_timed(bundle):

@@ -22,7 +22,7 @@ from training import distill as command
 from training.data.pseudo_labels import JoinedImages, PseudoLabels
 from training.loop.parts import make_repeats, open_training_data
 from training.loop.trainer import Trainer
-from training.samples.loader import EpochBatches, share_out
+from training.samples.loader import EpochBatches, repeat_factors, share_out
 
 CLASSES = len(scenes.CLASS_NAMES)
 
@@ -101,6 +101,10 @@ def test_a_student_trains_on_both_and_draws_as_many_of_each(taught, tmp_path):
     assert np.array_equal(data.item(13)[1], data.mask(13))
     assert set(np.unique(data.mask(13))) <= {*range(CLASSES), data.ignore_value}
     repeats = make_repeats(recipe, data, lambda: np.zeros((0, 0)))
+    pixels = np.eye(14, CLASSES, dtype=int) + np.eye(1, CLASSES, dtype=int)  # the first class is in each image
+    rare = make_repeats(recipe.model_copy(update={"repeat_threshold": 0.5}), data, lambda: pixels)
+    np.testing.assert_allclose(rare, repeats * repeat_factors(pixels, 0.5))
+    assert not np.allclose(rare, repeats)
     order = EpochBatches(share_out(14, 7), 0, repeats)
     drawn = []
     for order.epoch in range(40):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import tiny_datasets
 import torch
 import trainings
 import yaml
+from bundles import tiny_backbone, write_tiny_bundle
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -182,8 +184,7 @@ def test_only_the_trained_stage_changes_its_weights_and_batch_statistics(recipe,
 
 def test_a_delta_holds_what_changed_and_gives_the_trained_model_back(recipe, run, tmp_path):
     source = saved_backbone(tmp_path / "source", CONVNEXT)
-    backbone = {"source": source, "layers": [2, 3], "trainable": 1, "storage": "delta"}
-    trainer = run(recipe(backbone=backbone))
+    trainer = run(recipe(backbone={"source": source, "layers": [2, 3], "trainable": 1}))
     bundle = load_bundle(trainer.output / "last")
     delta = load_file(bundle.path / DELTA_FILE)
     assert delta and all("stages.3." in name for name in delta)
@@ -261,6 +262,16 @@ def test_heads_on_maps_of_one_stride_are_image_guided(recipe, layers, options, g
     assert trainer.recipe.head.options.get("detail", False) is guided
 
 
+@pytest.mark.parametrize(("layers", "guided"), [([3], False), ([1, 2, 3], True)])
+def test_a_head_that_starts_from_a_bundles_is_image_guided_as_that_is(recipe, tmp_path, layers, guided):
+    bundle = write_tiny_bundle(
+        tmp_path / "first", backbone=tiny_backbone(layers), num_classes=len(scenes.CLASS_NAMES), detail=guided
+    )
+    head = {"start_from": str(bundle.path), "options": {"width": 16}}
+    made = recipe(backbone={"config": CONVNEXT, "layers": layers}, head=head)
+    assert Trainer(made, Console(quiet=True)).model.head.reads_images is guided
+
+
 def test_a_head_starts_from_a_bundles_weights_of_the_same_shape_only(recipe, run, tmp_path):
     folder = run(recipe()).output / "best"
     trained = load_bundle(folder).load_head().state_dict()
@@ -302,10 +313,12 @@ def test_a_head_starts_with_the_weights_of_its_classes_wherever_they_stand(recip
     assert f"classes of the head since {folder}: new: added" in said.getvalue()
 
 
-def test_a_reference_holds_no_backbone(recipe, run, tmp_path):
-    source = saved_backbone(tmp_path / "source", CONVNEXT)
-    folder = run(recipe(backbone={"source": source, "storage": "reference"})).output
+def test_a_reference_holds_no_backbone_and_finds_it_from_any_folder(recipe, run, tmp_path, monkeypatch):
+    saved_backbone(tmp_path / "source", CONVNEXT)
+    monkeypatch.chdir(tmp_path)
+    folder = run(recipe(backbone={"source": "source"})).output
     assert sorted(file.name for file in (folder / "best").iterdir()) == ["bundle.json", "head.safetensors"]
+    monkeypatch.chdir("/")
     load_bundle(folder / "best").load_backbone()
 
 
@@ -344,14 +357,20 @@ def interrupt_at(monkeypatch, interrupted_step):
     monkeypatch.setattr(StageRun, "step", interrupted)
 
 
-def test_an_interrupted_training_leaves_the_last_bundle(recipe, run, monkeypatch):
+def test_an_interrupted_training_leaves_the_last_bundle_with_averaged_weights(recipe, run, monkeypatch):
     interrupt_at(monkeypatch, 3)
-    made = recipe()
+    made = recipe(ema=0.5, evaluate_every=9, checkpoint_minutes=0)
+    trainer = Trainer(made, Console(quiet=True))
     with pytest.raises(KeyboardInterrupt):
-        run(made)
-    bundle = load_bundle(Path(made.output) / "last")
+        trainer.run()
+    bundle = load_bundle(trainer.output / "last")
     assert bundle.manifest.training.metrics == {"step": 3, "interrupted": True}
-    bundle.load_head()
+    with trainer.average.applied():
+        assert not changed(trainer.model.head.state_dict(), bundle.load_head().state_dict())
+    shutil.rmtree(bundle.path)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, resume=True)
+    assert not bundle.path.exists(), "it has taken no step since"
 
 
 def test_interrupted_after_a_validation_it_leaves_the_bundle_of_that(recipe, run, monkeypatch):

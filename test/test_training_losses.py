@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from trainings import tiny_recipe
 
 from dinov3_seg_ros.support.errors import RecipeError
+from training.loop.parts import make_loss
 from training.losses import (
     CrossEntropySection,
     DiceSection,
@@ -277,6 +280,17 @@ def test_losses_are_computed_in_float32_at_the_target_size_and_weighted():
     assert value.dtype == torch.float32
     expected = 0.5 * F.cross_entropy(full, target) + 2.0 * F.cross_entropy(full, target, label_smoothing=0.3)
     torch.testing.assert_close(value, expected)
+
+
+def test_a_recipes_losses_have_its_weights_and_balance_the_classes_of_all_images(tmp_path):
+    logits, target = sample()
+    losses = [{"name": "cross_entropy", "class_weights": "balanced", "weight": 2.0}, {"name": "dice", "weight": 0.5}]
+    pixels = np.array([[10, 0, 30], [0, 20, 30], [0, 0, 0], [0, 10, 0]])  # of four images
+    loss = make_loss(tiny_recipe(tmp_path, losses=losses), 3, lambda: pixels)
+    weights = balanced_weights(torch.tensor([10, 30, 60]))
+    expected = 2 * F.cross_entropy(logits, target, weight=weights, ignore_index=IGNORE)
+    expected += 0.5 * build(DiceSection())(logits, target, IGNORE)
+    torch.testing.assert_close(loss(logits, target, IGNORE), expected)
 
 
 def test_balanced_weights_favour_rare_classes_and_have_mean_one():

@@ -358,12 +358,20 @@ def test_optimizers_group_rates_and_weight_decay_as_told(kind, decay_vectors):
     assert settings[backbone[1].bias] == (0.025, 0.025, vectors)
 
 
-def test_sgd_with_poly_decay_equals_that_of_pytorch():
+@pytest.mark.parametrize(
+    ("kind", "equal", "settings"),
+    [
+        (SGDSection, torch.optim.SGD, {"momentum": 0.8}),
+        (AdamSection, torch.optim.Adam, {"betas": (0.5, 0.6)}),
+        (AdamWSection, torch.optim.AdamW, {"betas": (0.5, 0.6)}),
+    ],
+)
+def test_an_optimizer_with_poly_decay_equals_that_of_pytorch(kind, equal, settings):
     (_, head), (_, other) = modules(), modules()
     other.load_state_dict(head.state_dict())
-    section, schedule = SGDSection(lr=0.1, momentum=0.9, weight_decay=0.01, decay_vectors=True), Poly()
+    section, schedule = kind(lr=0.1, weight_decay=0.1, decay_vectors=True, **settings), Poly()
     ours = section.build(torch.nn.Identity(), head)
-    theirs = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    theirs = equal(other.parameters(), lr=0.1, weight_decay=0.1, **settings)
     scheduler = torch.optim.lr_scheduler.PolynomialLR(theirs, total_iters=10, power=0.9)
     images = torch.randn(2, 4, 3, 3)
     for step in range(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -19,14 +20,25 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import changed, forget_accelerator, records, resume_with_one_thread, start_processes, tiny_recipe, train
+from trainings import (
+    CONVNEXT,
+    changed,
+    forget_accelerator,
+    records,
+    resume_with_one_thread,
+    start_processes,
+    tiny_recipe,
+    train,
+)
 
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import locked
-from training.loop.checkpoint import read_checkpoint
+from training.loop import trainer as trainer_module
+from training.loop.checkpoint import read_checkpoint, write_checkpoint
 from training.loop.run_folder import RunFolder
 from training.loop.stages import StageRun
+from training.loop.tracking import Tracker
 from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
 from training.recipes.schema import Recipe
@@ -193,6 +205,23 @@ def test_a_changed_recipe_is_refused_by_the_key_that_differs(tmp_path):
     train(tiny_recipe(tmp_path, epochs=1, checkpoint_minutes=9), resume=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"seed": 1}, {"precision": "bf16"}, {"batch_size": 2}, {"accumulate": 2}, {"ema": 0.9}),
+        *({"batch_norm": "frozen"}, {"repeat_threshold": 0.5}, {"schedule": {"name": "poly"}}, {"cache": {"views": 2}}),
+        *({"input": {"network_size": [64, 96]}}, {"augmentation": {"flip": 0.5}}, {"head": {"name": "linear"}}),
+        *({"losses": [{"name": "dice"}]}, {"backbone": {"config": CONVNEXT, "layers": [3]}}),
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_the_weights_may_not_change(tmp_path, change):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(tiny_recipe(tmp_path).model_dump_json())
+    with pytest.raises(OutputError, match=f"cannot be resumed: its training had {next(iter(change))}"):
+        RunFolder(tmp_path / "run", tiny_recipe(tmp_path, **change), 4, Tracker("none", None), resume=True)
+
+
 def test_a_training_whose_data_changed_is_refused_and_untouched(tmp_path):
     def recipe(count: int) -> Recipe:
         data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["a", "b"]}
@@ -233,9 +262,13 @@ def test_what_changes_no_weights_may_change(tmp_path, unbroken, changes):
     assert not changed(weights(output), weights(unbroken[0]))
 
 
-def test_a_finished_training_may_be_made_longer(tmp_path):
-    train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"}))
+def test_a_finished_training_may_be_made_longer_and_keeps_its_time_and_history(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_STEPS_OF_A_POINT", 1)
+    path = train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"})).output / "checkpoint.pt"
+    write_checkpoint(path, dataclasses.replace(read_checkpoint(path), seconds=1000.0))
     longer = train(tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}), resume=True).output
+    assert records(longer)[-1]["seconds"] > 1000
+    assert [point["step"] for point in read_checkpoint(path).points] == [1, 2, 3, 4]
     at_once = tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}, output=str(tmp_path / "at_once"))
     assert not changed(weights(longer), weights(train(at_once).output))
 

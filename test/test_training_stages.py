@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
-from trainings import changed, records, tiny_recipe, train
+from trainings import changed, forget_accelerator, records, tiny_recipe, train
 
 from dinov3_seg_ros.support.errors import RecipeError
 from training.loop.stages import plan_stages
+from training.loop.trainer import Trainer
 from training.recipes.loading import load_recipe
 from training.samples.loader import EpochBatches, repeat_factors, share_out
 
@@ -27,6 +29,20 @@ def test_a_stage_changes_what_it_names_and_keeps_the_rest(tmp_path):
     assert (first.augmentation.flip, first.augmentation.grey, second.augmentation.grey) == (0.5, 0.0, 0.1)
     assert (first.optimizer, second.optimizer.name, third.optimizer) == (whole.optimizer, "sgd", whole.optimizer)
     assert [loss.name for loss in second.losses] == ["dice"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "mirrors"),
+    [
+        ({}, False),
+        ({"augmentation": {"flip": 0.5}}, True),
+        ({"stages": [{}, {"augmentation": {"flip": 0.5}}]}, True),
+        ({"augmentation": {"flip": 0.5}, "stages": [{"augmentation": {"flip": 0}}]}, False),
+        ({"inference": {"flip": True}}, True),
+    ],
+)
+def test_images_are_mirrored_in_any_stage_or_when_the_bundle_is_evaluated(tmp_path, changes, mirrors):
+    assert tiny_recipe(tmp_path, **changes).mirrors is mirrors
 
 
 def test_stages_follow_each_other_in_steps_and_epochs(tmp_path):
@@ -89,6 +105,26 @@ def test_accumulated_batches_train_as_one_large_batch_does(tmp_path):
     assert [record["loss"] for record in first] == pytest.approx([record["loss"] for record in second], abs=1e-5)
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(parts.model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_is_no_longer_than_the_norm_that_gradients_are_clipped_to(tmp_path):
+    optimizer = {"name": "sgd", "lr": 1.0, "momentum": 0, "weight_decay": 0, "clip_norm": 1e-3}
+    forget_accelerator()
+    trainer = Trainer(tiny_recipe(tmp_path, optimizer=optimizer, schedule={"name": "constant"}), Console(quiet=True))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    steps = trainer.dry_run()["step"]
+    moved = [(now - then).square().sum() for now, then in zip(trainer.model.parameters(), before, strict=True)]
+    assert 0 < sum(moved).sqrt() <= steps * 1e-3 * (1 + 1e-3)
+
+
+def test_each_step_has_random_numbers_of_its_own(tmp_path):
+    forget_accelerator()
+    trainer, seeds = Trainer(tiny_recipe(tmp_path), Console(quiet=True)), []
+    trainer.model.head.dropout.register_forward_hook(
+        lambda module, *_: seeds.extend([torch.initial_seed()] if module.training else [])
+    )
+    steps = trainer.dry_run()["step"]
+    assert len(set(seeds)) == len(seeds) == steps == 2
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(tmp_path):

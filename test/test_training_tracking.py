@@ -101,24 +101,27 @@ def test_without_a_tracker_the_run_folder_alone_holds_the_history(tmp_path):
     assert len(records(folder)) == 1 and not (folder / "tensorboard").exists()
 
 
-def test_a_training_without_gain_ends_early_and_goes_on_with_more_patience(tmp_path, monkeypatch):
-    real, scores = trainer_module.Validation.run, iter([0.5, 0.6, 0.4, 0.6, 0.3, 0.9])
+def test_a_last_stage_without_gain_ends_early_and_goes_on_with_more_patience(tmp_path, monkeypatch):
+    real, scores = trainer_module.Validation.run, iter([0.7, 0.5, 0.6, 0.4, 0.6, 0.3, 0.9])
 
     def run(self, *arguments):
         found, rows = real(self, *arguments)
         return {**found, "miou": next(scores)}, rows
 
+    def recipe(epochs: int, patience: int) -> Recipe:
+        return tiny_recipe(tmp_path, stages=[{"epochs": 1}, {"epochs": epochs}], epochs=None, patience=patience)
+
     monkeypatch.setattr(trainer_module.Validation, "run", run)
-    trainer = train(tiny_recipe(tmp_path, epochs=8, patience=2))
+    trainer = train(recipe(8, patience=2))
     history = records(trainer.output)
-    assert [record["miou"] for record in history] == [0.5, 0.6, 0.4, 0.6]
-    assert [record.get("stopped_early") for record in history] == [None, None, None, True]
+    assert [record["miou"] for record in history] == [0.7, 0.5, 0.6, 0.4, 0.6]
+    assert [record.get("stopped_early") for record in history] == [None, None, None, None, True]
     assert load_bundle(trainer.output / "last").manifest.training.metrics["stopped_early"] is True
-    assert load_bundle(trainer.output / "best").manifest.training.metrics["epoch"] == 2
-    train(tiny_recipe(tmp_path, epochs=8, patience=2), resume=True)
-    assert len(records(trainer.output)) == 4, "it stays at its end"
-    train(tiny_recipe(tmp_path, epochs=6, patience=4), resume=True)
-    assert [record["miou"] for record in records(trainer.output)] == [0.5, 0.6, 0.4, 0.6, 0.3, 0.9]
+    assert load_bundle(trainer.output / "best").manifest.training.metrics["epoch"] == 1
+    train(recipe(8, patience=2), resume=True)
+    assert len(records(trainer.output)) == 5, "it stays at its end"
+    train(recipe(6, patience=4), resume=True)
+    assert [record["miou"] for record in records(trainer.output)] == [0.7, 0.5, 0.6, 0.4, 0.6, 0.3, 0.9]
 
 
 def test_patience_counts_from_the_first_of_equal_scores():

@@ -48,7 +48,6 @@ class StageCaches:
 
     def extract(self, canvases: torch.Tensor) -> list[torch.Tensor]:
         """The backbone's maps (B, C, h, w) of canvases (B, H, W, 3) uint8 RGB."""
-        self._model.eval()
         with torch.inference_mode(), self._accelerator.autocast():
             return self._model.features(canvases.to(self._accelerator.device))
 
