@@ -25,7 +25,7 @@ from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.ros import lifecycle
 from dinov3_seg_ros.ros import model_loader as models
-from dinov3_seg_ros.ros.cameras.ports import HAS_LABEL_INFO, LabelInfo
+from dinov3_seg_ros.ros.cameras.ports import LabelInfo
 from dinov3_seg_ros.ros.endpoints.qos import LATCHED_QOS
 from dinov3_seg_ros.ros.lifecycle import SegmentationNode
 from dinov3_seg_ros.runtimes.onnx.runtime import OnnxRuntime
@@ -197,7 +197,7 @@ def test_a_bundle_that_comes_late_is_published_from_then_on(bundle, tmp_path, sl
         slow_bundle.set()
         end_loading(node)
         assert list(node.get_parameter("class_names").value) == list(bundle.manifest.classes.names)
-        if HAS_LABEL_INFO:
+        if LabelInfo:
             class_names = []
             graph.peer.create_subscription(LabelInfo, "segmentation/label_info", class_names.append, LATCHED_QOS)
             graph.spin_until(lambda: class_names, "the class names")
