@@ -131,6 +131,10 @@ def test_a_kernel_that_decodes_otherwise_than_numpy_is_not_used(monkeypatch, cap
     assert "the compiled kernel decodes otherwise than NumPy" in caplog.text
 
 
+#: Parameters of one of the kernel's algorithms.
+ROWS = "logits, rows, columns, labels, confidence, with_confidence, part, parts"
+
+
 class TestHashOfCode:
     SOURCE = '"""What it does."""\nLANES = 16\n\n\ndef double(x):\n    """Twice."""\n    return 2 * x\n'
 
@@ -152,8 +156,9 @@ class TestHashOfCode:
         assert entry.hash_code([self.SOURCE.replace(*change)]) != entry.hash_code([self.SOURCE])
 
 
-def test_the_cache_on_disk_follows_the_code_of_every_file_of_the_kernel(tmp_path):
-    """A copy of the kernel with algorithms that compile at once; numba itself looks only at the entry's file."""
+@pytest.fixture
+def quick_kernel(tmp_path):
+    """The folder of a copy of the kernel with algorithms that compile at once."""
     package = tmp_path / "dinov3_seg_ros" / "decode"
     shutil.copytree(ROOT / "dinov3_seg_ros" / "support", tmp_path / "dinov3_seg_ros" / "support")
     shutil.copytree(
@@ -161,20 +166,46 @@ def test_the_cache_on_disk_follows_the_code_of_every_file_of_the_kernel(tmp_path
         package / "numba_kernel",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    shutil.copy(ROOT / "dinov3_seg_ros" / "decode" / "grid.py", package)
+    for name in ("grid.py", "kernel_cache.py"):
+        shutil.copy(ROOT / "dinov3_seg_ros" / "decode" / name, package)
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    callee = package / "numba_kernel" / "by_rows.py"
     cells = "logits, rows, columns, labels, confidence, with_confidence, reach, part, parts"
     _write_stub(package / "numba_kernel" / "by_cells.py", "decode_cells", cells, 1)
-    rows = "logits, rows, columns, labels, confidence, with_confidence, part, parts"
-    _write_stub(callee, "decode_rows", rows, 2)
+    _write_stub(package / "numba_kernel" / "by_rows.py", "decode_rows", ROWS, 2)
+    return package / "numba_kernel"
+
+
+def test_the_cache_on_disk_follows_the_code_of_every_file_of_the_kernel(quick_kernel, tmp_path):
+    """numba itself looks only at the entry's file."""
+    callee = quick_kernel / "by_rows.py"
     assert _compile_and_run(tmp_path) == "compiled 2"
     os.utime(callee, (1, 1))
     callee.write_text(callee.read_text() + "# a comment\n")
     assert _compile_and_run(tmp_path) == "loaded 2"
-    _write_stub(callee, "decode_rows", rows, 3)
+    _write_stub(callee, "decode_rows", ROWS, 3)
     assert _compile_and_run(tmp_path) == "compiled 3"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("*.nbi", "cut"),
+        ("*.nbc", "cut"),
+        ("*.nbi", "a block of zeros"),
+        ("*.nbc", "a block of zeros"),
+        ("*.sha256.json", "cut"),
+    ],
+)
+def test_a_damaged_cache_on_disk_is_never_loaded_and_made_anew(quick_kernel, tmp_path, pattern, damage):
+    """numba loads what it finds: a block of zeros, as a power cut leaves it, ends the process."""
+    _compile_and_run(tmp_path)
+    (path,) = (quick_kernel / "__pycache__").glob(pattern)
+    content, zeros = path.read_bytes(), bytes(100)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + (b"" if damage == "cut" else zeros + content[middle + len(zeros) :]))
+    assert _compile_and_run(tmp_path) == "compiled 2"
+    assert _compile_and_run(tmp_path) == "loaded 2"
 
 
 def _write_stub(path: Path, name: str, parameters: str, label: int) -> None:

@@ -102,6 +102,15 @@ def test_bf16_is_a_hint_with_the_float32_export(has_bf16):
     assert ("computed in fp32" in rules.remark(use)) != has_bf16
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "of_heads"),
+    [("cpu", "bf16", "fp32"), ("cpu", "int8_qdq", "fp32"), ("cpu", "fp16", "fp16"), ("gpu", "int8_qdq", "int8_qdq")],
+)
+def test_heads_are_computed_in_float32_where_bf16_would_round_their_logits(kind, precision, of_heads):
+    assert providers.provider(NAME).for_heads(providers.Use(kind, precision=precision)) == of_heads
+    assert providers.provider(CPU).for_heads(providers.Use(kind, precision=precision)) == precision
+
+
 @pytest.mark.parametrize(("quota", "threads"), [(2, "2"), (None, None)])
 def test_openvino_gets_no_more_threads_than_a_cpu_quota_allows(quota, threads, cores):
     cores(6, quota)

@@ -162,6 +162,19 @@ def test_scales_and_mirror_images_are_averaged_as_probabilities(bundle):
     assert np.abs(result.confidence - confidence).max() <= 1
 
 
+def test_classes_of_two_sides_trade_places_in_mirror_images(tmp_path):
+    def rename(manifest):
+        manifest["classes"]["names"] = ["floor", "Left lane", "right lane", "left", "bright"]
+
+    plain = write_tiny_bundle(tmp_path / "plain", network_size=NETWORK_SIZE, geometry="stretch")
+    sided = load_bundle(changed_copy(plain, tmp_path / "sided", rename))
+    image, logits = picture(*NETWORK_SIZE), network(plain)
+    seen = (enlarged(logits(view), NETWORK_SIZE).softmax(1) for view in (image, np.ascontiguousarray(image[:, ::-1])))
+    straight, mirrored = seen
+    expected = straight + mirrored.flip(-1)[:, [0, 2, 1, 3, 4]]
+    assert_agree(averaging(sided, flip=True).segment([image])[0].labels, expected)
+
+
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_flipping_makes_labels_symmetric(tmp_path, geometry, mode):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from trainings import tiny_recipe
 
 from dinov3_seg_ros.support.errors import RecipeError
@@ -209,9 +210,14 @@ def test_dice_loss_is_its_closed_form(squared, smooth):
         sums = [0.7 + 0.3 + 0.2 + 2, 0.2 + 0.6 + 0.5 + 1, 0.1 + 0.1 + 0.3]
     overlaps = [2 * (0.7 + 0.3), 2 * 0.5, 0.0]
     dice = [1 - (overlap + smooth) / (total + smooth) for overlap, total in zip(overlaps, sums, strict=True)]
-    for classes, expected in (("present", sum(dice[:2]) / 2), ("all", sum(dice) / 3)):
+    for classes, expected in (("present", sum(dice[:2]) / 2), *([("all", sum(dice) / 3)] if smooth else [])):
         loss = build(DiceSection(classes=classes, squared=squared, smooth=smooth))
         assert loss(logits, target, IGNORE).item() == pytest.approx(expected)
+
+
+def test_dice_over_all_classes_needs_to_be_smooth():
+    with pytest.raises(ValidationError, match="classes that no mask shows have no effect with smooth 0; set it to 1"):
+        DiceSection(classes="all")
 
 
 def lovasz_by_definition(errors: list[float], foreground: set[int]) -> float:

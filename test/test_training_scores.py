@@ -165,7 +165,9 @@ class TestTemperature:
     def test_of_many_images_each_gives_few_pixels(self):
         pixels = PixelSample(MOST_PIXELS // 10)
         pixels.add(torch.zeros(1, 3, 4, 4), (0.0, 0.0, 4.0, 4.0), np.zeros((16, 16), np.uint8), 3, 0)
-        assert len(pixels.tensors()[1]) == 10
+        logits, truth, weights = pixels.tensors()
+        assert len(logits) == len(truth) == 10
+        assert weights.sum() == 16 * 16
 
     def test_it_finds_what_the_logits_were_multiplied_by(self):
         torch.manual_seed(0)
@@ -198,12 +200,25 @@ class TestTemperature:
         truth[:3] = IGNORED
         sample = PixelSample(1)
         sample.add(logits, (float(top), float(left), 4.0, 6.0), truth, 3, 0)
-        found, classes = sample.tensors()
+        found, classes, _ = sample.tensors()
         canvas = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)[0]
         full = canvas[:, 4 * top :, 4 * left :][:, 3:16, :24].flatten(1).T
         assert len(found) == 13 * 24
         torch.testing.assert_close(found.sum(0), full.sum(0), atol=1e-4, rtol=1e-4)
         assert torch.equal(classes.sort().values, torch.from_numpy(truth[3:].ravel()).long().sort().values)
+
+    def test_an_image_counts_by_its_labelled_pixels(self):
+        """One image is labelled whole and mostly right; of nine a few pixels are labelled, half of them wrongly."""
+        rng, pixels, right_pixels, all_pixels = np.random.default_rng(0), PixelSample(10), 0, 0
+        logits = torch.stack([torch.full((60, 80), 2.0), torch.zeros(60, 80)])[None]
+        for index, (count, right) in enumerate([(60 * 80, 0.95), *[(40, 0.5)] * 9]):
+            truth = np.full(60 * 80, IGNORED, np.uint8)
+            truth[:count] = rng.random(count) > right
+            pixels.add(logits, (0.0, 0.0, 60.0, 80.0), truth.reshape(60, 80), 2, index)
+            right_pixels, all_pixels = right_pixels + int((truth == 0).sum()), all_pixels + count
+        fitted = fit_temperature(pixels)
+        confidence = float(torch.tensor([2.0 / fitted["temperature"], 0.0]).softmax(0)[0])
+        assert confidence == pytest.approx(right_pixels / all_pixels, abs=0.001)
 
     def test_without_labelled_pixels_there_is_none(self):
         assert fit_temperature(PixelSample(1)) is None

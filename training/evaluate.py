@@ -53,7 +53,7 @@ class EvaluationSettings(Section):
     boundary_width: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Width of the bands that boundary IoU compares, as a part of the image's diagonal."""
     thin_width: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Objects narrower than this part of the image's diagonal are thin."""
+    """Objects narrower than about this part of the image's diagonal, in an odd number of pixels, are thin."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Draws of the images from which the intervals of the scores are computed; 0: no intervals."""
     sequence: bool = False

@@ -6,6 +6,7 @@ for and for which weights. Later starts take it at once, unless the machine or a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -100,7 +101,6 @@ def store_folder() -> Path:
 
 def machine() -> dict[str, Any]:
     """Return what a measurement depends on: board, processor, cores, GPUs, their driver, releases of the libraries."""
-    names = {name for name in _installed() if name.startswith(_PREFIXES)}
     cards = [card.read_text(errors="replace") for card in sorted(_NVIDIA.glob("gpus/*/information"))]
     lines = [line.partition(":") for card in cards for line in card.splitlines()]
     return {
@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
         "driver": _said_by(_NVIDIA / "version").partition("\n")[0],
         "gpus": [value.strip() for name, _, value in lines if name == "Model"],
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "releases": {name: importlib.metadata.version(name) for name in sorted(names)},
+        "releases": dict(_releases()),
     }
 
 
@@ -251,8 +251,11 @@ def _path(asked: dict[str, Any]) -> Path:
     return store_folder() / f"{sha256_of_json(asked)}.json"
 
 
-def _installed() -> Iterator[str]:
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            yield name.lower().replace("_", "-")
+def _releases() -> Iterator[tuple[str, str]]:
+    """Name and release of each installed package that a measurement depends on."""
+    names = {distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions()}
+    for name in sorted({name.lower().replace("_", "-") for name in names}):
+        if name.startswith(_PREFIXES):
+            # An interrupted pip leaves the description of a package that is not there.
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                yield name, importlib.metadata.version(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -19,6 +18,7 @@ from training.data import DataSection, SegmentationDataset, Split
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.data.pseudo_labels import PSEUDO_PREFIX
+from training.support.sides import opposite_sides
 from training.support.text import percent, say
 
 #: From the kind of a problem, in one split or between two, to what was found of it.
@@ -232,12 +232,8 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
 
 def _sides(names: Sequence[str]) -> Problems:
     """Pairs of classes such as 'left lane' and 'right lane', which trade places when an image is mirrored."""
-    twins = {name: re.sub(r"(?<![a-z])left(?![a-z])", "right", name, flags=re.IGNORECASE) for name in names}
-    by_plain_name = {name.casefold(): name for name in names}
     pairs = [
-        f"'{name}' and '{by_plain_name[twin.casefold()]}'; set augmentation.flip to 0, and inference.flip to false"
-        for name, twin in twins.items()
-        if twin != name and twin.casefold() in by_plain_name
+        f"'{names[left]}' and '{names[right]}'; set augmentation.flip to 0" for left, right in opposite_sides(names)
     ]
     return {"classes trade places in mirrored images": pairs} if pairs else {}
 

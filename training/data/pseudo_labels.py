@@ -80,6 +80,12 @@ class JoinedImages:
         both = np.repeat([weight / min(weights) for weight in weights], [len(labelled), len(taught)])
         self.repeats: NDArray[np.float64] = both
 
+    def repeats_by(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`repeats` where the images of each part are drawn by factors (images,), and the share of each part stays."""
+        labelled, taught = np.split(factors, [len(self._parts[0])])
+        repeats = self.repeats * np.concatenate([labelled / labelled.mean(), taught / taught.mean()])
+        return np.asarray(repeats / repeats.min())
+
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 

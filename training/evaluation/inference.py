@@ -25,6 +25,7 @@ from dinov3_seg_ros.segmenter import HeadSegmentation, Segmentation, Segmenter, 
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 from training.support.section import Section
+from training.support.sides import opposite_sides
 
 Size: TypeAlias = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 Window: TypeAlias = tuple[float, float, float, float]
@@ -96,6 +97,9 @@ class AveragingSegmenter:
         self._name, self._input, self._multiple = manifest.name, manifest.input, manifest.backbone.multiple
         self._window: tuple[int, int] = manifest.input.network_size
         self.runtime, self._inference = runtime, inference
+        self._mirrored_ids = list(range(len(manifest.classes.names)))
+        for left, right in opposite_sides(manifest.classes.names):
+            self._mirrored_ids[left], self._mirrored_ids[right] = right, left
         self._stride = inference.stride_of(self._window)
 
     @torch.inference_mode()
@@ -141,7 +145,7 @@ class AveragingSegmenter:
             seen = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
             probabilities = sample(*self._compute_view(seen, scale), (height, width)).softmax(1)
             if mirrored:
-                probabilities = probabilities.flip(-1)
+                probabilities = probabilities.flip(-1)[:, self._mirrored_ids]
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None  # there is at least one view
         tiny = torch.finfo(total.dtype).tiny  # an infinite logarithm would be decoded slowly

@@ -29,6 +29,8 @@ _STEPS = 40
 class PixelSample:
     """Logits of some labelled pixels of held-out images, evenly spread over the images.
 
+    Each stands for as many pixels of its image as the labelled ones are more than those that were taken.
+
     Args:
         images: how many will be added.
     """
@@ -37,6 +39,7 @@ class PixelSample:
         self._of_each = max(MOST_PIXELS // max(images, 1), 1)
         self._logits: list[Tensor] = []
         self._truth: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
     def add(self, logits: Tensor, window: Window, truth: np.ndarray, num_classes: int, index: int) -> None:
         """Sample one image.
@@ -52,6 +55,7 @@ class PixelSample:
         if not len(rows):
             return
         chosen = np.random.default_rng(index).choice(len(rows), min(self._of_each, len(rows)), replace=False)
+        weights = torch.full((len(chosen),), len(rows) / len(chosen), dtype=torch.float64)
         rows, columns = rows[chosen], columns[chosen]
         top, left, height, width = window
         y = ((torch.from_numpy(rows) + 0.5) * (height / truth.shape[0]) + top) * (2 / logits.shape[-2]) - 1
@@ -61,6 +65,7 @@ class PixelSample:
             pixels = F.grid_sample(logits, grid, padding_mode="border", align_corners=False)
         self._logits.append(pixels[0, :, 0].T.cpu())
         self._truth.append(torch.from_numpy(truth[rows, columns].astype(np.int64)))
+        self._weights.append(weights)
 
     @classmethod
     def joined(cls, samples: Sequence[PixelSample]) -> PixelSample:
@@ -69,13 +74,14 @@ class PixelSample:
         for sample in samples:
             whole._logits += sample._logits
             whole._truth += sample._truth
+            whole._weights += sample._weights
         return whole
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) and true classes (N,) int64 of all pixels; N may be 0."""
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, C), true classes (N,) int64 and weights (N,) float64 of all pixels; N may be 0."""
         if not self._logits:
-            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64)
-        return torch.cat(self._logits), torch.cat(self._truth)
+            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        return torch.cat(self._logits), torch.cat(self._truth), torch.cat(self._weights)
 
 
 def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
@@ -87,23 +93,25 @@ def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
         ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
         where there are no pixels, or their logits are not finite.
     """
-    logits, truth = pixels.tensors()
+    logits, truth, weights = pixels.tensors()
     if not len(truth) or not logits.isfinite().all():
         return None
-    accuracy = float((logits.argmax(1) == truth).double().mean())
+    weights = weights / weights.sum()
+    accuracy = float(weights @ (logits.argmax(1) == truth).double())
     low, high = -_LARGEST, _LARGEST
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        confidence = float((logits / math.exp(middle)).softmax(1).amax(1).double().mean())
+        confidence = float(weights @ (logits / math.exp(middle)).softmax(1).amax(1).double())
         low, high = (middle, high) if confidence > accuracy else (low, middle)
     temperature = math.exp((low + high) / 2)
-    before, after = (_calibration_error((logits / t).softmax(1), truth) for t in (1.0, temperature))
+    before, after = (_calibration_error((logits / t).softmax(1), truth, weights) for t in (1.0, temperature))
     return {"temperature": temperature, "pixels": len(truth), "ece_before": before, "ece": after}
 
 
-def _calibration_error(probabilities: Tensor, truth: Tensor) -> float:
+def _calibration_error(probabilities: Tensor, truth: Tensor, weights: Tensor) -> float:
+    """Expected calibration error of pixels whose weights add up to 1."""
     confidence, labels = probabilities.max(1)
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     gaps = torch.zeros(BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, confidence.double() - (labels == truth).double())
-    return float(gaps.abs().sum() / len(truth))
+    gaps.index_add_(0, bins, weights * (confidence.double() - (labels == truth).double()))
+    return float(gaps.abs().sum())

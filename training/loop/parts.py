@@ -88,7 +88,9 @@ def make_repeats(recipe: Recipe, data: SegmentationDataset, count_pixels: CountP
     repeats = data.repeats if isinstance(data, JoinedImages) else None
     if recipe.repeat_threshold:
         factors = repeat_factors(count_pixels(), recipe.repeat_threshold)
-        repeats = factors if repeats is None else repeats * factors
+        if isinstance(data, JoinedImages):
+            return data.repeats_by(factors)
+        repeats = factors
     return repeats
 
 

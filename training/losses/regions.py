@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from training.losses.base import Loss, LossSettings
@@ -34,7 +34,14 @@ class DiceSection(_RegionSettings):
     squared: bool = True
     """Whether the denominator sums squares, as in the article, or plain probabilities."""
     smooth: Annotated[float, Field(ge=0)] = 0.0
-    """Pixels added to numerator and denominator, so that a class of a few pixels matters less."""
+    """Pixels added to numerator and denominator, so that a class of a few pixels matters less. Above 0 where classes
+    is all: else a class that no mask shows gives no gradient."""
+
+    @model_validator(mode="after")
+    def _counts_all(self) -> DiceSection:
+        if self.classes == "all" and not self.smooth:
+            raise ValueError("classes is all, but classes that no mask shows have no effect with smooth 0; set it to 1")
+        return self
 
     def build(self, num_classes: int, count_pixels: Callable[[], Tensor]) -> Dice:
         """See `CrossEntropySection.build`; never raises."""

@@ -84,7 +84,7 @@ class OneCycle(Section):
     """Half a cosine up from a low learning rate, then half a cosine down.
 
     Leslie N. Smith, Nicholay Topin: Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
-    Rates, 2017, arXiv:1708.07120.
+    Rates, 2017, arXiv:1708.07120. The article's momentum falls while the rate rises; here it stays.
     """
 
     name: Literal["one_cycle"] = "one_cycle"

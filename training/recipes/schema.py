@@ -170,7 +170,7 @@ class Recipe(Section):
     """Minutes between two checkpoints for --resume; 0: one after each step. Each validation writes one too."""
     calibrate: bool = True
     """Whether a temperature, fitted on the validation images, is folded into the heads of the bundles, so that
-    confidence is a probability. It changes no label."""
+    confidence is a probability. It changes no label of the bundle's own classes."""
     inference: Inference = Inference()
     """Views by which `training.evaluate` evaluates the bundle; with several views, training does so at its end too.
     Validation during training computes one view of each image, as the robot does."""
@@ -204,8 +204,8 @@ class Recipe(Section):
 
     @property
     def mirrors(self) -> bool:
-        """Whether images are mirrored, in the training or when the bundle is evaluated."""
-        return self.inference.flip or any(stage.augmentation.flip > 0 for stage in self.by_stage())
+        """Whether the training mirrors images."""
+        return any(stage.augmentation.flip > 0 for stage in self.by_stage())
 
     def by_stage(self) -> list[Recipe]:
         """The recipe of each stage: this one with the changes of the stage."""

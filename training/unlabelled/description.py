@@ -16,8 +16,9 @@ from torch import Tensor
 
 from training.unlabelled.network import Look
 
-# Regions are compared in so many random directions of each map. Distances of thousands of points are kept within a
-# few percent: W. B. Johnson, J. Lindenstrauss: Extensions of Lipschitz mappings into a Hilbert space, 1984.
+# Regions are compared in so many random directions of each map, which keeps most distances within 10 %. That suffices
+# to tell kinds of things apart; W. B. Johnson, J. Lindenstrauss: Extensions of Lipschitz mappings into a Hilbert space,
+# 1984, says how many directions keep all distances within a bound.
 _DIRECTIONS = 64
 _SEED = 0
 

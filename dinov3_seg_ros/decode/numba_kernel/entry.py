@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numba
@@ -15,6 +16,7 @@ import numpy as np
 from numba import types
 
 from dinov3_seg_ros.decode.grid import AxisArrays, Bytes, Floats, Labels
+from dinov3_seg_ros.decode.kernel_cache import KernelCache
 from dinov3_seg_ros.decode.numba_kernel import by_cells as cells_module
 from dinov3_seg_ros.decode.numba_kernel import by_rows as rows_module
 from dinov3_seg_ros.decode.numba_kernel import shared as shared_module
@@ -110,9 +112,14 @@ def compile_decode(label_type: np.dtype[Any]) -> DecodePart:
         types.intp,
     )
     decode_part = make_decode_part(_hash_of_callees())
-    kernel: DecodePart
     try:
-        kernel = numba.njit(signature, cache=True, **OPTIONS)(decode_part)
+        kernel = numba.njit(cache=True, **OPTIONS)(decode_part)
+        kept = KernelCache(Path(kernel.stats.cache_path))
+        kept.remove_damaged()
+        kernel.compile(signature)
+        kernel.disable_compile()
+        if kernel.stats.cache_misses:
+            kept.record()
     except Exception as error:  # no folder to write to, a full disk, a damaged file: numba raises many types
         _logger.warning(
             "numba's cache cannot be used (%s), so the decode is compiled anew in each process; "
@@ -120,7 +127,8 @@ def compile_decode(label_type: np.dtype[Any]) -> DecodePart:
             error,
         )
         kernel = numba.njit(signature, **OPTIONS)(decode_part)
-    return kernel
+    compiled: DecodePart = kernel
+    return compiled
 
 
 def hash_code(sources: Iterable[str]) -> int:

@@ -83,6 +83,10 @@ class Provider:
         """
         return ()
 
+    def for_heads(self, use: Use) -> str:
+        """Return the precision in which heads are computed where the backbone is computed in that of ``use``."""
+        return use.precision
+
     def options(self, use: Use) -> dict[str, str]:
         """Return its options."""
         return {}
@@ -169,6 +173,10 @@ class OpenVino(Provider):
         Where it is asked for, on every CPU: ONNX Runtime's own cannot compute it.
         """
         return ("bf16",) if use.kind == "cpu" and (asked or this_cpu().multiplies_bf16) else ()
+
+    def for_heads(self, use: Use) -> str:
+        """float32 on CPUs: bfloat16 cannot tell close logits apart, and heads are a small part of the work."""
+        return "fp32" if use.kind == "cpu" and use.precision in ("bf16", "int8_qdq") else use.precision
 
     def options(self, use: Use) -> dict[str, str]:
         """One stream: frames come one after the other. The option ``num_of_threads`` has no effect on packages."""

@@ -69,14 +69,15 @@ class OnnxRuntime:
         self._backbones: dict[tuple[int, int], GraphSession] = {}
         self._heads: dict[tuple[str, tuple[int, int]], GraphSession] = {}
         maps = [map_name(layer) for layer in layers]
+        first = self.targets[0]
+        of_heads = first.provider.for_heads(first.use(precision))
         for size, of_size in graphs.items():
             shared = backbone_export(of_size, layers)
             self._backbones[size] = GraphSession(shared, BACKBONE_GRAPH, targets, precision, threads, maps)
             for export in of_size:
-                head = GraphSession(export, HEAD_GRAPH, targets, precision, threads, [LOGITS])
+                head = GraphSession(export, HEAD_GRAPH, targets, of_heads, threads, [LOGITS])
                 export.check_head(head.inputs, head.channels(LOGITS))
                 self._heads[export.bundle_name, size] = head
-        first = self.targets[0]
         self._check_used(first)
         self.device = first.device
         remark = first.provider.remark(first.use(precision))
