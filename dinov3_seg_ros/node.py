@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         rclpy.init(args=[sys.argv[0], *words])
     except RclError as error:
-        sys.exit(f"segmentation: {error}")
+        hint = "; set ROS_LOG_DIR to a folder that can be written" if "log directory" in str(error) else ""
+        sys.exit(f"segmentation: {error}{hint}")
     try:
         node = SegmentationNode(end_process=_end_soon)
     except ParameterException as error:

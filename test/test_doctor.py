@@ -157,6 +157,20 @@ def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
         assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
 
 
+@pytest.mark.ros
+def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch):
+    pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
+    (tmp_path / "file").touch()
+    for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert "ROS logs" not in {finding.subject for finding in installation.ros()}
+    for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "file/home"))
+        (found,) = (finding for finding in installation.ros() if finding.subject == "ROS logs")
+        assert found.level == FAULT and "no node can start" in found.detail and "ROS_LOG_DIR" in found.remedy
+        monkeypatch.delenv(variable)
+
+
 def test_the_doctor_runs_where_no_library_can_be_imported():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('numpy', 'cv2', 'pydantic', 'rclpy', 'torch')))\n"

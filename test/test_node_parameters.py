@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -176,6 +177,16 @@ def test_a_wrong_command_line_is_answered_in_a_few_lines(words, code, said):
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == code
     assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_that_cannot_be_written_is_answered_with_the_variable_for_logs(tmp_path):
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "ROS_LOG_DIR": str(tmp_path / "file/log")}
+    command = [sys.executable, "-m", "dinov3_seg_ros.node"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+    assert done.returncode == 1
+    assert "; set ROS_LOG_DIR to a folder that can be written" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -149,6 +149,16 @@ def test_all_candidates_are_timed_at_one_size_in_batches(fp32, int8, timed_at, r
     assert all("no export for 64x96" in problem and "only for 32x32" in problem for problem in problems.values())
 
 
+def test_what_an_interrupted_pip_leaves_is_no_release(tmp_path, monkeypatch):
+    left = tmp_path / "~nnxruntime-1.0.dist-info"
+    left.mkdir()
+    (left / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-odd\nVersion: 1.0\n")
+    before = measured.machine()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert measured.machine() == before
+    assert "onnxruntime" in before["releases"]
+
+
 def test_exports_that_only_a_measurement_takes_are_measured_too(tmp_path, monkeypatch):
     bundle = write_exported_bundle(tmp_path / "tiny", network_size=OWN)
     shutil.rmtree(bundle.path / "onnx")

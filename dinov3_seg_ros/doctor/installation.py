@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.support.files import is_writable
 from dinov3_seg_ros.support.installation import how_to_install
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
@@ -60,6 +62,12 @@ def conflicts() -> Iterator[Finding]:
             yield Finding(WARNING, build, found, f"pip install '{build}<5'")
 
 
+def _log_folder() -> Path:
+    """Where ROS writes its logs; without it no node starts."""
+    home = os.environ.get("ROS_HOME") or "~/.ros"
+    return Path(os.environ.get("ROS_LOG_DIR") or f"{home}/log").expanduser()
+
+
 def ros() -> Iterator[Finding]:
     """Check rclpy and the messages."""
     error = import_error("rclpy")
@@ -72,6 +80,14 @@ def ros() -> Iterator[Finding]:
         )
         return
     yield Finding(OK, "rclpy", f"{release('rclpy') or ''} {os.environ.get('ROS_DISTRO', '(no distribution sourced)')}")
+    logs = _log_folder()
+    if not is_writable(logs):
+        yield Finding(
+            FAULT,
+            "ROS logs",
+            f"{logs} cannot be written, so no node can start",
+            "export ROS_LOG_DIR=/tmp/log, or another folder that can",
+        )
     from dinov3_seg_ros.ros.cameras.ports import NO_LABEL_INFO
 
     if NO_LABEL_INFO:
