@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import sqlite3
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -400,6 +403,23 @@ def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monke
     monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         BagSegmenter(segmenter).process(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_leaves_nothing_behind(bundle, tmp_path, number):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    code = [
+        "import os, sys, time",
+        "from rosbags.rosbag2 import Writer",
+        "from dinov3_seg_ros.bag.__main__ import main",
+        f"Writer.write = lambda *_: os.kill(os.getpid(), {number:d}) or time.sleep(60)",
+        "sys.exit(main(sys.argv[1:]))",
+    ]
+    command = [sys.executable, "-c", "\n".join(code), str(source), str(tmp_path / "out"), "--bundle", str(bundle.path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "bag: interrupted; nothing was written"
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
