@@ -349,7 +349,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(segmenter, tmp_path, sto
 
 
 @pytest.mark.parametrize(
-    ("storage", "kept", "message"), [("sqlite3", 1.0, "in is damaged"), ("mcap", 0.5, "in cannot be read")]
+    ("storage", "kept", "message"), [("sqlite3", 1.0, "in is damaged"), ("mcap", 0.5, "in.mcap has no end")]
 )
 def test_a_damaged_recording_is_named_and_leaves_nothing_behind(segmenter, tmp_path, storage, kept, message):
     # So large that SQLite lays it over many pages, which opening does not look at.
@@ -396,6 +396,18 @@ def test_messages_that_an_index_lacks_are_missed(segmenter, tmp_path):
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=r"1 messages on /image, but 0 .*its index does not fit.*mcap recover "):
         BagSegmenter(segmenter, outputs=["mask"]).process(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_an_mcap_file_that_was_cut_off_is_named_with_the_command_that_saves_it(segmenter, tmp_path, has_metadata):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(3)], "mcap")
+    file = folder / "in.mcap"
+    file.write_bytes(file.read_bytes()[:-3])
+    if not has_metadata:
+        (folder / "metadata.yaml").unlink()
+    for source in (folder, file):
+        with pytest.raises(DatasetError, match=f"{file} has no end: .*mcap recover {file} --output NEW.mcap"):
+            BagSegmenter(segmenter).process(source, tmp_path / "out")
 
 
 def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monkeypatch):
