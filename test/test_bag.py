@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import sqlite3
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -346,7 +349,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(segmenter, tmp_path, sto
 
 
 @pytest.mark.parametrize(
-    ("storage", "kept", "message"), [("sqlite3", 1.0, "in is damaged"), ("mcap", 0.5, "in cannot be read")]
+    ("storage", "kept", "message"), [("sqlite3", 1.0, "in is damaged"), ("mcap", 0.5, "in.mcap has no end")]
 )
 def test_a_damaged_recording_is_named_and_leaves_nothing_behind(segmenter, tmp_path, storage, kept, message):
     # So large that SQLite lays it over many pages, which opening does not look at.
@@ -395,11 +398,40 @@ def test_messages_that_an_index_lacks_are_missed(segmenter, tmp_path):
         BagSegmenter(segmenter, outputs=["mask"]).process(file, tmp_path / "out")
 
 
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_an_mcap_file_that_was_cut_off_is_named_with_the_command_that_saves_it(segmenter, tmp_path, has_metadata):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(3)], "mcap")
+    file = folder / "in.mcap"
+    file.write_bytes(file.read_bytes()[:-3])
+    if not has_metadata:
+        (folder / "metadata.yaml").unlink()
+    for source in (folder, file):
+        with pytest.raises(DatasetError, match=f"{file} has no end: .*mcap recover {file} --output NEW.mcap"):
+            BagSegmenter(segmenter).process(source, tmp_path / "out")
+
+
 def test_an_error_in_the_middle_leaves_nothing_behind(segmenter, tmp_path, monkeypatch):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(number)) for number in range(5)])
     monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         BagSegmenter(segmenter).process(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_leaves_nothing_behind(bundle, tmp_path, number):
+    source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
+    code = [
+        "import os, sys, time",
+        "from rosbags.rosbag2 import Writer",
+        "from dinov3_seg_ros.bag.__main__ import main",
+        f"Writer.write = lambda *_: os.kill(os.getpid(), {number:d}) or time.sleep(60)",
+        "sys.exit(main(sys.argv[1:]))",
+    ]
+    command = [sys.executable, "-c", "\n".join(code), str(source), str(tmp_path / "out"), "--bundle", str(bundle.path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "bag: interrupted; nothing was written"
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,47 @@ def fail(error):
 def test_the_exit_code_says_how_a_command_ended(work, code, said, capsys):
     assert run_command(parser(), work, ["in", "out"], "nothing was written") == code
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.fixture
+def own_handlers():
+    """A test may change what the process does on signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_to_end_interrupts_a_command_and_the_next_leave_its_clearing_up_alone(number, capsys):
+    cleared_up = False
+
+    def work(words):
+        nonlocal cleared_up
+        assert signal.getsignal(number) is not signal.SIG_DFL
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+            cleared_up = True
+
+    assert run_command(parser(), work, ["in", "out"]) == 130
+    assert capsys.readouterr().err == "try: interrupted\n"
+    assert cleared_up
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
+def test_a_command_leaves_other_handlers_of_signals_as_they_are(handler):
+    def work(words):
+        if handler is not signal.SIG_DFL:  # such as SIGHUP under nohup
+            signal.raise_signal(signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, handler)
+    assert run_command(parser(), work, ["in", "out"]) == 0
+    assert signal.getsignal(signal.SIGHUP) is handler
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

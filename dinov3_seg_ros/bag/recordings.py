@@ -26,6 +26,8 @@ STORAGES = ("sqlite3", "mcap")
 _SUFFIXES = (".db3", ".mcap")
 # How a ROS 1 bag begins.
 _ROS_1 = b"#ROSBAG V"
+# How an MCAP file begins, and ends once it is closed.
+_MCAP = b"\x89MCAP0\r\n"
 # How a message compressed with zstd begins; CDR begins with 0.
 _ZSTD = b"\x28\xb5\x2f\xfd"
 # rosbags opens sqlite3 files by a URI, in which these signs have a meaning.
@@ -75,6 +77,7 @@ def _check_form(source: Path) -> None:
         DatasetError: it is a ROS 1 bag, a folder whose metadata.yaml is lost, or was not written to its end.
     """
     _check_sqlite(source)
+    _check_mcap(source)
     if source.is_file():
         with source.open("rb") as file:
             if file.read(len(_ROS_1)) == _ROS_1:
@@ -122,6 +125,26 @@ def _check_sqlite(source: Path) -> None:
                 f"{file} was not closed, and its newest messages are in {log.name}; move them into it: "
                 f"sqlite3 {file} 'PRAGMA wal_checkpoint(TRUNCATE)'"
             )
+
+
+def _check_mcap(source: Path) -> None:
+    """Check that MCAP files were closed.
+
+    Raises:
+        DatasetError: the end of one is missing.
+    """
+    files = sorted(source.glob("*.mcap")) if source.is_dir() else [source]
+    for path in files:
+        if path.suffix != ".mcap" or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            is_mcap = file.read(len(_MCAP)) == _MCAP
+            file.seek(max(len(_MCAP), path.stat().st_size - len(_MCAP)))
+            if is_mcap and file.read() != _MCAP:
+                raise DatasetError(
+                    f"{path} has no end: it was cut off, or is still being written; save what it holds with: "
+                    f"mcap recover {path} --output NEW.mcap, and take that in its place"
+                )
 
 
 def messages_of(

@@ -39,7 +39,7 @@ def end_on_hangup() -> None:
 
     Call once no hang is to be feared, such as that of ``rclpy.init``: Python's handlers wait for the call to return.
     """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
 
 

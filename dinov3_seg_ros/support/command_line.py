@@ -1,17 +1,21 @@
 """What all commands share: one way to read the command line, one error line, and exit codes.
 
-Exit codes: 0, done; 1, could not be done; 2, the command line is wrong; 130, interrupted. For 1 and 2, one line on
-standard error says what is wrong and what to do: ``NAME: error: ...``.
+Exit codes: 0, done; 1, could not be done; 2, the command line is wrong; 130, interrupted by Ctrl-C, SIGTERM or SIGHUP.
+For 1 and 2, one line on standard error says what is wrong and what to do: ``NAME: error: ...``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dinov3_seg_ros.support.errors import ParameterError, SegmentationError, nearest, one_line, utf8_fault
@@ -171,7 +175,8 @@ def run_command(
             return DONE
         if fault := utf8_fault(words):
             raise UsageError(fault)
-        code = work(words) or DONE
+        with _ended_by_signals():
+            code = work(words) or DONE
         sys.stdout.flush()
         return code
     except SegmentationError as error:
@@ -187,6 +192,31 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{parser.name}: interrupted{f'; {note}' if note else ''}", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP interrupt the work as Ctrl-C does, unless they are handled, or ignored as under nohup.
+
+    The first one lets both be ignored from then on: what clears up must not be interrupted in turn.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    ending = (signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    taken = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def add_flags(parser: CommandParser, model: type[Options], leave_out: Collection[str] = ()) -> None:
