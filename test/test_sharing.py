@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -119,15 +120,33 @@ def test_only_a_bundles_own_files_are_fetched_and_then_no_network_is_needed(hub,
     assert "of the local cache" in caplog.text
 
 
-def test_a_hub_that_does_not_answer_delays_a_cached_bundle_little(hub, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hangs", ["hub", "look-up of its address"])
+def test_a_hub_that_does_not_answer_delays_a_cached_bundle_little(hub, tmp_path, monkeypatch, caplog, hangs):
     assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 0
     loaded = load_bundle("lab/tiny")
     forget(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        point_the_hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        address = "127.0.0.1" if hangs == "hub" else "localhost"
+        point_the_hub_at(f"http://{address}:{silent.getsockname()[1]}", monkeypatch)
+        if hangs != "hub":
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(HUB_TIMEOUT_S))
         began = time.monotonic()
         assert load_bundle("lab/tiny").path == loaded.path
-    assert time.monotonic() - began < HUB_TIMEOUT_S
+    assert time.monotonic() - began < HUB_TIMEOUT_S / 2
+    assert "it cannot be reached on Hugging Face" in caplog.text
+
+
+def test_a_copied_commit_asks_nobody(hub, tmp_path, monkeypatch):
+    assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 0
+    name = f"lab/tiny@{hub.repositories['lab/tiny'].branches['main']}"
+    load_bundle(name)
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "cache", copied, symlinks=True, ignore=shutil.ignore_patterns("trees"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(copied))
+    forget(monkeypatch)
+    asked = len(hub.requests)
+    assert load_bundle(name).path.is_relative_to(copied)
+    assert len(hub.requests) == asked
 
 
 def test_an_update_that_breaks_off_leaves_the_earlier_bundle(hub, tmp_path, monkeypatch):

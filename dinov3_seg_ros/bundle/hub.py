@@ -6,9 +6,12 @@ huggingface_hub, the extra ``hub``.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +73,7 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
         return kept
     try:
         import huggingface_hub as hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise BundleError(
             f"{hub_id}: there is no such folder; if it is the name of a bundle on Hugging Face, install the extra hub "
@@ -81,30 +85,60 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
         cached = folder = Path(found).parent if isinstance(found, str) else None
         is_commit = _COMMIT.fullmatch(revision or "") is not None
         if folder is None or not is_commit:
-            # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
-            url = hub.hf_hub_url(repository, MANIFEST_FILE, revision=revision)
-            commit = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S if cached is None else _NEWER_S).commit_hash
+            commit = _newest_commit(hub_id, None if cached is None else _NEWER_S)
             if folder is None or folder.name != commit:
                 _logger.warning("fetching the bundle %s from Hugging Face", hub_id)
             folder = Path(hub.hf_hub_download(repository, MANIFEST_FILE, revision=commit)).parent
-        hub.snapshot_download(
+        files = list(files_of(folder))
+        fetch = functools.partial(
+            hub.snapshot_download,
             repository,
             revision=folder.name,  # the commit: all files are of the same one
-            allow_patterns=[*files_of(folder), _EXPORTS],
+            allow_patterns=[*files, _EXPORTS],
             ignore_patterns=_NOT_NEEDED,
         )
+        # Asks nobody for a commit that is here, even where a copied cache lacks huggingface_hub's list of its files.
+        is_here = is_commit and cached is not None and all((folder / name).is_file() for name in files)
+        try:
+            fetch(local_files_only=is_here)
+        except LocalEntryNotFoundError:
+            if not is_here:
+                raise
+            fetch()  # exports are missing
         if not is_commit:  # the branch leads to this commit in the cache only now that all of it is there
             hub.hf_hub_download(repository, MANIFEST_FILE, revision=revision)
     except BundleError:
         raise
     except Exception as error:
-        why = why_not_fetched(error, MANIFEST_FILE)
+        why = why_not_fetched(error, MANIFEST_FILE, is_cached=cached is not None)
         if cached is None:
             raise BundleError(f"The bundle '{hub_id}' {why}. {_remedy(error, hub_id)}") from error
         folder = cached
         _logger.warning("using the bundle %s of the local cache (commit %s): it %s", hub_id, folder.name[:12], why)
     _fetched[hub_id] = folder
     return folder
+
+
+def _newest_commit(hub_id: HubId, limit_s: float | None) -> str | None:
+    """Ask the Hub in a thread of its own: the look-up of the Hub's address has no time-out."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(hub_id.repository, MANIFEST_FILE, revision=hub_id.revision)
+    answer: Future[str | None] = Future()
+
+    def ask() -> None:
+        try:
+            # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
+            answer.set_result(get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash)
+        except Exception as error:
+            answer.set_exception(error)
+
+    asking = threading.Thread(target=ask, name="ask the Hub", daemon=True)
+    asking.start()
+    asking.join(limit_s)
+    if asking.is_alive():
+        raise TimeoutError(f"no answer within {limit_s:g} s")
+    return answer.result()
 
 
 def _remedy(error: Exception, hub_id: HubId) -> str:
