@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from dinov3_seg_ros import Segmenter
 from dinov3_seg_ros.bundle import hub as bundle_hub
 from dinov3_seg_ros.bundle.loading import Bundle, load_bundle
 from dinov3_seg_ros.bundle.manifest import TrainingSection
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.pretrained.hub import repository_of
-from dinov3_seg_ros.support.errors import BackboneError, BundleError
+from dinov3_seg_ros.support.errors import BackboneError, BundleError, SegmentationError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S
 from training.push import main
 from training.sharing.shareable import prepare
@@ -50,7 +52,7 @@ def hub(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     monkeypatch.setenv("HF_TOKEN", "writer")
-    monkeypatch.setattr(bundle_hub, "_fetched", {})
+    forget(monkeypatch)
     handler = type("ThisHub", (SharingHub,), {"repositories": {}, "stored": {}, "requests": []})
     with serving(handler) as address:
         point_the_hub_at(address, monkeypatch)
@@ -61,6 +63,7 @@ def hub(tmp_path, monkeypatch):
 def forget(monkeypatch) -> None:
     """As a new process would."""
     monkeypatch.setattr(bundle_hub, "_fetched", {})
+    monkeypatch.setattr(bundle_hub, "_fetched_again", set())
 
 
 def with_storage(bundle: Bundle, path: Path, storage: str, source: str, **changes: object) -> Bundle:
@@ -119,15 +122,61 @@ def test_only_a_bundles_own_files_are_fetched_and_then_no_network_is_needed(hub,
     assert "of the local cache" in caplog.text
 
 
-def test_a_hub_that_does_not_answer_delays_a_cached_bundle_little(hub, tmp_path, monkeypatch):
+@pytest.mark.parametrize("hangs", ["hub", "look-up of its address"])
+def test_a_hub_that_does_not_answer_delays_a_cached_bundle_little(hub, tmp_path, monkeypatch, caplog, hangs):
     assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 0
     loaded = load_bundle("lab/tiny")
     forget(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        point_the_hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        address = "127.0.0.1" if hangs == "hub" else "localhost"
+        point_the_hub_at(f"http://{address}:{silent.getsockname()[1]}", monkeypatch)
+        if hangs != "hub":
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(HUB_TIMEOUT_S))
         began = time.monotonic()
         assert load_bundle("lab/tiny").path == loaded.path
-    assert time.monotonic() - began < HUB_TIMEOUT_S
+    assert time.monotonic() - began < HUB_TIMEOUT_S / 2
+    assert "it cannot be reached on Hugging Face" in caplog.text
+
+
+def test_a_copied_commit_asks_nobody(hub, tmp_path, monkeypatch):
+    assert main([str(write_tiny_bundle(tmp_path / "tiny").path), "lab/tiny", "--licence", "mit"]) == 0
+    name = f"lab/tiny@{hub.repositories['lab/tiny'].branches['main']}"
+    load_bundle(name)
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "cache", copied, symlinks=True, ignore=shutil.ignore_patterns("trees"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(copied))
+    forget(monkeypatch)
+    asked = len(hub.requests)
+    assert load_bundle(name).path.is_relative_to(copied)
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bundle.json", "head.safetensors", "onnx/64x96-fp32/export.json", "onnx/64x96-fp32/backbone.onnx"],
+)
+def test_what_a_power_cut_damaged_in_the_cache_is_fetched_again(hub, tmp_path, monkeypatch, name):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    write_graphs(bundle, size=(64, 96), reference=False)
+    assert main([str(bundle.path), "lab/tiny", "--licence", "mit"]) == 0
+    path = load_bundle("lab/tiny").path
+
+    def errors() -> str:
+        forget(monkeypatch)
+        try:
+            exports, refused = find_exports(load_bundle("lab/tiny"))
+            for found in exports:
+                found.graph("backbone.onnx")
+        except SegmentationError as error:
+            refused = [str(error)]
+        return "".join(refused)
+
+    os.truncate(path / name, 0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert name.rpartition("/")[2] in errors() and "hf cache rm model/lab/tiny" in errors()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert errors() == ""
+    assert (path / name).read_bytes() == hub.repositories["lab/tiny"].files()[name]
 
 
 def test_an_update_that_breaks_off_leaves_the_earlier_bundle(hub, tmp_path, monkeypatch):

@@ -6,19 +6,26 @@ huggingface_hub, the extra ``hub``.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dinov3_seg_ros.bundle.manifest import MANIFEST_FILE
-from dinov3_seg_ros.support.errors import BundleError
+from dinov3_seg_ros.support import files
+from dinov3_seg_ros.support.errors import BundleError, one_line
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 from dinov3_seg_ros.support.installation import how_to_install
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CACHED = re.compile(r"(.+)/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/([0-9a-f]{40})/(.+)")
 #: Files of a repository beside those that the manifest lists: the exports, but for graphs of other programs.
 _EXPORTS, _NOT_NEEDED = "onnx/*/*", "onnx/*/fused.onnx*"
 
@@ -27,6 +34,7 @@ _NEWER_S = 2.0
 
 _logger = logging.getLogger(__name__)
 _fetched: dict[HubId, Path] = {}
+_fetched_again: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
         return kept
     try:
         import huggingface_hub as hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise BundleError(
             f"{hub_id}: there is no such folder; if it is the name of a bundle on Hugging Face, install the extra hub "
@@ -81,30 +90,109 @@ def fetch_bundle(hub_id: HubId, files_of: Callable[[Path], Iterable[str]]) -> Pa
         cached = folder = Path(found).parent if isinstance(found, str) else None
         is_commit = _COMMIT.fullmatch(revision or "") is not None
         if folder is None or not is_commit:
-            # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
-            url = hub.hf_hub_url(repository, MANIFEST_FILE, revision=revision)
-            commit = hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S if cached is None else _NEWER_S).commit_hash
+            commit = _commit_of(hub_id, None if cached is None else _NEWER_S)
             if folder is None or folder.name != commit:
                 _logger.warning("fetching the bundle %s from Hugging Face", hub_id)
             folder = Path(hub.hf_hub_download(repository, MANIFEST_FILE, revision=commit)).parent
-        hub.snapshot_download(
+        names = list(files_of(folder))
+        fetch = functools.partial(
+            hub.snapshot_download,
             repository,
             revision=folder.name,  # the commit: all files are of the same one
-            allow_patterns=[*files_of(folder), _EXPORTS],
+            allow_patterns=[*names, _EXPORTS],
             ignore_patterns=_NOT_NEEDED,
         )
+        # Asks nobody for a commit that is here, even where a copied cache lacks huggingface_hub's list of its files.
+        is_here = is_commit and cached is not None and all((folder / name).is_file() for name in names)
+        try:
+            fetch(local_files_only=is_here)
+        except LocalEntryNotFoundError:
+            if not is_here:
+                raise
+            fetch()  # exports are missing
         if not is_commit:  # the branch leads to this commit in the cache only now that all of it is there
             hub.hf_hub_download(repository, MANIFEST_FILE, revision=revision)
     except BundleError:
         raise
     except Exception as error:
-        why = why_not_fetched(error, MANIFEST_FILE)
+        why = why_not_fetched(error, MANIFEST_FILE, is_cached=cached is not None)
         if cached is None:
             raise BundleError(f"The bundle '{hub_id}' {why}. {_remedy(error, hub_id)}") from error
         folder = cached
         _logger.warning("using the bundle %s of the local cache (commit %s): it %s", hub_id, folder.name[:12], why)
     _fetched[hub_id] = folder
     return folder
+
+
+def why_not_whole(path: Path, digest: str, listed_in: str, otherwise: str) -> str:
+    """`files.why_not_whole` for a file of a bundle; one that is damaged in the Hub's cache is fetched again first."""
+    again = how_to_get_again(path, otherwise)
+    why = files.why_not_whole(path, digest, listed_in, again)
+    if why and _fetch_again(path):
+        why = files.why_not_whole(path, digest, listed_in, again)
+    return why
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a bundle; one that is damaged in the Hub's cache is fetched again first."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        if not _fetch_again(path):
+            raise
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def how_to_get_again(path: Path, otherwise: str) -> str:
+    """What brings a damaged file of a bundle: ``otherwise``, but where it lies in the Hub's cache."""
+    found = _CACHED.fullmatch(str(path))
+    if found is None:
+        return otherwise
+    return (
+        f"remove the local copy (hf cache rm model/{found['owner']}/{found['name']}) and load it again with a network "
+        "connection; if that does not help, have it pushed again (python -m training.push)"
+    )
+
+
+def _fetch_again(path: Path) -> bool:
+    """Fetch a file that was damaged in the Hub's cache, which is not safe from power cuts; once in each process."""
+    found = _CACHED.fullmatch(str(path))
+    if found is None or path in _fetched_again:
+        return False
+    _fetched_again.add(path)
+    cache, owner, name, commit, file = found.groups()
+    try:
+        import huggingface_hub as hub
+
+        _commit_of(HubId(f"{owner}/{name}", commit), HUB_TIMEOUT_S)
+        _logger.warning("fetching %s from Hugging Face again: the local copy is damaged", path)
+        hub.hf_hub_download(f"{owner}/{name}", file, revision=commit, cache_dir=cache, force_download=True)
+    except Exception as error:
+        _logger.warning("%s was not fetched again: %s", path, one_line(error))
+        return False
+    return True
+
+
+def _commit_of(hub_id: HubId, limit_s: float | None) -> str | None:
+    """Ask the Hub for the commit of a bundle, in a thread: the look-up of the Hub's address has no time-out."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(hub_id.repository, MANIFEST_FILE, revision=hub_id.revision)
+    answer: Future[str | None] = Future()
+
+    def ask() -> None:
+        try:
+            # Fails at once where hf_hub_download alone would try again and again, with a warning each time.
+            answer.set_result(get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S).commit_hash)
+        except Exception as error:
+            answer.set_exception(error)
+
+    asking = threading.Thread(target=ask, name="ask the Hub", daemon=True)
+    asking.start()
+    asking.join(limit_s)
+    if asking.is_alive():
+        raise TimeoutError(f"no answer within {limit_s:g} s")
+    return answer.result()
 
 
 def _remedy(error: Exception, hub_id: HubId) -> str:

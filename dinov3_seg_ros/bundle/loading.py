@@ -5,7 +5,6 @@ Importing this module imports no torch; `Bundle.load_backbone` and `Bundle.load_
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from dinov3_seg_ros.bundle.hub import HubId, fetch_bundle, parse_hub_id
+from dinov3_seg_ros.bundle.hub import fetch_bundle, how_to_get_again, parse_hub_id, read_json, why_not_whole
 from dinov3_seg_ros.bundle.manifest import (
     BACKBONE_FOLDER,
     DELTA_FILE,
@@ -26,7 +25,6 @@ from dinov3_seg_ros.bundle.manifest import (
 )
 from dinov3_seg_ros.frames.preprocessing import check_geometry
 from dinov3_seg_ros.support.errors import BundleError, HeadError, ParameterError
-from dinov3_seg_ros.support.files import why_not_whole
 from dinov3_seg_ros.support.resources import resource_path
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ BUNDLE_HELP = "folder of the bundle, a shipped one's name, or OWNER/NAME[@REVISI
 # Where the folder of a training has its bundle.
 _OF_A_RUN = "best"
 _MOST_SHOWN = 200
+_AGAIN = "copy the bundle again"
 
 
 @dataclass(frozen=True)
@@ -155,38 +154,29 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         reason = getattr(error, "strerror", None) or str(error)
         raise BundleError(f"the bundle {shown} cannot be read: {reason}; give the path of a folder") from error
     if hub_id is not None:
-        return _load_from_hub(hub_id)
+        return _load(fetch_bundle(hub_id, lambda folder: _read_manifest(folder).files))
     if not is_folder:
         fault = f"this is a file in the folder {folder.parent}" if is_file else "there is no such folder"
         raise BundleError(
             f"{folder}: {fault}; give the folder of a bundle (one that holds {MANIFEST_FILE}), "
             f"OWNER/NAME of one on Hugging Face, or the name of one that comes with the package: {', '.join(SHIPPED)}"
         )
-    return _load(folder, "copy the bundle again")
+    return _load(folder)
 
 
-def _load_from_hub(hub_id: HubId) -> Bundle:
-    again = (
-        "load it once with a network connection; if that does not help, remove the local copy "
-        f"(hf cache rm model/{hub_id.repository}), or have it pushed again (python -m training.push)"
-    )
-    folder = fetch_bundle(hub_id, lambda folder: _read_manifest(folder, again).files)
-    return _load(folder, again)
-
-
-def _load(path: Path, again: str) -> Bundle:
-    """The bundle in a folder; ``again`` says how to get a whole copy."""
-    manifest = _read_manifest(path, again)
+def _load(path: Path) -> Bundle:
+    manifest = _read_manifest(path)
     for name, digest in manifest.files.items():
-        if why := why_not_whole(path / name, digest, MANIFEST_FILE, again):
+        if why := why_not_whole(path / name, digest, MANIFEST_FILE, _AGAIN):
             raise BundleError(why)
     return Bundle(path, manifest)
 
 
-def _read_manifest(path: Path, again: str) -> Manifest:
+def _read_manifest(path: Path) -> Manifest:
     manifest_path = path / MANIFEST_FILE
+    again = how_to_get_again(manifest_path, _AGAIN)
     try:
-        content = json.loads(manifest_path.read_text(encoding="utf-8"))
+        content = read_json(manifest_path)
     except FileNotFoundError:
         meant = path / _OF_A_RUN
         hint = f"; did you mean {meant}?" if (meant / MANIFEST_FILE).exists() else ""

@@ -18,7 +18,6 @@ refused. Importing this module imports no torch.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dinov3_seg_ros.bundle.hub import how_to_get_again, read_json, why_not_whole
 from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
 from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
-from dinov3_seg_ros.support.files import why_not_whole
 
 EXPORTS_FOLDER = "onnx"
 EXPORT_FILE = "export.json"
@@ -41,6 +40,8 @@ FUSED_GRAPH = "fused.onnx"
 REFERENCE_FILE = "reference.npz"
 REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
+
+_AGAIN = "export the bundle again"
 
 #: Names in the graphs. A canvas is the network's input: uint8 RGB, (H, W, 3).
 CANVASES, LOGITS = "canvases", "logits"
@@ -136,12 +137,10 @@ class Export:
             ExportError: it is missing or damaged.
         """
         for file in self._files(name):
-            if why := why_not_whole(
-                self.folder / file, self.manifest.files[file], EXPORT_FILE, "export the bundle again"
-            ):
+            if why := why_not_whole(self.folder / file, self.manifest.files[file], EXPORT_FILE, _AGAIN):
                 raise ExportError(why)
         if name not in self.manifest.files:
-            raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; export the bundle again")
+            raise ExportError(f"{self.folder / EXPORT_FILE} lists no {name}; {_AGAIN}")
         return self.folder / name
 
     def check_head(self, inputs: Collection[str], count: int) -> None:
@@ -269,9 +268,9 @@ def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Expor
 
 def _read(path: Path, bundle: Bundle) -> Export:
     try:
-        manifest = ExportManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        manifest = ExportManifest.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
-        raise ExportError(f"{path} cannot be read: {one_line(error)}; export the bundle again") from error
+        raise ExportError(f"{path} cannot be read: {one_line(error)}; {how_to_get_again(path, _AGAIN)}") from error
     wanted = bundle.manifest
     for what, made_from, now in (
         ("backbone", manifest.backbone_identity, wanted.backbone.identity),

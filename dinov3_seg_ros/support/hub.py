@@ -16,12 +16,13 @@ HUB_TIMEOUT_S = 10.0
 _DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
 
-def why_not_fetched(error: Exception, name: str) -> str:
+def why_not_fetched(error: Exception, name: str, *, is_cached: bool = False) -> str:
     """What kept a file of a repository from being fetched, as the rest of a sentence about the repository.
 
     Args:
         error: what huggingface_hub raised.
         name: of the file.
+        is_cached: whether the local cache holds an earlier copy of it.
     """
     from huggingface_hub import errors
 
@@ -39,7 +40,5 @@ def why_not_fetched(error: Exception, name: str) -> str:
         return f"has a name that Hugging Face does not allow ({one_line(error)})"
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
         return f"cannot be stored in the local cache ({one_line(error)})"
-    return (
-        f"is no path in {os.getcwd()}, is not in the local cache, and Hugging Face cannot be reached "
-        f"({type(error).__name__}: {one_line(error)})"
-    )
+    unreachable = f"cannot be reached on Hugging Face ({type(error).__name__}: {one_line(error)})"
+    return unreachable if is_cached else f"is no path in {os.getcwd()}, is not in the local cache, and {unreachable}"
