@@ -111,7 +111,7 @@ class Bench:
         self.train, self.val = (one_version(recipe.data.open(split)) for split in ("train", "val"))
         self.classes = self.train.class_names
         mean, std = backbone.normalisation = recipe.input.normalisation
-        head = make_head(recipe.head, backbone, len(self.classes))
+        head = make_head(recipe.head, backbone, self.classes)
         self.model = SegmentationModel(backbone, head, mean, std).eval()
         self.pixels = pixel_counter(self.train)
         manifest = BundleWriter(recipe, self.model, self.val).manifest()
@@ -179,7 +179,7 @@ class Bench:
     def probe(self, indices: Sequence[int]) -> None:
         """Fit the linear head to the cells of some training images, until it is as good as it gets: no chance in it."""
         norm = self.model.head.norm
-        head = make_head(self.recipe.head, self.model.backbone, len(self.classes))
+        head = make_head(self.recipe.head, self.model.backbone, self.classes)
         weights = balanced_weights(torch.from_numpy(self.pixels()[list(indices)].sum(0)))
         cells = self.cells[list(indices)].flatten(0, 1).T.contiguous()  # a product with few rows is the faster one
         labels = self.cell_labels[list(indices)].flatten()
@@ -207,7 +207,7 @@ class Bench:
         if options.probe:
             return self.probe(indices)
         seed_torch(Purpose.INITIAL_WEIGHTS, seed)
-        self.model.head = head = make_head(recipe.head, self.model.backbone, len(self.classes))
+        self.model.head = head = make_head(recipe.head, self.model.backbone, self.classes)
         loss = make_loss(recipe, len(self.classes), lambda: self.pixels()[list(indices)])
         optimizer = recipe.optimizer.build(self.model.backbone, head)
         self.model.train()
@@ -296,7 +296,7 @@ def run(bench: Bench, strategy: str, seed: int) -> list[Round]:
             done = json.loads(path.read_text())
             rounds.append(Round(done["labelled"], np.array(done["correct"]), np.array(done["union"])))
             labelled = done["labelled"]
-            bench.model.head = make_head(bench.recipe.head, bench.model.backbone, len(bench.classes))
+            bench.model.head = make_head(bench.recipe.head, bench.model.backbone, bench.classes)
             bench.model.head.load_weights(load_file(weights))
             bench.model.eval()
             continue

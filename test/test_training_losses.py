@@ -39,8 +39,8 @@ SECTIONS = [
     FocalSection(),
     FocalSection(gamma=0.5, class_weights=WEIGHTS),
     *(
-        kind(classes=classes, per_image=per_image)
-        for kind in (DiceSection, LovaszSection)
+        kind(classes=classes, per_image=per_image, **more)
+        for kind, more in ((DiceSection, {"smooth": 1.0}), (LovaszSection, {}))
         for classes in ("present", "all")
         for per_image in (False, True)
     ),
