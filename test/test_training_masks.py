@@ -15,6 +15,9 @@ from closed_folder import make_closed_folder
 from labelled_folders import png_of_16_bits
 from PIL import Image
 
+from dinov3_seg_ros.frames.classes import MaskValues
+from dinov3_seg_ros.frames.image_files import MaskPixels
+from dinov3_seg_ros.frames.mask_labels import MaskLabels
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data import IncompleteError
 from training.data.labelled_folder import AutoData
@@ -247,7 +250,12 @@ def as_small_as_can_be(picture: Image.Image) -> Image.Image:
     pixels = np.array(picture.convert("RGB"))
     if (pixels != pixels[..., :1]).any():
         return picture.convert("P", palette=Image.Palette.ADAPTIVE)
-    return Image.fromarray(pixels[..., 0]).convert("1" if set(np.unique(pixels)) <= {0, 255} else "L")
+    values, indices = np.unique(pixels[..., 0], return_inverse=True)
+    if set(values) <= {0, 255}:
+        return Image.fromarray(pixels[..., 0] == 255)
+    small = Image.fromarray(indices.reshape(pixels.shape[:2]).astype(np.uint8))
+    small.putpalette(np.repeat(values, 3).tolist())
+    return small
 
 
 @pytest.mark.parametrize(
@@ -259,6 +267,7 @@ def as_small_as_can_be(picture: Image.Image) -> Image.Image:
             id="numbers",
         ),
         pytest.param([tiled(0, 255), tiled(0, 1), tiled(2, 1)], {"classes": ["a", "b", "c"]}, id="void in white"),
+        pytest.param([tiled(0, 2, 3), tiled(3, 255), tiled(0)], {"classes": ["a", "b", "c", "d"]}, id="some ids"),
         pytest.param([tiled(0, 255), tiled(255)], {"classes": {"rest of it": 0, "object": 255}}, id="black and white"),
         pytest.param(
             [tiled(ROAD, BLACK), tiled(BLACK), tiled(BLACK, ROAD)],
@@ -307,6 +316,24 @@ def test_masks_made_smaller_without_loss_keep_their_labels(tmp_path, masks, sett
 def test_white_of_masks_of_one_bit_is_what_the_classes_have(tmp_path, settings, expected):
     write_masks(tmp_path, picture=Image.fromarray(tiled(False, True, kind=bool)))
     assert first_labels(tmp_path, 2, **settings) == expected
+
+
+@pytest.mark.parametrize("colours", [[BLACK, WHITE], [BLACK, (85, 85, 85)]])
+def test_a_grey_palette_that_is_there_to_be_looked_at_gives_indices(tmp_path, colours):
+    write_masks(tmp_path, picture=palette_picture(colours))
+    assert first_labels(tmp_path, 2, classes=["background", "object"]) == [0, 1]
+
+
+def test_masks_of_one_bit_beside_masks_of_zeros_and_ones_hold_ones(tmp_path):
+    write_masks(tmp_path, picture=Image.fromarray(tiled(False, True, kind=bool)))
+    labelled_folders.put(tmp_path / "masks/2.png", tiled(1, 0))
+    data = AutoData(root=str(tmp_path), classes=["background", "object"]).open_all()
+    assert [data.mask(index)[0, :2].tolist() for index in range(3)] == [[0, 1], [0, 1], [1, 0]]
+
+
+def test_masks_of_one_bit_hold_ids_where_no_training_says_otherwise():
+    masks = MaskLabels.of_values(MaskValues.of_ids(2), 2)
+    assert masks.labels(MaskPixels(np.array([[0, 255]], np.uint32), bilevel=True), "a mask").tolist() == [[0, 1]]
 
 
 def test_masks_of_numbers_beside_some_with_a_palette_stay_numbers(tmp_path):

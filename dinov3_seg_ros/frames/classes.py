@@ -57,7 +57,7 @@ class MaskValues(BaseModel):
         rest: label of everything else; None where that is an error.
         grey_numbers: whether masks of colours whose channels are equal hold numbers although classes have colours.
         grey_colours: whether masks of one channel hold grey colours, not numbers.
-        bilevel_ones: whether white in masks of one bit is the number 1, not 255.
+        bilevel_ones: whether white in masks of one bit is the number 1, where that has a label; else it is 255.
         resize: whether a mask of another size than its image is resized to it, by nearest neighbour.
     """
 
@@ -68,8 +68,12 @@ class MaskValues(BaseModel):
     rest: _Label | None = None
     grey_numbers: bool = False
     grey_colours: bool = False
-    bilevel_ones: bool = False
+    bilevel_ones: bool = True
     resize: bool = False
+
+    def names(self, number: int) -> bool:
+        """Whether a number has a label of its own, not that of the rest."""
+        return any(first <= number <= last for first, last, _ in self.numbers)
 
     @classmethod
     def of_ids(cls, class_count: int) -> MaskValues:

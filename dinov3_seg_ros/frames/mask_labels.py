@@ -48,11 +48,16 @@ class LabelTable:
 
     def covers(self, values: np.ndarray) -> bool:
         """Whether every value is allowed."""
-        return self.rest is not None or bool(np.isin(values, self._values).all())
+        return self.rest is not None or self.names(values)
 
     def names(self, values: np.ndarray) -> bool:
-        """Whether any of the values is one of those that have a label of their own."""
-        return bool(np.isin(values, self._values).any())
+        """Whether every value has a label of its own, not that of the rest."""
+        return bool(np.isin(values, self._values).all())
+
+    def names_class(self, values: np.ndarray) -> bool:
+        """Whether any of the values is named as one of a class."""
+        named = np.isin(self._values, values)
+        return bool((self._labels[named] != np.iinfo(self._labels.dtype).max).any())
 
     def labels(self, values: np.ndarray, source: object) -> np.ndarray:
         """Labels (H, W), uint8 (uint16 above 255 classes), of the values (H, W) uint32 that ``source`` holds.
@@ -99,7 +104,7 @@ class MaskLabels:
     colours: LabelTable | None = None
     grey_numbers: bool = False
     grey_colours: bool = False
-    bilevel_ones: bool = False
+    bilevel_ones: bool = True
     no_colours: str = NO_COLOURS
     no_numbers: str = ""
 
@@ -156,9 +161,9 @@ class MaskLabels:
         if mask.palette is not None and self.colours is not None:
             return _palette_labels(mask.values, mask.palette, source, self.colours)
         if not mask.coloured:
-            if self.colours is not None and self.grey_colours:
+            if self.colours is not None and self._holds_greys(mask, self.colours):
                 return self.colours.labels(as_greys(mask.values), source)
-            return self._number_labels(mask.numbers(self.bilevel_ones), source)
+            return self._number_labels(self.numbers_of(mask), source)
         if self.colours is not None and not (self.grey_numbers and is_grey(mask.values)):
             return self.colours.labels(mask.values, source)
         if is_grey(mask.values):
@@ -168,6 +173,27 @@ class MaskLabels:
                 f"{source} looks like a photo, not like a mask; are images and masks swapped?", "value of no class"
             )
         raise ItemError(f"{source} is a colour image; {self.no_colours}", "value of no class")
+
+    def _holds_greys(self, mask: MaskPixels, colours: LabelTable) -> bool:
+        """Whether one channel holds grey colours; numbers have values that are no colours."""
+        if not self.grey_colours or mask.palette is not None:
+            return False
+        greys = as_greys(np.unique(mask.values))
+        return colours.covers(greys) and colours.names(greys[greys > 0])
+
+    def numbers_of(self, mask: MaskPixels) -> np.ndarray:
+        """The numbers that one channel holds, as many as the mask's values, uint32."""
+        if mask.palette is None:
+            return mask.numbers(self.bilevel_ones and self.numbers.names(np.array([1])))
+        if is_grey(mask.palette):
+            # Numbers that were stored with a palette to make the file smaller, unless they do not fit the classes.
+            present = np.unique(mask.values)
+            if present[-1] < len(mask.palette):
+                greys: np.ndarray = mask.palette[present] % 256
+                lit = greys[greys > 0]
+                if self.numbers.covers(greys) and self.numbers.names(lit) and self.numbers.names_class(lit):
+                    return np.asarray(mask.palette[mask.values] % 256)
+        return mask.values
 
     def _number_labels(self, values: np.ndarray, source: object) -> np.ndarray:
         if self.no_numbers:

@@ -249,7 +249,7 @@ def _raw_masks(data: LabelledImages) -> RawMasks:
             mask = data.pixels(index)
         except DatasetError:
             continue
-        values = mask.numbers(kinds is not None and kinds.bilevel_ones)
+        values = mask.numbers(kinds is not None and kinds.bilevel_ones and kinds.names(1))
         present, counts = np.unique(values, return_counts=True)
         if mask.coloured:
             pixels = None

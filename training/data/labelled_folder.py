@@ -275,18 +275,20 @@ def _decide_kinds(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
             mask = folder.read(sample)
             step = 1 + min(mask.values.shape) // _ENOUGH_ROWS
             masks.append(mask._replace(values=np.unique(mask.values[::step, ::step])))
-    all_bilevel = bool(masks) and all(mask.bilevel for mask in masks)
-    labels = dataclasses.replace(labels, bilevel_ones=all_bilevel and labels.numbers.names(np.array([1])))
+    several_bits = [mask for mask in masks if not mask.coloured and not mask.bilevel]
+    if labels.colours is not None:  # palettes are read by colour
+        several_bits = [mask for mask in several_bits if mask.palette is None]
+    largest = [int(labels.numbers_of(mask).max()) for mask in several_bits]
+    labels = dataclasses.replace(labels, bilevel_ones=all(value < 2 for value in largest))
     if (colours := labels.colours) is not None:
         has_hues = any(mask.palette is not None or (mask.coloured and not is_grey(mask.values)) for mask in masks)
         greys = [mask.values for mask in masks if mask.coloured]
-        single = [as_greys(mask.values) for mask in masks if not mask.coloured and mask.palette is None]
-        lit = [values[values > 0] for values in single]
-        are_named = any(map(colours.names, lit)) if any(values.size for values in lit) else has_hues
+        lit = [as_greys(mask.values[mask.values > 0]) for mask in masks if not mask.coloured and mask.palette is None]
+        lit = [values for values in lit if values.size]
         labels = dataclasses.replace(
             labels,
             grey_numbers=bool(greys) and not has_hues and not all(map(colours.covers, greys)),
-            grey_colours=are_named and all(map(colours.covers, single)),
+            grey_colours=all(map(colours.names, lit)) and (has_hues or bool(lit)),
         )
     return class_map._replace(masks=labels)
 
