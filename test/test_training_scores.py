@@ -220,5 +220,11 @@ class TestTemperature:
         confidence = float(torch.tensor([2.0 / fitted["temperature"], 0.0]).softmax(0)[0])
         assert confidence == pytest.approx(right_pixels / all_pixels, abs=0.001)
 
+    def test_pixels_that_are_all_right_leave_the_confidence_as_it_is(self):
+        pixels = PixelSample(1)
+        logits = torch.stack([torch.full((20, 20), 0.5), torch.zeros(20, 20)])[None]
+        pixels.add(logits, (0.0, 0.0, 20.0, 20.0), np.zeros((20, 20), np.uint8), 2, 0)
+        assert fit_temperature(pixels)["temperature"] == 1.0
+
     def test_without_labelled_pixels_there_is_none(self):
         assert fit_temperature(PixelSample(1)) is None

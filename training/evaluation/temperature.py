@@ -90,20 +90,22 @@ def fit_temperature(pixels: PixelSample) -> dict[str, Any] | None:
     The mean confidence falls as the temperature rises, so that there is one such temperature, which is bisected.
 
     Returns:
-        ``temperature``, within 1/20 and 20, ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1; None
-        where there are no pixels, or their logits are not finite.
+        ``temperature``, within 1/20 and 20, or 1 where every pixel is right, which no temperature explains;
+        ``pixels``, ``ece_before`` and ``ece`` of these pixels, 0..1. None where there are no pixels, or their logits
+        are not finite.
     """
     logits, truth, weights = pixels.tensors()
     if not len(truth) or not logits.isfinite().all():
         return None
     weights = weights / weights.sum()
-    accuracy = float(weights @ (logits.argmax(1) == truth).double())
+    right = logits.argmax(1) == truth
+    accuracy = float(weights @ right.double())
     low, high = -_LARGEST, _LARGEST
     for _ in range(_STEPS):
         middle = (low + high) / 2
         confidence = float(weights @ (logits / math.exp(middle)).softmax(1).amax(1).double())
         low, high = (middle, high) if confidence > accuracy else (low, middle)
-    temperature = math.exp((low + high) / 2)
+    temperature = 1.0 if right.all() else math.exp((low + high) / 2)
     before, after = (_calibration_error((logits / t).softmax(1), truth, weights) for t in (1.0, temperature))
     return {"temperature": temperature, "pixels": len(truth), "ece_before": before, "ece": after}
 
