@@ -267,7 +267,7 @@ def test_a_finished_training_may_be_made_longer_and_keeps_its_time_and_history(t
     path = train(tiny_recipe(tmp_path, epochs=1, schedule={"name": "constant"})).output / "checkpoint.pt"
     write_checkpoint(path, dataclasses.replace(read_checkpoint(path), seconds=1000.0))
     longer = train(tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}), resume=True).output
-    assert records(longer)[-1]["seconds"] > 1000
+    assert records(longer)[-1]["seconds"] >= 1000  # tenths of a second: a fast machine may need none
     assert [point["step"] for point in read_checkpoint(path).points] == [1, 2, 3, 4]
     at_once = tiny_recipe(tmp_path, epochs=2, schedule={"name": "constant"}, output=str(tmp_path / "at_once"))
     assert not changed(weights(longer), weights(train(at_once).output))
