@@ -353,6 +353,16 @@ def test_an_override_of_one_publisher_changes_no_other(graph):
         assert offered() == [BEST_EFFORT, RELIABLE]
 
 
+def test_a_missing_library_of_a_message_type_is_told_as_such(graph, monkeypatch):
+    def create(*_arguments, **_options):
+        raise RuntimeError("Failed to create publisher: Type support not from this implementation. Got: dlopen error")
+
+    with remapped(graph, {}) as endpoints:
+        monkeypatch.setattr(LifecycleNode, "create_lifecycle_publisher", create)
+        with pytest.raises(ParameterError, match="opened; source the workspace that its message package was built in"):
+            endpoints.advertise(Image, "mask", OUTPUT_QOS)
+
+
 def test_a_topic_that_cannot_be_opened_leaves_none_of_the_others_open(graph):
     odd = ("/camera_info.subscription", "/segmentation/overlay.publisher")
     with remapped(graph, {}, **{f"qos_overrides.{name}.reliability": "odd" for name in odd}) as endpoints:

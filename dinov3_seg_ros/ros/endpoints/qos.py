@@ -243,6 +243,8 @@ def _opening(topic: str) -> Iterator[None]:
         remedy = "check its qos_overrides"
         if "incompatible type" in str(error):
             remedy = "check the remappings: it is open with another type in this process"
+        elif "type support" in str(error).lower():
+            remedy = "source the workspace that its message package was built in: a library of it is missing"
         raise ParameterError(f"topic {topic} cannot be opened; {remedy}: {error}") from error
 
 
