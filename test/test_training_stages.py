@@ -31,20 +31,6 @@ def test_a_stage_changes_what_it_names_and_keeps_the_rest(tmp_path):
     assert [loss.name for loss in second.losses] == ["dice"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "mirrors"),
-    [
-        ({}, False),
-        ({"augmentation": {"flip": 0.5}}, True),
-        ({"stages": [{}, {"augmentation": {"flip": 0.5}}]}, True),
-        ({"augmentation": {"flip": 0.5}, "stages": [{"augmentation": {"flip": 0}}]}, False),
-        ({"inference": {"flip": True}}, False),
-    ],
-)
-def test_images_are_mirrored_in_any_stage(tmp_path, changes, mirrors):
-    assert tiny_recipe(tmp_path, **changes).mirrors is mirrors
-
-
 def test_stages_follow_each_other_in_steps_and_epochs(tmp_path):
     stages = plan_stages(tiny_recipe(tmp_path, stages=STAGES, epochs=3), count=9)
     assert [(stage.first_step, stage.end, stage.first_epoch) for stage in stages] == [(0, 4, 0), (4, 9, 2), (9, 15, 5)]

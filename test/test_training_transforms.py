@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from trainings import tiny_recipe
 
 from dinov3_seg_ros.frames.preprocessing import fill_canvas, place
+from training.loop.parts import make_samples
 from training.samples.loader import AugmentedDataset, BatchLoader, EpochBatches, share_out
 from training.samples.transforms import Augmentation, CanvasSettings, change_colours, training_canvas
 from training.support.randomness import Purpose, generator
@@ -64,6 +66,19 @@ def test_masks_are_never_interpolated_and_padded_with_the_ignore_value(geometry,
     assert canvas.shape == (64, 96, 3) and canvas.dtype == np.uint8
     assert mask.shape == (64, 96) and mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 100, 200, 255}
+
+
+def test_classes_of_two_sides_trade_places_in_mirrored_images(tmp_path):
+    mask = np.array([[0, 0, 1, 2], [3, 255, 2, 1]], np.uint8).repeat(16, 0).repeat(16, 1)
+    data = Blocks()
+    data.class_names = ["floor", "Left_lane", "right_lane", "wall"]
+    data.item = lambda _index: (np.dstack([mask] * 3), mask)
+    shape = {"network_size": (32, 64), "geometry": "stretch", "mean": MEAN, "std": (0.2, 0.2, 0.2)}
+    for flip in (0.0, 1.0):
+        samples = make_samples(tiny_recipe(tmp_path, input=shape, augmentation={"flip": flip}), data, 16)
+        canvas, seen = (tensor.numpy()[::16, ::16] for tensor in samples[0, 0])
+        assert canvas[..., 0].tolist() == ([[2, 1, 0, 0], [1, 2, 255, 3]] if flip else [[0, 0, 1, 2], [3, 255, 2, 1]])
+        assert seen.tolist() == ([[1, 2, 0, 0], [2, 1, 255, 3]] if flip else [[0, 0, 1, 2], [3, 255, 2, 1]])
 
 
 def test_disabled_changes_draw_no_random_numbers():

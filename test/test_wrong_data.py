@@ -430,16 +430,6 @@ def test_an_image_that_exif_turns_as_its_mask_lies_is_not_noted(root, capsys):
     assert (status, found["problems"]) == (0, []) and "EXIF" not in said
 
 
-@pytest.mark.parametrize("flip", [0.0, 0.5])
-def test_classes_of_two_sides_are_named_where_images_are_mirrored(flip, root, tmp_path):
-    console = Console(width=1000, record=True, file=(tmp_path / "said.txt").open("w"))
-    data = {"name": "folder", "root": str(root), "classes": ["floor", "Left_lane", "right_lane"]}
-    forget_accelerator()
-    Trainer(tiny_recipe(tmp_path, data=data, augmentation={"flip": flip}), console).dry_run()
-    said = "classes trade places in mirrored images: 1: 'Left_lane' and 'right_lane'; set augmentation.flip to 0"
-    assert (said in console.export_text()) == (flip > 0)
-
-
 def test_a_bad_validation_file_costs_a_message_and_mending_it_suffices(root, tmp_path):
     mask = first(root, "val", "masks")
     whole = mask.read_bytes()

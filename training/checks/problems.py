@@ -18,7 +18,6 @@ from training.data import DataSection, SegmentationDataset, Split
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
 from training.data.pseudo_labels import PSEUDO_PREFIX
-from training.support.sides import opposite_sides
 from training.support.text import percent, say
 
 #: From the kind of a problem, in one split or between two, to what was found of it.
@@ -104,15 +103,12 @@ def remedy_of(kind: str) -> str:
     return _REMEDIES.get(kind, "")
 
 
-def check_before_training(
-    section: DataSection, console: Console, mirrored: bool = False, taught: SegmentationDataset | None = None
-) -> None:
+def check_before_training(section: DataSection, console: Console, taught: SegmentationDataset | None = None) -> None:
     """Read the validation images and up to `MOST_BEFORE_TRAINING` training images; print what is suspicious.
 
     Args:
         section: the recipe's ``data``.
         console: for people.
-        mirrored: whether images will be mirrored.
         taught: images that a teacher labelled, to train on beside the others; as many of them are read.
 
     Raises:
@@ -123,7 +119,7 @@ def check_before_training(
         train = check_split(section, "train", threads, console, most)
         splits: dict[Split, Findings] = {"train": train, "val": check_split(section, "val", threads, console)}
         pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most)
-    problems = find_problems(splits, pseudo_labels) | (_sides(train.class_names) if mirrored else {})
+    problems = find_problems(splits, pseudo_labels)
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
         # A remedy for the whole data set comes first: the single files that follow are its consequence.
@@ -228,14 +224,6 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
         for name, key in plain
         if key and first.setdefault(key, name) != name
     ]
-
-
-def _sides(names: Sequence[str]) -> Problems:
-    """Pairs of classes such as 'left lane' and 'right lane', which trade places when an image is mirrored."""
-    pairs = [
-        f"'{names[left]}' and '{names[right]}'; set augmentation.flip to 0" for left, right in opposite_sides(names)
-    ]
-    return {"classes trade places in mirrored images": pairs} if pairs else {}
 
 
 def _with_pseudo_labels(train: Findings, taught: Findings) -> Findings:

@@ -18,6 +18,7 @@ from training.recipes.schema import Recipe
 from training.samples.feature_cache import FeatureCache
 from training.samples.loader import AugmentedDataset, repeat_factors
 from training.samples.transforms import CanvasSettings
+from training.support.sides import opposite_sides
 
 CountPixels = Callable[[], np.ndarray]
 
@@ -49,7 +50,8 @@ def make_samples(recipe: Recipe, data: SegmentationDataset, multiple: int, seed:
             f"augmentation.crop takes the place of the network size, and cannot be used: {error}"
         ) from error
     mean, _ = shape.normalisation
-    settings = CanvasSettings(shape.network_size, size, shape.geometry, multiple, mean, data.ignore_value)
+    sides = tuple(opposite_sides(data.class_names))
+    settings = CanvasSettings(shape.network_size, size, shape.geometry, multiple, mean, data.ignore_value, sides)
     return AugmentedDataset(data, settings, recipe.augmentation, recipe.seed if seed is None else seed)
 
 

@@ -200,7 +200,7 @@ class Trainer:
     def _check_data(self) -> None:
         """For the main process; see `check_before_training`."""
         taught = self._train_data.taught if isinstance(self._train_data, JoinedImages) else None
-        check_before_training(self.recipe.data, self._console, self.recipe.mirrors, taught)
+        check_before_training(self.recipe.data, self._console, taught)
         _ = self._losses, self._repeats  # what cannot be counted is told before anything is written
 
     @functools.cached_property

@@ -202,11 +202,6 @@ class Recipe(Section):
             raise RecipeError("workers is auto, which only a resolved recipe replaces by a number")
         return self.workers
 
-    @property
-    def mirrors(self) -> bool:
-        """Whether the training mirrors images."""
-        return any(stage.augmentation.flip > 0 for stage in self.by_stage())
-
     def by_stage(self) -> list[Recipe]:
         """The recipe of each stage: this one with the changes of the stage."""
         stages = []

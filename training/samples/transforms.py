@@ -62,7 +62,7 @@ class Augmentation(Section):
     """Share of a crop's labelled pixels that no class should reach; up to ten crops are drawn to find one. Known as
     cat_max_ratio elsewhere."""
     flip: Probability = 0.0
-    """Probability of swapping left and right."""
+    """Probability of swapping left and right, also of classes such as ``left lane`` and ``right lane``."""
     colour_probability: Probability = 1.0
     """Probability of changing colours at all: brightness, contrast, saturation, hue and grey."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -90,6 +90,7 @@ class CanvasSettings:
         size: (height, width) of the training canvas.
         mean: of the normalisation, 0..1; images are padded with it.
         ignore_value: masks are padded with it.
+        sides: pairs of class ids that trade places when the image is mirrored; see `opposite_sides`.
     """
 
     network_size: tuple[int, int]
@@ -98,6 +99,7 @@ class CanvasSettings:
     multiple: int
     mean: Sequence[float]
     ignore_value: int
+    sides: Sequence[tuple[int, int]] = ()
 
     @property
     def padding_colour(self) -> tuple[int, int, int]:
@@ -128,7 +130,7 @@ def training_canvas(
     height, width = _scaled_size(image.shape[:2], settings, augmentation, random)
     image, mask, top, left = _resampled_part(image, mask, (height, width), settings, augmentation, random)
     if random.random() < augmentation.flip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
+        image, mask = image[:, ::-1], _mirrored(mask, settings.sides)
         left = settings.size[1] - left - image.shape[1]
     image = np.ascontiguousarray(image)
     if _happens(augmentation.colour_probability, random):
@@ -147,6 +149,14 @@ def training_canvas(
     canvas[rows, columns] = image
     canvas_mask[rows, columns] = mask
     return canvas, canvas_mask
+
+
+def _mirrored(mask: np.ndarray, sides: Sequence[tuple[int, int]]) -> np.ndarray:
+    seen = mask[:, ::-1]
+    mirrored: np.ndarray = seen.copy()
+    for left, right in sides:
+        mirrored[seen == left], mirrored[seen == right] = right, left
+    return mirrored
 
 
 def change_colours(image: np.ndarray, augmentation: Augmentation, random: np.random.Generator) -> np.ndarray:
