@@ -18,6 +18,12 @@ _NUMBERED = re.compile(r"(?P<video>.*?)(?P<frame>(?<!\d)\d{10}\.\d+|\d+)\D{0,12}
 # Where any name has nine digits behind the seconds, all have nanoseconds there, perhaps without zeros at the front.
 _NANOSECONDS = re.compile(r"(?<!\d)\d{10}[._-]\d{9}(?!\d)")
 _WITH_NANOSECONDS = re.compile(r"(?P<video>.*?)(?P<frame>(?<!\d)\d{10}[._-]\d+|\d+)\D{0,12}")
+# A date and a time of day, perhaps with a fraction: the images of a day are one video. A number of other length behind
+# the seconds is that of a frame, in a video that is named by its start.
+_CLOCK = re.compile(
+    r"(?P<video>.*?(?<!\d)(19|20)\d\d(?P<in_date>[-_.:]?)[01]\d(?P=in_date)[0-3]\d[-_. T])"
+    r"(?P<frame>[0-2]\d(?P<in_time>[-_.:]?)[0-5]\d(?P=in_time)[0-5]\d(\.\d+|[-_,:](\d{3}|\d{6}|\d{9}))?)\D{0,12}"
+)
 
 
 class Origin(NamedTuple):
@@ -50,7 +56,8 @@ def origins_of(names: Sequence[str], pattern: str | None = None) -> list[Origin]
     sources = [source_of(name) for name in names]
     stems = _own_stems(sources)
     numbered = _WITH_NANOSECONDS if any(map(_NANOSECONDS.search, stems.values())) else _NUMBERED
-    origins = [_by_name(source, numbered.fullmatch(stems[source])) for source in sources]
+    found = {source: _CLOCK.fullmatch(stem) or numbered.fullmatch(stem) for source, stem in stems.items()}
+    origins = [_by_name(source, found[source]) for source in sources]
     if pattern is None:
         return origins
     try:
