@@ -7,7 +7,7 @@ ros2 launch dinov3_seg_ros nav2.launch.py bundle:=/path/to/bundle image_topic:=/
 """
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -38,7 +38,9 @@ def generate_launch_description() -> LaunchDescription:
         parameters=[str(resource_path("config/nav2_lifecycle_manager.yaml"))],
         output="screen",
     )
-    return LaunchDescription([*arguments, OpaqueFunction(function=_end_a_hung_node), segmentation, manager])
+    # The group keeps what is set for the node from a launch file that includes this one.
+    node = GroupAction([OpaqueFunction(function=_end_a_hung_node), segmentation])
+    return LaunchDescription([*arguments, node, manager])
 
 
 def _end_a_hung_node(context: LaunchContext) -> None:

@@ -5,6 +5,7 @@ No registry has these packages. The stand-ins keep what they are given, so that 
 
 from __future__ import annotations
 
+import runpy
 import sys
 import types
 from types import SimpleNamespace
@@ -19,19 +20,38 @@ class LaunchDescription:
     def __init__(self, entities):
         self.entities = entities
 
+    def visit(self, context):
+        return self.entities
+
 
 class DeclareLaunchArgument:
     def __init__(self, name, *, default_value, description):
         self.name, self.description = name, description
         self.default_value = [SimpleNamespace(text=default_value)]
 
+    def visit(self, context):
+        context.launch_configurations.setdefault(self.name, self.default_value[0].text)
+
 
 class OpaqueFunction:
     def __init__(self, *, function):
         self._function = function
 
-    def execute(self, context):
+    def visit(self, context):
         return self._function(context)
+
+
+class GroupAction:
+    def __init__(self, actions):
+        self._actions = actions
+
+    def visit(self, context):
+        outer = dict(context.launch_configurations)
+
+        def restore(context):
+            context.launch_configurations = outer
+
+        return [*self._actions, OpaqueFunction(function=restore)]
 
 
 class LaunchConfiguration:
@@ -43,10 +63,14 @@ class LaunchConfiguration:
 
 
 class Node:
-    def __init__(self, *, executable, name, output, package=None, namespace=None, parameters=(), remappings=(),
+    def __init__(self, *, executable, name, output, package=None, namespace="", parameters=(), remappings=(),
                  arguments=(), ros_arguments=(), respawn=False, respawn_delay=0.0):  # fmt: skip
-        self.parameters, self.remappings, self.namespace = parameters, remappings, namespace
+        self.parameters, self.remappings, self.node_name, self._namespace = parameters, remappings, name, namespace
         self.respawn, self.ros_arguments, self.arguments = respawn, ros_arguments, arguments
+
+    def _perform_substitutions(self, context):
+        namespace = self._namespace if isinstance(self._namespace, str) else self._namespace.perform(context)
+        self.node_name = "/" + "/".join(filter(None, (namespace, self.node_name)))
 
 
 class LifecycleNode(Node):
@@ -60,12 +84,16 @@ class PythonLaunchDescriptionSource:
 
 class IncludeLaunchDescription:
     def __init__(self, source, *, launch_arguments=()):
-        self.source, self.launch_arguments = source, launch_arguments
+        self._source, self._launch_arguments = source, launch_arguments
+
+    def visit(self, context):
+        context.launch_configurations.update(self._launch_arguments)
+        return [runpy.run_path(self._source.path)["generate_launch_description"]()]
 
 
 _MODULES = {
     "launch": (LaunchContext, LaunchDescription),
-    "launch.actions": (DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction),
+    "launch.actions": (DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction),
     "launch.launch_description_sources": (PythonLaunchDescriptionSource,),
     "launch.substitutions": (LaunchConfiguration,),
     "launch_ros": (),
@@ -79,3 +107,13 @@ def use() -> None:
         module = types.ModuleType(name)
         vars(module).update({one.__name__: one for one in classes})
         sys.modules[name] = module
+
+
+def started_by(entity, context):
+    """The nodes that a part of a launch file starts, with their full names; of ros2/launch or of the stand-ins."""
+    from launch_ros.actions import Node
+
+    if isinstance(entity, Node):
+        entity._perform_substitutions(context)
+        return [entity]
+    return [node for part in entity.visit(context) or () for node in started_by(part, context)]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import launch_stand_ins
 import pytest
 import yaml
 
 if importlib.util.find_spec("launch_ros") is None:
-    import launch_stand_ins
-
     launch_stand_ins.use()
 
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch_ros.actions import LifecycleNode, Node
+from launch.actions import DeclareLaunchArgument
+from launch_ros.actions import LifecycleNode
 
 from dinov3_seg_ros.options import NodeOptions
 from dinov3_seg_ros.support.errors import ParameterError
@@ -26,21 +26,18 @@ from dinov3_seg_ros.support.option_values import read_options
 from dinov3_seg_ros.support.resources import resource_path
 
 
-def entities_of(name):
-    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), resource_path(f"launch/{name}"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_launch_description().entities
+def description_of(name):
+    return runpy.run_path(str(resource_path(f"launch/{name}")))["generate_launch_description"]()
+
+
+def nodes_of(name, context=None, **given):
+    context = context or LaunchContext()
+    context.launch_configurations.update(given)
+    return launch_stand_ins.started_by(description_of(name), context)
 
 
 def nodes_of_seg_launch(**given):
-    context = LaunchContext()
-    entities = entities_of("seg.launch.py")
-    for entity in entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            context.launch_configurations[entity.name] = given.pop(entity.name, entity.default_value[0].text)
-    assert given == {}, "unknown arguments"
-    return [node for entity in entities if isinstance(entity, OpaqueFunction) for node in entity.execute(context)]
+    return nodes_of("seg.launch.py", **given)
 
 
 def parameters_of(node):
@@ -54,7 +51,7 @@ def file_of(node):
     """The parameter file that a node is given."""
     if hasattr(node, "parameters"):
         return node.parameters[0]
-    return "".join(part.text for part in node._Node__parameters[0].param_file)
+    return str(node._Node__parameters[0].param_file)
 
 
 def ending_and_logging_of(node):
@@ -85,12 +82,7 @@ def test_a_launch_file_needs_no_library_of_the_nodes_environment(name):
         f"import sys, runpy; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}\n"
         "import launch_stand_ins as stand_ins; stand_ins.use()\n"
         f"described = runpy.run_path({str(resource_path(f'launch/{name}'))!r})['generate_launch_description']()\n"
-        "context = stand_ins.LaunchContext()\n"
-        "for one in described.entities:\n"
-        "    if isinstance(one, stand_ins.DeclareLaunchArgument):\n"
-        "        context.launch_configurations[one.name] = one.default_value[0].text\n"
-        "    elif isinstance(one, stand_ins.OpaqueFunction):\n"
-        "        one.execute(context)\n"
+        "assert stand_ins.started_by(described, stand_ins.LaunchContext())\n"
     )
     # -S leaves out all installed packages.
     run = subprocess.run(
@@ -134,7 +126,8 @@ def test_a_launch_file_knows_the_parameters_as_the_node_describes_them():
 
 
 def test_every_parameter_of_the_node_is_an_argument():
-    arguments = {entity.name for entity in entities_of("seg.launch.py") if isinstance(entity, DeclareLaunchArgument)}
+    parts = description_of("seg.launch.py").entities
+    arguments = {part.name for part in parts if isinstance(part, DeclareLaunchArgument)}
     assert describe_options(NodeOptions).keys() <= arguments
 
 
@@ -239,55 +232,49 @@ def test_use_sim_time_is_a_parameter_only_where_it_is_given(text, expected):
 
 
 def test_demo_launch_adds_a_camera_with_its_arguments():
-    context, entities = LaunchContext(), entities_of("demo.launch.py")
-    for entity in entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            context.launch_configurations[entity.name] = f"the {entity.name}"
-    (camera,) = (entity for entity in entities if isinstance(entity, Node))
+    context = LaunchContext()
+    _, camera = nodes_of("demo.launch.py", context, **{name: f"the {name}" for name in ("source", "rate", "seconds")})
     words = camera.arguments if hasattr(camera, "arguments") else camera._Node__arguments
     assert [word if isinstance(word, str) else word.perform(context) for word in words] == [
         "--source", "the source", "--rate", "the rate", "--seconds", "the seconds",
     ]  # fmt: skip
 
 
-def test_nav2_launch_adds_a_manager_which_starts_the_node():
-    entities = entities_of("nav2.launch.py")
-    assert sum(isinstance(entity, Node) for entity in entities) == 1
-    (segmentation,) = (entity for entity in entities if isinstance(entity, IncludeLaunchDescription))
-    assert dict(segmentation.launch_arguments) == {"autostart": "false", "respawn": "true"}
+def test_nav2_launch_leaves_it_to_the_manager_to_start_the_node():
+    node, _ = nodes_of("nav2.launch.py")
+    assert parameters_of(node)["autostart"] is False
+    assert ending_and_logging_of(node)[0] is True
 
 
-@pytest.mark.parametrize("name", ["nav2.launch.py", "demo.launch.py"])
-@pytest.mark.parametrize(("given", "expected"), [({}, ""), ({"namespace": "robot"}, "robot")])
-def test_what_runs_beside_the_node_is_in_its_namespace(name, given, expected):
+def test_nav2_launch_keeps_its_settings_from_what_is_launched_after_it():
     context = LaunchContext()
-    entities = entities_of(name)
-    for entity in entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            context.launch_configurations[entity.name] = given.get(entity.name, entity.default_value[0].text)
-    (beside,) = (entity for entity in entities if isinstance(entity, Node))
-    namespace = beside.namespace if hasattr(beside, "namespace") else beside._Node__node_namespace
-    assert namespace.perform(context) == expected
+    nodes_of("nav2.launch.py", context, autostart="true")
+    assert context.launch_configurations["autostart"] == "true"
+    (node,) = nodes_of("seg.launch.py", context, autostart="")
+    assert not {"autostart", "exit_after_hang"} & parameters_of(node).keys()
+    assert ending_and_logging_of(node)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"), [("nav2.launch.py", "lifecycle_manager_perception"), ("demo.launch.py", "camera")]
+)
+@pytest.mark.parametrize(("given", "namespace"), [({}, ""), ({"namespace": "robot"}, "/robot")])
+def test_what_runs_beside_the_node_is_in_its_namespace(name, beside, given, namespace):
+    names = [node.node_name for node in nodes_of(name, **given)]
+    assert names == [f"{namespace}/segmentation", f"{namespace}/{beside}"]
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "30.0"),
-        ({"exit_after_hang": "5.0"}, "5.0"),
-        ({"params_file": "mine.yaml"}, ""),
-        ({"params_file": "mine.yaml", "exit_after_hang": "0.0"}, "0.0"),
+        ({}, 30.0),
+        ({"exit_after_hang": "5.0"}, 5.0),
+        ({"params_file": "mine.yaml"}, None),
+        ({"params_file": "mine.yaml", "exit_after_hang": "0.0"}, 0.0),
     ],
 )
-def test_nav2_launch_ends_a_hung_node_unless_argument_or_file_say_otherwise(given, expected):
-    context, kinds = LaunchContext(), []
-    for entity in entities_of("nav2.launch.py"):
-        kinds.append(type(entity))
-        if isinstance(entity, DeclareLaunchArgument):
-            context.launch_configurations[entity.name] = given.get(entity.name, entity.default_value[0].text)
-        elif isinstance(entity, OpaqueFunction):
-            entity.execute(context)
-        elif isinstance(entity, IncludeLaunchDescription):
-            assert "exit_after_hang" not in dict(entity.launch_arguments), "it would overrule the user's"
-    assert context.launch_configurations["exit_after_hang"] == expected
-    assert kinds.index(OpaqueFunction) < kinds.index(IncludeLaunchDescription)
+def test_nav2_launch_ends_a_hung_node_unless_argument_or_file_say_otherwise(given, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").touch()
+    node, _ = nodes_of("nav2.launch.py", **given)
+    assert parameters_of(node).get("exit_after_hang") == expected
