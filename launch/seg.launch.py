@@ -26,7 +26,7 @@ OTHERS = {
     "image_topic": ("image", "Topic of the camera's images; with `cameras`, below each prefix, and thus relative."),
     "camera_info_topic": ("", "Topic of the camera's calibration; default: camera_info beside the images."),
     "namespace": ("", "Namespace of node and topics."),
-    "params_file": ("", "YAML file of parameters; default: config/segmentation.yaml with the demo's bundle."),
+    "params_file": ("", "YAML file of parameters, which names the bundle; default: none, and the demo's bundle."),
     "log_level": ("info", "debug, info, warn, error or fatal; of one logger alone: NAME:=LEVEL."),
     "respawn": ("false", "true: start the process again when it ends, as a lifecycle manager expects."),
     "use_sim_time": ("", "true: take the time from /clock, as of a simulator or of 'ros2 bag play --clock'."),
@@ -80,15 +80,16 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
     file = os.path.expanduser(value("params_file"))
     if file and not os.path.isfile(file):
         raise ParameterError(f"params_file is '{file}', and there is no such file; give the path of a YAML file")
-    if not file and not given.get("bundles"):
-        given.setdefault("bundle", str(resource_path("weights/demo")))
+    # Before what an outer launch file sets for all its nodes, which may thus name another: the last value counts.
+    is_named = file or given.get("bundle") or given.get("bundles")
+    demo = [] if is_named else ["-p", f"bundle:={resource_path('weights/demo')}"]
     return [
         LifecycleNode(
             executable=console_script("segmentation_node"),
             name="segmentation",
             namespace=value("namespace"),
             parameters=[
-                file or str(resource_path("config/segmentation.yaml")),
+                *([file] if file else []),
                 {name: to_parameter(PARAMETERS[name], found) for name, found in given.items()} | clock,
             ],
             remappings=[
@@ -96,7 +97,7 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
                 for camera in cameras or [""]
                 for name, source in sources.items()
             ],
-            ros_arguments=["--log-level", log_level],
+            ros_arguments=["--log-level", log_level, *demo],
             respawn=parse_option(RESPAWN, value("respawn")),
             respawn_delay=2.0,
             output="screen",

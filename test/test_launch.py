@@ -25,6 +25,9 @@ from dinov3_seg_ros.support.option_model import describe_options
 from dinov3_seg_ros.support.option_values import read_options
 from dinov3_seg_ros.support.resources import resource_path
 
+#: How a node is told to take the demo's bundle.
+DEMO = f"bundle:={resource_path('weights/demo')}"
+
 
 def description_of(name):
     return runpy.run_path(str(resource_path(f"launch/{name}")))["generate_launch_description"]()
@@ -43,15 +46,17 @@ def nodes_of_seg_launch(**given):
 def parameters_of(node):
     """The parameters that a node is given beside its file, by name."""
     if hasattr(node, "parameters"):
-        return node.parameters[1]
-    return {"".join(part.text for part in key): value for key, value in node._Node__parameters[1].items()}
+        return node.parameters[-1]
+    return {"".join(part.text for part in key): value for key, value in node._Node__parameters[-1].items()}
 
 
 def file_of(node):
-    """The parameter file that a node is given."""
+    """The parameter file that a node is given, if any."""
     if hasattr(node, "parameters"):
-        return node.parameters[0]
-    return str(node._Node__parameters[0].param_file)
+        *files, _ = node.parameters
+    else:
+        files = [str(file.param_file) for file in node._Node__parameters[:-1]]
+    return files[0] if files else None
 
 
 def ending_and_logging_of(node):
@@ -104,21 +109,26 @@ def test_a_parameter_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     assert file_of(node) == str(tmp_path / "my file.yaml")
 
 
-def test_the_demos_bundle_is_taken_where_neither_argument_nor_file_names_one(tmp_path):
-    (tmp_path / "mine.yaml").touch()
-    found = [
-        texts_of([parameters.get("bundle")])[0] if "bundle" in parameters else None
-        for given in ({}, {"bundles": "one, other"}, {"params_file": str(tmp_path / "mine.yaml")}, {"bundle": "mine"})
-        for parameters in [parameters_of(*nodes_of_seg_launch(**given))]
-    ]
-    assert found == [str(resource_path("weights/demo")), None, None, "mine"]
+@pytest.mark.parametrize("given", [{}, {"bundles": "one, other"}, {"params_file": "mine.yaml"}, {"bundle": "mine"}])
+def test_the_demos_bundle_is_taken_where_neither_argument_nor_file_names_one(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").touch()
+    (node,) = nodes_of_seg_launch(**given)
+    assert (DEMO in ending_and_logging_of(node)[1]) == (not given)
+
+
+def test_defaults_do_not_overrule_what_an_including_launch_file_sets_for_all_its_nodes():
+    """launch_ros puts that after a node's ROS arguments and before its parameters, and ROS takes the last value."""
+    (node,) = nodes_of_seg_launch()
+    assert file_of(node) is None
+    assert parameters_of(node) == {}
 
 
 def test_what_an_including_launch_file_leaves_empty_has_its_default():
     (node,) = nodes_of_seg_launch(**dict.fromkeys(("image_topic", "params_file", "log_level", "respawn"), ""))
     assert remappings_of(node) == {"image": "image", "camera_info": "camera_info"}
-    assert file_of(node) == str(resource_path("config/segmentation.yaml"))
-    assert ending_and_logging_of(node) == (False, ["--log-level", "info"])
+    assert file_of(node) is None
+    assert ending_and_logging_of(node) == (False, ["--log-level", "info", "-p", DEMO])
 
 
 def test_a_launch_file_knows_the_parameters_as_the_node_describes_them():
