@@ -12,10 +12,11 @@ import re
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ParameterError, nearest
 from dinov3_seg_ros.support.option_checks import check_options
 from dinov3_seg_ros.support.option_values import Option, parse_option, read_options, to_parameter
 from dinov3_seg_ros.support.resources import console_script, resource_path
@@ -53,6 +54,10 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
         # A launch file that includes this one may leave any argument empty.
         return LaunchConfiguration(name).perform(context) or OTHERS.get(name, ("",))[0]
 
+    _warn_of_misspelt(
+        {*context.launch_configurations} - {*PARAMETERS, *OTHERS},
+        unused=[name for name in (*PARAMETERS, *OTHERS) if value(name) == OTHERS.get(name, ("",))[0]],
+    )
     # A value that cannot be used is refused here, before any process is started; the node refuses pairs of them.
     given = {name: parse_option(option, value(name)) for name, option in PARAMETERS.items() if value(name)}
     check_options(given)
@@ -103,6 +108,16 @@ def _node(context: LaunchContext) -> list[LifecycleNode]:
             output="screen",
         )
     ]
+
+
+def _warn_of_misspelt(unknown: set[str], unused: list[str]) -> None:
+    """Warn of unknown names that are much like an unused argument; other names belong to other launch files.
+
+    One with a word before the argument's is another name, such as use_namespace, or ros_namespace of PushRosNamespace.
+    """
+    for name in sorted(unknown):
+        if hint := nearest(name, [near for near in unused if not name.endswith(f"_{near}")], 0.8):
+            get_logger("seg.launch.py").warning(f"launch argument '{name}' is unknown and ignored{hint}")
 
 
 def _described(option: Option) -> str:

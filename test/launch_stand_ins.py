@@ -5,6 +5,7 @@ No registry has these packages. The stand-ins keep what they are given, so that 
 
 from __future__ import annotations
 
+import logging
 import runpy
 import sys
 import types
@@ -91,10 +92,15 @@ class IncludeLaunchDescription:
         return [runpy.run_path(self._source.path)["generate_launch_description"]()]
 
 
+def get_logger(name):
+    return logging.getLogger(name)
+
+
 _MODULES = {
     "launch": (LaunchContext, LaunchDescription),
     "launch.actions": (DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction),
     "launch.launch_description_sources": (PythonLaunchDescriptionSource,),
+    "launch.logging": (get_logger,),
     "launch.substitutions": (LaunchConfiguration,),
     "launch_ros": (),
     "launch_ros.actions": (LifecycleNode, Node),
@@ -103,9 +109,9 @@ _MODULES = {
 
 def use() -> None:
     """Let ``import launch`` and ``import launch_ros`` find the stand-ins."""
-    for name, classes in _MODULES.items():
+    for name, content in _MODULES.items():
         module = types.ModuleType(name)
-        vars(module).update({one.__name__: one for one in classes})
+        vars(module).update({one.__name__: one for one in content})
         sys.modules[name] = module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import runpy
 import subprocess
 import sys
@@ -78,6 +79,14 @@ def remappings_of(node):
         "".join(part.text for part in name): "".join(part.text for part in target)
         for name, target in node._Node__remappings
     }
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings of seg.launch.py. Loggers of ros2/launch do not propagate, so `caplog` has none."""
+    said = []
+    monkeypatch.setattr(logging.getLogger("seg.launch.py"), "warning", said.append)
+    return said
 
 
 @pytest.mark.parametrize("name", ["seg.launch.py", "demo.launch.py", "nav2.launch.py"])
@@ -233,6 +242,37 @@ def test_an_absolute_topic_is_refused_with_several_cameras(argument, topic, rela
 def test_respawn_and_log_level_reach_the_node(respawn, log_level):
     (node,) = nodes_of_seg_launch(bundle="given", respawn=respawn, log_level=log_level)
     assert ending_and_logging_of(node) == (respawn.lower() == "true", ["--log-level", log_level])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("bundel", "bundle"),
+        ("confidence_treshold", "confidence_threshold"),
+        ("parameters_file", "params_file"),
+        ("loglevel", "log_level"),
+    ],
+)
+def test_a_misspelt_argument_is_named_with_the_nearest_one(name, near, warnings):
+    nodes_of_seg_launch(**{name: "given"})
+    assert warnings == [f"launch argument '{name}' is unknown and ignored (did you mean '{near}'?)"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ros_namespace": "/robot", "global_params": []},
+        {"use_namespace": "false", "use_respawn": "true", "camera_name": "front", "rgb_camera_info_topic": "/info"},
+        {"parameters_file": "theirs.yaml", "params_file": "mine.yaml"},
+    ],
+    ids=["of launch_ros", "of other launch files", "whose like is given"],
+)
+def test_nothing_is_said_of_arguments_of_others(given, warnings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").touch()
+    for name in ("seg.launch.py", "demo.launch.py", "nav2.launch.py"):
+        nodes_of(name, **given)
+    assert warnings == []
 
 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("False", False), ("", None)])

@@ -155,8 +155,8 @@ def _item(name: str, default: str, text: str) -> str:
 
 def _launch() -> ModuleType:
     """The launch file, whose arguments must be readable without ROS too."""
-    for name in ("launch", "launch.actions", "launch.substitutions", "launch_ros", "launch_ros.actions"):
-        sys.modules.setdefault(name, _Anything(name))
+    for name in ("", ".actions", ".logging", ".substitutions", "_ros", "_ros.actions"):
+        sys.modules.setdefault(f"launch{name}", _Anything(f"launch{name}"))
     spec = importlib.util.spec_from_file_location("seg_launch", ROOT / "launch" / "seg.launch.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -133,9 +133,13 @@ def first_of(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or ""."""
-    close = difflib.get_close_matches(word, list(words), n=1)
+def nearest(word: str, words: Iterable[str], least: float = 0.6) -> str:
+    """Return a hint for an error message, " (did you mean '...'?)" with the most similar of ``words``, or "".
+
+    Args:
+        least: similarity from 0 to 1 below which there is no hint.
+    """
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=least)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
