@@ -5,7 +5,9 @@ No registry has these packages. The stand-ins keep what they are given, so that 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import runpy
 import sys
 import types
@@ -71,16 +73,28 @@ class Node:
 
     def _perform_substitutions(self, context):
         namespace = self._namespace if isinstance(self._namespace, str) else self._namespace.perform(context)
-        self.node_name = "/" + "/".join(filter(None, (namespace, self.node_name)))
+        pushed = context.launch_configurations.get("ros_namespace", "").strip("/")
+        self.node_name = "/" + "/".join(filter(None, (pushed, namespace, self.node_name)))
 
 
 class LifecycleNode(Node):
     pass
 
 
+class FindPackageShare:
+    def __init__(self, package):
+        self._package = package
+
+    def perform(self, context):
+        return f"{os.environ['AMENT_PREFIX_PATH'].split(os.pathsep)[0]}/share/{self._package}"
+
+
 class PythonLaunchDescriptionSource:
     def __init__(self, path):
-        self.path = path
+        self._path = [path] if isinstance(path, str) else path
+
+    def location(self, context):
+        return "".join(part if isinstance(part, str) else part.perform(context) for part in self._path)
 
 
 class IncludeLaunchDescription:
@@ -89,7 +103,7 @@ class IncludeLaunchDescription:
 
     def visit(self, context):
         context.launch_configurations.update(self._launch_arguments)
-        return [runpy.run_path(self._source.path)["generate_launch_description"]()]
+        return [runpy.run_path(self._source.location(context))["generate_launch_description"]()]
 
 
 def get_logger(name):
@@ -104,6 +118,7 @@ _MODULES = {
     "launch.substitutions": (LaunchConfiguration,),
     "launch_ros": (),
     "launch_ros.actions": (LifecycleNode, Node),
+    "launch_ros.substitutions": (FindPackageShare,),
 }
 
 
@@ -113,6 +128,11 @@ def use() -> None:
         module = types.ModuleType(name)
         vars(module).update({one.__name__: one for one in content})
         sys.modules[name] = module
+
+
+def are_needed() -> bool:
+    """Whether ros2/launch is missing, and the stand-ins are not used yet."""
+    return "launch_ros" not in sys.modules and importlib.util.find_spec("launch_ros") is None
 
 
 def started_by(entity, context):

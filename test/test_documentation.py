@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launch_stand_ins
 import pytest
 import yaml
 from robot_part import has_torch, is_of_training
@@ -151,6 +152,8 @@ def test_every_module_that_is_named_exists(path):
 
 @each_document
 def test_python_and_yaml_blocks_can_be_read(path):
+    if launch_stand_ins.are_needed():
+        launch_stand_ins.use()
     text = path.read_text()
     for block in blocks(text, "yaml"):
         assert yaml.safe_load(block)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import launch_stand_ins
 import pytest
 import yaml
 
-if importlib.util.find_spec("launch_ros") is None:
+if launch_stand_ins.are_needed():
     launch_stand_ins.use()
 
 from launch import LaunchContext
@@ -328,3 +329,41 @@ def test_nav2_launch_ends_a_hung_node_unless_argument_or_file_say_otherwise(give
     Path("mine.yaml").touch()
     node, _ = nodes_of("nav2.launch.py", **given)
     assert parameters_of(node).get("exit_after_hang") == expected
+
+
+@pytest.fixture
+def run_documented_file(tmp_path, monkeypatch):
+    """Run the launch file in docs/node.md, with arguments of its own, where the package is installed as by colcon."""
+    prefix = tmp_path / "install"
+    index = prefix / "share/ament_index/resource_index/packages"
+    index.mkdir(parents=True)
+    (index / "dinov3_seg_ros").touch()
+    (prefix / "share/dinov3_seg_ros").symlink_to(resource_path("launch").parent)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(prefix), prepend=os.pathsep)
+    (content,) = re.findall(r"^```python\n(.*?)^```$", resource_path("docs/node.md").read_text(), re.M | re.S)
+    (tmp_path / "robot.launch.py").write_text(content)
+
+    def run(**arguments):
+        context = LaunchContext()
+        context.launch_configurations.update(arguments)
+        description = runpy.run_path(str(tmp_path / "robot.launch.py"))["generate_launch_description"]()
+        return launch_stand_ins.started_by(description, context), context.launch_configurations
+
+    return run
+
+
+def test_the_documented_launch_file_starts_two_nodes_with_their_own_arguments(run_documented_file):
+    (front, rear), left = run_documented_file()
+    assert [front.node_name, rear.node_name] == ["/front/segmentation", "/rear/segmentation"]
+    assert [remappings_of(node)["image"] for node in (front, rear)] == ["/front/image_raw", "/rear/image_raw"]
+    assert parameters_of(front)["confidence_threshold"] == 0.5
+    assert parameters_of(rear).keys() == {"bundle"}
+    assert dict(left) == {}
+
+
+def test_the_documented_launch_file_leaves_its_own_arguments_to_others(run_documented_file):
+    own = {"namespace": "robot", "params_file": "nav2.yaml", "ros_namespace": "/robot"}
+    (front, rear), left = run_documented_file(**own)
+    assert [front.node_name, rear.node_name] == ["/robot/front/segmentation", "/robot/rear/segmentation"]
+    assert file_of(front) is None
+    assert dict(left) == own
