@@ -10,11 +10,13 @@ from typing import Any
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock
+from rclpy.duration import Infinite
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
+    LivelinessPolicy,
     QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
@@ -34,18 +36,26 @@ from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, PICTURE_TYPES
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher, node_name, policy_name, publishers_on, topics_of_others
 from dinov3_seg_ros.support.errors import ParameterError
 
+# rclpy's defaults mean the same, but `qos_check_compatible` would find that they do not match any peer's.
+_NO_LIMITS: dict[str, Any] = {
+    "deadline": Infinite,
+    "liveliness": LivelinessPolicy.AUTOMATIC,
+    "liveliness_lease_duration": Infinite,
+}
 #: Reliable, so that both kinds of subscriber match.
 OUTPUT_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
     history=HistoryPolicy.KEEP_LAST,
     depth=5,
+    **_NO_LIMITS,
 )
 LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
+    **_NO_LIMITS,
 )
 
 #: The value of an overriding parameter that leaves a subscription's policy to `following.FollowingSubscription`.
