@@ -17,9 +17,10 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 import rclpy
 from diagnostics_reader import STALE, WARN, DiagnosticsReader
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from ros_graph import ROOT, TIMEOUT_S, Graph
 from segment_five import picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -351,6 +352,37 @@ def test_an_override_of_one_publisher_changes_no_other(graph):
 
         graph.spin_until(lambda: len(offered()) == 2, "both publishers")
         assert offered() == [BEST_EFFORT, RELIABLE]
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered"),
+    [
+        ({"deadline": Duration(seconds=1)}, {"deadline": 500_000_000}),
+        ({"liveliness_lease_duration": Duration(seconds=1)}, {"liveliness_lease_duration": 500_000_000}),
+        ({"liveliness": LivelinessPolicy.MANUAL_BY_TOPIC}, {"liveliness": "manual_by_topic"}),
+    ],
+)
+def test_an_override_offers_what_a_subscriber_asks_for(graph, asked, offered):
+    received = []
+    graph.peer.create_subscription(Image, "mask", received.append, QoSProfile(depth=5, **asked))
+
+    def publish(endpoints):
+        publisher = endpoints.advertise(Image, "mask", OUTPUT_QOS)
+        publisher.on_activate(None)
+        return publisher
+
+    with remapped(graph, {}) as endpoints:
+        publisher = publish(endpoints)
+        (line,) = graph.spin_until(endpoints.mismatches, "a mismatch")
+        assert next(iter(asked)).replace("_", " ").removesuffix(" lease duration") in line
+        publisher.publish(Image())
+        graph.spin_for(0.3)
+        assert received == []
+    fixed = {f"qos_overrides./mask.publisher.{name}": value for name, value in offered.items()}
+    with remapped(graph, {}, **fixed) as endpoints:
+        publisher = publish(endpoints)
+        graph.spin_until(lambda: publisher.publish(Image()) or received, "an image")
+        assert endpoints.mismatches() == []
 
 
 def test_a_missing_library_of_a_message_type_is_told_as_such(graph, monkeypatch):

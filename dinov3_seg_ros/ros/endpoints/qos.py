@@ -39,6 +39,7 @@ from dinov3_seg_ros.support.errors import ParameterError
 # rclpy's defaults mean the same, but `qos_check_compatible` would find that they do not match any peer's.
 _NO_LIMITS: dict[str, Any] = {
     "deadline": Infinite,
+    "lifespan": Infinite,
     "liveliness": LivelinessPolicy.AUTOMATIC,
     "liveliness_lease_duration": Infinite,
 }
@@ -62,7 +63,15 @@ LATCHED_QOS = QoSProfile(
 FOLLOW = "best_available"
 
 # Parameters such as qos_overrides./segmentation/mask.publisher.reliability.
-_OVERRIDABLE = (QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+_OVERRIDABLE = (
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+    QoSPolicyKind.DEADLINE,
+    QoSPolicyKind.LIFESPAN,
+    QoSPolicyKind.LIVELINESS,
+    QoSPolicyKind.LIVELINESS_LEASE_DURATION,
+)
 _POLICIES = {QoSPolicyKind.RELIABILITY: ReliabilityPolicy, QoSPolicyKind.DURABILITY: DurabilityPolicy}
 
 
