@@ -186,28 +186,30 @@ def test_a_driver_that_leaves_stamps_empty_is_named_as_such(clock):
 
 
 @pytest.mark.parametrize(
-    ("state", "last_error", "mismatches", "off", "expected"),
+    ("state", "last_error", "peers", "off", "expected"),
     [
-        ("active", "", [], False, (OK, "active")),
-        ("active", "", [], True, (OK, "active; off: head a")),
-        ("inactive", "", [], False, (WARN, "inactive")),
-        ("active", "", ["a and b do not match"], False, (WARN, "active: a and b do not match")),
-        ("unconfigured", "no bundle\nin detail", ["m"], False, (ERROR, "unconfigured: no bundle")),
+        ("active", "", {}, False, (OK, "active")),
+        ("active", "", {}, True, (OK, "active; off: head a")),
+        ("inactive", "", {}, False, (WARN, "inactive")),
+        ("active", "", {"mismatch": ["a and b differ"]}, False, (WARN, "active: a and b differ")),
+        ("active", "", {"mismatch": [], "second publisher": ["b too"]}, False, (WARN, "active: b too")),
+        ("unconfigured", "no bundle\nin detail", {"mismatch": ["m"]}, False, (ERROR, "unconfigured: no bundle")),
     ],
 )
-def test_the_nodes_level_is_that_of_its_worst_fault(state, last_error, mismatches, off, expected):
+def test_the_nodes_level_is_that_of_its_worst_fault(state, last_error, peers, off, expected):
     stages = {"backbone": {"median": 10.0, "p95": 12.3}}
-    status = node_status("node", state, last_error, "torch", "numpy", {"head a": not off}, stages, mismatches)
+    status = node_status("node", state, last_error, "torch", "numpy", {"head a": not off}, stages, peers)
     assert (status.level, status.message) == expected
     values = {pair.key: pair.value for pair in status.values}
     assert (values["runtime"], values["decode"]) == ("torch", "numpy")
+    assert all(values[f"{kind} 1"] == line for kind, lines in peers.items() for line in lines)
     assert values["stage backbone [ms]"] == "median 10.00, 95th percentile 12.30"
     assert stages_of(status) == stages
 
 
 def test_an_active_node_whose_models_still_load_is_a_warning():
     def status(state):
-        return node_status("node", state, "", "being loaded", "being loaded", {}, {}, [], loading_s=83.2)
+        return node_status("node", state, "", "being loaded", "being loaded", {}, {}, {}, loading_s=83.2)
 
     assert (status("active").level, status("active").message) == (WARN, "active: the models have been loading for 83 s")
     assert (status("inactive").level, status("inactive").message) == (WARN, "inactive")

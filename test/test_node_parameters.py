@@ -104,11 +104,16 @@ def test_a_misspelt_parameter_is_named_with_the_nearest_one(start_with_file):
     assert "qos_overrides" not in node.log
 
 
-def test_an_override_that_fits_no_topic_is_named_with_the_nearest(tmp_path, small_exported_bundle):
+def test_an_override_that_fits_nothing_is_named_with_what_can_be_set(tmp_path, small_exported_bundle):
     """Once, and no override of a topic that the node opens: of several cameras, nor one that it opens anew."""
+    of_publishers = "deadline, depth, durability, lifespan, liveliness, liveliness_lease_duration, reliability"
     wrong = {
-        "/segmentation/mask.publisher.reliability": "/robot/left/segmentation/mask.publisher.reliability",
-        "/robot/left/image.subscription.reliabilty": "/robot/left/image.subscription.reliability",
+        "/segmentation/mask.publisher.reliability": "fits none of the node's topics and is ignored "
+        "(did you mean 'qos_overrides./robot/left/segmentation/mask.publisher.reliability'?); topics are named in full",
+        "/robot/left/image.subscription.reliabilty": "is ignored: reliabilty cannot be set there "
+        "(did you mean 'reliability'?); these can: depth, durability, reliability",
+        "/robot/left/segmentation/mask.publisher.history": "is ignored: history cannot be set there; "
+        f"these can: {of_publishers}",
     }
     right = {
         "/robot/front/image.subscription.reliability": "best_effort",
@@ -122,13 +127,12 @@ def test_an_override_that_fits_no_topic_is_named_with_the_nearest(tmp_path, smal
         node = graph.start_node("robot", bundle=bundle, cameras="[front, left]", autostart=False, **given)
         assert node.change_state("configure"), node.log
         graph.spin_until(lambda: "; runtime: " in node.log, "the models")  # a slow machine activates without them
-        assert "fits none" not in node.log, "there are no subscriptions yet"
+        assert "is ignored" not in node.log, "there are no subscriptions yet"
         for transition in ("activate", "deactivate", "activate"):
             assert node.change_state(transition), node.log
-        for name, near in wrong.items():
-            line = f"parameter 'qos_overrides.{name}' fits none of the node's topics and is ignored"
-            assert node.log.count(f"{line} (did you mean 'qos_overrides.{near}'?)") == 1, node.log
-        assert node.log.count("fits none") == len(wrong), node.log
+        for name, said in wrong.items():
+            assert node.log.count(f"parameter 'qos_overrides.{name}' {said}") == 1, node.log
+        assert node.log.count("is ignored") == len(wrong), node.log
 
 
 def test_an_empty_list_in_a_file_means_none(start_with_file, small_exported_bundle):

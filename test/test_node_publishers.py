@@ -17,14 +17,16 @@ pytest.importorskip("rclpy", reason="no ROS 2 here")
 
 import rclpy
 from diagnostics_reader import STALE, WARN, DiagnosticsReader
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from ros_graph import ROOT, TIMEOUT_S, Graph
 from segment_five import picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dinov3_seg_ros.ros.cameras.ports import CameraInput, HeadOutput
+from dinov3_seg_ros.ros.endpoints import qos
 from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
 from dinov3_seg_ros.ros.endpoints.qos import OUTPUT_QOS, Endpoints
 from dinov3_seg_ros.support.errors import ParameterError
@@ -351,6 +353,57 @@ def test_an_override_of_one_publisher_changes_no_other(graph):
 
         graph.spin_until(lambda: len(offered()) == 2, "both publishers")
         assert offered() == [BEST_EFFORT, RELIABLE]
+
+
+def test_other_nodes_that_publish_the_nodes_outputs_are_told_once_they_stay(graph, capfd, monkeypatch):
+    others = [graph.peer.create_publisher(Image, topic, 10) for topic in ("/robot/mask", "/overlay")]
+    with remapped(graph, {"mask": "/robot/mask"}) as endpoints, remapped(graph, {}) as of_the_same_name:
+        for topic in ("mask", "overlay", "confidence"):
+            endpoints.advertise(Image, topic, OUTPUT_QOS)
+        of_the_same_name.advertise(Image, "/confidence", OUTPUT_QOS)
+        topics = ("/robot/mask", "/overlay", "/confidence")
+        graph.spin_until(lambda: [graph.peer.count_publishers(topic) for topic in topics] == [2, 2, 2], "all of them")
+        assert endpoints.second_publishers() == [], "it may be the publisher of a node that has crashed"
+        monkeypatch.setattr(qos, "_SECOND_AFTER_S", 0.0)
+        peer, same = graph.spin_until(lambda: sorted(endpoints.second_publishers()), "the second publishers")
+        assert peer.startswith("/peer also publishes on /overlay, /robot/mask; ")
+        assert same.startswith("another node named /remapped also publishes on /confidence; ")
+        for publisher in others:
+            graph.peer.destroy_publisher(publisher)
+        graph.spin_until(lambda: endpoints.second_publishers() == [same], "the end of the other one")
+    logged = capfd.readouterr().err
+    assert (logged.count(peer), logged.count(same)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered"),
+    [
+        ({"deadline": Duration(seconds=1)}, {"deadline": 500_000_000}),
+        ({"liveliness_lease_duration": Duration(seconds=1)}, {"liveliness_lease_duration": 500_000_000}),
+        ({"liveliness": LivelinessPolicy.MANUAL_BY_TOPIC}, {"liveliness": "manual_by_topic"}),
+    ],
+)
+def test_an_override_offers_what_a_subscriber_asks_for(graph, asked, offered):
+    received = []
+    graph.peer.create_subscription(Image, "mask", received.append, QoSProfile(depth=5, **asked))
+
+    def publish(endpoints):
+        publisher = endpoints.advertise(Image, "mask", OUTPUT_QOS)
+        publisher.on_activate(None)
+        return publisher
+
+    with remapped(graph, {}) as endpoints:
+        publisher = publish(endpoints)
+        (line,) = graph.spin_until(endpoints.mismatches, "a mismatch")
+        assert next(iter(asked)).replace("_", " ").removesuffix(" lease duration") in line
+        publisher.publish(Image())
+        graph.spin_for(0.3)
+        assert received == []
+    fixed = {f"qos_overrides./mask.publisher.{name}": value for name, value in offered.items()}
+    with remapped(graph, {}, **fixed) as endpoints:
+        publisher = publish(endpoints)
+        graph.spin_until(lambda: publisher.publish(Image()) or received, "an image")
+        assert endpoints.mismatches() == []
 
 
 def test_a_missing_library_of_a_message_type_is_told_as_such(graph, monkeypatch):

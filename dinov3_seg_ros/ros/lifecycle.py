@@ -395,9 +395,10 @@ class SegmentationNode(LifecycleNode):
             runtime = segmenter.runtime.description
             decoder = decode.backend(segmenter.runtime.logits_device)
             stages = segmenter.times.summary_ms()
-        mismatches = self._endpoints.mismatches()
+        endpoints = self._endpoints
+        peers = {"mismatch": endpoints.mismatches(), "second publisher": endpoints.second_publishers()}
         error = self._look_for_hang() or self.last_error
-        found = [node_status(name, self.state, error, runtime, decoder, switches, stages, mismatches, loading_s)]
+        found = [node_status(name, self.state, error, runtime, decoder, switches, stages, peers, loading_s)]
         if self._loop is not None:
             for camera, report in self._loop.reports().items():
                 found.append(camera_status(f"{name}: camera {camera}".rstrip(), report))

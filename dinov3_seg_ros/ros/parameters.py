@@ -77,12 +77,21 @@ class NodeParameters:
         taken = [f"{_OVERRIDES}.{name}" for name in self._node.get_parameters_by_prefix(_OVERRIDES)]
         given = [name for name in given_parameters(self._node) if name.startswith(f"{_OVERRIDES}.")]
         for name in given:
-            if name not in taken and name not in self._told_unused:
-                self._told_unused.add(name)
-                self._node.get_logger().warning(
-                    f"parameter '{name}' fits none of the node's topics and is ignored{nearest(name, taken)}; "
-                    "topics are named in full, with their namespace and as they are remapped"
+            if name in taken or name in self._told_unused:
+                continue
+            self._told_unused.add(name)
+            endpoint, _, policy = name.rpartition(".")
+            settable = [other.removeprefix(f"{endpoint}.") for other in taken if other.startswith(f"{endpoint}.")]
+            if settable:
+                fault = f"is ignored: {policy} cannot be set there{nearest(policy, settable)}"
+                remedy = f"these can: {', '.join(sorted(settable))}"
+            else:
+                fault = f"fits none of the node's topics and is ignored{nearest(name, taken)}"
+                remedy = (
+                    "topics are named in full, with their namespace and as they are remapped, and label_info and "
+                    "/diagnostics stay as they are"
                 )
+            self._node.get_logger().warning(f"parameter '{name}' {fault}; {remedy}")
 
     def _value(self, option: Option) -> Any:
         return from_parameter(option, self._node.get_parameter(option.name).value)

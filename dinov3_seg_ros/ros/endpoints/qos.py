@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock
+from rclpy.duration import Infinite
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
+    LivelinessPolicy,
     QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
@@ -32,32 +36,52 @@ from dinov3_seg_ros.ros.endpoints.distributions import (
 )
 from dinov3_seg_ros.ros.endpoints.image_types import CAMERA_INFO, PICTURE_TYPES
 from dinov3_seg_ros.ros.endpoints.publishers import Publisher, node_name, policy_name, publishers_on, topics_of_others
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ParameterError, first_of
 
+# rclpy's defaults mean the same, but `qos_check_compatible` would find that they do not match any peer's.
+_NO_LIMITS: dict[str, Any] = {
+    "deadline": Infinite,
+    "lifespan": Infinite,
+    "liveliness": LivelinessPolicy.AUTOMATIC,
+    "liveliness_lease_duration": Infinite,
+}
 #: Reliable, so that both kinds of subscriber match.
 OUTPUT_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.VOLATILE,
     history=HistoryPolicy.KEEP_LAST,
     depth=5,
+    **_NO_LIMITS,
 )
 LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
+    **_NO_LIMITS,
 )
 
 #: The value of an overriding parameter that leaves a subscription's policy to `following.FollowingSubscription`.
 FOLLOW = "best_available"
 
 # Parameters such as qos_overrides./segmentation/mask.publisher.reliability.
-_OVERRIDABLE = (QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+_OVERRIDABLE = (
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+    QoSPolicyKind.DEADLINE,
+    QoSPolicyKind.LIFESPAN,
+    QoSPolicyKind.LIVELINESS,
+    QoSPolicyKind.LIVELINESS_LEASE_DURATION,
+)
+# Discovery tells of the publishers of a process that was killed, as of this node before a restart, for 20 s more.
+_SECOND_AFTER_S = 30.0
+_NAMED = 5
 _POLICIES = {QoSPolicyKind.RELIABILITY: ReliabilityPolicy, QoSPolicyKind.DURABILITY: DurabilityPolicy}
 
 
 class Endpoints:
-    """Creates the node's subscriptions and publishers, and knows which of their peers do not match.
+    """Creates the node's subscriptions and publishers, and knows which of their peers do not match or interfere.
 
     A mismatch is the most common reason why nothing arrives. The middleware reports only that there is one, often
     before the peer's name is known. So the event only marks the topic, and `mismatches` examines it later.
@@ -67,7 +91,10 @@ class Endpoints:
         self._node = node
         # The name before remapping and what gives our own profile, by topic and whether we publish on it.
         self._marked: dict[tuple[str, bool], tuple[str, Callable[[], QoSProfile]]] = {}
-        self._logged: set[str] = set()
+        # Of each output, by topic: the name before remapping, the type, and since when others publish there too.
+        self._outputs: dict[str, tuple[str, type]] = {}
+        self._shared_since: dict[str, float] = {}
+        self._logged: dict[str, set[str]] = {}
 
     def resolve(self, topic: str) -> str:
         """The full name of a topic, remapped."""
@@ -157,7 +184,7 @@ class Endpoints:
         qos = copy.copy(qos)  # overriding changes it
         latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
         with _opening(topic):
-            return self._node.create_lifecycle_publisher(
+            publisher: Any = self._node.create_lifecycle_publisher(
                 message_type,
                 topic,
                 qos,
@@ -165,6 +192,8 @@ class Endpoints:
                 callback_group=own_group(),
                 qos_overriding_options=None if latched else QoSOverridingOptions(_OVERRIDABLE),
             )
+        self._outputs[publisher.topic_name] = topic, message_type
+        return publisher
 
     def publisher_count(self, subscription: Any) -> int:
         """How many publishers match a subscription."""
@@ -179,6 +208,8 @@ class Endpoints:
     def withdraw(self, publisher: Any) -> None:
         """Remove a publisher."""
         self._marked.pop((publisher.topic_name, True), None)
+        self._outputs.pop(publisher.topic_name, None)
+        self._shared_since.pop(publisher.topic_name, None)
         self._node.destroy_lifecycle_publisher(publisher)
 
     def start_timer(self, period_s: float, callback: Callable[[], None]) -> Any:
@@ -199,9 +230,31 @@ class Endpoints:
             if not found:
                 del self._marked[topic, publishes]  # the peer has left
             lines += found
-        for line in set(lines) - self._logged:
+        return self._logged_once("mismatch", lines)
+
+    def second_publishers(self) -> list[str]:
+        """One line for each other node that publishes the node's outputs too; each is logged once."""
+        now, shared = time.monotonic(), dict[str, list[str]]()
+        for topic, (name, message_type) in list(self._outputs.items()):
+            if self._node.count_publishers(topic) < 2:
+                self._shared_since.pop(topic, None)
+            elif now - self._shared_since.setdefault(topic, now) >= _SECOND_AFTER_S:
+                nodes = Counter(found.node for found in self.publishers_on(name) if found.sends(message_type))
+                for node in nodes - Counter([self._node.get_fully_qualified_name()]):
+                    shared.setdefault(node, []).append(topic)
+        return self._logged_once("second publisher", [self._describe_second(*item) for item in shared.items()])
+
+    def _describe_second(self, node: str, topics: list[str]) -> str:
+        who = f"another node named {node}" if node == self._node.get_fully_qualified_name() else node
+        return (
+            f"{who} also publishes on {first_of(sorted(topics), _NAMED)}; subscribers get the messages of both, mixed: "
+            "stop it, or give one of the nodes a namespace or other topics"
+        )
+
+    def _logged_once(self, kind: str, lines: list[str]) -> list[str]:
+        for line in set(lines) - self._logged.get(kind, set()):
             self._node.get_logger().warning(line)
-        self._logged = set(lines)
+        self._logged[kind] = set(lines)
         return lines
 
     def _mismatches_of(self, topic: str, name: str, publishes: bool, ours: QoSProfile) -> list[str]:

@@ -48,7 +48,7 @@ def node_status(
     decode: str,
     switches: Mapping[str, bool],
     stages: Mapping[str, Mapping[str, float]],
-    mismatches: Sequence[str],
+    peers: Mapping[str, Sequence[str]],
     loading_s: float | None = None,
 ) -> DiagnosticStatus:
     """The node's own line of /diagnostics.
@@ -61,7 +61,7 @@ def node_status(
         decode: what decodes its logits, from `decode.backend`.
         switches: whether each thing that can be switched is on.
         stages: from `StageTimes.summary_ms`.
-        mismatches: from `Endpoints.mismatches`.
+        peers: what is wrong with other nodes' endpoints, a line for each, by kind.
         loading_s: for how many seconds the models have been loading; None where they are not being loaded.
     """
     level, message = DiagnosticStatus.OK, state
@@ -70,8 +70,8 @@ def node_status(
         level, message = DiagnosticStatus.ERROR, f"{state}: {last_error.splitlines()[0]}"
     elif state == "active" and loading_s is not None:
         level, message = DiagnosticStatus.WARN, f"{state}: the models have been loading for {loading_s:.0f} s"
-    elif mismatches:
-        level, message = DiagnosticStatus.WARN, f"{state}: {mismatches[0]}"
+    elif wrong := [line for lines in peers.values() for line in lines]:
+        level, message = DiagnosticStatus.WARN, f"{state}: {wrong[0]}"
     elif state != "active":
         level = DiagnosticStatus.WARN
     elif off:
@@ -83,7 +83,7 @@ def node_status(
         "last error": last_error or "none",
         **{what: "on" if on else "off" for what, on in switches.items()},
         **_latencies("stage {}", stages),
-        **{f"mismatch {number}": line for number, line in enumerate(mismatches, 1)},
+        **{f"{kind} {number}": line for kind, lines in peers.items() for number, line in enumerate(lines, 1)},
     }
     return _status(level, name, message, values)
 
