@@ -49,7 +49,13 @@ from dinov3_seg_ros.runtimes.choice import available_runtimes, choose, find_cand
 from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
-from dinov3_seg_ros.support.errors import BackboneError, ExportError, ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import (
+    BackboneError,
+    ExportError,
+    ParameterError,
+    RuntimeFailedError,
+    RuntimeUnavailableError,
+)
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -845,6 +851,15 @@ def test_a_gpu_build_whose_libraries_do_not_load_computes_on_the_cpu(exported, p
             Segmenter.from_bundle(exported.path, "onnx", **options)
     assert providers.usable_providers([exported]) == ["CPUExecutionProvider"]
     assert capfd.readouterr().out == ""
+
+
+def test_a_graph_for_which_there_is_no_memory_is_not_blamed(exported, monkeypatch):
+    def open_session(*_arguments, **_options):
+        raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(RuntimeFailedError, match=r"backbone\.onnx .*bad_alloc; end what else uses the memory"):
+        Segmenter.from_bundle(exported.path, "onnx", device="cpu")
 
 
 @pytest.mark.parametrize("has_driver", [True, False])

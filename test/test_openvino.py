@@ -145,7 +145,7 @@ def test_bf16_without_openvino_names_what_is_missing(bundle, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, f"{NAME} was asked for on device 'gpu', but it has: cpu"),
+        ({"device": "gpu"}, f"{NAME} was asked for on device 'gpu', but it has: cpu; .* install that device's driver"),
         ({"device": "npu:1"}, f"{NAME} was asked for on device 'npu:1', but it has: cpu"),
     ],
 )
@@ -155,9 +155,12 @@ def test_a_device_that_the_provider_does_not_have_is_refused(bundle, options, me
 
 
 @pytest.mark.parametrize("device", ["gpu", "gpu:1", "npu"])
-def test_a_device_that_no_provider_has_is_refused(bundle, device):
-    with pytest.raises(RuntimeUnavailableError, match=f"'{device}' was asked for, but ONNX Runtime lists no such"):
+@pytest.mark.parametrize("has_package", [True, False])
+def test_a_device_that_no_provider_has_is_refused(bundle, device, has_package, monkeypatch):
+    monkeypatch.setattr(plugins, "register", lambda: {NAME: ""} if has_package else {})
+    with pytest.raises(RuntimeUnavailableError, match=f"'{device}' was asked for, but ONNX Runtime lists no such") as e:
         Segmenter.from_bundle(bundle.path, "onnx", device=device)
+    assert ("install that device's driver" in str(e.value)) == has_package
 
 
 def listed(kind, number, name=NAME):

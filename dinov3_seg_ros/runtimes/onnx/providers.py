@@ -122,7 +122,7 @@ class Cuda(Provider):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        # TensorRT's provider builds engines for minutes at its first frame, so it must be asked for by name.
+        # TensorRT's provider builds engines for minutes at every start, so it must be asked for by name.
         self.is_preferred = name == CUDA
 
     def precisions(self, use: Use) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime as ort
 
 from dinov3_seg_ros.bundle.onnx_folder import BATCH, LOGITS, Export
+from dinov3_seg_ros.runtimes.failures import failure, is_out_of_memory
 from dinov3_seg_ros.runtimes.onnx.caches import GraphCache
 from dinov3_seg_ros.runtimes.onnx.providers import HOST
 from dinov3_seg_ros.runtimes.onnx.targets import Target
@@ -70,9 +71,10 @@ class GraphSession:
                 given = [target.provider.options(use) for target, use in zip(targets, uses, strict=True)]
                 self._session = _open(str(path), options, targets, given)
             except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-                raise ExportError(
-                    f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again"
-                ) from error
+                if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
+                    raise failure(f"loading {path} into {first}", error) from error
+                remedy = "; export the bundle again" if first.is_host else ""
+                raise ExportError(f"{path} cannot be loaded by ONNX Runtime ({first}): {error}{remedy}") from error
         self.assigned, self.left = _assignment(self._session, first)
         self.used: str = self._session.get_providers()[0]
         if self.assigned:

@@ -33,6 +33,8 @@ from dinov3_seg_ros.support.installation import how_to_install
 
 _logger = logging.getLogger("dinov3_seg_ros.runtimes")
 
+_ACCESS = "install that device's driver and give the user access to it (docs/accelerators.md)"
+
 # Whether a provider of the build can be loaded on the GPU of a number; the answer holds for the whole process.
 _loadable: dict[tuple[str, int], bool] = {}
 
@@ -168,7 +170,7 @@ def _named(name: str, options: ComputeOptions, bundles: Sequence[Bundle], is_fir
         if not fitting and is_first:
             has = ", ".join(target.device for target in of_package)
             raise RuntimeUnavailableError(
-                f"{name} was asked for on device '{options.device}', but it has: {has}; correct 'device'"
+                f"{name} was asked for on device '{options.device}', but it has: {has}; correct 'device', or {_ACCESS}"
             )
         return (fitting or of_package)[0]
     reason = plugins.register().get(name)
@@ -189,7 +191,7 @@ def _named(name: str, options: ComputeOptions, bundles: Sequence[Bundle], is_fir
             f"{name} was asked for on device '{options.device}', but it computes on: {', '.join(rules.kinds)}"
         )
     if not _loads(name, number or 0, bundles):
-        raise _not_loaded(name, number or 0)
+        raise _not_loaded(name, Target(rules, kind, number or 0).device)
     return Target(rules, kind, number or 0)
 
 
@@ -205,17 +207,19 @@ def _lists_none(name: str) -> str:
 def _no_device(device: str) -> RuntimeUnavailableError:
     kind = parse_device(device)[0]
     if kind == "cuda" and CUDA in ort.get_available_providers():
-        return _not_loaded(CUDA, parse_device(device)[1] or 0)
+        return _not_loaded(CUDA, device)
     if kind == "cuda":
         return RuntimeUnavailableError(
             f"device '{device}' was asked for, but this build of ONNX Runtime has no CUDA; install "
             "onnxruntime-gpu in place of onnxruntime, or use device 'cpu'"
         )
     listed = ", ".join(str(target) for target in _listed()) or "none"
+    remedy = f"install the package of its provider, such as by {how_to_install('openvino')} or {how_to_install('rtx')}"
+    if "" in plugins.register().values():
+        remedy = f"{_ACCESS}; or {remedy}"
     return RuntimeUnavailableError(
-        f"device '{device}' was asked for, but ONNX Runtime lists no such device (it lists: {listed}); install the "
-        f"package of its provider, such as by {how_to_install('openvino')} or {how_to_install('rtx')}, or use device "
-        "'cpu'"
+        f"device '{device}' was asked for, but ONNX Runtime lists no such device (it lists: {listed}); {remedy}, or "
+        "use device 'cpu'"
     )
 
 
@@ -264,10 +268,10 @@ def _session_uses(name: str, gpu: int, graph: Path) -> bool:
             return False
 
 
-def _not_loaded(name: str, gpu: int) -> RuntimeUnavailableError:
+def _not_loaded(name: str, device: str) -> RuntimeUnavailableError:
     return RuntimeUnavailableError(
-        f"{name} was asked for on GPU {gpu}. This build of ONNX Runtime has it, but it could not be loaded (see "
-        f"its message above); {_libraries(name)}; or name a GPU that exists, or use device 'cpu'"
+        f"{name} was asked for on device '{device}'. This build of ONNX Runtime has it, but it could not be loaded "
+        f"(see its message above); {_libraries(name)}; or use another device or provider"
     )
 
 
