@@ -11,6 +11,7 @@ from dinov3_seg_ros.ros import model_loader
 from dinov3_seg_ros.ros.model_loader import Models
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support import files
+from dinov3_seg_ros.support.errors import RuntimeFailedError
 from dinov3_seg_ros.support.files import sha256_of_file
 
 
@@ -40,6 +41,29 @@ def test_manifests_are_there_while_old_models_are_still_being_closed(options):
     assert models.segmenter is not None
     models.release()
     assert models.join(60)
+
+
+def test_auto_takes_the_next_runtime_where_the_first_cannot_warm_up(monkeypatch):
+    warm_up, failed = Segmenter.warm_up, []
+
+    def short_of_memory(segmenter):
+        if segmenter.runtime.name == "onnx":
+            failed.append(segmenter)
+            raise RuntimeFailedError("there is not enough memory on the GPU")
+        warm_up(segmenter)
+
+    monkeypatch.setattr(Segmenter, "warm_up", short_of_memory)
+    for runtime, is_loaded in (("auto", True), ("onnx", False)):
+        models = Models(lambda: None, fail)
+        models.load(NodeOptions(bundle="demo", runtime=runtime))
+        assert models.wait(60)
+        assert (models.error is None) == is_loaded
+        if is_loaded:
+            assert models.segmenter.runtime.name == "torch"
+            assert "there is not enough memory on the GPU" in models.segmenter.runtime_reason
+        models.release()
+        assert models.join(60)
+    assert len(failed) == 2
 
 
 def test_an_abandoned_loading_ends_before_another_begins(options, monkeypatch):

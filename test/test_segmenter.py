@@ -206,7 +206,9 @@ def test_what_fails_when_it_is_timed_again_is_not_chosen(tmp_path, monkeypatch):
     choice = choosing.choose([bundle.path], ComputeOptions(runtime="onnx", device="cpu"))
     assert choice.label.endswith("int8")
     assert [figure.problem for figure in choice.figures if figure.label.endswith("fp32")] == ["out of memory"]
-    assert choosing.table(choice).splitlines()[0].startswith(choice.label), "the fastest comes first"
+    lines = choosing.table(choice).splitlines()
+    assert lines[0].startswith(choice.label), "the fastest comes first"
+    assert "memory was lacking; once there is more, run this again" in lines[-1]
 
 
 def test_a_pass_is_timed_with_its_decode_once_the_clock_has_settled(bundle, monkeypatch):

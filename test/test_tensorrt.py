@@ -9,11 +9,14 @@ import importlib
 import json
 import logging
 import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -440,7 +443,7 @@ def test_an_engine_that_tensorrt_refuses_to_load_is_built_anew(trt, bundles, cap
     monkeypatch.setattr(trt, "_gpu", lambda: "the same, but different")
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
     assert len(trt.built) == 4
-    assert "cannot be loaded and is built anew: IRuntime::deserializeCudaEngine: Error Code 1" in caplog.text
+    assert "IRuntime::deserializeCudaEngine: Error Code 1: Serialization; it is built anew" in caplog.text
 
 
 def test_another_batch_size_is_another_engine(trt, bundles):
@@ -547,16 +550,80 @@ def test_a_failed_build_or_load_is_an_error_in_tensorrts_words(trt, bundles):
     assert stored() == []
 
 
-def test_a_build_that_lacked_memory_is_tried_again(trt, bundles, monkeypatch):
-    builder = importlib.import_module("dinov3_seg_ros.runtimes.tensorrt.builder")
+FAILING_GPU = pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error 2: out of memory",
+        "[E] Error Code 1: Cuda Runtime (unspecified launch failure)",
+        "cudaError 35: CUDA driver version is insufficient for CUDA runtime version",
+    ],
+)
 
-    def build(graph, max_batch):
-        raise ExportError("could not build an engine: CUDA error 2: out of memory")
 
-    with monkeypatch.context() as full:
-        full.setattr(builder, "build", build)
-        with pytest.raises(ExportError, match="out of memory"):
+def fail_with(trt, said):
+    """What a method of TensorRT does that fails with a message."""
+
+    def fail(maker, *_arguments):
+        maker._logger.log(trt.ILogger.Severity.ERROR, said)
+
+    return fail
+
+
+@FAILING_GPU
+def test_a_build_that_the_gpu_let_down_is_tried_again(trt, bundles, said, monkeypatch):
+    with monkeypatch.context() as failing:
+        failing.setattr(trt.Builder, "build_serialized_network", fail_with(trt, said))
+        with pytest.raises(RuntimeUnavailableError, match=re.escape(f"{said}; this may pass")):
             segmenter(bundles[0])
+    assert not stored(".refused")
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+
+
+@FAILING_GPU
+def test_an_engine_that_the_gpu_let_down_is_kept(trt, bundles, said, monkeypatch):
+    labels(bundles[0])
+    with monkeypatch.context() as failing:
+        failing.setattr(trt.Runtime, "deserialize_cuda_engine", fail_with(trt, said))
+        with pytest.raises(RuntimeUnavailableError, match=re.escape(f".engine: {said}; this may pass")):
+            segmenter(bundles[0])
+    assert len(stored()) == 2 and not stored(".refused")
+    assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
+    assert len(trt.built) == 2
+
+
+@pytest.mark.parametrize("kind", ["Builder", "Runtime"])
+def test_a_gpu_that_tensorrt_cannot_use_is_told_in_its_words(trt, bundles, kind, monkeypatch):
+    labels(bundles[0])
+
+    def fail(_maker, logger):
+        logger.log(trt.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(getattr(trt, kind), "__init__", fail)
+    with pytest.raises(RuntimeUnavailableError, match=r"cannot use the GPU: CUDA initialization failure .*nvidia-smi"):
+        segmenter(bundles[0], max_batch=1 if kind == "Runtime" else 2)
+
+
+def test_an_interrupted_build_is_cancelled_and_nothing_is_remembered(trt, bundles, monkeypatch):
+    build, results = trt.Builder.build_serialized_network, []
+
+    def interrupted(builder, network, config):
+        os.kill(os.getpid(), signal.SIGINT)
+        limit = time.monotonic() + 10.0
+        while config.progress_monitor.step_complete("Tactics", 0) and time.monotonic() < limit:
+            time.sleep(0.01)
+        results.append(build(builder, network, config))
+        return results[0]
+
+    with monkeypatch.context() as slow:
+        slow.setattr(trt.Builder, "build_serialized_network", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            segmenter(bundles[0])
+        limit = time.monotonic() + 10.0
+        while not results and time.monotonic() < limit:
+            time.sleep(0.01)
+    assert results == [None], "the build has ended, without an engine"
+    assert not stored(".refused")
     assert np.array_equal(labels(bundles[0]), expected(bundles[0]))
 
 
@@ -577,7 +644,7 @@ def test_a_build_that_left_out_tactics_for_want_of_memory_is_tried_again(trt, bu
     with monkeypatch.context() as full:
         full.setattr(trt.Builder, "build_serialized_network", short_of_memory)
         trt.behaviour.buildable = False
-        with pytest.raises(ExportError, match=r"for want of memory: .*Could not find any implementation"):
+        with pytest.raises(RuntimeUnavailableError, match=r"for want of memory: .*Could not find any implementation"):
             segmenter(bundles[0])
         assert not stored(".refused")
         trt.behaviour.buildable = True

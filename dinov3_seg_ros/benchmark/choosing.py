@@ -12,6 +12,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bu
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes import measured
 from dinov3_seg_ros.runtimes.choice import find_candidates, open_checked, runtime_options
+from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.protocol import Candidate, sizes_in_words
 from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError, RuntimeUnavailableError, SegmentationError, one_line
@@ -106,4 +107,7 @@ def table(choice: measured.KeptChoice) -> str:
         f"{figure.label:<{width}}  {f'{figure.ms:9.2f} ms' if figure.ms is not None else f'not used: {figure.problem}'}"
         for figure in order
     ]
-    return "\n".join([*lines, "", f"chosen, and kept for later starts: {choice.label}"])
+    lines += ["", f"chosen, and kept for later starts: {choice.label}"]
+    if any(is_out_of_memory(figure.problem) for figure in order):
+        lines.append("memory was lacking; once there is more, run this again, so that what lacked it is timed too")
+    return "\n".join(lines)

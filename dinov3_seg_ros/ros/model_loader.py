@@ -11,7 +11,7 @@ from dinov3_seg_ros.bundle.loading import Bundle, check_shared_backbone, load_bu
 from dinov3_seg_ros.bundle.manifest import Manifest
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ParameterError, RuntimeUnavailableError
+from dinov3_seg_ros.support.errors import ParameterError, RuntimeFailedError, RuntimeUnavailableError
 from dinov3_seg_ros.support.option_model import select
 
 # Models should be gone before others take their memory. One that hangs must not keep the node from trying again.
@@ -167,8 +167,17 @@ class _Attempt:
     def load(self) -> None:
         """Load the models of the bundles that were read, and make their first frames fast."""
         options: dict[str, Any] = select(ComputeOptions, dict(self._options)).model_dump()
-        self.segmenter = _segmenter(self._bundles, options, self._avoid)
-        self.segmenter.warm_up()
+        avoid = dict(self._avoid)
+        while True:
+            self.segmenter = _segmenter(self._bundles, options, avoid)
+            try:
+                return self.segmenter.warm_up()
+            except RuntimeFailedError as error:  # such as for want of memory, in a batch of another size
+                runtime = self.segmenter.runtime.name
+                if options["runtime"] != "auto" or runtime in avoid:
+                    raise
+                avoid[runtime] = str(error)
+                self.segmenter.close()
 
     def abandon(self) -> bool:
         """Say that nobody wants it any more; whether it is over, so that the caller has to close it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from dinov3_seg_ros.support.errors import ExportError, ImageError, ParameterError, RuntimeFailedError, one_line
@@ -19,6 +20,8 @@ _OUT_OF_MEMORY = (
     "memoryallocation",
     "outofmemory",
 )
+# How errors of a GPU or its driver begin, but not the names of TensorRT's methods: deserializeCudaEngine.
+_GPU = re.compile(r"\bcuda", re.IGNORECASE)
 #: What helps where memory is lacking.
 LESS_MEMORY = "end what else uses the memory, or use a smaller network size, batch or precision"
 _BROKEN_GPU = "if it goes on, start the process again: a GPU error may last until the process ends"
@@ -55,7 +58,12 @@ def is_out_of_memory(reason: str) -> bool:
     return any(words in reason.lower() for words in _OUT_OF_MEMORY)
 
 
+def is_of_machine(reason: str) -> bool:
+    """Whether a library's message blames memory, the GPU or its driver: the same may work at another time."""
+    return is_out_of_memory(reason) or _GPU.search(reason) is not None
+
+
 def _remedy(error: Exception, reason: str) -> str:
     if isinstance(error, MemoryError) or is_out_of_memory(reason):
         return "" if LESS_MEMORY in reason else f"; {LESS_MEMORY}"
-    return f"; {_BROKEN_GPU}" if "cuda" in reason.lower() else ""
+    return f"; {_BROKEN_GPU}" if _GPU.search(reason) else ""

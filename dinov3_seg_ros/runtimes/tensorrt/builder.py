@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import tensorrt as trt
 
-from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
+from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, failure, logger, opened
 from dinov3_seg_ros.support.errors import ExportError
 
 #: How engines are built, apart from the arguments of `build`; part of their identity.
@@ -21,18 +23,33 @@ SETTINGS = {"tf32": False}
 _SECONDS_BETWEEN_MESSAGES = 5.0
 
 
-def build(graph: Path, max_batch: int) -> bytes:
+def build(graph: Path, max_batch: int, begin: Callable[[], None] | None = None) -> bytes:
     """Build an engine for batches of 1 to ``max_batch``, the fastest at ``max_batch``. Takes minutes; logs progress.
+
+    It is built in a thread of its own. In the main thread a signal would interrupt one of TensorRT's calls of Python,
+    and be lost there. An interrupted build is cancelled.
 
     Args:
         graph: ONNX file. The batch is the first axis of every tensor; all other axes are fixed.
         max_batch: the largest batch.
+        begin: called in that thread first, such as to choose its GPU.
 
     Raises:
         ExportError: TensorRT cannot read or build it; the message holds TensorRT's own.
+        RuntimeUnavailableError: the GPU or its driver fails, or memory is lacking; so does the message here.
     """
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(1, "build engine", begin or (lambda: None)) as thread:
+        try:
+            return thread.submit(_build, graph, max_batch, cancelled).result()
+        except KeyboardInterrupt:
+            cancelled.set()
+            raise
+
+
+def _build(graph: Path, max_batch: int, cancelled: threading.Event) -> bytes:
     TENSORRT_LOG.take_errors()
-    builder = trt.Builder(TENSORRT_LOG)
+    builder = opened(trt.Builder)
     network = builder.create_network(_creation_flags())
     parser = trt.OnnxParser(network, TENSORRT_LOG)
     # From the file, not from its bytes: so TensorRT finds weights in a file beside it.
@@ -52,15 +69,15 @@ def build(graph: Path, max_batch: int) -> bytes:
         profile.set_shape(tensor.name, (1, *fixed), (max_batch, *fixed), (max_batch, *fixed))
     config.add_optimization_profile(profile)
     # In a variable, because it must outlive the build.
-    progress = _Progress(f"{graph.parent.name}/{graph.name}")
+    progress = _Progress(f"{graph.parent.name}/{graph.name}", cancelled)
     config.progress_monitor = progress
     logger.warning("building the TensorRT engine of %s; this takes minutes, once", graph)
     start = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(
-            f"TensorRT {trt.__version__} could not build an engine of {graph}: {TENSORRT_LOG.take_errors()}; "
-            "set runtime to onnx, or export the bundle again in another precision"
+        raise failure(
+            f"could not build an engine of {graph}",
+            "set runtime to onnx, or export the bundle again in another precision",
         )
     logger.info("built the TensorRT engine of %s in %.0f s", graph, time.monotonic() - start)
     return bytes(plan)
@@ -86,9 +103,9 @@ class _Phase:
 class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT ships no types
     """Logs a line every few seconds. TensorRT calls it from several threads, and an exception would end the build."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, cancelled: threading.Event) -> None:
         trt.IProgressMonitor.__init__(self)
-        self._what, self._lock = what, threading.Lock()
+        self._what, self._cancelled, self._lock = what, cancelled, threading.Lock()
         self._phases: dict[str, _Phase] = {}
         self._next = time.monotonic() + _SECONDS_BETWEEN_MESSAGES
 
@@ -98,7 +115,7 @@ class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT ships n
             self._phases[phase_name] = _Phase(parent_phase, num_steps)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Note that step 0, 1, ... of a phase is done; return True to go on."""
+        """Note that step 0, 1, ... of a phase is done; return whether to go on."""
         with self._lock:
             if phase_name in self._phases:
                 self._phases[phase_name].done = step + 1
@@ -107,7 +124,7 @@ class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT ships n
                 for name, phase in self._phases.items():
                     if phase.parent not in self._phases:
                         logger.info("building %s: %s, %.0f %%", self._what, name, 100 * self._share(name))
-        return True
+        return not self._cancelled.is_set()
 
     def phase_finish(self, phase_name: str) -> None:
         """Forget a phase that is over, with or without all of its steps."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import tensorrt as trt
 
-from dinov3_seg_ros.runtimes.failures import NO_MEMORY
+from dinov3_seg_ros.runtimes.failures import NO_MEMORY, is_of_machine
+from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError
 
 logger = logging.getLogger("dinov3_seg_ros.runtimes.tensorrt")
 
@@ -17,6 +20,8 @@ if int(trt.__version__.split(".")[0]) < 10:
 
 # A builder that lacks memory leaves out tactics, with a warning. Where none is left, its error names only the node.
 _LACKED_MEMORY = ("insufficient memory", "memory is insufficient")
+# Why a builder or runtime cannot be made is a warning too.
+_NO_CUDA = "cuda initialization failure"
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
@@ -37,6 +42,8 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
         elif severity == trt.ILogger.Severity.WARNING:
             level = logging.INFO
             self._lacked_memory |= any(words in msg.lower() for words in _LACKED_MEMORY)
+            if _NO_CUDA in msg.lower():
+                self._errors.append(msg)
         logger.log(level, "TensorRT: %s", msg)
 
     def take_errors(self) -> str:
@@ -50,3 +57,32 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # TensorRT ships no types
 
 #: One for the process: TensorRT keeps the first logger that it is given.
 TENSORRT_LOG = _Log()
+
+
+def opened(kind: Callable[[trt.ILogger], Any]) -> Any:
+    """Make TensorRT's builder or runtime.
+
+    Raises:
+        RuntimeUnavailableError: it cannot use the GPU.
+    """
+    try:
+        return kind(TENSORRT_LOG)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise RuntimeUnavailableError(
+            f"TensorRT {trt.__version__} cannot use the GPU: {TENSORRT_LOG.take_errors()}; check its driver with "
+            "nvidia-smi, or set runtime to onnx"
+        ) from error
+
+
+def failure(what: str, remedy: str) -> ExportError | RuntimeUnavailableError:
+    """The error for what TensorRT could not do, with its own last errors: of the graph, or of the GPU and its memory.
+
+    Args:
+        what: could not be done, such as "could not build an engine of ...".
+        remedy: what helps where the graph is to blame.
+    """
+    reason = TENSORRT_LOG.take_errors()
+    said = f"TensorRT {trt.__version__} {what}: {reason}"
+    if is_of_machine(reason):
+        return RuntimeUnavailableError(f"{said}; this may pass: start again, or set runtime to onnx")
+    return ExportError(f"{said}; {remedy}")

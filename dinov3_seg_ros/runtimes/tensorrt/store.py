@@ -25,10 +25,9 @@ import tensorrt as trt
 from pydantic import BaseModel, ConfigDict
 
 from dinov3_seg_ros.bundle.onnx_folder import Export
-from dinov3_seg_ros.runtimes.failures import is_out_of_memory
 from dinov3_seg_ros.runtimes.tensorrt import builder
 from dinov3_seg_ros.runtimes.tensorrt.cuda import Gpu
-from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, logger
+from dinov3_seg_ros.runtimes.tensorrt.log import TENSORRT_LOG, failure, logger, opened
 from dinov3_seg_ros.support.errors import ExportError, one_line
 from dinov3_seg_ros.support.files import (
     cache_folder,
@@ -133,7 +132,7 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int) -> StoredEngine
 
     Raises:
         ExportError: the graph is damaged; TensorRT cannot build it, or could not before; it was refused before.
-        RuntimeUnavailableError: the GPU fails.
+        RuntimeUnavailableError: the GPU or its driver fails, or memory is lacking, which is not remembered.
     """
     path = export.graph(graph)
     built_for = _built_for(export, graph, gpu, max_batch)
@@ -146,10 +145,9 @@ def obtain(export: Export, graph: str, gpu: Gpu, max_batch: int) -> StoredEngine
             with contextlib.suppress(OSError):  # where the store cannot be written
                 remove_temporaries(target)
             try:
-                plan, stored = _build(path, built_for, max_batch)
+                plan, stored = _build(path, built_for, max_batch, gpu)
             except ExportError as error:
-                if not is_out_of_memory(str(error)):  # which may be another process's doing
-                    _remember(target, str(path), built_for, str(error))
+                _remember(target, str(path), built_for, str(error))
                 raise
             stored.path = _write(target, plan, stored.record)
         return stored
@@ -212,7 +210,10 @@ def _read(path: Path, built_for: Mapping[str, Any]) -> StoredEngine | None:
         return None
     engine = _deserialise(plan)
     if engine is None:
-        logger.warning("%s cannot be loaded and is built anew: %s", path, TENSORRT_LOG.take_errors())
+        failed = failure(f"cannot load {path}", "it is built anew")
+        if not isinstance(failed, ExportError):
+            raise failed
+        logger.warning("%s", failed)
         return None
     return StoredEngine(engine, record, path, was_read=True)
 
@@ -221,14 +222,11 @@ def _read_record(path: Path) -> EngineRecord:
     return EngineRecord.model_validate(json.loads(path.with_suffix(RECORD_SUFFIX).read_text(encoding="utf-8")))
 
 
-def _build(graph: Path, built_for: dict[str, Any], max_batch: int) -> tuple[bytes, StoredEngine]:
-    plan = builder.build(graph, max_batch)
+def _build(graph: Path, built_for: dict[str, Any], max_batch: int, gpu: Gpu) -> tuple[bytes, StoredEngine]:
+    plan = builder.build(graph, max_batch, gpu.use)
     engine = _deserialise(plan)
     if engine is None:
-        raise ExportError(
-            f"TensorRT {trt.__version__} cannot load the engine that it built of {graph}: "
-            f"{TENSORRT_LOG.take_errors()}; set runtime to onnx"
-        )
+        raise failure(f"cannot load the engine that it built of {graph}", "set runtime to onnx")
     record = EngineRecord(graph=str(graph), built_for=built_for, sha256=hashlib.sha256(plan).hexdigest())
     return plan, StoredEngine(engine, record, None)
 
@@ -253,4 +251,4 @@ def _remove(path: Path) -> None:
 
 def _deserialise(plan: bytes) -> trt.ICudaEngine | None:
     TENSORRT_LOG.take_errors()
-    return trt.Runtime(TENSORRT_LOG).deserialize_cuda_engine(plan)
+    return opened(trt.Runtime).deserialize_cuda_engine(plan)

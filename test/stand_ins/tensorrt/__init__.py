@@ -175,7 +175,9 @@ class Builder:
             monitor.phase_start("Tactics", "Building Engine", 4)
             proceed = [monitor.step_complete("Tactics", inner) for inner in range(4)]
             monitor.phase_finish("Tactics")
-            assert all([*proceed, monitor.step_complete("Building Engine", step)])
+            if not all([*proceed, monitor.step_complete("Building Engine", step)]):
+                self._logger.log(ILogger.Severity.ERROR, "[E] Error Code 7: BuildCanceled")
+                return None
         monitor.phase_finish("Building Engine")
         if not behaviour.buildable:
             self._logger.log(ILogger.Severity.ERROR, "[E] Error Code 10: Could not find any implementation for node")
