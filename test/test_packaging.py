@@ -266,6 +266,22 @@ def test_without_torch_the_robots_part_of_the_tests_is_collected():
     assert not collected & {"export", "heads", "pytorch_runtime", "training_loop"}
 
 
+def test_the_pytest_plugins_of_a_sourced_ros_do_not_keep_the_tests_from_starting(tmp_path):
+    metadata = tmp_path / "launch_testing-3.9.3.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: launch_testing\nVersion: 3.9.3\n")
+    plugins = ("launch_testing", "launch_ros")  # both have hooks that pytest 9 refuses
+    (metadata / "entry_points.txt").write_text("[pytest11]\n" + "".join(f"{name} = ros_{name}\n" for name in plugins))
+    for name in plugins:
+        (tmp_path / f"ros_{name}.py").write_text("def pytest_pycollect_makemodule(path, parent): ...\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", __file__],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
 def test_the_robots_part_runs_on_each_python_that_is_found():
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
