@@ -176,12 +176,44 @@ def test_scripts_start_the_environment_they_are_installed_from(build, monkeypatc
     assert (tmp_path / "segmentation_node").read_text() == f"#!{python}\nimport sys\n"
 
 
-def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """Return tools/environment.py, for a checkout in a temporary folder."""
     spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
-    environment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environment)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     for name in ("setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "cpu"])
+    return module
+
+
+def test_an_environment_is_made_anew_in_a_checkout_that_was_moved(environment, monkeypatch, tmp_path):
+    made = []
+
+    def create(folder, with_system_packages):
+        made.append(folder)
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        (folder / "bin" / "python").touch()
+
+    monkeypatch.setattr(environment, "_create", create)
+    monkeypatch.setattr(environment, "_run_pip", lambda *_: 0)
+    environment.main()
+    environment.main()
+    assert made == [tmp_path / ".venv"]
+    moved = tmp_path / "a workspace"
+    moved.mkdir()
+    for name in ("setup.py", "constraints.txt", ".venv"):
+        shutil.move(tmp_path / name, moved)
+    monkeypatch.setattr(environment, "ROOT", moved)
+    environment.main()
+    (moved / "constraints.txt").write_text("torch==3\n")
+    environment.main()
+    assert made == [tmp_path / ".venv", moved / ".venv"], "its scripts start the Python of the folder it was made in"
+
+
+def test_an_optional_extra_that_cannot_be_installed_is_left_out(environment, monkeypatch, tmp_path, capsys):
     (tmp_path / ".venv").mkdir()
     asked = []
 
@@ -189,7 +221,6 @@ def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp
         asked.append(str(command[-1]))
         return types.SimpleNamespace(returncode=int("far_away" in asked[-1]))
 
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setattr(environment, "_create", lambda *_: None)
     monkeypatch.setattr(environment.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "cpu", "--optional", "far_away"])
