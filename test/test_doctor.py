@@ -13,7 +13,7 @@ from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros.doctor import __main__ as doctor
 from dinov3_seg_ros.doctor import communication, computing, installation
-from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, surviving
 from dinov3_seg_ros.support.cpu import Cpu
 
 
@@ -157,6 +157,26 @@ def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
         assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("in_environment", "is_managed", "remedy"),
+    [
+        (False, True, "activate the environment of docs/install.md"),
+        (False, False, "pip install numpy"),
+        (True, True, "pip install numpy"),
+    ],
+)
+def test_no_remedy_is_a_pip_that_the_system_forbids(tmp_path, monkeypatch, in_environment, is_managed, remedy):
+    if is_managed:
+        (tmp_path / "EXTERNALLY-MANAGED").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path) if in_environment else sys.base_prefix)
+    for name in ("numpy", "rclpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = {finding.subject: finding for finding in surviving([installation.packages, installation.ros])}
+    assert (found["numpy"].level, found["numpy"].remedy) == (FAULT, remedy)
+    assert ("pip install" in found["rclpy"].remedy) == ("pip install" in remedy)
+
+
 @pytest.mark.ros
 def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch):
     pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
@@ -180,6 +200,7 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert all(f"fault    {name} " in run.stdout for name in ("numpy", "cv2", "pydantic", "rclpy")), run.stdout
+    assert "fault    doctor" not in run.stdout, "each is told once"
     assert run.stderr == ""
 
 
