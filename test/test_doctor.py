@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -155,6 +156,26 @@ def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
         *_, found = computing.stores()
         assert (found.level, found.subject) == (WARNING, "caches")
         assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("python", "level", "detail"),
+    [
+        ("{bin}/python3", OK, "starts {bin}/python3"),
+        ("{tmp}/python3", FAULT, "starts {tmp}/python3, not this Python ({bin}/"),
+        ("{tmp}/gone/python", FAULT, "starts {tmp}/gone/python, which does not exist"),
+    ],
+)
+def test_an_executable_that_starts_another_python_is_a_fault(tmp_path, monkeypatch, python, level, detail):
+    places = {"bin": Path(sys.executable).parent, "tmp": tmp_path}
+    script = tmp_path / "install" / "lib" / "dinov3_seg_ros" / "segmentation_node"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{python.format(**places)}\nimport sys\n")
+    (tmp_path / "python3").touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path / "install"))
+    (found,) = installation.executable()
+    assert found.level == level and found.detail.startswith(f"{script} {detail.format(**places)}")
+    assert found.remedy.endswith("then colcon build --packages-select dinov3_seg_ros") == (level == FAULT)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
     checks = (
         installation.packages,
         installation.conflicts,
+        installation.executable,
         installation.ros,
         communication.transport,
         communication.shared_memory,

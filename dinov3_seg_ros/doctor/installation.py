@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.doctor.findings import ENVIRONMENT, FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.files import is_writable
 from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.resources import PACKAGE, console_script
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
@@ -66,6 +69,25 @@ def _log_folder() -> Path:
     """Where ROS writes its logs; without it no node starts."""
     home = os.environ.get("ROS_HOME") or "~/.ros"
     return Path(os.environ.get("ROS_LOG_DIR") or f"{home}/log").expanduser()
+
+
+def executable() -> Iterator[Finding]:
+    """Check which Python the executable starts that launch files start."""
+    try:
+        script = Path(console_script("segmentation_node"))
+    except SegmentationError:  # nothing is installed, as where the checkout is on PYTHONPATH
+        return
+    with open(script, "rb") as stream:
+        python = Path(os.fsdecode(stream.readline()).removeprefix("#!").partition(" ")[0].strip())
+    if not python.name.startswith("python"):  # pip starts a Python whose path is long by a shell
+        return
+    found = f"{script} starts {python}"
+    if python.exists() and python.parent.resolve() == Path(sys.executable).parent.resolve():
+        yield Finding(OK, "segmentation_node", found)
+        return
+    found += f", not this Python ({sys.executable})" if python.exists() else ", which does not exist"
+    remedy = f"{ENVIRONMENT}, then colcon build --packages-select {PACKAGE}"
+    yield Finding(FAULT, "segmentation_node", found, remedy)
 
 
 def ros() -> Iterator[Finding]:
