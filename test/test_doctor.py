@@ -178,6 +178,20 @@ def test_an_executable_that_starts_another_python_is_a_fault(tmp_path, monkeypat
     assert found.remedy.endswith("then colcon build --packages-select dinov3_seg_ros") == (level == FAULT)
 
 
+def test_an_environment_of_wheels_is_a_fault_where_ros_is_sourced(tmp_path, monkeypatch):
+    wheels, sourced = tmp_path / "wheels", tmp_path / "opt"
+    for folder in (wheels, sourced):
+        (folder / "rclpy").mkdir(parents=True)
+        (folder / "rclpy" / "__init__.py").touch()
+    install(wheels, "ros-rclpy", "9.1.2", "rclpy")
+    monkeypatch.delitem(sys.modules, "rclpy", raising=False)
+    monkeypatch.setattr(sys, "path", [str(sourced), str(wheels)])
+    (found,) = installation.ros()
+    assert (found.level, found.subject) == (FAULT, "rclpy")
+    assert str(sourced / "rclpy") in found.detail
+    assert found.remedy == "open a terminal in which ROS is not sourced, or run make again in this one"
+
+
 @pytest.mark.parametrize(
     ("in_environment", "is_managed", "remedy"),
     [
@@ -205,6 +219,7 @@ def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypat
     for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
     assert "ROS logs" not in {finding.subject for finding in installation.ros()}
+    assert next(installation.ros()).level == OK
     for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "file/home"))
         (found,) = (finding for finding in installation.ros() if finding.subject == "ROS logs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
@@ -90,8 +91,27 @@ def executable() -> Iterator[Finding]:
     yield Finding(FAULT, "segmentation_node", found, remedy)
 
 
+def _mixed_rclpy() -> str:
+    """The folder of the rclpy that is imported in place of this environment's wheel; empty where none is."""
+    try:
+        wheel = importlib.metadata.distribution("ros-rclpy").locate_file("rclpy")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    spec = importlib.util.find_spec("rclpy")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return str(folder) if folder and folder.resolve() != Path(str(wheel)).resolve() else ""
+
+
 def ros() -> Iterator[Finding]:
     """Check rclpy and the messages."""
+    if folder := _mixed_rclpy():
+        yield Finding(
+            FAULT,
+            "rclpy",
+            f"is that of {folder}, but this environment was made without ROS, from wheels; the two do not mix",
+            "open a terminal in which ROS is not sourced, or run make again in this one",
+        )
+        return
     error = import_error("rclpy")
     if error:
         yield Finding(
