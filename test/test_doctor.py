@@ -225,6 +225,8 @@ def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypat
         (found,) = (finding for finding in installation.ros() if finding.subject == "ROS logs")
         assert found.level == FAULT and "no node can start" in found.detail and "ROS_LOG_DIR" in found.remedy
         monkeypatch.delenv(variable)
+    # Nor does ROS look for the home of a user that HOME does not name.
+    assert [finding.level for finding in installation.ros() if finding.subject == "ROS logs"] == [FAULT]
 
 
 def test_the_doctor_runs_where_no_library_can_be_imported():

@@ -68,8 +68,10 @@ def conflicts() -> Iterator[Finding]:
 
 def _log_folder() -> Path:
     """Where ROS writes its logs; without it no node starts."""
-    home = os.environ.get("ROS_HOME") or "~/.ros"
-    return Path(os.environ.get("ROS_LOG_DIR") or f"{home}/log").expanduser()
+    folder = os.environ.get("ROS_LOG_DIR") or f"{os.environ.get('ROS_HOME') or '~/.ros'}/log"
+    if folder.startswith("~"):  # ROS knows no other home than $HOME
+        folder = (os.environ.get("HOME") or os.devnull) + folder[1:]
+    return Path(folder)
 
 
 def executable() -> Iterator[Finding]:
