@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         rclpy.init(args=[sys.argv[0], *words])
     except RclError as error:
-        hint = "; set ROS_LOG_DIR to a folder that can be written" if "log directory" in str(error) else ""
+        hint = "; set ROS_LOG_DIR to a folder that can be written" if "initialize logging" in str(error) else ""
         sys.exit(f"segmentation: {error}{hint}")
     try:
         node = SegmentationNode(end_process=_end_soon)

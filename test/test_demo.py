@@ -53,13 +53,15 @@ def test_numbers_in_names_are_ordered_as_numbers(names):
     assert in_order(reversed(names), str) == names
 
 
-def test_a_folder_is_played_in_order_with_its_masks(tmp_path):
+@pytest.mark.parametrize("source", ["{}/images", "~/images"])  # no shell expands the latter in `source:=~/images`
+def test_a_folder_is_played_in_order_with_its_masks(tmp_path, monkeypatch, source):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     for value in (10, 9):
         cv2.imwrite(str(tmp_path / "images" / f"{value}.png"), np.full((6, 8, 3), (value, 0, 0), np.uint8))
         cv2.imwrite(str(tmp_path / "masks" / f"{value}.png"), np.full((6, 8), value, np.uint8))
-    frames = list(open_source(str(tmp_path / "images"), tmp_path / "masks"))
+    frames = list(open_source(source.format(tmp_path), tmp_path / "masks"))
     assert [int(rgb[0, 0, 2]) for rgb, _ in frames] == [9, 10]
     assert [int(mask[0, 0]) for _, mask in frames] == [9, 10]
 

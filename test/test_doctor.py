@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from exported_bundles import write_exported_bundle
 
 from dinov3_seg_ros.doctor import __main__ as doctor
 from dinov3_seg_ros.doctor import communication, computing, installation
-from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING
+from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, surviving
 from dinov3_seg_ros.support.cpu import Cpu
 
 
@@ -157,6 +158,60 @@ def test_caches_that_cannot_be_written_are_a_warning(tmp_path, monkeypatch):
         assert "made anew at every start" in found.detail and "XDG_CACHE_HOME" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("python", "level", "detail"),
+    [
+        ("{bin}/python3", OK, "starts {bin}/python3"),
+        ("{tmp}/python3", FAULT, "starts {tmp}/python3, not this Python ({bin}/"),
+        ("{tmp}/gone/python", FAULT, "starts {tmp}/gone/python, which does not exist"),
+    ],
+)
+def test_an_executable_that_starts_another_python_is_a_fault(tmp_path, monkeypatch, python, level, detail):
+    places = {"bin": Path(sys.executable).parent, "tmp": tmp_path}
+    script = tmp_path / "install" / "lib" / "dinov3_seg_ros" / "segmentation_node"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{python.format(**places)}\nimport sys\n")
+    (tmp_path / "python3").touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path / "install"))
+    (found,) = installation.executable()
+    assert found.level == level and found.detail.startswith(f"{script} {detail.format(**places)}")
+    assert found.remedy.endswith("then colcon build --packages-select dinov3_seg_ros") == (level == FAULT)
+
+
+def test_an_environment_of_wheels_is_a_fault_where_ros_is_sourced(tmp_path, monkeypatch):
+    wheels, sourced = tmp_path / "wheels", tmp_path / "opt"
+    for folder in (wheels, sourced):
+        (folder / "rclpy").mkdir(parents=True)
+        (folder / "rclpy" / "__init__.py").touch()
+    install(wheels, "ros-rclpy", "9.1.2", "rclpy")
+    monkeypatch.delitem(sys.modules, "rclpy", raising=False)
+    monkeypatch.setattr(sys, "path", [str(sourced), str(wheels)])
+    (found,) = installation.ros()
+    assert (found.level, found.subject) == (FAULT, "rclpy")
+    assert str(sourced / "rclpy") in found.detail
+    assert found.remedy == "open a terminal in which ROS is not sourced, or run make again in this one"
+
+
+@pytest.mark.parametrize(
+    ("in_environment", "is_managed", "remedy"),
+    [
+        (False, True, "activate the environment of docs/install.md"),
+        (False, False, "pip install numpy"),
+        (True, True, "pip install numpy"),
+    ],
+)
+def test_no_remedy_is_a_pip_that_the_system_forbids(tmp_path, monkeypatch, in_environment, is_managed, remedy):
+    if is_managed:
+        (tmp_path / "EXTERNALLY-MANAGED").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path) if in_environment else sys.base_prefix)
+    for name in ("numpy", "rclpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = {finding.subject: finding for finding in surviving([installation.packages, installation.ros])}
+    assert (found["numpy"].level, found["numpy"].remedy) == (FAULT, remedy)
+    assert ("pip install" in found["rclpy"].remedy) == ("pip install" in remedy)
+
+
 @pytest.mark.ros
 def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch):
     pytest.importorskip("rclpy", reason="no ROS 2 here", exc_type=ImportError)
@@ -164,11 +219,14 @@ def test_a_folder_for_logs_that_cannot_be_written_is_a_fault(tmp_path, monkeypat
     for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
         monkeypatch.setenv(variable, str(tmp_path))
     assert "ROS logs" not in {finding.subject for finding in installation.ros()}
+    assert next(installation.ros()).level == OK
     for variable in ("ROS_LOG_DIR", "ROS_HOME", "HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "file/home"))
         (found,) = (finding for finding in installation.ros() if finding.subject == "ROS logs")
         assert found.level == FAULT and "no node can start" in found.detail and "ROS_LOG_DIR" in found.remedy
         monkeypatch.delenv(variable)
+    # Nor does ROS look for the home of a user that HOME does not name.
+    assert [finding.level for finding in installation.ros() if finding.subject == "ROS logs"] == [FAULT]
 
 
 def test_the_doctor_runs_where_no_library_can_be_imported():
@@ -180,6 +238,7 @@ def test_the_doctor_runs_where_no_library_can_be_imported():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert all(f"fault    {name} " in run.stdout for name in ("numpy", "cv2", "pydantic", "rclpy")), run.stdout
+    assert "fault    doctor" not in run.stdout, "each is told once"
     assert run.stderr == ""
 
 

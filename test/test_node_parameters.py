@@ -184,9 +184,12 @@ def test_a_wrong_command_line_is_answered_in_a_few_lines(words, code, said):
     assert "Traceback" not in done.stderr
 
 
-def test_a_home_that_cannot_be_written_is_answered_with_the_variable_for_logs(tmp_path):
+@pytest.mark.parametrize("logs", ["file/log", None], ids=["not writable", "no home"])
+def test_a_home_that_cannot_be_written_is_answered_with_the_variable_for_logs(tmp_path, logs):
     (tmp_path / "file").touch()
-    environment = {**os.environ, "ROS_LOG_DIR": str(tmp_path / "file/log")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "ROS_HOME", "ROS_LOG_DIR")}
+    if logs:
+        environment["ROS_LOG_DIR"] = str(tmp_path / logs)
     command = [sys.executable, "-m", "dinov3_seg_ros.node"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     assert done.returncode == 1

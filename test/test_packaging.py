@@ -176,12 +176,44 @@ def test_scripts_start_the_environment_they_are_installed_from(build, monkeypatc
     assert (tmp_path / "segmentation_node").read_text() == f"#!{python}\nimport sys\n"
 
 
-def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """Return tools/environment.py, for a checkout in a temporary folder."""
     spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
-    environment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environment)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     for name in ("setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "cpu"])
+    return module
+
+
+def test_an_environment_is_made_anew_in_a_checkout_that_was_moved(environment, monkeypatch, tmp_path):
+    made = []
+
+    def create(folder, with_system_packages):
+        made.append(folder)
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        (folder / "bin" / "python").touch()
+
+    monkeypatch.setattr(environment, "_create", create)
+    monkeypatch.setattr(environment, "_run_pip", lambda *_: 0)
+    environment.main()
+    environment.main()
+    assert made == [tmp_path / ".venv"]
+    moved = tmp_path / "a workspace"
+    moved.mkdir()
+    for name in ("setup.py", "constraints.txt", ".venv"):
+        shutil.move(tmp_path / name, moved)
+    monkeypatch.setattr(environment, "ROOT", moved)
+    environment.main()
+    (moved / "constraints.txt").write_text("torch==3\n")
+    environment.main()
+    assert made == [tmp_path / ".venv", moved / ".venv"], "its scripts start the Python of the folder it was made in"
+
+
+def test_an_optional_extra_that_cannot_be_installed_is_left_out(environment, monkeypatch, tmp_path, capsys):
     (tmp_path / ".venv").mkdir()
     asked = []
 
@@ -189,7 +221,6 @@ def test_an_optional_extra_that_cannot_be_installed_is_left_out(monkeypatch, tmp
         asked.append(str(command[-1]))
         return types.SimpleNamespace(returncode=int("far_away" in asked[-1]))
 
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
     monkeypatch.setattr(environment, "_create", lambda *_: None)
     monkeypatch.setattr(environment.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["environment.py", ".venv", "cpu", "--optional", "far_away"])
@@ -264,6 +295,22 @@ def test_without_torch_the_robots_part_of_the_tests_is_collected():
         "node_parameters", "node_peers", "segmenter", "transport",
     }  # fmt: skip
     assert not collected & {"export", "heads", "pytorch_runtime", "training_loop"}
+
+
+def test_the_pytest_plugins_of_a_sourced_ros_do_not_keep_the_tests_from_starting(tmp_path):
+    metadata = tmp_path / "launch_testing-3.9.3.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: launch_testing\nVersion: 3.9.3\n")
+    plugins = ("launch_testing", "launch_ros")  # both have hooks that pytest 9 refuses
+    (metadata / "entry_points.txt").write_text("[pytest11]\n" + "".join(f"{name} = ros_{name}\n" for name in plugins))
+    for name in plugins:
+        (tmp_path / f"ros_{name}.py").write_text("def pytest_pycollect_makemodule(path, parent): ...\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", __file__],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
 def test_the_robots_part_runs_on_each_python_that_is_found():

@@ -837,6 +837,18 @@ def test_the_doctor_reports_gpu_engines_and_graphs(trt, cuda, bundles):
     assert any(level == "warning" and "head.onnx is damaged" in detail for level, _, detail in found)
 
 
+def test_the_doctor_reports_engines_that_are_not_built_again(trt, cuda, bundles):
+    trt.behaviour.buildable = False
+    with pytest.raises(ExportError):
+        segmenter(bundles[0])
+    (refused,) = stored(".refused")
+    refused.with_name("damaged.refused").touch()
+    (found,) = (finding for finding in examine([bundles[0].path]) if ".refused" in finding.remedy)
+    assert (found.level, found.subject) == ("warning", "TensorRT engine")
+    assert "backbone.onnx" in found.detail and "Could not find any implementation" in found.detail
+    assert found.remedy == f"correct the cause, then delete {refused} to try again"
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A bundle with its ONNX export."""

@@ -51,6 +51,19 @@ def test_a_recipe_merges_and_ignores_classes_and_its_masks_can_be_trained_on(tmp
     assert len(trained) == len(list(labelled_folders.items()))
 
 
+def test_rounds_of_two_formats_are_one_data_set_as_masks_in_one_folder(tmp_path):
+    for name, kind in (("first", "labelme"), ("next", "coco")):
+        labelled_folders.BUILDERS[kind](tmp_path / kind)
+        folder = tmp_path / "rounds" / name
+        (folder / "images").mkdir(parents=True)
+        for path in (tmp_path / kind).rglob("*.jpg"):
+            shutil.copy(path, folder / "images")
+        assert main([str(tmp_path / kind), "--output", str(folder / "masks")]) == 0
+    trained = AutoData(root=str(tmp_path / "rounds")).open_all()
+    assert trained.class_names == labelled_folders.NAMES
+    assert len(trained) == 2 * len(list(labelled_folders.items()))
+
+
 def test_versions_by_roboflow_get_the_name_of_their_image(tmp_path):
     labelled_folders.BUILDERS["labelme"](tmp_path / "data")
     for path in (tmp_path / "data").rglob("*_0000.*"):

@@ -42,15 +42,14 @@ def main() -> None:
     ros_is_sourced = bool(os.environ.get("ROS_DISTRO")) and _imports_rclpy()
     if ros_is_sourced:
         extras = [extra for extra in extras if not extra.startswith("ros-")]
-    stamp, wanted = folder / "stamp", _stamp([*extras, *arguments.optional], constraints, ros_is_sourced)
+    stamp, wanted = folder / "stamp", _stamp(folder, [*extras, *arguments.optional], constraints, ros_is_sourced)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"{folder.name}: installing {', '.join(extras)} (this happens once)", flush=True)
-    if not (folder / "bin" / "python").exists() or (
-        stamp.exists() and stamp.read_text().split()[0] != wanted.split()[0]
-    ):
+    kind = wanted.partition("\n")[0]
+    if not (folder / "bin" / "python").exists() or (stamp.exists() and stamp.read_text().partition("\n")[0] != kind):
         _create(folder, ros_is_sourced)
-        stamp.write_text(wanted.split()[0])  # what it is made from, in case the installation is cut off
+        stamp.write_text(kind)  # what it is made from, in case the installation is cut off
     if NEEDS_TORCH & set(extras):
         index = os.environ.get("TORCH_INDEX")
         _pip(folder, _pinned("torch", constraints), *(("--index-url", index) if index else ()))
@@ -61,13 +60,16 @@ def main() -> None:
     stamp.write_text(wanted)
 
 
-def _stamp(extras: list[str], constraints: Path, ros_is_sourced: bool) -> str:
-    """Two words: the second changes with the content of the environment, the first with what it is made from."""
+def _stamp(folder: Path, extras: list[str], constraints: Path, ros_is_sourced: bool) -> str:
+    """Two lines: the second changes with the content of the environment, the first with what it is made from.
+
+    The first has the folder's path: the scripts in an environment name it, so none can be moved.
+    """
     content = [path.read_bytes() for path in (ROOT / "setup.py", constraints)]
     content += [",".join(extras).encode(), os.environ.get("TORCH_INDEX", "").encode()]
     words = ["sourced" if ros_is_sourced else "wheels", f"{sys.version_info.major}.{sys.version_info.minor}"]
     kind = "-".join([*words, *sorted(BUILDS & {*extras})])
-    return f"{kind} " + hashlib.sha256(b"\0".join(content)).hexdigest()
+    return f"{kind} {folder}\n" + hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 def _create(folder: Path, with_system_packages: bool) -> None:

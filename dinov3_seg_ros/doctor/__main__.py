@@ -44,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
     """Check everything; ``bundles`` default to the demo's."""
     yield Finding(OK, "Python", f"{platform.python_version()} ({sys.executable})")
-    for check in (
+    checks = (
         installation.packages,
         installation.conflicts,
+        installation.executable,
         installation.ros,
         communication.transport,
         communication.shared_memory,
@@ -56,8 +57,8 @@ def examine(bundles: Sequence[Path] = ()) -> Iterator[Finding]:
         computing.engines,
         computing.decoders,
         partial(bundles_and_exports, bundles),
-    ):
-        yield from surviving(check)
+    )
+    yield from surviving(checks)
 
 
 def _print(finding: Finding) -> None:

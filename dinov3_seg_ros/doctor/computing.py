@@ -97,7 +97,7 @@ def engines() -> Iterator[Finding]:
     if available_runtimes()["tensorrt"] is not None:
         return
     from dinov3_seg_ros.runtimes.tensorrt.cuda import find_gpu
-    from dinov3_seg_ros.runtimes.tensorrt.store import ENGINE_SUFFIX, damaged, store_folder
+    from dinov3_seg_ros.runtimes.tensorrt.store import ENGINE_SUFFIX, REFUSAL_SUFFIX, Refusal, damaged, store_folder
 
     try:
         gpu = find_gpu()
@@ -105,12 +105,18 @@ def engines() -> Iterator[Finding]:
     except SegmentationError as error:
         yield Finding(WARNING, "GPU", str(error), "install NVIDIA's driver, or pass the GPU into the container")
     folder = store_folder()
-    engines = sorted(folder.glob(f"*{ENGINE_SUFFIX}")) if os.path.isdir(folder) else []
+    files = sorted(folder.iterdir()) if os.path.isdir(folder) else []
+    engines = [path for path in files if path.suffix == ENGINE_SUFFIX]
     megabytes = sum(engine.stat().st_size for engine in engines) >> 20
     yield Finding(OK, "TensorRT engines", f"{len(engines)} in {folder}, {megabytes} MB")
     for engine in engines:
         if damaged(engine):
             yield Finding(WARNING, "TensorRT engine", f"{engine} is damaged; it is rebuilt when it is needed")
+    for path in (path for path in files if path.suffix == REFUSAL_SUFFIX):
+        with contextlib.suppress(OSError, ValueError):  # one that is damaged does not count
+            refusal = Refusal.model_validate_json(path.read_bytes())
+            found = f"no start builds one of {refusal.graph}: {refusal.reason}"
+            yield Finding(WARNING, "TensorRT engine", found, f"correct the cause, then delete {path} to try again")
 
 
 def decoders() -> Iterator[Finding]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dinov3_seg_ros.support.resources import resource_path
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
+#: How to get the libraries that the system does not bring.
+ENVIRONMENT = "activate the environment of docs/install.md"
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,32 @@ class Finding:
     remedy: str = ""
 
 
-def surviving(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a check. An error in the check is a finding too, and does not end the others."""
-    try:
-        yield from check()
-    except Exception as error:
-        yield Finding(
-            FAULT, "doctor", f"{type(error).__name__}: {error}", "correct the faults above, then run the doctor again"
-        )
+def surviving(checks: Iterable[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
+    """The findings of some checks. An error in a check is a finding too, and does not end the others.
+
+    A module that is missing is told once. No remedy is a pip that the system forbids.
+    """
+    faults: list[str] = []
+    for check in checks:
+        try:
+            for finding in check():
+                if finding.level == FAULT:
+                    faults.append(finding.detail)
+                if finding.level != OK and _forbids_pip():
+                    remedy = re.sub(r"pip install ('.*?'|\w+)", ENVIRONMENT, finding.remedy)
+                    finding = replace(finding, remedy=remedy)
+                yield finding
+        except Exception as error:
+            if isinstance(error, ImportError) and any(str(error) in fault for fault in faults):
+                continue
+            faults.append(f"{type(error).__name__}: {error}")
+            yield Finding(FAULT, "doctor", faults[-1], "correct the faults above, then run the doctor again")
+
+
+def _forbids_pip() -> bool:
+    """Whether this is a system's Python into which pip does not install (PEP 668)."""
+    marker = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    return sys.prefix == sys.base_prefix and marker.exists()
 
 
 def size_of(path: Path) -> int:

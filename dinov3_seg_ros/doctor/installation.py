@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinov3_seg_ros.doctor.findings import FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.doctor.findings import ENVIRONMENT, FAULT, OK, WARNING, Finding, import_error, release
+from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.files import is_writable
 from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.resources import PACKAGE, console_script
 
 #: The oldest releases of packages that often come from elsewhere, such as Debian, as in setup.py.
 LEAST = {"pydantic": "2.10", "transformers": "5.4"}
@@ -64,12 +68,52 @@ def conflicts() -> Iterator[Finding]:
 
 def _log_folder() -> Path:
     """Where ROS writes its logs; without it no node starts."""
-    home = os.environ.get("ROS_HOME") or "~/.ros"
-    return Path(os.environ.get("ROS_LOG_DIR") or f"{home}/log").expanduser()
+    folder = os.environ.get("ROS_LOG_DIR") or f"{os.environ.get('ROS_HOME') or '~/.ros'}/log"
+    if folder.startswith("~"):  # ROS knows no other home than $HOME
+        folder = (os.environ.get("HOME") or os.devnull) + folder[1:]
+    return Path(folder)
+
+
+def executable() -> Iterator[Finding]:
+    """Check which Python the executable starts that launch files start."""
+    try:
+        script = Path(console_script("segmentation_node"))
+    except SegmentationError:  # nothing is installed, as where the checkout is on PYTHONPATH
+        return
+    with open(script, "rb") as stream:
+        python = Path(os.fsdecode(stream.readline()).removeprefix("#!").partition(" ")[0].strip())
+    if not python.name.startswith("python"):  # pip starts a Python whose path is long by a shell
+        return
+    found = f"{script} starts {python}"
+    if python.exists() and python.parent.resolve() == Path(sys.executable).parent.resolve():
+        yield Finding(OK, "segmentation_node", found)
+        return
+    found += f", not this Python ({sys.executable})" if python.exists() else ", which does not exist"
+    remedy = f"{ENVIRONMENT}, then colcon build --packages-select {PACKAGE}"
+    yield Finding(FAULT, "segmentation_node", found, remedy)
+
+
+def _mixed_rclpy() -> str:
+    """The folder of the rclpy that is imported in place of this environment's wheel; empty where none is."""
+    try:
+        wheel = importlib.metadata.distribution("ros-rclpy").locate_file("rclpy")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    spec = importlib.util.find_spec("rclpy")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return str(folder) if folder and folder.resolve() != Path(str(wheel)).resolve() else ""
 
 
 def ros() -> Iterator[Finding]:
     """Check rclpy and the messages."""
+    if folder := _mixed_rclpy():
+        yield Finding(
+            FAULT,
+            "rclpy",
+            f"is that of {folder}, but this environment was made without ROS, from wheels; the two do not mix",
+            "open a terminal in which ROS is not sourced, or run make again in this one",
+        )
+        return
     error = import_error("rclpy")
     if error:
         yield Finding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def open_source(source: str, masks: Path | None = None, value_range: ValueRange 
         DatasetError: the source cannot be opened; or, while iterating, an image, a mask or a video's first frame cannot
             be read.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return _folder(path, masks, value_range)
     if source.isdecimal():
