@@ -358,6 +358,16 @@ def test_labelmes_image_is_of_its_own_folder_if_that_has_images(tmp_path):
     assert data.spare_masks == [tmp_path / "a/1.json"]
 
 
+@pytest.mark.parametrize("image_id", [104, "007", 0.5, None])
+def test_an_image_that_coco_does_not_list_is_named(tmp_path, image_id):
+    labelled_folders.build_coco(tmp_path)
+    edit(tmp_path / "valid/_annotations.coco.json", lambda c: c["annotations"][-1].update(image_id=image_id))
+    with pytest.raises(
+        DatasetError, match=rf"valid/_annotations\.coco\.json is not laid out.*the image {image_id}, which"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_category_that_coco_does_not_list_is_named(tmp_path):
     labelled_folders.build_coco(tmp_path)
     path = tmp_path / "train" / "_annotations.coco.json"
@@ -390,12 +400,14 @@ def test_keypoints_of_coco_are_not_read_as_regions(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
-def test_ids_of_images_in_coco_may_be_text(tmp_path):
+@pytest.mark.parametrize("written", [str, float])
+def test_ids_of_images_in_coco_may_be_text_or_have_a_point(tmp_path, written):
     labelled_folders.build_coco(tmp_path)
-    expected = AutoData(root=str(tmp_path)).open("train").item(0)[1]
-    path = tmp_path / "train" / "_annotations.coco.json"
-    edit(path, lambda c: c.update(images=[image | {"id": str(image["id"])} for image in c["images"]]))
-    assert np.array_equal(AutoData(root=str(tmp_path)).open("train").item(0)[1], expected)
+    edit(
+        tmp_path / "train/_annotations.coco.json",
+        lambda c: [image.update(id=written(image["id"])) for image in c["images"]],
+    )
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_an_image_that_an_annotation_names_and_nobody_has_is_missing(tmp_path):
@@ -446,6 +458,7 @@ DAMAGES = [
     ("coco", "train/_annotations.coco.json", long_runs, "do not fill 48x40 pixels"),
     ("coco", "train/_annotations.coco.json", half_size, "a mask has 24x20 pixels, its image 48x40"),
     ("coco", "train/_annotations.coco.json", lambda c: c["images"][1].update(id=c["images"][0]["id"]), "2 images have"),
+    ("coco", "train/_annotations.coco.json", lambda c: c["images"][1].update(id=0.0), "2 images have the id 0"),
     ("coco", "train/_annotations.coco.json", lambda c: c["categories"][1].update(id=2), "2 categories have the id 2"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][1].update(id=10), "2 categories have"),
     ("huggingface_images", "train/metadata.jsonl", lambda c: c.pop("label_file_name"), "'label_file_name'"),

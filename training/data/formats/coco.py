@@ -14,7 +14,7 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
-from training.data.reading.content import as_text, check_ids, laid_out_like, read_head, read_json, read_once
+from training.data.reading.content import as_id, as_text, check_ids, laid_out_like, read_head, read_json, read_once
 from training.data.reading.paths import parent, split_named, split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
@@ -162,24 +162,26 @@ def _file(content: Mapping[str, Any]) -> _File:
     unlisted = [category for category in used if category not in names]
     if unlisted:
         raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
-    boxes = Counter[str]()
-    regions: dict[str, list[tuple[int, Any]]] = {}
+    boxes = 0
+    regions: dict[str, list[tuple[int, Any]]] = {as_id(image["id"]): [] for image in content["images"]}
     for annotation in content["annotations"]:
-        own = regions.setdefault(str(annotation["image_id"]), [])  # some tools write ids of images now and then as text
+        own = regions.get(as_id(annotation["image_id"]))
+        if own is None:
+            raise ValueError(f"an annotation is of the image {annotation['image_id']}, which is not listed")
         region = _region(annotation)
         if not region and (region := _box(annotation)):
-            boxes[str(annotation["image_id"])] += 1
+            boxes += 1
         if region:
             own.append((annotation["category_id"], region))
     images = [
         _Image(
             as_text(image["file_name"]),
             (int(image["height"]), int(image["width"])),
-            tuple(regions.get(str(image["id"]), ())),
+            tuple(regions[as_id(image["id"])]),
         )
         for image in content["images"]
     ]
-    return _File(names, images, sum(boxes[str(image["id"])] for image in content["images"]))
+    return _File(names, images, boxes)
 
 
 def _region(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
