@@ -313,6 +313,50 @@ def test_an_image_is_never_taken_for_another_of_its_name(tmp_path, kind):
         AutoData(root=str(tmp_path)).open_all()
 
 
+@pytest.mark.parametrize("kind", ["coco", "coco_panoptic", "cvat_images", "datumaro", "label_studio", "labelme", "via"])
+def test_an_image_that_is_gone_is_not_taken_from_another_site(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path / "site_b")
+    image = next(tmp_path.rglob("*train_0001.jpg"))
+    elsewhere = tmp_path / "site_a" / image.relative_to(tmp_path / "site_b")
+    elsewhere.parent.mkdir(parents=True)
+    image.rename(elsewhere)
+    if kind == "labelme":
+        data = AutoData(root=str(tmp_path)).open_all()
+        assert (len(data), data.spare_masks) == (5, [image.with_suffix(".json")])
+        return
+    with pytest.raises(DatasetError, match=r"1 (of 6 )?images .*train_0001\.jpg"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+@pytest.mark.parametrize("written", ["{}", "images/{}"])
+@pytest.mark.parametrize("folder", ["annotations", "."])
+@pytest.mark.parametrize("kind", [*sorted(IMAGE_LISTS), "labelme"])
+def test_sites_side_by_side_keep_to_their_own_images(tmp_path, kind, folder, written):
+    names = ["0001.png", "0002.png"]
+    for site in ("site_a", "site_b"):
+        for name in names:
+            tiny_datasets.save_image(tmp_path / site / "images" / name, 0)
+        paths = [written.format(name) for name in names]
+        if kind == "labelme":
+            for path, name in zip(paths, names, strict=True):
+                content = {"shapes": [{"label": "road", "points": [[1, 1], [9, 1], [9, 9]]}], "imagePath": path}
+                labelled_folders.put(tmp_path / site / folder / f"{name}.json", content)
+        else:
+            labelled_folders.put(tmp_path / site / folder / "labels.json", IMAGE_LISTS[kind](paths))
+    section = AutoData(root=str(tmp_path))
+    sites = [[path.relative_to(tmp_path).parts[0] for path in sample.files()] for sample in section.open_all().samples]
+    assert sites == [["site_a", "site_a"]] * 2 + [["site_b", "site_b"]] * 2
+    for path in tmp_path.glob("site_a/**/*.json"):
+        path.unlink()
+    (tmp_path / "site_b/images/0001.png").unlink()
+    if kind == "labelme":
+        data = section.open_all()
+        assert (len(data), data.spare_masks) == (1, [tmp_path / "site_b" / folder / "0001.png.json"])
+        return
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*site_b/.*0001\.png"):
+        section.open_all()
+
+
 @pytest.mark.parametrize("written", ["images/{}", "export/images/{}", "/home/somebody/images/{}", "C:\\images\\{}"])
 def test_a_mask_is_never_taken_for_an_image_that_is_missing(tmp_path, written):
     for stem in "12":

@@ -10,7 +10,7 @@ from dinov3_seg_ros.frames.image_files import read_mask
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.formats.label_studio import find_uploaded_image
+from training.data.formats.label_studio import find_uploaded_images
 from training.data.reading.content import read_csv_table, read_json
 from training.data.reading.paths import split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
@@ -98,13 +98,19 @@ def _images_of_tasks(tree: Tree) -> dict[int, str]:
     """The image file of each task, from the tables of the folder."""
     found: dict[int, str] = {}
     for name in tree.with_suffix(*_TABLES):
-        for row in _rows(tree, name):
-            data = row.get("data")
-            for written in (data if isinstance(data, dict) else row).values():
-                image = find_uploaded_image(tree, name, written) if isinstance(written, str) else None
-                if image is not None and str(row.get("id", "")).isdecimal():
-                    found.setdefault(int(row["id"]), image)
+        texts = [(row["id"], text) for row in _rows(tree, name) for text in _texts(row)]
+        images = find_uploaded_images(tree, name, (text for _, text in texts))
+        for task, text in texts:
+            if text in images:
+                found.setdefault(int(task), images[text])
     return found
+
+
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a task, of which one is the path or address of its image; none where the row has no number."""
+    data = row.get("data")
+    values = (data if isinstance(data, dict) else row).values() if str(row.get("id", "")).isdecimal() else ()
+    return [value for value in values if isinstance(value, str)]
 
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
