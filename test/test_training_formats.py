@@ -357,6 +357,21 @@ def test_sites_side_by_side_keep_to_their_own_images(tmp_path, kind, folder, wri
         section.open_all()
 
 
+@pytest.mark.parametrize("kind", sorted(IMAGE_LISTS))
+def test_images_may_be_named_as_in_addresses(tmp_path, kind):
+    for name in ("day 1/a b", "day 1/c", "day 2/a b", "day 2/c d", "day 2/c%20d"):
+        tiny_datasets.save_image(tmp_path / f"images/{name}.png", 0)
+    written = ["day%201/a%20b.png", "https://host/day%202/a%20b.png?X=1", "day%202/c%20d.png"]
+    labelled_folders.put(tmp_path / "labels.json", IMAGE_LISTS[kind](written))
+    found = sorted(
+        sample.image.relative_to(tmp_path).as_posix() for sample in AutoData(root=str(tmp_path)).open_all().samples
+    )
+    assert found == ["images/day 1/a b.png", "images/day 2/a b.png", "images/day 2/c%20d.png"]
+    (tmp_path / "images/day 1/a b.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 3 images .*day%201/a%20b\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
 @pytest.mark.parametrize("written", ["images/{}", "export/images/{}", "/home/somebody/images/{}", "C:\\images\\{}"])
 def test_a_mask_is_never_taken_for_an_image_that_is_missing(tmp_path, written):
     for stem in "12":

@@ -35,11 +35,15 @@ def test_masks_of_label_studio_may_be_made_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
-def test_paths_of_label_studios_local_storage_are_unquoted(tmp_path, name):
+@pytest.mark.parametrize(
+    "address",
+    ["/data/local-files/?d=images/train/{}", "https://host/{}?X=1", "s3://photos/{}", "/data/upload/1/0a1b2c3d-{}"],
+)
+def test_addresses_of_label_studios_images_are_unquoted(tmp_path, address, name):
     labelled_folders.build_label_studio(tmp_path)
     (tmp_path / "images/train/0a1b2c3d-train_0000.jpg").rename(tmp_path / "images/train" / name)
-    address = f"/data/local-files/?d=images/train/{urllib.parse.quote(name)}"
-    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=address))
+    written = address.format(urllib.parse.quote(name))
+    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=written))
     data = AutoData(root=str(tmp_path)).open_all()
     index = [data.describe(index) for index in range(len(data))].index(name)
     assert np.array_equal(data.item(index)[1], labelled_folders.truth(0))

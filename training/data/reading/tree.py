@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import itertools
 import os
+import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
@@ -118,6 +119,10 @@ class Tree:
         return found
 
     @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(part for name in self.images for part in plain(name).split("/"))
+
+    @functools.cached_property
     def _by_path(self) -> Paths:
         return Paths(self.images)
 
@@ -172,13 +177,21 @@ class Tree:
             images, or if the path may as well mean a folder in which preferred ones of other paths lie.
         """
         near, folder = [*map(plain, [*first, *folders_of_images(labels)])], plain(parent(labels))
-        paths = ["/".join(path_parts(path.split("?")[0])) for path in written]
+        paths = [self._spelt_here(path.split("?")[0]) for path in written]
         found = [self._find_image(path, near, folder) for path in paths]
         own = {PurePosixPath(name).parent for name, preferred in found if name and preferred}
         return [
             None if name and not preferred and _is_anothers(name, path, own) else name
             for (name, preferred), path in zip(found, paths, strict=True)
         ]
+
+    def _spelt_here(self, written: str) -> str:
+        """A path, whose names are unquoted where they are quoted as in addresses, and nothing here has such a name."""
+        names = (
+            urllib.parse.unquote(name) if "%" in name and plain(name) not in self._names else name
+            for name in path_parts(written)
+        )
+        return "/".join(path_parts("/".join(names)))
 
     def _find_image(self, path: str, near: Iterable[str], folder: str) -> tuple[str | None, bool]:
         """An image file, and whether it is preferred to those elsewhere."""
