@@ -984,6 +984,18 @@ def test_exports_side_by_side_must_agree_on_classes(tmp_path):
             AutoData(root=str(root)).open_all()
 
 
+def test_projects_of_supervisely_may_lie_in_folders(tmp_path):
+    labelled_folders.build_supervisely(tmp_path / "project_a")
+    labelled_folders.put(tmp_path / "elsewhere/meta.json", [])
+    check_truth(AutoData(root=str(tmp_path)))
+    labelled_folders.build_supervisely(tmp_path / "project_b")
+    edit(tmp_path / "project_b/meta.json", lambda c: c["classes"].append({"title": "person"}))
+    data = AutoData(root=str(tmp_path)).open_all()
+    assert data.class_names == [*labelled_folders.NAMES, "person"]
+    folders = [{path.relative_to(tmp_path).parts[0] for path in sample.files()} for sample in data.samples]
+    assert sorted(folders, key=min) == [{"project_a"}] * 6 + [{"project_b"}] * 6
+
+
 def test_shapes_have_the_classes_of_all_lists_together(tmp_path):
     for part, text in (("a", "person\nroad"), ("b", "tree\nroad")):
         labelled_folders.build_labelme(tmp_path / part)
