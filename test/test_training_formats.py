@@ -313,6 +313,65 @@ def test_an_image_is_never_taken_for_another_of_its_name(tmp_path, kind):
         AutoData(root=str(tmp_path)).open_all()
 
 
+@pytest.mark.parametrize("kind", ["coco", "coco_panoptic", "cvat_images", "datumaro", "label_studio", "labelme", "via"])
+def test_an_image_that_is_gone_is_not_taken_from_another_site(tmp_path, kind):
+    labelled_folders.BUILDERS[kind](tmp_path / "site_b")
+    image = next(tmp_path.rglob("*train_0001.jpg"))
+    elsewhere = tmp_path / "site_a" / image.relative_to(tmp_path / "site_b")
+    elsewhere.parent.mkdir(parents=True)
+    image.rename(elsewhere)
+    if kind == "labelme":
+        data = AutoData(root=str(tmp_path)).open_all()
+        assert (len(data), data.spare_masks) == (5, [image.with_suffix(".json")])
+        return
+    with pytest.raises(DatasetError, match=r"1 (of 6 )?images .*train_0001\.jpg"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
+@pytest.mark.parametrize("written", ["{}", "images/{}"])
+@pytest.mark.parametrize("folder", ["annotations", "."])
+@pytest.mark.parametrize("kind", [*sorted(IMAGE_LISTS), "labelme"])
+def test_sites_side_by_side_keep_to_their_own_images(tmp_path, kind, folder, written):
+    names = ["0001.png", "0002.png"]
+    for site in ("site_a", "site_b"):
+        for name in names:
+            tiny_datasets.save_image(tmp_path / site / "images" / name, 0)
+        paths = [written.format(name) for name in names]
+        if kind == "labelme":
+            for path, name in zip(paths, names, strict=True):
+                content = {"shapes": [{"label": "road", "points": [[1, 1], [9, 1], [9, 9]]}], "imagePath": path}
+                labelled_folders.put(tmp_path / site / folder / f"{name}.json", content)
+        else:
+            labelled_folders.put(tmp_path / site / folder / "labels.json", IMAGE_LISTS[kind](paths))
+    section = AutoData(root=str(tmp_path))
+    sites = [[path.relative_to(tmp_path).parts[0] for path in sample.files()] for sample in section.open_all().samples]
+    assert sites == [["site_a", "site_a"]] * 2 + [["site_b", "site_b"]] * 2
+    for path in tmp_path.glob("site_a/**/*.json"):
+        path.unlink()
+    (tmp_path / "site_b/images/0001.png").unlink()
+    if kind == "labelme":
+        data = section.open_all()
+        assert (len(data), data.spare_masks) == (1, [tmp_path / "site_b" / folder / "0001.png.json"])
+        return
+    with pytest.raises(IncompleteError, match=r"1 of 2 images .*site_b/.*0001\.png"):
+        section.open_all()
+
+
+@pytest.mark.parametrize("kind", sorted(IMAGE_LISTS))
+def test_images_may_be_named_as_in_addresses(tmp_path, kind):
+    for name in ("day 1/a b", "day 1/c", "day 2/a b", "day 2/c d", "day 2/c%20d"):
+        tiny_datasets.save_image(tmp_path / f"images/{name}.png", 0)
+    written = ["day%201/a%20b.png", "https://host/day%202/a%20b.png?X=1", "day%202/c%20d.png"]
+    labelled_folders.put(tmp_path / "labels.json", IMAGE_LISTS[kind](written))
+    found = sorted(
+        sample.image.relative_to(tmp_path).as_posix() for sample in AutoData(root=str(tmp_path)).open_all().samples
+    )
+    assert found == ["images/day 1/a b.png", "images/day 2/a b.png", "images/day 2/c%20d.png"]
+    (tmp_path / "images/day 1/a b.png").unlink()
+    with pytest.raises(IncompleteError, match=r"1 of 3 images .*day%201/a%20b\.png"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
 @pytest.mark.parametrize("written", ["images/{}", "export/images/{}", "/home/somebody/images/{}", "C:\\images\\{}"])
 def test_a_mask_is_never_taken_for_an_image_that_is_missing(tmp_path, written):
     for stem in "12":
@@ -358,6 +417,16 @@ def test_labelmes_image_is_of_its_own_folder_if_that_has_images(tmp_path):
     assert data.spare_masks == [tmp_path / "a/1.json"]
 
 
+@pytest.mark.parametrize("image_id", [104, "007", 0.5, None])
+def test_an_image_that_coco_does_not_list_is_named(tmp_path, image_id):
+    labelled_folders.build_coco(tmp_path)
+    edit(tmp_path / "valid/_annotations.coco.json", lambda c: c["annotations"][-1].update(image_id=image_id))
+    with pytest.raises(
+        DatasetError, match=rf"valid/_annotations\.coco\.json is not laid out.*the image {image_id}, which"
+    ):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_category_that_coco_does_not_list_is_named(tmp_path):
     labelled_folders.build_coco(tmp_path)
     path = tmp_path / "train" / "_annotations.coco.json"
@@ -390,12 +459,14 @@ def test_keypoints_of_coco_are_not_read_as_regions(tmp_path):
     check_truth(AutoData(root=str(tmp_path)))
 
 
-def test_ids_of_images_in_coco_may_be_text(tmp_path):
+@pytest.mark.parametrize("written", [str, float])
+def test_ids_of_images_in_coco_may_be_text_or_have_a_point(tmp_path, written):
     labelled_folders.build_coco(tmp_path)
-    expected = AutoData(root=str(tmp_path)).open("train").item(0)[1]
-    path = tmp_path / "train" / "_annotations.coco.json"
-    edit(path, lambda c: c.update(images=[image | {"id": str(image["id"])} for image in c["images"]]))
-    assert np.array_equal(AutoData(root=str(tmp_path)).open("train").item(0)[1], expected)
+    edit(
+        tmp_path / "train/_annotations.coco.json",
+        lambda c: [image.update(id=written(image["id"])) for image in c["images"]],
+    )
+    check_truth(AutoData(root=str(tmp_path)))
 
 
 def test_an_image_that_an_annotation_names_and_nobody_has_is_missing(tmp_path):
@@ -446,6 +517,7 @@ DAMAGES = [
     ("coco", "train/_annotations.coco.json", long_runs, "do not fill 48x40 pixels"),
     ("coco", "train/_annotations.coco.json", half_size, "a mask has 24x20 pixels, its image 48x40"),
     ("coco", "train/_annotations.coco.json", lambda c: c["images"][1].update(id=c["images"][0]["id"]), "2 images have"),
+    ("coco", "train/_annotations.coco.json", lambda c: c["images"][1].update(id=0.0), "2 images have the id 0"),
     ("coco", "train/_annotations.coco.json", lambda c: c["categories"][1].update(id=2), "2 categories have the id 2"),
     ("coco_panoptic", "annotations/panoptic_val.json", lambda c: c["categories"][1].update(id=10), "2 categories have"),
     ("huggingface_images", "train/metadata.jsonl", lambda c: c.pop("label_file_name"), "'label_file_name'"),
@@ -910,6 +982,18 @@ def test_exports_side_by_side_must_agree_on_classes(tmp_path):
         path.write_text(path.read_text().replace("road", "lane").replace("door", "road").replace("lane", "door"))
         with pytest.raises(DatasetError, match=rf"a/.*{pattern} and .*b/{file} differ in the names, values or colours"):
             AutoData(root=str(root)).open_all()
+
+
+def test_projects_of_supervisely_may_lie_in_folders(tmp_path):
+    labelled_folders.build_supervisely(tmp_path / "project_a")
+    labelled_folders.put(tmp_path / "elsewhere/meta.json", [])
+    check_truth(AutoData(root=str(tmp_path)))
+    labelled_folders.build_supervisely(tmp_path / "project_b")
+    edit(tmp_path / "project_b/meta.json", lambda c: c["classes"].append({"title": "person"}))
+    data = AutoData(root=str(tmp_path)).open_all()
+    assert data.class_names == [*labelled_folders.NAMES, "person"]
+    folders = [{path.relative_to(tmp_path).parts[0] for path in sample.files()} for sample in data.samples]
+    assert sorted(folders, key=min) == [{"project_a"}] * 6 + [{"project_b"}] * 6
 
 
 def test_shapes_have_the_classes_of_all_lists_together(tmp_path):

@@ -27,6 +27,30 @@ def test_masks_of_label_studio_without_their_tasks_are_explained(tmp_path):
         AutoData(root=str(tmp_path)).open("train")
 
 
+def test_masks_of_label_studio_are_of_the_nearest_export(tmp_path):
+    for site in ("site_a", "site_b"):
+        labelled_folders.build_label_studio_png(tmp_path / site)
+    data = AutoData(root=str(tmp_path)).open_all()
+    sites = [{path.relative_to(tmp_path).parts[0] for _, path in sample.entry} for sample in data.samples]
+    assert [{sample.image.relative_to(tmp_path).parts[0]} for sample in data.samples] == sites
+    assert sorted(sites, key=min) == [{"site_a"}] * 6 + [{"site_b"}] * 6
+    table = tmp_path / "site_a/project.csv"
+    table.with_stem("other").write_text(table.read_text().replace("0000", "0001"))
+    with pytest.raises(
+        DatasetError, match=r"site_a/other\.csv and site_a/project\.csv differ in the image of task 7 .*; keep"
+    ):
+        AutoData(root=str(tmp_path)).open_all()
+    table.with_stem("other").unlink()
+    text = table.read_text()
+    table.write_text(text.replace("0000", "0001"))
+    with pytest.raises(DatasetError, match=r"train_0001\.jpg is in .*task-7-.* and in .*task-8-.*; keep one"):
+        AutoData(root=str(tmp_path)).open_all()
+    table.write_text(text)
+    next(tmp_path.rglob("site_a/*/*/*train_0000.jpg")).unlink()
+    with pytest.raises(DatasetError, match=r"which image task 7 is \(1 of 6 tasks\)"):
+        AutoData(root=str(tmp_path)).open_all()
+
+
 def test_masks_of_label_studio_may_be_made_smaller(tmp_path):
     labelled_folders.build_label_studio_png(tmp_path)
     for path in tmp_path.rglob("task-*.png"):
@@ -35,11 +59,15 @@ def test_masks_of_label_studio_may_be_made_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Küche 1.jpg", "50% light.jpg"])
-def test_paths_of_label_studios_local_storage_are_unquoted(tmp_path, name):
+@pytest.mark.parametrize(
+    "address",
+    ["/data/local-files/?d=images/train/{}", "https://host/{}?X=1", "s3://photos/{}", "/data/upload/1/0a1b2c3d-{}"],
+)
+def test_addresses_of_label_studios_images_are_unquoted(tmp_path, address, name):
     labelled_folders.build_label_studio(tmp_path)
     (tmp_path / "images/train/0a1b2c3d-train_0000.jpg").rename(tmp_path / "images/train" / name)
-    address = f"/data/local-files/?d=images/train/{urllib.parse.quote(name)}"
-    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=address))
+    written = address.format(urllib.parse.quote(name))
+    edit(tmp_path / "project.json", lambda tasks: tasks[0]["data"].update(image=written))
     data = AutoData(root=str(tmp_path)).open_all()
     index = [data.describe(index) for index in range(len(data))].index(name)
     assert np.array_equal(data.item(index)[1], labelled_folders.truth(0))
@@ -149,8 +177,7 @@ def test_exports_of_label_studio_side_by_side_may_repeat_names(tmp_path):
     shutil.rmtree(tmp_path / "site_b/images")
     (tmp_path / "site_b/photos").rename(tmp_path / "site_b/images")
     (tmp_path / "site_a/images/0a1b2c3d-train_0001.jpg").unlink()
-    written = r"project\.json \(/data/upload/1/0a1b2c3d-train_0001\.jpg\)"
-    with pytest.raises(DatasetError, match=rf"is in .*site_a/{written} and in .*site_b/{written}; keep one"):
+    with pytest.raises(DatasetError, match=r"1 images of site_a/project\.json are not in .*train_0001\.jpg"):
         AutoData(root=str(tmp_path)).open_all()
 
 

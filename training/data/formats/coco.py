@@ -14,8 +14,8 @@ import numpy as np
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
-from training.data.reading.content import as_text, check_ids, laid_out_like, read_head, read_json, read_once
-from training.data.reading.paths import parent, split_named, split_of
+from training.data.reading.content import as_id, as_text, check_ids, laid_out_like, read_head, read_json, read_once
+from training.data.reading.paths import parent, split_of, split_of_file
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, largest_first, rectangle, ring
 from training.data.reading.tree import Tree
@@ -28,7 +28,6 @@ _OTHER_TASKS = re.compile(rf"({_PANOPTIC}|person_keypoints_).*|(captions|image_i
 # Of what COCO's files begin with, one is there; so files of other tools are told from them without reading all.
 _FIRST_KEYS = (b'"info"', b'"licenses"', *(f'"{key}"'.encode() for key in _KEYS))
 _HEAD = 4096
-_WORDS = re.compile(r"[_\-.]")
 
 
 class Coco(Format):
@@ -73,11 +72,11 @@ class Coco(Format):
         values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
-            near = folders_of_images(name)
             if not file.images:
                 raise DatasetError(f"{tree.path(name)} lists no images; export it anew, or remove it")
-            for image in file.images:
-                path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}".strip("/")
+            found = tree.find_images((image.name for image in file.images), name)
+            for image, own in zip(file.images, found, strict=True):
+                path = own or f"{parent(name)}/{image.name}".strip("/")
                 split = split_of_file(name) or split_of(path)
                 entry = image._replace(
                     regions=tuple((values[file.names[key]], region) for key, region in image.regions)
@@ -162,24 +161,26 @@ def _file(content: Mapping[str, Any]) -> _File:
     unlisted = [category for category in used if category not in names]
     if unlisted:
         raise ValueError(f"an annotation has the category {unlisted[0]}, which is not listed")
-    boxes = Counter[str]()
-    regions: dict[str, list[tuple[int, Any]]] = {}
+    boxes = 0
+    regions: dict[str, list[tuple[int, Any]]] = {as_id(image["id"]): [] for image in content["images"]}
     for annotation in content["annotations"]:
-        own = regions.setdefault(str(annotation["image_id"]), [])  # some tools write ids of images now and then as text
+        own = regions.get(as_id(annotation["image_id"]))
+        if own is None:
+            raise ValueError(f"an annotation is of the image {annotation['image_id']}, which is not listed")
         region = _region(annotation)
         if not region and (region := _box(annotation)):
-            boxes[str(annotation["image_id"])] += 1
+            boxes += 1
         if region:
             own.append((annotation["category_id"], region))
     images = [
         _Image(
             as_text(image["file_name"]),
             (int(image["height"]), int(image["width"])),
-            tuple(regions.get(str(image["id"]), ())),
+            tuple(regions[as_id(image["id"])]),
         )
         for image in content["images"]
     ]
-    return _File(names, images, sum(boxes[str(image["id"])] for image in content["images"]))
+    return _File(names, images, boxes)
 
 
 def _region(annotation: Mapping[str, Any]) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
@@ -219,20 +220,3 @@ def begins_like_coco(path: Path) -> bool:
     """Whether the first bytes of a JSON may be those of COCO's annotations."""
     head = read_head(path, _HEAD)
     return any(key in head for key in _FIRST_KEYS)
-
-
-def split_of_file(name: str) -> Split | None:
-    """The split that a JSON is of: its folders or a word in its name say so."""
-    words = _WORDS.split(name.rpartition("/")[2].removesuffix(".json").lower())
-    return split_of(name) or next(filter(None, map(split_named, words)), None)
-
-
-def folders_of_images(name: str) -> list[str]:
-    """Where the images of a JSON may lie, the likeliest first."""
-    folder, top = parent(name), parent(parent(name))
-    own = name.rpartition("/")[2].removesuffix(".json")
-    # CVAT writes images/site_a for instances_site_a.json.
-    ends = [own, *(own[found.end() :] for found in _WORDS.finditer(own))]
-    words = list(dict.fromkeys(filter(None, [*ends, *_WORDS.split(own)])))
-    below = [f"{top}/images".strip("/"), *(f"{top}/images/{word}".strip("/") for word in words)]
-    return [folder, f"{folder}/images".strip("/"), *below, *(f"{top}/{word}".strip("/") for word in words), top]

@@ -9,10 +9,10 @@ from dinov3_seg_ros.frames.image_files import MaskPixels
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
-from training.data.formats.coco import begins_like_coco, folders_of_images, split_of_file
+from training.data.formats.coco import begins_like_coco
 from training.data.reading.content import read_head
 from training.data.reading.panoptic import PanopticMasks, read_panoptic
-from training.data.reading.paths import split_of, stem
+from training.data.reading.paths import parent, split_of, split_of_file, stem
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, ReadLabels, Sample, Sure
 from training.data.reading.tree import Tree
 
@@ -48,12 +48,12 @@ class CocoPanoptic(Format):
         value_of = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for position, (name, panoptic) in enumerate(zip(files, panoptics, strict=True)):
-            near = folders_of_images(name)
+            images = tree.find_images((image for image, _ in panoptic.files), name)
+            masks = tree.find_images((mask for _, mask in panoptic.files), name, [stem(name)])
             for index, (image, mask) in enumerate(panoptic.files):
-                labels = tree.find_image(mask, [stem(name), *near]) or f"{stem(name)}/{mask}"
-                found = tree.find_image(image, near)
+                found, labels = images[index], masks[index] or f"{stem(name)}/{mask}"
                 # Of images that are PNG files too, the mask has the name.
-                path = found if found not in (None, labels) else f"{near[0]}/{image}".strip("/")
+                path = found if found not in (None, labels) else f"{parent(name)}/{image}".strip("/")
                 sample = Sample(tree.path(path), tree.path(labels), (position, index), written=image)
                 samples.setdefault(split_of_file(name) or split_of(path), []).append(sample)
         readers = [

@@ -61,14 +61,16 @@ class CvatImages(Format):
         reader = ShapeReader(functools.partial(_parse, classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
-            folder = parent(name)
-            top = f"{folder}/images".strip("/")
-            for image in file.images:
-                near = [*([f"{top}/{image.subset}"] if image.subset else []), top, folder]
-                path = tree.find_image(image.name, near) or f"{near[0]}/{image.name}"
-                split = split_named(image.subset) or split_of(path) or split_of(name)
-                sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
-                samples.setdefault(split, []).append(sample)
+            top = f"{parent(name)}/images".strip("/")
+            for subset in dict.fromkeys(image.subset for image in file.images):
+                images = [image for image in file.images if image.subset == subset]
+                near = [f"{top}/{subset}".strip("/"), top]
+                found = tree.find_images((image.name for image in images), name, near)
+                for image, own in zip(images, found, strict=True):
+                    path = own or f"{near[0]}/{image.name}"
+                    split = split_named(subset) or split_of(path) or split_of(name)
+                    sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
+                    samples.setdefault(split, []).append(sample)
         ordered = {split: sorted(own, key=operator.itemgetter(0)) for split, own in samples.items()}
         return LabelledFolder(classes, ordered, reader, unlabelled=count_unlabelled(tree, samples))
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import classes_of_shapes
-from training.data.formats.coco import folders_of_images, split_of_file
 from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
-from training.data.reading.paths import split_of
+from training.data.reading.paths import parent, split_of, split_of_file
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, from_corner, rectangle, ring, thick_line, turned
 from training.data.reading.tree import Tree
@@ -56,11 +55,11 @@ class Datumaro(Format):
         values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
         for name, file in files.items():
-            near = folders_of_images(name)
-            for item in file.items:
-                path = tree.find_image(item.image, near) or f"{near[0]}/{item.image}".strip("/")
+            found = tree.find_images((item.image for item in file.items), name)
+            for item, own in zip(file.items, found, strict=True):
+                path = own or f"{parent(name)}/{item.image}".strip("/")
                 entry = item._replace(
-                    regions=tuple((values[file.labels[label]], found) for label, found in item.regions)
+                    regions=tuple((values[file.labels[label]], region) for label, region in item.regions)
                 )
                 split = split_of_file(name) or split_of(path)
                 sample = Sample(tree.path(path), tree.path(name), entry, written=item.image)

@@ -17,7 +17,7 @@ from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
 from training.data.reading.content import as_text, laid_out_like, read_head, read_json, read_once
-from training.data.reading.paths import parent, split_of
+from training.data.reading.paths import split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure, count_unlabelled
 from training.data.reading.shapes import Drawing, Shape, ShapeReader, ellipse, rectangle, ring, turned
 from training.data.reading.tree import Tree
@@ -64,9 +64,9 @@ class LabelStudio(Format):
         samples: dict[Split | None, list[Sample]] = {}
         for name, tasks in exports.items():
             absent = []
+            found = find_uploaded_images(tree, name, (written for task in tasks for written in task.data))
             for task in tasks:
-                images = (find_uploaded_image(tree, name, written) for written in task.data)
-                image = next(filter(None, images), None)
+                image = next(filter(None, map(found.get, task.data)), None)
                 if image is None:
                     absent.append(_image_of(task.data))
                     continue
@@ -264,14 +264,22 @@ def _is_shape(region: dict[str, Any]) -> bool:
     return not _KEYS_OF_SHAPES.isdisjoint(region) and _KEYS_OF_ANSWERS.isdisjoint(region)
 
 
-def find_uploaded_image(tree: Tree, name: str, written: str) -> str | None:
-    """The image file of a task. Label Studio puts eight characters and a dash before the names of uploaded files."""
-    path = urllib.parse.unquote(written.partition("?d=")[2]) or written
+def find_uploaded_images(tree: Tree, name: str, written: Iterable[str]) -> dict[str, str]:
+    """The image file of each text of a file's tasks that is its path or address, and whose image is there."""
+    paths = {text: _paths_of(text) for text in written}
+    all_paths = list(dict.fromkeys(path for own in paths.values() for path in own))
+    images = dict(zip(all_paths, tree.find_images(all_paths, name), strict=True))
+    found = {text: next(filter(None, map(images.get, own)), None) for text, own in paths.items()}
+    return {text: image for text, image in found.items() if image is not None}
+
+
+def _paths_of(text: str) -> list[str]:
+    """Paths of an image. Label Studio puts eight characters and a dash before the names of uploaded files."""
+    path = urllib.parse.unquote(text.partition("?d=")[2]) or text
     if _UPLOADS in path:
         path = path.rpartition("/")[2]
-    near = [parent(name), f"{parent(name)}/images".strip("/")]
-    found, uploaded = tree.find_image(path, near), _UPLOADED.fullmatch(path.rpartition("/")[2])
-    return found or (tree.find_image(uploaded[1], near) if uploaded else None)
+    uploaded = _UPLOADED.fullmatch(path.rpartition("/")[2])
+    return [path, uploaded[1]] if uploaded else [path]
 
 
 def _image_of(texts: Sequence[str]) -> str:

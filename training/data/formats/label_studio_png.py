@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from dinov3_seg_ros.frames.image_files import read_mask
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.base import Split
 from training.data.classes.lists import drawn_classes
-from training.data.formats.label_studio import find_uploaded_image
+from training.data.formats.label_studio import find_uploaded_images
 from training.data.reading.content import read_csv_table, read_json
 from training.data.reading.paths import split_of
 from training.data.reading.protocol import Format, LabelledFolder, Match, Patterns, Sample, Sure
@@ -43,30 +44,33 @@ class LabelStudioPng(Format):
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        layers: dict[int, list[_Layer]] = {}
-        masks = _layers(tree)
+        layers: dict[tuple[int, str], list[_Layer]] = {}
+        masks, absent = _layers(tree), []
+        tables = {name: _images_of_tasks(tree, name) for name in tree.with_suffix(*_TABLES)}
         for layer in masks:
-            own = layers.setdefault(layer.task, [])
+            image = _image_of(layer, tables)
+            if image is None:
+                absent.append(layer.task)
+                continue
+            own = layers.setdefault((layer.task, image), [])
             if not own or own[0].annotation == layer.annotation:
                 own.append(layer)
-        image_of = _images_of_tasks(tree)
-        absent = [task for task in layers if task not in image_of]
         if absent:
+            tasks = len({layer.task for layer in masks})
             raise DatasetError(
-                f"nothing in {tree.root} says which image task {absent[0]} is ({len(absent)} of {len(layers)} tasks): "
+                f"nothing in {tree.root} says which image task {absent[0]} is ({len({*absent})} of {tasks} tasks): "
                 "export the same project as CSV or JSON too, and put that file and the images into the folder"
             )
         labels = {layer.label for own in layers.values() for layer in own}
         classes = drawn_classes(tree, labels, "the names of the masks")
         values = classes.value_of
         samples: dict[Split | None, list[Sample]] = {}
-        for task, own in sorted(layers.items()):
-            image = image_of[task]
+        for (_, image), own in layers.items():
             files = [tree.path(layer.file) for layer in own]
             entry = [(values[layer.label], file) for layer, file in zip(own, files, strict=True)]
             samples.setdefault(split_of(image), []).append(Sample(tree.path(image), files[0], entry))
         files_of_masks = [tree.path(layer.file) for layer in masks]
-        unlabelled = len(tree.images) - len(masks) - len({image_of[task] for task in layers})
+        unlabelled = len(tree.images) - len(masks) - len({image for _, image in layers})
         return LabelledFolder(classes, samples, ShapeReader(_parse), unlabelled=unlabelled, evidence=files_of_masks)
 
 
@@ -94,17 +98,41 @@ def _parse(sample: Sample) -> Drawing:
     return Drawing(largest_first(shapes), None if bitmap is None else (bitmap.shape[0], bitmap.shape[1]))
 
 
-def _images_of_tasks(tree: Tree) -> dict[int, str]:
-    """The image file of each task, from the tables of the folder."""
+def _image_of(layer: _Layer, tables: Mapping[str, Mapping[int, str]]) -> str | None:
+    """The image file of a mask's task, from the nearest tables alone, since each server counts its tasks anew.
+
+    Raises:
+        DatasetError: these tables differ.
+    """
+    shared = {
+        name: len(posixpath.commonpath([f"/{name}", f"/{layer.file}"])) for name, images in tables.items() if images
+    }
+    nearest = [name for name, length in shared.items() if length == max(shared.values())]
+    found = {tables[name][layer.task]: name for name in nearest if layer.task in tables[name]}
+    if len(found) > 1:
+        raise DatasetError(
+            f"{' and '.join(sorted(found.values()))} differ in the image of task {layer.task} ({layer.file}); keep "
+            "one, or put each export into a folder with its own masks"
+        )
+    return next(iter(found), None)
+
+
+def _images_of_tasks(tree: Tree, name: str) -> dict[int, str]:
+    """The image file of each task of a table."""
+    texts = [(row["id"], text) for row in _rows(tree, name) for text in _texts(row)]
+    images = find_uploaded_images(tree, name, (text for _, text in texts))
     found: dict[int, str] = {}
-    for name in tree.with_suffix(*_TABLES):
-        for row in _rows(tree, name):
-            data = row.get("data")
-            for written in (data if isinstance(data, dict) else row).values():
-                image = find_uploaded_image(tree, name, written) if isinstance(written, str) else None
-                if image is not None and str(row.get("id", "")).isdecimal():
-                    found.setdefault(int(row["id"]), image)
+    for task, text in texts:
+        if text in images:
+            found.setdefault(int(task), images[text])
     return found
+
+
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a task, of which one is the path or address of its image; none where the row has no number."""
+    data = row.get("data")
+    values = (data if isinstance(data, dict) else row).values() if str(row.get("id", "")).isdecimal() else ()
+    return [value for value in values if isinstance(value, str)]
 
 
 def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:

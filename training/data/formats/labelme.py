@@ -49,20 +49,21 @@ class Labelme(Format):
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
         samples: dict[Split | None, list[Sample]] = {}
-        spare, names = [], Counter[str]()
-        for name in tree.with_suffix(".json"):
-            file = _read(tree.path(name)) or _File()
-            sample = _sample(tree, name, file)
+        spare, labels = [], Counter[str]()
+        files = {name: _read(tree.path(name)) or _File() for name in tree.with_suffix(".json")}
+        named = _named_images(tree, files)
+        for name, file in files.items():
+            sample = _sample(tree, name, file, named[name])
             if sample is None:
                 if file != _File():
                     spare.append(tree.path(name))
                 continue
-            names.update(file.labels)
+            labels.update(file.labels)
             split = split_of(name) or split_of(sample.image.relative_to(tree.root).as_posix())
             samples.setdefault(split, []).append(sample)
         if not samples:
             raise DatasetError(f"{tree.root} holds no JSON of labelme whose image is there")
-        classes = _classes(tree, names)
+        classes = _classes(tree, labels)
         return LabelledFolder(
             classes,
             samples,
@@ -124,8 +125,20 @@ def _classes(tree: Tree, names: Counter[str]) -> SourceClasses:
     return dataclasses.replace(classes, ignored=SourceClass("", (len(classes.classes),)))
 
 
-def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
-    """The image that a JSON names as seen from its folder, or of its own stem, or inside it, or named so anywhere.
+def _named_images(tree: Tree, files: Mapping[str, _File]) -> dict[str, str | None]:
+    """The image that each JSON names, wherever it lies; those of one folder lie together."""
+    paths: dict[str, dict[str, str]] = {}
+    for name, file in files.items():
+        written = posixpath.join(parent(name), file.image.replace("\\", "/"))
+        paths.setdefault(parent(name), {})[name] = posixpath.normpath(written)
+    found: dict[str, str | None] = {}
+    for folder, own in paths.items():
+        found |= zip(own, tree.find_images(own.values(), f"{folder}/"), strict=True)
+    return found
+
+
+def _sample(tree: Tree, name: str, file: _File, named: str | None) -> Sample | None:
+    """The image that a JSON names as seen from its folder, or of its own stem, or inside it, or ``named`` anywhere.
 
     None where there is none.
     """
@@ -136,7 +149,7 @@ def _sample(tree: Tree, name: str, file: _File) -> Sample | None:
     if image is None and file.inside:
         inner = functools.partial(_inner_image, path, file.inside)
         return Sample(path.with_name(file_name or f"{path.stem}.png"), path, content=inner)
-    image = image or tree.find_image(posixpath.join(folder, written))
+    image = image or named
     return None if image is None else Sample(tree.path(image), path)
 
 

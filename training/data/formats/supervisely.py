@@ -6,6 +6,7 @@ import base64
 import functools
 import zlib
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -27,20 +28,24 @@ _LINE_WIDTH, _POINT_RADIUS = 1, 1
 class Supervisely(Format):
     """``meta.json``, and for each data set ``img/a.jpg`` with ``ann/a.jpg.json``. What no object covers is background.
 
-    Later objects lie over earlier ones. Data sets named train, val or test are the splits.
+    Several projects have the classes of all. Later objects lie over earlier ones. Data sets named train, val or test
+    are the splits.
     """
 
     name = "supervisely"
 
     def detect(self, tree: Tree) -> Match | None:
         """See `Format.detect`."""
-        if _PROJECT not in tree.files or not _annotations(tree):
-            return None
-        return Match(Sure.CERTAINLY, "meta.json, and annotations in folders ann")
+        found = _projects(tree)
+        return Match(Sure.CERTAINLY, f"{found[0]}, and annotations in folders ann") if found else None
 
     def open(self, tree: Tree, patterns: Patterns) -> LabelledFolder:
         """See `Format.open`."""
-        classes = classes_of_shapes(_class_names(tree), _PROJECT)
+        projects = _projects(tree)
+        if not projects:
+            raise DatasetError(f"{tree.root} holds no {_PROJECT} with annotations in folders ann below its folder")
+        names = (name for project in projects for name in _class_names(tree.path(project)))
+        classes = classes_of_shapes(names, projects[0])
         samples: dict[Split | None, list[Sample]] = {}
         spare = []
         for name in _annotations(tree):
@@ -104,9 +109,15 @@ def _annotations(tree: Tree) -> list[str]:
     return [name for name in tree.with_suffix(".json") if parent(name).rpartition("/")[2] == "ann"]
 
 
-def _class_names(tree: Tree) -> list[str]:
-    content = read_json(tree.path(_PROJECT))
+def _projects(tree: Tree) -> list[str]:
+    """The file of each project that has annotations."""
+    folders = {folder.as_posix() for name in _annotations(tree) for folder in PurePosixPath("/", name).parents}
+    return [name for name in tree.named(_PROJECT) if f"/{parent(name)}" in folders]
+
+
+def _class_names(path: Path) -> list[str]:
+    content = read_json(path)
     try:
         return [str(found["title"]) for found in content["classes"]]
     except (KeyError, TypeError) as error:
-        raise DatasetError(f"{tree.path(_PROJECT)} lists no classes ({error!r}); export the project anew") from error
+        raise DatasetError(f"{path} lists no classes ({error!r}); export the project anew") from error

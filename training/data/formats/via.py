@@ -48,8 +48,9 @@ class Via(Format):
         reader = ShapeReader(functools.partial(_parse, classes.value_of))
         samples: dict[Split | None, list[Sample]] = {}
         for name, images in files.items():
-            for image in images:
-                path = tree.find_image(image.name, [parent(name)]) or f"{parent(name)}/{image.name}".strip("/")
+            found = tree.find_images((image.name for image in images), name)
+            for image, own in zip(images, found, strict=True):
+                path = own or f"{parent(name)}/{image.name}".strip("/")
                 split = split_of(name) or split_of(path)
                 sample = Sample(tree.path(path), tree.path(name), image, written=image.name)
                 samples.setdefault(split, []).append(sample)

@@ -132,9 +132,14 @@ def as_text(value: Any) -> str:
     return value
 
 
+def as_id(value: object) -> str:
+    """An id as text: some tools write some of the numbers as text, or with a point, as pandas does."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def check_ids(listed: Iterable[Mapping[str, Any]], what: str) -> None:
     """Raise ValueError where two entries have one ``id``, as in files that were put together without new ids."""
-    counts = Counter(str(entry["id"]) for entry in listed)
+    counts = Counter(as_id(entry["id"]) for entry in listed)
     twice = next((key for key, count in counts.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{counts[twice]} {what} have the id {twice}")

@@ -22,6 +22,7 @@ SPLIT_NAMES: dict[str, Split] = {
 
 # Of test_drive_3 nobody knows that it is no sequence, so that only words for images and masks may stand beside.
 _ROLE = "images?|imgs?|masks?|labels?|annotations?|annot|rgb|gt"
+_WORDS = re.compile(r"[_\-.]")
 _SPLIT_FOLDER = re.compile(rf"(?:(?:{_ROLE})[_-]?)?({'|'.join(SPLIT_NAMES)})(?:20\d\d)?(?:[_-]?(?:{_ROLE}))?")
 
 
@@ -87,6 +88,23 @@ def stem(name: str) -> str:
 def split_of(name: str) -> Split | None:
     """The split that the folders of a path name, such as ``train`` or ``val_images``; the first one decides."""
     return next(filter(None, map(split_named, name.split("/")[:-1])), None)
+
+
+def split_of_file(name: str) -> Split | None:
+    """The split that a file of labels is of: its folders or a word in its name say so."""
+    words = _WORDS.split(stem(name).rpartition("/")[2].lower())
+    return split_of(name) or next(filter(None, map(split_named, words)), None)
+
+
+def folders_of_images(name: str) -> list[str]:
+    """Where the images of a file of labels may lie, the likeliest first."""
+    folder, top = parent(name), parent(parent(name))
+    own = stem(name).rpartition("/")[2]
+    # CVAT writes images/site_a for instances_site_a.json.
+    ends = [own, *(own[found.end() :] for found in _WORDS.finditer(own))]
+    words = list(dict.fromkeys(filter(None, [*ends, *_WORDS.split(own)])))
+    below = [f"{top}/images".strip("/"), *(f"{top}/images/{word}".strip("/") for word in words)]
+    return [folder, f"{folder}/images".strip("/"), *below, *(f"{top}/{word}".strip("/") for word in words), top]
 
 
 def split_named(word: str) -> Split | None:

@@ -6,12 +6,22 @@ import fnmatch
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
 from dinov3_seg_ros.support.errors import DatasetError, utf8_fault
-from training.data.reading.paths import Paths, folder_ends, least_end, path_parts, plain, stem
+from training.data.reading.paths import (
+    Paths,
+    folder_ends,
+    folders_of_images,
+    least_end,
+    parent,
+    path_parts,
+    plain,
+    stem,
+)
 
 #: What `training.select` writes beside the images that it chose.
 SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
@@ -109,6 +119,10 @@ class Tree:
         return found
 
     @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(part for name in self.images for part in plain(name).split("/"))
+
+    @functools.cached_property
     def _by_path(self) -> Paths:
         return Paths(self.images)
 
@@ -149,25 +163,47 @@ class Tree:
         named_like = self._by_basename.get(plain(PurePosixPath(path).name), [])
         return [name for name in named_like if _common_end(name, path) == length]
 
-    def find_image(self, written: str, near: Iterable[str] = ()) -> str | None:
-        """The image file that an annotation names by a path of its own machine, by a part of it, or by its name.
+    def find_images(self, written: Iterable[str], labels: str, first: Sequence[str] = ()) -> list[str | None]:
+        """The image files that a file names by paths of its own machine, by parts of them, or by their names.
 
         Args:
-            written: path as the annotation has it.
-            near: folders that are preferred, best first, such as that of the annotation.
+            written: paths as the file has them.
+            labels: the file, relative to the root. Images in `folders_of_images` and below its folder are preferred.
+            first: folders that are preferred to these, best first.
 
         Returns:
-            The file that shares the longest end of the path; None where there is none, where several are as good, or
-            where the folder that the path names holds other images: then a file elsewhere is another image.
+            For each path the file that shares the longest end of it. None where there is none, where several are as
+            good, or where a file elsewhere is another image. It is another one if the folder that the path names holds
+            images, or if the path may as well mean a folder in which preferred ones of other paths lie.
         """
-        path = "/".join(path_parts(written.split("?")[0]))
+        near, folder = [*map(plain, [*first, *folders_of_images(labels)])], plain(parent(labels))
+        paths = [self._spelt_here(path.split("?")[0]) for path in written]
+        found = [self._find_image(path, near, folder) for path in paths]
+        own = {PurePosixPath(name).parent for name, preferred in found if name and preferred}
+        return [
+            None if name and not preferred and _is_anothers(name, path, own) else name
+            for (name, preferred), path in zip(found, paths, strict=True)
+        ]
+
+    def _spelt_here(self, written: str) -> str:
+        """A path, whose names are unquoted where they are quoted as in addresses, and nothing here has such a name."""
+        names = (
+            urllib.parse.unquote(name) if "%" in name and plain(name) not in self._names else name
+            for name in path_parts(written)
+        )
+        return "/".join(path_parts("/".join(names)))
+
+    def _find_image(self, path: str, near: Iterable[str], folder: str) -> tuple[str | None, bool]:
+        """An image file, and whether it is preferred to those elsewhere."""
         shared = {name: _common_end(name, path) for name in self._by_basename.get(plain(path.rpartition("/")[2]), [])}
         longest = max(shared.values(), default=0)
         if longest < least_end(path, self._folder_ends):
-            return None
-        best = _nearest([name for name, length in shared.items() if length == longest], near, longest)
+            return None, False
+        equal = [name for name, length in shared.items() if length == longest]
+        preferred = _near(equal, near, longest) or _below(equal, folder)
+        best = preferred or equal
         best = [name for name in best if PurePosixPath(name).name == PurePosixPath(path).name] or best
-        return best[0] if len(best) == 1 else None
+        return best[0] if len(best) == 1 else None, bool(preferred)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -215,12 +251,22 @@ def _common_end(path: str, other: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _nearest(names: list[str], folders: Iterable[str], most: int) -> list[str]:
-    """Those files that lie at most so many names below the first folder of which there are any, or else all."""
-    for folder in map(plain, folders):
-        start = f"{folder}/" if folder else ""
-        depth = start.count("/") + most
-        inside = [name for name in names if plain(name).startswith(start) and name.count("/") < depth]
+def _near(names: Sequence[str], folders: Iterable[str], most: int) -> list[str]:
+    """Those files that lie at most so many names below the first folder of which there are any."""
+    for folder in folders:
+        depth = folder.count("/") + bool(folder) + most
+        inside = [name for name in _below(names, folder) if name.count("/") < depth]
         if inside:
             return inside
-    return names
+    return []
+
+
+def _below(names: Sequence[str], folder: str) -> list[str]:
+    start = f"{folder}/" if folder else ""
+    return [name for name in names if plain(name).startswith(start)]
+
+
+def _is_anothers(name: str, path: str, own: Set[PurePosixPath]) -> bool:
+    """Whether a file lies outside all folders of own images, one of which the path may as well mean."""
+    file, shared = PurePosixPath(name), _common_end(name, path)
+    return own.isdisjoint(file.parents) and any(_common_end(str(folder / file.name), path) >= shared for folder in own)

@@ -159,8 +159,8 @@ def _images_of_list(tree: Tree, splits: YamlSplits, configuration: str, file: st
         ends_alike = any(_end_alike(name.removeprefix(start), line) for start in ("", f"{folder}/"))
         return ends_alike and splits.decider(name) == configuration
 
-    near = dict.fromkeys([parent(file), folder])
-    found = [image for line in lines if (image := tree.find_image(line, near)) and is_meant(image, line)]
+    images = tree.find_images(lines, file, [parent(file), folder])
+    found = [image for image, line in zip(images, lines, strict=True) if image and is_meant(image, line)]
     if not found:
         raise DatasetError(f"{tree.path(file)} names none of the images in {tree.root}; correct its paths")
     return len(lines), found
