@@ -372,6 +372,47 @@ def test_files_of_classes_write_colours_as_numbers_or_hexadecimal_digits(tmp_pat
     assert AutoData(root=str(tmp_path)).open("train").class_names == ["a c", "b"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classes.txt", "0 void\n1 road  # of asphalt\n3 high grass\n"),
+        ("classes.txt", "# id name\n3,high grass\n0,void\n1,road\n"),
+        ("labels.txt", "0: void\n1: road\n3: high grass\n"),
+        ("codes.txt", "id\tname\n0\tvoid\n1\troad\n3\thigh grass\n"),
+        ("class_names.txt", "Pixel Value, Class\n0, void\n1, road\n3, high grass\n"),
+        ("classes.txt", "0. void\n1. road\n3. high grass\n"),
+        ("RUGD_annotation-colormap.txt", "0 void 0 0 0\n1 road 64 64 64\n3 high grass 0 128 0\n"),
+        ("classes.txt", "0 0 0 0 void\n1 64 64 64 road\n3 0 128 0 high grass\n"),
+        ("classes.txt", "0 void #000000\n1 road #404040\n3 high grass #008000\n"),
+    ],
+)
+def test_a_number_before_every_name_is_the_value(tmp_path, file, text):
+    write_masks(tmp_path, tiled(0, 1, 3))
+    (tmp_path / file).write_text(text)
+    data = AutoData(root=str(tmp_path)).open("train")
+    names = ["high grass", "void", "road"] if text.startswith("#") else ["void", "road", "high grass"]
+    assert data.class_names == names
+    assert [names[label] for label in data.mask(0)[0, :3]] == ["void", "road", "high grass"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 wheeler\nroad\n4 wheeler",
+        "2 wheeler\n2 door car\nroad",
+        "2 wheeler\n2 door car\n2 storeys",
+        "2-wheeler\n4-wheeler\n6-wheeler",
+        "10 20 30 road\n11 20 30 2 wheeler\n12 20 30 4 wheeler",
+    ],
+)
+def test_numbers_that_cannot_be_values_stay_in_the_names(tmp_path, text):
+    write_masks(tmp_path, tiled(0, 1, 2))
+    (tmp_path / "classes.txt").write_text(text)
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert data.class_names == [re.sub(r"\d+ 20 30 ", "", line) for line in text.splitlines()]
+    assert data.mask(0)[0, :3].tolist() == [0, 1, 2]
+
+
 def test_a_palette_that_disagrees_with_the_classes_is_refused(tmp_path):
     write_masks(tmp_path, picture=palette_picture([(0, 200, 0), (1, 2, 3)]))
     with pytest.raises(DatasetError, match=r"colour \[1, 2, 3\].*has a palette.*classes without colours"):
