@@ -438,6 +438,26 @@ def test_classes_counted_from_one_are_explained(tmp_path):
         AutoData(root=str(tmp_path), classes=["a", "b"], ignore=0).open("train")
 
 
+def test_a_class_of_the_folder_that_ignore_names_is_no_class(tmp_path):
+    write_masks(tmp_path / "masks", tiled(0, 1, 2))
+    (tmp_path / "masks/classes.txt").write_text("road 1 2 3\nvoid 0 0 0\ncar 4 5 6")
+    assert first_labels(tmp_path / "masks", 3, ignore="void") == [0, 255, 1]
+    labelled_folders.build_labelme(tmp_path / "shapes")
+    data = AutoData(root=str(tmp_path / "shapes"), ignore=["door"]).open("train")
+    assert data.class_names == ["background", "road", "tree"]
+    for number, seed in enumerate(tiny_datasets.seeds("train")):
+        assert np.array_equal(data.mask(number), np.array([0, 255, 1, 2])[labelled_folders.truth(seed)])
+    with pytest.raises(DatasetError, match=r"data\.ignore names every class of .*classes\.txt"):
+        first_labels(tmp_path / "masks", 3, ignore=["void", "road", "car"])
+
+
+def test_classes_of_the_recipe_that_ignore_names_are_not_said_to_count_from_one(tmp_path):
+    write_masks(tmp_path, tiled(0, 1))
+    (tmp_path / "classes.txt").write_text("road\nvoid")
+    with pytest.raises(DatasetError, match=r"value 1, which is that of the class 'void': remove it .* in the masks$"):
+        first_labels(tmp_path, 2, classes=["road", "void"], ignore="void")
+
+
 @pytest.mark.parametrize("size", [(20, 24), (41, 48), (80, 96)])
 def test_masks_of_another_size_are_resized_only_when_asked(tmp_path, size):
     write_masks(tmp_path, np.full(size, 1, np.uint8))
