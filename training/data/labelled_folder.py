@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +33,8 @@ from training.support.spread import spread
 _LOOKED_AT = 12
 # Of larger masks, so many rows and columns tell it.
 _ENOUGH_ROWS = 500
+# What ignore: auto becomes for masks.
+_RESOLVED_IGNORED = ([255], [65535])
 
 
 class LabelledFolderData(DataSettings):
@@ -113,10 +115,27 @@ class LabelledFolderData(DataSettings):
             )
         )
 
-    def with_own_split(self) -> LabelledFolderData:
-        """See `DataSettings.with_own_split`."""
-        has_split = self.val_fraction != "auto" and self._read()[2].samples.get("val")
-        return self.model_copy(update={"val_fraction": "auto"}) if has_split else self
+    def for_other_folder(self, chosen: Container[str]) -> LabelledFolderData:
+        """See `DataSettings.for_other_folder`.
+
+        The format is found anew where the folder cannot be read in that of the training. What the training resolved
+        from ignore: auto is auto again for shapes, which have no values. The folder's own validation split takes the
+        place of a share of the images.
+        """
+        settings = self
+        try:
+            folder = self._read()[2]
+        except DatasetError:
+            if "format" in chosen or "format" not in type(self).model_fields:
+                raise
+            settings = self.model_copy(update={"format": "auto"})
+            folder = settings._read()[2]
+        changes = {}
+        if "ignore" not in chosen and folder.classes.drawn and self.ignore in _RESOLVED_IGNORED:
+            changes["ignore"] = "auto"
+        if "val_fraction" not in chosen and folder.samples.get("val"):
+            changes["val_fraction"] = "auto"
+        return settings.model_copy(update=changes)
 
     def found(self) -> Found:
         """See `DataSettings.found`."""
