@@ -419,10 +419,21 @@ def test_a_palette_that_disagrees_with_the_classes_is_refused(tmp_path):
         first_labels(tmp_path, 2, classes={"a": [200, 0, 0], "b": [0, 200, 0]})
 
 
-def test_masks_without_class_names_show_the_map_to_write(tmp_path):
-    write_masks(tmp_path, tiled(0, 255))
-    with pytest.raises(DatasetError, match=r"no class names.*\{class_0: 0, class_255: 255\}"):
-        AutoData(root=str(tmp_path)).open("train")
+@pytest.mark.parametrize(
+    ("values", "settings", "shown"),
+    [
+        ((0, 255), {}, "{class_0: 0, class_255: 255}"),
+        ((0, 7, 12, 255), {}, "{class_0: 0, class_7: 7, class_12: 12}, and data.ignore as [255], the usual void"),
+        ((0, 255, 65535), {}, "{class_0: 0, class_255: 255}, and data.ignore as [65535], the usual void"),
+        ((0, 255, 700), {}, "{class_0: 0, class_255: 255, class_700: 700}"),
+        ((0, 7, 255), {"ignore": [0, 3]}, "{class_7: 7, class_255: 255}"),
+        ((0, 7, 255), {"ignore": "#000000"}, "{class_0: 0, class_7: 7, class_255: 255}"),
+    ],
+)
+def test_masks_without_class_names_show_the_map_to_write(tmp_path, values, settings, shown):
+    write_masks(tmp_path, tiled(*values, kind=np.uint16))
+    with pytest.raises(DatasetError, match=rf"no class names.* choose: {re.escape(shown)}$"):
+        AutoData(root=str(tmp_path), **settings).open("train")
 
 
 def test_the_masks_that_are_looked_at_are_spread_over_all(tmp_path):
