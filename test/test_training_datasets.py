@@ -361,6 +361,17 @@ def test_the_label_ids_of_cityscapes_become_train_ids(tmp_path):
     assert [data.class_names[i] for i in (0, 13, 18)] == ["road", "car", "bicycle"]
 
 
+def test_masks_of_cityscapes_that_hold_train_ids_are_read_as_such(tmp_path):
+    tiny_datasets.build_cityscapes(tmp_path)
+    values = tiny_datasets.values_of([*range(19), 255], 0)
+    for path in tmp_path.rglob("*_labelIds.png"):
+        tiny_datasets.save_mask(path.with_name(path.name.replace("labelIds", "labelTrainIds")), values)
+    patterns = {"images": "*_leftImg8bit.png", "masks": "*_gtFine_labelTrainIds.png"}
+    data = DATASETS["auto"](root=str(tmp_path), format="cityscapes", **patterns).open("train")
+    assert np.array_equal(data.item(0)[1], values)
+    assert [data.class_names[i] for i in (0, 13, 18)] == ["road", "car", "bicycle"]
+
+
 def test_camvid_takes_few_training_images_evenly_and_validates_on_all(tmp_path):
     tiny_datasets.build_camvid(tmp_path)
     every = CamVidData(root=str(tmp_path)).open("train")

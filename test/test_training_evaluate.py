@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import labelled_folders
 import numpy as np
 import pytest
 import tiny_datasets
@@ -26,7 +27,7 @@ from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.options import GEOMETRIES, ComputeOptions
 from dinov3_seg_ros.runtimes.choice import open_runtime
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import ParameterError, RuntimeFailedError
+from dinov3_seg_ros.support.errors import DatasetError, ParameterError, RuntimeFailedError
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from dinov3_seg_ros.support.resources import resource_path
 from training import calibrate, evaluate, train
@@ -523,6 +524,30 @@ def test_the_share_kept_in_training_gives_way_to_another_folders_own_split(bundl
     arguments[2] = str(tmp_path / "other")
     assert command.main([*arguments, "--data.val_fraction", "0.5"]) == 1
     assert "has a validation split of its own" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [evaluate, calibrate])
+@pytest.mark.parametrize(
+    ("build", "own"),
+    [
+        (labelled_folders.build_labelme, {"format": "coco"}),
+        (labelled_folders.build_coco, {"format": "folder", "ignore": [255]}),
+    ],
+)
+def test_the_labels_of_another_folder_may_be_of_another_tool(bundle, tmp_path, command, build, own):
+    build(tmp_path / "field")
+    classes = {name: [9, 9, index] for index, name in enumerate([*labelled_folders.NAMES, "other"])}
+    own = {"name": "auto", "root": str(tmp_path / "gone"), "classes": classes, **own}
+    recipe = {"recipe": {"data": own}}
+    path = changed_copy(bundle, tmp_path / "trained", lambda manifest: manifest.update(training=recipe))
+    where = path if command is evaluate else load_bundle(path).manifest
+    words = ["--data.root", str(tmp_path / "field")]
+    data = command.find_settings(where, None, words).data.open_all()
+    truths = [labelled_folders.truth(seed) for _, _, seed in labelled_folders.items()]
+    assert len(data) == len(truths)
+    assert all(any(np.array_equal(data.mask(i), truth) for truth in truths) for i in range(len(data)))
+    with pytest.raises(DatasetError, match="no image with a text file of labels"):
+        command.find_settings(where, None, [*words, "--data.format", "yolo"]).data.open_all()
 
 
 def test_the_report_holds_tables_confusion_matrix_and_examples(bundle, data, tmp_path):

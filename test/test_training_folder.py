@@ -309,6 +309,21 @@ def test_one_clear_message_for_what_is_wrong_with_a_folder(tmp_path, make, parts
     assert "\n" not in str(error.value)
 
 
+def test_files_of_one_stem_in_two_sequences_show_patterns_that_tell_them_apart(tmp_path):
+    for drive in ("drive_0", "drive_1"):
+        folders = (f"raw/{drive}/image_00/data_rect", f"semantics/train/{drive}/image_00/semantic")
+        write_pair(*(tmp_path / name for name in folders), "0250")
+    with pytest.raises(DatasetError) as error:
+        folder(tmp_path, images="image_00/data_rect", masks="image_00/semantic").open("train")
+    said = (
+        "raw/drive_0/image_00/data_rect/0250.png and raw/drive_1/image_00/data_rect/0250.png in .* have the same stem; "
+        ".* such as 'raw/\\*/image_00/data_rect/\\*.png'"
+    )
+    assert re.search(said, str(error.value)), str(error.value)
+    patterns = {"images": "raw/*/image_00/data_rect/*.png", "masks": "semantics/train/*/image_00/semantic/*.png"}
+    assert len(folder(tmp_path, **patterns).open_all()) == 2
+
+
 def test_scenes_from_the_cache_equal_rendered_ones(tmp_path):
     plain = ScenesData(count=2, size=(48, 64), cache=None).open("train")
     cached = ScenesData(count=2, size=(48, 64), cache=str(tmp_path)).open("train")

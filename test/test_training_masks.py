@@ -372,16 +372,68 @@ def test_files_of_classes_write_colours_as_numbers_or_hexadecimal_digits(tmp_pat
     assert AutoData(root=str(tmp_path)).open("train").class_names == ["a c", "b"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classes.txt", "0 void\n1 road  # of asphalt\n3 high grass\n"),
+        ("classes.txt", "# id name\n3,high grass\n0,void\n1,road\n"),
+        ("labels.txt", "0: void\n1: road\n3: high grass\n"),
+        ("codes.txt", "id\tname\n0\tvoid\n1\troad\n3\thigh grass\n"),
+        ("class_names.txt", "Pixel Value, Class\n0, void\n1, road\n3, high grass\n"),
+        ("classes.txt", "0. void\n1. road\n3. high grass\n"),
+        ("RUGD_annotation-colormap.txt", "0 void 0 0 0\n1 road 64 64 64\n3 high grass 0 128 0\n"),
+        ("classes.txt", "0 0 0 0 void\n1 64 64 64 road\n3 0 128 0 high grass\n"),
+        ("classes.txt", "0 void #000000\n1 road #404040\n3 high grass #008000\n"),
+    ],
+)
+def test_a_number_before_every_name_is_the_value(tmp_path, file, text):
+    write_masks(tmp_path, tiled(0, 1, 3))
+    (tmp_path / file).write_text(text)
+    data = AutoData(root=str(tmp_path)).open("train")
+    names = ["high grass", "void", "road"] if text.startswith("#") else ["void", "road", "high grass"]
+    assert data.class_names == names
+    assert [names[label] for label in data.mask(0)[0, :3]] == ["void", "road", "high grass"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 wheeler\nroad\n4 wheeler",
+        "2 wheeler\n2 door car\nroad",
+        "2 wheeler\n2 door car\n2 storeys",
+        "2-wheeler\n4-wheeler\n6-wheeler",
+        "10 20 30 road\n11 20 30 2 wheeler\n12 20 30 4 wheeler",
+    ],
+)
+def test_numbers_that_cannot_be_values_stay_in_the_names(tmp_path, text):
+    write_masks(tmp_path, tiled(0, 1, 2))
+    (tmp_path / "classes.txt").write_text(text)
+    data = AutoData(root=str(tmp_path)).open("train")
+    assert data.class_names == [re.sub(r"\d+ 20 30 ", "", line) for line in text.splitlines()]
+    assert data.mask(0)[0, :3].tolist() == [0, 1, 2]
+
+
 def test_a_palette_that_disagrees_with_the_classes_is_refused(tmp_path):
     write_masks(tmp_path, picture=palette_picture([(0, 200, 0), (1, 2, 3)]))
     with pytest.raises(DatasetError, match=r"colour \[1, 2, 3\].*has a palette.*classes without colours"):
         first_labels(tmp_path, 2, classes={"a": [200, 0, 0], "b": [0, 200, 0]})
 
 
-def test_masks_without_class_names_show_the_map_to_write(tmp_path):
-    write_masks(tmp_path, tiled(0, 255))
-    with pytest.raises(DatasetError, match=r"no class names.*\{class_0: 0, class_255: 255\}"):
-        AutoData(root=str(tmp_path)).open("train")
+@pytest.mark.parametrize(
+    ("values", "settings", "shown"),
+    [
+        ((0, 255), {}, "{class_0: 0, class_255: 255}"),
+        ((0, 7, 12, 255), {}, "{class_0: 0, class_7: 7, class_12: 12}, and data.ignore as [255], the usual void"),
+        ((0, 255, 65535), {}, "{class_0: 0, class_255: 255}, and data.ignore as [65535], the usual void"),
+        ((0, 255, 700), {}, "{class_0: 0, class_255: 255, class_700: 700}"),
+        ((0, 7, 255), {"ignore": [0, 3]}, "{class_7: 7, class_255: 255}"),
+        ((0, 7, 255), {"ignore": "#000000"}, "{class_0: 0, class_7: 7, class_255: 255}"),
+    ],
+)
+def test_masks_without_class_names_show_the_map_to_write(tmp_path, values, settings, shown):
+    write_masks(tmp_path, tiled(*values, kind=np.uint16))
+    with pytest.raises(DatasetError, match=rf"no class names.* choose: {re.escape(shown)}$"):
+        AutoData(root=str(tmp_path), **settings).open("train")
 
 
 def test_the_masks_that_are_looked_at_are_spread_over_all(tmp_path):
@@ -395,6 +447,26 @@ def test_classes_counted_from_one_are_explained(tmp_path):
     write_masks(tmp_path, tiled(0, 1, 2))
     with pytest.raises(DatasetError, match=r"ignore holds the value 0.*'a'.*count the classes from 1.*\{a: 1, b: 2"):
         AutoData(root=str(tmp_path), classes=["a", "b"], ignore=0).open("train")
+
+
+def test_a_class_of_the_folder_that_ignore_names_is_no_class(tmp_path):
+    write_masks(tmp_path / "masks", tiled(0, 1, 2))
+    (tmp_path / "masks/classes.txt").write_text("road 1 2 3\nvoid 0 0 0\ncar 4 5 6")
+    assert first_labels(tmp_path / "masks", 3, ignore="void") == [0, 255, 1]
+    labelled_folders.build_labelme(tmp_path / "shapes")
+    data = AutoData(root=str(tmp_path / "shapes"), ignore=["door"]).open("train")
+    assert data.class_names == ["background", "road", "tree"]
+    for number, seed in enumerate(tiny_datasets.seeds("train")):
+        assert np.array_equal(data.mask(number), np.array([0, 255, 1, 2])[labelled_folders.truth(seed)])
+    with pytest.raises(DatasetError, match=r"data\.ignore names every class of .*classes\.txt"):
+        first_labels(tmp_path / "masks", 3, ignore=["void", "road", "car"])
+
+
+def test_classes_of_the_recipe_that_ignore_names_are_not_said_to_count_from_one(tmp_path):
+    write_masks(tmp_path, tiled(0, 1))
+    (tmp_path / "classes.txt").write_text("road\nvoid")
+    with pytest.raises(DatasetError, match=r"value 1, which is that of the class 'void': remove it .* in the masks$"):
+        first_labels(tmp_path, 2, classes=["road", "void"], ignore="void")
 
 
 @pytest.mark.parametrize("size", [(20, 24), (41, 48), (80, 96)])

@@ -27,7 +27,7 @@ from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
 from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
-from training.recipes.of_bundle import find_data, with_own_split
+from training.recipes.of_bundle import find_data, for_other_folder
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
 from training.support.text import percent, say
@@ -98,7 +98,7 @@ def find_settings(manifest: Manifest, dataset: str | None = None, overrides: Seq
     """
     overrides = separated(overrides)
     settings = CalibrationSettings(data=find_data(dataset, manifest, overrides))
-    return with_own_split(apply_overrides(settings, overrides), overrides)
+    return for_other_folder(apply_overrides(settings, overrides), overrides)
 
 
 def _sample(bundle: Bundle, data: SegmentationDataset, console: Console) -> PixelSample:

@@ -34,7 +34,7 @@ from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
 from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.scores import Scores, per_class_name
-from training.recipes.of_bundle import find_data, read_own, with_own_split
+from training.recipes.of_bundle import find_data, for_other_folder, read_own
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
 from training.support.section import Section
@@ -218,7 +218,7 @@ def find_settings(path: Path, dataset: str | None = None, overrides: Sequence[st
     manifest, overrides = load_bundle(path).manifest, separated(overrides)
     inference = read_own(manifest, "inference", Inference, "correct it in its bundle.json")
     settings = EvaluationSettings(data=find_data(dataset, manifest, overrides), inference=inference)
-    return with_own_split(apply_overrides(settings, overrides), overrides)
+    return for_other_folder(apply_overrides(settings, overrides), overrides)
 
 
 def _evaluate_one(

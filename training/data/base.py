@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -102,8 +102,15 @@ class DataSettings(Section, ABC):
         """
         raise DatasetError(f"data set '{self.name}' has no items but those of its splits; choose train or val")
 
-    def with_own_split(self) -> DataSettings:
-        """The same section, but with the folder's own split where it has one, in place of a share of its images."""
+    def for_other_folder(self, chosen: Container[str]) -> DataSettings:
+        """The same section for another folder than that of its training, whose format, ignored value and split differ.
+
+        Args:
+            chosen: keys that keep their values.
+
+        Raises:
+            DatasetError: the folder cannot be read.
+        """
         return self
 
     def resolved(self) -> DataSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from dinov3_seg_ros.frames.mask_labels import as_greys, is_grey
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Split
-from training.data.classes.items import WrittenClasses, WrittenIgnored
+from training.data.classes.items import Items, WrittenClasses, WrittenIgnored, parse_ignored
 from training.data.classes.map import ClassMap, map_classes
 from training.data.formats import detect, find_format
 from training.data.image_values import image_values
@@ -33,6 +33,8 @@ from training.support.spread import spread
 _LOOKED_AT = 12
 # Of larger masks, so many rows and columns tell it.
 _ENOUGH_ROWS = 500
+# Values of pixels of no class, as ignore: auto has them.
+_VOID = (255, 65535)
 
 
 class LabelledFolderData(DataSettings):
@@ -113,10 +115,27 @@ class LabelledFolderData(DataSettings):
             )
         )
 
-    def with_own_split(self) -> LabelledFolderData:
-        """See `DataSettings.with_own_split`."""
-        has_split = self.val_fraction != "auto" and self._read()[2].samples.get("val")
-        return self.model_copy(update={"val_fraction": "auto"}) if has_split else self
+    def for_other_folder(self, chosen: Container[str]) -> LabelledFolderData:
+        """See `DataSettings.for_other_folder`.
+
+        The format is found anew where the folder cannot be read in that of the training. What the training resolved
+        from ignore: auto is auto again for shapes, which have no values. The folder's own validation split takes the
+        place of a share of the images.
+        """
+        settings = self
+        try:
+            folder = self._read()[2]
+        except DatasetError:
+            if "format" in chosen or "format" not in type(self).model_fields:
+                raise
+            settings = self.model_copy(update={"format": "auto"})
+            folder = settings._read()[2]
+        changes = {}
+        if "ignore" not in chosen and folder.classes.drawn and self.ignore in [[value] for value in _VOID]:
+            changes["ignore"] = "auto"
+        if "val_fraction" not in chosen and folder.samples.get("val"):
+            changes["val_fraction"] = "auto"
+        return settings.model_copy(update=changes)
 
     def found(self) -> Found:
         """See `DataSettings.found`."""
@@ -151,7 +170,7 @@ class LabelledFolderData(DataSettings):
         if self.classes is None and not source.classes:
             raise DatasetError(
                 f"the data set at {self.root} has no class names: list them under data.classes in the recipe, or in "
-                f"{self.root}/classes.yaml{_values_found(folder)}"
+                f"{self.root}/classes.yaml{_values_found(folder, parse_ignored(self.ignore))}"
             )
         class_map = map_classes(self.classes, self.ignore, source)
         return _decide_kinds(class_map, folder) if folder.masks else class_map
@@ -293,8 +312,8 @@ def _decide_kinds(class_map: ClassMap, folder: LabelledFolder) -> ClassMap:
     return class_map._replace(masks=labels)
 
 
-def _values_found(folder: LabelledFolder) -> str:
-    """What the masks hold, as the start of a map to copy; ends a message."""
+def _values_found(folder: LabelledFolder, ignored: Items | None) -> str:
+    """What the masks hold, as the start of a map to copy, without what is ignored; ends a message."""
     if not folder.masks:
         return ""
     values: set[int] = set()
@@ -306,8 +325,11 @@ def _values_found(folder: LabelledFolder) -> str:
         if mask.coloured and not is_grey(mask.values):
             return ". The masks hold colours: write a mapping of names to colours [r, g, b]"
         values |= set((mask.values % 256 if mask.coloured else mask.values).ravel().tolist())
+    void = {max(values)}.intersection(_VOID) if ignored is None and len(values) > 2 else set()
+    values -= void | set(ignored.values if ignored is not None else ())
     if not values:
         return ""
     shown = sorted(values)[:20]
     written = ", ".join(f"class_{value}: {value}" for value in shown) + (", ..." if len(values) > len(shown) else "")
-    return f". The masks hold the values of this map, whose names are for you to choose: {{{written}}}"
+    more = f", and data.ignore as {list(void)}, the usual void" if void else ""
+    return f". The masks hold the values of this map, whose names are for you to choose: {{{written}}}{more}"

@@ -61,17 +61,18 @@ def find_data(dataset: str | None, manifest: Manifest, overrides: Sequence[str])
         raise DatasetError(f"no data set has the name '{dataset}' ({', '.join(DATASETS)}), and {error}") from error
 
 
-def with_own_split(settings: AnySection, overrides: Sequence[str]) -> AnySection:
-    """Settings whose section ``data`` takes the own split of a folder that the overrides name, where it has one.
+def for_other_folder(settings: AnySection, overrides: Sequence[str]) -> AnySection:
+    """Settings whose section ``data`` fits the folder that the overrides name, where they name one.
 
-    The recipe in a bundle holds the share of images that was kept for validation in the folder of its training.
+    The recipe in a bundle holds what was found in the folder of its training.
 
     Raises:
         DatasetError: the folder cannot be read.
     """
-    if "--data.root" not in overrides or "--data.val_fraction" in overrides:
+    if "--data.root" not in overrides:
         return settings
-    return settings.model_copy(update={"data": settings.data.with_own_split()})  # type: ignore[attr-defined]
+    chosen = {word.removeprefix("--data.").replace("-", "_") for word in overrides}
+    return settings.model_copy(update={"data": settings.data.for_other_folder(chosen)})  # type: ignore[attr-defined]
 
 
 def _new_section(dataset: str, manifest: Manifest, overrides: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ _IGNORED_NAMES = ("__ignore__", "_ignore_")
 
 _FOLDER = Path(__file__).parent
 _SEPARATORS = re.compile(r"[\s,;:]+")
+_NUMBERED = re.compile(r"(\d+)[.)]?[\s,;:=][\s,;:=-]*(.+)")
+# Words of a line that is the head of columns.
+_HEAD_WORDS = {"id", "index", "value", "name"}
 
 
 def known_classes(name: str) -> dict[str, Colour]:
@@ -148,19 +152,29 @@ def read_yaml_classes(path: Path) -> SourceClasses:
 def read_text_classes(path: Path) -> SourceClasses:
     """Classes of a text file, one in a line: a name; a name and a colour; or a colour and a name.
 
-    A colour is three numbers, or ``#rrggbb`` behind the name. Any other ``#`` begins a comment.
-    ``__ignore__`` is no class, and the values of the others count without it, as labelme counts them.
+    A colour is three numbers, or ``#rrggbb`` behind the name. Any other ``#`` begins a comment. Where every line begins
+    with one more whole number, no two the same, these are the values; a first line of heads is skipped then. Otherwise
+    values count from 0, without ``__ignore__``, as labelme counts them.
 
     Raises:
         DatasetError: the file holds something else, or two classes have the same name.
     """
-    entries: list[tuple[str, Colour | None]] = []
+    lines: list[tuple[str, Colour | None]] = []
     for line in read_text(path).splitlines():
         text, _, comment = line.partition("#")
-        text, colour = text.strip(), hexadecimal_colour("#" + comment.partition("#")[0])
-        if not text or is_ignored_name(text):
-            continue
-        parts = [part for part in _SEPARATORS.split(text) if part]
+        if text.strip():
+            lines.append((text.strip(), hexadecimal_colour("#" + comment.partition("#")[0])))
+    numbered = [_value_and_rest(text) for text, _ in lines]
+    if numbered and numbered[0] is None and not _HEAD_WORDS.isdisjoint(re.findall("[a-z]+", lines[0][0].casefold())):
+        numbered = numbered[1:]
+    of_value = dict(filter(None, numbered))
+    if of_value and len(of_value) == len(numbered):
+        lines = [(rest, colour) for rest, (_, colour) in zip(of_value.values(), lines[-len(numbered) :], strict=True)]
+    else:
+        of_value = {}
+    entries: list[tuple[str, Colour | None]] = []
+    for text, colour in lines:
+        parts = _parts(text)
         numbers = [part.isdecimal() for part in parts]
         if len(parts) >= 4 and all(numbers[-3:]):
             entries.append((" ".join(parts[:-3]), _colour(parts[-3:], parts[0], path)))
@@ -170,7 +184,24 @@ def read_text_classes(path: Path) -> SourceClasses:
             entries.append((" ".join(parts), colour))
         else:
             entries.append((text, None))
-    return _of_entries(entries, path)
+    return _of_entries(entries, path, of_value)
+
+
+def _value_and_rest(text: str) -> tuple[int, str] | None:
+    """The value before a name in a line, and the rest of the line; None where there is none.
+
+    Three numbers before a name are its colour, and numbers alone are no name.
+    """
+    found = _NUMBERED.fullmatch(text)
+    if found is None:
+        return None
+    parts = _parts(found[2])
+    leading = len(list(itertools.takewhile(str.isdecimal, parts)))
+    return None if leading in (2, len(parts)) else (int(found[1]), found[2])
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in _SEPARATORS.split(text) if part]
 
 
 def read_labelmap(path: Path) -> SourceClasses:
@@ -249,16 +280,20 @@ READERS: dict[str, Callable[[Path], SourceClasses]] = {
 }
 
 
-def _of_entries(entries: Sequence[tuple[str, Colour | None]], path: Path) -> SourceClasses:
-    """Classes by their position; with their colours where all have one."""
-    kept = [(plain_name(name), colour) for name, colour in entries if not is_ignored_name(name)]
+def _of_entries(entries: Sequence[tuple[str, Colour | None]], path: Path, values: Iterable[int] = ()) -> SourceClasses:
+    """Classes by their values, or by their positions where none are given; with the colours of those that have one."""
+    kept = [
+        (plain_name(name), colour, value)
+        for (name, colour), value in itertools.zip_longest(entries, values)
+        if not is_ignored_name(name)
+    ]
     if not kept:
         raise DatasetError(f"{path} names no class")
-    _check_names([name for name, _ in kept], path)
+    _check_names([name for name, _, _ in kept], path)
     return SourceClasses(
         tuple(
-            SourceClass(name, (index,), () if colour is None else (colour_value(colour),))
-            for index, (name, colour) in enumerate(kept)
+            SourceClass(name, (index if value is None else value,), () if colour is None else (colour_value(colour),))
+            for index, (name, colour, value) in enumerate(kept)
         ),
         str(path),
     )

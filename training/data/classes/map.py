@@ -92,7 +92,8 @@ def map_classes(written: Any, ignore: Any, source: SourceClasses) -> ClassMap:
     """Join what a recipe says of the classes with what the folder says.
 
     Args:
-        written: ``data.classes``, see `items.parse_classes`; None: the folder's own, which must be some.
+        written: ``data.classes``, see `items.parse_classes`; None: the folder's own, which must be some, without those
+            that ``ignore`` names.
         ignore: ``data.ignore``, see `items.parse_ignored`.
         source: the classes that the folder names.
 
@@ -131,7 +132,8 @@ class _Joined:
         colours, twice = self._colour_owners(items)
         if not values:
             values = self._values_without_any(items)
-        _check_ignored(ignored.values, values, as_number, _counted_from_one(names, values))
+        advice = _counted_from_one(names, values) if self.ignore is not None and self.ignore.values else ""
+        _check_ignored(ignored.values, values, as_number, advice)
         _check_ignored(ignored.colours, colours, as_colour, "")
         if self.ignore is None:
             ignored.values = [value for value in [unlabelled_value(count)] if value not in values]
@@ -156,9 +158,17 @@ class _Joined:
         return ClassMap(names, _palette(items), masks)
 
     def _items(self) -> dict[str, Items]:
-        """The items of each class, without names."""
+        """The items of each class, without names.
+
+        Raises:
+            DatasetError: a name is unknown, or ``data.ignore`` leaves none of the folder's own classes.
+        """
         if self.written is None:
-            return {entry.name: Items(list(entry.values), list(entry.colours)) for entry in self.source.classes}
+            ignored = self.ignore.names if self.ignore is not None else []
+            own = [entry for entry in self.source.classes if entry.name not in ignored]
+            if not own:
+                raise DatasetError(f"data.ignore names every class of {self.source.origin}; remove some of them")
+            return {entry.name: Items(list(entry.values), list(entry.colours)) for entry in own}
         if all(own is None for own in self.written.values()):
             return self._listed(list(self.written))
         return {name: self._resolved(own or Items(), f"the class '{name}'") for name, own in self.written.items()}

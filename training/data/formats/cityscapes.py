@@ -10,12 +10,15 @@ from training.data.published.cityscapes import IMAGE_ENDING, MASK_ENDING, citysc
 from training.data.reading.protocol import NO_PATTERNS, Format, LabelledFolder, Match, Patterns, Sure
 from training.data.reading.tree import Tree
 
+_TRAIN_ID_ENDING = "_labelTrainIds.png"
+
 
 class Cityscapes(Format):
     """``leftImg8bit/train/CITY/a_leftImg8bit.png`` with ``gtFine/train/CITY/a_gtFine_labelIds.png``.
 
     Without a list of classes they are Cityscapes' 19 that are evaluated: other labels are ignored, and the test images,
-    whose labels are kept secret, are left out. CVAT's export in this layout has label_colors.txt.
+    whose labels are kept secret, are left out. CVAT's export in this layout has label_colors.txt. Where
+    ``data.masks`` chooses ``*_labelTrainIds.png``, these hold train ids.
     """
 
     name = "cityscapes"
@@ -29,10 +32,12 @@ class Cityscapes(Format):
         """See `Format.open`."""
         if patterns == NO_PATTERNS:
             patterns = Patterns(f"*{IMAGE_ENDING}", f"*{MASK_ENDING}")
-        listed = find_classes(tree)
-        if listed.classes:
-            return open_masks(tree, patterns, listed)
-        folder = open_masks(tree, patterns, cityscapes_classes())
+        folder = open_masks(tree, patterns, find_classes(tree))
+        if folder.classes.classes:
+            return folder
+        train_ids = any(sample.labels.name.endswith(_TRAIN_ID_ENDING) for sample in folder.all_samples())
         return dataclasses.replace(
-            folder, samples={split: own for split, own in folder.samples.items() if split != "test"}
+            folder,
+            classes=cityscapes_classes(train_ids),
+            samples={split: own for split, own in folder.samples.items() if split != "test"},
         )

@@ -48,6 +48,8 @@ class CityscapesData(DataSettings):
         return complete(LabelledImages(self.root, samples, number_map(cityscapes_classes()), spare_masks=spare))
 
 
-def cityscapes_classes() -> SourceClasses:
-    """The 19 classes that are evaluated; the other labels are ignored."""
+def cityscapes_classes(train_ids: bool = False) -> SourceClasses:
+    """The 19 classes that are evaluated, for masks of label ids or of train ids; the other labels are ignored."""
+    if train_ids:
+        return published_classes("cityscapes", range(len(_EVALUATED)), ignored=(255,))
     return published_classes("cityscapes", _EVALUATED, ignored=set(range(_LABEL_COUNT)).difference(_EVALUATED))

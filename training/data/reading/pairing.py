@@ -134,9 +134,11 @@ def require_pairing(tree: Tree, patterns: Patterns = NO_PATTERNS, ending: str | 
         raise DatasetError(_nothing(tree, patterns))
     if pairing.twice:
         first, second = pairing.twice
+        folders = [part if part in second.split("/") else "*" for part in first.split("/")[:-1]]
         raise DatasetError(
-            f"{tree.path(first)} and {tree.path(second).name} have the same stem; remove one of them, or say by "
-            "data.images and data.masks which files are meant"
+            f"{first} and {second} in {tree.root} have the same stem; remove one of them, or say by data.images and "
+            "data.masks which files are meant, with a * for what an image has in common with its mask, such as "
+            f"'{'/'.join([*folders, '*'])}{os.path.splitext(first)[1]}'"
         )
     lossy = [(image, mask) for image, mask in pairing.pairs if _has_suffix(mask, LOSSY_SUFFIXES)]
     if lossy:
