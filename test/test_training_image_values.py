@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -93,7 +94,12 @@ def test_8_bit_images_are_not_touched_by_a_range(tmp_path):
 
 def test_values_of_a_thermal_camera_need_a_range(tmp_path):
     root = write_folder(tmp_path, lambda pixels: 28000 + 8 * np.uint16(pixels), grey=True)
-    with pytest.raises(DatasetError, match=r"between 28000 and 30040, .* set data.value_range .* \[28000, 30040\]"):
+    image = cv2.imread(str(root / "train/images/a.png"), cv2.IMREAD_UNCHANGED)
+    image[5, 7] = 0  # a dead pixel
+    save(root / "train/images/a.png", image)
+    save(root / "train/images/black.png", np.zeros_like(image))
+    shutil.copy(root / "train/masks/a.png", root / "train/masks/black.png")
+    with pytest.raises(DatasetError, match=r"between 28024 and 29912, .* set data.value_range .* \[28024, 29912\]"):
         images(root)
     np.testing.assert_array_equal(images(root, value_range=[28000, 30040])[1][..., 0], picture(255, grey=True))
 

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from dinov3_seg_ros.frames.classes import Colour
 from dinov3_seg_ros.frames.compression import has_16_bits
 from dinov3_seg_ros.frames.sources import decode_pixels, decode_rgb
-from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
@@ -135,8 +135,8 @@ def may_have_16_bits(head: bytes) -> bool:
     return has_16_bits(memoryview(head)) or head.startswith(_TIFF)
 
 
-def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
-    """The least and the largest value of a 16-bit image; None for images of other depths.
+def ends_of_16_bits(source: ImageSource) -> ValueEnds | None:
+    """Where the values of a 16-bit image lie; None for images of other depths.
 
     Raises:
         ItemError: it is no image.
@@ -145,8 +145,7 @@ def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
     """
     if not _has_16_bits(source):
         return None
-    pixels = decode_pixels(_content(source), source)
-    return int(pixels.min()), int(pixels.max())
+    return ValueEnds.of(decode_pixels(_content(source), source))
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:

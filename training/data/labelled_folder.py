@@ -195,9 +195,9 @@ class LabelledFolderData(DataSettings):
             notes.append("masks have an alpha channel, which is not read")
         values = image_values(folder.all_samples())
         if values.number:
-            low, high = values.range(self.value_range)
+            ends, (low, high) = values.ends, values.range(self.value_range)
             notes.append(
-                f"{values.number} images have 16 bits, their values lie from {values.least} to {values.most}: {low} to "
+                f"{values.number} images have 16 bits, their values lie from {ends.least} to {ends.most}: {low} to "
                 f"{high} become 0 to 255 (data.value_range)"
             )
         return notes
