@@ -12,12 +12,16 @@ from PIL import Image
 from trainings import tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.frames.encodings import pixels_to_rgb
 from dinov3_seg_ros.frames.sources import open_source
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.resources import resource_path
 from training.data import FolderData
 from training.predict import open_input
+from training.unlabelled.images import open_images
+from training.unlabelled.labelled import find_labelled
 
 CLASSES = ["left", "right"]
 HEIGHT, WIDTH = 64, 96
@@ -126,12 +130,26 @@ def test_a_bundle_keeps_a_range_that_its_recipe_chose(tmp_path, choice, kept):
     assert load_bundle(trainer.output / "best").manifest.input.value_range == kept
 
 
-def test_other_commands_that_read_files_see_the_same(tmp_path):
-    folder = write_folder(tmp_path, lambda pixels: in_bits(pixels, 12)) / "train" / "images"
-    (folder / "a.png").rename(folder / "c.png")  # the bright one first, as in a stream
-    own = open_input(str(folder)).source()
-    for frames in ([rgb for rgb, _ in open_source(str(folder))], [rgb for _, rgb in own.frames]):
-        for image, value in zip(frames, (255, 40), strict=True):
-            assert np.abs(image.astype(int) - picture(value)).max() <= 1
+def test_other_commands_learn_from_all_images_of_a_folder_too(tmp_path):
+    folder = write_folder(tmp_path, lambda pixels: in_bits(pixels, 12)) / "train" / "images"  # the dark one first
+    opened = open_images(folder)
+    samples = open_samples(folder, None, [load_bundle(resource_path("weights/demo"))])
+    ways = {
+        "demo": [rgb for rgb, _ in open_source(str(folder))],
+        "predict": [rgb for _, rgb in open_input(str(folder)).source().frames],
+        "export": [rgb for rgb, _ in samples],
+        "export, some": [rgb for rgb, _ in samples.spread(1)],
+        "select": [image.pixels for image in opened.take()],
+        "select, again": [image.pixels for image in opened.take(["a.png"])],
+    }
+    for way, frames in ways.items():
+        for image, value in zip(frames, (40, 255), strict=False):
+            assert np.abs(image.astype(int) - picture(value)).max() <= 1, way
     Image.fromarray(picture(255)).save(folder / "b.png")
-    np.testing.assert_array_equal(next(open_input(str(folder), (64, 2000)).source().frames)[1], picture(255))
+    np.testing.assert_array_equal(dict(open_input(str(folder), (64, 2000)).source().frames)["b"], picture(255))
+
+
+def test_a_labelled_image_alone_does_not_look_like_a_thermal_cameras(tmp_path):
+    root = write_folder(tmp_path, lambda pixels: np.uint16(pixels) * 257)
+    save(root / "train/images/a.png", 28000 + 8 * np.uint16(picture(255)))
+    assert len(find_labelled([root]).images) == 3

@@ -14,8 +14,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dinov3_seg_ros.frames.classes import Colour
-from dinov3_seg_ros.frames.compression import has_16_bits
-from dinov3_seg_ros.frames.sources import decode_pixels, decode_rgb
+from dinov3_seg_ros.frames.sources import HEAD_BYTES, decode_pixels, decode_rgb, may_have_16_bits
 from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
@@ -38,9 +37,7 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
-#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
-HEAD_BYTES = 25
-_TIFF, _TIFF_BITS_PER_SAMPLE = (b"II*\0", b"MM\0*"), 0x0102
+_TIFF_BITS_PER_SAMPLE = 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
 
@@ -124,15 +121,6 @@ def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarr
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))
-
-
-def may_have_16_bits(head: bytes) -> bool:
-    """Whether an image may have 16 bits per channel, which of a TIFF its first bytes do not tell.
-
-    Args:
-        head: the first `HEAD_BYTES` of its file.
-    """
-    return has_16_bits(memoryview(head)) or head.startswith(_TIFF)
 
 
 def ends_of_16_bits(source: ImageSource) -> ValueEnds | None:
@@ -256,10 +244,10 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
 def _has_16_bits(source: ImageSource) -> bool:
     """Whether an image has 16 bits per channel, from its header; Pillow's mode does not tell it of colours."""
     start = _content(source, HEAD_BYTES)
-    if not start.startswith(_TIFF):
-        return has_16_bits(memoryview(start))
+    if not may_have_16_bits(start):
+        return False
     with _picture(source) as picture:
-        return isinstance(picture, TiffImageFile) and set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
+        return not isinstance(picture, TiffImageFile) or set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
 
 
 def _content(source: ImageSource, size: int = -1) -> bytes:

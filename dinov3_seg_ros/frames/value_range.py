@@ -108,12 +108,15 @@ class ValueScale:
         source: where the images come from, for the log.
         is_whole: whether it sees all images of the source. From a part of them nothing is learned, since other parts
             would be scaled by another range.
+        ends: of all images of the source, where they are known beforehand; then nothing is learned from single ones.
     """
 
-    def __init__(self, choice: ValueRange = "auto", source: str = "", is_whole: bool = True) -> None:
+    def __init__(
+        self, choice: ValueRange = "auto", source: str = "", is_whole: bool = True, ends: ValueEnds | None = None
+    ) -> None:
         self.choice = choice
-        self._source, self._is_whole = source, is_whole
-        self._ends, self._bits = ValueEnds(), 0
+        self._source, self._is_whole, self._learns = source, is_whole, ends is None
+        self._ends, self._bits = (ValueEnds(), 0) if ends is None else (ends, _significant_bits(ends.most))
         self._told: set[int] = set()
 
     def to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
@@ -142,7 +145,8 @@ class ValueScale:
                 "the range of 16-bit images is learned from all of them, but here each process sees a part; set "
                 "value_range to full, or to the values that are black and white"
             )
-        self._learn(ValueEnds.of(colours))
+        if self._learns:
+            self._learn(ValueEnds.of(colours))
         learned = self._ends.sensor_range()
         if learned is None:
             low, high = self._ends.low, self._ends.high

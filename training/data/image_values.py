@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from typing import NamedTuple
 
-from dinov3_seg_ros.frames.image_files import HEAD_BYTES, ends_of_16_bits, may_have_16_bits
+from dinov3_seg_ros.frames.image_files import ends_of_16_bits
+from dinov3_seg_ros.frames.sources import HEAD_BYTES, may_have_16_bits
 from dinov3_seg_ros.frames.value_range import FULL_RANGE, ValueEnds
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
@@ -25,11 +26,11 @@ class ImageValues(NamedTuple):
 
     Attributes:
         number: of these images; the others have 8 bits.
-        ends: where their values lie.
+        ends: where their values lie; None where there are none.
     """
 
     number: int = 0
-    ends: ValueEnds = ValueEnds()
+    ends: ValueEnds | None = None
 
     def range(self, choice: ValueRange) -> tuple[int, int]:
         """The values that become 0 and 255.
@@ -37,10 +38,10 @@ class ImageValues(NamedTuple):
         Raises:
             DatasetError: the choice is ``auto``, and the values do not tell it.
         """
-        if choice == "full" or (choice == "auto" and not self.number):
-            return FULL_RANGE
-        if choice != "auto":
+        if isinstance(choice, tuple):
             return choice
+        if choice == "full" or self.ends is None:
+            return FULL_RANGE
         learned = self.ends.sensor_range()
         if learned is None:
             low, high = self.ends.low, self.ends.high
@@ -65,7 +66,7 @@ def image_values(samples: Sequence[Sample]) -> ImageValues:
             found = [ends for ends in readers.map(_ends, samples) if ends is not None]
         while len(_remembered) >= _MOST_REMEMBERED:
             del _remembered[next(iter(_remembered))]
-        _remembered[state] = ImageValues(len(found), reduce(ValueEnds.joined, found, ValueEnds()))
+        _remembered[state] = ImageValues(len(found), reduce(ValueEnds.joined, found)) if found else ImageValues()
     return _remembered[state]
 
 

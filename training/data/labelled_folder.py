@@ -194,7 +194,7 @@ class LabelledFolderData(DataSettings):
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
         values = image_values(folder.all_samples())
-        if values.number:
+        if values.ends is not None:
             ends, (low, high) = values.ends, values.range(self.value_range)
             notes.append(
                 f"{values.number} images have 16 bits, their values lie from {ends.least} to {ends.most}: {low} to "
