@@ -19,7 +19,7 @@ from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
-READING_VERSION = 4
+READING_VERSION = 5
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -37,7 +37,7 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS_PER_SAMPLE = 0x0102
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE = 0x0100, 0x0101, 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
 
@@ -144,6 +144,8 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     with _picture(source) as picture:
         width, height = picture.size
+        if isinstance(picture, TiffImageFile):  # whose size Pillow turns itself, from version 11 on
+            width, height = picture.tag_v2[_TIFF_WIDTH], picture.tag_v2[_TIFF_HEIGHT]
         return (width, height) if _orientation(picture) in _TURNED_BY_A_QUARTER else (height, width)
 
 
@@ -233,6 +235,7 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
         if isinstance(source, Path) and not source.is_file() and source.exists():
             raise OSError("it is no file")  # a pipe would have to be waited for
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content)) as picture:
+            picture.filename = ""  # else Pillow maps it into memory, and reads a grey TIFF wrongly that is to be turned
             yield picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ItemError(
