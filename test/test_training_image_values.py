@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,8 @@ from trainings import tiny_recipe, train
 from dinov3_seg_ros.bundle.loading import load_bundle
 from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.frames.encodings import pixels_to_rgb
-from dinov3_seg_ros.frames.sources import open_source
+from dinov3_seg_ros.frames.image_files import ends_of_16_bits, read_image, read_mask
+from dinov3_seg_ros.frames.sources import open_source, scale_of_all
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.resources import resource_path
@@ -112,6 +114,43 @@ def test_more_than_16_bits_are_refused(tmp_path):
     root = write_folder(tmp_path, lambda pixels: pixels.astype(np.float32), ".tiff", grey=True)
     with pytest.raises(DatasetError, match="more than 16 bits"):
         images(root)
+
+
+def test_16_bits_of_a_bigtiff_are_kept(tmp_path):
+    path, colours, numbers = tmp_path / "a.tif", in_bits(picture(255), 12), np.uint16([[1000, 2000]])
+    write_big_tiff(path, colours)
+    assert np.abs(read_image(path).astype(int) - picture(255)).max() <= 1
+    assert ends_of_16_bits(path)[:2] == (0, 4095)
+    assert scale_of_all([path], "auto").to_8_bits(np.full((1, 1), 4095, np.uint16)) == 255
+    write_big_tiff(path, colours[..., 0])
+    assert np.abs(read_image(path)[..., 0].astype(int) - picture(255)[..., 0]).max() <= 1
+    write_big_tiff(path, np.dstack([numbers] * 3))
+    mask = read_mask(path)
+    assert not mask.coloured and mask.values.tolist() == numbers.tolist()
+
+
+def write_big_tiff(path: Path, pixels: np.ndarray) -> None:
+    """Write an image (H, W) or (H, W, 3) uint16 as GDAL does from 4 GB on; Pillow does not before version 11."""
+    height, width, channels = np.atleast_3d(pixels).shape
+    bits = [16, 16, 16, 0] if channels == 3 else [16, 0, 0, 0]  # as many as fit into a tag
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,  # no compression
+        262: 2 if channels == 3 else 1,  # colours, or black is 0
+        273: 16 + 8 + 9 * 20 + 8,  # where the pixels begin
+        277: channels,
+        278: height,
+        279: pixels.nbytes,
+    }
+    content = b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, len(tags))
+    for tag, value in tags.items():
+        if tag == 258:
+            content += struct.pack("<HHQ4H", tag, 3, channels, *bits)
+        else:
+            content += struct.pack("<HHQQ", tag, 16, 1, value)
+    path.write_bytes(content + bytes(8) + pixels.astype("<u2").tobytes())
 
 
 def test_a_16_bit_image_that_is_cut_short_is_refused(tmp_path):

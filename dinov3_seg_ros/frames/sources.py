@@ -21,7 +21,7 @@ from dinov3_seg_ros.support.errors import DatasetError, MessageError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 #: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
 HEAD_BYTES = 25
-_TIFF = (b"II*\0", b"MM\0*")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 _READERS = 8
 _MOST_FRAMES_PER_SECOND = 1000.0
 #: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 where it is known.
