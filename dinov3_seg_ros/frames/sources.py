@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -17,8 +20,12 @@ from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
+_logger = logging.getLogger("dinov3_seg_ros.frames")
+
 #: Suffixes of image files, for every command that reads a folder of images.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Those of pictures that phones, cameras and web pages give, and no command takes from a folder.
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".gif", ".dng")
 #: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
 HEAD_BYTES = 25
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
@@ -71,10 +78,22 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         DatasetError: the folder holds no image.
     """
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = list(folder.iterdir())
+    unread = unread_pictures(folder, files)
+    images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
-        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DatasetError(unread or f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    if unread:
+        _logger.warning(unread)
     return images
+
+
+def unread_pictures(folder: str | Path, files: Iterable[str | Path]) -> str:
+    """What to say of pictures that no command takes from a folder; empty where there are none."""
+    suffixes = (os.path.splitext(file)[1].lower() for file in files)
+    counts = Counter(suffix for suffix in suffixes if suffix in _UNREAD_SUFFIXES)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"{folder} holds pictures that are not read ({listed}); convert them to JPEG or PNG" if listed else ""
 
 
 def video_rate(path: Path) -> tuple[float | None, int | None]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, unread_pictures
 from dinov3_seg_ros.support.errors import DatasetError, utf8_fault
 from training.data.reading.paths import Paths, folder_ends, least_end, path_parts, plain, stem
+
+_logger = logging.getLogger(__name__)
 
 #: What `training.select` writes beside the images that it chose.
 SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
@@ -181,8 +184,11 @@ def images_below(folder: Path) -> list[Path]:
     tree = Tree(folder)
     sheets = {f"{name.removesuffix(SELECTION_FILE)}{SHEET_FILE}" for name in tree.named(SELECTION_FILE)}
     images = [name for name in tree.images if name not in sheets]
+    unread = unread_pictures(folder, tree.files)
     if not images:
-        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
+        raise DatasetError(unread or f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
+    if unread:
+        _logger.warning(unread)
     return sorted(map(tree.path, images))
 
 
