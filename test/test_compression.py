@@ -141,7 +141,14 @@ def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_long_description_is_quoted_in_part():
-    with pytest.raises(MessageError, match="neither JPEG nor PNG") as caught:
+def test_a_jpeg_that_lacks_a_part_of_its_data_is_decoded_as_far_as_it_goes(capfd):
+    whole = picture_file(".jpg")
+    cut = compressed_to_rgb(whole[: len(whole) * 2 // 3] + b"\xff\xd9")
+    assert cut.shape == compressed_to_rgb(whole).shape
+    assert "Corrupt JPEG data" in capfd.readouterr().err, "as docs/troubleshooting.md says"
+
+
+def test_an_unknown_format_is_told_with_what_to_do_and_a_long_description_in_part():
+    with pytest.raises(MessageError, match="neither JPEG nor PNG; let the driver send one of these, or read") as caught:
         compressed_to_rgb(b"none of them", 10_000 * "x")
     assert len(str(caught.value)) < 1000

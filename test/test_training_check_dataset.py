@@ -144,6 +144,15 @@ def test_labels_without_an_image_are_not_called_a_mask(tmp_path, capsys, name):
     assert status == 1 and "labels without an image: 1" in printed and "mask without" not in printed, printed
 
 
+def test_images_of_formats_that_are_not_read_are_noted(tmp_path, capsys):
+    labelled_folders.build_labelme(root := tmp_path / "data")
+    image = root / "train/train_0001.jpg"
+    image.rename(image.with_suffix(".HEIC"))
+    _, printed = check(root, capsys, name="auto")
+    assert "labels without an image: 1" in printed
+    assert "holds pictures that are not read (1 .heic); convert them to JPEG or PNG" in " ".join(printed.split())
+
+
 def test_most_texts_of_yolo_may_have_no_image(tmp_path, capsys):
     labelled_folders.build_yolo(tmp_path / "data")
     for path in sorted((tmp_path / "data").rglob("labels/*.txt"))[1:]:

@@ -13,6 +13,7 @@ from full_disk import full_disk
 from PIL import Image
 
 from dinov3_seg_ros import scenes
+from dinov3_seg_ros.frames.image_files import image_size, read_image
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.labelled_folder import FolderData
 from training.data.scenes import ScenesData
@@ -111,14 +112,24 @@ def test_more_than_255_classes_have_wide_masks(tmp_path):
     assert mask.dtype == np.uint16 and mask[:2, 0].tolist() == [65535, 299]
 
 
-def test_an_image_is_turned_as_its_exif_tag_says(tmp_path):
-    write_split(tmp_path, "train", count=1)
-    turned = Image.fromarray(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)).transpose(Image.ROTATE_90)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_an_image_is_turned_as_its_exif_tag_says(tmp_path, orientation, suffix, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, channels), np.uint8)
+    seen = {
+        3: pixels[::-1, ::-1],
+        5: np.swapaxes(pixels, 0, 1),
+        6: np.rot90(pixels, -1),
+        7: np.swapaxes(pixels[::-1, ::-1], 0, 1),
+        8: np.rot90(pixels),
+    }[orientation]
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn it clockwise to see it upright
-    turned.save(tmp_path / "train" / "images" / "train_0.png", exif=exif)
-    image = folder(tmp_path).open("train").item(0)[0]
-    assert np.array_equal(image.ravel(), np.arange(6 * 8 * 3, dtype=np.uint8))
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels.squeeze()).save(path, exif=exif, lossless=True)
+    assert np.array_equal(read_image(path), np.broadcast_to(seen, (*seen.shape[:2], 3)))
+    assert image_size(path) == seen.shape[:2]
 
 
 def test_a_share_is_held_out_where_there_are_no_splits(tmp_path):

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
-from dinov3_seg_ros.frames.image_files import HEAD_BYTES
+from dinov3_seg_ros.frames.sources import HEAD_BYTES
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.problems import check_before_training
 from training.data import DATASETS, IncompleteError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from pathlib import Path
 
 import cv2
@@ -11,12 +13,17 @@ from PIL import Image
 from trainings import tiny_recipe, train
 
 from dinov3_seg_ros.bundle.loading import load_bundle
+from dinov3_seg_ros.export.samples import open_samples
 from dinov3_seg_ros.frames.encodings import pixels_to_rgb
-from dinov3_seg_ros.frames.sources import open_source
+from dinov3_seg_ros.frames.image_files import ends_of_16_bits, read_image, read_mask
+from dinov3_seg_ros.frames.sources import open_source, scale_of_all
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.resources import resource_path
 from training.data import FolderData
 from training.predict import open_input
+from training.unlabelled.images import open_images
+from training.unlabelled.labelled import find_labelled
 
 CLASSES = ["left", "right"]
 HEIGHT, WIDTH = 64, 96
@@ -93,7 +100,12 @@ def test_8_bit_images_are_not_touched_by_a_range(tmp_path):
 
 def test_values_of_a_thermal_camera_need_a_range(tmp_path):
     root = write_folder(tmp_path, lambda pixels: 28000 + 8 * np.uint16(pixels), grey=True)
-    with pytest.raises(DatasetError, match=r"between 28000 and 30040, .* set data.value_range .* \[28000, 30040\]"):
+    image = cv2.imread(str(root / "train/images/a.png"), cv2.IMREAD_UNCHANGED)
+    image[5, 7] = 0  # a dead pixel
+    save(root / "train/images/a.png", image)
+    save(root / "train/images/black.png", np.zeros_like(image))
+    shutil.copy(root / "train/masks/a.png", root / "train/masks/black.png")
+    with pytest.raises(DatasetError, match=r"between 28024 and 29912, .* set data.value_range .* \[28024, 29912\]"):
         images(root)
     np.testing.assert_array_equal(images(root, value_range=[28000, 30040])[1][..., 0], picture(255, grey=True))
 
@@ -102,6 +114,43 @@ def test_more_than_16_bits_are_refused(tmp_path):
     root = write_folder(tmp_path, lambda pixels: pixels.astype(np.float32), ".tiff", grey=True)
     with pytest.raises(DatasetError, match="more than 16 bits"):
         images(root)
+
+
+def test_16_bits_of_a_bigtiff_are_kept(tmp_path):
+    path, colours, numbers = tmp_path / "a.tif", in_bits(picture(255), 12), np.uint16([[1000, 2000]])
+    write_big_tiff(path, colours)
+    assert np.abs(read_image(path).astype(int) - picture(255)).max() <= 1
+    assert ends_of_16_bits(path)[:2] == (0, 4095)
+    assert scale_of_all([path], "auto").to_8_bits(np.full((1, 1), 4095, np.uint16)) == 255
+    write_big_tiff(path, colours[..., 0])
+    assert np.abs(read_image(path)[..., 0].astype(int) - picture(255)[..., 0]).max() <= 1
+    write_big_tiff(path, np.dstack([numbers] * 3))
+    mask = read_mask(path)
+    assert not mask.coloured and mask.values.tolist() == numbers.tolist()
+
+
+def write_big_tiff(path: Path, pixels: np.ndarray) -> None:
+    """Write an image (H, W) or (H, W, 3) uint16 as GDAL does from 4 GB on; Pillow does not before version 11."""
+    height, width, channels = np.atleast_3d(pixels).shape
+    bits = [16, 16, 16, 0] if channels == 3 else [16, 0, 0, 0]  # as many as fit into a tag
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,  # no compression
+        262: 2 if channels == 3 else 1,  # colours, or black is 0
+        273: 16 + 8 + 9 * 20 + 8,  # where the pixels begin
+        277: channels,
+        278: height,
+        279: pixels.nbytes,
+    }
+    content = b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, len(tags))
+    for tag, value in tags.items():
+        if tag == 258:
+            content += struct.pack("<HHQ4H", tag, 3, channels, *bits)
+        else:
+            content += struct.pack("<HHQQ", tag, 16, 1, value)
+    path.write_bytes(content + bytes(8) + pixels.astype("<u2").tobytes())
 
 
 def test_a_16_bit_image_that_is_cut_short_is_refused(tmp_path):
@@ -120,12 +169,26 @@ def test_a_bundle_keeps_a_range_that_its_recipe_chose(tmp_path, choice, kept):
     assert load_bundle(trainer.output / "best").manifest.input.value_range == kept
 
 
-def test_other_commands_that_read_files_see_the_same(tmp_path):
-    folder = write_folder(tmp_path, lambda pixels: in_bits(pixels, 12)) / "train" / "images"
-    (folder / "a.png").rename(folder / "c.png")  # the bright one first, as in a stream
-    own = open_input(str(folder)).source()
-    for frames in ([rgb for rgb, _ in open_source(str(folder))], [rgb for _, rgb in own.frames]):
-        for image, value in zip(frames, (255, 40), strict=True):
-            assert np.abs(image.astype(int) - picture(value)).max() <= 1
+def test_other_commands_learn_from_all_images_of_a_folder_too(tmp_path):
+    folder = write_folder(tmp_path, lambda pixels: in_bits(pixels, 12)) / "train" / "images"  # the dark one first
+    opened = open_images(folder)
+    samples = open_samples(folder, None, [load_bundle(resource_path("weights/demo"))])
+    ways = {
+        "demo": [rgb for rgb, _ in open_source(str(folder))],
+        "predict": [rgb for _, rgb in open_input(str(folder)).source().frames],
+        "export": [rgb for rgb, _ in samples],
+        "export, some": [rgb for rgb, _ in samples.spread(1)],
+        "select": [image.pixels for image in opened.take()],
+        "select, again": [image.pixels for image in opened.take(["a.png"])],
+    }
+    for way, frames in ways.items():
+        for image, value in zip(frames, (40, 255), strict=False):
+            assert np.abs(image.astype(int) - picture(value)).max() <= 1, way
     Image.fromarray(picture(255)).save(folder / "b.png")
-    np.testing.assert_array_equal(next(open_input(str(folder), (64, 2000)).source().frames)[1], picture(255))
+    np.testing.assert_array_equal(dict(open_input(str(folder), (64, 2000)).source().frames)["b"], picture(255))
+
+
+def test_a_labelled_image_alone_does_not_look_like_a_thermal_cameras(tmp_path):
+    root = write_folder(tmp_path, lambda pixels: np.uint16(pixels) * 257)
+    save(root / "train/images/a.png", 28000 + 8 * np.uint16(picture(255)))
+    assert len(find_labelled([root]).images) == 3

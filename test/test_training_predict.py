@@ -22,6 +22,8 @@ from training import pre_label
 from training import predict as command
 from training.data.labelled_folder import AutoData
 from training.evaluation.inference import AveragingSegmenter, Inference
+from training.prediction.inputs import open_input
+from training.unlabelled.images import open_images
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,24 @@ def test_other_views_are_averaged_as_in_evaluation(bundle, tmp_path):
     mask = np.array(Image.open(tmp_path / "out" / "masks" / "a.png"))
     assert np.array_equal(mask, averaging.segment([image])[0].labels)
     assert not np.array_equal(mask, Segmenter.from_bundle(bundle.path).segment([image])[0].labels)
+
+
+def test_pictures_of_formats_that_are_not_read_are_counted(bundle, tmp_path, caplog, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(picture(40, 60)).save(folder / "a.jfif", "JPEG")
+    assert predict(bundle, folder, tmp_path / "out") == 0
+    assert "masks/a.png" in written(tmp_path / "out") and not caplog.messages
+    for name in ("b.HEIC", "c.heic", "d.gif"):
+        (folder / name).write_bytes(b"a picture")
+    said = f"{folder} holds pictures that are not read (2 .heic, 1 .gif); convert them to JPEG or PNG"
+    for listed in (lambda: open_images(folder).take(), lambda: open_input(str(folder)).source().frames):
+        caplog.clear()
+        assert len(list(listed())) == 1
+        assert caplog.messages == [said]
+    (folder / "a.jfif").unlink()
+    assert predict(bundle, folder, tmp_path / "none") == 1
+    assert said in capsys.readouterr().err
 
 
 def test_subfolders_are_kept_and_unreadable_images_reported(bundle, tmp_path, capsys):

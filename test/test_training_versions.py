@@ -121,7 +121,7 @@ def test_samples_are_those_of_their_version(geometry, augmentation, seed, means,
     ],
 )
 def test_files_are_read_as_their_version_reads_them(tmp_path, name, checksum):
-    assert READING_VERSION == 4
+    assert READING_VERSION == 5
     tiny_datasets.BUILDERS[name](tmp_path)
     image, mask = DATASETS[name](root=str(tmp_path)).open("train").item(1)
     expected = quarter_means(tiny_datasets.image_of(tiny_datasets.seeds("train")[1]))

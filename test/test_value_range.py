@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import numpy as np
@@ -54,19 +55,46 @@ def test_another_sensor_on_the_same_topic_is_noticed_at_once(first, then):
     assert difference(scale, in_bits(grey(), then), grey()) <= 1
 
 
-@pytest.mark.parametrize("before", [None, 12])
+def thermal(height=24, width=32):
+    """An image of a thermal camera; 98 % of its values lie between 28016 and 29976."""
+    return 28000 + 8 * grey(height, width).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        (in_bits(grey(), 12),),
+        (np.zeros((24, 32), np.uint16),),
+        (thermal(), np.zeros((24, 32), np.uint16)),
+        (thermal(), np.full((24, 32), 65535, np.uint16)),
+        (thermal(), np.arange(24 * 32).reshape(24, 32).astype(np.uint16)),
+    ],
+    ids=["nothing", "another camera", "zeros", "zeros later", "white later", "almost black later"],
+)
 def test_values_of_a_thermal_camera_are_refused_until_a_range_is_given(before):
-    scale, kelvins = ValueScale(), 28000 + 8 * grey().astype(np.uint16)
-    if before:
-        scale.to_8_bits(in_bits(grey(), before))
+    scale, kelvins = ValueScale(), thermal()
+    for image in before:
+        with contextlib.suppress(MessageError):
+            scale.to_8_bits(image)
     for _ in range(2):
-        with pytest.raises(MessageError, match=r"between 28000 and 30000, .* value_range:=\[28000, 30000\]") as caught:
+        with pytest.raises(MessageError, match=r"between 28016 and 29976, .* value_range:=\[28016, 29976\]") as caught:
             scale.to_8_bits(kelvins)
         assert caught.value.fault == "value range unknown"
     scale.choice = (28000, 30040)
     assert difference(scale, kelvins, grey()) <= 1
     scale.choice = "full"
     assert len(np.unique(scale.to_8_bits(kelvins))) < 20
+
+
+@pytest.mark.parametrize("where", [(5, 7), (0, ...), (-1, ...)], ids=["a pixel", "first row", "last row"])
+@pytest.mark.parametrize("value", [0, 65535])
+@pytest.mark.parametrize("size", [(256, 320), (512, 640), (1440, 2560)])
+def test_a_dead_pixel_or_a_row_of_other_data_does_not_hide_a_thermal_camera(where, value, size):
+    image = thermal(*size)
+    image[where] = value
+    with pytest.raises(MessageError, match=r"between 280\d\d and 29\d\d\d,"):
+        ValueScale().to_8_bits(image)
 
 
 @pytest.mark.parametrize("level", [0, 30000, 65535])

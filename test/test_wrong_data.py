@@ -105,6 +105,14 @@ def thermal(root: Path) -> None:
         save(path, 28000 + 8 * np.array(Image.open(path))[..., 0].astype(np.uint16))
 
 
+def thermal_with_a_dead_pixel(root: Path) -> None:
+    thermal(root)
+    path = first(root, "train", "images")
+    pixels = np.array(Image.open(path)).astype(np.uint16)
+    pixels[5, 7] = 0
+    save(path, pixels)
+
+
 def one_class_in_one_mask(root: Path, split: str) -> None:
     change(root, split, np.zeros_like)
 
@@ -215,6 +223,7 @@ REFUSED = {
     "a Git LFS pointer for a mask": (lambda r: not_an_image(r, "train", "masks"), "train: unreadable file: 1"),
     "an image of 32 bits": (thirty_two_bits, "more than 16 bits"),
     "images of a thermal camera": (thermal, "set data.value_range to those that shall be black and white"),
+    "images of a thermal camera with a dead pixel": (thermal_with_a_dead_pixel, "set data.value_range to those"),
     "a mask of another size": (lambda r: other_size(r, "train"), "train: sizes differ: 1"),
     "a validation mask of another size": (lambda r: other_size(r, "val"), "val: sizes differ: 1"),
     "an image that EXIF turns": (turned_by_exif, "the image's EXIF tag turns it by a quarter"),

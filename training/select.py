@@ -32,6 +32,7 @@ from dinov3_seg_ros.support.command_line import (
 )
 from dinov3_seg_ros.support.errors import DatasetError
 from dinov3_seg_ros.support.files import check_outside, write_json
+from training.data.image_values import image_values
 from training.data.reading.tree import SELECTION_FILE, SHEET_FILE
 from training.reports.contact_sheet import thumbnail_of, write_contact_sheet
 from training.support.text import say
@@ -78,7 +79,8 @@ def look_at_all(
     from training.unlabelled.description import describe, make_pool
 
     descriptions: list[Description] = []
-    scale, hidden = ValueScale(network.network_input.value_range), not console.is_terminal
+    scale = ValueScale(network.network_input.value_range, ends=image_values(labelled.images).ends)
+    hidden = not console.is_terminal
     for sample in track(labelled.images, "labelled images", console=console, disable=hidden):
         descriptions.append(describe(network.look(read_image(sample.source(), scale))))
     names: list[str] = []

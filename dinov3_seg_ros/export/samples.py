@@ -14,8 +14,7 @@ from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.frames.classes import MaskValues
 from dinov3_seg_ros.frames.image_files import MASK_SUFFIXES, read_image, read_mask
 from dinov3_seg_ros.frames.mask_labels import MaskLabels, fit_to_image
-from dinov3_seg_ros.frames.sources import find_images
-from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.frames.sources import find_images, scale_of_all
 from dinov3_seg_ros.support.errors import ParameterError
 
 _ROOMS = 4
@@ -70,9 +69,9 @@ def open_samples(images: Path | None, masks: Path | None, bundles: Sequence[Bund
         # One folder may be spelt in two ways, and an image is not its own mask.
         mask_of = _masks_of(list(mask_of), images if masks.samefile(images) else masks)
     reading = {bundle.manifest.name: _MaskReading(bundle) for bundle in bundles}
+    scale = scale_of_all(mask_of, bundles[0].manifest.input.value_range, str(images))
 
     def read(chosen: Iterable[tuple[Path, Path | None]]) -> Iterator[Sample]:
-        scale = ValueScale(bundles[0].manifest.input.value_range, str(images))
         for file, mask in chosen:
             image = read_image(file, scale)
             size = image.shape[0], image.shape[1]

@@ -117,7 +117,10 @@ def compressed_size(data: memoryview, described: str) -> tuple[int, int]:
             width, height = struct.unpack(">II", data[16:24])
             return height, width
         if bytes(data[:3]) != b"\xff\xd8\xff":
-            raise MessageError("unknown format", f"{described} is neither JPEG nor PNG")
+            raise MessageError(
+                "unknown format",
+                f"{described} is neither JPEG nor PNG; let the driver send one of these, or read its raw topic",
+            )
         place = 2
         while True:
             marker, length = struct.unpack(">HH", data[place : place + 4])

@@ -14,13 +14,12 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dinov3_seg_ros.frames.classes import Colour
-from dinov3_seg_ros.frames.compression import has_16_bits
-from dinov3_seg_ros.frames.sources import decode_pixels, decode_rgb
-from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.frames.sources import HEAD_BYTES, decode_pixels, decode_rgb, may_have_16_bits
+from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 
 #: Version of `read_image` and `read_mask`. Raise it when they give other pixels for the same file.
-READING_VERSION = 4
+READING_VERSION = 5
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -38,9 +37,7 @@ _ALPHA_MODES = ("LA", "RGBA", "PA")
 # The value of a colour is its scalar product with these.
 _COLOUR_WEIGHTS = np.array([1, 256, 65536], np.uint32)
 _EXIF_ORIENTATION = 0x0112
-#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
-HEAD_BYTES = 25
-_TIFF, _TIFF_BITS_PER_SAMPLE = (b"II*\0", b"MM\0*"), 0x0102
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS_PER_SAMPLE = 0x0100, 0x0101, 0x0102
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 
 
@@ -126,17 +123,8 @@ def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarr
         return np.array(picture.convert("RGB"))
 
 
-def may_have_16_bits(head: bytes) -> bool:
-    """Whether an image may have 16 bits per channel, which of a TIFF its first bytes do not tell.
-
-    Args:
-        head: the first `HEAD_BYTES` of its file.
-    """
-    return has_16_bits(memoryview(head)) or head.startswith(_TIFF)
-
-
-def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
-    """The least and the largest value of a 16-bit image; None for images of other depths.
+def ends_of_16_bits(source: ImageSource) -> ValueEnds | None:
+    """Where the values of a 16-bit image lie; None for images of other depths.
 
     Raises:
         ItemError: it is no image.
@@ -145,8 +133,7 @@ def ends_of_16_bits(source: ImageSource) -> tuple[int, int] | None:
     """
     if not _has_16_bits(source):
         return None
-    pixels = decode_pixels(_content(source), source)
-    return int(pixels.min()), int(pixels.max())
+    return ValueEnds.of(decode_pixels(_content(source), source))
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -157,6 +144,8 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     with _picture(source) as picture:
         width, height = picture.size
+        if isinstance(picture, TiffImageFile):  # whose size Pillow turns itself, from version 11 on
+            width, height = picture.tag_v2[_TIFF_WIDTH], picture.tag_v2[_TIFF_HEIGHT]
         return (width, height) if _orientation(picture) in _TURNED_BY_A_QUARTER else (height, width)
 
 
@@ -246,6 +235,7 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
         if isinstance(source, Path) and not source.is_file() and source.exists():
             raise OSError("it is no file")  # a pipe would have to be waited for
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content)) as picture:
+            picture.filename = ""  # else Pillow maps it into memory, and reads a grey TIFF wrongly that is to be turned
             yield picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ItemError(
@@ -257,10 +247,10 @@ def _picture(source: ImageSource) -> Iterator[Image.Image]:
 def _has_16_bits(source: ImageSource) -> bool:
     """Whether an image has 16 bits per channel, from its header; Pillow's mode does not tell it of colours."""
     start = _content(source, HEAD_BYTES)
-    if not start.startswith(_TIFF):
-        return has_16_bits(memoryview(start))
+    if not may_have_16_bits(start):
+        return False
     with _picture(source) as picture:
-        return isinstance(picture, TiffImageFile) and set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
+        return not isinstance(picture, TiffImageFile) or set(picture.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ())) == {16}
 
 
 def _content(source: ImageSource, size: int = -1) -> bytes:

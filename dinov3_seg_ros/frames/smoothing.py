@@ -69,7 +69,7 @@ class TemporalSmoother:
         gap, self._seconds = seconds - self._seconds, seconds
         self.gaps = self.gaps + 1 if gap > LONGEST_GAP_S else 0
         before, self._before = self._before, {name: _finer(logits) for name, logits in heads.items()}
-        if motion is None or motion.is_cut or not 0 < gap <= LONGEST_GAP_S:
+        if motion is None or motion.is_cut or not 0 <= gap <= LONGEST_GAP_S:
             return dict(heads)
         smoothed = dict(heads)
         for name, logits in self._before.items():

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from dinov3_seg_ros.frames.compression import has_16_bits
 from dinov3_seg_ros.frames.order import in_order
-from dinov3_seg_ros.frames.value_range import ValueScale
+from dinov3_seg_ros.frames.value_range import ValueEnds, ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError
 
+_logger = logging.getLogger("dinov3_seg_ros.frames")
+
 #: Suffixes of image files, for every command that reads a folder of images.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Those of pictures that phones, cameras and web pages give, and no command takes from a folder.
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".gif", ".dng")
+#: So many bytes tell whether an image may have 16 bits, see `may_have_16_bits`; the last is the depth of a PNG.
+HEAD_BYTES = 25
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
+_READERS = 8
 _MOST_FRAMES_PER_SECOND = 1000.0
 #: RGB (H, W, 3) uint8, and the true mask (H, W) uint8 where it is known.
 Frame = tuple[np.ndarray, np.ndarray | None]
@@ -65,10 +78,22 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         DatasetError: the folder holds no image.
     """
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = list(folder.iterdir())
+    unread = unread_pictures(folder, files)
+    images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
-        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DatasetError(unread or f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    if unread:
+        _logger.warning(unread)
     return images
+
+
+def unread_pictures(folder: str | Path, files: Iterable[str | Path]) -> str:
+    """What to say of pictures that no command takes from a folder; empty where there are none."""
+    suffixes = (os.path.splitext(file)[1].lower() for file in files)
+    counts = Counter(suffix for suffix in suffixes if suffix in _UNREAD_SUFFIXES)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"{folder} holds pictures that are not read ({listed}); convert them to JPEG or PNG" if listed else ""
 
 
 def video_rate(path: Path) -> tuple[float | None, int | None]:
@@ -119,9 +144,48 @@ def decode_rgb(content: bytes, name: object, scale: ValueScale) -> np.ndarray:
     return picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
 
 
+def may_have_16_bits(head: bytes) -> bool:
+    """Whether an image may have 16 bits per channel, which of a TIFF its first bytes do not tell.
+
+    Args:
+        head: the first `HEAD_BYTES` of its file.
+    """
+    return has_16_bits(memoryview(head)) or head.startswith(_TIFF)
+
+
+def scale_of_all(paths: Iterable[Path], choice: ValueRange, source: str = "") -> ValueScale:
+    """The scale of images that belong together: ``auto`` is learned from all of them, whichever comes first.
+
+    Args:
+        paths: of the images; those that cannot be read are left out.
+        choice: see `options.ValueRange`.
+        source: for the log.
+    """
+    if choice != "auto":
+        return ValueScale(choice, source)
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = [ends for ends in readers.map(_ends_of_16_bits, paths) if ends is not None]
+    return ValueScale(source=source, ends=reduce(ValueEnds.joined, found) if found else None)
+
+
+def _ends_of_16_bits(path: Path) -> ValueEnds | None:
+    with contextlib.suppress(DatasetError, OSError):
+        # A named pipe would be waited for.
+        if path.is_file() and may_have_16_bits(_head(path)):
+            pixels = decode_pixels(path.read_bytes(), path)
+            return ValueEnds.of(pixels) if pixels.dtype == np.uint16 else None
+    return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
 def _folder(folder: Path, masks: Path | None, value_range: ValueRange) -> Iterator[Frame]:
-    scale = ValueScale(value_range, str(folder))
-    for path in in_order(find_images(folder), lambda path: path.name):
+    paths = in_order(find_images(folder), lambda path: path.name)
+    scale = scale_of_all(paths, value_range, str(folder))
+    for path in paths:
         picture = decode_rgb(path.read_bytes(), path, scale)
         yield picture, None if masks is None else _read_mask(masks / f"{path.stem}.png", picture.shape[:2])
 

@@ -7,6 +7,8 @@ almost black, and the network would answer with confident nonsense.
 from __future__ import annotations
 
 import logging
+import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,24 +25,58 @@ _BITS = (8, 10, 12, 14, 16)
 _BITS_OF_ANOTHER_SOURCE, _LEAST_BITS_OF_ANOTHER_SOURCE = 4, 10
 # Thermal cameras of 14 and 16 bits count kelvins from zero: a scene fills a small part far from both ends.
 _LEAST_THERMAL_BITS = 14
+# The share of an image's values that count for nothing there, at each end. About so many, on a grid, are looked at.
+_OUTLIERS, _COUNTED_VALUES = 0.01, 1 << 18
 #: What ``full`` stands for.
 FULL_RANGE = (0, 65535)
 
 
-def sensor_range(least: int, most: int) -> tuple[int, int] | None:
-    """The range that ``auto`` takes: 0 and the largest value of the smallest sensor that gives such values.
+class ValueEnds(NamedTuple):
+    """Where the 16-bit values of some images lie.
 
-    Args:
-        least, most: of the 16-bit values of one source.
-
-    Returns:
-        None where they are those of a thermal camera: only the user knows which of them are black and white.
+    Attributes:
+        least, most: of all values.
+        low, high: between which nearly all values of the bright images lie: a dead pixel, a row of other data and a
+            black image hide no thermal camera. ``low`` is above ``high`` where there is no such image.
     """
-    high = (1 << _significant_bits(most)) - 1
-    is_far_from_ends = least > high // 8 and most < high - high // 16
-    if high >= 1 << (_LEAST_THERMAL_BITS - 1) and 0 < most - least < high // 16 and is_far_from_ends:
-        return None
-    return 0, high
+
+    least: int = 65535
+    most: int = 0
+    low: int = 65535
+    high: int = 0
+
+    @classmethod
+    def of(cls, colours: np.ndarray) -> ValueEnds:
+        """Those of one image, (H, W) or (H, W, C) uint16."""
+        ends = cls(int(colours.min()), int(colours.max()))
+        if _significant_bits(ends.most) < _LEAST_THERMAL_BITS:
+            return ends
+        step = math.isqrt(colours.size // _COUNTED_VALUES) + 1 | 1  # odd, which meets all colours of a Bayer mosaic
+        counts = np.cumsum(np.bincount(colours[::step, ::step].ravel()))
+        low, high = (int(np.searchsorted(counts, share * counts[-1])) for share in (_OUTLIERS, 1 - _OUTLIERS))
+        is_bright = low < high and _significant_bits(high) >= _LEAST_THERMAL_BITS
+        return ends._replace(low=low, high=high) if is_bright else ends
+
+    def joined(self, other: ValueEnds) -> ValueEnds:
+        """Those of the images of both."""
+        return ValueEnds(
+            min(self.least, other.least),
+            max(self.most, other.most),
+            min(self.low, other.low),
+            max(self.high, other.high),
+        )
+
+    def sensor_range(self) -> tuple[int, int] | None:
+        """The range that ``auto`` takes: 0 and the largest value of the smallest sensor that gives such values.
+
+        Returns:
+            None where they are those of a thermal camera: only the user knows which of them are black and white.
+        """
+        white = (1 << _significant_bits(self.most)) - 1
+        is_far_from_ends = self.low > white // 8 and self.high < white - white // 16
+        if 0 < self.high - self.low < white // 16 and is_far_from_ends:
+            return None
+        return 0, white
 
 
 def chosen_range(*choices: ValueRange) -> ValueRange:
@@ -72,12 +108,15 @@ class ValueScale:
         source: where the images come from, for the log.
         is_whole: whether it sees all images of the source. From a part of them nothing is learned, since other parts
             would be scaled by another range.
+        ends: of all images of the source, where they are known beforehand; then nothing is learned from single ones.
     """
 
-    def __init__(self, choice: ValueRange = "auto", source: str = "", is_whole: bool = True) -> None:
+    def __init__(
+        self, choice: ValueRange = "auto", source: str = "", is_whole: bool = True, ends: ValueEnds | None = None
+    ) -> None:
         self.choice = choice
-        self._source, self._is_whole = source, is_whole
-        self._least = self._most = self._bits = 0
+        self._source, self._is_whole, self._learns = source, is_whole, ends is None
+        self._ends, self._bits = (ValueEnds(), 0) if ends is None else (ends, _significant_bits(ends.most))
         self._told: set[int] = set()
 
     def to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
@@ -106,14 +145,15 @@ class ValueScale:
                 "the range of 16-bit images is learned from all of them, but here each process sees a part; set "
                 "value_range to full, or to the values that are black and white"
             )
-        self._learn(int(colours.min()), int(colours.max()))
-        learned = sensor_range(self._least, self._most)
+        if self._learns:
+            self._learn(ValueEnds.of(colours))
+        learned = self._ends.sensor_range()
         if learned is None:
+            low, high = self._ends.low, self._ends.high
             raise MessageError(
                 "value range unknown",
-                f"the 16-bit values lie between {self._least} and {self._most}, as a thermal camera's do; set "
-                f"value_range to those that shall be black and white, such as value_range:=[{self._least}, "
-                f"{self._most}], or to full",
+                f"nearly all 16-bit values lie between {low} and {high}, as a thermal camera's do; set value_range to "
+                f"those that shall be black and white, such as value_range:=[{low}, {high}], or to full",
             )
         if self._bits not in self._told:
             self._told.add(self._bits)
@@ -126,14 +166,12 @@ class ValueScale:
             )
         return learned
 
-    def _learn(self, least: int, most: int) -> None:
-        bits = _significant_bits(most)
+    def _learn(self, ends: ValueEnds) -> None:
+        bits = _significant_bits(ends.most)
         is_dimmed = _LEAST_BITS_OF_ANOTHER_SOURCE <= bits <= self._bits - _BITS_OF_ANOTHER_SOURCE
-        if is_dimmed or least >= 1 << self._bits:  # as for the first image, unless it is black
-            self._least, self._most = least, most
-        else:
-            self._least, self._most = min(self._least, least), max(self._most, most)
-        self._bits = _significant_bits(self._most)
+        is_another_source = is_dimmed or ends.least >= 1 << self._bits  # as for the first image, unless it is black
+        self._ends = ends if is_another_source else self._ends.joined(ends)
+        self._bits = _significant_bits(self._ends.most)
 
 
 def _significant_bits(value: int) -> int:

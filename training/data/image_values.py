@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import NamedTuple
 
-from dinov3_seg_ros.frames.image_files import HEAD_BYTES, ends_of_16_bits, may_have_16_bits
-from dinov3_seg_ros.frames.value_range import FULL_RANGE, sensor_range
+from dinov3_seg_ros.frames.image_files import ends_of_16_bits
+from dinov3_seg_ros.frames.sources import HEAD_BYTES, may_have_16_bits
+from dinov3_seg_ros.frames.value_range import FULL_RANGE, ValueEnds
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.reading.protocol import Sample
@@ -24,12 +26,11 @@ class ImageValues(NamedTuple):
 
     Attributes:
         number: of these images; the others have 8 bits.
-        least, most: of all their values.
+        ends: where their values lie; None where there are none.
     """
 
     number: int = 0
-    least: int = 0
-    most: int = 0
+    ends: ValueEnds | None = None
 
     def range(self, choice: ValueRange) -> tuple[int, int]:
         """The values that become 0 and 255.
@@ -37,16 +38,16 @@ class ImageValues(NamedTuple):
         Raises:
             DatasetError: the choice is ``auto``, and the values do not tell it.
         """
-        if choice == "full" or (choice == "auto" and not self.number):
-            return FULL_RANGE
-        if choice != "auto":
+        if isinstance(choice, tuple):
             return choice
-        learned = sensor_range(self.least, self.most)
+        if choice == "full" or self.ends is None:
+            return FULL_RANGE
+        learned = self.ends.sensor_range()
         if learned is None:
+            low, high = self.ends.low, self.ends.high
             raise DatasetError(
-                f"the values of the 16-bit images lie between {self.least} and {self.most}, as a thermal camera's do; "
-                f"set data.value_range to those that shall be black and white, such as [{self.least}, {self.most}], or "
-                "to full"
+                f"nearly all values of the 16-bit images lie between {low} and {high}, as a thermal camera's do; set "
+                f"data.value_range to those that shall be black and white, such as [{low}, {high}], or to full"
             )
         return learned
 
@@ -62,14 +63,10 @@ def image_values(samples: Sequence[Sample]) -> ImageValues:
     state = tuple(_state(sample) for sample in samples)
     if state not in _remembered:
         with ThreadPoolExecutor(_READERS) as readers:
-            ends = [found for found in readers.map(_ends, samples) if found is not None]
+            found = [ends for ends in readers.map(_ends, samples) if ends is not None]
         while len(_remembered) >= _MOST_REMEMBERED:
             del _remembered[next(iter(_remembered))]
-        _remembered[state] = (
-            ImageValues(len(ends), min(least for least, _ in ends), max(most for _, most in ends))
-            if ends
-            else ImageValues()
-        )
+        _remembered[state] = ImageValues(len(found), reduce(ValueEnds.joined, found)) if found else ImageValues()
     return _remembered[state]
 
 
@@ -83,7 +80,7 @@ def _state(sample: Sample) -> tuple[str, int, int]:
     return str(sample.image), status.st_size, status.st_mtime_ns
 
 
-def _ends(sample: Sample) -> tuple[int, int] | None:
+def _ends(sample: Sample) -> ValueEnds | None:
     with contextlib.suppress(DatasetError, OSError):
         if sample.content is None or may_have_16_bits(sample.content(HEAD_BYTES)):
             return ends_of_16_bits(sample.source())

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from dinov3_seg_ros.frames.classes import unlabelled_value
 from dinov3_seg_ros.frames.image_files import has_alpha
 from dinov3_seg_ros.frames.mask_labels import as_greys, is_grey
+from dinov3_seg_ros.frames.sources import unread_pictures
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.data.base import DataSettings, Found, Split
@@ -212,11 +213,13 @@ class LabelledFolderData(DataSettings):
             notes.append(f"{len(left_out)} images lie in no split and are left out")
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
+        if unread := unread_pictures(self.root, Tree(self.root).files):
+            notes.append(unread)
         values = image_values(folder.all_samples())
-        if values.number:
-            low, high = values.range(self.value_range)
+        if values.ends is not None:
+            ends, (low, high) = values.ends, values.range(self.value_range)
             notes.append(
-                f"{values.number} images have 16 bits, their values lie from {values.least} to {values.most}: {low} to "
+                f"{values.number} images have 16 bits, their values lie from {ends.least} to {ends.most}: {low} to "
                 f"{high} become 0 to 255 (data.value_range)"
             )
         return notes

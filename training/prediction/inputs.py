@@ -15,7 +15,7 @@ import numpy as np
 
 from dinov3_seg_ros.bag.images import FrameName
 from dinov3_seg_ros.frames.image_files import read_image
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source, open_source, video_rate
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source, open_source, scale_of_all, video_rate
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
@@ -154,7 +154,10 @@ class ImageFolder(Input):
         """See `Input.source`."""
         paths = self._paths if part is None else {_stem(name): self._root / name for name in part.names}
         source = Source(iter(()), len(paths))
-        scale = ValueScale(self._value_range, is_whole=part is None)
+        if part is None:
+            scale = scale_of_all(paths.values(), self._value_range)
+        else:
+            scale = ValueScale(self._value_range, is_whole=False)
         source.frames = _readable(paths, source.unreadable, scale)
         return source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from dinov3_seg_ros.bag.recordings import check_metadata, messages_of, open_reco
 from dinov3_seg_ros.frames.compression import write_picture
 from dinov3_seg_ros.frames.image_files import read_image
 from dinov3_seg_ros.frames.overlay import to_bgr
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, no_source, scale_of_all
 from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError, MessageError, RuntimeUnavailableError
@@ -127,7 +128,7 @@ class ImageFiles:
 
     def __init__(self, paths: Sequence[Path], root: Path, value_range: ValueRange = "auto") -> None:
         self._files = {path.relative_to(root).as_posix(): path for path in paths}
-        self._scale = ValueScale(value_range)
+        self._value_range: ValueRange = value_range
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -149,6 +150,10 @@ class ImageFiles:
                     yield UnlabelledImage(name, read_image(path, self._scale), path)
                 except DatasetError as error:
                     self.unreadable[name] = str(error)
+
+    @cached_property
+    def _scale(self) -> ValueScale:
+        return scale_of_all(self._files.values(), self._value_range)
 
 
 class Span(NamedTuple):

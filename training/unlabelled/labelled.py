@@ -16,6 +16,7 @@ from dinov3_seg_ros.frames.value_range import ValueScale
 from dinov3_seg_ros.options import ValueRange
 from dinov3_seg_ros.support.errors import DatasetError
 from training.data.formats import detect
+from training.data.image_values import image_values
 from training.data.reading.protocol import NO_PATTERNS, LabelledFolder, Sample
 from training.data.reading.tree import Tree, images_below
 
@@ -84,7 +85,7 @@ def find_labelled(folders: Iterable[Path], value_range: ValueRange = "auto") -> 
         except DatasetError as error:
             samples = [Sample(image, image) for image in images_below(folder)]
             found.notes.append(f"{error}. All {len(samples)} images in {folder} count as labelled")
-        scale = ValueScale(value_range)
+        scale = ValueScale(value_range, ends=image_values(samples).ends)
         for sample in samples:
             found.add(sample, scale)
     return found

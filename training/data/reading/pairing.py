@@ -31,7 +31,7 @@ _WORD = re.compile(
     rf"(?:{'|'.join(SPLIT_NAMES)})(?=annot|mask|label|image)|[a-z]+(?=annot(?![a-z]))|[a-z]+|\d+|[^a-z\d]+"
 )
 _MASK_ENDING = re.compile(rf"[^a-z\d]+(?:{'|'.join(sorted(_MASK_WORDS))})$")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 
 Key: TypeAlias = tuple[str, ...]
 Role: TypeAlias = Literal["image", "mask", "other"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
+import logging
 import os
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES
+from dinov3_seg_ros.frames.sources import IMAGE_SUFFIXES, unread_pictures
 from dinov3_seg_ros.support.errors import DatasetError, utf8_fault
 from training.data.reading.paths import (
     Paths,
@@ -22,6 +23,8 @@ from training.data.reading.paths import (
     plain,
     stem,
 )
+
+_logger = logging.getLogger(__name__)
 
 #: What `training.select` writes beside the images that it chose.
 SELECTION_FILE, SHEET_FILE = "selection.json", "contact_sheet.png"
@@ -217,8 +220,11 @@ def images_below(folder: Path) -> list[Path]:
     tree = Tree(folder)
     sheets = {f"{name.removesuffix(SELECTION_FILE)}{SHEET_FILE}" for name in tree.named(SELECTION_FILE)}
     images = [name for name in tree.images if name not in sheets]
+    unread = unread_pictures(folder, tree.files)
     if not images:
-        raise DatasetError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
+        raise DatasetError(unread or f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
+    if unread:
+        _logger.warning(unread)
     return sorted(map(tree.path, images))
 
 
