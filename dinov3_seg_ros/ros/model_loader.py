@@ -178,6 +178,7 @@ class _Attempt:
                     raise
                 avoid[runtime] = str(error)
                 self.segmenter.close()
+                self.segmenter = None
 
     def abandon(self) -> bool:
         """Say that nobody wants it any more; whether it is over, so that the caller has to close it."""
