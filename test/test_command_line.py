@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from robot_part import has_torch
+from robot_part import ROOT, has_torch
 
 from dinov3_seg_ros.options import ComputeOptions, NodeOptions, PublishOptions
 from dinov3_seg_ros.support.command_line import (
@@ -27,20 +27,12 @@ from dinov3_seg_ros.support.errors import BundleError
 from dinov3_seg_ros.support.files import locked
 from dinov3_seg_ros.support.option_model import describe_options
 
-ROBOT = ("bag", "benchmark", "demo", "demo.player", "doctor", "export")
-TRAINING = (
-    "train",
-    "calibrate",
-    "evaluate",
-    "check_dataset",
-    "predict",
-    "import_head",
-    "export_head",
-    "bundle_info",
-    "export_masks",
-    "cache_features",
-)
-COMMANDS = [*(f"dinov3_seg_ros.{name}" for name in ROBOT), *(f"training.{name}" for name in TRAINING)]
+PACKAGES = sorted(path.parent.name for path in (ROOT / "dinov3_seg_ros").glob("*/__main__.py"))
+TRAINING = sorted(path.stem for path in (ROOT / "training").glob("*.py") if "\nif __name__ ==" in path.read_text())
+COMMANDS = [
+    *(f"dinov3_seg_ros.{name}" for name in (*PACKAGES, "demo.player")),
+    *(f"training.{name}" for name in TRAINING),
+]
 WITHOUT_ARGUMENTS = ("dinov3_seg_ros.demo", "dinov3_seg_ros.demo.player", "dinov3_seg_ros.doctor")
 
 
@@ -50,7 +42,7 @@ def main_of(name):
         pytest.importorskip("rclpy", reason="no ROS 2 here")
     if name.startswith("training."):
         pytest.importorskip("torch", reason="training needs PyTorch")
-    package = name.removeprefix("dinov3_seg_ros.") in ("bag", "benchmark", "demo", "doctor", "export")
+    package = name.removeprefix("dinov3_seg_ros.") in PACKAGES
     return importlib.import_module(f"{name}.__main__" if package else name).main
 
 

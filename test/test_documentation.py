@@ -17,13 +17,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import launch_stand_ins
 import pytest
 import yaml
 from robot_part import has_torch, is_of_training
 
+from dinov3_seg_ros.frames.encodings import INPUT_ENCODINGS
 from dinov3_seg_ros.options import NodeOptions
+from dinov3_seg_ros.runtimes.onnx import providers
+from dinov3_seg_ros.support.cpu import Cpu
 from dinov3_seg_ros.support.errors import SegmentationError
 from dinov3_seg_ros.support.option_model import describe_options
 
@@ -277,6 +281,55 @@ def test_every_key_of_a_recipe_is_on_the_page_about_training():
         assert set(section.model_fields) - named == set(), section.__name__
 
 
+@needs_torch
+def test_every_head_loss_optimizer_and_schedule_is_on_the_page_about_training():
+    from dinov3_seg_ros.model.heads import HEADS
+    from training.losses import LossSection
+    from training.optimization.optimizers import OptimizerSection
+    from training.optimization.schedules import ScheduleSection
+
+    def kinds(union):
+        return {kind.model_fields["name"].default: kind for kind in get_args(get_args(union)[0])}
+
+    text = (ROOT / "docs/train.md").read_text()
+    choices = {"name": HEADS, "optimizer.name": kinds(OptimizerSection), "schedule.name": kinds(ScheduleSection)}
+    for key, known in choices.items():
+        listed = re.search(rf"`{key}`(?: is|:) (.+?)\.\s", text, re.DOTALL)[1]
+        assert set(re.findall(r"`(\w+)`", listed)) == set(known), key
+    section = text.partition("### losses")[2].partition("\n### ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE))
+    assert set(rows) == set(kinds(LossSection))
+    for name, kind in kinds(LossSection).items():
+        assert set(kind.model_fields) - {"name", "weight"} <= set(re.findall(r"`(\w+)`", rows[name])), name
+
+
+def test_every_encoding_is_on_the_page_about_the_node():
+    sentence = (ROOT / "docs/node.md").read_text().partition("**Input images.**")[2].partition(". ")[0]
+    assert "16-bit forms" in sentence and "all Bayer patterns in 8 and 16 bits" in sentence
+    others = {name.replace("16", "8") for name in INPUT_ENCODINGS if not name.startswith("bayer_")}
+    assert set(re.findall(r"`(\w+)`", sentence)) == others
+
+
+def test_the_table_of_providers_says_what_they_compute(monkeypatch):
+    with_bf16 = Cpu(name="a processor", architecture="x86_64", features=("avx512_bf16",))
+    monkeypatch.setattr(providers, "this_cpu", lambda: with_bf16)
+    section = (ROOT / "docs/accelerators.md").read_text().partition("\n## Execution providers")[2].partition("\n## ")[0]
+    _, _, *lines = re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    listed: dict[str, list[str]] = {}
+    name = ""
+    for line in lines:
+        first, devices, precisions = (cell.strip(" `") for cell in line.split("|")[1:4])
+        name = first or name
+        rules, kind = providers.provider(name), devices.partition(",")[0]
+        listed.setdefault(name, []).append(kind)
+        use, computed = providers.Use(kind), re.findall(r"\b(?:fp|bf|int)\d+\w*", precisions)
+        assert set(computed) == set(rules.precisions(use)), line
+        assert computed[: len(rules.automatic(use))] == list(rules.automatic(use)), line
+        assert ("single frames" in devices) == (kind in rules.one_frame), line
+    assert listed.pop("any other")
+    assert listed == {name: list(providers.provider(name).kinds) for name in providers._CLASSES}
+
+
 def test_every_launch_argument_and_parameter_exists():
     launch = "".join(path.read_text() for path in (ROOT / "launch").glob("*.py"))
     known = {*describe_options(NodeOptions), *re.findall(r'"([a-z_]+)"', launch), "class_names"}
@@ -294,7 +347,7 @@ def test_every_output_topic_is_one_of_the_nodes():
 
 
 @needs_torch
-def test_every_data_set_and_recipe_exists():
+def test_every_data_set_and_recipe_is_named_and_exists():
     from training.data import DATASETS
 
     text = (ROOT / "docs/train.md").read_text()
@@ -302,8 +355,12 @@ def test_every_data_set_and_recipe_exists():
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(DATASETS) - {"auto", "folder"}
     results = (ROOT / "docs/results.md").read_text().partition("## Recipes\n")[2].partition("\n## ")[0]
     names = [path.stem for path in (ROOT / "training/recipes").glob("*.yaml")]
-    for name in re.findall(r"`([a-z]\w+?)(?:_\.\.\.)?`", prose(results)):
+    listed = re.findall(r"`([a-z]\w+?)(_\.\.\.)?`", prose(results))
+    for name, _ in listed:
         assert any(recipe == name or recipe.startswith(f"{name}_") for recipe in names), name
+    # Such as `voc_row1_...` to `voc_row10_...`.
+    series = tuple(name.rstrip("0123456789") for name, goes_on in listed if goes_on)
+    assert [name for name in names if (name, "") not in listed and not name.startswith(series)] == []
 
 
 @needs_torch

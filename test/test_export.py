@@ -680,8 +680,16 @@ def test_auto_takes_no_precision_that_was_not_verified(tmp_path):
     assert "Not verified" in (folder / "report.md").read_text()
     assert not find_exports(bundle)[0][0].manifest.verified
     assert Segmenter.from_bundle(bundle.path).runtime.name == "torch"
-    with pytest.raises(ExportError, match=r"backbone\.onnx cannot be loaded by ONNX Runtime"):
-        Segmenter.from_bundle(bundle.path, "onnx", precision="bf16")
+
+
+@pytest.mark.parametrize("has_export", [True, False])
+def test_bf16_on_a_cpu_is_left_to_runtimes_that_compute_it(copy, has_export):
+    if has_export:
+        write_graphs(copy, "bf16", size=SIZE)
+    options = {"device": "cpu", "precision": "bf16"}
+    assert choose([copy], ComputeOptions(**options)).runtime == "torch"
+    with pytest.raises(RuntimeUnavailableError, match="CPUExecutionProvider has no precision 'bf16', only int8, fp32"):
+        Segmenter.from_bundle(copy.path, "onnx", **options)
 
 
 def test_graphs_that_compute_something_else_fail_the_command(copy, monkeypatch, capsys):

@@ -235,6 +235,21 @@ def test_the_backbone_is_found_in_what_a_training_stored(wrap, tmp_path):
     assert_same_features(tmp_path / "checkpoint.pth", backbone)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {**{f"backbone.{n}": t for n, t in tensors.items()}, "head.weight": torch.ones(1)},
+        lambda tensors: {f"model.{n}" if n.startswith("layer.") else n: t for n, t in tensors.items()},
+    ],
+    ids=["module", "backbone", "transformers in memory"],
+)
+def test_the_backbone_is_found_in_a_safetensors_file_of_a_training(wrap, tmp_path):
+    backbone = build("dinov3_vit")
+    save_file(wrap(backbone.checkpoint_tensors()), tmp_path / "checkpoint.safetensors")
+    assert_same_features(tmp_path / "checkpoint.safetensors", backbone)
+
+
 class TestParts:
     @pytest.fixture
     def folder(self, tmp_path) -> Path:

@@ -316,23 +316,43 @@ def test_boundaries_and_thin_objects_are_as_wide_as_asked_for(bundle, tmp_path):
     assert scores | expected.summary() == scores
 
 
-def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, tmp_path):
+@pytest.fixture(scope="module")
+def sequence(tmp_path_factory, bundle) -> Path:
+    """A folder with frames of a still scene that differ by noise, labelled with what the bundle says without it."""
+    root = tmp_path_factory.mktemp("sequence")
     segmenter, rng = Segmenter.from_bundle(bundle.path), np.random.default_rng(4)
     for folder in ("images", "masks"):
-        (tmp_path / "val" / folder).mkdir(parents=True)
-    still = picture(96, 128).astype(int)
+        (root / "val" / folder).mkdir(parents=True)
+    still = picture(96, 128)
+    labels = segmenter.segment([still])[0].labels
     for index in range(6):
         image = np.clip(still + rng.normal(0, 12, still.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "val" / "images" / f"{index}.png")
-        Image.fromarray(segmenter.segment([still.astype(np.uint8)])[0].labels).save(
-            tmp_path / "val" / "masks" / f"{index}.png"
-        )
-    assert run(bundle, tmp_path, tmp_path)["flicker"] is None
-    sequence = ("--sequence", "True", "--bootstrap", "0")
-    single = run(bundle, tmp_path, tmp_path, *sequence)
-    smoothed = run(bundle, tmp_path, tmp_path, *sequence, "--temporal_smoothing", "0.8")
+        Image.fromarray(image).save(root / "val" / "images" / f"{index}.png")
+        Image.fromarray(labels).save(root / "val" / "masks" / f"{index}.png")
+    return root
+
+
+def test_a_sequence_is_scored_for_flicker_and_can_be_smoothed(bundle, sequence, tmp_path):
+    assert run(bundle, sequence, tmp_path)["flicker"] is None
+    words = ("--sequence", "True", "--bootstrap", "0")
+    single = run(bundle, sequence, tmp_path, *words)
+    smoothed = run(bundle, sequence, tmp_path, *words, "--temporal_smoothing", "0.8")
     assert 0 < smoothed["flicker"] < single["flicker"]
     assert smoothed["miou"] > single["miou"]
+
+
+@pytest.mark.parametrize("of_a_sequence", [True, False])
+def test_every_table_shows_the_flicker_of_a_sequence(bundle, sequence, tmp_path, capfd, of_a_sequence):
+    other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
+    words = ("--sequence", str(of_a_sequence), "--against", str(other.path), "--report", str(tmp_path / "report"))
+    scores = run(bundle, sequence, tmp_path, *words)
+    assert capfd.readouterr().out.count("flicker") == 2 * of_a_sequence
+    assert (tmp_path / "report/scores.md").read_text().count("flicker") == of_a_sequence
+    against = scores["against"]
+    if of_a_sequence:
+        assert against["difference"]["flicker"] == scores["flicker"] - against["flicker"] != 0
+    else:
+        assert against["difference"]["flicker"] is None
 
 
 def test_the_order_of_a_sequence_is_that_of_the_numbers_in_its_names(bundle, tmp_path):

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import shutil
+import sys
 import unicodedata
 import zlib
 from pathlib import Path
@@ -26,7 +27,7 @@ from rich.console import Console
 from dinov3_seg_ros.frames.sources import HEAD_BYTES
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
 from training.checks.problems import check_before_training
-from training.data import DATASETS, IncompleteError
+from training.data import DATASETS, IncompleteError, formats
 from training.data.formats import all_formats
 from training.data.image_values import image_values
 from training.data.labelled_folder import AutoData
@@ -50,6 +51,18 @@ def test_a_tilde_in_root_is_the_users_folder(tmp_path, monkeypatch):
     labelled_folders.build_folder(tmp_path / "rooms")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(AutoData(root="~/rooms").open("train")) == 4
+
+
+def test_a_format_that_goes_on_from_another_one_is_found_by_itself(tmp_path, monkeypatch):
+    lines = ("from training.data.formats.folder import Folder", "class Mine(Folder):", "    name = 'mine'")
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+        all_formats.cache_clear()
+        found = all_formats()
+    sys.modules.pop("training.data.formats.mine")
+    all_formats.cache_clear()
+    assert set(found) - set(all_formats()) == {"mine"}
 
 
 def test_every_format_is_tested():

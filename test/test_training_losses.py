@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ WITHOUT_CLASS_0 = [
     CrossEntropySection(class_weights=[0.0, 1.0, 2.0], label_smoothing=0.1),
     FocalSection(class_weights=[0.0, 1.0, 2.0]),
 ]
-SECTIONS = [
+OPTIONS = [
     CrossEntropySection(),
     CrossEntropySection(label_smoothing=0.1),
     CrossEntropySection(class_weights=WEIGHTS),
@@ -46,6 +47,9 @@ SECTIONS = [
     ),
     *WITHOUT_CLASS_0,
 ]
+# Every loss of a recipe is tested, at least as it is by default.
+DEFAULTS = [kind() for kind in get_args(get_args(LossSection)[0])]
+SECTIONS = [*OPTIONS, *(section for section in DEFAULTS if section not in OPTIONS)]
 PER_IMAGE_OR_PIXEL = [section for section in SECTIONS if getattr(section, "per_image", True)]
 
 
@@ -161,7 +165,7 @@ def test_parts_of_a_batch_average_to_the_loss_of_the_batch(section):
     torch.testing.assert_close(torch.stack(values).mean(), loss(logits, target, IGNORE))
 
 
-@of_sections(SECTIONS[:4])
+@of_sections(OPTIONS[:4])
 def test_cross_entropy_equals_torch(section):
     logits, target = sample()
     weights = None if section.class_weights is None else torch.tensor(section.class_weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 from xml.etree import ElementTree
 
 import cv2
@@ -23,9 +24,10 @@ from training.data.labelled_folder import AutoData
 from training.data.run_lengths import compressed, region_of_coco, run_lengths
 from training.data.writing import WRITERS
 from training.data.writing.regions import find_regions
+from training.pre_label import PreLabelSettings
 from training.unlabelled.teacher import Teacher
 
-FORMATS = ["labelme", "coco", "cvat"]
+FORMATS = get_args(PreLabelSettings.model_fields["format"].annotation)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,10 @@ def test_small_regions_stay_open_where_no_shape_means_background():
     expected[10:15, 10:15] = expected[2:4, 2:4] = "__ignore__"
     expected[20:32, 20:32] = "person"
     assert np.array_equal(painted, expected)
+
+
+def test_every_writer_can_be_asked_for():
+    assert set(FORMATS) == set(WRITERS)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -42,7 +42,7 @@ def main() -> int:
     if not parser.parse_args().check:
         PICTURE.write_text(picture, encoding="utf-8")
     elif not PICTURE.exists() or PICTURE.read_text(encoding="utf-8") != picture:
-        print(f"{PICTURE.relative_to(ROOT)} is not current; run: python {Path(__file__).name}", file=sys.stderr)
+        print(f"{PICTURE.relative_to(ROOT)} is not current; run: python tools/{Path(__file__).name}", file=sys.stderr)
         return 1
     return 0
 

@@ -33,7 +33,7 @@ from training.evaluation.bootstrap import LEVEL
 from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
 from training.evaluation.loop import check_classes, check_outside_data, segment_all
-from training.evaluation.scores import Scores, per_class_name
+from training.evaluation.scores import Scores, per_class_name, per_class_title, titles
 from training.recipes.of_bundle import find_data, for_other_folder, read_own
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
@@ -66,25 +66,25 @@ class EvaluationSettings(Section):
 def scores_table(scores: dict[str, Any]) -> Table:
     """The most important scores of `Scores` as a table; undefined for classes that occur nowhere."""
     columns = ("miou", "boundary_miou_3px", "thin_recall")
-    table = Table("class", "IoU", "IoU within 3 px of boundaries", "recall of thin objects")
+    table = Table("class", *map(per_class_title, columns))
     for name in scores["per_class_iou"]:
         table.add_row(name, *(percent(scores[per_class_name(column)][name]) for column in columns))
     table.add_section()
     table.add_row("mean", *(percent(scores[column]) for column in columns))
     if scores.get("miou_interval"):
         table.add_row(f"{LEVEL:.0%} interval", *(_interval(scores[f"{column}_interval"]) for column in columns))
-    for name in ("macc", "aacc", "boundary_miou", "ece"):
-        table.add_row(name, percent(scores[name]))
-    if scores.get("flicker") is not None:
-        table.add_row("flicker", percent(scores["flicker"]))
+    for name in titles(scores):
+        if name not in columns:
+            table.add_row(name, percent(scores[name]))
     return table
 
 
 def differences_table(differences: dict[str, Any], other: Path) -> Table:
-    """The differences of `Scores.differences` as a table."""
+    """The differences of `Scores.differences`, and that of the flicker, as a table."""
     table = Table("score", "difference", f"{LEVEL:.0%} interval", title=f"minus {other}", title_justify="left")
-    for name in ("miou", "boundary_miou", "boundary_miou_3px", "thin_recall"):
-        table.add_row(name, percent(differences[name]), _interval(differences.get(f"{name}_interval")))
+    for name in titles(differences):
+        ends = f"{name}_interval"
+        table.add_row(name, percent(differences[name]), _interval(differences[ends]) if ends in differences else "")
     return table
 
 
@@ -197,6 +197,7 @@ def evaluate_bundle(
     if other_bundle is not None:
         other, other_flicker = _evaluate_one(other_bundle, settings, data, compute, console)
         difference = found.differences(other, settings.bootstrap)
+        difference["flicker"] = None if flicker is None or other_flicker is None else flicker - other_flicker
         summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
     if report is not None and examples is not None:

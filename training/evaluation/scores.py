@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,17 @@ from training.evaluation.reliability import Reliability
 
 #: Widths of the bands around true boundaries, pixels.
 BOUNDARY_PIXELS = (1, 3, 5)
+# The scores that tables show, and their titles.
+_TITLES = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "aacc": "aAcc",
+    "boundary_miou": "boundary mIoU",
+    "boundary_miou_3px": "mIoU within 3 px of boundaries",
+    "thin_recall": "recall of thin objects",
+    "ece": "ECE",
+    "flicker": "flicker",
+}
 
 
 class Scores:
@@ -112,6 +123,17 @@ class Scores:
 def per_class_name(name: str) -> str:
     """The name of the scores of the classes whose mean has a name: ``per_class_iou`` of ``miou``."""
     return f"per_class_{name.replace('miou', 'iou')}"
+
+
+def titles(scores: Mapping[str, Any]) -> dict[str, str]:
+    """The names and titles of those scores that tables show; of flicker only where it was measured."""
+    measured = scores.get("flicker") is not None
+    return {name: title for name, title in _TITLES.items() if name in scores and (measured or name != "flicker")}
+
+
+def per_class_title(name: str) -> str:
+    """The title of the scores of the classes, as for `per_class_name`."""
+    return _TITLES[name].replace("mIoU", "IoU")
 
 
 def _bands() -> dict[int, str]:

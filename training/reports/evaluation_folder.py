@@ -11,6 +11,7 @@ import numpy as np
 from dinov3_seg_ros.support.files import replacing_folder, write_json
 from dinov3_seg_ros.support.metrics import ConfusionMatrix
 from training.data import SegmentationDataset
+from training.evaluation.scores import per_class_name, per_class_title, titles
 from training.reports.pictures import (
     captioned,
     draw_confusion,
@@ -29,26 +30,7 @@ RELIABILITY_PICTURE = "reliability.png"
 WORST_FILE, BEST_FILE = "worst.png", "best.png"
 
 _EXAMPLES = 6
-# Titles of the scores.
-_SUMMARY = {
-    "miou": "mIoU",
-    "macc": "mAcc",
-    "aacc": "aAcc",
-    "boundary_miou": "boundary mIoU",
-    "boundary_miou_3px": "mIoU within 3 px of boundaries",
-    "thin_recall": "recall of thin objects",
-    "ece": "ECE",
-}
-_PER_CLASS = ("per_class_boundary_iou", "per_class_boundary_iou_3px", "per_class_thin_recall")
-_COLUMNS = (
-    "class",
-    "IoU",
-    "accuracy",
-    "boundary IoU",
-    "IoU within 3 px of boundaries",
-    "recall of thin objects",
-    "share of pixels",
-)
+_PER_CLASS = ("miou", "boundary_miou", "boundary_miou_3px", "thin_recall")
 
 
 class Example(NamedTuple):
@@ -125,15 +107,16 @@ def write_evaluation(folder: Path, scores: dict[str, Any], matrix: ConfusionMatr
 def _tables(scores: dict[str, Any], matrix: ConfusionMatrix, examples: Examples) -> str:
     """All scores as tables in Markdown."""
     lines = [f"# {scores['bundle']} on {scores['images']} images", ""]
-    lines += markdown_table(list(_SUMMARY.values()), [[percent(scores[key]) for key in _SUMMARY]])
+    summary = titles(scores)
+    lines += markdown_table(list(summary.values()), [[percent(scores[name]) for name in summary]])
     pixels = matrix.counts.sum(axis=1)
     shares = pixels / max(pixels.sum(), 1)
     rows = []
     for name, accuracy, share in zip(examples.data.class_names, matrix.accuracy(), shares, strict=True):
-        boundary, near, thin = (scores[key][name] for key in _PER_CLASS)
-        figures = (scores["per_class_iou"][name], accuracy, boundary, near, thin, share)
+        figures = (*(scores[per_class_name(score)][name] for score in _PER_CLASS), accuracy, share)
         rows.append([name, *(percent(None if f is None or np.isnan(f) else f) for f in figures)])
-    lines += ["", *markdown_table(_COLUMNS, rows)]
+    columns = ("class", *map(per_class_title, _PER_CLASS), "accuracy", "share of pixels")
+    lines += ["", *markdown_table(columns, rows)]
     for title, chosen in (("worst", examples.worst), ("best", examples.best)):
         rows = [[example.name, percent(example.miou)] for example in chosen]
         lines += ["", *markdown_table((f"{title} images", "mIoU"), rows)]

@@ -95,7 +95,7 @@ def read_parts(index: Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pth`` file; those of the backbone alone where a training stored more.
+    """Read the tensors of a ``.pth`` file; where a training stored several dictionaries of them, one with a backbone.
 
     Only tensors are unpickled; a file that holds anything else is refused without running it.
 
@@ -112,7 +112,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is not a state dict (a dictionary of tensors) but a {_outline(content)}. "
             "Give the backbone's own .pth file as it was published."
         )
-    return _without_prefixes(tensors)
+    return tensors
+
+
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cut off what the wrappers of a training put before names; leave out heads that lie beside the backbone."""
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            kept = [name for name in tensors if name.startswith(prefix) or prefix not in _BESIDE_OTHERS]
+            return without_prefixes({name.removeprefix(prefix): tensors[name] for name in kept})
+    return tensors
 
 
 def _unwrapped(content: object) -> dict[str, Tensor] | None:
@@ -122,15 +131,6 @@ def _unwrapped(content: object) -> dict[str, Tensor] | None:
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return {str(name): tensor for name, tensor in content.items()}
     return next((found for key in _WRAPPERS if (found := _unwrapped(content.get(key))) is not None), None)
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors below the wrappers' prefixes, which are cut off; heads beside the backbone are left out."""
-    for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in tensors):
-            kept = [name for name in tensors if name.startswith(prefix) or prefix not in _BESIDE_OTHERS]
-            return _without_prefixes({name.removeprefix(prefix): tensors[name] for name in kept})
-    return tensors
 
 
 def _why_unreadable(path: Path) -> str:

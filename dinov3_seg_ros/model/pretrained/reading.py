@@ -21,6 +21,7 @@ from dinov3_seg_ros.model.pretrained.files import (
     read_parts,
     read_safetensors,
     read_state_dict,
+    without_prefixes,
 )
 from dinov3_seg_ros.model.pretrained.hub import find_by_id, is_path, repository_of
 from dinov3_seg_ros.model.pretrained.hugging_face import config_of, is_hugging_face
@@ -144,8 +145,10 @@ def _read(weights: Path, config: Path | None, preprocessor: Path | None, where: 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.name == INDEX_FILE:
-        return read_parts(path)
-    return read_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else read_state_dict(path)
+        tensors = read_parts(path)
+    else:
+        tensors = read_safetensors(path) if path.suffix == SAFETENSORS_SUFFIX else read_state_dict(path)
+    return without_prefixes(tensors)
 
 
 def _if_file(path: Path) -> Path | None:

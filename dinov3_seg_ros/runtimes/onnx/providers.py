@@ -107,8 +107,8 @@ class Cpu(Provider):
     is_preferred = True
 
     def precisions(self, use: Use) -> Mapping[str, str]:
-        """It computes every graph as it is."""
-        return {name: name for name in ("int8", "fp32", "int8_qdq", "fp16", "bf16")}
+        """It computes every graph as it is, but none of bfloat16."""
+        return {name: name for name in ("int8", "fp32", "int8_qdq", "fp16")}
 
     def automatic(self, use: Use) -> Sequence[str]:
         """int8 needs a quarter of the memory traffic."""

@@ -93,14 +93,7 @@ class OnnxRuntime:
         layers = shared_layers(bundles)
         ways = _ways(bundles, options)
         size, asked = options.network_size, options.precision != "auto"
-        try:
-            by_precision, passed_over = find_graphs(bundles, [graphs for _, _, graphs, _ in ways], size, asked=asked)
-        except RuntimeUnavailableError as error:
-            if options.precision == "bf16" and all(targets[0].is_host for targets, *_ in ways):
-                raise RuntimeUnavailableError(
-                    f"{error}. On a CPU OpenVINO computes bf16, from the fp32 export: {INSTALLATION[OPENVINO]}"
-                ) from error
-            raise
+        by_precision, passed_over = find_graphs(bundles, [graphs for _, _, graphs, _ in ways], size, asked=asked)
         for reason in passed_over:
             _logger.warning("%s", reason)
         return [
@@ -199,6 +192,8 @@ def _ways(bundles: Sequence[Bundle], options: ComputeOptions) -> list[tuple[list
             wanted = [options.precision]
         else:
             refused.append(f"{first} has no precision '{options.precision}', only {', '.join(offered)}")
+            if first.is_host:
+                refused.append(f"on a CPU OpenVINO computes bf16, from the fp32 export: {INSTALLATION[OPENVINO]}")
             continue
         ways += [(targets, name, offered[name], name not in taken) for name in wanted]
     if not ways:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
+from types import ModuleType
 
 from dinov3_seg_ros.support.errors import DatasetError, nearest
 from training.data.reading.protocol import Format, Match
@@ -20,10 +22,15 @@ _OTHER_MASKS = (".npy", ".npz", ".mat", ".gif", ".exr")
 @functools.lru_cache(maxsize=1)
 def all_formats() -> dict[str, Format]:
     """Every format by its name."""
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        importlib.import_module(module.name)
-    kinds = [kind for kind in Format.__subclasses__() if kind.__module__.startswith(f"{__name__}.")]
+    modules = [importlib.import_module(module.name) for module in pkgutil.iter_modules(__path__, f"{__name__}.")]
+    kinds = [kind for module in modules for kind in vars(module).values() if _is_format_of(kind, module)]
     return {kind.name: kind() for kind in sorted(kinds, key=lambda kind: kind.name)}
+
+
+def _is_format_of(kind: object, module: ModuleType) -> bool:
+    """Whether it is a format that a module defines; others it may import, to go on from them."""
+    is_format = isinstance(kind, type) and issubclass(kind, Format) and not inspect.isabstract(kind)
+    return is_format and kind.__module__ == module.__name__
 
 
 def find_format(name: str) -> Format:
