@@ -27,7 +27,7 @@ from dinov3_seg_ros.bag.recordings import (
 )
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import Labelled, classes_to_publish, confidence_threshold
-from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import PublishOptions
@@ -216,10 +216,7 @@ class BagSegmenter:
         if output == "color_mask":
             return to_bgr(self._classes[head].coloured(published.labels)), "bgr8"
         if output == "overlay" and record.rgb is not None:
-            classes, options = self._classes[head], self._options
-            names = classes.names if options.overlay_names else None
-            overlay = blend_overlay(record.rgb, published.labels, classes.palette, options.overlay_alpha, names)
-            return to_bgr(overlay), "bgr8"
+            return to_bgr(self._classes[head].overlay(record.rgb, published.labels, self._options)), "bgr8"
         return published.labels, mask_encoding(published.labels)
 
     def _added_connections(
