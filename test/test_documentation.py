@@ -283,11 +283,11 @@ def test_every_launch_argument_and_parameter_exists():
         assert set(re.findall(r"-p (\w+):=", command)) <= known
 
 
-def test_every_output_topic_is_one_of_the_nodes():
-    ports = (ROOT / "dinov3_seg_ros/ros/cameras/ports.py").read_text()
-    table = re.findall(r"^\| `segmentation/([\w/]+)` \|", (ROOT / "docs/node.md").read_text(), re.MULTILINE)
-    assert len(table) >= 7
-    assert all(f'"{topic}"' in ports for topic in table)
+def test_the_table_of_topics_has_every_output_of_the_node():
+    ports = pytest.importorskip("dinov3_seg_ros.ros.cameras.ports", reason="no ROS 2 here", exc_type=ImportError)
+    section = (ROOT / "docs/node.md").read_text().partition("\n## Topics\n")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| `segmentation/([\w/]+)` \|", section, re.MULTILINE)
+    assert sorted(table) == sorted(ports.OUTPUTS)
 
 
 @needs_torch

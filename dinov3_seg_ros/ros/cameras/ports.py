@@ -48,6 +48,8 @@ _PICTURES = {
     "overlay": Image,
     "overlay/compressed": CompressedImage,
 }
+#: Every output by the last part of its topic, with its message type; None: vision_msgs cannot be used.
+OUTPUTS = {**_PICTURES, "camera_info": CameraInfo, "label_info": LabelInfo}
 # Who publishes waits until the message is on its way: on a slow link that is long.
 _SLOW_S = 0.1
 
@@ -207,20 +209,16 @@ class HeadOutput:
         self._endpoints, self._classes = endpoints, classes
         self._camera, self._note_fault = camera, note_fault
         self._publishers: dict[str, Any] = {}
-
-        def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
-            base, _, transport = name.partition("/")
-            full_name = topic(camera, "segmentation", head, base)
-            if transport:
-                full_name = endpoints.below(full_name, transport)
-            self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
-
         try:
-            for name, message_type in _PICTURES.items():
-                advertise(name, message_type)
-            advertise("camera_info", CameraInfo)
-            if LabelInfo:
-                advertise("label_info", LabelInfo, LATCHED_QOS)
+            for name, message_type in OUTPUTS.items():
+                if message_type is None:
+                    continue
+                base, _, transport = name.partition("/")
+                full_name = topic(camera, "segmentation", head, base)
+                if transport:
+                    full_name = endpoints.below(full_name, transport)
+                qos = LATCHED_QOS if name == "label_info" else OUTPUT_QOS
+                self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
         except BaseException:
             self.close()
             raise
