@@ -111,7 +111,7 @@ class ComputeOptions(Options):
 
 
 class PublishOptions(Options):
-    """What is published of a segmentation."""
+    """What is published of a segmentation, by the node and into recordings."""
 
     mask_size: Annotated[
         str,
@@ -141,7 +141,6 @@ class PublishOptions(Options):
         float, Field(ge=0.0, le=1.0, description="Weight of the class colours in the overlay."), Live()
     ] = 0.5
     overlay_names: Annotated[bool, Field(description="Write the class names into the overlay."), Live()] = False
-    jpeg_quality: Annotated[int, Field(ge=1, le=100, description="Quality of the compressed overlay."), Live()] = 80
     max_pixels: Annotated[
         int,
         Field(ge=1, le=1 << 30, description="Larger frames are refused before they are decoded."),
@@ -187,6 +186,7 @@ class SourceOptions(Options):
 class NodeOptions(PublishOptions, ComputeOptions, SourceOptions):
     """All that the node is told when it starts."""
 
+    jpeg_quality: Annotated[int, Field(ge=1, le=100, description="Quality of the compressed overlay."), Live()] = 80
     max_rate: Annotated[
         float,
         Field(ge=0.0, le=1000.0, description="The most frames of each camera to segment per second; 0: no limit."),

@@ -328,6 +328,11 @@ def test_several_publishers_of_a_topic_share_it_in_the_copy(segmenter, tmp_path)
     }
 
 
+def test_an_output_that_recordings_do_not_get_is_refused(segmenter):
+    with pytest.raises(ParameterError, match=r"no output 'colour_mask' \(did you mean 'color_mask'\?\)"):
+        BagSegmenter(segmenter, outputs=["mask", "colour_mask"])
+
+
 def test_outputs_and_topics_named_twice_count_once(segmenter, tmp_path):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])
     adder = BagSegmenter(segmenter, outputs=["mask", "mask"])

@@ -144,6 +144,13 @@ def test_a_head_that_does_not_fit_its_description_is_refused(bundle):
         load_bundle(bundle.path).load_head()
 
 
+def test_a_head_that_is_not_installed_is_told_with_what_runs_without_it(bundle):
+    change_manifest(bundle, lambda m: m["head"].update(name="mine"))
+    message = r"bundle\.json: unknown head 'mine' .*; for another, install the package .*; or use an ONNX export"
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle.path).load_head()
+
+
 @pytest.mark.parametrize(("detail", "said", "does"), [(True, "false", "reads"), (False, "true", "does not read")])
 def test_a_manifest_that_is_wrong_about_what_the_head_reads_is_refused(tmp_path, detail, said, does):
     bundle = write_tiny_bundle(tmp_path / "bundle", detail=detail)

@@ -339,11 +339,11 @@ def test_every_launch_argument_and_parameter_exists():
         assert set(re.findall(r"-p (\w+):=", command)) <= known
 
 
-def test_every_output_topic_is_one_of_the_nodes():
-    ports = (ROOT / "dinov3_seg_ros/ros/cameras/ports.py").read_text()
-    table = re.findall(r"^\| `segmentation/([\w/]+)` \|", (ROOT / "docs/node.md").read_text(), re.MULTILINE)
-    assert len(table) >= 7
-    assert all(f'"{topic}"' in ports for topic in table)
+def test_the_table_of_topics_has_every_output_of_the_node():
+    ports = pytest.importorskip("dinov3_seg_ros.ros.cameras.ports", reason="no ROS 2 here", exc_type=ImportError)
+    section = (ROOT / "docs/node.md").read_text().partition("\n## Topics\n")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| `segmentation/([\w/]+)` \|", section, re.MULTILINE)
+    assert sorted(table) == sorted(ports.OUTPUTS)
 
 
 @needs_torch
@@ -407,8 +407,8 @@ def test_rooms_import_only_rooms_above_them_in_the_list():
     level = {name: int(number) for number, line in lines for name in re.findall(r"`(\w+)(?:/|\.py)`", line)}
     entries = {path.stem for path in (ROOT / "dinov3_seg_ros").iterdir() if path.suffix in ("", ".py")}
     entries -= {"__init__", "__pycache__"}
+    assert len(entries) <= 16, "too many rooms to survey; docs/architecture.md, 'A command', says where to put another"
     assert set(level) == entries | {"training"}
-    assert len(entries) <= 16  # with __init__.py and py.typed, 18
     for path in (ROOT / "dinov3_seg_ros").rglob("*.py"):
         own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for node in ast.walk(ast.parse(path.read_text())):

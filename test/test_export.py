@@ -46,6 +46,7 @@ from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.options import ComputeOptions
 from dinov3_seg_ros.runtimes.agreement import Difference
 from dinov3_seg_ros.runtimes.choice import available_runtimes, choose, find_candidates
+from dinov3_seg_ros.runtimes.onnx.providers import _CLASSES, Provider
 from dinov3_seg_ros.runtimes.pytorch.runtime import PyTorchRuntime
 from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
@@ -880,6 +881,27 @@ def test_the_doctor_warns_of_a_gpu_that_onnx_runtime_cannot_use(exported, provid
 
 def test_without_a_graph_to_try_every_provider_of_the_build_is_reported(providers):
     assert len(providers.usable_providers([])) == 3
+
+
+@pytest.mark.parametrize(
+    ("rules", "device", "found"),
+    [
+        ({}, "auto", ["cpu"]),
+        ({"is_preferred": True}, "auto", ["gpu:0", "cpu"]),
+        ({"is_preferred": True}, "gpu:1", ["gpu:1"]),
+        ({"is_preferred": True}, "cpu", ["cpu"]),
+        ({"is_preferred": True, "kinds": ("cuda",)}, "gpu:1", ["cuda:1"]),
+        ({"gains": lambda self, use, asked=False: ("bf16",) if asked else ()}, "auto", ["gpu:0", "cpu"]),
+    ],
+)
+def test_providers_of_the_build_are_taken_as_their_rules_say(providers, monkeypatch, rules, device, found):
+    name = "OddExecutionProvider"
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: [name, "CPUExecutionProvider"])
+    monkeypatch.setattr(providers.plugins, "devices", list)
+    monkeypatch.setitem(_CLASSES, name, type("Odd", (Provider,), rules))
+    taken = providers.targets_here(ComputeOptions(device=device), [])
+    assert [target.device for target in taken] == found
+    assert [target.provider.name == name for target in taken] == [kind != "cpu" for kind in found]
 
 
 def test_a_damaged_head_graph_is_not_what_a_provider_is_tried_with(copy, providers, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dinov3_seg_ros.export.graphs import HeadGraph, export_head
-from dinov3_seg_ros.model.heads import HEADS, blocks, build_head
+from dinov3_seg_ros.model.heads import HEADS, blocks, build_head, head_options
 from dinov3_seg_ros.model.heads.blocks import adaptive_mean, resize
 from dinov3_seg_ros.model.normalise import Normalise
 from dinov3_seg_ros.support.errors import HeadError
@@ -463,6 +464,43 @@ class TestUNet:
 def test_what_does_not_fit_is_named(arguments, options, message):
     with pytest.raises(HeadError, match=message):
         build_head(*arguments, **options)
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Install a package that brings a head ``mine``, which an entry point names."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(named):
+        (tmp_path / "own-1.dist-info").mkdir()
+        (tmp_path / "own-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1\n")
+        (tmp_path / "own-1.dist-info/entry_points.txt").write_text(f"[dinov3_seg_ros.model.heads]\nmine = {named}\n")
+
+    yield install
+    sys.modules.pop("own_heads", None)
+
+
+def test_a_head_of_another_package_is_built_by_its_name(packages, tmp_path):
+    packages("own_heads:Mine")
+    (tmp_path / "own_heads.py").write_text(
+        "from dinov3_seg_ros.model.heads.linear import LinearHead\n"
+        "class Mine(LinearHead):\n"
+        "    def __init__(self, in_channels, strides, num_classes, factor=2):\n"
+        "        super().__init__(in_channels, strides, num_classes, 0, [factor])\n"
+    )
+    assert head_options("mine") == ["factor"]
+    assert build_head("mine", *SINGLE, NUM_CLASSES, factor=4).eval()(make_maps(*SINGLE)).shape[2:] == (16, 24)
+    with pytest.raises(HeadError, match=r"'mine' \(default\) has no option 'width'"):
+        build_head("mine", *SINGLE, NUM_CLASSES, width=4)
+    with pytest.raises(HeadError, match="aspp, linear, mine, pyramid, unet; for another, install"):
+        build_head("other", *SINGLE, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("named", "why"), [("no_such_module:Mine", "No module named"), ("math:pi", "is no subclass")])
+def test_a_head_of_another_package_that_cannot_be_used_is_named_with_it(packages, named, why):
+    packages(named)
+    with pytest.raises(HeadError, match=f"head 'mine' of the package own, {named}, cannot be used: .*{why}"):
+        build_head("mine", *SINGLE, NUM_CLASSES)
 
 
 def test_the_matrices_of_means_are_made_once_and_serve_training_too(monkeypatch):

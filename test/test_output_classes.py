@@ -17,6 +17,8 @@ from dinov3_seg_ros.frames.output_classes import (
     confidence_threshold,
     load_class_list,
 )
+from dinov3_seg_ros.frames.overlay import blend_overlay
+from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.segmenter import HeadSegmentation
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.resources import resource_path
@@ -239,6 +241,13 @@ def test_a_colour_mask_has_one_colour_for_unlabelled(palette, chosen, expected, 
     coloured = classes.coloured(np.array([[0, 1, np.iinfo(dtype).max, 7]], dtype))
     assert coloured.dtype == np.uint8
     assert [tuple(colour) for colour in coloured[0]] == [*palette, expected, expected]
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_an_overlay_follows_the_options(names):
+    rgb, labels = np.full((120, 160, 3), 90, np.uint8), np.full((120, 160), 2, np.uint8)
+    found = OutputClasses.of(ROOM).overlay(rgb, labels, PublishOptions(overlay_alpha=0.8, overlay_names=names))
+    assert np.array_equal(found, blend_overlay(rgb, labels, ROOM.palette, 0.8, ROOM.names if names else None))
 
 
 def test_classes_of_other_heads_have_no_colour_here():

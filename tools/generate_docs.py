@@ -13,7 +13,6 @@ import importlib.util
 import re
 import sys
 import textwrap
-from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,7 +65,7 @@ def generate() -> dict[Path, str]:
         "parameters": parameter_list(NodeOptions),
         "launch": launch_list(),
         "compute": flag_list(ComputeOptions),
-        "publish": flag_list(PublishOptions, leave_out=("jpeg_quality",)),  # of the node alone
+        "publish": flag_list(PublishOptions),
     }
     found = {
         PARAMETER_FILE: parameter_file(),
@@ -86,8 +85,8 @@ def parameter_list(model: type[Options]) -> str:
     )
 
 
-def flag_list(model: type[Options], leave_out: Collection[str] = ()) -> str:
-    """The flags that commands have for a model's options, but for those named by `leave_out`."""
+def flag_list(model: type[Options]) -> str:
+    """The flags that commands have for a model's options."""
     return "".join(
         _item(
             f"--{option.name.replace('_', '-')}",
@@ -95,7 +94,6 @@ def flag_list(model: type[Options], leave_out: Collection[str] = ()) -> str:
             _described(option, live=False),
         )
         for option in describe_options(model).values()
-        if option.name not in leave_out
     )
 
 

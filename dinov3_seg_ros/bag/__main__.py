@@ -56,8 +56,7 @@ def _segment(words: list[str]) -> int:
     )
     _add_storage(parser)
     add_flags(parser, ComputeOptions)
-    # JPEG images are not among the outputs.
-    add_flags(parser, PublishOptions, leave_out=("jpeg_quality",))
+    add_flags(parser, PublishOptions)
 
     def work(words: list[str]) -> None:
         if (hint := nearest(words[0], _COMMANDS)) and not Path(words[0]).exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,22 +26,20 @@ from dinov3_seg_ros.bag.recordings import (
     untracked,
 )
 from dinov3_seg_ros.frames.encodings import mask_encoding
-from dinov3_seg_ros.frames.output_classes import Labelled, classes_to_publish, confidence_threshold
-from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, classes_to_publish, confidence_threshold
+from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.smoothing import TemporalSmoother
 from dinov3_seg_ros.frames.value_range import chosen_range
 from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.ros.cameras.messages import seconds_of
 from dinov3_seg_ros.ros.endpoints.image_types import IMAGE
 from dinov3_seg_ros.segmenter import Segmenter
-from dinov3_seg_ros.support.errors import MessageError
+from dinov3_seg_ros.support.errors import MessageError, ParameterError, nearest
 from dinov3_seg_ros.support.option_checks import parse_mask_size
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
     from rosbags.rosbag2 import Writer
-
-OUTPUTS = ("mask", "confidence", "color_mask", "overlay")
 
 # Messages that are only copied wait for the frames beside them, until they hold this many bytes.
 _MOST_COPIED = 64 << 20
@@ -64,10 +62,27 @@ class _Record(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """The published labels (H, W) of one head for one frame, and the confidence (H, W) uint8; None if not wanted."""
+    """What one head publishes for one frame.
 
+    Attributes:
+        rgb: the frame, (H, W, 3) uint8 RGB.
+        labels: published labels, (H, W).
+        confidence: (H, W) uint8; None if not wanted.
+    """
+
+    rgb: np.ndarray
     labels: np.ndarray
-    confidence: np.ndarray | None
+    confidence: np.ndarray | None = None
+
+
+# Each output as an array, and its encoding.
+_DRAWN: dict[str, Callable[[_Published, OutputClasses, PublishOptions], tuple[Any, str]]] = {
+    "mask": lambda of, classes, options: (of.labels, mask_encoding(of.labels)),
+    "confidence": lambda of, classes, options: (of.confidence, "mono8"),
+    "color_mask": lambda of, classes, options: (to_bgr(classes.coloured(of.labels)), "bgr8"),
+    "overlay": lambda of, classes, options: (to_bgr(classes.overlay(of.rgb, of.labels, options)), "bgr8"),
+}
+OUTPUTS = tuple(_DRAWN)
 
 
 class BagSegmenter:
@@ -79,7 +94,7 @@ class BagSegmenter:
         outputs: which of `OUTPUTS` to add; once each.
 
     Raises:
-        ParameterError: the class list cannot be used.
+        ParameterError: the class list cannot be used, or there is no such output.
     """
 
     def __init__(
@@ -88,6 +103,12 @@ class BagSegmenter:
         options: PublishOptions | None = None,
         outputs: Sequence[str] = ("mask", "overlay"),
     ) -> None:
+        for output in outputs:
+            if output not in OUTPUTS:
+                raise ParameterError(
+                    f"recordings get no output '{output}'{nearest(output, OUTPUTS)}; the outputs are: "
+                    f"{', '.join(OUTPUTS)}"
+                )
         options = options or PublishOptions()
         of_bundles = {name: manifest.classes for name, manifest in segmenter.manifests.items()}
         self._classes = classes_to_publish(options.class_list, of_bundles)
@@ -133,7 +154,9 @@ class BagSegmenter:
             for record, result in self._segmented(self._read(messages, images, counts), smoothers):
                 writer.write(copies[record.connection.id], record.timestamp, record.raw)
                 for head, published in (result or {}).items():
-                    for output, message in self._messages(head, published, record):
+                    for output in self._outputs:
+                        array, encoding = _DRAWN[output](published, self._classes[head], self._options)
+                        message = serialised_image(self._types, array, encoding, record.header)
                         connection = added[record.connection.topic, head, output]
                         writer.write(connection, record.timestamp, message)
                 counts["segmented"] += result is not None
@@ -194,33 +217,14 @@ class BagSegmenter:
             if (smoother := smoothers.get(record.connection.topic)) is not None:
                 seconds = seconds_of(record.header.stamp) or 1e-9 * record.timestamp  # drivers may leave stamps empty
                 result = result.smoothed(smoother, rgb, seconds)
-            published.append({name: self._publish(name, head) for name, head in result.heads.items()})
+            published.append({name: self._publish(name, head, rgb) for name, head in result.heads.items()})
         return published
 
-    def _publish(self, name: str, head: Labelled) -> _Published:
+    def _publish(self, name: str, head: Labelled, rgb: np.ndarray) -> _Published:
         classes = self._classes[name]
         if "confidence" in self._outputs:
-            return _Published(*classes.labels_and_confidence(head, self._threshold))
-        return _Published(classes.labels(head, self._threshold), None)
-
-    def _messages(self, head: str, published: _Published, record: _Record) -> Iterator[tuple[str, memoryview]]:
-        """Yield the serialised outputs of one head for one frame, by name."""
-        for output in self._outputs:
-            array, encoding = self._drawn(output, head, published, record)
-            yield output, serialised_image(self._types, array, encoding, record.header)
-
-    def _drawn(self, output: str, head: str, published: _Published, record: _Record) -> tuple[np.ndarray, str]:
-        """One output as an array, and its encoding."""
-        if output == "confidence" and published.confidence is not None:
-            return published.confidence, "mono8"
-        if output == "color_mask":
-            return to_bgr(self._classes[head].coloured(published.labels)), "bgr8"
-        if output == "overlay" and record.rgb is not None:
-            classes, options = self._classes[head], self._options
-            names = classes.names if options.overlay_names else None
-            overlay = blend_overlay(record.rgb, published.labels, classes.palette, options.overlay_alpha, names)
-            return to_bgr(overlay), "bgr8"
-        return published.labels, mask_encoding(published.labels)
+            return _Published(rgb, *classes.labels_and_confidence(head, self._threshold))
+        return _Published(rgb, classes.labels(head, self._threshold))
 
     def _added_connections(
         self, writer: Writer, images: Sequence[str], existing: set[str]

@@ -89,7 +89,7 @@ class Bundle:
         """Build the head and load its weights, in evaluation mode.
 
         Raises:
-            BundleError: its weights do not fit its description.
+            BundleError: its description cannot be used here, or its weights do not fit it.
         """
         from dinov3_seg_ros.model.heads import build_head
 
@@ -103,6 +103,11 @@ class Bundle:
                 variant=section.variant,
                 **section.options,
             )
+        except HeadError as error:
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE}: {error}; or use an ONNX export of the bundle, which needs no code of it"
+            ) from error
+        try:
             head.load_weights(self._read_tensors(HEAD_FILE))
         except HeadError as error:
             raise BundleError(

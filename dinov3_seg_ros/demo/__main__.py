@@ -44,8 +44,8 @@ _DRAIN_S = 2.0
 _COLOUR_TRAINING_SCENES = 300
 
 
-#: Scores compare the masks with the bundle's classes, at the frames' size; nothing here reads the JPEG overlay.
-_FIXED = ("class_list", "mask_size", "jpeg_quality")
+#: Scores compare the masks with the bundle's classes, at the frames' size.
+_FIXED = ("class_list", "mask_size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

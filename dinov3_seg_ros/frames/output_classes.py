@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dinov3_seg_ros.frames.classes import Byte, ClassesSection, Colour, label_type, unlabelled_value
-from dinov3_seg_ros.frames.overlay import colour_mask
+from dinov3_seg_ros.frames.overlay import blend_overlay, colour_mask
+from dinov3_seg_ros.options import PublishOptions
 from dinov3_seg_ros.support.errors import ParameterError
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 
@@ -175,6 +176,17 @@ class OutputClasses:
     def coloured(self, labels: np.ndarray) -> np.ndarray:
         """A colour mask, (H, W, 3) uint8 RGB, of labels as from `labels`."""
         return colour_mask(labels, self.palette, self.unlabelled_colour)
+
+    def overlay(self, image: np.ndarray, labels: np.ndarray, options: PublishOptions) -> np.ndarray:
+        """The classes' colours over an image, as the options say; see `overlay.blend_overlay`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            labels: as from `labels`, of any size.
+            options: of the overlay.
+        """
+        names = self.names if options.overlay_names else None
+        return blend_overlay(image, labels, self.palette, options.overlay_alpha, names)
 
 
 def classes_to_publish(path: str, of_bundles: Mapping[str, ClassesSection]) -> dict[str, OutputClasses]:

@@ -12,9 +12,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dinov3_seg_ros.frames.encodings import mask_encoding
 from dinov3_seg_ros.frames.output_classes import Labelled, OutputClasses, confidence_threshold
-from dinov3_seg_ros.frames.overlay import blend_overlay, to_bgr
+from dinov3_seg_ros.frames.overlay import to_bgr
 from dinov3_seg_ros.frames.value_range import ValueScale, chosen_range
-from dinov3_seg_ros.options import PublishOptions, ValueRange
+from dinov3_seg_ros.options import NodeOptions, PublishOptions, ValueRange
 from dinov3_seg_ros.ros.cameras.camera_info import check_camera_info, fill_camera_info
 from dinov3_seg_ros.ros.cameras.messages import fill_image, fill_jpeg, fill_png, read_compressed_image, read_image
 from dinov3_seg_ros.ros.endpoints.following import FollowingSubscription
@@ -48,6 +48,8 @@ _PICTURES = {
     "overlay": Image,
     "overlay/compressed": CompressedImage,
 }
+#: Every output by the last part of its topic, with its message type; None: vision_msgs cannot be used.
+OUTPUTS = {**_PICTURES, "camera_info": CameraInfo, "label_info": LabelInfo}
 # Who publishes waits until the message is on its way: on a slow link that is long.
 _SLOW_S = 0.1
 
@@ -207,20 +209,16 @@ class HeadOutput:
         self._endpoints, self._classes = endpoints, classes
         self._camera, self._note_fault = camera, note_fault
         self._publishers: dict[str, Any] = {}
-
-        def advertise(name: str, message_type: type, qos: Any = OUTPUT_QOS) -> None:
-            base, _, transport = name.partition("/")
-            full_name = topic(camera, "segmentation", head, base)
-            if transport:
-                full_name = endpoints.below(full_name, transport)
-            self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
-
         try:
-            for name, message_type in _PICTURES.items():
-                advertise(name, message_type)
-            advertise("camera_info", CameraInfo)
-            if LabelInfo:
-                advertise("label_info", LabelInfo, LATCHED_QOS)
+            for name, message_type in OUTPUTS.items():
+                if message_type is None:
+                    continue
+                base, _, transport = name.partition("/")
+                full_name = topic(camera, "segmentation", head, base)
+                if transport:
+                    full_name = endpoints.below(full_name, transport)
+                qos = LATCHED_QOS if name == "label_info" else OUTPUT_QOS
+                self._publishers[name] = endpoints.advertise(message_type, full_name, qos)
         except BaseException:
             self.close()
             raise
@@ -235,7 +233,7 @@ class HeadOutput:
         """Whether any output that needs a segmentation has a subscriber."""
         return any(map(self._wants, _PICTURES))
 
-    def publish(self, found: Labelled, frame: Frame, options: PublishOptions, times: StageTimes) -> None:
+    def publish(self, found: Labelled, frame: Frame, options: NodeOptions, times: StageTimes) -> None:
         """Compute and publish the outputs that have subscribers, with the header of the frame."""
         wanted = {name for name in (*_PICTURES, "camera_info") if self._wants(name)}
         if not wanted & _PICTURES.keys():
@@ -266,8 +264,7 @@ class HeadOutput:
             if not wanted & {"overlay", "overlay/compressed"}:
                 return
             with times.stage("overlay"):
-                names = self._classes.names if options.overlay_names else None
-                overlay = to_bgr(blend_overlay(frame.rgb, labels, self._classes.palette, options.overlay_alpha, names))
+                overlay = to_bgr(self._classes.overlay(frame.rgb, labels, options))
             with sending():
                 if "overlay" in wanted:
                     send("overlay", fill_image(Image(), overlay, "bgr8", header))

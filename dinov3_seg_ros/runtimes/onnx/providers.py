@@ -51,7 +51,8 @@ class Provider:
     Attributes:
         name: as given.
         kinds: the devices that it can use where its package does not list them, best first.
-        is_preferred: whether ``auto`` takes it, unmeasured, wherever it runs.
+        is_preferred: whether ``auto`` takes it, unmeasured, wherever it runs: on each device that its package lists, or
+            on the first of ``kinds``.
         compiles: whether it keeps compiled graphs in a folder.
         grows: whether it adds, at later starts, to files that it keeps there.
         one_frame: on which kinds of devices it takes a single frame in one pass.

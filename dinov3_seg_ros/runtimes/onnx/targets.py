@@ -101,18 +101,17 @@ def targets_here(options: ComputeOptions, bundles: Sequence[Bundle]) -> list[Tar
         RuntimeUnavailableError: there are none.
     """
     kind, number = parse_device(options.device)
-    found: list[Target] = []
-    if kind in ("auto", "cuda", "gpu") and CUDA in ort.get_available_providers() and _loads(CUDA, number or 0, bundles):
-        found.append(Target(provider(CUDA), "cuda", number or 0))
-    listed = [] if kind == "cuda" else sorted(_listed(), key=lambda target: ("gpu", "npu", "cpu").index(target.kind))
-    found += [target for target in listed if kind in ("auto", target.kind) and number in (None, target.number)]
-    if OPENVINO in _of_build() and kind in ("auto", "cpu"):
-        found.append(Target(provider(OPENVINO), "cpu"))
-    if kind in ("auto", "cpu"):
-        found.append(HOST_TARGET)
+    found = [target for target in _listed() if kind in ("auto", target.kind) and number in (None, target.number)]
+    for name in _of_build():
+        rules = provider(name)
+        target = Target(rules, rules.kinds[0], number or 0)
+        fits = kind in ("auto", target.kind) or (kind, target.kind) == ("gpu", "cuda")
+        is_wanted = rules.is_preferred or rules.gains(target.use(), asked=True)
+        if fits and is_wanted and _loads(name, target.number, bundles):
+            found.append(target)
     if not found:
         raise _no_device(options.device)
-    return found
+    return sorted(found, key=lambda target: ("cuda", "gpu", "npu", "cpu").index(target.kind))
 
 
 def usable_providers(bundles: Sequence[Bundle]) -> list[str]:
