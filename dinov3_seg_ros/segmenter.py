@@ -87,11 +87,16 @@ class HeadSegmentation:
 
     @property
     def confidence(self) -> np.ndarray:
-        """(H, W) uint8, round(255 * the largest softmax probability). Decoding it decodes the labels too."""
+        """(H, W) uint8, round(255 * the largest softmax probability).
+
+        Decoding it decodes the labels too, where they were not read before.
+        """
         if self._confidence is None:
             with self._decoding():
                 labels, confidence = decode.upsample_argmax_confidence(self._decoded(), self._size, self.window)
-                self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
+                self._confidence = _to_numpy(confidence)[0]
+                if self._labels is None:  # else the caller has them, and may have changed them
+                    self._labels = _to_numpy(labels)[0]
         return self._confidence
 
     def _decoded(self) -> Any:

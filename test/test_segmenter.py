@@ -267,6 +267,13 @@ def test_labels_are_those_of_the_graphs_logits(bundle):
     assert (result.labels.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
 
 
+def test_labels_that_were_handed_out_stay_when_confidence_is_read(bundle):
+    result = Segmenter.from_bundle(bundle.path).segment([picture()])[0]
+    labels = result.labels
+    labels[result.confidence < 256] = 255
+    assert result.labels is labels and np.all(labels == 255)
+
+
 def test_several_heads_have_the_labels_of_each_alone(bundle, further):
     segmenter = Segmenter.from_bundle([bundle.path, further.path])
     result = segmenter.segment([picture()])[0]
