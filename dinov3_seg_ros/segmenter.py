@@ -253,7 +253,8 @@ class Segmenter:
         """Load one bundle, or several that share a backbone.
 
         The option ``threads`` sets the CPU threads of PyTorch, the decode and OpenCV in the whole process; 0 leaves the
-        program's own, unless a CPU quota allows fewer.
+        program's own, unless a CPU quota allows fewer. Where PyTorch computes on a GPU, this sets TF32 off in the whole
+        process.
 
         Args:
             bundles: folder or folders, names of shipped ones, or ``owner/name`` on the Hugging Face Hub; see

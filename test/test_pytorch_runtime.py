@@ -190,14 +190,6 @@ def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cor
         cv2.setNumThreads(before)
 
 
-def test_pytorch_does_not_multiply_float32_as_tf32(bundle):
-    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for library in libraries:
-        library.allow_tf32 = True
-    Segmenter.from_bundle(bundle.path, "torch")
-    assert [library.allow_tf32 for library in libraries] == [False, False]
-
-
 def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
     closed, close = [], pytorch.PyTorchRuntime.close
     monkeypatch.setattr(pytorch.PyTorchRuntime, "close", lambda runtime: closed.append(runtime) or close(runtime))
@@ -383,6 +375,19 @@ def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, a
     assert {str(runtime._streams.uploading.device), str(runtime._streams.computing.device)} == {used}
     runtime.close()
     assert two_gpus.of("empties the cache")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ("high", True)), ("cuda", ("highest", False))])
+def test_only_a_gpu_sets_tf32_off_and_leaves_the_settings_readable(bundle, two_gpus, monkeypatch, device, expected):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        pytorch.PyTorchRuntime([bundle], ComputeOptions(device=device)).close()
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == expected
+        assert torch.backends.cuda.matmul.allow_tf32 == (expected[0] == "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(

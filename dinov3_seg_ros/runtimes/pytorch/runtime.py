@@ -61,8 +61,6 @@ class PyTorchRuntime:
     def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _DTYPES[resolve_precision(options.precision)]
         set_threads(options.threads)
-        # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = str(self._device)
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}"
@@ -85,6 +83,9 @@ class PyTorchRuntime:
         self._streams: _Streams | None = None
         self._batches: tuple[int, ...] = ()
         if self._device.type == "cuda":
+            # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
             self._streams = _Streams(self._device)
             embed_patches_by_products(backbone)
             if options.compile:
