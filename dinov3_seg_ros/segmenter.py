@@ -293,7 +293,7 @@ class Segmenter:
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            heads: names of the bundles whose heads to run; None for all.
+            heads: names of the bundles whose heads to run, at least one; None for all.
             size: size of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution,
                 without padding) or (height, width) in pixels.
 
@@ -320,6 +320,8 @@ class Segmenter:
         `StartedSegmentation.finish` and decode. Frames are computed in the order in which they are started.
         """
         names = list(self.manifests) if heads is None else list(heads)
+        if not names:
+            raise ParameterError(f"heads is empty; name some of {', '.join(self.manifests)}, or leave heads out")
         for name in names:
             if name not in self.manifests:
                 raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")

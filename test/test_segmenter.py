@@ -291,6 +291,8 @@ def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_
         segmenter.start([np.zeros((4, 4, 3))])
     with pytest.raises(ParameterError, match="no head 'depth'"):
         segmenter.start([picture()], heads=["depth"])
+    with pytest.raises(ParameterError, match="name some of tiny, or leave heads out"):
+        segmenter.start([picture()], heads=[])
     with pytest.raises(ParameterError, match="mask size"):
         segmenter.start([picture()], size="large")
     with pytest.raises(ParameterError, match=r"no graph for network size \(96, 96\); it has: 64x96"):
