@@ -293,8 +293,9 @@ def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_
         segmenter.start([picture()], heads=["depth"])
     with pytest.raises(ParameterError, match="name some of tiny, or leave heads out"):
         segmenter.start([picture()], heads=[])
-    with pytest.raises(ParameterError, match="mask size"):
-        segmenter.start([picture()], size="large")
+    for size in ("large", 240, None, (10.7, 20.2), (0, 4), (4,), ("a", "b"), {4}):
+        with pytest.raises(ParameterError, match="mask size"):
+            segmenter.start([picture()], size=size)
     with pytest.raises(ParameterError, match=r"no graph for network size \(96, 96\); it has: 64x96"):
         Segmenter([bundle], segmenter.runtime, network_size=(96, 96))
 
@@ -337,7 +338,9 @@ def test_frames_of_mixed_sizes_come_back_in_order(bundle):
         assert (one == other.labels).mean() > 0.999
 
 
-@pytest.mark.parametrize(("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), ((30, 40), (30, 40))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), (np.array([30, 40]), (30, 40))]
+)
 def test_labels_have_the_size_asked_for(bundle, size, expected):
     assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
 
