@@ -31,7 +31,7 @@ from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime, sizes_in_words
 from dinov3_seg_ros.support.cpu import quota_threads
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ImageError, ParameterError
 from dinov3_seg_ros.support.timing import StageTimes
 
 if TYPE_CHECKING:
@@ -325,6 +325,8 @@ class Segmenter:
         for name in names:
             if name not in self.manifests:
                 raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            raise ImageError(f"got one array of shape {images.shape}; give a list of images, such as segment([image])")
         for image in images:
             check_image(image)
         placements = [self._place((image.shape[0], image.shape[1])) for image in images]

@@ -289,6 +289,9 @@ def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_
     segmenter = Segmenter.from_bundle(bundle.path)
     with pytest.raises(ImageError, match="uint8 RGB"):
         segmenter.start([np.zeros((4, 4, 3))])
+    with pytest.raises(ImageError, match=r"give a list of images, such as segment\(\[image\]\)"):
+        segmenter.start(picture())
+    assert len(segmenter.segment(np.stack([picture(), picture()]))) == 2
     with pytest.raises(ParameterError, match="no head 'depth'"):
         segmenter.start([picture()], heads=["depth"])
     with pytest.raises(ParameterError, match="name some of tiny, or leave heads out"):
