@@ -31,7 +31,7 @@ from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime, sizes_in_words
 from dinov3_seg_ros.support.cpu import quota_threads
-from dinov3_seg_ros.support.errors import ImageError, ParameterError
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import StageTimes
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ class Segmenter:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
         self.max_batch = max_batch
         self.warm_up_s = 0.0
+        self._is_closed = False
 
     @classmethod
     def from_bundle(
@@ -304,6 +305,7 @@ class Segmenter:
             ImageError: an image is not (H, W, 3) uint8.
             ParameterError: unknown head or size.
             RuntimeFailedError: the runtime failed, such as for want of memory.
+            RuntimeUnavailableError: the Segmenter is closed.
         """
         return self.start(images, heads=heads, size=size).finish()
 
@@ -319,6 +321,8 @@ class Segmenter:
         So the next frames can be prepared and uploaded while the GPU computes these, and another thread can call
         `StartedSegmentation.finish` and decode. Frames are computed in the order in which they are started.
         """
+        if self._is_closed:
+            raise RuntimeUnavailableError("the Segmenter is closed; make another with Segmenter.from_bundle")
         names = list(self.manifests) if heads is None else list(heads)
         if not names:
             raise ParameterError(f"heads is empty; name some of {', '.join(self.manifests)}, or leave heads out")
@@ -365,8 +369,15 @@ class Segmenter:
         self.times.clear()
 
     def close(self) -> None:
-        """Release the models."""
+        """Release the models. The end of a ``with`` block does so, too."""
+        self._is_closed = True
         self.runtime.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _place(self, frame_size: tuple[int, int]) -> Placement:
         if self.runtime.sizes is None or self._geometry not in FRAME_SIZED:

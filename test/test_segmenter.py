@@ -348,6 +348,14 @@ def test_labels_have_the_size_asked_for(bundle, size, expected):
     assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
 
 
+def test_a_segmenter_is_closed_at_the_end_of_its_block_and_says_so(bundle):
+    with Segmenter.from_bundle(bundle.path) as segmenter:
+        result = segmenter.segment([picture()])[0]
+    assert result.labels.shape == (120, 200), "what was computed can still be decoded"
+    with pytest.raises(RuntimeUnavailableError, match=r"is closed; make another with Segmenter\.from_bundle"):
+        segmenter.segment([picture()])
+
+
 def test_a_runtime_is_closed_where_the_network_size_does_not_fit(bundle, monkeypatch):
     closed, close = [], OnnxRuntime.close
     monkeypatch.setattr(OnnxRuntime, "close", lambda self: closed.append(self) or close(self))
