@@ -425,11 +425,26 @@ def test_importing_the_package_alone_imports_no_heavy_library():
 
 def test_the_public_names_are_loaded_from_the_package(bundle):
     light, of_torch = ["Segmenter", "load_bundle", "upsample_argmax"], ["build_head", "load_backbone"]
-    assert dinov3_seg_ros.__all__ == sorted(light + of_torch)
-    public = light + of_torch * has_torch()
-    assert all(callable(getattr(dinov3_seg_ros, name)) for name in public)
+    assert dinov3_seg_ros.__all__ == sorted(light + of_torch * has_torch())
+    assert all(callable(getattr(dinov3_seg_ros, name)) for name in dinov3_seg_ros.__all__)
     labels = dinov3_seg_ros.Segmenter.from_bundle(bundle.path).segment([picture()])[0].labels
     assert labels.shape == (120, 200)
+
+
+def test_without_torch_the_package_gives_the_other_names_and_tells_the_extra():
+    program = """
+import importlib.machinery as machinery
+find = machinery.PathFinder.find_spec
+machinery.PathFinder.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+from dinov3_seg_ros import *
+import dinov3_seg_ros, pydoc
+print(pydoc.render_doc(dinov3_seg_ros, renderer=pydoc.plaintext), Segmenter, load_bundle, upsample_argmax)
+from dinov3_seg_ros import build_head
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "class Segmenter" in result.stdout and "build_head(" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("ImportError: build_head needs torch: pip install")
+    assert "[torch]'" in result.stderr
 
 
 def test_every_runtime_is_an_option_and_every_option_a_runtime():
