@@ -5,7 +5,7 @@ The public names are loaded on first use: importing the package alone imports no
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.2.0"
 __all__ = ["Segmenter", "build_head", "load_backbone", "load_bundle", "upsample_argmax"]
+if importlib.util.find_spec("torch") is None:  # else `import *` and `help` would fail
+    __all__.remove("build_head")
+    __all__.remove("load_backbone")
 
 _HOMES = {
     "Segmenter": "dinov3_seg_ros.segmenter",
@@ -34,7 +37,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from dinov3_seg_ros.support.installation import how_to_install
+
+        extra = "cv-headless" if error.name == "cv2" else "torch"
+        raise ImportError(f"{name} needs {error.name}: {how_to_install(extra)}", name=error.name) from error
     globals()[name] = value
     return value
 

@@ -31,7 +31,7 @@ from dinov3_seg_ros.runtimes.choice import open_runtime, runtime_options
 from dinov3_seg_ros.runtimes.failures import runtime_failures
 from dinov3_seg_ros.runtimes.protocol import Computation, Runtime, sizes_in_words
 from dinov3_seg_ros.support.cpu import quota_threads
-from dinov3_seg_ros.support.errors import ParameterError
+from dinov3_seg_ros.support.errors import ImageError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import StageTimes
 
 if TYPE_CHECKING:
@@ -87,11 +87,16 @@ class HeadSegmentation:
 
     @property
     def confidence(self) -> np.ndarray:
-        """(H, W) uint8, round(255 * the largest softmax probability). Decoding it decodes the labels too."""
+        """(H, W) uint8, round(255 * the largest softmax probability).
+
+        Decoding it decodes the labels too, where they were not read before.
+        """
         if self._confidence is None:
             with self._decoding():
                 labels, confidence = decode.upsample_argmax_confidence(self._decoded(), self._size, self.window)
-                self._labels, self._confidence = _to_numpy(labels)[0], _to_numpy(confidence)[0]
+                self._confidence = _to_numpy(confidence)[0]
+                if self._labels is None:  # else the caller has them, and may have changed them
+                    self._labels = _to_numpy(labels)[0]
         return self._confidence
 
     def _decoded(self) -> Any:
@@ -236,6 +241,7 @@ class Segmenter:
             raise ParameterError(f"max_batch must be at least 1; got {max_batch}")
         self.max_batch = max_batch
         self.warm_up_s = 0.0
+        self._is_closed = False
 
     @classmethod
     def from_bundle(
@@ -247,7 +253,9 @@ class Segmenter:
     ) -> Segmenter:
         """Load one bundle, or several that share a backbone.
 
-        The option ``threads`` sets the CPU threads of PyTorch, the decode and OpenCV in the whole process.
+        The option ``threads`` sets the CPU threads of PyTorch, the decode and OpenCV in the whole process; 0 leaves the
+        program's own, unless a CPU quota allows fewer. Where PyTorch computes on a GPU, this sets TF32 off in the whole
+        process.
 
         Args:
             bundles: folder or folders, names of shipped ones, or ``owner/name`` on the Hugging Face Hub; see
@@ -286,7 +294,7 @@ class Segmenter:
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
-            heads: names of the bundles whose heads to run; None for all.
+            heads: names of the bundles whose heads to run, at least one; None for all.
             size: size of the labels: ``source`` (the frame's), ``network`` (the frame at the network's resolution,
                 without padding) or (height, width) in pixels.
 
@@ -297,6 +305,7 @@ class Segmenter:
             ImageError: an image is not (H, W, 3) uint8.
             ParameterError: unknown head or size.
             RuntimeFailedError: the runtime failed, such as for want of memory.
+            RuntimeUnavailableError: the Segmenter is closed.
         """
         return self.start(images, heads=heads, size=size).finish()
 
@@ -312,10 +321,16 @@ class Segmenter:
         So the next frames can be prepared and uploaded while the GPU computes these, and another thread can call
         `StartedSegmentation.finish` and decode. Frames are computed in the order in which they are started.
         """
+        if self._is_closed:
+            raise RuntimeUnavailableError("the Segmenter is closed; make another with Segmenter.from_bundle")
         names = list(self.manifests) if heads is None else list(heads)
+        if not names:
+            raise ParameterError(f"heads is empty; name some of {', '.join(self.manifests)}, or leave heads out")
         for name in names:
             if name not in self.manifests:
                 raise ParameterError(f"there is no head '{name}'; the heads are: {', '.join(self.manifests)}")
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            raise ImageError(f"got one array of shape {images.shape}; give a list of images, such as segment([image])")
         for image in images:
             check_image(image)
         placements = [self._place((image.shape[0], image.shape[1])) for image in images]
@@ -354,8 +369,15 @@ class Segmenter:
         self.times.clear()
 
     def close(self) -> None:
-        """Release the models."""
+        """Release the models. The end of a ``with`` block does so, too."""
+        self._is_closed = True
         self.runtime.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _place(self, frame_size: tuple[int, int]) -> Placement:
         if self.runtime.sizes is None or self._geometry not in FRAME_SIZED:

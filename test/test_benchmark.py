@@ -31,7 +31,6 @@ from dinov3_seg_ros.benchmark.picture import draw_stages
 from dinov3_seg_ros.benchmark.processor import gemm_gflops, gemm_type, peak_memory_mb, torch_gemm_gflops
 from dinov3_seg_ros.benchmark.report import table
 from dinov3_seg_ros.model.weights import build_backbone
-from dinov3_seg_ros.runtimes.pytorch import runtime as pytorch
 from dinov3_seg_ros.segmenter import limit_threads
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.resources import resource_path
@@ -78,7 +77,7 @@ def test_all_stages_are_measured_and_labels_compared(bundle, tmp_path, capsys):
 @pytest.mark.parametrize(("threads", "quota", "expected"), [(1, None, 1), (0, 1, 1), (3, None, 3)])
 def test_the_baselines_have_the_threads_of_our_pipeline(threads, quota, expected, cores, monkeypatch, capsys):
     cores(6, quota)
-    seen, run, of_opencv = set(), NaivePipeline.run, cv2.getNumThreads()
+    seen, run, of_opencv, of_torch = set(), NaivePipeline.run, cv2.getNumThreads(), torch.get_num_threads()
     monkeypatch.setattr(NaivePipeline, "run", lambda *given: seen.add(torch.get_num_threads()) or run(*given))
     monkeypatch.setattr(session, "gemm_gflops", lambda *_: None)
     arguments = f"--runtime onnx --geometry stretch --baseline --frames 1 --frame-size 96 128 --threads {threads}"
@@ -87,7 +86,7 @@ def test_the_baselines_have_the_threads_of_our_pipeline(threads, quota, expected
     finally:
         limit_threads(0)
         cv2.setNumThreads(of_opencv)
-        torch.set_num_threads(pytorch._DEFAULT_THREADS)
+        torch.set_num_threads(of_torch)
     assert seen == {expected}
     assert "times faster than the naive PyTorch pipeline on the CPU; equal" in capsys.readouterr().out
 

@@ -43,6 +43,13 @@ def test_a_saved_bundle_loads_with_the_same_weights(bundle):
         assert head(backbone(torch.zeros(1, 3, 64, 96))).shape == (1, 5, 8, 12)
 
 
+def test_a_bundle_is_read_from_where_it_lay_when_it_was_loaded(bundle, monkeypatch):
+    monkeypatch.chdir(bundle.path.parent)
+    loaded = load_bundle(bundle.path.name)
+    monkeypatch.chdir("/")
+    loaded.load_head()
+
+
 def test_saving_over_a_bundle_keeps_the_old_one_when_it_fails(bundle):
     with pytest.raises(OSError, match="no space"):
 

@@ -138,17 +138,34 @@ def test_unusable_images_heads_sizes_and_options_are_refused(bundle):
         Segmenter.from_bundle(bundle.path, runtime="tensorrt")
 
 
-def test_threads_0_restores_pytorchs_own_number_of_threads(bundle, cores):
-    default = pytorch._DEFAULT_THREADS
-    cores(default + 1)
-    Segmenter.from_bundle(bundle.path, "torch", threads=default + 1).close()
-    assert torch.get_num_threads() == default + 1
+@pytest.fixture
+def own_threads():
+    """PyTorch's number of threads, which is restored after the test."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_threads_0_restores_pytorchs_own_number_of_threads(bundle, cores, own_threads):
+    cores(own_threads + 1)
+    Segmenter.from_bundle(bundle.path, "torch", threads=own_threads + 1).close()
+    assert torch.get_num_threads() == own_threads + 1
     Segmenter.from_bundle(bundle.path, "torch", threads=0).close()
-    assert torch.get_num_threads() == default
+    assert torch.get_num_threads() == own_threads
+
+
+def test_a_number_of_threads_that_the_program_sets_stays(bundle, cores, own_threads):
+    """As in a worker of PyTorch's DataLoader, a fork that hangs where it computes with more than the one it has set."""
+    cores(8)
+    for earlier in (own_threads + 1, 0):
+        Segmenter.from_bundle(bundle.path, "torch", threads=earlier).close()
+        torch.set_num_threads(own_threads + 2)
+        Segmenter.from_bundle(bundle.path, "torch").close()
+        assert torch.get_num_threads() == own_threads + 2
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (0, None)])
-def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, cores):
+def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, threads, expected, cores, own_threads):
     cores(6)
     before = cv2.getNumThreads()
     try:
@@ -156,13 +173,12 @@ def test_threads_limit_network_decode_and_opencv_in_the_whole_process(bundle, th
         assert (torch.get_num_threads(), thread_count(), cv2.getNumThreads()) == (3, 3, 3)
         Segmenter.from_bundle(bundle.path, "torch", threads=threads).close()
         found = torch.get_num_threads(), thread_count(), cv2.getNumThreads()
-        assert found == ((expected,) * 3 if expected else (min(pytorch._DEFAULT_THREADS, 6), 6, before))
+        assert found == ((expected,) * 3 if expected else (own_threads, 6, before))
     finally:
         limit_threads(0)
-        torch.set_num_threads(pytorch._DEFAULT_THREADS)
 
 
-def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cores):
+def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cores, own_threads):
     before = cv2.getNumThreads()
     cores(6, quota=1)
     thread_count.cache_clear()
@@ -172,15 +188,6 @@ def test_a_cpu_quota_bounds_the_threads_of_network_decode_and_opencv(bundle, cor
     finally:
         thread_count.cache_clear()
         cv2.setNumThreads(before)
-        torch.set_num_threads(pytorch._DEFAULT_THREADS)
-
-
-def test_pytorch_does_not_multiply_float32_as_tf32(bundle):
-    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    for library in libraries:
-        library.allow_tf32 = True
-    Segmenter.from_bundle(bundle.path, "torch")
-    assert [library.allow_tf32 for library in libraries] == [False, False]
 
 
 def test_a_runtime_that_does_not_fit_the_options_is_closed(bundle, monkeypatch):
@@ -368,6 +375,19 @@ def test_pytorch_computes_on_the_gpu_of_the_number_asked_for(bundle, two_gpus, a
     assert {str(runtime._streams.uploading.device), str(runtime._streams.computing.device)} == {used}
     runtime.close()
     assert two_gpus.of("empties the cache")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ("high", True)), ("cuda", ("highest", False))])
+def test_only_a_gpu_sets_tf32_off_and_leaves_the_settings_readable(bundle, two_gpus, monkeypatch, device, expected):
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        pytorch.PyTorchRuntime([bundle], ComputeOptions(device=device)).close()
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == expected
+        assert torch.backends.cuda.matmul.allow_tf32 == (expected[0] == "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(

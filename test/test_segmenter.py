@@ -269,6 +269,13 @@ def test_labels_are_those_of_the_graphs_logits(bundle):
     assert (result.labels.dtype, result.confidence.dtype) == (np.uint8, np.uint8)
 
 
+def test_labels_that_were_handed_out_stay_when_confidence_is_read(bundle):
+    result = Segmenter.from_bundle(bundle.path).segment([picture()])[0]
+    labels = result.labels
+    labels[result.confidence < 256] = 255
+    assert result.labels is labels and np.all(labels == 255)
+
+
 def test_several_heads_have_the_labels_of_each_alone(bundle, further):
     segmenter = Segmenter.from_bundle([bundle.path, further.path])
     result = segmenter.segment([picture()])[0]
@@ -284,10 +291,16 @@ def test_images_heads_and_sizes_that_cannot_be_used_are_refused_before_anything_
     segmenter = Segmenter.from_bundle(bundle.path)
     with pytest.raises(ImageError, match="uint8 RGB"):
         segmenter.start([np.zeros((4, 4, 3))])
+    with pytest.raises(ImageError, match=r"give a list of images, such as segment\(\[image\]\)"):
+        segmenter.start(picture())
+    assert len(segmenter.segment(np.stack([picture(), picture()]))) == 2
     with pytest.raises(ParameterError, match="no head 'depth'"):
         segmenter.start([picture()], heads=["depth"])
-    with pytest.raises(ParameterError, match="mask size"):
-        segmenter.start([picture()], size="large")
+    with pytest.raises(ParameterError, match="name some of tiny, or leave heads out"):
+        segmenter.start([picture()], heads=[])
+    for size in ("large", 240, None, (10.7, 20.2), (0, 4), (4,), ("a", "b"), {4}):
+        with pytest.raises(ParameterError, match="mask size"):
+            segmenter.start([picture()], size=size)
     with pytest.raises(ParameterError, match=r"no graph for network size \(96, 96\); it has: 64x96"):
         Segmenter([bundle], segmenter.runtime, network_size=(96, 96))
 
@@ -330,9 +343,19 @@ def test_frames_of_mixed_sizes_come_back_in_order(bundle):
         assert (one == other.labels).mean() > 0.999
 
 
-@pytest.mark.parametrize(("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), ((30, 40), (30, 40))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [("source", (120, 200)), ("network", (58, 96)), (np.array([30, 40]), (30, 40))]
+)
 def test_labels_have_the_size_asked_for(bundle, size, expected):
     assert Segmenter.from_bundle(bundle.path).segment([picture()], size=size)[0].labels.shape == expected
+
+
+def test_a_segmenter_is_closed_at_the_end_of_its_block_and_says_so(bundle):
+    with Segmenter.from_bundle(bundle.path) as segmenter:
+        result = segmenter.segment([picture()])[0]
+    assert result.labels.shape == (120, 200), "what was computed can still be decoded"
+    with pytest.raises(RuntimeUnavailableError, match=r"is closed; make another with Segmenter\.from_bundle"):
+        segmenter.segment([picture()])
 
 
 def test_a_runtime_is_closed_where_the_network_size_does_not_fit(bundle, monkeypatch):
@@ -404,11 +427,26 @@ def test_importing_the_package_alone_imports_no_heavy_library():
 
 def test_the_public_names_are_loaded_from_the_package(bundle):
     light, of_torch = ["Segmenter", "load_bundle", "upsample_argmax"], ["build_head", "load_backbone"]
-    assert dinov3_seg_ros.__all__ == sorted(light + of_torch)
-    public = light + of_torch * has_torch()
-    assert all(callable(getattr(dinov3_seg_ros, name)) for name in public)
+    assert dinov3_seg_ros.__all__ == sorted(light + of_torch * has_torch())
+    assert all(callable(getattr(dinov3_seg_ros, name)) for name in dinov3_seg_ros.__all__)
     labels = dinov3_seg_ros.Segmenter.from_bundle(bundle.path).segment([picture()])[0].labels
     assert labels.shape == (120, 200)
+
+
+def test_without_torch_the_package_gives_the_other_names_and_tells_the_extra():
+    program = """
+import importlib.machinery as machinery
+find = machinery.PathFinder.find_spec
+machinery.PathFinder.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+from dinov3_seg_ros import *
+import dinov3_seg_ros, pydoc
+print(pydoc.render_doc(dinov3_seg_ros, renderer=pydoc.plaintext), Segmenter, load_bundle, upsample_argmax)
+from dinov3_seg_ros import build_head
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "class Segmenter" in result.stdout and "build_head(" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("ImportError: build_head needs torch: pip install")
+    assert "[torch]'" in result.stderr
 
 
 def test_every_runtime_is_an_option_and_every_option_a_runtime():

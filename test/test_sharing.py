@@ -204,7 +204,7 @@ def test_an_update_that_breaks_off_leaves_the_earlier_bundle(hub, tmp_path, monk
 def test_a_folder_goes_before_a_repository_of_its_name(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_tiny_bundle(Path("lab/tiny"))
-    assert load_bundle("lab/tiny").path == Path("lab/tiny")
+    assert load_bundle("lab/tiny").path == tmp_path / "lab/tiny"
     assert hub.requests == []
 
 

@@ -148,6 +148,12 @@ def test_processes_wait_for_hours_for_what_the_main_one_does_alone(monkeypatch):
     assert waits == [timedelta(hours=3)]
 
 
+def test_one_process_trains_in_one_precision_after_the_other():
+    for precision, expected in {"fp32": "no", "bf16": "bf16"}.items():
+        assert make_accelerator(precision).mixed_precision == expected
+    forget_accelerator()
+
+
 @pytest.mark.parametrize(("count", "processes", "workers"), [(6, 1, 6), (6, 2, 3), (2, 4, 1), (64, 2, 8)])
 def test_processes_on_one_machine_share_the_cores_that_load_data(count, processes, workers, cores, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

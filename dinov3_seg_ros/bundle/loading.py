@@ -48,7 +48,7 @@ class Bundle:
     """A bundle whose manifest and files have been checked.
 
     Attributes:
-        path: its folder.
+        path: its folder, absolute, since the program may change its own.
         manifest: what it says of itself.
     """
 
@@ -174,7 +174,7 @@ def _load(path: Path) -> Bundle:
     for name, digest in manifest.files.items():
         if why := why_not_whole(path / name, digest, MANIFEST_FILE, _AGAIN):
             raise BundleError(why)
-    return Bundle(path, manifest)
+    return Bundle(path.absolute(), manifest)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dinov3_seg_ros.options import GEOMETRIES
 from dinov3_seg_ros.support.errors import ImageError, ParameterError
+from dinov3_seg_ros.support.option_values import number_pair
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ def mask_size(size: str | tuple[int, int], placement: Placement) -> tuple[int, i
     Raises:
         ParameterError: the size is none of those that `segmenter.Segmenter.segment` takes.
     """
-    if size == "source":
-        return placement.frame_size
-    if size == "network":
-        return placement.height, placement.width
-    if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+    if isinstance(size, str):
+        pair = {"source": placement.frame_size, "network": (placement.height, placement.width)}.get(size)
+    else:
+        pair = number_pair(size)
+    if pair is None or min(pair) < 1:
         raise ParameterError(f"unknown mask size {size!r}; use 'source', 'network' or (height, width)")
-    return int(size[0]), int(size[1])
+    return pair
 
 
 def nearest_in_aspect(frame_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

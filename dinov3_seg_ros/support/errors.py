@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 ItemFault: TypeAlias = Literal["unreadable file", "sizes differ", "value of no class", "other"]
 
 
 class SegmentationError(Exception):
     """Base of every error that this project raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would call the kind with the message alone, which some do not take: a pool of processes would hang.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class BackboneError(SegmentationError):

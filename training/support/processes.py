@@ -48,7 +48,10 @@ def make_accelerator(precision: str, tracker: str = "none", folder: str | None =
         RecipeError: this machine does not support the precision.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # It keeps the precision of an earlier training in this process, and refuses another.
+    AcceleratorState._reset_state()
     process_state()  # accelerate would connect the processes with less patience
     try:
         return Accelerator(

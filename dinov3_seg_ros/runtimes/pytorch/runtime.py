@@ -22,13 +22,13 @@ from dinov3_seg_ros.runtimes.pytorch.cuda_graphs import Recorded, new_event, new
 from dinov3_seg_ros.runtimes.pytorch.patches import embed_patches_by_products
 from dinov3_seg_ros.runtimes.pytorch.staging import Staging
 from dinov3_seg_ros.runtimes.timeline import Timeline
-from dinov3_seg_ros.support.cpu import usable_cores
+from dinov3_seg_ros.support.cpu import quota_threads
 from dinov3_seg_ros.support.errors import DisagreementError, ParameterError, RuntimeUnavailableError
 from dinov3_seg_ros.support.timing import timed
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# PyTorch's number of threads belongs to the whole process, so the one that an earlier runtime set would stay.
-_DEFAULT_THREADS = torch.get_num_threads()
+# PyTorch's number of threads is the whole process's: the program's own, and the one set here in its place, if any.
+_own_threads = _set_threads = 0
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: From network inputs (N, H, W, 3) uint8 RGB to feature maps (N, C_i, h_i, w_i) and, last, the normalised images.
@@ -38,8 +38,15 @@ HeadFunction = Callable[..., torch.Tensor]
 
 
 def set_threads(threads: int) -> None:
-    """Set PyTorch's threads in the whole process; 0: as many as it likes, unless a CPU quota allows fewer."""
-    torch.set_num_threads(threads or min(_DEFAULT_THREADS, usable_cores()))
+    """Set PyTorch's threads in the whole process; 0: what the program has set, unless a CPU quota allows fewer."""
+    global _own_threads, _set_threads
+    current = torch.get_num_threads()
+    if current != _set_threads:
+        _own_threads = current
+    wanted = threads or min(_own_threads, quota_threads() or _own_threads)
+    if wanted != current:
+        torch.set_num_threads(wanted)
+    _set_threads = threads
 
 
 class PyTorchRuntime:
@@ -54,8 +61,6 @@ class PyTorchRuntime:
     def __init__(self, bundles: Sequence[Bundle], options: ComputeOptions) -> None:
         self._device, self._dtype = _resolve_device(options.device), _DTYPES[resolve_precision(options.precision)]
         set_threads(options.threads)
-        # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         number_format = str(self._dtype).removeprefix("torch.")
         self.device = self.logits_device = str(self._device)
         self.description = f"PyTorch {torch.__version__} on {self._device}, {number_format}"
@@ -78,6 +83,9 @@ class PyTorchRuntime:
         self._streams: _Streams | None = None
         self._batches: tuple[int, ...] = ()
         if self._device.type == "cuda":
+            # Convolutions use TF32 by default, which gives fp32 10 bits of mantissa. This too is the whole process's.
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
             self._streams = _Streams(self._device)
             embed_patches_by_products(backbone)
             if options.compile:
