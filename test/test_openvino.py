@@ -224,13 +224,20 @@ def test_graphs_for_an_npu_are_compiled_for_one_frame(bundle, monkeypatch):
     assert (segmenter.segment([picture()])[0].labels == expected(bundle)).mean() > 0.9995
 
 
+@pytest.mark.parametrize("name", [*providers._CLASSES, "OddExecutionProvider"])
+def test_no_provider_is_given_graphs_of_bfloat16_which_onnx_runtime_does_not_load(name):
+    rules = providers.provider(name)
+    for kind in rules.kinds:
+        assert "bf16" not in rules.precisions(providers.Use(kind)).values()
+
+
 def test_unknown_packages_compute_graphs_as_they_are(copy, monkeypatch):
     monkeypatch.setattr(plugins, "devices", lambda: [listed("gpu", 1, "OddExecutionProvider")])
     assert labels_for(copy, device="gpu") == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
     assert labels_for(copy, providers=("OddExecutionProvider",)) == ["OddExecutionProvider on gpu:0 (Maker), fp32"]
     assert CPU in labels_for(copy)[0], "auto leaves it to a measurement"
-    write_graphs(copy, "bf16")
-    assert labels_for(copy, precision="bf16") == []
+    with pytest.raises(RuntimeUnavailableError, match=r"Odd.* has no precision 'bf16', only fp32, fp16, int8_qdq"):
+        labels_for(copy, precision="bf16")
 
 
 @pytest.mark.parametrize("left", [2, 20])

@@ -278,7 +278,7 @@ class _Job:
             if self._options.precision != "bf16":
                 raise
             self._write_references(folders, None)
-            return {"unverified": f"ONNX Runtime does not run bf16 on this processor ({error})"}
+            return {"unverified": f"ONNX Runtime runs no bf16 export ({error})"}
         fused = {e.bundle_name: _fused(e) for e in exports} if self._options.fuse else {}
         record = self._compare_with_model(found, fused)
         parity.check(record, self._options.precision, self._options.least_labels)

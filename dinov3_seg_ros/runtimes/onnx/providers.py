@@ -68,8 +68,12 @@ class Provider:
         self.name = name
 
     def precisions(self, use: Use) -> Mapping[str, str]:
-        """Return what it computes on a device, the fastest first: precision -> precision of the graphs."""
-        return {name: name for name in ("fp32", "fp16", "int8_qdq", "bf16")}
+        """Return what it computes on a device, the fastest first: precision -> precision of the graphs.
+
+        None takes graphs of bfloat16: in the opset that TensorRT reads too, ONNX has no such convolution, and ONNX
+        Runtime loads no such graph.
+        """
+        return {name: name for name in ("fp32", "fp16", "int8_qdq")}
 
     def automatic(self, use: Use) -> Sequence[str]:
         """Return the precisions that ``auto`` tries on a device, best first, where the user named the provider."""
@@ -108,7 +112,7 @@ class Cpu(Provider):
     is_preferred = True
 
     def precisions(self, use: Use) -> Mapping[str, str]:
-        """It computes every graph as it is, but none of bfloat16."""
+        """It computes every graph as it is."""
         return {name: name for name in ("int8", "fp32", "int8_qdq", "fp16")}
 
     def automatic(self, use: Use) -> Sequence[str]:
@@ -128,10 +132,10 @@ class Cuda(Provider):
 
     def precisions(self, use: Use) -> Mapping[str, str]:
         """int8 graphs of ONNX Runtime are slower than fp16 there."""
-        return {name: name for name in ("fp16", "bf16", "fp32", "int8_qdq", "int8")}
+        return {name: name for name in ("fp16", "fp32", "int8_qdq", "int8")}
 
     def automatic(self, use: Use) -> Sequence[str]:
-        """8 bits and bfloat16 lose accuracy, so the user must ask for them."""
+        """8 bits lose accuracy, so the user must ask for them."""
         return ("fp16", "fp32")
 
     def options(self, use: Use) -> dict[str, str]:
