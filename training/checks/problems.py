@@ -114,7 +114,8 @@ def check_before_training(section: DataSection, console: Console, taught: Segmen
     Args:
         section: the recipe's ``data``.
         console: for people.
-        taught: images that a teacher labelled, to train on beside the others; as many of them are read.
+        taught: images that a teacher labelled, to train on beside the others; as many of them are read, and
+            those whose files are validation images.
 
     Raises:
         DatasetError: a training on this data would fail, or its scores would mean nothing.
@@ -123,7 +124,7 @@ def check_before_training(section: DataSection, console: Console, taught: Segmen
     with console.status("reading the data set, to check it"):
         train = check_split(section, "train", threads, console, most)
         splits: dict[Split, Findings] = {"train": train, "val": check_split(section, "val", threads, console)}
-        pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most)
+        pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most, section)
     problems = find_problems(splits, pseudo_labels)
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
