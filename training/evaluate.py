@@ -173,7 +173,7 @@ def evaluate_bundle(
     compute, settings = compute or ComputeOptions(), settings or find_settings(path)
     data = settings.data.open_all() if settings.split == "all" else settings.data.open(settings.split)
     say(console, f"{len(data)} images: {'all splits' if settings.split == 'all' else f'the split {settings.split}'}")
-    for note in settings.data.found().notes:
+    for note in settings.data.found(all_splits=settings.split == "all").notes:
         say(console, f"note: {note}")
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
