@@ -488,6 +488,16 @@ def test_without_metadata_the_file_itself_is_named_and_can_be_read(segmenter, tm
     assert raw_contents(tmp_path / "out")[:1] == expected
 
 
+@pytest.mark.parametrize("storage", ["sqlite3", "mcap"])
+def test_a_compressed_file_without_metadata_is_named_with_what_decompresses_it(segmenter, tmp_path, storage):
+    folder = write_bag(tmp_path / "in", [("/image", IMAGE, image(1))], storage, compression=CompressionMode.FILE)
+    (folder / "metadata.yaml").unlink()
+    (file,) = folder.iterdir()
+    for source in (folder, file):
+        with pytest.raises(DatasetError, match=f"zstd -d {file}, then give {file.with_suffix('')}$"):
+            BagSegmenter(segmenter).process(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("sign", ["#", "?", "%41"])
 def test_paths_that_sqlite_takes_for_addresses_are_refused(segmenter, tmp_path, sign):
     source = write_bag(tmp_path / "in", [("/image", IMAGE, image(0))])

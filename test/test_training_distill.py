@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,9 @@ from dinov3_seg_ros.segmenter import Segmenter
 from dinov3_seg_ros.support.errors import DatasetError, OutputError
 from training import check_dataset
 from training import distill as command
+from training.checks.findings import Findings
+from training.checks.likeness import thumbnail
+from training.checks.problems import find_problems, remedy_of
 from training.data.pseudo_labels import JoinedImages, PseudoLabels
 from training.loop.parts import make_repeats, open_training_data
 from training.loop.trainer import Trainer
@@ -142,13 +146,23 @@ def test_validation_images_that_the_teacher_labelled_are_told(teacher, tmp_path,
     assert run(tmp_path / "photos", teacher, tmp_path / "pseudo") == 0
     recipe = tiny_recipe(tmp_path, pseudo_labels={"root": str(tmp_path / "pseudo")})
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    told = "pseudo-labels/kitchen.png and val scene 0"
+    kind, told = "the same image in pseudo-labels and val: 1", "kitchen.png and val scene 0"
+    remedy = "label again with training.distill, without the stretches of videos that are for validation"
     capsys.readouterr()
     forget_accelerator()
     Trainer(recipe, Console(width=300)).dry_run()
-    assert f"warning: the same image in train and val: 1: {told}\n" in capsys.readouterr().out
+    assert f"warning: {kind}: {told}; {remedy}\n" in capsys.readouterr().out
     assert check_dataset.main([str(tmp_path / "recipe.json")]) == 1
-    assert f"the same image in train and val: 1\n  {told}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{kind}\n  {told}\n" in said and remedy in said
+
+
+def test_frames_next_to_those_for_validation_are_told_with_what_helps():
+    taught = Findings(names=["12.png"], contents=[b"12"], thumbnails=[thumbnail(picture(3))])
+    val = replace(taught, names=["13.png"], contents=[b"13"])
+    found = find_problems({"train": Findings(), "val": val}, taught)
+    assert found == {"images of pseudo-labels and val look alike": ["12.png and 13.png (correlation 1.000)"]}
+    assert [remedy_of(kind).partition(",")[0] for kind in found] == ["label again with training.distill"]
 
 
 def test_without_a_folder_nothing_changes(tmp_path):

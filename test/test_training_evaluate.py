@@ -391,6 +391,36 @@ def test_two_bundles_are_compared_on_the_same_images(bundle, data, tmp_path):
     assert scores["miou_interval"][0] <= scores["miou"] <= scores["miou_interval"][1]
 
 
+def test_images_that_a_bundle_was_trained_on_are_counted(tmp_path, capfd):
+    for seed in range(8):
+        tiny_datasets.save_image(tmp_path / "data/images" / f"{seed}.png", seed)
+        tiny_datasets.save_mask(tmp_path / "data/masks" / f"{seed}.png", tiny_datasets.values_of([0, 1], seed))
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["floor", "wall"], "folds": 2, "group": "none"}
+    (tmp_path / "recipe.yaml").write_text(tiny_recipe(tmp_path, epochs=1, data=data).model_dump_json())
+    forget_accelerator()
+    assert train.main([str(tmp_path / "recipe.yaml")]) == 0
+    best, alone, output = tmp_path / "run/best", tmp_path / "alone", tmp_path / "scores.json"
+    shutil.copytree(best, alone)
+    warning = "warning: {} images were trained on by {}, which knows them better than new ones\n"
+
+    def scores(*words: str) -> dict:
+        capfd.readouterr()
+        assert evaluate.main([str(alone), "--against", str(best), "--json", str(output), *words]) == 0
+        return json.loads(output.read_text())
+
+    found = scores()
+    assert (found["trained_on"], found["against"]["trained_on"]) == (None, 0), "without its run, nothing tells"
+    assert "trained on" not in capfd.readouterr().out
+    assert scores("--data.fold", "1")["against"]["trained_on"] == 4
+    assert warning.format("4 of 4", best) in capfd.readouterr().out
+    assert scores("--split", "all")["against"]["trained_on"] == 4
+    assert warning.format("4 of 8", best) in capfd.readouterr().out
+    assert calibrate.main([str(best), "--output", str(tmp_path / "calibrated"), "--split", "train"]) == 0
+    assert "warning: 4 of 4 images were trained on by" in capfd.readouterr().out
+    (tmp_path / "run/origins.json").write_text("{")
+    assert scores("--split", "all")["against"]["trained_on"] is None
+
+
 @pytest.mark.parametrize("words", [(), ("--inference.flip", "True")])
 def test_of_two_bundles_one_at_a_time_is_in_memory(bundle, data, tmp_path, monkeypatch, words):
     other = write_tiny_bundle(tmp_path / "other", network_size=NETWORK_SIZE, geometry="stretch", seed=5)
@@ -525,7 +555,8 @@ def test_of_a_folder_without_splits_all_images_can_be_scored(bundle, data, tmp_p
     assert "note: the folder has no validation split: 20% of the images are kept for it" in said
     scores = run(bundle, tmp_path / "field", tmp_path, "--split", "all")
     assert scores["miou"] == run(bundle, data, tmp_path)["miou"]
-    assert "3 images: all splits\n" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "3 images: all splits\n" in said and "note:" not in said
     assert evaluate.main([str(bundle.path), "--dataset", "scenes", "--split", "all"]) == 1
     assert "data set 'scenes' has no items but those of its splits; choose train or val" in capfd.readouterr().err
 

@@ -64,6 +64,18 @@ def test_rounds_of_two_formats_are_one_data_set_as_masks_in_one_folder(tmp_path)
     assert len(trained) == 2 * len(list(labelled_folders.items()))
 
 
+@pytest.mark.parametrize("splits", [(), ("train", "val")])
+def test_nothing_is_said_of_a_split_where_all_images_are_taken(tmp_path, capsys, splits):
+    for number in range(10):
+        name = f"{splits[number] if number < len(splits) else '.'}/{number:04d}.png"
+        for kind in ("images", "masks"):
+            labelled_folders.put(tmp_path / "data" / kind / name, np.full((8, 8), number % 2, np.uint8))
+    labelled_folders.put(tmp_path / "data/classes.yaml", "[floor, wall]")
+    assert main([str(tmp_path / "data"), "--output", str(tmp_path / "masks")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("found: folder") and "10 masks of 2 classes" in said and "note:" not in said, said
+
+
 def test_versions_by_roboflow_get_the_name_of_their_image(tmp_path):
     labelled_folders.BUILDERS["labelme"](tmp_path / "data")
     for path in (tmp_path / "data").rglob("*_0000.*"):

@@ -17,7 +17,7 @@ import pytest
 from bundles import write_tiny_bundle
 from PIL import Image
 
-from dinov3_seg_ros.support.errors import OutputError, ParameterError
+from dinov3_seg_ros.support.errors import DatasetError, OutputError, ParameterError
 from training import select as command
 from training.prediction.inputs import open_input
 from training.unlabelled.description import Pool, Regions, describe, make_pool
@@ -352,6 +352,15 @@ def test_images_between_those_of_every_tell_the_bits_of_the_sensor(tmp_path):
     messages = [("/image", IMAGE, dark_and_bright(IMAGE, number, most)) for number, most in enumerate((200, 4095, 200))]
     images = open_images(write_bag(tmp_path / "bag", messages), every=2 * 10**9)
     assert [image.pixels.max() for image in images.take()] == [200, round(200 * 255 / 4095)]
+
+
+@pytest.mark.parametrize("name", ["day_0.db3.zstd", "day_0.mcap.zstd"])
+def test_a_compressed_recording_without_metadata_is_no_folder_of_images(tmp_path, name):
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    (tmp_path / name).write_bytes(b"compressed")
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(DatasetError, match=r"without the metadata\.yaml .* zstd -d"):
+            open_images(source)
 
 
 def test_an_image_too_large_for_png_is_one_message(tmp_path):

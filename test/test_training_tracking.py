@@ -160,6 +160,17 @@ def test_folds_are_trained_in_folders_of_their_own_and_summed_up(tmp_path, capsy
         cross_validate(tiny_recipe(tmp_path), 2)
 
 
+@pytest.mark.parametrize("root", [None, "pseudo"])
+def test_folds_beside_one_teachers_labels_are_warned_of(tmp_path, capsys, root):
+    write_folder(tmp_path / "data", 8)
+    data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}
+    recipe = tiny_recipe(tmp_path, data=data, pseudo_labels={"root": root})
+    scores = {"miou": 0.5, "macc": 0.5, "aacc": 0.5, "per_class_iou": {}}
+    (tmp_path / "run").mkdir()
+    train_folds(recipe, 2, lambda _: scores, Console(width=1000))
+    assert ("warning: the teacher of pseudo_labels.root" in capsys.readouterr().out) == (root is not None)
+
+
 def test_folds_are_scored_once_by_the_recipes_inference(tmp_path, monkeypatch):
     write_folder(tmp_path / "data", 8)
     data = {"name": "folder", "root": str(tmp_path / "data"), "classes": ["dark", "bright"]}

@@ -18,6 +18,7 @@ from trainings import forget_accelerator, tiny_recipe
 from dinov3_seg_ros.support.errors import DatasetError, SegmentationError
 from training import check_dataset
 from training.checks.problems import check_before_training
+from training.data.labelled_folder import FolderData
 from training.loop.trainer import Trainer
 
 HEIGHT, WIDTH = 64, 96
@@ -389,6 +390,18 @@ def test_classes_that_only_pseudo_labels_show_are_seen(labelled, root, tmp_path,
     capsys.readouterr()
     Trainer(recipe, Console(width=1000)).dry_run()
     assert "warning" not in capsys.readouterr().out
+
+
+def test_copies_of_validation_images_are_found_among_all_pseudo_labels(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.checks.problems.MOST_BEFORE_TRAINING", 1)  # of three images, the second is read
+    for seed in range(20, 23):
+        save(tmp_path / f"pseudo/{seed}x.png", picture(seed))
+        save(tmp_path / f"pseudo/masks/{seed}x.png", labels(seed))
+    shutil.copy(root / "val/images/11x.png", tmp_path / "pseudo/20x.png")
+    section = FolderData(root=str(root), classes=CLASSES)
+    taught = FolderData(root=str(tmp_path / "pseudo"), classes=CLASSES).open_all()
+    check_before_training(section, Console(width=1000), taught)
+    assert "the same image in pseudo-labels and val: 1: 20x.png and 11x.png" in capsys.readouterr().out
 
 
 def test_masks_without_image_are_few_beside_the_images_of_all_splits(root, tmp_path):

@@ -27,6 +27,7 @@ from dinov3_seg_ros.support.errors import BundleError, DatasetError
 from training.data import DataSection, SegmentationDataset, Split
 from training.evaluation.loop import check_classes, segment_all
 from training.evaluation.temperature import PixelSample, fit_temperature
+from training.loop.origins import count_trained_on
 from training.recipes.of_bundle import find_data, for_other_folder
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.support.section import Section
@@ -59,6 +60,7 @@ def calibrate(bundle: Bundle, settings: CalibrationSettings, output: Path, conso
     with new_folder(output):
         data = settings.data.open(settings.split)
         check_classes(bundle, data)
+        count_trained_on(bundle, data, console)
         pixels = _sample(bundle, data, console)
         if not len(pixels.tensors()[1]):
             raise DatasetError(f"no pixel of the {settings.split} split is labelled; calibrate on labelled images")

@@ -34,6 +34,7 @@ from training.evaluation.flicker import Flicker
 from training.evaluation.inference import Inference, open_segmenter
 from training.evaluation.loop import check_classes, check_outside_data, segment_all
 from training.evaluation.scores import Scores, per_class_name, per_class_title, titles
+from training.loop.origins import count_trained_on
 from training.recipes.of_bundle import find_data, for_other_folder, read_own
 from training.recipes.overrides import SettingsParser, apply_overrides, separated
 from training.reports.evaluation_folder import Examples, write_evaluation
@@ -163,7 +164,8 @@ def evaluate_bundle(
 
     Returns:
         The scores and all settings, for JSON; with ``against`` also the other bundle's scores, and the ``difference``
-        to them, under that name.
+        to them, under that name. ``trained_on`` counts the images that a bundle was trained on, see
+        `count_trained_on`.
 
     Raises:
         SegmentationError: the bundle, the data set or the options do not fit; or the report cannot be written.
@@ -171,7 +173,7 @@ def evaluate_bundle(
     compute, settings = compute or ComputeOptions(), settings or find_settings(path)
     data = settings.data.open_all() if settings.split == "all" else settings.data.open(settings.split)
     say(console, f"{len(data)} images: {'all splits' if settings.split == 'all' else f'the split {settings.split}'}")
-    for note in settings.data.found().notes:
+    for note in settings.data.found(all_splits=settings.split == "all").notes:
         say(console, f"note: {note}")
     examples = Examples(data) if report is not None else None
     if settings.temporal_smoothing and not settings.sequence:
@@ -185,12 +187,14 @@ def evaluate_bundle(
             open_segmenter(other_bundle, settings.inference, compute).close()
         except SegmentationError as error:
             raise BundleError(f"the bundle of --against cannot be compared: {error}") from error
+    trained_on = [count_trained_on(own, data, console) for own in (bundle, other_bundle) if own is not None]
     found, flicker = _evaluate_one(bundle, settings, data, compute, console, examples)
     scores = {
         **found.summary(settings.bootstrap),
         "flicker": flicker,
         "bundle": str(path),
         "images": len(data),
+        "trained_on": trained_on[0],
         **settings.model_dump(mode="json"),
         **compute.model_dump(mode="json"),
     }
@@ -198,7 +202,7 @@ def evaluate_bundle(
         other, other_flicker = _evaluate_one(other_bundle, settings, data, compute, console)
         difference = found.differences(other, settings.bootstrap)
         difference["flicker"] = None if flicker is None or other_flicker is None else flicker - other_flicker
-        summary = {**other.summary(settings.bootstrap), "flicker": other_flicker}
+        summary = {**other.summary(settings.bootstrap), "flicker": other_flicker, "trained_on": trained_on[1]}
         scores["against"] = {**summary, "bundle": str(against), "difference": difference}
     if report is not None and examples is not None:
         write_evaluation(report, scores, found.matrix, examples)

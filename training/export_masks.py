@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section, console = _read_settings(options.data, overrides).data, Console(markup=False)
         with new_folder(options.output):
             check_outside(options.output, section.root)
-            for line in section.found().lines():
+            for line in section.found(all_splits=True).lines():
                 say(console, line)
             data = section.open_all()
             export_masks(data, options.output, console)

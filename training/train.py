@@ -22,7 +22,8 @@ from dinov3_seg_ros.support.files import sha256_of_file, write_json
 from training.data.splits import MOST_FOLDS
 from training.evaluate import EvaluationSettings, evaluate_bundle
 from training.loop.folds import SCORES, SUMMARY_FILE, fold_recipe, train_folds
-from training.loop.run_folder import BEST, BEST_LOSS, LAST, ORIGINS_FILE, check_startable
+from training.loop.origins import ORIGINS_FILE
+from training.loop.run_folder import BEST, BEST_LOSS, LAST, check_startable
 from training.recipes.loading import RECIPE_HELP, load_recipe
 from training.recipes.overrides import SettingsParser
 from training.recipes.resolve import output_folder

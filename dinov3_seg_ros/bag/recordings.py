@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STORAGES = ("sqlite3", "mcap")
 # The suffixes of the files in which they store messages.
 _SUFFIXES = (".db3", ".mcap")
+# The suffixes of such files that were compressed as a whole.
+_COMPRESSED = tuple(f"{suffix}.zstd" for suffix in _SUFFIXES)
 # How a ROS 1 bag begins.
 _ROS_1 = b"#ROSBAG V"
 # How an MCAP file begins, and ends once it is closed.
@@ -74,7 +76,8 @@ def _check_form(source: Path) -> None:
     """Say what to do with a recording of another form.
 
     Raises:
-        DatasetError: it is a ROS 1 bag, a folder whose metadata.yaml is lost, or was not written to its end.
+        DatasetError: it is a ROS 1 bag, a folder whose metadata.yaml is lost, a compressed file, or was not written to
+            its end.
     """
     _check_sqlite(source)
     _check_mcap(source)
@@ -86,6 +89,7 @@ def _check_form(source: Path) -> None:
                     f"{source} is a ROS 1 bag; convert it with: rosbags-convert --src {source} --dst {target}, then "
                     f"give {target}"
                 )
+        _check_decompressed([source])
     elif source.is_dir() and not (source / "metadata.yaml").exists():
         files = _storage_files(source)
         if files:
@@ -93,12 +97,22 @@ def _check_form(source: Path) -> None:
             raise DatasetError(
                 f"{source} has no metadata.yaml; give the file itself: {', '.join(map(str, files))}{also}"
             )
+        _check_decompressed(sorted(source.iterdir()))
         bags = sorted(str(path) for path in source.glob("*.bag"))
         if bags:
             raise DatasetError(f"{source} holds ROS 1 bags; convert each with rosbags-convert, such as {bags[0]}")
         raise DatasetError(
             f"{source} cannot be read as a rosbag2: it has no metadata.yaml; give a folder that 'ros2 bag record' wrote"
         )
+
+
+def _check_decompressed(files: Sequence[Path]) -> None:
+    for file in files:
+        if file.name.endswith(_COMPRESSED):
+            raise DatasetError(
+                f"{file} is compressed, and cannot be read without the metadata.yaml of its folder; decompress it: "
+                f"zstd -d {file}, then give {file.with_suffix('')}"
+            )
 
 
 def _storage_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -153,25 +154,51 @@ def check_split(
     if isinstance(data, LabelledImages):
         findings.spare_masks, findings.labelled, findings.raw = data.spare_masks, data.labelled, _raw_masks(data)
     findings.empty_classes = section.empty_classes()
-    _read_items(findings, data, split, threads, console, most)
+    _read_items(findings, data, split, threads, console, spread(len(data), most))
     return findings
 
 
-def check_pseudo_labels(data: SegmentationDataset, threads: int, console: Console, most: int | None = None) -> Findings:
-    """Read the items that a teacher labelled; see `check_split`."""
+def check_pseudo_labels(
+    data: SegmentationDataset,
+    threads: int,
+    console: Console,
+    most: int | None = None,
+    section: DataSection | None = None,
+) -> Findings:
+    """Read the items that a teacher labelled; see `check_split`.
+
+    Those whose files are validation images of ``section`` are read beyond ``most``.
+    """
     findings = Findings()
-    _read_items(findings, data, "pseudo-labels", threads, console, most)
+    indices = spread(len(data), most)
+    if section is not None and len(indices) < len(data):
+        indices = sorted({*indices, *_validation_images(data, section)})
+    _read_items(findings, data, "pseudo-labels", threads, console, indices)
     return findings
+
+
+def _validation_images(data: SegmentationDataset, section: DataSection) -> list[int]:
+    """Indices of the items whose image files are those of validation images."""
+    with contextlib.suppress(DatasetError):  # reading the items will say why
+        val = section.open("val")
+        if isinstance(data, LabelledImages) and isinstance(val, LabelledImages):
+            known = set(val.image_digests().values())
+            return [index for index, digest in data.image_digests().items() if digest in known]
+    return []
 
 
 def _read_items(
-    findings: Findings, data: SegmentationDataset, name: str, threads: int, console: Console, most: int | None
+    findings: Findings,
+    data: SegmentationDataset,
+    name: str,
+    threads: int,
+    console: Console,
+    indices: Sequence[int],
 ) -> None:
-    """Read the items of a data set with a name for people."""
+    """Read items of a data set with a name for people."""
     findings.class_names = data.class_names
     findings.pixels, findings.images = np.zeros((2, len(data.class_names)), np.int64)
     findings.count = len(data)
-    indices = spread(len(data), most)
     findings.looked_at = len(indices)
     with ThreadPoolExecutor(threads) as pool:
         items = pool.map(lambda index: _read(data, index), indices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePath
 
 from rich.console import Console
@@ -17,7 +16,6 @@ from training.checks.likeness import near_duplicates
 from training.data import DataSection, SegmentationDataset, Split
 from training.data.classes.lists import BACKGROUND
 from training.data.grouping import source_of
-from training.data.pseudo_labels import PSEUDO_PREFIX
 from training.support.text import percent, say
 
 #: From the kind of a problem, in one split or between two, to what was found of it.
@@ -35,13 +33,20 @@ _FATAL = (
     *(_BINARY, _PALETTES, _UNLABELLED, _OTHER_VALUES, f"train: {_ONE_CLASS}", _MOST_SPARE),
 )
 _OF_ALL_MASKS = (_BINARY, _PALETTES, _OTHER_VALUES)
-_ALIKE = "images of train and {split} look alike"
-_VERSIONS = "versions of one image in train and {split}"
+_SAME = "the same image in {part} and {split}"
+_ALIKE = "images of {part} and {split} look alike"
+_VERSIONS = "versions of one image in {part} and {split}"
+_TAUGHT = "pseudo-labels"
 _DIVIDE = (
     "for data.name auto and folder, data.folds divides the images of train and val anew and keeps each video together; "
     "data.group says which images are one video where their names do not"
 )
-_REMEDIES = {kind.format(split="val"): _DIVIDE for kind in (_ALIKE, _VERSIONS)}
+_LABEL_AGAIN = "label again with training.distill, without the stretches of videos that are for {split}"
+_REMEDIES = {kind.format(part="train", split="val"): _DIVIDE for kind in (_ALIKE, _VERSIONS)} | {
+    kind.format(part=_TAUGHT, split=split): _LABEL_AGAIN.format(split=purpose)
+    for kind in (_SAME, _ALIKE, _VERSIONS)
+    for split, purpose in (("val", "validation"), ("test", "testing"))
+}
 # Above this share of ignored pixels, the masks are likely read in another way than they were meant.
 _MOSTLY = 0.5
 # So many equal masks are no coincidence.
@@ -63,7 +68,7 @@ def find_problems(
         allow_empty: a class that training never sees is no problem.
     """
     train, taught = splits["train"], taught or Findings()
-    parts = [*splits.items(), ("pseudo-labels", taught)]
+    parts = [*splits.items(), (_TAUGHT, taught)]
     problems = {f"{part}: {kind}": told for part, own in parts for kind, told in own.problems.items()}
     # Splits may share a folder of labels; those without an image belong to none.
     spare_masks = sorted({path for own in splits.values() for path in own.spare_masks})
@@ -87,9 +92,9 @@ def find_problems(
     are_read = train.readable or not train.problems  # else what was refused is why nothing occurs
     if never and are_read and all(own.looked_at == own.count for own in (train, taught)) and not allow_empty:
         problems["train: class never occurs"] = never
-    seen = _with_pseudo_labels(train, taught)
     for split, own in splits.items():
-        problems |= {} if own is train else _leaks(seen, own, split)
+        if own is not train:
+            problems |= _leaks(train, own, "train", split) | _leaks(taught, own, _TAUGHT, split)
     return problems
 
 
@@ -109,7 +114,8 @@ def check_before_training(section: DataSection, console: Console, taught: Segmen
     Args:
         section: the recipe's ``data``.
         console: for people.
-        taught: images that a teacher labelled, to train on beside the others; as many of them are read.
+        taught: images that a teacher labelled, to train on beside the others; as many of them are read, and
+            those whose files are validation images.
 
     Raises:
         DatasetError: a training on this data would fail, or its scores would mean nothing.
@@ -118,7 +124,7 @@ def check_before_training(section: DataSection, console: Console, taught: Segmen
     with console.status("reading the data set, to check it"):
         train = check_split(section, "train", threads, console, most)
         splits: dict[Split, Findings] = {"train": train, "val": check_split(section, "val", threads, console)}
-        pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most)
+        pseudo_labels = None if taught is None else check_pseudo_labels(taught, threads, console, most, section)
     problems = find_problems(splits, pseudo_labels)
     fatal = {kind: told for kind, told in problems.items() if is_fatal(kind)}
     if fatal:
@@ -226,29 +232,19 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _with_pseudo_labels(train: Findings, taught: Findings) -> Findings:
-    """All images that a training sees; only what `_leaks` compares is of both."""
-    return replace(
-        train,
-        names=[*train.names, *(f"{PSEUDO_PREFIX}{name}" for name in taught.names)],
-        contents=train.contents + taught.contents,
-        thumbnails=train.thumbnails + taught.thumbnails,
-    )
-
-
-def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
-    """Images of another split that show what training images show."""
+def _leaks(train: Findings, other: Findings, part: str, split: Split) -> Problems:
+    """Images of another split that show what those of a part that is trained on show."""
     found: Problems = {}
     contents = dict(zip(reversed(train.contents), reversed(train.names), strict=True))
     named = zip(other.names, other.contents, strict=True)
     same = {name: contents[content] for name, content in named if content in contents}
     if same:
-        found[f"the same image in train and {split}"] = sorted(f"{twin} and {name}" for name, twin in same.items())
+        found[_SAME.format(part=part, split=split)] = sorted(f"{twin} and {name}" for name, twin in same.items())
     sources = {_source(name): name for name in reversed(train.names)}
     twins = [(name, sources[_source(name)]) for name in other.names if _source(name) in sources and name not in same]
     versions = [pair for pair in twins if any(map(_is_version, pair))]
     if versions:
-        found[_VERSIONS.format(split=split)] = [f"{twin} and {name}" for name, twin in versions]
+        found[_VERSIONS.format(part=part, split=split)] = [f"{twin} and {name}" for name, twin in versions]
     told = same.keys() | {name for name, _ in versions}
     alike = [
         f"{train.names[twin]} and {other.names[index]} (correlation {likeness:.3f})"
@@ -256,7 +252,7 @@ def _leaks(train: Findings, other: Findings, split: Split) -> Problems:
         if other.names[index] not in told
     ]
     if alike:
-        found[_ALIKE.format(split=split)] = alike
+        found[_ALIKE.format(part=part, split=split)] = alike
     return found
 
 

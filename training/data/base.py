@@ -117,8 +117,11 @@ class DataSettings(Section, ABC):
         """The section with every "auto" replaced by its value on this machine."""
         return self
 
-    def found(self) -> Found:
+    def found(self, all_splits: bool = False) -> Found:
         """What lies in the folder.
+
+        Args:
+            all_splits: for `open_all`: nothing is said of the split, nor of images in none.
 
         Raises:
             DatasetError: see `open`.

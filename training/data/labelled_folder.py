@@ -138,10 +138,11 @@ class LabelledFolderData(DataSettings):
             changes["val_fraction"] = "auto"
         return settings.model_copy(update=changes)
 
-    def found(self) -> Found:
+    def found(self, all_splits: bool = False) -> Found:
         """See `DataSettings.found`."""
         kind, match, folder = self._read()
-        return Found(kind, match.sure.name.lower(), match.why, tuple(self._notes(folder)))
+        notes = self._notes(folder) if all_splits else [*self._split_notes(folder), *self._notes(folder)]
+        return Found(kind, match.sure.name.lower(), match.why, tuple(notes))
 
     def robot_value_range(self) -> ValueRange:
         """See `DataSettings.robot_value_range`."""
@@ -187,7 +188,7 @@ class LabelledFolderData(DataSettings):
         value = unlabelled_value(len(class_map.names))
         return [value] if (value, value) in class_map.masks.numbers.pairs() else "auto"
 
-    def _notes(self, folder: LabelledFolder) -> Sequence[str]:
+    def _split_notes(self, folder: LabelledFolder) -> list[str]:
         notes = []
         if self.folds is not None:
             notes.append(f"fold {self.fold} of {self.folds}: each image is for validation in one of them (data.folds)")
@@ -202,15 +203,19 @@ class LabelledFolderData(DataSettings):
                 beside = len(divided(folder.samples)) - taken
                 if beside:
                     notes.append(f"{beside} images next to validation images of their video are in neither part")
+        left_out = folder.samples.get(None, ())
+        if left_out and (folder.samples.get("train") or folder.samples.get("val")):
+            notes.append(f"{len(left_out)} images lie in no split and are left out")
+        return notes
+
+    def _notes(self, folder: LabelledFolder) -> list[str]:
+        notes = []
         if folder.unlabelled:
             notes.append(f"{folder.unlabelled} images have no labels and are left out")
         if folder.boxes:
             notes.append(f"{folder.boxes} annotations have a box alone, which is filled")
         if folder.absent:
             notes.append(f"{folder.absent} images that lists name are not in the folder")
-        left_out = folder.samples.get(None, ())
-        if left_out and (folder.samples.get("train") or folder.samples.get("val")):
-            notes.append(f"{len(left_out)} images lie in no split and are left out")
         if folder.masks and any(_has_alpha(sample) for sample in _some(folder)):
             notes.append("masks have an alpha channel, which is not read")
         if unread := unread_pictures(self.root, Tree(self.root).files):

@@ -101,8 +101,21 @@ class LabelledImages:
             settings["inside"] = [os.path.relpath(sample.image, self._root) for sample in inside]
         files = dict.fromkeys(path for sample in self.samples for path in sample.files())
         files.update(dict.fromkeys(self._evidence))
+        return Contents(settings, self._digests(files))
+
+    def image_digests(self) -> dict[int, str]:
+        """SHA-256 of the image file of each item, by its index; without images that lie inside other files.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        images = {index: sample.image for index, sample in enumerate(self.samples) if sample.content is None}
+        digests = self._digests(dict.fromkeys(images.values()))
+        return {index: digests[os.path.relpath(image, self._root)] for index, image in images.items()}
+
+    def _digests(self, paths: Iterable[Path]) -> dict[str, str]:
         try:
-            return Contents(settings, digest_files(self._root, files))
+            return digest_files(self._root, paths)
         except OSError as error:
             raise DatasetError(f"a file of the data set cannot be read ({error}); check data.root") from error
 

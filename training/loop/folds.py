@@ -48,6 +48,14 @@ def train_folds(
     recipes = [fold_recipe(recipe, folds, fold) for fold in range(folds)]
     for part in recipes:  # before hours are spent on the first: has every fold its images?
         part.data.open("train"), part.data.open("val")
+    if recipe.pseudo_labels.root is not None:
+        say(
+            console,
+            "warning: the teacher of pseudo_labels.root may have learned the validation images of each fold, and then "
+            "the scores are too high; train a teacher for each fold by data.folds and data.fold, label by it, and "
+            "train the student on that fold alone",
+            "yellow",
+        )
     scores = []
     for number, part in enumerate(recipes):
         say(console, f"fold {number} of {folds}, into {part.output}", "bold")

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from safetensors.torch import save
 from torch import nn
 
+from dinov3_seg_ros.bundle.loading import Bundle
 from dinov3_seg_ros.support.errors import OutputError
 from dinov3_seg_ros.support.files import write_json
 from training.data import SegmentationDataset
 from training.data.contents import Contents
+from training.data.labelled_images import LabelledImages
 from training.recipes.schema import Recipe
+from training.support.text import say
 
 if TYPE_CHECKING:
     from training.loop.bundle_writer import BundleWriter
+
+ORIGINS_FILE = "origins.json"
 
 
 @dataclass(frozen=True)
@@ -98,3 +104,29 @@ def read_origins(path: Path) -> Origins:
             f"{path} is absent or damaged ({error}), so that nothing tells which data the training had. Put it back, "
             "or train again into another folder"
         ) from error
+
+
+def count_trained_on(bundle: Bundle, data: SegmentationDataset, console: Console) -> int | None:
+    """Count the images that a bundle was trained on, by the content of their files; warn of them.
+
+    Returns:
+        None where nothing tells: the bundle does not lie in the folder of its training, or the images are no files.
+
+    Raises:
+        DatasetError: a file of the data set cannot be read.
+    """
+    path = bundle.path.resolve().parent / ORIGINS_FILE
+    if not isinstance(data, LabelledImages) or not path.is_file():
+        return None
+    try:
+        trained = set(read_origins(path).data["train"].files.values())
+    except OutputError:  # the scores do not depend on it
+        return None
+    digests = data.image_digests()
+    if len(digests) < len(data):
+        return None
+    count = sum(digest in trained for digest in digests.values())
+    if count:
+        said = f"{count} of {len(data)} images were trained on by {bundle.path}, which knows them better than new ones"
+        say(console, f"warning: {said}", "yellow")
+    return count

@@ -18,7 +18,7 @@ from dinov3_seg_ros.support.files import find_temporaries, remove_temporaries, r
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 from training.data import SegmentationDataset
 from training.loop.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from training.loop.origins import Origins, read_origins, write_origins
+from training.loop.origins import ORIGINS_FILE, Origins, read_origins, write_origins
 from training.loop.tracking import RUN_FILE, Tracker
 from training.recipes.problems import describe_problem
 from training.recipes.schema import Recipe
@@ -30,7 +30,6 @@ Record = dict[str, Any]
 
 BEST, BEST_LOSS, LAST = "best", "best_loss", "last"
 RECIPE_FILE = "recipe.yaml"
-ORIGINS_FILE = "origins.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 PREDICTIONS_FILE = "predictions.png"

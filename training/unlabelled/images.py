@@ -263,5 +263,9 @@ def stamp_twice(frame: FrameName) -> str:
 def is_recording(path: Path) -> bool:
     """Whether a path is a rosbag2, or a ROS 1 bag, whose reader says what to do with it."""
     if path.is_dir():
-        return (path / "metadata.yaml").exists() or any(file.suffix in _RECORDING_SUFFIXES for file in path.iterdir())
-    return path.is_file() and any(suffix in _RECORDING_SUFFIXES for suffix in path.suffixes)
+        return (path / "metadata.yaml").exists() or any(map(_is_of_recording, path.iterdir()))
+    return path.is_file() and _is_of_recording(path)
+
+
+def _is_of_recording(path: Path) -> bool:
+    return path.name.removesuffix(".zstd").endswith(_RECORDING_SUFFIXES)
