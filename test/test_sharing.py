@@ -387,6 +387,23 @@ def test_graphs_for_other_programs_are_left_out_and_named(hub, tmp_path, capsys)
     assert "onnx/64x96-fp32/backbone.onnx" in files and "onnx/64x96-fp32/fused.onnx" not in files
 
 
+@pytest.mark.parametrize("name", ["{folder}/secret", "../secret", "more/secret"])
+def test_an_export_that_lists_a_file_outside_of_it_is_refused(tmp_path, name):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96), reference=False)
+    for folder in (tmp_path, export.parent, export / "more"):
+        folder.mkdir(exist_ok=True)
+        (folder / "secret").write_bytes(b"key")
+    name = name.format(folder=tmp_path)
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"][name] = hashlib.sha256(b"key").hexdigest()
+    (export / "export.json").write_text(json.dumps(manifest))
+    shared = prepare(bundle, licence="mit")
+    assert set(shared.files) == set(bundle.manifest.files)
+    said = f"left out: {export / 'export.json'}: 'files' lists {name}, which is no plain file name; export the bundle "
+    assert [said] == [note[: len(said)] for note in shared.notes]
+
+
 def test_a_backbone_that_is_a_file_in_a_repository_stays_named_by_it(hub, tmp_path):
     file = "lab/open/model.pt"
     bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", file)

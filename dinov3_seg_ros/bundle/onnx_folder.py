@@ -267,10 +267,14 @@ def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Expor
 
 
 def _read(path: Path, bundle: Bundle) -> Export:
+    again = how_to_get_again(path, _AGAIN)
     try:
         manifest = ExportManifest.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
-        raise ExportError(f"{path} cannot be read: {one_line(error)}; {how_to_get_again(path, _AGAIN)}") from error
+        raise ExportError(f"{path} cannot be read: {one_line(error)}; {again}") from error
+    for name in manifest.files:
+        if "/" in name:
+            raise ExportError(f"{path}: 'files' lists {name}, which is no plain file name; {again}")
     wanted = bundle.manifest
     for what, made_from, now in (
         ("backbone", manifest.backbone_identity, wanted.backbone.identity),
