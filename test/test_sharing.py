@@ -387,6 +387,20 @@ def test_graphs_for_other_programs_are_left_out_and_named(hub, tmp_path, capsys)
     assert "onnx/64x96-fp32/backbone.onnx" in files and "onnx/64x96-fp32/fused.onnx" not in files
 
 
+@pytest.mark.parametrize(("user_images", "said"), [(True, "holds"), (None, "may hold"), (False, "")])
+def test_without_pictures_no_export_that_holds_the_users_images_is_shared(tmp_path, user_images, said):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96))
+    manifest = json.loads((export / "export.json").read_text())
+    (export / "export.json").write_text(json.dumps({**manifest, "user_images": user_images}))
+    assert "onnx/64x96-fp32/reference.npz" in prepare(bundle, licence="mit").files
+    shared = prepare(bundle, licence="mit", pictures=False)
+    assert ("onnx/64x96-fp32/reference.npz" in shared.files) == ("onnx/64x96-fp32/export.json" in shared.files)
+    assert ("onnx/64x96-fp32/reference.npz" in shared.files) == (not said)
+    note = f"left out: onnx/64x96-fp32, whose reference.npz {said} two of your images; "
+    assert shared.notes == ([f"{note}export it again without --images to share it"] if said else [])
+
+
 @pytest.mark.parametrize("name", ["{folder}/secret", "../secret", "more/secret"])
 def test_an_export_that_lists_a_file_outside_of_it_is_refused(tmp_path, name):
     bundle = write_tiny_bundle(tmp_path / "tiny")

@@ -66,6 +66,8 @@ class ExportManifest(BaseModel):
         mean, std: the normalisation inside the backbone graph.
         verified: whether the graphs were run and agree with the PyTorch model.
         cpu: the processor that ran them; None in exports older than this field.
+        user_images: whether they were compared on images of the user, two of which the reference then holds; None in
+            exports older than this field.
         parity: how far the graphs are from the model; see `dinov3_seg_ros.export.parity`.
         versions: of the libraries that made the export.
         files: SHA-256 of the graphs, by name.
@@ -83,6 +85,7 @@ class ExportManifest(BaseModel):
     std: tuple[float, float, float]
     verified: bool
     cpu: Cpu | None = None
+    user_images: bool | None = None
     parity: dict[str, Any] = {}
     versions: dict[str, str] = {}
     files: dict[str, str]
