@@ -401,6 +401,31 @@ def test_without_pictures_no_export_that_holds_the_users_images_is_shared(tmp_pa
     assert shared.notes == ([f"{note}export it again without --images to share it"] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("backbone.onnx", 1000, "is damaged or was changed"),
+        ("backbone.onnx", None, "is missing"),
+        ("reference.npz", None, "is missing"),
+        ("weights.part.1", None, "is missing"),
+    ],
+)
+def test_an_export_that_is_not_whole_is_left_out(tmp_path, name, size, said):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96))
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"].setdefault(name, "0" * 64)
+    (export / "export.json").write_text(json.dumps(manifest))
+    if size is None:
+        (export / name).unlink(missing_ok=True)
+    else:
+        os.truncate(export / name, size)
+    shared = prepare(bundle, licence="mit")
+    assert set(shared.files) == set(bundle.manifest.files)
+    start = f"left out: onnx/64x96-fp32: {export / name} {said}"
+    assert [start] == [note[: len(start)] for note in shared.notes]
+
+
 @pytest.mark.parametrize("name", ["{folder}/secret", "../secret", "more/secret"])
 def test_an_export_that_lists_a_file_outside_of_it_is_refused(tmp_path, name):
     bundle = write_tiny_bundle(tmp_path / "tiny")

@@ -179,7 +179,7 @@ class Export:
         return self.manifest.cpu is not None and this_cpu().is_as_exact_as(self.manifest.cpu)
 
     def _files(self, name: str) -> list[str]:
-        return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
+        return sorted(file for file in self.manifest.files if file.split(".")[0] == name.split(".")[0])
 
 
 #: Network size (height, width) -> one export of each bundle.

@@ -15,7 +15,7 @@ from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REFERE
 from dinov3_seg_ros.model.identity import backbone_identity
 from dinov3_seg_ros.model.pretrained.hub import is_dinov3, is_known_by_form, repository_of
 from dinov3_seg_ros.model.weights import load_backbone
-from dinov3_seg_ros.support.errors import SharingError
+from dinov3_seg_ros.support.errors import ExportError, SharingError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 from training.loop.run_folder import BEST, CURVES_FILE, PREDICTIONS_FILE, RECIPE_FILE
 
@@ -96,11 +96,16 @@ def prepare(
                 "--images to share it"
             )
             continue
-        for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE, *export.manifest.files):
-            if name.startswith("fused."):
-                notes.append(f"left out: {folder}/{name}, which robots do not read")
-            elif (export.folder / name).is_file():
-                files[f"{folder}/{name}"] = export.folder / name
+        read = [name for name in export.manifest.files if not name.startswith("fused.")]
+        try:
+            files |= {f"{folder}/{name}": export.graph(name) for name in read}
+        except ExportError as error:
+            notes.append(f"left out: {folder}: {error}")
+            continue
+        unread = sorted(set(export.manifest.files) - set(read))
+        notes += [f"left out: {folder}/{name}, which robots do not read" for name in unread]
+        described = [name for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE) if (export.folder / name).is_file()]
+        files |= {f"{folder}/{name}": export.folder / name for name in described}
     notes += [f"left out: {reason}" for reason in refused]
     if pictures:
         files |= _pictures(bundle)
