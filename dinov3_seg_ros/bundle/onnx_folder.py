@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinov3_seg_ros.bundle.hub import how_to_get_again, read_json, why_not_whole
 from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest, first_problem, other_version
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
@@ -41,6 +41,7 @@ REFERENCE_FILE = "reference.npz"
 REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
 
+_SCHEMA_VERSION: Literal[1] = 1
 _AGAIN = "export the bundle again"
 
 #: Names in the graphs. A canvas is the network's input: uint8 RGB, (H, W, 3).
@@ -75,7 +76,7 @@ class ExportManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = _SCHEMA_VERSION
     precision: Precision
     network_size: tuple[int, int]
     layers: list[int]
@@ -272,9 +273,15 @@ def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Expor
 def _read(path: Path, bundle: Bundle) -> Export:
     again = how_to_get_again(path, _AGAIN)
     try:
-        manifest = ExportManifest.model_validate(read_json(path))
-    except (OSError, ValueError, ValidationError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read: {one_line(error)}; {again}") from error
+    if fault := other_version(content, _SCHEMA_VERSION, "export", _AGAIN):
+        raise ExportError(f"{path}: {fault}")
+    try:
+        manifest = ExportManifest.model_validate(content)
+    except ValidationError as error:
+        raise ExportError(f"{path}: {first_problem(error, again)}") from error
     for name in manifest.files:
         if "/" in name:
             raise ExportError(f"{path}: 'files' lists {name}, which is no plain file name; {again}")
