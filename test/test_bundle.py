@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from bundles import tiny_backbone, write_tiny_bundle
+from graphs import write_graphs
 from safetensors.torch import save_file
 
 from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
 from dinov3_seg_ros.bundle.manifest import DELTA_FILE, HEAD_FILE
+from dinov3_seg_ros.bundle.onnx_folder import find_exports
 from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
@@ -90,7 +93,10 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m["input"].update(std=[0.5, 0.0, 0.5]), "input.std.1: Input should be greater than 0"),
         (lambda m: m["backbone"]["layers"].pop(), "backbone: .*layers, channels and strides are not equally many"),
         (lambda m: m["input"].update(network_size=[63, 96]), "multiples of 32"),
-        (lambda m: m.update(nmae="x"), "nmae: Extra inputs"),
+        (
+            lambda m: m["input"].update(scale=2),
+            "input.scale: Extra inputs are not permitted; a newer release may have written this file: install that$",
+        ),
         (
             lambda m: m.update(name="Tiny Bundle"),
             "name: .*'Tiny Bundle' is no name; use lower-case letters, digits and _, beginning with a letter",
@@ -105,9 +111,46 @@ def test_a_wrong_manifest_is_refused_with_the_field_named(bundle, change, messag
     assert "bundle.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"schema_version": 2, "scale": 2},
+            "schema_version is 2, this release reads 1; install the release that wrote the export, or export the "
+            "bundle again",
+        ),
+        (
+            {"scale": 2},
+            "scale: Extra inputs are not permitted; a newer release may have written this file: install that, or "
+            "export the bundle again",
+        ),
+        (
+            {"verified": "?"},
+            "verified: Input should be a valid boolean, unable to interpret input; export the bundle again",
+        ),
+    ],
+)
+def test_a_wrong_manifest_of_an_export_is_refused_with_the_field_named(bundle, change, message):
+    path = write_graphs(bundle, reference=False) / "export.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert find_exports(bundle) == ([], [f"{path}: {message}"])
+
+
 def test_a_manifest_that_is_no_json_is_refused(bundle):
     (bundle.path / "bundle.json").write_text("{")
     with pytest.raises(BundleError, match=r"bundle.json cannot be read as JSON"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_manifest_that_is_no_file_is_refused(bundle, make):
+    described = write_graphs(bundle, reference=False) / "export.json", bundle.path / "bundle.json"
+    for path in described:
+        path.unlink()
+        make(path)
+    said = f"{described[0]} cannot be read: it is no file; export the bundle again"
+    assert find_exports(bundle) == ([], [said])
+    with pytest.raises(BundleError, match=r"bundle\.json cannot be read as JSON: it is no file; copy the bundle again"):
         load_bundle(bundle.path)
 
 

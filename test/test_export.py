@@ -246,6 +246,7 @@ def test_graphs_and_report_describe_themselves(exported):
     assert refused == []
     assert found.manifest.verified
     assert found.manifest.cpu == this_cpu()
+    assert found.manifest.user_images is False
     assert found.manifest.parity["machine"] == this_cpu().name
     assert found.manifest.parity["heads"]["tiny"]["labels_equal"] >= 0.9995
     said = {p.key: p.value for p in onnx.load(found.folder / "backbone.onnx").metadata_props}
@@ -1021,5 +1022,7 @@ def test_the_miou_of_model_and_graphs_is_reported_with_masks(copy, tmp_path, pic
         (tmp_path / kind).mkdir()
         cv2.imwrite(str(tmp_path / kind / "a.png"), image)
     (folder,) = export([copy.path], ExportOptions(images=tmp_path / "images", masks=tmp_path / "masks"))
-    head = json.loads((folder / "export.json").read_text())["parity"]["heads"]["tiny"]
+    written = json.loads((folder / "export.json").read_text())
+    assert written["user_images"] is True
+    head = written["parity"]["heads"]["tiny"]
     assert head["miou"] == pytest.approx(head["miou_reference"], abs=1e-3)

@@ -338,3 +338,22 @@ def test_tests_with_real_nodes_are_one_group_for_pytest_xdist(request):
 def test_the_linter_checks_for_the_oldest_python(build):
     assert build["python_requires"] == ">=3.10"
     assert 'target-version = "py310"' in (ROOT / "ruff.toml").read_text()
+
+
+def ignored(name):
+    lines = [line.strip().removeprefix("**/").strip("/") for line in (ROOT / name).read_text().splitlines()]
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def test_images_of_docker_leave_out_what_git_leaves_out():
+    assert ignored(".gitignore") <= ignored(".dockerignore")
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".dockerignore"])
+def test_what_commands_write_by_default_is_ignored(name):
+    call = r'(?:add_output\(parser, |add_labelling_arguments\(parser, "\w+", |default=Path\()"([^"/]+)'
+    folders = [ROOT / folder for folder in ("dinov3_seg_ros", "training", "benchmarks")]
+    modules = (path for folder in folders for path in folder.rglob("*.py"))
+    written = {default for module in modules for default in re.findall(call, module.read_text(encoding="utf-8"))}
+    assert {"masks", "pseudo_labels", "evaluation.json", "demo_output", "runs"} <= written
+    assert written <= ignored(name)

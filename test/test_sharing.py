@@ -387,6 +387,62 @@ def test_graphs_for_other_programs_are_left_out_and_named(hub, tmp_path, capsys)
     assert "onnx/64x96-fp32/backbone.onnx" in files and "onnx/64x96-fp32/fused.onnx" not in files
 
 
+@pytest.mark.parametrize(("user_images", "said"), [(True, "holds"), (None, "may hold"), (False, "")])
+def test_without_pictures_no_export_that_holds_the_users_images_is_shared(tmp_path, user_images, said):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96))
+    manifest = json.loads((export / "export.json").read_text())
+    (export / "export.json").write_text(json.dumps({**manifest, "user_images": user_images}))
+    assert "onnx/64x96-fp32/reference.npz" in prepare(bundle, licence="mit").files
+    shared = prepare(bundle, licence="mit", pictures=False)
+    assert ("onnx/64x96-fp32/reference.npz" in shared.files) == ("onnx/64x96-fp32/export.json" in shared.files)
+    assert ("onnx/64x96-fp32/reference.npz" in shared.files) == (not said)
+    note = f"left out: onnx/64x96-fp32, whose reference.npz {said} two of your images; "
+    assert shared.notes == ([f"{note}export it again without --images to share it"] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("backbone.onnx", 1000, "is damaged or was changed"),
+        ("backbone.onnx", None, "is missing"),
+        ("reference.npz", None, "is missing"),
+        ("weights.part.1", None, "is missing"),
+    ],
+)
+def test_an_export_that_is_not_whole_is_left_out(tmp_path, name, size, said):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96))
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"].setdefault(name, "0" * 64)
+    (export / "export.json").write_text(json.dumps(manifest))
+    if size is None:
+        (export / name).unlink(missing_ok=True)
+    else:
+        os.truncate(export / name, size)
+    shared = prepare(bundle, licence="mit")
+    assert set(shared.files) == set(bundle.manifest.files)
+    start = f"left out: onnx/64x96-fp32: {export / name} {said}"
+    assert [start] == [note[: len(start)] for note in shared.notes]
+
+
+@pytest.mark.parametrize("name", ["{folder}/secret", "../secret", "more/secret"])
+def test_an_export_that_lists_a_file_outside_of_it_is_refused(tmp_path, name):
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    export = write_graphs(bundle, size=(64, 96), reference=False)
+    for folder in (tmp_path, export.parent, export / "more"):
+        folder.mkdir(exist_ok=True)
+        (folder / "secret").write_bytes(b"key")
+    name = name.format(folder=tmp_path)
+    manifest = json.loads((export / "export.json").read_text())
+    manifest["files"][name] = hashlib.sha256(b"key").hexdigest()
+    (export / "export.json").write_text(json.dumps(manifest))
+    shared = prepare(bundle, licence="mit")
+    assert set(shared.files) == set(bundle.manifest.files)
+    said = f"left out: {export / 'export.json'}: 'files' lists {name}, which is no plain file name; export the bundle "
+    assert [said] == [note[: len(said)] for note in shared.notes]
+
+
 def test_a_backbone_that_is_a_file_in_a_repository_stays_named_by_it(hub, tmp_path):
     file = "lab/open/model.pt"
     bundle = with_storage(write_tiny_bundle(tmp_path / "tiny"), tmp_path / "head", "reference", file)

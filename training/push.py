@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--backbone", metavar="ID", help="id of the backbone on Hugging Face, where the bundle names a path"
     )
     parser.add_argument(
-        "--no-pictures", action="store_true", help="leave out the run's pictures, which show validation images"
+        "--no-pictures",
+        action="store_true",
+        help="leave out your images: the run's pictures, and exports made with --images, which hold two of them",
     )
 
     def work(words: list[str]) -> None:

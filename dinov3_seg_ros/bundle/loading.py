@@ -21,6 +21,8 @@ from dinov3_seg_ros.bundle.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     Manifest,
+    first_problem,
+    other_version,
     required_files,
 )
 from dinov3_seg_ros.frames.preprocessing import check_geometry
@@ -188,17 +190,15 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_FILE}{hint}") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{manifest_path} cannot be read as JSON: {error}; {again}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{manifest_path}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}; "
-            "install the release that wrote the bundle, or train it again"
-        )
+    if fault := other_version(content, SCHEMA_VERSION, "bundle", "train it again"):
+        raise BundleError(f"{manifest_path}: {fault}")
     try:
         manifest = Manifest.model_validate(content)
         check_geometry(manifest.input.geometry, manifest.input.network_size, manifest.backbone.multiple)
-    except (ValidationError, ParameterError) as error:
-        raise BundleError(f"{manifest_path}: {_first_problem(error)}") from error
+    except ValidationError as error:
+        raise BundleError(f"{manifest_path}: {first_problem(error)}") from error
+    except ParameterError as error:
+        raise BundleError(f"{manifest_path}: {error}") from error
     for name in required_files(manifest):
         if name not in manifest.files:
             raise BundleError(f"{manifest_path}: 'files' does not list {name}")
@@ -251,11 +251,3 @@ def check_shared_backbone(bundles: list[Bundle]) -> None:
 def shared_layers(bundles: Sequence[Bundle]) -> list[int]:
     """The layers of the backbone that the heads of all bundles read, in ascending order."""
     return sorted({layer for bundle in bundles for layer in bundle.manifest.backbone.layers})
-
-
-def _first_problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -17,7 +17,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
 from dinov3_seg_ros.options import ValueRange
@@ -174,3 +183,29 @@ def required_files(manifest: Manifest) -> list[str]:
         "reference": [HEAD_FILE],
         "delta": [HEAD_FILE, DELTA_FILE],
     }[manifest.backbone.storage]
+
+
+def other_version(content: Any, read: int, written: str, again: str) -> str:
+    """Why this release does not read a JSON file, and what to do; empty where it does.
+
+    Args:
+        content: of the file.
+        read: the ``schema_version`` that this release reads.
+        written: what the file describes.
+        again: how to make that anew.
+    """
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found == read:
+        return ""
+    fault = f"schema_version is {found!r}, this release reads {read}"
+    return f"{fault}; install the release that wrote the {written}, or {again}"
+
+
+def first_problem(error: ValidationError, *remedies: str) -> str:
+    """The first field of a JSON file that is wrong, and what to do."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if any(other["type"] == "extra_forbidden" for other in error.errors()):
+        remedies = ("a newer release may have written this file: install that", *remedies)
+    fault = f"{where}: {problem['msg']}" if where else problem["msg"]
+    return f"{fault}; {', or '.join(remedies)}" if remedies else fault

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dinov3_seg_ros.bundle.hub import how_to_get_again, read_json, why_not_whole
 from dinov3_seg_ros.bundle.loading import Bundle, shared_layers
-from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
+from dinov3_seg_ros.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest, first_problem, other_version
 from dinov3_seg_ros.options import Precision
 from dinov3_seg_ros.support.cpu import Cpu, this_cpu
 from dinov3_seg_ros.support.errors import ExportError, RuntimeUnavailableError, one_line
@@ -41,6 +41,7 @@ REFERENCE_FILE = "reference.npz"
 REPORT_FILE = "report.md"
 LICENCES_FILE = "LICENCES.txt"
 
+_SCHEMA_VERSION: Literal[1] = 1
 _AGAIN = "export the bundle again"
 
 #: Names in the graphs. A canvas is the network's input: uint8 RGB, (H, W, 3).
@@ -66,6 +67,8 @@ class ExportManifest(BaseModel):
         mean, std: the normalisation inside the backbone graph.
         verified: whether the graphs were run and agree with the PyTorch model.
         cpu: the processor that ran them; None in exports older than this field.
+        user_images: whether they were compared on images of the user, two of which the reference then holds; None in
+            exports older than this field.
         parity: how far the graphs are from the model; see `dinov3_seg_ros.export.parity`.
         versions: of the libraries that made the export.
         files: SHA-256 of the graphs, by name.
@@ -73,7 +76,7 @@ class ExportManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = _SCHEMA_VERSION
     precision: Precision
     network_size: tuple[int, int]
     layers: list[int]
@@ -83,6 +86,7 @@ class ExportManifest(BaseModel):
     std: tuple[float, float, float]
     verified: bool
     cpu: Cpu | None = None
+    user_images: bool | None = None
     parity: dict[str, Any] = {}
     versions: dict[str, str] = {}
     files: dict[str, str]
@@ -176,7 +180,7 @@ class Export:
         return self.manifest.cpu is not None and this_cpu().is_as_exact_as(self.manifest.cpu)
 
     def _files(self, name: str) -> list[str]:
-        return sorted(file for file in self.manifest.files if file.split(".")[0] == Path(name).stem)
+        return sorted(file for file in self.manifest.files if file.split(".")[0] == name.split(".")[0])
 
 
 #: Network size (height, width) -> one export of each bundle.
@@ -267,10 +271,20 @@ def backbone_export(exports: Sequence[Export], layers: Collection[int]) -> Expor
 
 
 def _read(path: Path, bundle: Bundle) -> Export:
+    again = how_to_get_again(path, _AGAIN)
     try:
-        manifest = ExportManifest.model_validate(read_json(path))
-    except (OSError, ValueError, ValidationError) as error:
-        raise ExportError(f"{path} cannot be read: {one_line(error)}; {how_to_get_again(path, _AGAIN)}") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {one_line(error)}; {again}") from error
+    if fault := other_version(content, _SCHEMA_VERSION, "export", _AGAIN):
+        raise ExportError(f"{path}: {fault}")
+    try:
+        manifest = ExportManifest.model_validate(content)
+    except ValidationError as error:
+        raise ExportError(f"{path}: {first_problem(error, again)}") from error
+    for name in manifest.files:
+        if "/" in name:
+            raise ExportError(f"{path}: 'files' lists {name}, which is no plain file name; {again}")
     wanted = bundle.manifest
     for what, made_from, now in (
         ("backbone", manifest.backbone_identity, wanted.backbone.identity),

@@ -311,6 +311,7 @@ class _Job:
             std=self._input.std,
             verified="heads" in record,
             cpu=this_cpu(),
+            user_images=self._options.images is not None,
             parity=dict(record),
             versions={module.__name__: module.__version__ for module in (torch, transformers, onnx, onnxruntime)},
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},

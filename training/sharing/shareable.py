@@ -11,11 +11,11 @@ from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
 from dinov3_seg_ros.bundle.loading import Bundle
-from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REPORT_FILE, find_exports
+from dinov3_seg_ros.bundle.onnx_folder import EXPORT_FILE, LICENCES_FILE, REFERENCE_FILE, REPORT_FILE, find_exports
 from dinov3_seg_ros.model.identity import backbone_identity
 from dinov3_seg_ros.model.pretrained.hub import is_dinov3, is_known_by_form, repository_of
 from dinov3_seg_ros.model.weights import load_backbone
-from dinov3_seg_ros.support.errors import SharingError
+from dinov3_seg_ros.support.errors import ExportError, SharingError
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 from training.loop.run_folder import BEST, CURVES_FILE, PREDICTIONS_FILE, RECIPE_FILE
 
@@ -56,7 +56,8 @@ def prepare(
         bundle: as it is on disk.
         backbone: id on Hugging Face under which others get the backbone, where the bundle names a path.
         licence: what the weights of the bundle are subject to; added to the notes that it carries.
-        pictures: whether to add those of the run folder that the bundle lies in.
+        pictures: whether to share images of the user: the pictures of the run folder that the bundle lies in, and the
+            exports whose reference holds any.
 
     Raises:
         SharingError: the bundle carries weights of a gated backbone, or of unknown licence; or it names a backbone that
@@ -88,11 +89,23 @@ def prepare(
         notes.append(f"the exports are left out: they hold the weights of {repository}, {why}. Make them on each robot")
     for export in () if is_head_alone else exports:
         folder = export.folder.relative_to(bundle.path).as_posix()
-        for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE, *export.manifest.files):
-            if name.startswith("fused."):
-                notes.append(f"left out: {folder}/{name}, which robots do not read")
-            elif (export.folder / name).is_file():
-                files[f"{folder}/{name}"] = export.folder / name
+        if not pictures and export.has_reference and export.manifest.user_images is not False:
+            holds = "holds" if export.manifest.user_images else "may hold"
+            notes.append(
+                f"left out: {folder}, whose {REFERENCE_FILE} {holds} two of your images; export it again without "
+                "--images to share it"
+            )
+            continue
+        read = [name for name in export.manifest.files if not name.startswith("fused.")]
+        try:
+            files |= {f"{folder}/{name}": export.graph(name) for name in read}
+        except ExportError as error:
+            notes.append(f"left out: {folder}: {error}")
+            continue
+        unread = sorted(set(export.manifest.files) - set(read))
+        notes += [f"left out: {folder}/{name}, which robots do not read" for name in unread]
+        described = [name for name in (EXPORT_FILE, REPORT_FILE, LICENCES_FILE) if (export.folder / name).is_file()]
+        files |= {f"{folder}/{name}": export.folder / name for name in described}
     notes += [f"left out: {reason}" for reason in refused]
     if pictures:
         files |= _pictures(bundle)
