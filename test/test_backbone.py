@@ -682,6 +682,18 @@ class TestMistakes:
         with pytest.raises(BackboneError, match=r"model.safetensors are damaged or incomplete"):
             load_backbone(tmp_path / "saved")
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_weights_that_are_not_finite_are_refused(self, suffix, value, tmp_path):
+        tensors = FAMILIES["dinov3_convnext"].build().checkpoint_tensors()
+        name = next(key for key in tensors if last_part(key) == "bias")
+        tensors[name][0] = value
+        path = tmp_path / f"backbone{suffix}"
+        (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
+
+        with pytest.raises(BackboneError, match=rf"{path} cannot be used: .*bias holds values that are not finite"):
+            load_backbone(path)
+
     @pytest.mark.parametrize("text", ["{", "[1]"])
     def test_a_configuration_that_is_no_json_object_is_refused(self, text, tmp_path):
         save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bundles import tiny_backbone, write_tiny_bundle
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
 from dinov3_seg_ros.bundle.manifest import DELTA_FILE, HEAD_FILE
@@ -19,6 +19,7 @@ from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import BackboneError, BundleError
+from dinov3_seg_ros.support.files import sha256_of_file
 
 
 @pytest.fixture
@@ -151,6 +152,16 @@ def test_a_head_that_does_not_fit_its_description_is_refused(bundle):
         load_bundle(bundle.path).load_head()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_head_with_weights_that_are_not_finite_is_refused(bundle, value):
+    weights = load_file(bundle.path / HEAD_FILE)
+    weights["classifier.bias"][0] = value
+    save_file(weights, bundle.path / HEAD_FILE)
+    change_manifest(bundle, lambda m: m["files"].update({HEAD_FILE: sha256_of_file(bundle.path / HEAD_FILE)}))
+    with pytest.raises(BundleError, match=r"head\.safetensors: classifier\.bias holds values that are not finite"):
+        load_bundle(bundle.path).load_head()
+
+
 def test_a_head_that_is_not_installed_is_told_with_what_runs_without_it(bundle):
     change_manifest(bundle, lambda m: m["head"].update(name="mine"))
     message = r"bundle\.json: unknown head 'mine' .*; for another, install the package .*; or use an ONNX export"
@@ -204,6 +215,11 @@ def test_a_delta_restores_the_backbone_that_was_fine_tuned(bundle, tmp_path):
     save_backbone(tuned, tmp_path / "base")
     with pytest.raises(BundleError, match="not the one this head was trained on"):
         load_bundle(saved.path).load_backbone()
+    shutil.rmtree(tmp_path / "base")
+    save_backbone(base, tmp_path / "base")
+    save_file({changed_name: torch.full_like(tensor, torch.nan)}, saved.path / DELTA_FILE)
+    with pytest.raises(BundleError, match=rf"{DELTA_FILE}: {changed_name} holds values that are not finite"):
+        saved.load_backbone()
 
 
 TINY_VIT = {

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
+from dinov3_seg_ros.model.pretrained.files import name_not_finite
 from dinov3_seg_ros.model.pretrained.reading import read_checkpoint
 from dinov3_seg_ros.support.errors import BackboneError, first_of, one_line
 
@@ -45,8 +46,8 @@ def load_backbone(
         changed: tensors that take the place of the source's, named as in `Backbone.checkpoint_tensors`.
 
     Raises:
-        BackboneError: the weights are absent, gated or damaged, do not fit their architecture, or the architecture,
-            the layers, the norm, the class token or the stride are not supported.
+        BackboneError: the weights are absent, gated, damaged or not finite, do not fit their architecture, or the
+            architecture, the layers, the norm, the class token or the stride are not supported.
     """
     checkpoint = read_checkpoint(source)
     tensors = {**checkpoint.tensors, **(changed or {})}
@@ -118,6 +119,11 @@ def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         model.layer_norm = None
         missing -= {"layer_norm.weight", "layer_norm.bias"}
     _refuse_misfits(missing, report, where)
+    if name := name_not_finite(model.state_dict()):
+        raise BackboneError(
+            f"The weights from {where} cannot be used: {name} holds values that are not finite. "
+            "Fetch the checkpoint again, or train it again. See weights/README.md."
+        )
     return model
 
 

@@ -115,6 +115,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def name_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity as float32; None where none does."""
+    for name, tensor in tensors.items():
+        values = tensor.float()
+        # The sum is quick, and finite only where all values are; it alone may overflow.
+        if not values.sum().isfinite() and not values.isfinite().all():
+            return name
+    return None
+
+
 def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Cut off what the wrappers of a training put before names; leave out heads that lie beside the backbone."""
     for prefix in _PREFIXES:
