@@ -694,12 +694,20 @@ class TestMistakes:
         with pytest.raises(BackboneError, match=rf"{path} cannot be used: .*bias holds values that are not finite"):
             load_backbone(path)
 
-    @pytest.mark.parametrize("text", ["{", "[1]"])
-    def test_a_configuration_that_is_no_json_object_is_refused(self, text, tmp_path):
+    @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+    @pytest.mark.parametrize("text", ["{", 100_000 * "["], ids=["cut", "deep"])
+    def test_a_file_that_is_no_json_is_refused(self, text, name, tmp_path):
         save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
-        (tmp_path / "saved" / "config.json").write_text(text)
+        (tmp_path / "saved" / name).write_text(text)
 
-        with pytest.raises(BackboneError, match=r"config.json (cannot be read as JSON|is not a JSON object)"):
+        with pytest.raises(BackboneError, match=rf"{name} cannot be read as JSON"):
+            load_backbone(tmp_path / "saved")
+
+    def test_a_configuration_that_is_no_json_object_is_refused(self, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        (tmp_path / "saved" / "config.json").write_text("[1]")
+
+        with pytest.raises(BackboneError, match=r"config\.json is not a JSON object"):
             load_backbone(tmp_path / "saved")
 
     @pytest.mark.parametrize("source", ["/nowhere/at/all", "one/two/three", "not an id"])

@@ -106,9 +106,12 @@ def test_a_wrong_manifest_is_refused_with_the_field_named(bundle, change, messag
     assert "bundle.json" in str(caught.value)
 
 
-def test_a_manifest_that_is_no_json_is_refused(bundle):
-    (bundle.path / "bundle.json").write_text("{")
-    with pytest.raises(BundleError, match=r"bundle.json cannot be read as JSON"):
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "Expecting"), ('{"a":' * 100_000, "it is nested too deeply")], ids=["cut", "deep"]
+)
+def test_a_manifest_that_is_no_json_is_refused(bundle, text, reason):
+    (bundle.path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=rf"bundle.json cannot be read as JSON: {reason}"):
         load_bundle(bundle.path)
 
 

@@ -818,6 +818,22 @@ def test_names_of_classes_that_are_no_map_from_numbers_are_refused(tmp_path, nam
         AutoData(root=str(tmp_path)).open("train")
 
 
+@pytest.mark.parametrize(
+    ("build", "pattern"),
+    [
+        (labelled_folders.build_labelme, "*.json"),
+        (labelled_folders.build_huggingface_images, "metadata.jsonl"),
+        (labelled_folders.build_folder, "classes.yaml"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply_is_named(tmp_path, build, pattern):
+    build(tmp_path)
+    for path in tmp_path.rglob(pattern):
+        path.write_text(100_000 * "[")
+    with pytest.raises(DatasetError, match=rf"{tmp_path}/.* cannot be read as .*: it is nested too deeply"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
 def test_a_class_twice_in_a_yaml_file_is_refused(tmp_path):
     labelled_folders.build_folder(tmp_path)
     (tmp_path / "classes.yaml").write_text("road: [0, 0, 0]\ntree: [1, 1, 1]\nroad: [2, 2, 2]\n")

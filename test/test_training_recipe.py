@@ -295,9 +295,10 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
         load_recipe("camvid_quik")
 
 
-def test_a_file_that_is_not_yaml_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["name: [", 5000 * "["], ids=["cut", "deep"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path, text):
     path = tmp_path / "broken.yaml"
-    path.write_text("name: [")
+    path.write_text(text)
     with pytest.raises(RecipeError, match=str(path)):
         load_recipe(path)
 

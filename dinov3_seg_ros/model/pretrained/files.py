@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinov3_seg_ros.support.errors import BackboneError, first_of
+from dinov3_seg_ros.support.json_text import parse_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BackboneError: the file cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"The backbone's configuration {path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
