@@ -84,6 +84,13 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m.pop("head"), "head: Field required"),
         (lambda m: m["classes"]["names"].pop(), "4 names but 5 colours"),
         (lambda m: m["classes"]["names"].__setitem__(0, " "), "classes: .*a class has an empty name"),
+        (
+            lambda m: m["classes"]["names"].__setitem__(0, "floor\n\x1b[2J"),
+            r"classes.names.0: .*'floor\\n\\x1b\[2J' holds control characters",
+        ),
+        (lambda m: m.update(description="Halls\x1b[2J"), r"description: .*'Halls\\x1b\[2J' holds control characters"),
+        (lambda m: m.update(licences=["MIT", "\x9b"]), r"licences.1: .*'\\x9b' holds control characters"),
+        (lambda m: m["backbone"].update(source="lab/\x07"), r"backbone.source: .*'lab/\\x07' holds control characters"),
         (lambda m: m["classes"]["palette"].__setitem__(0, [0, 0, 256]), "classes.palette.0.2"),
         (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
         (lambda m: m["input"].update(mean=[0.5, float("nan"), 0.5]), "input.mean.1: Input should be a finite number"),

@@ -66,6 +66,7 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"iterations": 5}, "epochs or iterations"),
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
+        ({"description": "Halls\x1b[2J"}, r"description: 'Halls\\x1b\[2J' holds control characters"),
         (
             {"name": "With Spaces"},
             "name: 'With Spaces' is no name; use lower-case letters, digits and _, beginning with a",

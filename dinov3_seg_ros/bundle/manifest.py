@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
-from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
+from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues, checked_line
 from dinov3_seg_ros.options import ValueRange
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -39,7 +39,14 @@ def checked_bundle_name(name: str) -> str:
     return name
 
 
+def _checked_prose(text: str) -> str:
+    checked_line(" ".join(text.split()))  # it may have line breaks
+    return text
+
+
 BundleName: TypeAlias = Annotated[str, AfterValidator(checked_bundle_name)]
+#: Text for people, without control characters other than white space.
+Prose: TypeAlias = Annotated[str, AfterValidator(_checked_prose)]
 _Deviation: TypeAlias = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -64,7 +71,7 @@ class BackboneSection(_Section):
     """
 
     storage: Literal["embedded", "reference", "delta"]
-    source: str
+    source: Prose
     identity: str
     base_identity: str | None = None
     model_type: str
@@ -155,7 +162,7 @@ class Manifest(_Section):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: BundleName
-    description: str = ""
+    description: Prose = ""
     backbone: BackboneSection
     input: InputSection
     classes: ClassesSection
@@ -163,7 +170,7 @@ class Manifest(_Section):
     head: HeadSection
     calibration: CalibrationSection | None = None
     training: TrainingSection = TrainingSection()
-    licences: list[str] = []
+    licences: list[Prose] = []
     files: dict[str, str] = {}
 
 
