@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -84,17 +83,23 @@ def build_backbone(
 def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type[BackboneModel], PreTrainedConfig]:
     """The model class and its configuration."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise BackboneError(
             f"The backbone from {where} is of the type {model_type!r}; supported are {', '.join(FAMILIES)}."
         )
     model_class = FAMILIES[model_type].model_class
     config_class = model_class.config_class
     assert config_class is not None
+    # What all of transformers' models have in common is how they are loaded and run, which no file is to choose.
+    own = config_class().to_dict().keys() - PreTrainedConfig().to_dict().keys()
     try:
-        return model_class, config_class.from_dict(dict(config))
-    except (hub_errors.StrictDataclassError, TypeError, ValueError) as error:
-        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {one_line(error)}") from error
+        model_config = config_class.from_dict({key: value for key, value in config.items() if key in own})
+        with torch.device("meta"):  # a trial that takes no memory
+            model_class(model_config)  # type: ignore[arg-type] # the configuration is of the class's own type
+    except Exception as error:  # a value that does not fit can raise anything in transformers
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {reason}") from error
+    return model_class, model_config
 
 
 def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> BackboneModel:
