@@ -121,6 +121,11 @@ def assert_same_maps(maps: list[torch.Tensor], expected: list[torch.Tensor], ato
     torch.testing.assert_close(list(maps), list(expected), atol=atol, rtol=0.0)
 
 
+def edit_config(folder: Path, option: dict) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **option}))
+
+
 def last_part(key: str) -> str:
     """The end of a tensor's name, which transformers has in common between its files and its modules."""
     return key.rsplit(".", 1)[1]
@@ -285,6 +290,28 @@ class TestEveryFamily:
 
         assert capfd.readouterr() == ("", "")
         assert caplog.records == []
+
+    def test_of_a_configuration_only_the_architecture_counts(self, name, tmp_path):
+        save_backbone(FAMILIES[name].build(), tmp_path / "saved")
+        expected = load_backbone(tmp_path / "saved")
+        edit_config(
+            tmp_path / "saved",
+            {
+                "attn_implementation": "someone/kernel",
+                "_attn_implementation": "flash_attention_2",
+                "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+                "auto_map": {"AutoModel": "code.Model"},
+                "dtype": "evil",
+                "num_labels": -1,
+                "id2label": "none",
+                "return_dict": False,
+            },
+        )
+
+        loaded = load_backbone(tmp_path / "saved")
+
+        assert loaded.model.config.to_dict() == expected.model.config.to_dict()
+        assert_same_maps(loaded(images()), expected(images()))
 
     def test_changed_tensors_take_the_place_of_the_saved_ones(self, name, tmp_path):
         backbone = FAMILIES[name].build()
@@ -658,9 +685,10 @@ class TestMistakes:
         with pytest.raises(BackboneError, match="twice"):
             FAMILIES["dinov3_vit"].build(layers)
 
-    def test_an_unknown_architecture_is_refused_with_those_known(self):
-        with pytest.raises(BackboneError, match="'vit'; supported are dinov3_vit, dinov3_convnext"):
-            build_backbone({"model_type": "vit"})
+    @pytest.mark.parametrize("model_type", ["vit", ["dinov3_vit"]])
+    def test_an_unknown_architecture_is_refused_with_those_known(self, model_type):
+        with pytest.raises(BackboneError, match=f"{re.escape(repr(model_type))}; supported are dinov3_vit"):
+            build_backbone({"model_type": model_type})
 
     def test_a_configuration_value_of_a_wrong_type_is_refused(self):
         with pytest.raises(BackboneError, match="hidden_size"):
@@ -682,12 +710,49 @@ class TestMistakes:
         with pytest.raises(BackboneError, match=r"model.safetensors are damaged or incomplete"):
             load_backbone(tmp_path / "saved")
 
-    @pytest.mark.parametrize("text", ["{", "[1]"])
-    def test_a_configuration_that_is_no_json_object_is_refused(self, text, tmp_path):
-        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
-        (tmp_path / "saved" / "config.json").write_text(text)
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_weights_that_are_not_finite_are_refused(self, suffix, value, tmp_path):
+        tensors = FAMILIES["dinov3_convnext"].build().checkpoint_tensors()
+        name = next(key for key in tensors if last_part(key) == "bias")
+        tensors[name][0] = value
+        path = tmp_path / f"backbone{suffix}"
+        (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
 
-        with pytest.raises(BackboneError, match=r"config.json (cannot be read as JSON|is not a JSON object)"):
+        with pytest.raises(BackboneError, match=rf"{path} cannot be used: .*bias holds values that are not finite"):
+            load_backbone(path)
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"hidden_act": "x"}, {"depths": []}, {"hidden_sizes": [8, 16, 24, -32]}, {"out_features": ["stage9"]},
+        ],
+        ids=str,
+    )  # fmt: skip
+    @pytest.mark.parametrize("family", ["dinov3_convnext", "resnet"])
+    def test_a_configuration_that_builds_no_network_is_refused(self, family, option, tmp_path):
+        save_backbone(FAMILIES[family].build(), tmp_path / "saved")
+        edit_config(tmp_path / "saved", option)
+
+        with pytest.raises(
+            BackboneError, match=rf"The {family} configuration from {tmp_path / 'saved'} is not valid: "
+        ):
+            load_backbone(tmp_path / "saved")
+
+    @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+    @pytest.mark.parametrize("text", ["{", 100_000 * "["], ids=["cut", "deep"])
+    def test_a_file_that_is_no_json_is_refused(self, text, name, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        (tmp_path / "saved" / name).write_text(text)
+
+        with pytest.raises(BackboneError, match=rf"{name} cannot be read as JSON"):
+            load_backbone(tmp_path / "saved")
+
+    def test_a_configuration_that_is_no_json_object_is_refused(self, tmp_path):
+        save_backbone(FAMILIES["resnet"].build(), tmp_path / "saved")
+        (tmp_path / "saved" / "config.json").write_text("[1]")
+
+        with pytest.raises(BackboneError, match=r"config\.json is not a JSON object"):
             load_backbone(tmp_path / "saved")
 
     @pytest.mark.parametrize("source", ["/nowhere/at/all", "one/two/three", "not an id"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bundles import tiny_backbone, write_tiny_bundle
 from graphs import write_graphs
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dinov3_seg_ros.bundle.loading import check_shared_backbone, load_bundle
 from dinov3_seg_ros.bundle.manifest import DELTA_FILE, HEAD_FILE
@@ -22,6 +22,7 @@ from dinov3_seg_ros.bundle.saving import save_bundle
 from dinov3_seg_ros.model.identity import backbone_identity, save_backbone
 from dinov3_seg_ros.model.weights import build_backbone
 from dinov3_seg_ros.support.errors import BackboneError, BundleError
+from dinov3_seg_ros.support.files import sha256_of_file
 
 
 @pytest.fixture
@@ -86,6 +87,13 @@ def test_a_damaged_file_is_named(bundle, name, damage):
         (lambda m: m.pop("head"), "head: Field required"),
         (lambda m: m["classes"]["names"].pop(), "4 names but 5 colours"),
         (lambda m: m["classes"]["names"].__setitem__(0, " "), "classes: .*a class has an empty name"),
+        (
+            lambda m: m["classes"]["names"].__setitem__(0, "floor\n\x1b[2J"),
+            r"classes.names.0: .*'floor\\n\\x1b\[2J' holds control characters",
+        ),
+        (lambda m: m.update(description="Halls\x1b[2J"), r"description: .*'Halls\\x1b\[2J' holds control characters"),
+        (lambda m: m.update(licences=["MIT", "\x9b"]), r"licences.1: .*'\\x9b' holds control characters"),
+        (lambda m: m["backbone"].update(source="lab/\x07"), r"backbone.source: .*'lab/\\x07' holds control characters"),
         (lambda m: m["classes"]["palette"].__setitem__(0, [0, 0, 256]), "classes.palette.0.2"),
         (lambda m: m["input"].update(geometry="squash"), "unknown geometry 'squash'"),
         (lambda m: m["input"].update(mean=[0.5, float("nan"), 0.5]), "input.mean.1: Input should be a finite number"),
@@ -136,9 +144,12 @@ def test_a_wrong_manifest_of_an_export_is_refused_with_the_field_named(bundle, c
     assert find_exports(bundle) == ([], [f"{path}: {message}"])
 
 
-def test_a_manifest_that_is_no_json_is_refused(bundle):
-    (bundle.path / "bundle.json").write_text("{")
-    with pytest.raises(BundleError, match=r"bundle.json cannot be read as JSON"):
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "Expecting"), ('{"a":' * 100_000, "it is nested too deeply")], ids=["cut", "deep"]
+)
+def test_a_manifest_that_is_no_json_is_refused(bundle, text, reason):
+    (bundle.path / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=rf"bundle.json cannot be read as JSON: {reason}"):
         load_bundle(bundle.path)
 
 
@@ -191,6 +202,16 @@ def test_a_file_that_cannot_be_read_is_named(bundle):
 def test_a_head_that_does_not_fit_its_description_is_refused(bundle):
     change_manifest(bundle, lambda m: m["head"]["options"].update(width=32))
     with pytest.raises(BundleError, match=r"head.safetensors does not fit"):
+        load_bundle(bundle.path).load_head()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_head_with_weights_that_are_not_finite_is_refused(bundle, value):
+    weights = load_file(bundle.path / HEAD_FILE)
+    weights["classifier.bias"][0] = value
+    save_file(weights, bundle.path / HEAD_FILE)
+    change_manifest(bundle, lambda m: m["files"].update({HEAD_FILE: sha256_of_file(bundle.path / HEAD_FILE)}))
+    with pytest.raises(BundleError, match=r"head\.safetensors: classifier\.bias holds values that are not finite"):
         load_bundle(bundle.path).load_head()
 
 
@@ -247,6 +268,11 @@ def test_a_delta_restores_the_backbone_that_was_fine_tuned(bundle, tmp_path):
     save_backbone(tuned, tmp_path / "base")
     with pytest.raises(BundleError, match="not the one this head was trained on"):
         load_bundle(saved.path).load_backbone()
+    shutil.rmtree(tmp_path / "base")
+    save_backbone(base, tmp_path / "base")
+    save_file({changed_name: torch.full_like(tensor, torch.nan)}, saved.path / DELTA_FILE)
+    with pytest.raises(BundleError, match=rf"{DELTA_FILE}: {changed_name} holds values that are not finite"):
+        saved.load_backbone()
 
 
 TINY_VIT = {

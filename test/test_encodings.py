@@ -160,6 +160,11 @@ def test_a_thin_strip_counts_as_the_network_input_it_would_become():
         pixels_to_rgb(**strip, max_pixels=64 * 3000 - 1)
 
 
+def test_control_characters_of_an_encoding_name_are_escaped():
+    with pytest.raises(MessageError, match=r"encoding 'rgb8\\n\\x1b\[2J café' is not supported"):
+        pixels_to_rgb(**buffer_of(smooth_rgb(), "rgb8\n\x1b[2J café"))
+
+
 def test_a_long_encoding_name_is_quoted_in_part():
     with pytest.raises(MessageError, match=r"encoding 'x{40}\.\.\.' is not supported") as caught:
         pixels_to_rgb(**buffer_of(smooth_rgb(), 10_000 * "x"))

@@ -199,6 +199,7 @@ def test_a_class_list_that_would_leave_a_head_without_a_class_is_refused():
         ("classes: {a: [floor], b: [wall], a: [door]}", "is not YAML: 'a' stands there twice; remove one"),
         ("classes:\n  a: [floor]\n  a: [wall]", "is not YAML: 'a' stands there twice; remove one line 3"),
         ("- floor", "the file: "),
+        pytest.param(5000 * "[", "is not YAML: it is nested too deeply", id="deep"),
     ],
 )
 def test_a_bad_class_list_is_refused_naming_the_place(tmp_path, text, message):

@@ -293,11 +293,12 @@ def test_a_faulty_json_of_coco_gives_one_clear_message(tmp_path, change, parts):
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
-def test_a_json_of_coco_that_is_cut_short_gives_one_clear_message(tmp_path):
+@pytest.mark.parametrize("damage", [lambda text: text[:1000], lambda text: 100_000 * "["], ids=["cut", "deep"])
+def test_a_json_of_coco_that_cannot_be_parsed_gives_one_clear_message(tmp_path, damage):
     tiny_datasets.build_coco_panoptic(tmp_path)
     path = tmp_path / "annotations" / "panoptic_val2017.json"
-    path.write_text(path.read_text()[:1000])
-    with pytest.raises(DatasetError, match="cannot be read as JSON"):
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DatasetError, match=f"{path} cannot be read as JSON"):
         CocoPanopticData(root=str(tmp_path)).open("val")
 
 

@@ -799,9 +799,11 @@ def test_what_must_be_done_first_is_told(tmp_path, file, said):
         AutoData(root=str(tmp_path)).open("train")
 
 
-@pytest.mark.parametrize("text", ["[no, wall]", "{off: [0, 0, 0], on: [1, 1, 1]}", "[null, wall]", "[floor, '']"])
-def test_class_names_that_are_no_text_are_refused_everywhere(tmp_path, text):
-    said = "put the names in quotes|empty name"
+@pytest.mark.parametrize(
+    "text", ["[no, wall]", "{off: [0, 0, 0], on: [1, 1, 1]}", "[null, wall]", "[floor, '']", r'["a\nb"]']
+)
+def test_class_names_that_cannot_be_used_are_refused_everywhere(tmp_path, text):
+    said = r"put the names in quotes|empty name|'a\\nb' holds control characters"
     with pytest.raises(ValidationError, match=said):
         AutoData(root=str(tmp_path), classes=yaml.safe_load(text))
     labelled_folders.build_folder(tmp_path)
@@ -815,6 +817,32 @@ def test_names_of_classes_that_are_no_map_from_numbers_are_refused(tmp_path, nam
     labelled_folders.build_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": names}))
     with pytest.raises(DatasetError, match=r"data\.yaml: `names` must map numbers to names"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+@pytest.mark.parametrize(
+    ("build", "pattern"),
+    [
+        (labelled_folders.build_labelme, "*.json"),
+        (labelled_folders.build_huggingface_images, "metadata.jsonl"),
+        (labelled_folders.build_folder, "classes.yaml"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply_is_named(tmp_path, build, pattern):
+    build(tmp_path)
+    for path in tmp_path.rglob(pattern):
+        path.write_text(100_000 * "[")
+    with pytest.raises(DatasetError, match=rf"{tmp_path}/.* cannot be read as .*: it is nested too deeply"):
+        AutoData(root=str(tmp_path)).open("train")
+
+
+def test_a_class_of_coco_whose_name_holds_control_characters_is_refused(tmp_path):
+    labelled_folders.build_coco(tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"][0]["name"] = "road\x1b[2J"
+        path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"_annotations\.coco\.json: 'road\\x1b\[2J' holds control characters"):
         AutoData(root=str(tmp_path)).open("train")
 
 

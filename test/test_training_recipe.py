@@ -66,6 +66,7 @@ def test_an_unknown_key_is_named_with_file_and_nearest_key(tmp_path, changes, wr
         ({"iterations": 5}, "epochs or iterations"),
         ({"backbone": {}}, "source or config"),
         ({"schedule": {"name": "sawtooth"}}, "schedule"),
+        ({"description": "Halls\x1b[2J"}, r"description: 'Halls\\x1b\[2J' holds control characters"),
         (
             {"name": "With Spaces"},
             "name: 'With Spaces' is no name; use lower-case letters, digits and _, beginning with a",
@@ -295,9 +296,10 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
         load_recipe("camvid_quik")
 
 
-def test_a_file_that_is_not_yaml_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["name: [", 5000 * "["], ids=["cut", "deep"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path, text):
     path = tmp_path / "broken.yaml"
-    path.write_text("name: [")
+    path.write_text(text)
     with pytest.raises(RecipeError, match=str(path)):
         load_recipe(path)
 

@@ -7,7 +7,6 @@ huggingface_hub, the extra ``hub``.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 import threading
@@ -22,6 +21,7 @@ from dinov3_seg_ros.support import files
 from dinov3_seg_ros.support.errors import BundleError, one_line
 from dinov3_seg_ros.support.hub import HUB_TIMEOUT_S, why_not_fetched
 from dinov3_seg_ros.support.installation import how_to_install
+from dinov3_seg_ros.support.json_text import parse_json
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -138,11 +138,11 @@ def read_json(path: Path) -> Any:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise OSError("it is no file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         if not _fetch_again(path):
             raise
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
 
 
 def how_to_get_again(path: Path, otherwise: str) -> str:

@@ -65,7 +65,7 @@ class Bundle:
 
         Raises:
             BundleError: its identity is not that of the backbone the head was trained on.
-            BackboneError: its weights are missing or unreadable.
+            BackboneError: its weights are missing, unreadable or not finite.
         """
         from dinov3_seg_ros.model.identity import backbone_identity
         from dinov3_seg_ros.model.weights import load_backbone
@@ -91,7 +91,7 @@ class Bundle:
         """Build the head and load its weights, in evaluation mode.
 
         Raises:
-            BundleError: its description cannot be used here, or its weights do not fit it.
+            BundleError: its description cannot be used here, or its weights do not fit it or are not finite.
         """
         from dinov3_seg_ros.model.heads import build_head
 
@@ -127,10 +127,15 @@ class Bundle:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from dinov3_seg_ros.model.pretrained.files import name_not_finite
+
         try:
-            return load_file(self.path / name)
+            tensors = load_file(self.path / name)
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{self.path / name} cannot be read as safetensors: {error}") from error
+        if damaged := name_not_finite(tensors):
+            raise BundleError(f"{self.path / name}: {damaged} holds values that are not finite; train the bundle again")
+        return tensors
 
     def _require_identity(self, found: str, expected: str | None, source: str) -> None:
         if found != expected:

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues
+from dinov3_seg_ros.frames.classes import ClassesSection, MaskValues, checked_line
 from dinov3_seg_ros.options import ValueRange
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -48,7 +48,14 @@ def checked_bundle_name(name: str) -> str:
     return name
 
 
+def _checked_prose(text: str) -> str:
+    checked_line(" ".join(text.split()))  # it may have line breaks
+    return text
+
+
 BundleName: TypeAlias = Annotated[str, AfterValidator(checked_bundle_name)]
+#: Text for people, without control characters other than white space.
+Prose: TypeAlias = Annotated[str, AfterValidator(_checked_prose)]
 _Deviation: TypeAlias = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -73,7 +80,7 @@ class BackboneSection(_Section):
     """
 
     storage: Literal["embedded", "reference", "delta"]
-    source: str
+    source: Prose
     identity: str
     base_identity: str | None = None
     model_type: str
@@ -164,7 +171,7 @@ class Manifest(_Section):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: BundleName
-    description: str = ""
+    description: Prose = ""
     backbone: BackboneSection
     input: InputSection
     classes: ClassesSection
@@ -172,7 +179,7 @@ class Manifest(_Section):
     head: HeadSection
     calibration: CalibrationSection | None = None
     training: TrainingSection = TrainingSection()
-    licences: list[str] = []
+    licences: list[Prose] = []
     files: dict[str, str] = {}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from typing import Annotated, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 #: Red, green and blue, 0..255.
 Colour: TypeAlias = tuple[int, int, int]
@@ -15,19 +16,27 @@ _Label = Annotated[int, Field(ge=0, le=65535)]
 #: Values of masks are below this: three bytes, as colours have.
 VALUE_COUNT = 2**24
 _Value = Annotated[int, Field(ge=0, lt=VALUE_COUNT)]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def checked_line(text: str) -> str:
+    """Return a text; raise ValueError where it holds control characters, which logs and terminals would obey."""
+    if _CONTROL.search(text):
+        raise ValueError(f"{text!r} holds control characters, such as line breaks; remove them")
+    return text
 
 
 class ClassesSection(BaseModel):
     """Class names and RGB colours, by class id; the section ``classes`` of a bundle.
 
     Attributes:
-        names: at least one, each once, none empty.
+        names: at least one, each once, none empty or with control characters.
         palette: one RGB colour (0..255) for each name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    names: Annotated[list[str], Field(min_length=1)]
+    names: Annotated[list[Annotated[str, AfterValidator(checked_line)]], Field(min_length=1)]
     palette: list[tuple[Byte, Byte, Byte]]
 
     @model_validator(mode="after")

@@ -200,8 +200,8 @@ def bayer_to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray | None:
 
 
 def quoted(text: str) -> str:
-    """Quote a text that came with a message, and shorten it: the publisher chooses its length, the log must not."""
-    return f"'{text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + '...'}'"
+    """Quote a text that came with a message, shortened and with control characters escaped, since it goes to logs."""
+    return repr(text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}...")
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from dinov3_seg_ros.model.backbone import Backbone
 from dinov3_seg_ros.model.families import FAMILIES, BackboneModel, FeatureNorm, NormedConvNextBackbone
+from dinov3_seg_ros.model.pretrained.files import name_not_finite
 from dinov3_seg_ros.model.pretrained.reading import read_checkpoint
 from dinov3_seg_ros.support.errors import BackboneError, first_of, one_line
 
@@ -45,8 +45,8 @@ def load_backbone(
         changed: tensors that take the place of the source's, named as in `Backbone.checkpoint_tensors`.
 
     Raises:
-        BackboneError: the weights are absent, gated or damaged, do not fit their architecture, or the architecture,
-            the layers, the norm, the class token or the stride are not supported.
+        BackboneError: the weights are absent, gated, damaged or not finite, do not fit their architecture, or the
+            architecture, the layers, the norm, the class token or the stride are not supported.
     """
     checkpoint = read_checkpoint(source)
     tensors = {**checkpoint.tensors, **(changed or {})}
@@ -83,17 +83,23 @@ def build_backbone(
 def _parse_config(config: Mapping[str, Any], where: str) -> tuple[type[BackboneModel], PreTrainedConfig]:
     """The model class and its configuration."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise BackboneError(
             f"The backbone from {where} is of the type {model_type!r}; supported are {', '.join(FAMILIES)}."
         )
     model_class = FAMILIES[model_type].model_class
     config_class = model_class.config_class
     assert config_class is not None
+    # What all of transformers' models have in common is how they are loaded and run, which no file is to choose.
+    own = config_class().to_dict().keys() - PreTrainedConfig().to_dict().keys()
     try:
-        return model_class, config_class.from_dict(dict(config))
-    except (hub_errors.StrictDataclassError, TypeError, ValueError) as error:
-        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {one_line(error)}") from error
+        model_config = config_class.from_dict({key: value for key, value in config.items() if key in own})
+        with torch.device("meta"):  # a trial that takes no memory
+            model_class(model_config)  # type: ignore[arg-type] # the configuration is of the class's own type
+    except Exception as error:  # a value that does not fit can raise anything in transformers
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise BackboneError(f"The {model_type} configuration from {where} is not valid: {reason}") from error
+    return model_class, model_config
 
 
 def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> BackboneModel:
@@ -118,6 +124,11 @@ def _model_with_weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         model.layer_norm = None
         missing -= {"layer_norm.weight", "layer_norm.bias"}
     _refuse_misfits(missing, report, where)
+    if name := name_not_finite(model.state_dict()):
+        raise BackboneError(
+            f"The weights from {where} cannot be used: {name} holds values that are not finite. "
+            "Fetch the checkpoint again, or train it again. See weights/README.md."
+        )
     return model
 
 

@@ -37,9 +37,12 @@ def parse_yaml(text: str) -> Any:
     """The content of a YAML text.
 
     Raises:
-        ValueError: it is no YAML, or a mapping has a key twice; the message is one line.
+        ValueError: it is no YAML, a mapping has a key twice, or it is nested more deeply than Python can read; the
+            message is one line.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).replace('in "<unicode string>", ', "").split())) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

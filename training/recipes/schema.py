@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from dinov3_seg_ros.bundle.manifest import BundleName
+from dinov3_seg_ros.bundle.manifest import BundleName, Prose
 from dinov3_seg_ros.model.pretrained.normalisation import Normalisation
 from dinov3_seg_ros.options import Geometry
 from dinov3_seg_ros.support.errors import RecipeError
@@ -127,9 +127,9 @@ class Recipe(Section):
     name: BundleName
     """Name of the bundle and, by default, of the output folder: lower-case letters, digits and _, beginning with a
     letter."""
-    description: str = ""
+    description: Prose = ""
     """One sentence for the bundle's model card."""
-    licences: tuple[str, ...] = ()
+    licences: tuple[Prose, ...] = ()
     """Licence notes that the bundle carries."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Start of all random numbers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinov3_seg_ros.support.errors import BackboneError, first_of
+from dinov3_seg_ros.support.json_text import parse_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BackboneError: the file cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"The backbone's configuration {path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -113,6 +113,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "Give the backbone's own .pth file as it was published."
         )
     return tensors
+
+
+def name_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity as float32; None where none does."""
+    for name, tensor in tensors.items():
+        values = tensor.float()
+        # The sum is quick, and finite only where all values are; it alone may overflow.
+        if not values.sum().isfinite() and not values.isfinite().all():
+            return name
+    return None
 
 
 def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from dinov3_seg_ros.support.errors import BackboneError
+from dinov3_seg_ros.support.json_text import parse_json
 
 #: Of the channels red, green and blue, for values 0..1.
 Channels: TypeAlias = tuple[float, float, float]
@@ -34,7 +34,7 @@ def read_preprocessor(path: Path) -> Normalisation | None:
         BackboneError: the file cannot be read, or its mean or standard deviation is not three numbers 0..1.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not content.get("do_normalize", True):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator
 
-from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour
+from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour, checked_line
 from dinov3_seg_ros.frames.image_files import colour_value
 
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
@@ -61,7 +61,7 @@ def checked_name(name: Any) -> str:
     """The name of a class as it stands in YAML.
 
     Raises:
-        ValueError: it is empty, or YAML did not take it for text.
+        ValueError: it is empty or holds control characters, or YAML did not take it for text.
     """
     if not isinstance(name, str):
         raise ValueError(
@@ -70,7 +70,7 @@ def checked_name(name: Any) -> str:
         )
     if not name.strip():
         raise ValueError("a class has an empty name; name it, or remove it")
-    return name
+    return checked_line(name)
 
 
 def parse_classes(written: Any) -> dict[str, Items | None]:

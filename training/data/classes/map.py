@@ -10,7 +10,7 @@ from dinov3_seg_ros.frames.classes import VALUE_COUNT, Colour, default_palette, 
 from dinov3_seg_ros.frames.image_files import value_colour
 from dinov3_seg_ros.frames.mask_labels import LabelTable, MaskLabels, as_colour, as_number, ranges
 from dinov3_seg_ros.support.errors import DatasetError, first_of, nearest
-from training.data.classes.items import Items, parse_classes, parse_ignored
+from training.data.classes.items import Items, checked_name, parse_classes, parse_ignored
 
 _NAMED = 10
 _COLOUR_ADVICE = (
@@ -99,7 +99,7 @@ def map_classes(written: Any, ignore: Any, source: SourceClasses) -> ClassMap:
 
     Raises:
         DatasetError: a value is of two classes, or of one and ignored; a name is unknown; or a class of the folder
-            belongs to no class of the recipe.
+            belongs to no class of the recipe, or has a name that cannot be used.
     """
     try:
         return _Joined(parse_classes(written) if written is not None else None, parse_ignored(ignore), source).map()
@@ -127,6 +127,11 @@ class _Joined:
         self.by_name = {entry.name: entry for entry in self.source.classes}
         items = self._items()
         names, count = list(items), len(items)
+        for name in names:
+            try:
+                checked_name(name)
+            except ValueError as error:  # those that the recipe writes are checked as it is read
+                raise DatasetError(f"{self.source.origin}: {error}") from error
         ignored = self._resolved(self.ignore, "data.ignore") if self.ignore is not None else Items()
         values = self._owners({name: own.values for name, own in items.items()}, as_number)
         colours, twice = self._colour_owners(items)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.json_text import parse_json
 from training.data.base import Split
 from training.data.classes.lists import find_classes
 from training.data.reading import tables
@@ -67,7 +67,7 @@ def _rows(tree: Tree, name: str) -> list[Mapping[str, Any]]:
         return list(read_csv_table(tree.path(name)))
     lines = read_text(tree.path(name)).split("\n")  # texts in JSON may hold other ends of lines
     try:
-        return [json.loads(line) for line in lines if line.strip()]
+        return [parse_json(line) for line in lines if line.strip()]
     except ValueError as error:
         raise DatasetError(f"{tree.path(name)} cannot be read as lines of JSON: {error}") from error
 

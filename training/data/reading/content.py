@@ -6,13 +6,13 @@ import contextlib
 import csv
 import functools
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dinov3_seg_ros.support.errors import DatasetError
+from dinov3_seg_ros.support.json_text import parse_json
 from dinov3_seg_ros.support.yaml_text import parse_yaml
 
 Content = TypeVar("Content")
@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
         DatasetError: it cannot be read, or is no JSON.
     """
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}; export it anew") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from dinov3_seg_ros.frames.image_files import MaskPixels, read_mask
 from dinov3_seg_ros.frames.mask_labels import LabelTable
 from dinov3_seg_ros.support.errors import DatasetError, ItemError
+from dinov3_seg_ros.support.json_text import parse_json
 from training.data.reading.content import as_text, check_ids, laid_out_like, read_once
 from training.data.reading.protocol import Sample
 
@@ -78,8 +78,7 @@ def read_panoptic(path: Path) -> Panoptic:
     """
     with laid_out_like("COCO's panoptic JSON", path):
         try:
-            with path.open(encoding="utf-8") as file:
-                content = json.load(file, object_hook=_without_details)
+            content = parse_json(path.read_text(encoding="utf-8"), _without_details)
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path} cannot be read as JSON: {error}; get it anew") from error
         return _panoptic(content, path)
