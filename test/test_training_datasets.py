@@ -262,8 +262,8 @@ def test_coco_pairs_images_with_masks_by_the_json_not_by_order(tmp_path):
 
 def test_the_json_of_coco_is_parsed_once(tmp_path, monkeypatch):
     tiny_datasets.build_coco_panoptic(tmp_path)
-    parsed, load = [], json.load
-    monkeypatch.setattr(json, "load", lambda *args, **options: parsed.append(args) or load(*args, **options))
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda *args, **options: parsed.append(args) or loads(*args, **options))
     for background in ("class", "ignore", "class"):
         CocoPanopticData(root=str(tmp_path), background=background).open("val")
     assert len(parsed) == 1
