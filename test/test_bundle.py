@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -150,18 +149,6 @@ def test_a_wrong_manifest_of_an_export_is_refused_with_the_field_named(bundle, c
 def test_a_manifest_that_is_no_json_is_refused(bundle, text, reason):
     (bundle.path / "bundle.json").write_text(text)
     with pytest.raises(BundleError, match=rf"bundle.json cannot be read as JSON: {reason}"):
-        load_bundle(bundle.path)
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_a_manifest_that_is_no_file_is_refused(bundle, make):
-    described = write_graphs(bundle, reference=False) / "export.json", bundle.path / "bundle.json"
-    for path in described:
-        path.unlink()
-        make(path)
-    said = f"{described[0]} cannot be read: it is no file; export the bundle again"
-    assert find_exports(bundle) == ([], [said])
-    with pytest.raises(BundleError, match=r"bundle\.json cannot be read as JSON: it is no file; copy the bundle again"):
         load_bundle(bundle.path)
 
 

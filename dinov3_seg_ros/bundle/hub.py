@@ -135,8 +135,6 @@ def why_not_whole(path: Path, digest: str, listed_in: str, otherwise: str) -> st
 
 def read_json(path: Path) -> Any:
     """Read a JSON file of a bundle; one that is damaged in the Hub's cache is fetched again first."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError("it is no file")
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
