@@ -118,7 +118,7 @@ def read_image(source: ImageSource, scale: ValueScale | None = None) -> np.ndarr
                 f"{source} has more than 16 bits per channel (mode {picture.mode}); convert it to 8 or 16 bits",
                 "unreadable file",
             )
-        if _orientation(picture) != 1:
+        if not isinstance(picture, TiffImageFile) and _orientation(picture) != 1:  # a TIFF Pillow turns as it loads it
             picture = ImageOps.exif_transpose(picture)
         return np.array(picture.convert("RGB"))
 
